@@ -1,0 +1,201 @@
+"""What differs between data sets and between models.
+
+Edit the paths here when your data lies elsewhere, or describe a data set of your own in a TOML file
+(`--dataset_config my.toml`, see `DatasetSpec.from_toml`). Every relative path below is taken from `--root` (default:
+the current folder), so that several corpora can stand side by side.
+
+One record per data set holds everything that depends on it. The dictionaries at the end are views of those records,
+under the names that Uni-Sign's users know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "dev", "test")
+TASKS = ("SLT", "ISLR", "CSLR")
+
+mt5_path = "./pretrained_weight/mt5-base"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Where a data set lies on disk and how its sentences are written and scored.
+
+    Attributes:
+        name: the name given to `--dataset`.
+        labels: split -> label file (gzip pickle of `{name: {"name", "gloss", "text", "video_path"}}`).
+        pose_dir: folder of pose files; `video_path` with the extension `.pkl`.
+        rgb_dir: folder of the videos, or "" where there are none.
+        description_dir: folder with one sub-folder of JSON files per split, or "".
+        language: the language named in mT5's prompt ("Translate sign language video to {language}: ").
+        text_unit: what scores count: "char" (Chinese: the text is split into characters) or "word".
+        tasks: the tasks the labels allow.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    pose_dir: str
+    rgb_dir: str = ""
+    description_dir: str = ""
+    language: str = "English"
+    text_unit: str = "word"
+    tasks: tuple[str, ...] = ("SLT",)
+
+    def __post_init__(self) -> None:
+        """Refuse what no data set can be.
+
+        Raises:
+            ValueError: an unknown split, task or text unit.
+        """
+        if unknown := sorted(set(self.labels) - set(SPLITS)):
+            raise ValueError(f"data set {self.name}: labels for {unknown}; the splits are {', '.join(SPLITS)}.")
+        if unknown := sorted(set(self.tasks) - set(TASKS)):
+            raise ValueError(f"data set {self.name}: tasks {unknown}; known are {', '.join(TASKS)}.")
+        if self.text_unit not in ("char", "word"):
+            raise ValueError(f"data set {self.name}: text_unit is {self.text_unit!r}; it is 'char' or 'word'.")
+
+    def under(self, root: str | Path) -> DatasetSpec:
+        """Return the same record with every relative path taken from `root`."""
+
+        def at(path: str) -> str:
+            return str(Path(root) / path) if path else ""
+
+        return dataclasses.replace(
+            self,
+            labels={split: at(path) for split, path in self.labels.items()},
+            pose_dir=at(self.pose_dir),
+            rgb_dir=at(self.rgb_dir),
+            description_dir=at(self.description_dir),
+        )
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> DatasetSpec:
+        """Read a data set of your own; the keys are the attributes above, `[labels]` is a table.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not TOML, an unknown key, or a required key that is missing.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"--dataset_config: {path} does not exist.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"--dataset_config: {path} is not TOML: {error}.") from None
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(fields)):
+            raise ValueError(f"--dataset_config: {path} has unknown keys {unknown}; known are {', '.join(fields)}.")
+        required = [n for n, f in fields.items() if f.default is dataclasses.MISSING]
+        if missing := [name for name in required if name not in values]:
+            raise ValueError(f"--dataset_config: {path} lacks {', '.join(missing)}.")
+        values["tasks"] = tuple(values.get("tasks", ("SLT",)))
+        return cls(**values)
+
+
+def _uni_sign_layout(name: str, labels: Mapping[str, str], **values: object) -> DatasetSpec:
+    """Uni-Sign keeps labels under ./data and the recordings under ./dataset."""
+    return DatasetSpec(
+        name=name,
+        labels={split: f"./data/{name}/{file}" for split, file in labels.items()},
+        pose_dir=f"./dataset/{name}/pose_format",
+        **values,  # type: ignore[arg-type]
+    )
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        _uni_sign_layout(
+            "CSL_Daily",
+            {"train": "labels.train", "dev": "labels.dev", "test": "labels.test"},
+            rgb_dir="./dataset/CSL_Daily/sentence-crop",
+            description_dir="./description/CSL-Daily/split_data",
+            language="Chinese",
+            text_unit="char",
+            tasks=("SLT", "CSLR"),
+        ),
+        _uni_sign_layout(
+            "CSL_News",
+            {"train": "CSL_News_Labels.json"},
+            rgb_dir="./dataset/CSL_News/rgb_format",
+            description_dir="./description/CSL-News/split_data",
+            language="Chinese",
+            text_unit="char",
+        ),
+        _uni_sign_layout(
+            "WLASL",
+            {"train": "labels-2000.train", "dev": "labels-2000.dev", "test": "labels-2000.test"},
+            rgb_dir="./dataset/WLASL/rgb_format",
+            description_dir="./description/WLASL/split_data",
+            tasks=("ISLR",),
+        ),
+        # No dev split was published: the checkpoint is chosen on test, and the run says so.
+        _uni_sign_layout(
+            "How2Sign",
+            {"train": "labels.train", "dev": "labels.test", "test": "labels.test"},
+            rgb_dir="./dataset/How2Sign/rgb_format",
+            description_dir="./description/How2Sign/split_data",
+        ),
+        _uni_sign_layout(
+            "OpenASL",
+            {"train": "labels.train", "dev": "labels.dev", "test": "labels.test"},
+            rgb_dir="./dataset/OpenASL/rgb_format",
+            description_dir="./description/OpenASL/split_data",
+        ),
+    )
+}
+
+train_label_paths = {name: spec.labels["train"] for name, spec in DATASETS.items() if "train" in spec.labels}
+dev_label_paths = {name: spec.labels["dev"] for name, spec in DATASETS.items() if "dev" in spec.labels}
+test_label_paths = {name: spec.labels["test"] for name, spec in DATASETS.items() if "test" in spec.labels}
+pose_dirs = {name: spec.pose_dir for name, spec in DATASETS.items()}
+rgb_dirs = {name: spec.rgb_dir for name, spec in DATASETS.items() if spec.rgb_dir}
+description_dirs = {name: spec.description_dir for name, spec in DATASETS.items() if spec.description_dir}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and switches of `Uni_Sign`; stored in every checkpoint.
+
+    Attributes:
+        hidden_dim: width of a part's feature; the graph convolutions go hidden_dim/4, /2, x1.
+        language: the language of the prompt.
+        label_smoothing: of the training loss.
+        max_target_tokens: a target sentence is cut to this many tokens, the closing </s> included.
+        use_descriptions: whether the text branch exists.
+        text_dropout_p: in training, how likely a described frame loses its text.
+        text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
+        text_max_tokens: a description is cut to this many tokens.
+        uni_sign_padding: let padded frames take part, as in Uni-Sign; for comparison only.
+    """
+
+    hidden_dim: int = 256
+    language: str = "Chinese"
+    label_smoothing: float = 0.2
+    max_target_tokens: int = 50
+    use_descriptions: bool = False
+    text_dropout_p: float = 0.1
+    text_encoder: str = ""
+    text_max_tokens: int = 128
+    uni_sign_padding: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no model can have.
+
+        Raises:
+            ValueError: names the flag, the value and what is allowed.
+        """
+        if self.hidden_dim < 4 or self.hidden_dim % 4:
+            raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a positive multiple of 4.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"--label_smoothing {self.label_smoothing}: must lie in [0, 1).")
+        if not 0 <= self.text_dropout_p <= 1:
+            raise ValueError(f"--text_dropout_p {self.text_dropout_p}: must lie in [0, 1].")
+        for flag, value in (("max_target_tokens", self.max_target_tokens), ("text_max_tokens", self.text_max_tokens)):
+            if value < 2:
+                raise ValueError(f"--{flag} {value}: must be at least 2.")
