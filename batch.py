@@ -1,0 +1,104 @@
+"""From samples to a batch: padding and masks are decided here, once, for every field.
+
+Letters: B clips, T frames of the batch's longest clip, V joints of a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, NotRequired, TypedDict
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from pose import PART_JOINTS, PartKeypoints
+
+
+class Sample(NamedTuple):
+    """One clip as `S2T_Dataset` gives it: the documented 7-tuple.
+
+    Attributes:
+        name_sample: the clip's name.
+        pose_sample: part -> (T, V, 3) float32.
+        text: the sentence, as written.
+        gloss: the glosses, joined by spaces; "" where there are none.
+        rgb_dict: what the RGB branch needs; empty without it.
+        descriptions: T of str or None; None where descriptions are not in use.
+        has_description: T of 0/1; None likewise.
+    """
+
+    name_sample: str
+    pose_sample: PartKeypoints
+    text: str
+    gloss: str
+    rgb_dict: dict
+    descriptions: list[str | None] | None
+    has_description: list[int] | None
+
+
+class SrcInput(TypedDict):
+    """The model's input; padded frames repeat the clip's last one, and the mask is 0 there."""
+
+    body: torch.Tensor  # (B, T, 9, 3) float32
+    left: torch.Tensor  # (B, T, 21, 3)
+    right: torch.Tensor  # (B, T, 21, 3)
+    face_all: torch.Tensor  # (B, T, 18, 3)
+    attention_mask: torch.Tensor  # (B, T) int64
+    name_batch: list[str]
+    src_length_batch: torch.Tensor  # (B,) int64
+    descriptions: NotRequired[list[list[str | None]]]  # B of T
+    has_description: NotRequired[list[list[int]]]  # B of T
+
+
+class TgtInput(TypedDict):
+    """What the model should write."""
+
+    gt_sentence: list[str]
+    gt_gloss: list[str]
+
+
+def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
+    """Pad samples to the longest of them.
+
+    Raises:
+        ValueError: some clips carry descriptions and some do not.
+    """
+    lengths = torch.tensor([len(sample.pose_sample["body"]) for sample in samples])
+    longest = int(lengths.max())
+    frames = torch.arange(longest)
+    src_input = SrcInput(
+        **{part: _pad_with_last([sample.pose_sample[part] for sample in samples]) for part in PART_JOINTS},
+        attention_mask=(frames < lengths[:, None]).long(),
+        name_batch=[sample.name_sample for sample in samples],
+        src_length_batch=lengths,
+    )
+    described = {sample.descriptions is not None for sample in samples}
+    if described == {True, False}:
+        raise ValueError("a batch mixes clips with and without the field 'descriptions'; they come from two data sets.")
+    if described == {True}:
+        src_input["descriptions"] = [_pad(sample.descriptions, None, longest) for sample in samples]
+        src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
+    tgt_input = TgtInput(
+        gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples]
+    )
+    return src_input, tgt_input
+
+
+def _pad_with_last(clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    padded = pad_sequence(list(clips), batch_first=True)
+    for row, clip in zip(padded, clips, strict=True):
+        row[len(clip) :] = clip[-1]
+    return padded
+
+
+def _pad(values: list | None, filler: str | int | None, length: int) -> list:
+    assert values is not None, "a clip has descriptions without has_description"
+    return values + [filler] * (length - len(values))
+
+
+def to_device(src_input: SrcInput, device: torch.device | str) -> SrcInput:
+    """Move every tensor; dtypes stay, so that lengths and masks are never rounded to bf16."""
+    return {  # type: ignore[return-value]
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in src_input.items()
+    }

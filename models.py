@@ -1,0 +1,295 @@
+"""`Uni_Sign`: keypoints through graph convolutions, fused with descriptions, written out by mT5.
+
+Letters: B clips, T frames (padded), N frames of all clips, V joints, D mT5's d_model, P prompt tokens, L target tokens.
+Names of modules are those of the released weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import MT5Config, MT5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from batch import SrcInput, TgtInput
+from config import ModelConfig
+from pose import PART_ANCHOR, PART_JOINTS
+from stgcn import PART_GRAPH, ClipLayout, STGCNChain
+from text_fusion_modules import (
+    Fusion,
+    GatingFusion,
+    LearnableMaskEmbedding,
+    TextEncoder,
+    TextFeatures,
+    distinct_texts,
+    drop_texts,
+)
+from tokenizer import PAD, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+IGNORE = -100  # label of padding
+FUSION_MODULES = ("gating_fusion", "mask_embedding", "text_projection")
+
+
+@dataclass
+class ModelOutput:
+    """What a forward pass leaves behind.
+
+    Attributes:
+        inputs_embeds: (B, P + T, D), prompt and fused frames, mT5's input.
+        attention_mask: (B, P + T).
+        encoder_states: (B, P + T, D), from which loss and sentences are made.
+        loss: label-smoothed, mean over the batch's target tokens.
+        nll: the same without smoothing, without gradient.
+        n_tokens: target tokens in the batch.
+        gate: (B, T, 1), how much of each frame's text was added; None without descriptions.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    encoder_states: torch.Tensor
+    loss: torch.Tensor
+    nll: torch.Tensor
+    n_tokens: int
+    gate: torch.Tensor | None
+
+
+def untie_embeddings(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGeneration:
+    """Give the output layer a weight of its own.
+
+    mT5's input embeddings and output layer differ, but transformers 5 ties them whenever a model is made from its
+    config; loading a checkpoint would then silently overwrite the one with the other.
+    """
+    if mt5.lm_head.weight is mt5.shared.weight:
+        mt5.lm_head.weight = nn.Parameter(mt5.shared.weight.detach().clone())
+    return mt5
+
+
+def load_mt5(folder: str | Path) -> MT5ForConditionalGeneration:
+    """Load mT5 in fp32 from a local folder.
+
+    Raises:
+        FileNotFoundError: no such folder or no weights in it.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder}/config.json does not exist. Put mT5 there (google/mt5-base), name its folder with --mt5_path, or "
+            "make the sample corpus with its small mT5: python sample_data.py --out sample, then --root sample."
+        )
+    try:
+        return untie_embeddings(
+            MT5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        )
+    except OSError as error:
+        raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]}") from None
+
+
+class Uni_Sign(nn.Module):
+    """Sign language translation from keypoints, with or without descriptions.
+
+    Args:
+        config: sizes and switches.
+        mt5: the language model; its d_model is the width of everything after the pose encoder.
+        tokenizer: of that mT5.
+        texts: with descriptions, what turns texts into features: a `TextEncoder`, or a cache of its features.
+
+    Source: Uni-Sign (Li et al., ICLR 2025), `models.py`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mt5: MT5ForConditionalGeneration,
+        tokenizer: Tokenizer,
+        texts: TextFeatures | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        d_model = mt5.config.d_model
+        hidden = config.hidden_dim
+
+        self.part_para = nn.Parameter(torch.zeros(len(PART_JOINTS) * hidden))
+        self.proj_linear = nn.ModuleDict()
+        self.gcn_modules = nn.ModuleDict()
+        self.fusion_gcn_modules = nn.ModuleDict()
+        for part, graph in PART_GRAPH.items():
+            if part == "right":  # one hand is the other's mirror: both share all weights
+                for modules in (self.proj_linear, self.gcn_modules, self.fusion_gcn_modules):
+                    modules["right"] = modules["left"]
+                continue
+            self.proj_linear[part] = nn.Linear(3, hidden // 4)
+            self.gcn_modules[part] = STGCNChain.spatial(graph, hidden)
+            self.fusion_gcn_modules[part] = STGCNChain.temporal(graph, hidden)
+        self.pose_proj = nn.Linear(len(PART_JOINTS) * hidden, d_model)
+        for linear in (*self.proj_linear.values(), self.pose_proj):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+        self.mt5_model = mt5
+        self._frozen: list[nn.Module] = []
+        if config.use_descriptions:
+            assert texts is not None, "a model with descriptions needs something that encodes them"
+            self.text_features = texts if not isinstance(texts, nn.Module) else None
+            if isinstance(texts, nn.Module):
+                self.text_encoder = texts
+            self.text_projection = nn.Linear(texts.width, d_model) if texts.width != d_model else nn.Identity()
+            self.mask_embedding = LearnableMaskEmbedding(d_model)
+            self.gating_fusion = GatingFusion(d_model)
+
+    # -- the three stages ------------------------------------------------------------------------------------------
+
+    def forward(self, src_input: SrcInput, tgt_input: TgtInput) -> ModelOutput:
+        """Encode a batch once, and score its target sentences.
+
+        Raises:
+            ValueError: the model fuses descriptions and the batch has none.
+        """
+        pose = self.encode_pose(src_input)  # (B, T, D)
+        fused, gate = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1)
+        inputs_embeds, attention_mask = self.prepend_prompt(fused, src_input["attention_mask"])  # (B, P + T, D)
+        states = self.mt5_model.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).last_hidden_state
+        loss, nll, n_tokens = self.target_loss(states, attention_mask, tgt_input["gt_sentence"])
+        return ModelOutput(inputs_embeds, attention_mask, states, loss, nll, n_tokens, gate)
+
+    def encode_pose(self, src_input: SrcInput) -> torch.Tensor:
+        """Keypoints -> one embedding per frame, (B, T, D)."""
+        mask = src_input["attention_mask"]
+        # With Uni-Sign's padding the repeated last frames go through the convolutions; mT5 never sees them either way.
+        layout = ClipLayout(torch.ones_like(mask) if self.config.uni_sign_padding else mask)
+        pooled = []
+        body = None
+        for part in PART_JOINTS:
+            x = layout.pack(src_input[part])  # type: ignore[literal-required]  # (N, V, 3)
+            x = self.proj_linear[part](x)  # (N, V, hidden / 4)
+            x = self.gcn_modules[part](x, layout)  # (N, V, hidden)
+            if part == "body":
+                body = x
+            else:
+                assert body is not None
+                x = x + body[:, PART_ANCHOR[part], None].detach()  # where the hand or face is
+            x = self.fusion_gcn_modules[part](x, layout)  # (N, V, hidden)
+            pooled.append(x.mean(1))  # (N, hidden)
+        x = torch.cat(pooled, dim=-1) + self.part_para  # (N, 4 hidden)
+        return layout.unpack(self.pose_proj(x))  # (B, T, D)
+
+    def fuse_text(self, pose: torch.Tensor, src_input: SrcInput) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Add each frame's text through the gate, or leave the pose as it is when descriptions are not in use."""
+        if not self.config.use_descriptions:
+            return pose, None
+        if "descriptions" not in src_input:
+            raise ValueError(
+                "descriptions not found in src_input: this model fuses descriptions (--use_descriptions). Build the data "
+                "set with its description loader, or load weights of a model without descriptions."
+            )
+        texts, rows = distinct_texts(src_input["descriptions"])  # n, (B, T)
+        rows = rows.to(pose.device)
+        has_description = torch.tensor(src_input["has_description"], device=pose.device)  # (B, T)
+        if self.training:
+            rows, has_description = self._apply_text_dropout(rows, has_description)
+        text = F.embedding(rows, self.text_table(texts, pose))  # (B, T, D)
+        fused: Fusion = self.gating_fusion(pose, text, has_description)
+        return fused.fused, fused.gate
+
+    def text_table(self, texts: Sequence[str], like: torch.Tensor) -> torch.Tensor:
+        """Features of n distinct texts below the mask embedding, (1 + n, D)."""
+        if self.text_features is None and not texts:
+            # Every process must use every weight in every step: gradients are reduced together. So a batch without a
+            # text encodes an empty one, which no frame points at.
+            texts = [""]
+        encode = self.text_encoder if self.text_features is None else self.text_features
+        features = encode(texts).to(like.device)  # (n, W)
+        return torch.cat([self.mask_embedding(), self.text_projection(features)])
+
+    def _apply_text_dropout(
+        self, rows: torch.Tensor, has_description: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return drop_texts(rows, has_description, self.config.text_dropout_p)
+
+    def prepend_prompt(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put "Translate sign language video to {language}: " before the frames, (B, P + T, D)."""
+        prompt = f"Translate sign language video to {self.config.language}: "
+        ids, prompt_mask = self.tokenizer.encode_batch([prompt], max_tokens=512)
+        embedded = self.mt5_model.shared(ids.to(frames.device)).expand(len(frames), -1, -1)  # (B, P, D)
+        prompt_mask = prompt_mask.to(mask.device).expand(len(frames), -1)  # (B, P)
+        return torch.cat([embedded, frames.to(embedded.dtype)], dim=1), torch.cat([prompt_mask, mask], dim=1)
+
+    def target_loss(
+        self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, sentences: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Label-smoothed and plain loss of the sentences, and how many tokens they have."""
+        labels = self.labels(sentences).to(encoder_states.device)  # (B, L)
+        states = self.decode(encoder_states, attention_mask, labels)  # (B, L, D)
+        real = labels != IGNORE
+        # Only the positions that count meet the output matrix: it has 250,112 rows.
+        logits = self.mt5_model.lm_head(states[real]).float()  # (n tokens, vocabulary)
+        log_probs = F.log_softmax(logits, dim=-1)
+        nll = F.nll_loss(log_probs, labels[real])
+        smoothing = self.config.label_smoothing
+        loss = (1 - smoothing) * nll - smoothing * log_probs.mean()
+        return loss, nll.detach(), len(log_probs)
+
+    def labels(self, sentences: Sequence[str]) -> torch.Tensor:
+        """Token ids of target sentences, (B, L) int64, `IGNORE` on padding."""
+        ids, mask = self.tokenizer.encode_batch(sentences, self.config.max_target_tokens)
+        return ids.masked_fill(mask == 0, IGNORE)
+
+    def decode(self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The decoder's states before each label, (B, L, D)."""
+        shifted = F.pad(labels[:, :-1], (1, 0), value=PAD).masked_fill(F.pad(labels[:, :-1], (1, 0)) == IGNORE, PAD)
+        return self.mt5_model.decoder(
+            input_ids=shifted,
+            encoder_hidden_states=encoder_states,
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def generate(
+        self, output: ModelOutput, num_beams: int = 4, max_new_tokens: int = 100, synced: bool = False
+    ) -> torch.Tensor:
+        """Search the sentences of a batch that `forward` has encoded.
+
+        Args:
+            output: of `forward`.
+            num_beams: 1 for greedy search.
+            max_new_tokens: of a sentence.
+            synced: go on until every process is done, as ZeRO-3 needs it.
+
+        Returns:
+            (B, <= 1 + max_new_tokens) token ids; what follows the first </s> has no meaning.
+        """
+        return self.mt5_model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=output.encoder_states),
+            attention_mask=output.attention_mask,
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            synced_gpus=synced,
+        )
+
+    def sentences(self, ids: torch.Tensor) -> list[str]:
+        """Text of generated ids; the first id is the decoder's start."""
+        return [self.tokenizer.decode(row) for row in ids[:, 1:].tolist()]
+
+    # -- what trains ---------------------------------------------------------------------------------------------
+
+    def freeze(self, modules: Sequence[nn.Module]) -> None:
+        """Take modules out of training: no gradient, no dropout, and batch statistics as they are."""
+        self._frozen = list(modules)
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Uni_Sign:
+        """Switch training on or off; frozen modules stay in evaluation."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self

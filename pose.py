@@ -1,0 +1,154 @@
+"""The 133 keypoints of COCO-WholeBody: reading pose files, parts of the body, normalisation.
+
+Letters: F frames of the clip, T sampled frames, V joints of a part.
+Coordinates are x and y in widths and heights of the image; left and right are the signer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from safe_pickle import load_pickle
+
+N_KEYPOINTS = 133
+SCORE_THRESHOLD = 0.3  # a point with this score or less is as good as not found
+MIN_BODY_POINTS = 4  # fewer good points do not say how large the body is
+
+# The parts in the order in which Uni-Sign concatenates them, and the joints of each.
+PART_JOINTS: dict[str, np.ndarray] = {
+    "body": np.array([0, *range(3, 11)]),  # nose, ears, shoulders, elbows, wrists
+    "left": np.arange(91, 112),
+    "right": np.arange(112, 133),
+    "face_all": np.array([*range(23, 40, 2), *range(83, 91), 53]),  # jaw, inner lips, nose tip
+}
+# The joint of each part, counted within it, that the others are taken relative to.
+PART_ORIGIN = {"left": 0, "right": 0, "face_all": -1}
+# The body joint, counted within the part, whose feature joins each part: its wrist or the nose.
+PART_ANCHOR = {"left": 7, "right": 8, "face_all": 0}
+
+PartKeypoints = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """One clip's keypoints.
+
+    Attributes:
+        keypoints: (F, 133, 2), x and y in image widths and heights.
+        scores: (F, 133), how sure the detector is of each point.
+        start: the number of the first frame in the recording the clip was cut from.
+    """
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+    start: int = 0
+
+    def __len__(self) -> int:
+        """F."""
+        return len(self.scores)
+
+
+def read_pose(path: str | Path) -> Pose:
+    """Read a Uni-Sign pose file: a pickle of {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}.
+
+    Of P people in a frame the first counts, as in Uni-Sign; a frame with nobody in it has no points (score 0).
+    Optional "start" and "end" cut a clip out of a longer recording.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the content is no pose; one line with the file, what was seen and what was wanted.
+    """
+    content = load_pickle(path)
+    if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
+        seen = f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise ValueError(f"{path}: holds {seen}; wanted a dict with 'keypoints' and 'scores'.")
+    keypoints, scores = content["keypoints"], content["scores"]
+    if len(keypoints) != len(scores):
+        raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
+    start, end = int(content.get("start", 0)), int(content.get("end", len(scores)))
+    if not 0 <= start < end <= len(scores):
+        raise ValueError(f"{path}: frames {start} to {end} of {len(scores)}; wanted 0 <= start < end <= frames.")
+    pose = Pose(
+        _first_person(path, keypoints[start:end], (N_KEYPOINTS, 2), "keypoints"),
+        _first_person(path, scores[start:end], (N_KEYPOINTS,), "scores"),
+        start,
+    )
+    _check_values(path, pose)
+    return pose
+
+
+def _first_person(path: str | Path, frames: list[np.ndarray], shape: tuple[int, ...], what: str) -> np.ndarray:
+    for number, frame in enumerate(frames):
+        if np.shape(frame)[1:] != shape:
+            wanted = ("people", *shape)
+            raise ValueError(f"{path}: frame {number} of {what} has the shape {np.shape(frame)}; wanted {wanted}.")
+    people = [frame[0] if len(frame) else np.zeros(shape, np.float32) for frame in frames]
+    array = np.stack(people)
+    # float16 is how some people save disk; its 11 bits would not survive the normalisation.
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+
+
+def _check_values(path: str | Path, pose: Pose) -> None:
+    bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
+    if bad.any():
+        raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
+    seen = pose.keypoints[pose.scores > SCORE_THRESHOLD]
+    if len(seen) and np.median(np.abs(seen)) > 10:
+        raise ValueError(f"{path}: coordinates are in pixels; divide x by the image's width and y by its height.")
+
+
+def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Bring a clip to the coordinates the model sees.
+
+    The box of the body's good points over the whole clip gives one scale and shift, to [-1, 1]. Hands are taken
+    relative to their wrist and the face to the tip of the nose, and divided by the same scale. All is clipped to
+    [-1, 1]; points with a score of 0.3 or less are zero, score included. Too few good points of the body (or all of
+    them in one place): everything is zero.
+
+    Args:
+        keypoints: (T, 133, 2).
+        scores: (T, 133).
+
+    Returns:
+        part -> (T, V, 3): x, y and score, in the dtype that keypoints and scores have in common.
+
+    Source: `load_part_kp` and `crop_scale` of Uni-Sign.
+    """
+    points = np.concatenate([keypoints, scores[..., None]], axis=-1)  # (T, 133, 3)
+    dtype = points.dtype
+    good = points[..., 2] > SCORE_THRESHOLD
+    points = points.astype(np.float64, copy=False)
+    body = PART_JOINTS["body"]
+    seen = points[:, body, :2][good[:, body]]  # (n, 2)
+    low, high = (seen.min(0), seen.max(0)) if len(seen) >= MIN_BODY_POINTS else (np.zeros(2), np.zeros(2))
+    scale = (high - low).max()
+    parts = {}
+    for part, joints in PART_JOINTS.items():
+        x = points[:, joints]  # a copy: (T, V, 3)
+        if part == "body":
+            x[..., :2] = (x[..., :2] - (low + high - scale) / 2) / (scale or 1) * 2 - 1
+        else:
+            x[..., :2] = (x[..., :2] - x[:, PART_ORIGIN[part], None, :2]) / (scale or 1)
+        np.clip(x, -1, 1, out=x)
+        x[~good[:, joints]] = 0
+        parts[part] = (x if scale else np.zeros_like(x)).astype(dtype, copy=False)
+    return parts
+
+
+def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
+    """Normalise the sampled frames of a clip.
+
+    Args:
+        pose: the clip.
+        frames: (T,) places within the clip (not counted from `pose.start`).
+
+    Returns:
+        part -> (T, V, 3) float32.
+    """
+    parts = normalize_keypoints(pose.keypoints[frames], pose.scores[frames])
+    return {part: torch.from_numpy(x.astype(np.float32)) for part, x in parts.items()}

@@ -1,0 +1,192 @@
+"""Spatial-temporal graph convolutions over the joints of one part.
+
+Frames are packed: the frames of all clips of a batch stand one after another in an (N, V, C) tensor, padding left out.
+So no work goes into padding, batch normalisation counts real frames only, and a clip's result cannot depend on the
+clips beside it. `ClipLayout` knows where each frame belongs.
+
+Letters: B clips, T frames of the longest, N frames of all clips, V joints, C channels, K partitions of the adjacency.
+Parameter names and shapes are those of Uni-Sign's released weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+TEMPORAL_KERNEL = 5
+GAP = TEMPORAL_KERNEL // 2  # empty frames between two clips, so that a convolution never mixes them
+
+_HAND_EDGES = [(start, start + 1) for finger in range(5) for start in range(4 * finger + 1, 4 * finger + 4)]
+EDGES: dict[str, list[tuple[int, int]]] = {
+    # nose 0, ears 1 2, shoulders 3 4, elbows 5 6, wrists 7 8
+    "body": [(0, 1), (0, 2), (0, 3), (0, 4), (3, 5), (5, 7), (4, 6), (6, 8)],
+    # wrist 0, then four joints a finger
+    "hand": [(0, 4 * finger + 1) for finger in range(5)] + _HAND_EDGES,
+    # jaw 0-8, a ring of lips 9-16, the tip of the nose 17 joined to all
+    "face": [(i, i + 1) for i in range(8)]
+    + [(9 + i, 9 + (i + 1) % 8) for i in range(8)]
+    + [(i, 17) for i in range(17)],
+}
+PART_GRAPH = {"body": "body", "left": "hand", "right": "hand", "face_all": "face"}
+
+
+def adjacency(graph: str) -> torch.Tensor:
+    """Build the "distance" partition of a skeleton: each joint itself, then its neighbours.
+
+    Args:
+        graph: a key of `EDGES`.
+
+    Returns:
+        (2, V, V) float32; [k, v, w] weighs joint v for joint w, and the columns of both k together sum to one.
+
+    >>> adjacency("hand")[:, :, 4].sum().item()  # the tip of the thumb: itself and one neighbour
+    1.0
+
+    Source: ST-GCN (Yan et al., 2018), "distance" partitioning with one hop.
+    """
+    edges = EDGES[graph]
+    n_joints = 1 + max(max(edge) for edge in edges)
+    neighbours = np.zeros((n_joints, n_joints), np.float32)
+    for v, w in edges:
+        neighbours[v, w] = neighbours[w, v] = 1
+    itself = np.eye(n_joints, dtype=np.float32)
+    degree = (itself + neighbours).sum(axis=0)
+    return torch.from_numpy(np.stack([itself, neighbours]) / degree)
+
+
+class ClipLayout:
+    """Where the packed frames of a batch belong.
+
+    Args:
+        mask: (B, T), non-zero on the frames that count.
+    """
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        self.shape = (int(mask.shape[0]), int(mask.shape[1]))
+        self.rows = mask.flatten().nonzero().squeeze(1)  # (N,) each frame's place in B x T
+        # Its place on a line where GAP empty frames stand before, between and after the clips.
+        self.slots = torch.arange(len(self.rows), device=mask.device) + GAP * (self.rows // self.shape[1] + 1)
+        self.line_length = len(self.rows) + GAP * (self.shape[0] + 1)
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, ...) -> (N, ...)."""
+        return x.flatten(0, 1)[self.rows]
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, ...) -> (B, T, ...), zero where there is no frame."""
+        out = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:])
+        return out.index_copy(0, self.rows, x).unflatten(0, self.shape)
+
+    def on_line(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, ...) -> (line_length, ...), with the gaps between clips zero."""
+        return x.new_zeros(self.line_length, *x.shape[1:]).index_copy(0, self.slots, x)
+
+
+class GraphConvolution(nn.Conv2d):
+    """A 1 x 1 convolution into K groups of channels, each then mixed over the joints by its adjacency."""
+
+    def __init__(self, in_channels: int, out_channels: int, n_partitions: int) -> None:
+        super().__init__(in_channels, out_channels * n_partitions, kernel_size=1)
+        self.n_partitions = n_partitions
+
+    def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Mix joints first, then channels: the same sum, with the product over joints on the narrower side.
+
+        Args:
+            x: (N, V, C).
+            adjacency: (K, V, V).
+
+        Returns:
+            (N, V, C').
+        """
+        assert self.bias is not None
+        weight = self.weight.view(self.n_partitions, -1, self.in_channels)  # (K, C', C)
+        bias = self.bias.view(self.n_partitions, -1)  # (K, C')
+        mixed = torch.einsum("nvc,kvw->nwkc", x, adjacency).flatten(2)  # (N, V, K C)
+        out = F.linear(mixed, weight.transpose(0, 1).flatten(1))  # (N, V, C')
+        return out + torch.einsum("kc,kvw->wc", bias, adjacency)
+
+
+class TemporalConvolution(nn.Conv2d):
+    """A convolution over time, each joint by itself, that stops at the ends of every clip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=(TEMPORAL_KERNEL, 1))
+
+    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
+        """(N, V, C) -> (N, V, C)."""
+        line = layout.on_line(x).permute(2, 0, 1)[None]  # (1, C, line, V)
+        out = super().forward(line)[0].permute(1, 2, 0)  # (line - 2 GAP, V, C)
+        return out[layout.slots - GAP]
+
+
+class GraphUnit(nn.Module):
+    """Graph convolution with a learned adjacency, normalised and rectified."""
+
+    def __init__(self, in_channels: int, out_channels: int, graph: str) -> None:
+        super().__init__()
+        self.A = nn.Parameter(adjacency(graph))
+        self.conv = GraphConvolution(in_channels, out_channels, n_partitions=len(self.A))
+        self.bn = nn.BatchNorm1d(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, V, C) -> (N, V, C')."""
+        return F.relu(over_channels(self.bn, self.conv(x, self.A)))
+
+
+def over_channels(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Apply a batch normalisation to the last dimension of (N, V, C), over all frames and joints."""
+    return norm(x.flatten(0, 1)).view_as(x)
+
+
+class STGCNBlock(nn.Module):
+    """Graph unit, then (in the temporal chain) a convolution over time, with a residual connection."""
+
+    def __init__(self, in_channels: int, out_channels: int, graph: str, temporal: bool) -> None:
+        super().__init__()
+        self.gcn = GraphUnit(in_channels, out_channels, graph)
+        self.tcn = nn.ModuleList(
+            [TemporalConvolution(out_channels), nn.BatchNorm1d(out_channels)] if temporal else []
+        )
+        self.residual = nn.ModuleList(
+            [nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm1d(out_channels)]
+            if in_channels != out_channels
+            else []
+        )
+
+    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
+        """(N, V, C) -> (N, V, C')."""
+        shortcut = x
+        if self.residual:
+            project, norm = self.residual
+            shortcut = over_channels(norm, project(x.permute(2, 0, 1)[None])[0].permute(1, 2, 0))
+        x = self.gcn(x)
+        if self.tcn:
+            convolve, norm = self.tcn
+            x = over_channels(norm, convolve(x, layout))
+        return F.relu(x + shortcut)
+
+
+class STGCNChain(nn.ModuleDict):
+    """Blocks named layer{i}_{j}, as in the released weights."""
+
+    @classmethod
+    def spatial(cls, graph: str, hidden_dim: int) -> STGCNChain:
+        """Frame by frame: hidden_dim / 4 -> / 4 -> / 2 -> hidden_dim channels."""
+        widths = [hidden_dim // 4, hidden_dim // 4, hidden_dim // 2, hidden_dim]
+        return cls(
+            {f"layer{i}_0": STGCNBlock(widths[i], widths[i + 1], graph, temporal=False) for i in range(3)},
+        )
+
+    @classmethod
+    def temporal(cls, graph: str, hidden_dim: int) -> STGCNChain:
+        """Over time: three blocks of hidden_dim channels."""
+        return cls({f"layer0_{i}": STGCNBlock(hidden_dim, hidden_dim, graph, temporal=True) for i in range(3)})
+
+    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
+        """(N, V, C) -> (N, V, hidden_dim)."""
+        for block in self.values():
+            x = block(x, layout)
+        return x

@@ -1,0 +1,310 @@
+"""Time: which frames of a clip are kept, and which description each of them gets.
+
+F is the frame count of the original clip, T the number of sampled frames. A frame number always counts frames of the
+original clip, from 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 64 << 20  # of one description file; a real one has some hundred KB
+
+# What an API or a model that refuses leaves in place of a description. Only the beginning of a text is looked at, since
+# a true description may hold any of these words; punctuation before it ("[", "{'", "**") is skipped, case is ignored.
+_ERROR_BEGINNINGS = (
+    # Faults: "Error code: 429 ...", "API Error", "An unexpected error ...", "Request timed out.", "RateLimitError: ..."
+    r"(?:an? |the )?(?:(?:api|client|connection|gateway|http\S*|internal|model|network|openai|read|requests?|server"
+    r"|system|unexpected|unknown)\W+){0,3}(?:has |was )?(?:error|exception|failed|failure|time-?out|timed out)\b"
+    r"(?! (?:gesture|sign|symbol))",
+    r"(?-i:[A-Za-z_.]+(?:Error|Exception|Timeout)\b)",
+    r"(?:the )?connection (?:was )?(?:aborted|closed|lost|refused|reset)|https?connectionpool|max retries|traceback",
+    r"bad gateway|service (?:is )?(?:temporarily )?unavailable|access denied|(?:invalid|incorrect|no) api key|html\b",
+    # HTTP: "HTTP 503", "status code: 500", "429 Too Many Requests"; "429 pixels" is none.
+    r"(?:(?:http\S*|status|code)\W+){1,3}[45]\d\d\b",
+    r"[45]\d\d\b\W*(?:$|bad|client|error|forbidden|gateway|internal|not found|payment|server|service|too many"
+    r"|unauthorized|you )",
+    r"""(?:code|detail|message|request_id|status)["']\s*:|doctype html""",
+    # Limits and content filters.
+    r"(?:(?:allocated|api|current|daily|exceeded|free|have|hit|reached|requests?|the|tokens?|you|you've|your)\W+){0,5}"
+    r"(?:quota|rate[ _-]?limit|throttl|too many requests)|insufficient[ _](?:balance|quota)",
+    r"(?:the |your )?(?:input|output|prompt|request|response)\b.{0,60}\b(?:blocked|filtered|flagged|inappropriate"
+    r"|not allowed|policy|rejected|sensitive)|content exists risk|content[ _](?:filter|policy)|data_?inspection",
+    # Refusals: "I'm sorry, but I can't ...", "Sorry, I ...", "As an AI ..."; "Sorry is signed with a fist" is none.
+    r"I(?:'m| am) (?:(?:so|very|really) )?(?:afraid|an ai|not able|not allowed|sorry|unable)\b|as I am (?:not|unable)\b",
+    r"sorry\W+(?:but|can't|cannot|I|I'm|no image|there|unable|we|your)\b|I apologi[sz]e|(?:my |our )?apologies|unfortunately",
+    r"I (?:can ?not|can't|could not|couldn't|will not|won't)\b(?! (?:\w+ )?see\b)|I (?:do not|don't) have\b",
+    r"I (?:can ?not|can't|do not|don't) (?:\w+ )?see (?:an?|any|the|this|your)? ?(?:frame|image|photo|picture|video)",
+    r"as an? (?:ai|artificial|(?:large )?(?:language|multimodal|text|vision))\b",
+    r"please (?:attach|provide|send|share|try again|upload)\b|it (?:appears|looks like|seems)(?: that)? you\b",
+    r"(?:(?:it (?:appears|looks like|seems)(?: that)? )?there (?:is|was) )?no (?:image|picture|photo)\b",
+    # A value that a script wrote for "nothing".
+    r"(?:n/a|nan|no description(?: available)?|none|null|undefined|暂?无描述)\W*$",
+    # The same in Chinese; "连接手腕", "错误的", "对不起的手势" and "无法看清左手" begin descriptions.
+    r"出[错錯]|[错錯][误誤](?![的地])|超时(?:$|[,，。:：!！\s])|(?:发生|出现)了?(?:未知)?(?:错误|异常)|内容(?:违规|审核|安全)|系统检测到",
+    r"(?:api|模型|接口|服务器?|网络|请求|调用|连接|生成|描述|处理|识别|分析|图[片像](?:加载|下载|读取|上传)?){1,3}\s*"
+    r"(?:内部)?(?:超时|出错|错误|繁忙|失败|异常|过于频繁)",
+    r"您的?(?:账户|帐户|账号)|(?:已)?(?:达到|超过|超出)\w{0,6}(?:速率|频率|配额|限额)|速率限制|频率限制",
+    r"(?:很|非常|十分|真的)?(?:抱歉|[对對]不起|不好意思|遗憾)(?:[,，]|[。.!！:：…\s]*(?:$|您|你|但|我|无法|無法|不能|由于|目前|该|暂|系统))",
+    r"我(?:无法|無法|不能|没法|没有(?:办法|能力)|看不到(?:图|任何))|作为(?:一[个名款])?\s*(?:ai|人工智能|大?语言|大?模型)",
+    r"(?:无法|無法|不能)(?:识别|描述|分析|处理|查看|提供|访问|回答|生成|获取|加载|读取|打开)(?:\W*$|该|此|这|图|人物|您|内容|请求)",
+    r"请(?:您)?(?:提供|上传|发送|重新上传|稍后|重试)|(?:未|没有)(?:提供|找到|收到|上传)(?:任何)?图",
+)
+_ERROR_TEXT = re.compile(rf"[\W_]*+(?:{'|'.join(_ERROR_BEGINNINGS)})", re.IGNORECASE)
+
+# "000012.jpg", "clip/12.PNG", "12". An extension has a letter first: "12.5" is no frame. Eighteen digits fit int64.
+_FRAME_NAME = re.compile(r"(?:.*[/\\])?([0-9]{1,18})(?:\.[A-Za-z][^./\\]*)?", re.DOTALL)
+_MAX_FRAME = 10**18
+
+# Nothing that can be seen: NUL, halves of a surrogate pair (tokenizers refuse them), zero-width space, joiner and BOM.
+_INVISIBLE = re.compile("[\x00\ud800-\udfff\u200b\u2060\ufeff]")
+
+
+class Alignment(NamedTuple):
+    """The text of each sampled frame.
+
+    Attributes:
+        descriptions: T texts; None where the clip has no description at all.
+        has_description: T of 1 (the text is this frame's own) or 0 (a neighbour's, or None).
+    """
+
+    descriptions: list[str | None]
+    has_description: list[int]
+
+
+@dataclass
+class DescriptionCounts:
+    """What was met in description files; `a += b` adds two counts up.
+
+    Each `DescriptionLoader.load` adds 1 to exactly one of the three file counts, and each entry of a file that was read
+    is exactly one of: an error text, blank, not text, without a frame number, out of range, a duplicate, a frame.
+
+    Attributes:
+        files_found: files that were read.
+        files_missing: clips without a file.
+        files_unreadable: files that are no JSON array or object (a single string or number is none), or too large.
+        entries: described frames, valid or not, in the files that were read.
+        error_texts: API errors, refusals and words for "nothing", see `is_error_text`.
+        blank: empty or white space.
+        not_text: null, a number, a list, or no description at all.
+        bad_frame: no frame number to be had.
+        out_of_range: frames beyond the clip's end.
+        duplicates: further valid texts of a frame that has one.
+        frames: frames with a valid description.
+    """
+
+    files_found: int = 0
+    files_missing: int = 0
+    files_unreadable: int = 0
+    entries: int = 0
+    error_texts: int = 0
+    blank: int = 0
+    not_text: int = 0
+    bad_frame: int = 0
+    out_of_range: int = 0
+    duplicates: int = 0
+    frames: int = 0
+
+    def __iadd__(self, other: DescriptionCounts) -> DescriptionCounts:
+        """Add another count, field by field."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+
+def sample_frames(n_frames: int, max_length: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Choose the frames of a clip that the model sees.
+
+    Args:
+        n_frames: F, the frames there are.
+        max_length: the most that may be kept.
+        rng: for training: a longer clip gives a random sample. None, for evaluation: it gives evenly spaced frames
+            from the first to the last, always the same.
+
+    Returns:
+        int64 (T,) with T = min(F, max_length), sorted, distinct, in [0, F).
+
+    Raises:
+        ValueError: a negative F, or max_length below 1.
+
+    Source: Uni-Sign's official code samples at random, in evaluation too.
+
+    >>> sample_frames(4, 256).tolist()
+    [0, 1, 2, 3]
+    >>> sample_frames(10, 4).tolist()
+    [0, 3, 6, 9]
+    >>> sample_frames(10, 4, np.random.default_rng(0)).size
+    4
+    """
+    if n_frames < 0:
+        raise ValueError(f"a clip cannot have {n_frames} frames.")
+    if max_length < 1:
+        raise ValueError(f"--max_length {max_length}: must be at least 1.")
+    if n_frames <= max_length:
+        return np.arange(n_frames, dtype=np.int64)
+    if rng is not None:
+        return np.sort(rng.choice(n_frames, size=max_length, replace=False)).astype(np.int64)
+    # i (F - 1) / (T - 1), rounded in whole numbers, so that no machine rounds it otherwise.
+    gaps = max(max_length - 1, 1)
+    return (np.arange(max_length, dtype=np.int64) * (n_frames - 1) + gaps // 2) // gaps
+
+
+def is_error_text(text: str) -> bool:
+    """Tell whether a text is an API error, a refusal or a word for "nothing", by the way it begins.
+
+    >>> is_error_text("出错: Error code: 429 - {'error': {'message': 'rate limit'}}")
+    True
+    >>> is_error_text("I'm sorry, but I can't help with that.")
+    True
+    >>> is_error_text("429 pixels from the left, the hand stops; the signer looks sorry.")
+    False
+    """
+    return _ERROR_TEXT.match(text.replace("’", "'")) is not None
+
+
+class DescriptionLoader:
+    """Reads the JSON files of one split's folder.
+
+    Attributes:
+        directory: the folder with NAME.json files.
+        counts: what all calls of `load` have met so far. A data loader's worker processes count for themselves.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        """Take a folder.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+        """
+        self.directory = Path(directory)
+        self.counts = DescriptionCounts()
+        if not self.directory.is_dir():
+            fault = "is not a folder" if self.directory.exists() else "does not exist"
+            raise FileNotFoundError(
+                f"--use_descriptions: {directory} {fault}. Put the JSON files there, or drop --use_descriptions."
+            )
+
+    def load(self, name: str, n_frames: int | None = None) -> dict[int, str]:
+        """Read a clip's valid descriptions; what is missing or bad is left out and counted.
+
+        Args:
+            name: the clip; its file is NAME.json.
+            n_frames: F; given, frames beyond it are left out.
+
+        Returns:
+            {frame number: text}, sorted by frame; empty if the file is missing or unreadable.
+
+        Raises:
+            ValueError: the name leaves the folder.
+        """
+        document = self._read(name)
+        if document is None:
+            return {}
+        counts = self.counts
+        texts: dict[int, str] = {}
+        for frame, value in _entries(document):
+            counts.entries += 1
+            if frame is None:
+                counts.bad_frame += 1
+            elif not isinstance(value, str):
+                counts.not_text += 1
+            elif not (text := _INVISIBLE.sub(" ", value).strip()):
+                counts.blank += 1
+            elif is_error_text(text):
+                counts.error_texts += 1
+            elif n_frames is not None and frame >= n_frames:
+                counts.out_of_range += 1
+            elif frame in texts:
+                counts.duplicates += 1
+            else:
+                texts[frame] = text
+        counts.frames += len(texts)
+        return dict(sorted(texts.items()))
+
+    def _read(self, name: str) -> list | tuple | None:
+        """Parse a clip's file and count it; None if there is nothing to be had."""
+        # Names come from label files of strangers. A Windows path splits at both kinds of slash.
+        path = PureWindowsPath(name)
+        if not path.name or path.anchor or ".." in path.parts or "\0" in name:
+            raise ValueError(f"clip name {name!r} leaves {self.directory}. Mend the name in the label file.")
+        try:
+            with open(self.directory / f"{name}.json", "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES} bytes")
+            # Bytes, so that json finds out about byte order marks and UTF-16 by itself. Objects become tuples of
+            # pairs: a dict would lose the first of two equal keys.
+            document = json.loads(data, object_pairs_hook=tuple)
+            if not isinstance(document, (list, tuple)):
+                raise ValueError("neither an array nor an object")
+        except FileNotFoundError:
+            self.counts.files_missing += 1
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            self.counts.files_unreadable += 1
+            logger.debug("%s: %s.json cannot be read: %s", self.directory, name, error)
+            return None
+        self.counts.files_found += 1
+        return document
+
+
+def _frame_number(value: Any) -> int | None:
+    """Take the number out of a file name or a written number."""
+    match = _FRAME_NAME.fullmatch(value) if isinstance(value, str) else None
+    return int(match[1]) if match else None
+
+
+def _entries(document: list | tuple) -> Iterator[tuple[int | None, Any]]:
+    """Yield (frame number or None, what stands for its text) from any of the JSON forms; an object is a tuple."""
+    while isinstance(document, tuple):
+        values = dict(document)
+        wrapped = [values[key] for key in ("descriptions", "frames") if isinstance(values.get(key), (list, tuple))]
+        if not wrapped:
+            yield from ((_frame_number(key), value) for key, value in document)
+            return
+        document = wrapped[0]
+    for entry in document:
+        values = dict(entry) if isinstance(entry, tuple) else {}
+        frame = values.get("frame_id")
+        # A file name says more than a number, which may be a mere count; a number in its place says nothing.
+        if "filename" in values or type(frame) is not int:  # not isinstance: True is no frame
+            frame = _frame_number(values.get("filename", frame))
+        elif not 0 <= frame < _MAX_FRAME:
+            frame = None
+        yield frame, values.get("description")
+
+
+class TemporalAligner:
+    """Gives each sampled frame a description."""
+
+    def align(self, descriptions: Mapping[int, str], frame_indices: Sequence[int] | np.ndarray) -> Alignment:
+        """Take each frame's own text, else the nearest described frame's (of two equally near, the earlier).
+
+        Args:
+            descriptions: {frame number: text}, as `DescriptionLoader.load` gives it. A described frame helps its
+                neighbours even when it was not sampled itself.
+            frame_indices: (T,) frame numbers in the original clip, in any order.
+
+        >>> TemporalAligner().align({2: "up", 6: "down"}, [0, 2, 4, 5])
+        Alignment(descriptions=['up', 'up', 'up', 'down'], has_description=[0, 1, 0, 0])
+        """
+        wanted = np.asarray(frame_indices, dtype=np.int64)  # (T,)
+        described = np.array(sorted(descriptions), dtype=np.int64)  # (D,)
+        if not described.size:
+            return Alignment([None] * len(wanted), [0] * len(wanted))
+        after = np.searchsorted(described, wanted)  # (T,), the first described frame that is not earlier
+        before = np.maximum(after - 1, 0)
+        after = np.minimum(after, len(described) - 1)
+        nearest = described[np.where(wanted - described[before] <= described[after] - wanted, before, after)]
+        return Alignment([descriptions[frame] for frame in nearest.tolist()], (nearest == wanted).astype(int).tolist())

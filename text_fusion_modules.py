@@ -1,0 +1,167 @@
+"""The text branch: descriptions of frames are encoded and added to the pose features through a learned gate.
+
+Letters: B clips, T frames (padded), D mT5's d_model, W the text encoder's width, n distinct texts of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from tokenizer import Tokenizer
+
+NO_TEXT = 0  # the row of the mask embedding in a table of text features
+
+
+class TextFeatures(Protocol):
+    """What gives features for texts: the encoder itself, or a cache of what it gave."""
+
+    width: int
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """n texts -> (n, W)."""
+
+
+class TextEncoder(nn.Module):
+    """A pretrained encoder and the mean over its tokens.
+
+    Args:
+        folder: an mT5 folder (only its encoder is loaded) or any Hugging Face text encoder (BERT, XLM-R, MiniLM ...).
+        max_tokens: a text is cut to this many tokens.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing in it that transformers can read.
+    """
+
+    def __init__(self, folder: str | Path, max_tokens: int = 128) -> None:
+        super().__init__()
+        self.max_tokens = max_tokens
+        self.encoder, self._tokenize = _load_encoder(Path(folder))
+        self.width: int = self.encoder.config.hidden_size
+
+    def forward(self, texts: Sequence[str]) -> torch.Tensor:
+        """Encode n texts in one call, padded to the longest of them.
+
+        Returns:
+            (n, W): the mean of the encoder's last states over each text's own tokens.
+        """
+        ids, mask = self._tokenize(texts, self.max_tokens)
+        device = next(self.encoder.parameters()).device
+        ids, mask = ids.to(device), mask.to(device)
+        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, L, W)
+        weights = mask.unsqueeze(-1).to(states.dtype)  # (n, L, 1)
+        return (states * weights).sum(1) / weights.sum(1)
+
+
+def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, MT5EncoderModel
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder.")
+    if AutoConfig.from_pretrained(folder, local_files_only=True).model_type == "mt5":
+        encoder = MT5EncoderModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return encoder, Tokenizer(folder).encode_batch
+    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def tokenize(texts: Sequence[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
+
+    return encoder, tokenize
+
+
+def encoder_fingerprint(folder: str | Path, max_tokens: int) -> str:
+    """Name what a text's features depend on: every file of the encoder's folder, and the cut."""
+    digest = hashlib.sha256(f"mean of tokens, {max_tokens}".encode())
+    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+class LearnableMaskEmbedding(nn.Module):
+    """What stands for the text of a frame that has none."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.mask_embedding = nn.Parameter(torch.empty(1, d_model).normal_(std=0.01))
+
+    def forward(self) -> torch.Tensor:
+        """(1, D)."""
+        return self.mask_embedding
+
+
+class Fusion(NamedTuple):
+    """Features after fusion, (B, T, D), and the gate that was used, (B, T, 1)."""
+
+    fused: torch.Tensor
+    gate: torch.Tensor
+
+
+class GatingFusion(nn.Module):
+    """`fused = pose + gate * text`, where a small network reads both and whether the text is the frame's own."""
+
+    def __init__(self, d_model: int, hidden: tuple[int, int] = (512, 256)) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Linear(2 * d_model + 1, hidden[0]),
+            nn.ReLU(),
+            nn.Linear(hidden[0], hidden[1]),
+            nn.ReLU(),
+            nn.Linear(hidden[1], 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, pose: torch.Tensor, text: torch.Tensor, has_description: torch.Tensor) -> Fusion:
+        """Fuse.
+
+        Args:
+            pose: (B, T, D).
+            text: (B, T, D).
+            has_description: (B, T), 1 where the text is the frame's own.
+        """
+        gate = self.gate(torch.cat([pose, text, has_description.unsqueeze(-1).to(pose.dtype)], dim=-1))
+        return Fusion(pose + gate * text, gate)
+
+
+def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[str], torch.Tensor]:
+    """Number the texts of a batch so that each is encoded once.
+
+    Returns:
+        The n distinct texts in order of first use, and rows (B, T) int64: 1 + a text's number, or `NO_TEXT`.
+
+    >>> texts, rows = distinct_texts([["up", None], ["down", "up"]])
+    >>> texts, rows.tolist()
+    (['up', 'down'], [[1, 0], [2, 1]])
+    """
+    numbers: dict[str | None, int] = {None: NO_TEXT}
+    rows = [[numbers.setdefault(text, len(numbers)) for text in clip] for clip in descriptions]
+    return [text for text in numbers if text is not None], torch.tensor(rows)
+
+
+def drop_texts(
+    rows: torch.Tensor, has_description: torch.Tensor, probability: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the text from a random share of the frames that have one.
+
+    A filled frame can lose its text too: otherwise the text would still stand beside every frame that lost it.
+
+    Args:
+        rows: (B, T) as of `distinct_texts`.
+        has_description: (B, T).
+        probability: of each frame to lose its text.
+
+    Returns:
+        rows and has_description, with `NO_TEXT` and 0 where the text was taken.
+    """
+    dropped = (torch.rand(rows.shape, device=rows.device) < probability) & (rows != NO_TEXT)
+    return rows.masked_fill(dropped, NO_TEXT), has_description.masked_fill(dropped, 0)

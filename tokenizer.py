@@ -1,0 +1,57 @@
+"""mT5's tokenizer: sentencepiece and a closing </s>.
+
+Plain sentencepiece gives the ids of the official tokenizer on every text, byte pieces included; the tokenizer class of
+transformers 5 gives <unk> for characters outside the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+import torch
+
+PAD, EOS, UNK = 0, 1, 2
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Args:
+        folder: an mT5 folder; its `spiece.model` is read.
+
+    Raises:
+        FileNotFoundError: no `spiece.model` there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        path = Path(folder) / "spiece.model"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist. Put mT5's files there (google/mt5-base: config.json, spiece.model and the "
+                "weights), or name their folder with --mt5_path."
+            )
+        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Ids of a text, at most `max_tokens`, the closing </s> included."""
+        return [*self.pieces.encode(text)[: max_tokens - 1], EOS]
+
+    def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (n, L) and mask (n, L), int64, padded to the longest of these texts."""
+        rows = [self.encode(text, max_tokens) for text in texts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        return ids, mask
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids up to the first </s>; padding, <unk> and ids beyond the vocabulary are left out."""
+        kept: list[int] = []
+        for token in ids:
+            if token == EOS:
+                break
+            if token not in (PAD, UNK) and token < len(self.pieces):
+                kept.append(int(token))
+        return self.pieces.decode(kept)
