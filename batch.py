@@ -66,8 +66,9 @@ def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
     lengths = torch.tensor([len(sample.pose_sample["body"]) for sample in samples])
     longest = int(lengths.max())
     frames = torch.arange(longest)
+    parts = {part: _pad_with_last([sample.pose_sample[part] for sample in samples]) for part in PART_JOINTS}
     src_input = SrcInput(
-        **{part: _pad_with_last([sample.pose_sample[part] for sample in samples]) for part in PART_JOINTS},
+        **parts,  # type: ignore[typeddict-item]
         attention_mask=(frames < lengths[:, None]).long(),
         name_batch=[sample.name_sample for sample in samples],
         src_length_batch=lengths,
@@ -78,9 +79,7 @@ def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
     if described == {True}:
         src_input["descriptions"] = [_pad(sample.descriptions, None, longest) for sample in samples]
         src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
-    tgt_input = TgtInput(
-        gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples]
-    )
+    tgt_input = TgtInput(gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples])
     return src_input, tgt_input
 
 

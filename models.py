@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import MT5Config, MT5ForConditionalGeneration
+from transformers import MT5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from batch import SrcInput, TgtInput
@@ -25,7 +25,6 @@ from text_fusion_modules import (
     Fusion,
     GatingFusion,
     LearnableMaskEmbedding,
-    TextEncoder,
     TextFeatures,
     distinct_texts,
     drop_texts,
@@ -35,7 +34,6 @@ from tokenizer import PAD, Tokenizer
 logger = logging.getLogger(__name__)
 
 IGNORE = -100  # label of padding
-FUSION_MODULES = ("gating_fusion", "mask_embedding", "text_projection")
 
 
 @dataclass
@@ -80,8 +78,8 @@ def load_mt5(folder: str | Path) -> MT5ForConditionalGeneration:
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder}/config.json does not exist. Put mT5 there (google/mt5-base), name its folder with --mt5_path, or "
-            "make the sample corpus with its small mT5: python sample_data.py --out sample, then --root sample."
+            f"{folder}/config.json does not exist. Put mT5 there (google/mt5-base) or name its folder with --mt5_path; "
+            "or try the sample corpus, which has a small mT5: python sample_data.py --out sample, then --root sample."
         )
     try:
         return untie_embeddings(
@@ -130,6 +128,7 @@ class Uni_Sign(nn.Module):
             self.fusion_gcn_modules[part] = STGCNChain.temporal(graph, hidden)
         self.pose_proj = nn.Linear(len(PART_JOINTS) * hidden, d_model)
         for linear in (*self.proj_linear.values(), self.pose_proj):
+            assert isinstance(linear, nn.Linear)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
@@ -186,8 +185,8 @@ class Uni_Sign(nn.Module):
             return pose, None
         if "descriptions" not in src_input:
             raise ValueError(
-                "descriptions not found in src_input: this model fuses descriptions (--use_descriptions). Build the data "
-                "set with its description loader, or load weights of a model without descriptions."
+                "descriptions not found in src_input: this model fuses descriptions. Make the data set with "
+                "use_descriptions=True (flag --use_descriptions), or use a model without them."
             )
         texts, rows = distinct_texts(src_input["descriptions"])  # n, (B, T)
         rows = rows.to(pose.device)
@@ -266,7 +265,7 @@ class Uni_Sign(nn.Module):
         Returns:
             (B, <= 1 + max_new_tokens) token ids; what follows the first </s> has no meaning.
         """
-        return self.mt5_model.generate(
+        return self.mt5_model.generate(  # type: ignore[misc,return-value]
             encoder_outputs=BaseModelOutput(last_hidden_state=output.encoder_states),
             attention_mask=output.attention_mask,
             num_beams=num_beams,

@@ -65,7 +65,9 @@ def read_pose(path: str | Path) -> Pose:
     """
     content = load_pickle(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
-        seen = f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        seen = (
+            f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        )
         raise ValueError(f"{path}: holds {seen}; wanted a dict with 'keypoints' and 'scores'.")
     keypoints, scores = content["keypoints"], content["scores"]
     if len(keypoints) != len(scores):

@@ -1,7 +1,8 @@
 """Pickles from strangers: containers, numbers, text and numpy arrays come out; nothing else is ever executed.
 
 Uni-Sign's labels and poses are pickles, and a pickle may name any function to call. The reader here resolves an exact
-list of names, since a whole package cannot be trusted either: `numpy.testing.runstring` would execute text.
+list of names, since a whole package cannot be trusted either: `numpy.testing.runstring` would execute text. Even these
+names do not reach numpy's own functions, which believe what the file says about the computer's memory.
 """
 
 from __future__ import annotations
@@ -13,32 +14,63 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 MAX_BYTES = 1 << 30  # of an unpacked file; a real one has a few MB
 
-# numpy moved these functions from numpy.core to numpy._core in version 2; files of both kinds are about.
-_NUMPY_NAMES = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
-_BUILTIN_NAMES = {("collections", "OrderedDict"), ("_codecs", "encode")}
+
+class _Dtype:
+    """Stands in for `numpy.dtype`, and takes from the file no more than a type of number or text and its byte order.
+
+    numpy's own also takes its internal flags; with the wrong ones, the file's numbers are followed as addresses.
+    """
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biufcSU":
+            raise pickle.UnpicklingError(f"it has an array of type {code!r}, and only numbers and text are read")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """An array that is filled from a file, where `_Dtype` describes its elements."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, fortran_order, data = state
+        super().__setstate__((version, shape, dtype.dtype, fortran_order, data))
+
+    def __reduce__(self) -> Any:
+        return np.asarray(self).__reduce__()  # whoever saves it saves an ordinary array
+
+
+def _from_bytes(data: Any, dtype: _Dtype, shape: Any = (), order: Any = "C", axes: Any = None) -> np.ndarray:
+    if not isinstance(data, (bytes, bytearray)):  # another array's memory could be freed under this one
+        raise pickle.UnpicklingError(f"an array's content is given as {type(data).__name__}, not as bytes")
+    array = np.frombuffer(data, dtype.dtype)
+    return array.reshape(shape, order=order) if axes is None else array.reshape(shape).transpose(axes)
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _BUILTIN_NAMES:
-            return super().find_class(module, name)
-        if (module, name) in _NUMPY_NAMES:
-            import numpy  # noqa: ICN001 -- whichever of the two spellings this numpy has
-
-            core = "numpy._core" if hasattr(numpy, "_core") else "numpy.core"
-            return super().find_class(module.replace("numpy._core", "numpy.core").replace("numpy.core", core), name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which plain data does not need")
+        # numpy moved its core in version 2; files of both kinds are about. The functions are made anew for each file,
+        # since a pickle can also change the attributes of what it names.
+        stand_ins = {
+            ("numpy", "dtype"): _Dtype,
+            ("numpy", "ndarray"): "numpy.ndarray",  # the kind of array to make: there is one only
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(0),
+            ("numpy.core.multiarray", "scalar"): lambda dtype, data: _from_bytes(data, dtype)[()],
+            ("numpy.core.numeric", "_frombuffer"): lambda *values: _from_bytes(*values),
+            # Bytes in protocols 0 to 2, and empty ones.
+            ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
+            ("__builtin__", "bytes"): lambda: b"",
+        }
+        try:
+            return stand_ins[module.replace("numpy._core.", "numpy.core."), name]
+        except KeyError:
+            wanted = f"{module}.{name}"[:100]  # quoted below, so that it cannot forge lines of its own
+            raise pickle.UnpicklingError(f"it asks for {wanted!r}, which plain data does not need") from None
 
 
 def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
@@ -53,12 +85,8 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         ValueError: the file is damaged, too large, not a pickle, or asks for code to be run; one line that names it.
     """
     try:
-        if compressed:
-            with gzip.open(path) as file:
-                data = file.read(MAX_BYTES + 1)
-        else:
-            with open(path, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
+        with gzip.open(path) if compressed else open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise
     except gzip.BadGzipFile:
@@ -71,7 +99,8 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         raise ValueError(f"{path}: the file is empty. Copy or download it again.")
     try:
         return _PlainUnpickler(io.BytesIO(data)).load()
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply for plain data.") from None
     except Exception as error:  # noqa: BLE001 -- a damaged pickle raises nearly anything; each becomes one line
-        raise ValueError(f"{path}: not a readable pickle: {error}. Copy or download it again.") from None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"{path}: not a readable pickle of plain data: {reason}. Get it again, from a source you trust."
+        ) from None

@@ -147,9 +147,7 @@ class STGCNBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, graph: str, temporal: bool) -> None:
         super().__init__()
         self.gcn = GraphUnit(in_channels, out_channels, graph)
-        self.tcn = nn.ModuleList(
-            [TemporalConvolution(out_channels), nn.BatchNorm1d(out_channels)] if temporal else []
-        )
+        self.tcn = nn.ModuleList([TemporalConvolution(out_channels), nn.BatchNorm1d(out_channels)] if temporal else [])
         self.residual = nn.ModuleList(
             [nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm1d(out_channels)]
             if in_channels != out_channels

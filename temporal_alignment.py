@@ -21,53 +21,53 @@ logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20  # of one description file; a real one has some hundred KB
 
-# What an API or a model that refuses leaves in place of a description. Only the beginning of a text is looked at, since
-# a true description may hold any of these words; punctuation before it ("[", "{'", "**") is skipped, case is ignored.
+# What an API or a refusing model leaves in place of a description. Only the beginning of a text is looked at: a true
+# description may hold any of these words. Punctuation before it ("[", "{'", "**") is skipped; case is ignored.
+_SOURCE = r"(?:api|call|client|https?|internal|model|network|operation|read|requests?|server|system|unexpected|unknown)"
+_SOURCE_ZH = r"(?:api|模型|接口|服务器?|网络|请求|调用|连接|生成|描述|处理|识别|分析|图[片像](?:加载|下载|读取|上传)?)"
+_IMAGE = r"(?:frame|image|photo|picture|video)"
 _ERROR_BEGINNINGS = (
-    # Faults: "Error code: 429 ...", "API Error", "An unexpected error ...", "Request timed out.", "RateLimitError: ..."
-    r"(?:an? |the )?(?:(?:api|client|connection|gateway|http\S*|internal|model|network|openai|read|requests?|server"
-    r"|system|unexpected|unknown)\W+){0,3}(?:has |was )?(?:error|exception|failed|failure|time-?out|timed out)\b"
-    r"(?! (?:gesture|sign|symbol))",
-    r"(?-i:[A-Za-z_.]+(?:Error|Exception|Timeout)\b)",
-    r"(?:the )?connection (?:was )?(?:aborted|closed|lost|refused|reset)|https?connectionpool|max retries|traceback",
-    r"bad gateway|service (?:is )?(?:temporarily )?unavailable|access denied|(?:invalid|incorrect|no) api key|html\b",
-    # HTTP: "HTTP 503", "status code: 500", "429 Too Many Requests"; "429 pixels" is none.
-    r"(?:(?:http\S*|status|code)\W+){1,3}[45]\d\d\b",
-    r"[45]\d\d\b\W*(?:$|bad|client|error|forbidden|gateway|internal|not found|payment|server|service|too many"
-    r"|unauthorized|you )",
-    r"""(?:code|detail|message|request_id|status)["']\s*:|doctype html""",
-    # Limits and content filters.
-    r"(?:(?:allocated|api|current|daily|exceeded|free|have|hit|reached|requests?|the|tokens?|you|you've|your)\W+){0,5}"
-    r"(?:quota|rate[ _-]?limit|throttl|too many requests)|insufficient[ _](?:balance|quota)",
-    r"(?:the |your )?(?:input|output|prompt|request|response)\b.{0,60}\b(?:blocked|filtered|flagged|inappropriate"
-    r"|not allowed|policy|rejected|sensitive)|content exists risk|content[ _](?:filter|policy)|data_?inspection",
-    # Refusals: "I'm sorry, but I can't ...", "Sorry, I ...", "As an AI ..."; "Sorry is signed with a fist" is none.
-    r"I(?:'m| am) (?:(?:so|very|really) )?(?:afraid|an ai|not able|not allowed|sorry|unable)\b|as I am (?:not|unable)\b",
-    r"sorry\W+(?:but|can't|cannot|I|I'm|no image|there|unable|we|your)\b|I apologi[sz]e|(?:my |our )?apologies|unfortunately",
+    # Error code: 429 ... | An unexpected error occurred | Request timed out. | openai.RateLimitError: ...
+    rf"(?:an? |the )?(?:{_SOURCE}\W+){{0,3}}(?:error|exception|failed|time-?out|timed out)\b(?! (?:gesture|sign))",
+    r"(?-i:[A-Za-z_.]+(?:Error|Exception|Timeout)\b)|traceback",
+    r"(?:the )?connection (?:was )?(?:aborted|closed|error|refused|reset|timed)|https?connectionpool",
+    # HTTP 503 | status code: 500 | 429 Too Many Requests, but not 429 pixels | {'code': 429, ... | <html>
+    r"(?:(?:https?(?:/[\d.]+)?|status|code)\W+){1,3}[45]\d\d\b|(?:bad )?gateway|service (?:temporarily )?unavailable",
+    r"[45]\d\d\b\W*(?:$|bad|client|error|forbidden|gateway|internal|not found|server|service|too many|unauth|you )",
+    r"""(?:code|detail|message)["']\s*:|(?:doctype )?html\b""",
+    # Rate limit reached | You exceeded your current quota | Input data may contain inappropriate content
+    r"(?:api |requests? |tokens? )?(?:rate[ _-]?limit|throttl|too many requests)|insufficient[ _](?:balance|quota)",
+    r"you(?:'ve| have)? (?:exceeded|hit|reached)|access denied|content exists risk|content[ _]filter|data_?inspection",
+    r"(?:the |your )?(?:input|output|prompt|request|response)\b.{0,60}\b(?:filtered|inappropriate|not allowed|reject)",
+    # I'm sorry, but ... | Sorry, I ..., but not: Sorry is signed with a fist | I apologize | As an AI model
+    r"I(?:'m| am) (?:(?:so|very) )?(?:afraid|an ai|not able|not allowed|sorry|unable)\b|as I am (?:not|unable)\b",
+    r"sorry\W+(?:an|but|can't|cannot|I|I'm|no|there|unable|we|your)\b|I apologi[sz]e|(?:my )?apologies|unfortunately",
+    r"as an? (?:ai|artificial|(?:large )?(?:language|multimodal|text|vision) (?:assistant|model))\b",
+    # I can't assist, but not: I can't see the left hand | I don't see any image | No image provided | Please upload
     r"I (?:can ?not|can't|could not|couldn't|will not|won't)\b(?! (?:\w+ )?see\b)|I (?:do not|don't) have\b",
-    r"I (?:can ?not|can't|do not|don't) (?:\w+ )?see (?:an?|any|the|this|your)? ?(?:frame|image|photo|picture|video)",
-    r"as an? (?:ai|artificial|(?:large )?(?:language|multimodal|text|vision))\b",
-    r"please (?:attach|provide|send|share|try again|upload)\b|it (?:appears|looks like|seems)(?: that)? you\b",
-    r"(?:(?:it (?:appears|looks like|seems)(?: that)? )?there (?:is|was) )?no (?:image|picture|photo)\b",
-    # A value that a script wrote for "nothing".
+    rf"I (?:can ?not|can't|do not|don't) (?:\w+ )?see (?:(?:an?|any|the|this|your) )?{_IMAGE}",
+    rf"(?:it (?:appears|looks like|seems) (?:that )?)?(?:there (?:is|was) )?no {_IMAGE}\b",
+    r"please (?:attach|provide|send|share|try again|upload)\b|it (?:looks|seems) like you\b",
+    # A script's word for "nothing".
     r"(?:n/a|nan|no description(?: available)?|none|null|undefined|暂?无描述)\W*$",
-    # The same in Chinese; "连接手腕", "错误的", "对不起的手势" and "无法看清左手" begin descriptions.
-    r"出[错錯]|[错錯][误誤](?![的地])|超时(?:$|[,，。:：!！\s])|(?:发生|出现)了?(?:未知)?(?:错误|异常)|内容(?:违规|审核|安全)|系统检测到",
-    r"(?:api|模型|接口|服务器?|网络|请求|调用|连接|生成|描述|处理|识别|分析|图[片像](?:加载|下载|读取|上传)?){1,3}\s*"
-    r"(?:内部)?(?:超时|出错|错误|繁忙|失败|异常|过于频繁)",
-    r"您的?(?:账户|帐户|账号)|(?:已)?(?:达到|超过|超出)\w{0,6}(?:速率|频率|配额|限额)|速率限制|频率限制",
-    r"(?:很|非常|十分|真的)?(?:抱歉|[对對]不起|不好意思|遗憾)(?:[,，]|[。.!！:：…\s]*(?:$|您|你|但|我|无法|無法|不能|由于|目前|该|暂|系统))",
-    r"我(?:无法|無法|不能|没法|没有(?:办法|能力)|看不到(?:图|任何))|作为(?:一[个名款])?\s*(?:ai|人工智能|大?语言|大?模型)",
-    r"(?:无法|無法|不能)(?:识别|描述|分析|处理|查看|提供|访问|回答|生成|获取|加载|读取|打开)(?:\W*$|该|此|这|图|人物|您|内容|请求)",
-    r"请(?:您)?(?:提供|上传|发送|重新上传|稍后|重试)|(?:未|没有)(?:提供|找到|收到|上传)(?:任何)?图",
+    # 出错: ... | 错误, but not 错误的 | 请求超时 | 服务器内部错误 | 您的账户已达到速率限制 | 系统检测到 ...
+    r"出[错錯]|[错錯][误誤](?![的地])|超时(?:$|[,，。:：!！\s])|(?:发生|出现)了?(?:未知)?(?:错误|异常)",
+    rf"{_SOURCE_ZH}{{1,3}}\s*(?:内部)?(?:超时|出错|错误|繁忙|失败|异常|过于频繁)",
+    r"您的(?:账户|帐户|账号)|已?(?:达到|超过|超出)\w{0,6}(?:速率|频率|配额|限额)|速率限制|系统检测到|内容(?:违规|审核)",
+    # 抱歉，... | 对不起，我无法 ..., but not 对不起的手势 | 作为AI | 无法识别该图片, but not 无法看清左手 | 请提供图片
+    r"(?:很|非常|十分)?(?:抱歉|[对對]不起|不好意思)(?:[,，]|[。.!！:：…\s]*(?:$|[您你但我该暂]|[无無]法|不能|由于|目前))",
+    r"我(?:[无無]法|不能|没法|没有(?:办法|能力)|看不到(?:图|任何))|作为(?:一[个名款])?\s*(?:ai|人工智能|大?语言|大?模型)",
+    r"(?:[无無]法|不能)(?:识别|描述|分析|处理|查看|提供|访问|回答|生成|获取|读取)(?:\W*$|[该此这图您]|人物|内容|请求)",
+    r"请您?(?:提供|上传|发送|重新上传|稍后|重试)|(?:未|没有)(?:提供|找到|收到|上传)(?:任何)?图",
 )
 _ERROR_TEXT = re.compile(rf"[\W_]*+(?:{'|'.join(_ERROR_BEGINNINGS)})", re.IGNORECASE)
+_BEGINNING = 400  # characters looked at: a bound on the time a text can cost
 
 # "000012.jpg", "clip/12.PNG", "12". An extension has a letter first: "12.5" is no frame. Eighteen digits fit int64.
 _FRAME_NAME = re.compile(r"(?:.*[/\\])?([0-9]{1,18})(?:\.[A-Za-z][^./\\]*)?", re.DOTALL)
 _MAX_FRAME = 10**18
 
-# Nothing that can be seen: NUL, halves of a surrogate pair (tokenizers refuse them), zero-width space, joiner and BOM.
+# Not to be seen, and halves of surrogate pairs stop a tokenizer: NUL, the halves, zero-width space, word joiner, BOM.
 _INVISIBLE = re.compile("[\x00\ud800-\udfff\u200b\u2060\ufeff]")
 
 
@@ -170,7 +170,7 @@ def is_error_text(text: str) -> bool:
     >>> is_error_text("429 pixels from the left, the hand stops; the signer looks sorry.")
     False
     """
-    return _ERROR_TEXT.match(text.replace("’", "'")) is not None
+    return _ERROR_TEXT.match(text[:_BEGINNING].replace("’", "'")) is not None
 
 
 class DescriptionLoader:

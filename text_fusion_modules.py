@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 
 from tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.max_tokens = max_tokens
         self.encoder, self._tokenize = _load_encoder(Path(folder))
-        self.width: int = self.encoder.config.hidden_size
+        self.width = int(self.encoder.config.hidden_size)
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
         """Encode n texts in one call, padded to the longest of them.
@@ -58,11 +59,11 @@ class TextEncoder(nn.Module):
         return (states * weights).sum(1) / weights.sum(1)
 
 
-def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, MT5EncoderModel
-
+def _load_encoder(folder: Path) -> tuple[PreTrainedModel, Any]:
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder.")
+        raise FileNotFoundError(
+            f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
+        )
     if AutoConfig.from_pretrained(folder, local_files_only=True).model_type == "mt5":
         encoder = MT5EncoderModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return encoder, Tokenizer(folder).encode_batch

@@ -1,0 +1,167 @@
+"""Processes and the training engine: ranks, gathering, DeepSpeed.
+
+A plain `python` process is a group of one; `torchrun` and `deepspeed` say through the environment which they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+T = TypeVar("T")
+
+
+def device() -> torch.device:
+    """This process's device: its own GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def start() -> None:
+    """Join the processes of this run.
+
+    Without a launcher the rendezvous is set up here: DeepSpeed would otherwise look for MPI.
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        os.environ.update(alone)
+    if device().type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        torch.cuda.set_device(device())
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo" if device().type == "cpu" else "nccl", verbose=False)
+
+
+def stop() -> None:
+    """Leave the group, so that no process complains at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the log."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in the order of ranks, on every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def engine_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Make DeepSpeed's configuration from the command line.
+
+    Parameters, their gradients' sums and batch statistics stay in fp32; matrix products run in bf16 or fp16 under
+    autocast. (A model cast to bf16 as a whole would keep batch statistics in 8 bits of mantissa on a GPU, and fail on
+    a CPU.)
+    """
+    zero: dict[str, Any] = {"stage": args.zero_stage}
+    if args.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": args.pin_mem}
+    dtypes = {"bf16": "bfloat16", "fp16": "float16"}
+    return {
+        "train_micro_batch_size_per_gpu": args.batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "gradient_clipping": args.gradient_clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": args.dtype != "fp32", "dtype": dtypes.get(args.dtype, "bfloat16")},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def start_engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    args: argparse.Namespace,
+) -> Any:
+    """Wrap a model for training on all processes.
+
+    Returns:
+        DeepSpeed's engine; `engine.module` is the model.
+    """
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(args), dist_init_required=False
+    )
+    return engine
+
+
+def synchronised_batch_norm(model: nn.Module) -> nn.Module:
+    """On several GPUs, let batch normalisation see the frames of all; elsewhere the model as it is."""
+    if world_size() > 1 and device().type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
+
+
+@contextlib.contextmanager
+def autocast(dtype: str) -> Iterator[None]:
+    """The precision of training, for what runs outside the engine."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    with torch.autocast(device().type, dtype=kinds.get(dtype, torch.bfloat16), enabled=dtype in kinds):
+        yield
+
+
+def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
+    """The whole model's weights on the CPU, whatever ZeRO has scattered; all processes must call this.
+
+    Returns:
+        The state dict on rank 0 and an empty one elsewhere.
+    """
+    import deepspeed
+
+    names = engine.module.state_dict(keep_vars=True)
+    full: dict[str, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor] = {}  # one copy of what two names share
+    for name, value in names.items():
+        scattered = [value] if hasattr(value, "ds_id") else []
+        with deepspeed.zero.GatheredParameters(scattered):
+            if is_main():
+                if id(value) not in copies:
+                    copies[id(value)] = value.detach().cpu().clone()
+                full[name] = copies[id(value)]
+    return full

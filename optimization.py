@@ -1,0 +1,77 @@
+"""Optimizer and learning rate: which weights decay, and how the rate falls."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Biases, norms and other vectors do not decay; matrices do.
+
+    Returns:
+        The group without decay, then the group with it; parameters that do not train are in neither.
+
+    Source: `create_optimizer` of timm 0.8, as Uni-Sign uses it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": weight_decay}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """Make the optimizer of `--opt`.
+
+    Raises:
+        ValueError: nothing is left to train.
+    """
+    groups = parameter_groups(model, args.weight_decay)
+    if not groups:
+        raise ValueError("--trainable: no parameter is left to train.")
+    if args.opt == "sgd":
+        return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
+    kind = torch.optim.AdamW if args.opt == "adamw" else torch.optim.Adam
+    beta1, beta2 = args.opt_betas or (0.9, 0.999)
+    return kind(groups, lr=args.lr, betas=(beta1, beta2), eps=args.opt_eps)
+
+
+def rate_factor(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:
+    """Make the function from the number of steps taken to the share of `--lr` that the next step uses.
+
+    >>> factor = rate_factor("cosine", warmup_steps=0, total_steps=20)
+    >>> [round(factor(step), 3) for step in (0, 10, 20)]
+    [1.0, 0.5, 0.0]
+
+    Source: the cosine is `get_cosine_schedule_with_warmup` of transformers, as Uni-Sign uses it.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[name]
+        return max(shape, floor)
+
+    return factor
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, args: argparse.Namespace, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Make the schedule of `--sched`, counted in optimizer steps."""
+    factor = rate_factor(
+        args.sched,
+        warmup_steps=int(args.warmup_epochs * steps_per_epoch),
+        total_steps=args.epochs * steps_per_epoch,
+        floor=args.min_lr / args.lr,
+    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,266 @@
+"""A small mT5 with random weights and a tokenizer of its own, in a folder like google/mt5-base's.
+
+For trying the training code where the real weights (2.3 GB) are not to be had. Nothing is pre-trained here: whatever
+such a model says, it learnt in fine-tuning.
+
+    python small_mt5.py --out DIR --texts FILE [FILE ...]
+
+FILE is a label file (its sentences are taken), a folder of description files, or a .txt file with one text per line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import string
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from safetensors.numpy import save_file
+
+from safe_pickle import load_pickle
+from temporal_alignment import DescriptionLoader
+
+MADE_BY = "small_mt5.py"  # stands in config.json, so that nobody's real mT5 is overwritten
+
+# Characters that get a piece whether they occur or not, so that English text needs no byte pieces. The tokenizer turns
+# the wide forms of Chinese punctuation into these, except the full stop and the comma of lists.
+_REQUIRED = string.ascii_letters + string.digits + ",.!?:;'\"()-/%&+" + "。、“”"
+# Words of the prompt, one piece each, so that it takes about as many tokens as mT5's own tokenizer gives it.
+_PROMPT_WORDS = ["▁Translate", "▁sign", "▁language", "▁video", "▁to", "▁Chinese", "▁English"]
+_BUCKETS = 32  # of relative positions
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> bytes:
+    """Train a unigram sentencepiece model with mT5's special ids (pad 0, </s> 1, <unk> 2) and byte pieces.
+
+    Args:
+        texts: what it should write well.
+        vocab_size: the most pieces it may have; few texts give fewer.
+
+    Returns:
+        The content of `spiece.model`; the same bytes for the same texts.
+
+    Raises:
+        ValueError: there is no text, or more characters than pieces.
+    """
+    lines = [text for text in texts if text.strip()]
+    if not lines:
+        raise ValueError(
+            "there is no text to make a tokenizer from. Give label files, description folders or .txt files."
+        )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            normalization_rule_name="nmt_nfkc",
+            byte_fallback=True,
+            character_coverage=1.0,
+            required_chars=_REQUIRED,
+            user_defined_symbols=_PROMPT_WORDS,
+            # Chinese has no spaces, and a small corpus repeats itself: without a limit half a sentence becomes one piece,
+            # and a new sentence needs pieces never met in training. Most Chinese words have one or two characters.
+            max_sentencepiece_length=2,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"--vocab_size {vocab_size}: sentencepiece refuses: {error}. Try a larger one.") from None
+    return model.getvalue()
+
+
+def random_weights(
+    rng: np.random.Generator, *, vocab_size: int, d_model: int, layers: int, heads: int, d_kv: int, d_ff: int
+) -> dict[str, np.ndarray]:
+    """Draw the parameters of an `MT5ForConditionalGeneration`, under their names in a checkpoint.
+
+    The scales are those of transformers' own initialisation, except `lm_head`: an untied one is drawn there with
+    standard deviation 1, which makes logits of size sqrt(d_model) and a first loss of over a hundred. With 0.02 the
+    first loss is about ln(vocab_size).
+
+    Returns:
+        name -> float32 array; `shared.weight` and `lm_head.weight` are different tensors.
+    """
+    inner = heads * d_kv
+
+    def normal(rows: int, columns: int, std: float) -> np.ndarray:
+        return (rng.standard_normal((rows, columns)) * std).astype(np.float32)
+
+    def attention(prefix: str) -> dict[str, np.ndarray]:
+        return {
+            # mT5 does not divide attention scores by sqrt(d_kv): the queries are drawn that much smaller.
+            f"{prefix}.q.weight": normal(inner, d_model, (d_model * d_kv) ** -0.5),
+            f"{prefix}.k.weight": normal(inner, d_model, d_model**-0.5),
+            f"{prefix}.v.weight": normal(inner, d_model, d_model**-0.5),
+            f"{prefix}.o.weight": normal(d_model, inner, inner**-0.5),
+        }
+
+    weights = {"shared.weight": normal(vocab_size, d_model, 1.0), "lm_head.weight": normal(vocab_size, d_model, 0.02)}
+    for stack, attentions in (("encoder", ("SelfAttention",)), ("decoder", ("SelfAttention", "EncDecAttention"))):
+        for block in range(layers):
+            layer = f"{stack}.block.{block}.layer"
+            for i, kind in enumerate(attentions):
+                weights |= attention(f"{layer}.{i}.{kind}")
+            feed_forward = f"{layer}.{len(attentions)}.DenseReluDense"
+            weights[f"{feed_forward}.wi_0.weight"] = normal(d_ff, d_model, d_model**-0.5)
+            weights[f"{feed_forward}.wi_1.weight"] = normal(d_ff, d_model, d_model**-0.5)
+            weights[f"{feed_forward}.wo.weight"] = normal(d_model, d_ff, d_ff**-0.5)
+            for i in range(len(attentions) + 1):
+                weights[f"{layer}.{i}.layer_norm.weight"] = np.ones(d_model, np.float32)
+        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        weights[bias] = normal(_BUCKETS, heads, d_model**-0.5)
+        weights[f"{stack}.final_layer_norm.weight"] = np.ones(d_model, np.float32)
+    return weights
+
+
+def write_small_mt5(
+    folder: str | Path,
+    texts: Iterable[str],
+    *,
+    d_model: int = 256,
+    layers: int = 2,
+    heads: int = 4,
+    d_kv: int = 64,
+    d_ff: int = 512,
+    vocab_size: int = 2000,
+    seed: int = 0,
+) -> int:
+    """Write `spiece.model`, `tokenizer_config.json`, `config.json` and `model.safetensors`.
+
+    Args:
+        folder: made if need be.
+        texts: what the tokenizer is trained on.
+        d_model: width of the model.
+        layers: of the encoder, and of the decoder.
+        heads: attention heads.
+        d_kv: width of a head.
+        d_ff: width of the feed-forward layers.
+        vocab_size: the most pieces the tokenizer may have.
+        seed: of the weights.
+
+    Returns:
+        The number of pieces. The model's vocabulary is that, rounded up to a multiple of 64; mt5-base's too is larger
+        than its tokenizer's.
+
+    Raises:
+        ValueError: the folder holds another model, or the texts give no tokenizer.
+    """
+    folder = Path(folder)
+    refuse_other_models(folder)
+    spiece = train_tokenizer(texts, vocab_size)
+    pieces = len(sentencepiece.SentencePieceProcessor(model_proto=spiece))
+    sizes = {"d_model": d_model, "d_kv": d_kv, "d_ff": d_ff}
+    rows = math.ceil(pieces / 64) * 64
+    config = {
+        "architectures": ["MT5ForConditionalGeneration"],
+        "model_type": "mt5",
+        "made_by": MADE_BY,
+        **sizes,
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "num_heads": heads,
+        "vocab_size": rows,
+        "relative_attention_num_buckets": _BUCKETS,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.1,
+        "layer_norm_epsilon": 1e-6,
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "tokenizer_class": "T5Tokenizer",
+        "dtype": "float32",
+    }
+    # Without extra_ids 0 transformers adds a hundred ids that the model has no rows for.
+    tokenizer = {
+        "tokenizer_class": "T5Tokenizer",
+        "extra_ids": 0,
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+    }
+    weights = random_weights(np.random.default_rng(seed), vocab_size=rows, layers=layers, heads=heads, **sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(spiece)
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return pieces
+
+
+def refuse_other_models(folder: str | Path) -> None:
+    """Let only a folder of our own, or one with nothing in it, be written to.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or config.get("made_by") != MADE_BY:
+        raise ValueError(f"{folder} holds something else than a small mT5. Name an empty folder; nothing was written.")
+
+
+def read_texts(source: str | Path) -> Iterator[str]:
+    """Texts of one source: a label file, a folder of description files, or a .txt file with one per line.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: a label file that is damaged or no label file.
+    """
+    path = Path(source)
+    if path.is_dir():
+        for file in sorted(path.rglob("*.json")):
+            yield from DescriptionLoader(file.parent).load(file.stem).values()
+    elif path.suffix == ".txt":
+        yield from path.read_text(encoding="utf-8").splitlines()
+    elif not path.exists():
+        raise FileNotFoundError(
+            f"--texts: {path} does not exist. Name a label file, a description folder or a .txt file."
+        )
+    else:
+        labels = load_pickle(path, compressed=True)
+        if not isinstance(labels, dict) or not all(isinstance(entry, dict) for entry in labels.values()):
+            raise ValueError(f"--texts: {path} is no label file: a dictionary of clips was wanted.")
+        yield from (entry.get("text", "") for entry in labels.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a small mT5 from the command line."""
+    parser = argparse.ArgumentParser(description="Write a small mT5 with random weights and its tokenizer.")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--texts", required=True, nargs="+", help="label files, description folders or .txt files")
+    parser.add_argument("--vocab_size", "--vocab-size", type=int, default=2000, help="the most pieces (default 2000)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    try:
+        texts = [text for source in args.texts for text in read_texts(source)]
+        pieces = write_small_mt5(args.out, texts, vocab_size=args.vocab_size, seed=args.seed)
+    except (OSError, ValueError) as error:
+        sys.exit(f"small_mt5.py: {error}")
+    sys.stdout.write(f"{args.out}: a small random mT5, {pieces} pieces from {len(texts)} texts\n")
+
+
+if __name__ == "__main__":
+    main()

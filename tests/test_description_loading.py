@@ -1,0 +1,531 @@
+"""Description files as people have them: every JSON form, and everything that is not a description."""
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import temporal_alignment
+from safe_pickle import load_pickle
+from temporal_alignment import DescriptionCounts, DescriptionLoader, is_error_text
+
+DESCRIPTION_DIR = Path(__file__).resolve().parents[1] / "description"
+
+
+def load(folder: Path, content: object, n_frames: int | None = None) -> tuple[dict[int, str], DescriptionCounts]:
+    """Write one file (bytes as they are, anything else as JSON), load it, and check that the counts agree."""
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (folder / "clip.json").write_bytes(data)
+    loader = DescriptionLoader(folder)
+    texts = loader.load("clip", n_frames)
+    check_sums(loader.counts, n_loads=1)
+    assert loader.counts.frames == len(texts)
+    return texts, loader.counts
+
+
+def check_sums(counts: DescriptionCounts, n_loads: int) -> None:
+    """Every file and every entry is counted once."""
+    assert counts.files_found + counts.files_missing + counts.files_unreadable == n_loads
+    parts = ("error_texts", "blank", "not_text", "bad_frame", "out_of_range", "duplicates", "frames")
+    assert counts.entries == sum(getattr(counts, part) for part in parts)
+
+
+# The corpus
+
+
+def manifest(shared_real: Path) -> dict:
+    return json.loads((shared_real / "descriptions" / "MANIFEST.json").read_text(encoding="utf-8"))
+
+
+def test_every_messy_file_keeps_exactly_its_valid_frames(shared_real):
+    everything = manifest(shared_real)
+    files = everything["files"]
+    assert len(files) == sum(totals["messy"] for totals in everything["totals"].values())
+    wrong = {}
+    for file, record in files.items():
+        split, name = file.removesuffix(".json").split("/")
+        loader = DescriptionLoader(shared_real / "descriptions" / split)
+        texts = loader.load(name, record["clip_frames"])
+        check_sums(loader.counts, n_loads=1)
+        if list(texts) != sorted(record["valid_frames"]) or len(texts) != record["n_valid_frames"]:
+            wrong[file] = (record["problem"], list(texts))
+    assert not wrong
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_split_totals(shared_real, split):
+    everything = manifest(shared_real)
+    totals = everything["totals"][split]
+    labels = load_pickle(shared_real / "fingerspelling" / f"labels.{split}", compressed=True)
+    loader = DescriptionLoader(shared_real / "descriptions" / split)
+    without = clip_frames = 0
+    for name in labels:
+        record = everything["files"].get(f"{split}/{name}.json")
+        if record:
+            n_frames = record["clip_frames"]
+        else:
+            n_frames = len(load_pickle(shared_real / "fingerspelling" / "pose_format" / f"{name}.pkl")["scores"])
+        clip_frames += n_frames
+        without += not loader.load(name, n_frames)
+    check_sums(loader.counts, n_loads=totals["clips"])
+    assert clip_frames == totals["clip_frames"]
+    assert loader.counts.frames == totals["valid_described_frames"]
+    assert without == totals["clips_with_no_valid_frame"]
+    assert loader.counts.files_missing == totals["clips"] - totals["files"]
+
+
+def test_texts_of_the_corpus_come_out_as_they_are_stored(shared_real):
+    folder = shared_real / "descriptions" / "train"
+    listed = manifest(shared_real)["files"]
+    clean = [path for path in sorted(folder.glob("*.json")) if f"train/{path.name}" not in listed][:50]
+    loader = DescriptionLoader(folder)
+    for path in clean:
+        stored = {int(e["filename"][:6]): e["description"] for e in json.loads(path.read_text(encoding="utf-8"))}
+        assert loader.load(path.stem) == stored
+
+
+def test_a_number_in_place_of_a_file_name_does_not_take_another_frames_text(shared_real):
+    # In this file one entry's file name is the number 12; the text of 000012.jpg comes after it.
+    texts = DescriptionLoader(shared_real / "descriptions" / "train").load("F000051_P0000_T00")
+    assert texts[12].endswith("pointing up, held still. Left hand not visible.")
+
+
+# The forms
+
+WANTED = {3: "up", 12: "down"}
+FORMS = {
+    "array": [{"filename": "000012.jpg", "description": "down"}, {"filename": "000003.jpg", "description": "up"}],
+    "object of file names": {"000003.jpg": "up", "000012.jpg": "down"},
+    "object of numbers": {"12": "down", "3": "up"},
+    "frames object": {"frames": {"3": "up", "12": "down"}},
+    "frames object of file names": {"fps": 25, "frames": {"a/000003.jpg": "up", "a/000012.jpg": "down"}},
+    "frames list": {"frames": [{"frame_id": 3, "description": "up"}, {"frame_id": 12, "description": "down"}]},
+    "list of written numbers": [{"frame_id": "3", "description": "up"}, {"frame_id": "012", "description": "down"}],
+}
+FORMS |= {f"descriptions, {name}": {"descriptions": form, "model": "vlm"} for name, form in FORMS.items()}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_each_form(tmp_path, form):
+    texts, counts = load(tmp_path, form)
+    assert texts == WANTED
+    assert list(texts) == [3, 12]
+    assert counts == DescriptionCounts(files_found=1, entries=2, frames=2)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings(tmp_path, encoding):
+    texts, _ = load(tmp_path, json.dumps({"4": "右手"}, ensure_ascii=False).encode(encoding))
+    assert texts == {4: "右手"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["000012.jpg", "12.jpg", "12", "000012", "clip/000012.PNG", "/a/b.c/12.jpeg", r"C:\clip\000012.jpg", "0012.webp"],
+)
+def test_file_names_that_carry_frame_12(tmp_path, name):
+    assert load(tmp_path, [{"filename": name, "description": "x"}])[0] == {12: "x"}
+    assert load(tmp_path, {name: "x"})[0] == {12: "x"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["thumbnail.jpg", "-00001.jpg", "+1.jpg", "", ".jpg", "12.5", "12.5.jpg", "1e3.jpg", "12/", "000012_1.jpg", "0x1f"]
+    + ["frame 12.jpg", " 12.jpg", "12.jpg\n.5", "１２.jpg", "².jpg", "1_2.jpg", "9" * 19, "9" * 5000 + ".jpg"],
+)
+def test_file_names_without_a_frame_number(tmp_path, name):
+    for content in ([{"filename": name, "description": "x"}], {name: "x"}, [{"frame_id": name, "description": "x"}]):
+        texts, counts = load(tmp_path, content)
+        assert texts == {}
+        assert counts.bad_frame == 1
+
+
+@pytest.mark.parametrize("frame_id", [True, False, 1.0, 1.5, -1, None, [1], {"1": 2}, 10**18])
+def test_frame_ids_that_are_no_whole_number(tmp_path, frame_id):
+    texts, counts = load(tmp_path, {"frames": [{"frame_id": frame_id, "description": "x"}]})
+    assert texts == {}
+    assert counts.bad_frame == 1
+
+
+@pytest.mark.parametrize("entry", [None, "text", 5, [], {}, {"description": "x"}, {"filename": 12, "description": "x"}])
+def test_array_entries_without_a_frame(tmp_path, entry):
+    texts, counts = load(tmp_path, [entry, {"filename": "000001.jpg", "description": "y"}])
+    assert texts == {1: "y"}  # the frame number, not the place in the array
+    assert counts.bad_frame == 1
+
+
+def test_descriptions_outrank_a_list_of_frames_beside_them(tmp_path):
+    content = {"frames": ["000003.jpg", "000012.jpg"], "descriptions": {"000003.jpg": "up", "000012.jpg": "down"}}
+    assert load(tmp_path, content)[0] == WANTED
+
+
+def test_a_file_name_outranks_a_number_beside_it(tmp_path):
+    assert load(tmp_path, [{"frame_id": 0, "filename": "000040.jpg", "description": "x"}])[0] == {40: "x"}
+    assert load(tmp_path, [{"frame_id": 0, "filename": "cover.jpg", "description": "x"}])[0] == {}
+
+
+# What is no description
+
+
+@pytest.mark.parametrize("value", [None, 17, 1.5, True, ["a", "list"], {"text": "x"}])
+def test_values_that_are_not_text(tmp_path, value):
+    for content in ([{"filename": "0.jpg", "description": value}], {"0": value}):
+        texts, counts = load(tmp_path, content)
+        assert texts == {}
+        assert counts.not_text == 1
+
+
+@pytest.mark.parametrize("text", ["", " ", " \t\n", "\u3000", "\u00a0\u3000", "\ufeff", "\u200b", "\0", "\ud800"])
+def test_blank_texts(tmp_path, text):
+    texts, counts = load(tmp_path, {"0": text})
+    assert texts == {}
+    assert counts.blank == 1
+
+
+def test_frames_beyond_the_clip_are_dropped_only_when_its_length_is_known(tmp_path):
+    content = {"0": "a", "9": "b", "10": "c", "999": "d"}
+    texts, counts = load(tmp_path, content, n_frames=10)
+    assert texts == {0: "a", 9: "b"}
+    assert counts.out_of_range == 2
+    assert list(load(tmp_path, content)[0]) == [0, 9, 10, 999]
+
+
+def test_the_first_valid_text_of_a_frame_stays(tmp_path):
+    texts = ["", "出错: Error code: 429", None, "first", "second", "first", " "]
+    content = [{"filename": "000007.jpg", "description": text} for text in texts]
+    result, counts = load(tmp_path, content)
+    assert result == {7: "first"}
+    expected = DescriptionCounts(files_found=1, entries=7, error_texts=1, blank=2, not_text=1, duplicates=2, frames=1)
+    assert counts == expected
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"7": "first", "7": "second"}', b'{"frames": {"7": "first", "07.jpg": "second"}}']
+)
+def test_equal_keys_of_an_object_are_duplicates(tmp_path, content):
+    result, counts = load(tmp_path, content)
+    assert result == {7: "first"}
+    assert counts.duplicates == 1
+
+
+def test_characters_that_stop_a_tokenizer_are_taken_out(tmp_path):
+    texts, _ = load(tmp_path, b'{"0": "right \\ud83d hand\\u0000", "1": "\\ud83d\\udc4d thumb", "2": " chin\\u3000"}')
+    assert texts == {0: "right   hand", 1: "👍 thumb", 2: "chin"}
+    for text in texts.values():
+        text.encode("utf-8")
+
+
+ERROR_TEXTS = """
+出错: Request timed out.
+出错
+出錯: 429
+Error code: 500 - {'error': {'message': 'Internal server error'}}
+Error
+ERROR 503
+error: list index out of range
+[ERROR] no answer
+**Error:** no answer
+{"error": {"message": "overloaded"}}
+{'code': 429, 'message': 'slow down'}
+{"detail": "Content Exists Risk"}
+API Error: overloaded
+API call failed
+Server error
+An unexpected error occurred.
+openai.RateLimitError: Error code: 429
+APITimeoutError: Request timed out.
+requests.exceptions.ReadTimeout: HTTPSConnectionPool(host='api', port=443)
+Traceback (most recent call last):
+Failed to process the image
+rate limit
+Rate limit reached for requests
+rate_limit_exceeded
+Requests rate limit exceeded, please try again later.
+Throttling.RateQuota
+You exceeded your current quota, please check your plan
+insufficient_quota
+429 Too Many Requests
+429
+503 Service Unavailable
+504 Gateway Time-out
+500 Internal Server Error
+429 - {'error': {'code': '1302'}}
+HTTP 500
+HTTP/1.1 502 Bad Gateway
+HTTP Error 404: Not Found
+status code: 503
+Bad Gateway
+Gateway Timeout
+Service Unavailable
+<!DOCTYPE html><html><title>502</title></html>
+<html>502</html>
+Request timed out.
+timeout
+Read timed out.
+The read operation timed out
+Request failed with status code 429
+Connection error.
+Connection refused
+Network error
+Input data may contain inappropriate content.
+The response was filtered due to the prompt
+Your request was rejected as a result of our safety system.
+DataInspectionFailed
+Access denied, please make sure your account is in good standing.
+I'm sorry, but I can't assist with that.
+I’m sorry, but I can’t help with identifying people.
+I am sorry, I cannot do that
+"I'm sorry, I can't help."
+Sorry, I can't help with that.
+Sorry, but I cannot
+Sorry, an error occurred
+I apologize, but this image cannot be described
+I can't identify people in images.
+I cannot assist
+I'm not able to provide visual descriptions of images with real people.
+I am unable to view images
+I don't have access to the image
+I don't see any image
+I can't see the image
+As an AI language model, I
+As a language model, I
+As I am not allowed to provide descriptions
+Unfortunately, the image is too dark to say anything
+No image provided
+It seems that there is no image
+It looks like you haven't uploaded an image
+Please provide me with the image you would like me to describe.
+None
+null
+N/A
+nan
+No description available.
+错误：请求失败
+错误
+錯誤: 429
+请求超时
+请求失败，请重试
+超时
+网络错误
+网络连接异常
+服务器内部错误
+服务器繁忙
+API调用失败
+图片加载失败
+发生未知错误
+您的账户已达到速率限制，请您控制请求频率
+系统检测到输入或生成内容可能包含不安全或敏感内容
+内容审核未通过
+抱歉，我无法
+很抱歉，无法描述
+抱歉,我不能
+非常抱歉，出现了问题
+对不起
+对不起，我无法回答
+對不起，我無法回答
+我无法识别图中的人物
+作为一个AI语言模型，我
+作为AI助手
+无法识别该图片
+无法描述图片
+请提供图片
+未提供图片
+""".strip().splitlines()
+
+DESCRIPTIONS = """
+The hand moves 429 pixels.
+429 pixels from the left the hand opens.
+500 ms without movement
+The signer looks sorry.
+Sorry is signed with a fist that circles on the chest.
+Sorry: the right fist circles on the chest.
+The hands make no error, then time out.
+The rate of movement is limited; the limit is the chin.
+I can see the right hand at the chin.
+I cannot see the left hand; the right hand is at the chin.
+I can't clearly see the left hand in this image; the right hand is raised.
+You can see the right hand.
+Terror in the eyes, both hands up.
+Time out sign: both hands form a T.
+Timeout gesture: both hands form a T.
+The image shows a face blocked by the right hand.
+The connection between index finger and thumb forms a ring.
+Connection of both hands at the chest
+Please: the flat hand circles on the chest.
+The model's right hand is at the chin.
+Request sign: palms up
+None of the fingers are extended.
+No movement; both hands rest.
+Nothing moves.
+As a fist, the right hand rises.
+It seems the right hand is up.
+Failing light; the hands are at the chest.
+Status quo: both hands rest.
+HTTP is fingerspelled.
+...
+对不起的手势：右手握拳。
+“对不起”：右手握拳。
+手势表示“抱歉”。
+错误的手势：双手交叉。
+请求的手势：双手合十。
+请：右手掌心向上。
+连接手腕与手肘。
+无法看清左手，右手在胸前。
+未检测到左手，右手在胸前。
+描述：右手位于胸前。
+图像中右手位于胸前。
+识别到右手在胸前。
+作为支撑，左手托住右手。
+我看到右手在胸前。
+右手向左移动429像素，没有出错。
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("text", ERROR_TEXTS)
+def test_error_texts(text):
+    assert is_error_text(text)
+    assert is_error_text(text.upper()) or re.search("[a-z]Error|[a-z]Timeout", text)  # exceptions' names: by their case
+
+
+@pytest.mark.parametrize("text", DESCRIPTIONS)
+def test_true_descriptions_are_kept(text):
+    assert not is_error_text(text)
+
+
+def test_error_texts_are_counted(tmp_path):
+    content = {str(i): f" \n{text}" for i, text in enumerate(ERROR_TEXTS + DESCRIPTIONS)}
+    texts, counts = load(tmp_path, content)
+    assert counts.error_texts == len(ERROR_TEXTS)
+    assert list(texts.values()) == DESCRIPTIONS
+
+
+# Files that are no description files
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[",
+        b'[{"filename": "000000.jpg", "descr',
+        b"<html></html>",
+        "右手".encode("gbk"),
+        b"\xff\xfe\x00",
+        b"\0" * 9,
+    ]
+    + [b'"text"', '"出错: Connection error."'.encode(), b"12", b"null", b"true", b"NaN", b"[] []", b"9" * 5000]
+    + [b"[" * 200_000, b'{"a":' * 200_000, b"[" * 200_000 + b"]" * 200_000],
+)
+def test_unreadable_files(tmp_path, content):
+    texts, counts = load(tmp_path, content)
+    assert texts == {}
+    assert counts == DescriptionCounts(files_unreadable=1)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"{}", b'{"frames": {}}', b'{"frames": []}', b'{"descriptions": {"frames": []}}']
+)
+def test_empty_documents_are_read_and_hold_nothing(tmp_path, content):
+    assert load(tmp_path, content) == ({}, DescriptionCounts(files_found=1))
+
+
+def test_files_that_are_too_large_are_not_parsed(tmp_path, monkeypatch):
+    content = json.dumps({"0": "x" * 100}).encode()
+    monkeypatch.setattr(temporal_alignment, "MAX_BYTES", len(content))
+    assert load(tmp_path, content)[1].files_found == 1
+    monkeypatch.setattr(temporal_alignment, "MAX_BYTES", len(content) - 1)
+    assert load(tmp_path, content)[1] == DescriptionCounts(files_unreadable=1)
+
+
+def test_a_missing_file_and_a_folder_in_its_place(tmp_path):
+    (tmp_path / "folder.json").mkdir()
+    loader = DescriptionLoader(tmp_path)
+    assert loader.load("nobody") == {}
+    assert loader.counts == DescriptionCounts(files_missing=1)
+    assert loader.load("folder") == {}
+    assert loader.load("n" * 5000) == {}
+    assert loader.load("half a pair \ud800") == {}
+    assert loader.counts == DescriptionCounts(files_missing=1, files_unreadable=3)
+
+
+def test_counts_add_up_over_files(tmp_path):
+    for name, content in {"a": {"0": "x", "1": ""}, "b": {"0": "y", "5": "z"}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    loader = DescriptionLoader(tmp_path)
+    for name in "abc":
+        loader.load(name, 5)
+    assert loader.counts == DescriptionCounts(
+        files_found=2, files_missing=1, entries=4, blank=1, out_of_range=1, frames=2
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside",
+        "a/../../outside",
+        "..\\outside",
+        "/etc/passwd",
+        "C:\\outside",
+        "C:outside",
+        "\\\\host\\share\\a",
+        "",
+    ]
+    + ["..", ".", "a/..", "a\0b"],
+)
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    (tmp_path / "outside.json").write_text('{"0": "secret"}')
+    (tmp_path / "inside" / "a").mkdir(parents=True)
+    loader = DescriptionLoader(tmp_path / "inside")
+    with pytest.raises(ValueError, match="leaves .*inside") as error:
+        loader.load(name)
+    assert "\n" not in str(error.value)
+    assert loader.counts == DescriptionCounts()
+
+
+@pytest.mark.parametrize(
+    "name", ["S000020_P0000_T00", "a-00:00:31.350-00:00:33", "v1.2", "news/2020", "..a", "a b", "手语"]
+)
+def test_names_that_real_data_sets_have(tmp_path, name):
+    file = tmp_path / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"0": "x"}')
+    assert DescriptionLoader(tmp_path).load(name) == {0: "x"}
+
+
+def test_a_missing_folder_is_an_error_that_names_the_cure(tmp_path):
+    gone = tmp_path / "split_data" / "train"
+    with pytest.raises(FileNotFoundError) as error:
+        DescriptionLoader(gone)
+    wanted = f"--use_descriptions: {gone} does not exist. Put the JSON files there, or drop --use_descriptions."
+    assert str(error.value) == wanted
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        DescriptionLoader(str(file))
+
+
+# The user's manual
+
+
+def test_the_examples_give_what_the_manual_shows():
+    manual = (DESCRIPTION_DIR / "README.md").read_text(encoding="utf-8")
+    shown = ast.literal_eval(re.search(r"```python\n(.*?)```", manual, re.DOTALL)[1])
+    as_json = json.loads(re.search(r"```json\n(.*?)```", manual, re.DOTALL)[1])
+    examples = sorted((DESCRIPTION_DIR / "examples").glob("*.json"))
+    assert re.findall(r"^\| `(\w+\.json)` \|", manual, re.MULTILINE) != []
+    assert {path.name for path in examples} == set(re.findall(r"^\| `(\w+\.json)` \|", manual, re.MULTILINE))
+    loader = DescriptionLoader(DESCRIPTION_DIR / "examples")
+    for path in examples:
+        assert loader.load(path.stem) == shown, path.name
+    clean = DescriptionCounts(files_found=len(examples), entries=2 * len(examples), frames=2 * len(examples))
+    assert loader.counts == clean
+    assert as_json == json.loads((DESCRIPTION_DIR / "examples" / "array.json").read_text(encoding="utf-8"))
+
+
+def test_every_count_is_explained():
+    fields = {field.name for field in dataclasses.fields(DescriptionCounts)}
+    assert fields == set(re.findall(r"^        (\w+): ", DescriptionCounts.__doc__, re.MULTILINE))

@@ -1,0 +1,195 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import sacrebleu
+
+import metrics
+
+BLEUS = ("bleu1", "bleu2", "bleu3", "bleu4")
+WER_KEYS = {"wer": "wer", "wer_del": "del_rate", "wer_ins": "ins_rate", "wer_sub": "sub_rate"}
+SETS = ("csl_daily_dev", "csl_daily_test", "openasl_dev", "openasl_test", "how2sign_test")
+
+
+@pytest.fixture(scope="module")
+def recorded(shared_reference: Path) -> dict:
+    return json.loads((shared_reference / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=SETS)
+def released(request: pytest.FixtureRequest, shared_reference: Path, recorded: dict) -> tuple[list, list, dict]:
+    """Hypotheses and references of a released prediction file, and the official scores."""
+    lines = (shared_reference / "predictions" / f"{request.param}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == recorded["sets"][request.param]["num"]
+    official = recorded["sets"][request.param]["official"]
+    return [row["prediction"] for row in rows], [row["reference"] for row in rows], official
+
+
+@pytest.mark.parity
+def test_released_predictions_score_as_published(released: tuple[list, list, dict]) -> None:
+    hypotheses, references, official = released
+    scores = metrics.score_prepared("SLT", hypotheses, references)
+    assert list(scores.values) == [*BLEUS, "chrf", "rouge_l"]
+    for key in BLEUS:
+        assert scores.values[key] == pytest.approx(official[key], abs=1e-9)
+    assert scores.values["rouge_l"] == pytest.approx(official["rouge_l_f"], abs=1e-9)
+    # The recorded chrF is that of sacrebleu 1.4.2: it differs in the third decimal.
+    assert scores.values["chrf"] == pytest.approx(official["chrf"], abs=2e-3)
+    assert scores.values["chrf"] == sacrebleu.corpus_chrf(hypotheses, [references]).score
+
+
+@pytest.mark.parity
+def test_released_predictions_as_signs_and_as_glosses(released: tuple[list, list, dict]) -> None:
+    hypotheses, references, official = released
+    accuracy = metrics.score_prepared("ISLR", hypotheses, references).values
+    for key in ("top1_per_instance", "top1_per_class"):
+        assert accuracy[key] == pytest.approx(official[f"islr_{key}"], abs=1e-9)
+    rates = metrics.score_prepared("CSLR", hypotheses, references).values
+    for key, name in WER_KEYS.items():
+        assert rates[key] == pytest.approx(official["wer_whitespace_tokens_int64_distance_table"][name], abs=1e-9)
+
+
+@pytest.mark.parity
+def test_recorded_cases(recorded: dict) -> None:
+    cases = recorded["cases"]
+    for name, case in cases["wer_list"].items():
+        got = metrics.score("CSLR", case["hypotheses"], case["references"], "char").values
+        for key, official in WER_KEYS.items():
+            assert got[key] == pytest.approx(case["out_int64_distance_table"][official], abs=1e-9), name
+    for name, case in cases["islr_performance"].items():
+        got = metrics.score("ISLR", case["hypotheses"], case["references"], "word").values
+        assert got["top1_per_instance"] == pytest.approx(case["top1_acc_pi"], abs=1e-9), name
+        assert got["top1_per_class"] == pytest.approx(case["top1_acc_pc"], abs=1e-9), name
+    for name, case in cases["translation_performance"].items():
+        got = metrics.score("SLT", case["hypotheses"], case["references"], "word").values
+        for key in BLEUS:
+            assert got[key] == pytest.approx(case[key], abs=1e-9), name
+        assert got["rouge_l"] == pytest.approx(case["rouge_l_f"], abs=1e-9), name
+
+
+@pytest.mark.parity
+def test_recorded_cases_that_raise_in_the_official_code_score_zero_for_that_clip(recorded: dict) -> None:
+    for case in recorded["cases"]["translation_performance_empty"].values():
+        assert case["error"] == "ValueError: Hypothesis is empty."
+        got = metrics.score("SLT", case["hypotheses"], case["references"], "word").values
+        assert got["rouge_l"] == pytest.approx(50, abs=1e-6)  # the other clip of the two is right
+
+
+@pytest.mark.parity
+def test_preparation_is_uni_signs(shared_reference: Path) -> None:
+    texts = json.loads((shared_reference / "generate_pose_text.json").read_text(encoding="utf-8"))
+    raw_references = json.loads((shared_reference / "batch_info.json").read_text(encoding="utf-8"))["sentences"]
+    for beams in ("beam1", "beam4"):
+        prepared = [metrics.prepare_hypothesis(text, "char") for text in texts[beams]["decoded"]]
+        assert prepared == texts[beams]["csl_daily_slt_post"]
+    prepared = [metrics.prepare_reference(text, "char") for text in raw_references]
+    assert prepared == texts["refs_csl_daily_slt_post"]
+
+
+def test_preparation_of_punctuation_and_blanks() -> None:
+    assert metrics.prepare_reference("好 吗？是，好！", "char") == "好 吗 ? 是 , 好 ！"
+    # Only references are narrowed: mT5's tokenizer never writes the wide forms.
+    assert metrics.prepare_hypothesis("好 吗？\n是，", "char") == "好 吗 ？ 是 ，"
+    for prepare in (metrics.prepare_hypothesis, metrics.prepare_reference):
+        assert prepare("\n A  lot，really？ ", "word") == "A  lot，really？"
+        assert prepare("", "char") == ""
+
+
+def test_translations_are_prepared_before_they_are_scored() -> None:
+    hypotheses, references = ["今天天气好。\n", "你 好。"], ["今天天气很好。", "你好？"]
+    prepared = metrics.score_prepared("SLT", ["今 天 天 气 好 。", "你 好 。"], ["今 天 天 气 很 好 。", "你 好 ?"])
+    assert metrics.score("SLT", hypotheses, references, "char").values == prepared.values
+    # 8 of 9 characters are right, the brevity penalty is exp(1 - 10/9).
+    assert prepared.values["bleu1"] == pytest.approx(100 * 8 / 9 * 2.718281828459045 ** (1 - 10 / 9))
+    assert metrics.score("SLT", hypotheses, references, "word").values["bleu1"] == 0
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "reference", "expected"),
+    [
+        ("a b c d", "a b c", 6 / 7),  # precision 3/4, recall 1
+        ("a a b", "a b", 1.0),  # a word counts once
+        ("a b. c d", "d c. b a", 1 / 2),  # one word of each pair of sentences, the later one
+        ("a a b", "a b a", 1 / 2),  # of "a a" and "a b", both longest, the package finds "a a"
+        ("a b a", "a a b", 1.0),
+        ("a . . b", "a . c", 2 / 5),  # a blank between two full stops is a word: 1 of 3 and of 2
+        ("one. two", "one two", 1.0),
+        ("a", "b", 0.0),
+    ],
+)
+def test_rouge_l_counts_as_the_package(hypothesis: str, reference: str, expected: float) -> None:
+    assert metrics.rouge_l(hypothesis, reference) == pytest.approx(expected, abs=1e-7)  # the package adds 1e-8
+
+
+@pytest.mark.parametrize("nothing", ["", ".", "...", " . . ", "\n"])
+def test_rouge_l_of_a_text_without_words_is_zero(nothing: str) -> None:
+    assert metrics.rouge_l(nothing, "a . . b") == 0
+    assert metrics.rouge_l("a . . b", nothing) == 0
+    assert metrics.rouge_l(nothing, nothing) == 0
+
+
+def test_long_texts_neither_recurse_nor_overflow() -> None:
+    long = " ".join(f"w{i}" for i in range(3000))
+    assert metrics.rouge_l(long, "w7 w9 w8") == pytest.approx(2 * 2 / 3003, abs=1e-7)
+    assert metrics.word_errors(long, "w7 w9 x") == (0, 2997, 1)
+    assert metrics.word_errors("", long) == (3000, 0, 0)
+
+
+def test_glosses_are_words_in_chinese_too() -> None:
+    scores = metrics.score("CSLR", ["今天 天气  好"], ["今天 天气 很 好"], "char").values
+    assert scores == {"wer": 25.0, "wer_del": 25.0, "wer_ins": 0.0, "wer_sub": 0.0}
+
+
+def test_empty_hypotheses_are_scored() -> None:
+    assert set(metrics.score("SLT", ["", ""], ["你好", "好"], "char").values.values()) == {0.0}
+    assert metrics.score("ISLR", [""], ["book"], "word").values["top1_per_instance"] == 0
+    assert metrics.score("CSLR", [""], ["a b"], "word").values["wer_del"] == 100
+
+
+@pytest.mark.parametrize(
+    ("task", "hypotheses", "references", "unit", "message"),
+    [
+        ("SLR", ["a"], ["a"], "word", r"--task SLR: .*SLT, ISLR, CSLR"),
+        ("SLT", ["a"], ["a"], "chars", r"text_unit 'chars'"),
+        ("SLT", ["a"], ["a", "b"], "word", r"1 hypotheses for 2 references"),
+        ("SLT", [], [], "word", r"no clips to score"),
+        ("SLT", ["a", "b", "c"], ["a", " ", "\n"], "char", r"2 of 3 references are empty \(the first is number 2\)"),
+        ("ISLR", ["a"], [""], "word", r"1 of 1 references are empty"),
+        ("CSLR", ["a"], [" "], "word", r"1 of 1 references are empty"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_clear_line(
+    task: str, hypotheses: list, references: list, unit: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        metrics.score(task, hypotheses, references, unit)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_warning_about_split_texts(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        metrics.score("SLT", ["好的."] * 200, ["好的."] * 200, "char")
+    assert not caplog.records
+
+
+def test_table_and_signatures() -> None:
+    scores = metrics.score("SLT", ["a b c d"], ["a b c d"], "word")
+    assert scores.table().splitlines()[:2] == [
+        " bleu1   bleu2   bleu3   bleu4    chrf  rouge_l",
+        "100.00  100.00  100.00  100.00  100.00   100.00",
+    ]
+    assert scores.signatures["bleu"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    assert scores.signatures["chrf"].endswith(f"|version:{sacrebleu.__version__}")
+    for signature in scores.signatures.values():
+        assert signature in scores.table()
+
+
+def test_better_means_higher_except_for_errors() -> None:
+    for task, (key, higher) in metrics.MAIN_METRIC.items():
+        assert key in metrics.score(task, ["a"], ["a"], "word").values
+        assert metrics.is_better(task, 2.0, 1.0) is higher
+        assert metrics.is_better(task, 1.0, 2.0) is not higher
+        assert not metrics.is_better(task, 1.0, 1.0)  # the earlier epoch stays
+        assert metrics.is_better(task, 0.0, None)

@@ -1,0 +1,129 @@
+"""Which frames are kept, and which text each of them gets."""
+
+import numpy as np
+import pytest
+
+from temporal_alignment import Alignment, DescriptionCounts, TemporalAligner, sample_frames
+
+
+def align_slowly(descriptions: dict[int, str], frames: list[int]) -> Alignment:
+    """The rule, frame by frame and without arithmetic on arrays."""
+    texts: list[str | None] = []
+    for frame in frames:
+        if frame in descriptions:
+            texts.append(descriptions[frame])
+        else:
+            ranked = sorted(descriptions, key=lambda other: (abs(other - frame), other))
+            texts.append(descriptions[ranked[0]] if ranked else None)
+    return Alignment(texts, [int(frame in descriptions) for frame in frames])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_align_agrees_with_the_slow_rule(seed):
+    rng = np.random.default_rng(seed)
+    n_frames = int(rng.integers(1, 60))
+    described = rng.permutation(n_frames)[: rng.integers(0, n_frames + 1)].tolist()
+    descriptions = {frame: f"text of {frame}" for frame in described}  # not in order
+    frames = sample_frames(n_frames, int(rng.integers(1, 40)), rng)
+    expected = align_slowly(descriptions, frames.tolist())
+    assert TemporalAligner().align(descriptions, frames) == expected
+    assert TemporalAligner().align(descriptions, frames.tolist()) == expected
+
+
+def test_align_by_hand():
+    # 0 and 1: before the first; 4: as near to 2 as to 6, the earlier; 9: after the last.
+    result = TemporalAligner().align({2: "up", 6: "down"}, [0, 1, 2, 3, 4, 5, 6, 9])
+    assert result.descriptions == ["up", "up", "up", "up", "up", "down", "down", "down"]
+    assert result.has_description == [0, 0, 1, 0, 0, 0, 1, 0]
+
+
+def test_frames_are_original_numbers_not_positions():
+    # The clip starts at frame 100: position 0 is frame 100, and a text of frame 0 is far away from it.
+    result = TemporalAligner().align({0: "far", 101: "near"}, np.arange(100, 103))
+    assert result == Alignment(["near", "near", "near"], [0, 1, 0])
+
+
+def test_a_described_frame_that_was_not_sampled_still_fills_its_neighbours():
+    assert TemporalAligner().align({5: "five", 20: "twenty"}, [4, 8]) == Alignment(["five", "five"], [0, 0])
+
+
+def test_a_clip_without_descriptions_is_none_throughout():
+    assert TemporalAligner().align({}, [3, 4, 5]) == Alignment([None, None, None], [0, 0, 0])
+
+
+@pytest.mark.parametrize("descriptions", [{}, {3: "x"}])
+def test_no_frames_give_an_empty_alignment(descriptions):
+    assert TemporalAligner().align(descriptions, []) == Alignment([], [])
+
+
+def test_align_hands_on_the_same_objects_and_plain_numbers():
+    descriptions = {1: "".join(["long", " text"]), 7: "".join(["other", " text"])}
+    result = TemporalAligner().align(descriptions, range(9))
+    assert all(any(text is own for own in descriptions.values()) for text in result.descriptions)
+    assert {type(value) for value in result.has_description} == {int}
+
+
+def test_align_does_not_depend_on_the_order_of_the_descriptions_or_of_the_frames():
+    descriptions = {9: "i", 2: "b", 5: "e"}
+    frames = [8, 0, 5, 3]
+    forwards = TemporalAligner().align(dict(sorted(descriptions.items())), frames)
+    assert TemporalAligner().align(descriptions, frames) == forwards
+    backwards = TemporalAligner().align(descriptions, frames[::-1])
+    assert backwards == Alignment(forwards.descriptions[::-1], forwards.has_description[::-1])
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+def test_samples_are_sorted_distinct_and_within_the_clip(in_training):
+    rng = np.random.default_rng(3) if in_training else None
+    for n_frames in (0, 1, 2, 3, 7, 8, 9, 31, 255, 256, 257, 300, 513, 4001):
+        for max_length in (1, 2, 3, 8, 256):
+            frames = sample_frames(n_frames, max_length, rng)
+            assert frames.dtype == np.int64
+            assert frames.shape == (min(n_frames, max_length),)
+            assert (np.diff(frames) > 0).all()
+            assert ((frames >= 0) & (frames < n_frames)).all()
+
+
+@pytest.mark.parametrize("n_frames", [0, 1, 255, 256])
+def test_a_clip_that_fits_keeps_every_frame(n_frames):
+    for rng in (None, np.random.default_rng(0)):
+        assert sample_frames(n_frames, 256, rng).tolist() == list(range(n_frames))
+
+
+def test_evaluation_takes_evenly_spaced_frames_from_first_to_last():
+    assert sample_frames(10, 4).tolist() == [0, 3, 6, 9]
+    assert sample_frames(11, 4).tolist() == [0, 3, 7, 10]  # 0, 3 1/3, 6 2/3, 10
+    assert sample_frames(9, 1).tolist() == [0]
+    for n_frames, max_length in ((257, 256), (300, 256), (1000, 256), (4001, 17)):
+        frames = sample_frames(n_frames, max_length)
+        assert (frames[0], frames[-1]) == (0, n_frames - 1)
+        assert np.abs(frames - np.linspace(0, n_frames - 1, max_length)).max() <= 0.5
+        assert np.array_equal(frames, sample_frames(n_frames, max_length))
+
+
+def test_training_takes_a_random_sample_that_its_generator_repeats():
+    first = sample_frames(300, 256, np.random.default_rng(1))
+    assert np.array_equal(first, sample_frames(300, 256, np.random.default_rng(1)))
+    assert not np.array_equal(first, sample_frames(300, 256, np.random.default_rng(2)))
+    rng = np.random.default_rng(1)
+    assert not np.array_equal(sample_frames(300, 256, rng), sample_frames(300, 256, rng))
+
+
+def test_training_takes_every_frame_equally_often():
+    rng = np.random.default_rng(0)
+    drawn = np.bincount(np.concatenate([sample_frames(10, 4, rng) for _ in range(5000)]), minlength=10)
+    # Binomial(5000, 0.4): mean 2000, standard deviation 35.
+    assert np.abs(drawn - 2000).max() < 5 * 35
+
+
+def test_impossible_lengths_are_refused():
+    with pytest.raises(ValueError, match=r"--max_length 0: must be at least 1"):
+        sample_frames(5, 0)
+    with pytest.raises(ValueError, match="-1 frames"):
+        sample_frames(-1, 5)
+
+
+def test_counts_add_up_field_by_field():
+    total = DescriptionCounts(files_found=1, entries=5, blank=2, frames=3)
+    total += DescriptionCounts(files_found=2, files_missing=1, entries=4, frames=4)
+    assert total == DescriptionCounts(files_found=3, files_missing=1, entries=9, blank=2, frames=7)

@@ -1,0 +1,162 @@
+"""Features of descriptions under a frozen text encoder, computed once and kept on disk.
+
+A cache is a folder named after the encoder (see `encoder_fingerprint`), so features of another encoder are never taken
+for these. In it lie shards: folders with the keys of some texts, sorted, and their features, memory-mapped. A shard
+appears under its name only when it is complete, so several processes and several runs can write side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distributed import barrier, is_main, rank, world_size
+from text_fusion_modules import TextEncoder, encoder_fingerprint
+
+logger = logging.getLogger(__name__)
+
+BATCH = 256  # texts a call of the encoder
+
+
+def text_key(text: str) -> int:
+    """64 bits of a text; two of a million texts share theirs once in 37 million data sets."""
+    # surrogatepass: a description cut in the middle of a surrogate pair still has a key.
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+class TextFeatureCache:
+    """Looks features up; stands in for a `TextEncoder`.
+
+    Args:
+        folder: of the cache; damaged shards in it are removed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.shards: list[tuple[np.ndarray, np.ndarray]] = []
+        for path in sorted(self.folder.glob("shard-*")):
+            shard = _open_shard(path)
+            if shard is None:
+                logger.warning("text cache: %s is damaged; its texts are encoded again.", path)
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                self.shards.append(shard)
+        self.width = self.shards[0][1].shape[1] if self.shards else 0
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that the cache does not hold."""
+        places = self._find(texts)
+        return [text for text, place in zip(texts, places, strict=True) if place is None]
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """n texts -> (n, W) float32 on the CPU.
+
+        Raises:
+            ValueError: a text is not in the cache.
+        """
+        features = torch.empty(len(texts), self.width)
+        for row, (text, place) in enumerate(zip(texts, self._find(texts), strict=True)):
+            if place is None:
+                raise ValueError(
+                    f"text cache {self.folder}: does not hold {text[:60]!r}. The description files changed during the "
+                    "run; start again, and the cache is brought up to date."
+                )
+            shard, number = place
+            features[row] = torch.from_numpy(np.array(self.shards[shard][1][number]))
+        return features
+
+    def _find(self, texts: Sequence[str]) -> list[tuple[int, int] | None]:
+        """Shard and row of each text."""
+        wanted = np.array([text_key(text) for text in texts], np.uint64)
+        places: list[tuple[int, int] | None] = [None] * len(texts)
+        for number, (keys, _) in enumerate(self.shards):
+            rows = np.searchsorted(keys, wanted)
+            found = keys[np.minimum(rows, len(keys) - 1)] == wanted
+            for i in np.flatnonzero(found):
+                places[i] = (number, int(rows[i]))
+        return places
+
+
+def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Keys and features, or None for what is no whole shard."""
+    try:
+        keys = np.load(path / "keys.npy", mmap_mode="r", allow_pickle=False)
+        features = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = len(keys) > 0 and keys.dtype == np.uint64 and features.dtype == np.float32 and features.ndim == 2
+    return (keys, features) if whole and len(keys) == len(features) else None
+
+
+def build_text_cache(
+    cache_root: str | Path,
+    encoder_folder: str | Path,
+    max_tokens: int,
+    texts: Sequence[str],
+    device: torch.device,
+    progress: Callable[[Sequence, str], Iterator] = lambda items, _: iter(items),
+) -> TextFeatureCache:
+    """Open the cache of an encoder, and add the texts it lacks; every process of a run calls this.
+
+    The processes share the work, one shard each. The encoder is loaded only if there is something to encode, and let go
+    before training starts.
+
+    Args:
+        cache_root: caches of all encoders lie here.
+        encoder_folder: of the text encoder.
+        max_tokens: a text is cut to this many tokens.
+        texts: all distinct texts the run will meet.
+        device: where to encode.
+        progress: wraps the batches, with a title.
+    """
+    folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_main():
+        TextFeatureCache(folder)  # removes damaged shards before anyone counts on them
+    barrier()
+    cache = TextFeatureCache(folder)
+    texts = sorted(set(texts)) or [""]
+    missing = cache.missing(texts)
+    if missing:
+        logger.info("text cache %s: encoding %d of %d texts.", folder, len(missing), len(texts))
+        share = missing[rank() :: world_size()]
+        if share:
+            encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
+            _write_shard(folder, share, _encode(encoder, share, progress))
+        barrier()
+        cache = TextFeatureCache(folder)
+    return cache
+
+
+@torch.inference_mode()
+def _encode(encoder: TextEncoder, texts: list[str], progress: Callable[[Sequence, str], Iterator]) -> np.ndarray:
+    """(n, W) float32. Texts of like length go together, so that little of a batch is padding."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    features = np.empty((len(texts), encoder.width), np.float32)
+    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    for batch in progress(batches, "encoding descriptions"):
+        features[batch] = encoder([texts[i] for i in batch]).float().cpu().numpy()
+    return features
+
+
+def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
+    keys = np.array([text_key(text) for text in texts], np.uint64)
+    order = np.argsort(keys)
+    name = f"shard-{hashlib.blake2b(keys[order].tobytes(), digest_size=8).hexdigest()}"
+    work = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder))
+    np.save(work / "keys.npy", keys[order])
+    np.save(work / "features.npy", features[order])
+    try:
+        os.rename(work, folder / name)
+    except OSError:  # another process was faster with the same texts
+        shutil.rmtree(work)
+        if not (folder / name).is_dir():
+            raise

@@ -1,0 +1,223 @@
+"""The run: command line, seed, log, progress. Nothing heavy is imported here, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import config
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EXAMPLES = """examples:
+  python sample_data.py --out sample     a small made-up corpus; then --root sample below, and no other data is needed
+  python fine_tuning.py --epochs 20 --output_dir ./output_baseline
+  python fine_tuning.py --epochs 20 --use_descriptions --output_dir ./output_multimodal
+  python fine_tuning.py --use_descriptions --finetune ./output_multimodal/best_checkpoint.pth --eval
+  torchrun --nproc-per-node 4 fine_tuning.py --use_descriptions
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes every flag with hyphens and with underscores."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+        spellings = dict.fromkeys(names)
+        for name in names:
+            if name.startswith("--"):
+                spellings |= dict.fromkeys(["--" + name[2:].replace("-", "_"), "--" + name[2:].replace("_", "-")])
+        return super().add_argument(*spellings, **options)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Build the command line of `fine_tuning.py`; names and defaults of Uni-Sign's flags are kept."""
+    parser = _Parser(
+        prog="fine_tuning.py",
+        description="Train or evaluate Uni-Sign stage 3, with or without descriptions of the frames.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    parser.add_argument_group("data")
+    add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
+    add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
+    add("--task", default="SLT", choices=config.TASKS, help="default: SLT")
+    add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
+    add("--mt5_path", default=config.mt5_path, metavar="DIR", help=f"mT5; default: {config.mt5_path} under --root")
+    add("--max_length", type=int, default=256, help="longest clip in frames; default: 256")
+    add(
+        "--eval_sampling",
+        default="even",
+        choices=("even", "random"),
+        help="which frames of a longer clip are evaluated; random is Uni-Sign's way; default: even",
+    )
+    add("--num_workers", type=int, default=8, help="processes that load data; default: 8")
+    add("--pin-mem", action=argparse.BooleanOptionalAction, default=True, help="pin memory for the GPU; default: on")
+
+    add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
+    add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
+    add("--uni_sign_padding", action="store_true", help="let padded frames leak as in Uni-Sign; for comparison only")
+    add("--rgb_support", action="store_true", help="the RGB-pose branch")
+
+    add("--use_descriptions", action="store_true", help="fuse the descriptions of frames")
+    add(
+        "--text_dropout_p",
+        type=float,
+        default=0.1,
+        help="in training, how likely a frame loses its text: 0.05 with much data, 0.2 against over-fitting, "
+        "0 to debug; default: 0.1",
+    )
+    add("--text_encoder", default="", metavar="DIR", help="any Hugging Face text encoder; default: the encoder of mT5")
+    add("--text_encoder_freeze", action="store_true", help="the text encoder gets no gradient; its features are cached")
+    add("--text_max_tokens", type=int, default=128, help="a description is cut to this many tokens; default: 128")
+    add(
+        "--text_cache",
+        default="text_cache",
+        metavar="DIR",
+        help="features of a frozen encoder; default: text_cache under --root",
+    )
+    add("--fusion_checkpoint", default="", metavar="FILE", help="load the fusion modules alone, from a best_fusion.pth")
+    add(
+        "--trainable",
+        default="auto",
+        choices=("auto", "fusion", "all"),
+        help="auto: only the fusion modules with --text_encoder_freeze and --finetune, else all; default: auto",
+    )
+
+    add("--epochs", type=int, default=20, help="default: 20")
+    add("--batch-size", type=int, default=16, help="clips per process and micro-batch; default: 16")
+    add("--gradient-accumulation-steps", type=int, default=8, help="micro-batches per step; default: 8")
+    add("--gradient-clipping", type=float, default=1.0, help="longest gradient norm; default: 1.0")
+    add("--opt", type=str.lower, default="adamw", choices=("adamw", "adam", "sgd"), help="default: adamw")
+    add("--opt-eps", type=float, default=1e-9, help="default: 1e-9")
+    add("--opt-betas", type=float, nargs=2, default=None, metavar="B", help="default: 0.9 0.999")
+    add("--weight-decay", type=float, default=1e-4, help="default: 1e-4")
+    add("--sched", default="cosine", choices=("cosine", "linear", "constant"), help="default: cosine")
+    add("--lr", type=float, default=1e-3, help="default: 1e-3")
+    add("--min-lr", type=float, default=1e-8, help="the rate never falls below; default: 1e-8")
+    add("--warmup-epochs", type=float, default=0, help="default: 0")
+    add("--seed", type=int, default=42, help="default: 42")
+
+    add("--zero_stage", type=int, default=2, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO; default: 2")
+    add("--offload", action="store_true", help="keep the optimizer's state in main memory")
+    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
+    add("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+
+    add("--finetune", default="", metavar="FILE", help="start from these weights (.pth or .safetensors)")
+    add("--eval", action="store_true", help="evaluate --finetune on dev and test, train nothing")
+    add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
+    add("--max_new_tokens", type=int, default=100, help="longest sentence that is written; default: 100")
+    add("--output_dir", default="./output", metavar="DIR", help="default: ./output")
+    add("--resume", default="", metavar="auto|DIR", help="go on from the newest state in --output_dir, or from DIR")
+    add(
+        "--save_steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also save a state to resume every N steps; default: 0, off",
+    )
+    add("--keep_last", type=int, default=2, metavar="N", help="checkpoints and states kept; 0 keeps all; default: 2")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line and refuse flags that exclude each other, before anything heavy is imported."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if args.rgb_support:
+        parser.error(
+            "--rgb_support: the RGB-pose branch is not part of this version; drop the flag to use poses alone."
+        )
+    if not args.use_descriptions:
+        wanted = {
+            "--text_encoder_freeze": args.text_encoder_freeze,
+            "--text_encoder": args.text_encoder,
+            "--fusion_checkpoint": args.fusion_checkpoint,
+            "--trainable fusion": args.trainable == "fusion",
+        }
+        if given := [flag for flag, value in wanted.items() if value]:
+            parser.error(f"{given[0]} needs --use_descriptions.")
+    if args.eval and not args.finetune:
+        parser.error("--eval needs --finetune FILE, the weights to evaluate.")
+    if args.eval and args.resume:
+        parser.error("--eval and --resume exclude each other: --eval trains nothing.")
+    if args.resume and args.finetune:
+        parser.error("--resume and --finetune exclude each other: the state to resume holds the weights.")
+    for flag in ("epochs", "batch_size", "gradient_accumulation_steps", "max_length", "num_beams", "max_new_tokens"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag} {getattr(args, flag)}: must be at least 1.")
+    if args.lr <= 0:
+        parser.error(f"--lr {args.lr}: must be positive.")
+    return args
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program: what a user can mend is one line on the terminal (its origin goes to the log), status 1."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        logging.getLogger().debug("where it came from:", exc_info=True)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
+
+
+def start_log(output_dir: str | Path, is_main: bool) -> None:
+    """Log to the terminal and to `train.log`; other processes than the first say warnings only."""
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.INFO if is_main else logging.WARNING)
+    terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root.addHandler(terminal)
+    if is_main:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(Path(output_dir) / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(file)
+    for name in ("DeepSpeed", "transformers", "torch", "urllib3", "filelock", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def progress(items: Iterable[T], title: str, *, shown: bool = True) -> Iterator[T]:
+    """Show a bar while a person watches; nothing when the output goes to a file."""
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=title, disable=not (shown and sys.stderr.isatty()), leave=False, dynamic_ncols=True))
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed what draws random numbers during a run; each process draws its own."""
+    import torch
+
+    torch.manual_seed(seed + rank)
+
+
+def git_revision() -> str:
+    """The commit this code is at, with "+changes" if the files differ from it; "" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    revision = git("rev-parse", "--short=12", "HEAD")
+    return revision + ("+changes" if revision and git("status", "--porcelain", "-uno") else "")
+
+
+def under_root(root: str | Path, path: str) -> str:
+    """A configured path, taken from `--root` unless it is absolute."""
+    return os.path.normpath(Path(root) / path)
