@@ -49,6 +49,8 @@ def start() -> None:
         torch.cuda.set_device(device())
     import deepspeed
 
+    # On a CPU it would compile a collective of its own at first use, which needs a C++ compiler; gloo has all we need.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if device().type == "cpu" else "nccl", verbose=False)
 
 

@@ -120,26 +120,30 @@ def train_one_epoch(engine: Any, loader: ClipLoader, state: TrainState, args: ar
         Means over the epoch: `loss` (smoothed, as trained), `nll` (without smoothing), `lr` of the last step.
     """
     n_batches, sums = len(loader), state.epoch_sums
+    group: list[torch.Tensor] = []  # the losses of the micro-batches since the last step
     engine.train()
     batches = loader.epoch(state.epoch, first=state.micro_batch)
     for src_input, tgt_input in progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main()):
         state.micro_batch += 1
         # The last group of an epoch may be smaller; it steps all the same, and nothing is carried over.
-        full_group = state.micro_batch % args.gradient_accumulation_steps == 0 or state.micro_batch == n_batches
-        engine.set_gradient_accumulation_boundary(full_group)
+        last_of_group = state.micro_batch % args.gradient_accumulation_steps == 0 or state.micro_batch == n_batches
+        engine.set_gradient_accumulation_boundary(last_of_group)
         output = engine(to_device(src_input, engine.device), tgt_input)
         engine.backward(output.loss)
+        lr = engine.get_lr()[0]
         engine.step()
 
-        for name, value in (("loss", output.loss), ("nll", output.nll)):
-            sums[name] = sums.get(name, 0.0) + value.item()
-        if full_group:
+        group.append(torch.stack([output.loss.detach(), output.nll]))
+        if last_of_group:
             state.step += 1
-            log_step(engine, state, output.loss.item(), args)
+            loss, nll = torch.stack(group).double().sum(0).tolist()
+            sums["loss"], sums["nll"] = sums.get("loss", 0.0) + loss, sums.get("nll", 0.0) + nll
+            log_step(state, loss / len(group), lr, args)
+            group.clear()
             if args.save_steps and state.step % args.save_steps == 0 and state.micro_batch < n_batches:
                 save_state(engine, state, args.output_dir, args.keep_last)
     means = {name: total / n_batches for name, total in sums.items()}
-    return {**average(means), "lr": engine.get_lr()[0]}
+    return {**average(means), "lr": lr}
 
 
 @torch.no_grad()
@@ -289,10 +293,10 @@ def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
     )
 
 
-def log_step(engine: Any, state: TrainState, loss: float, args: argparse.Namespace) -> None:
+def log_step(state: TrainState, loss: float, lr: float, args: argparse.Namespace) -> None:
     """Add an optimizer step to steps.jsonl."""
     if distributed.is_main():
-        line = {"step": state.step, "epoch": state.epoch, "loss": loss, "lr": engine.get_lr()[0]}
+        line = {"step": state.step, "epoch": state.epoch, "loss": loss, "lr": lr}
         with open(Path(args.output_dir) / "steps.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -67,8 +67,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> bytes:
             character_coverage=1.0,
             required_chars=_REQUIRED,
             user_defined_symbols=_PROMPT_WORDS,
-            # Chinese has no spaces, and a small corpus repeats itself: without a limit half a sentence becomes one piece,
-            # and a new sentence needs pieces never met in training. Most Chinese words have one or two characters.
+            # Chinese has no spaces, and a small corpus repeats itself: without a limit half a sentence becomes one
+            # piece, and a new sentence needs pieces never met in training. Most Chinese words are that short.
             max_sentencepiece_length=2,
             pad_id=0,
             eos_id=1,
@@ -88,7 +88,7 @@ def random_weights(
     """Draw the parameters of an `MT5ForConditionalGeneration`, under their names in a checkpoint.
 
     The scales are those of transformers' own initialisation, except `lm_head`: an untied one is drawn there with
-    standard deviation 1, which makes logits of size sqrt(d_model) and a first loss of over a hundred. With 0.02 the
+    standard deviation 1, which makes logits of size sqrt(d_model) and a first loss of about 50. With 0.02 the
     first loss is about ln(vocab_size).
 
     Returns:

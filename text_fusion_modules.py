@@ -13,8 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from tokenizer import Tokenizer
+
+# What it says about mT5 (tied weights, a decoder's weights that an encoder does not take) is known and dealt with.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 NO_TEXT = 0  # the row of the mask embedding in a table of text features
 
