@@ -168,6 +168,7 @@ class TrainState:
         best: the best score on dev so far.
         revision: git revision of the code.
         arguments: the command line, as a dict.
+        lr: the learning rate of the last step.
         epoch_sums: running sums of the epoch under way, so that its means come out as without a pause.
     """
 
@@ -175,6 +176,7 @@ class TrainState:
     micro_batch: int = 0
     step: int = 0
     best: float | None = None
+    lr: float = 0.0
     revision: str = ""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     epoch_sums: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -204,12 +206,41 @@ def save_state(engine: Any, state: TrainState, output_dir: str | Path, keep_last
     torch.save(randomness, unfinished / f"random_{rank()}.pt")
     gather(None)  # all parts are written
     if is_main():
-        (unfinished / "state.json").write_text(json.dumps(dataclasses.asdict(state), indent=1), encoding="utf-8")
+        write_progress(unfinished, state)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(unfinished, target)
         _forget(sorted(folder.glob("step_*")), keep_last)
     barrier()
     return target
+
+
+def write_progress(folder: Path, state: TrainState) -> None:
+    """Write where the run stands into a state's folder; alone, when only that has changed since it was saved."""
+    unfinished = folder / "state.json.unfinished"
+    unfinished.write_text(json.dumps(dataclasses.asdict(state), indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / "state.json")
+
+
+def set_aside(output_dir: str | Path) -> None:
+    """Move states and curves of an earlier run to `earlier/`, so that a new run in its folder is not mixed with it."""
+    left = [Path(output_dir) / name for name in ("resume", "log.txt", "steps.jsonl")]
+    left = [path for path in left if path.exists()]
+    if left:
+        earlier = Path(output_dir) / "earlier"
+        shutil.rmtree(earlier, ignore_errors=True)
+        earlier.mkdir()
+        for path in left:
+            path.rename(earlier / path.name)
+        logger.warning("%s holds an earlier run: its states and curves now lie in %s.", output_dir, earlier)
+
+
+def trim_curves(output_dir: str | Path, state: TrainState) -> None:
+    """Drop what an interrupted run logged after the state from which it goes on."""
+    for name, key, kept in (("log.txt", "epoch", state.epoch - 1), ("steps.jsonl", "step", state.step)):
+        path = Path(output_dir) / name
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)[key] <= kept), encoding="utf-8")
 
 
 def find_state(resume: str, output_dir: str | Path) -> Path | None:

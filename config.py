@@ -79,13 +79,13 @@ class DatasetSpec:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not TOML, an unknown key, or a required key that is missing.
+            ValueError: not TOML, an unknown key, a required key that is missing, or a value of the wrong type.
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(f"--dataset_config: {path} does not exist.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
             raise ValueError(f"--dataset_config: {path} is not TOML: {error}.") from None
         fields = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(fields)):
@@ -93,6 +93,12 @@ class DatasetSpec:
         required = [n for n, f in fields.items() if f.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"--dataset_config: {path} lacks {', '.join(missing)}.")
+        kinds = {"labels": (dict, "a table of texts"), "tasks": (list, "a list of texts")}
+        for key, value in values.items():
+            kind, wanted = kinds.get(key, (str, "a text"))
+            parts = value.values() if isinstance(value, dict) else value
+            if not isinstance(value, kind) or not all(isinstance(part, str) for part in parts):
+                raise ValueError(f"--dataset_config: {path}: {key} is {value!r}; wanted {wanted}.")
         values["tasks"] = tuple(values.get("tasks", ("SLT",)))
         return cls(**values)
 

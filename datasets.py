@@ -219,4 +219,5 @@ class ClipLoader:
             collate_fn=collate_fn,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            generator=torch.Generator(),  # or it would draw from the one that dropout uses, once more after a resume
         )

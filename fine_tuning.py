@@ -36,6 +36,9 @@ from checkpoint import (
     load_state,
     save_state,
     save_weights,
+    set_aside,
+    trim_curves,
+    write_progress,
 )
 from config import DATASETS, DatasetSpec, ModelConfig
 from datasets import BatchSampler, ClipLoader, S2T_Dataset
@@ -69,8 +72,8 @@ def main(args: argparse.Namespace) -> None:
     model = build_model(args, config, loaders)
     if args.eval:
         model.to(distributed.device())
-        for split in loaders:
-            evaluate(model, loaders[split], split, args)
+        for loader in loaders.values():
+            evaluate(model, loader, args)
         return
     train(args, model, loaders)
 
@@ -83,34 +86,24 @@ def train(args: argparse.Namespace, model: Uni_Sign, loaders: dict[str, ClipLoad
     optimizer = build_optimizer(model, args)
     schedule = build_schedule(optimizer, args, steps_per_epoch)
     engine = distributed.start_engine(distributed.synchronised_batch_norm(model), optimizer, schedule, args)
-    state = TrainState(revision=git_revision(), arguments=vars(args))
-    if args.resume and (folder := find_state(args.resume, args.output_dir)):
-        state = load_state(engine, folder, vars(args))
-        logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch, state.step)
+    state = start_state(engine, args)
     log_plan(args, steps_per_epoch)
 
-    output_dir = Path(args.output_dir)
     while state.epoch < args.epochs:
         begun = time.monotonic()
         trained = train_one_epoch(engine, loader, state, args)
-        scores, losses = evaluate(engine, loaders["dev"], "dev", args) if "dev" in loaders else (None, {})
-        key, _ = metrics.MAIN_METRIC[args.task]
-        score = scores.values[key] if scores else None
+        folder = save_state(engine, state, args.output_dir, args.keep_last)  # an evaluation can be killed as well
+        scores, losses = evaluate(engine, loaders["dev"], args) if "dev" in loaders else (None, {})
+        score = scores.values[metrics.MAIN_METRIC[args.task][0]] if scores else None
         improved = score is None or metrics.is_better(args.task, score, state.best)
         save_epoch(engine, state.epoch, score, improved, args)
-        if distributed.is_main():
-            dev = {f"dev_{name}": value for name, value in {**losses, **(scores.values if scores else {})}.items()}
-            line = {"epoch": state.epoch, **trained, **dev, "seconds": round(time.monotonic() - begun, 1)}
-            with open(output_dir / "log.txt", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        shown = " ".join(f"{name} {value:.4g}" for name, value in trained.items())
-        on_dev = f"; dev {key} {score:.2f}{' (best)' if improved else ''}" if score is not None else ""
-        logger.info("epoch %d of %d: %s%s.", state.epoch + 1, args.epochs, shown, on_dev)
-        if improved:
-            state.best = score
+        state.best = score if improved else state.best
+        on_dev = {f"dev_{name}": value for name, value in (scores.values | losses).items()} if scores else {}
+        log_epoch(state, {**trained, **on_dev}, improved, begun, args)
         state.epoch, state.micro_batch, state.epoch_sums = state.epoch + 1, 0, {}
-        save_state(engine, state, args.output_dir, args.keep_last)
-    logger.info("done; the best weights are %s.", output_dir / "best_checkpoint.pth")
+        if distributed.is_main():
+            write_progress(folder, state)
+    logger.info("done; the best weights are %s.", Path(args.output_dir) / "best_checkpoint.pth")
 
 
 def train_one_epoch(engine: Any, loader: ClipLoader, state: TrainState, args: argparse.Namespace) -> dict[str, float]:
@@ -130,7 +123,7 @@ def train_one_epoch(engine: Any, loader: ClipLoader, state: TrainState, args: ar
         engine.set_gradient_accumulation_boundary(last_of_group)
         output = engine(to_device(src_input, engine.device), tgt_input)
         engine.backward(output.loss)
-        lr = engine.get_lr()[0]
+        state.lr = engine.get_lr()[0]
         engine.step()
 
         group.append(torch.stack([output.loss.detach(), output.nll]))
@@ -138,42 +131,39 @@ def train_one_epoch(engine: Any, loader: ClipLoader, state: TrainState, args: ar
             state.step += 1
             loss, nll = torch.stack(group).double().sum(0).tolist()
             sums["loss"], sums["nll"] = sums.get("loss", 0.0) + loss, sums.get("nll", 0.0) + nll
-            log_step(state, loss / len(group), lr, args)
+            log_step(state, loss / len(group), args)
             group.clear()
             if args.save_steps and state.step % args.save_steps == 0 and state.micro_batch < n_batches:
                 save_state(engine, state, args.output_dir, args.keep_last)
     means = {name: total / n_batches for name, total in sums.items()}
-    return {**average(means), "lr": lr}
+    return {**average(means), "lr": state.lr}
 
 
 @torch.no_grad()
-def evaluate(
-    model: Any, loader: ClipLoader, split: str, args: argparse.Namespace
-) -> tuple[metrics.Scores, dict[str, float]]:
+def evaluate(model: Any, loader: ClipLoader, args: argparse.Namespace) -> tuple[metrics.Scores, dict[str, float]]:
     """Write a sentence for every clip of a split, on all processes, and score them.
 
     Args:
         model: the model, or the engine that trains it.
         loader: of the split, in the data set's order.
-        split: its name, for the files.
         args: the command line.
 
     Returns:
         The scores, and the loss with and without smoothing; the same on every process.
     """
-    bare: Uni_Sign = getattr(model, "module", model)
+    dataset, bare = loader.dataset, getattr(model, "module", model)
     in_step = args.zero_stage == 3 and bare is not model  # ZeRO-3 scatters the weights: all processes search in step
     model.eval()
     mine: list[tuple[str, str]] = []
     sums = torch.zeros(3, dtype=torch.float64)  # loss and nll over target tokens, and their number
-    for number, (src_input, tgt_input) in enumerate(progress(loader.epoch(), split, shown=distributed.is_main())):
+    batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main())
+    for number, (src_input, tgt_input) in enumerate(batches):
         with distributed.autocast(args.dtype):
             output = model(to_device(src_input, distributed.device()), tgt_input)
             ids = bare.generate(output, args.num_beams, args.max_new_tokens, synced=in_step)
         if number < loader.sampler.n_own:
             mine += zip(src_input["name_batch"], bare.sentences(ids), strict=True)
             sums += output.n_tokens * torch.tensor([output.loss.item(), output.nll.item(), 1.0], dtype=torch.float64)
-    dataset = loader.dataset
     written = dict(pair for part in distributed.gather(mine) for pair in part)
     hypotheses = [written[name] for name in dataset.names]
     references = [dataset.target(name) for name in dataset.names]
@@ -182,13 +172,8 @@ def evaluate(
     losses = {"loss": loss / n_tokens, "nll": nll / n_tokens}
     if distributed.is_main():
         write_predictions(Path(args.output_dir), dataset, hypotheses, references, scores, losses)
-        logger.info(
-            "%s, %d clips, loss %.4f (without smoothing %.4f):\n%s",
-            split,
-            len(dataset),
-            *losses.values(),
-            scores.table(),
-        )
+        shown = f"loss {losses['loss']:.4f} (without smoothing {losses['nll']:.4f})"
+        logger.info("%s, %d clips, %s:\n%s", dataset.split, len(dataset), shown, scores.table())
     return scores, losses
 
 
@@ -293,10 +278,38 @@ def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
     )
 
 
-def log_step(state: TrainState, loss: float, lr: float, args: argparse.Namespace) -> None:
+def start_state(engine: Any, args: argparse.Namespace) -> TrainState:
+    """Where the run starts: at the beginning, or where the state of --resume stands."""
+    folder = find_state(args.resume, args.output_dir) if args.resume else None
+    if folder is None:
+        if distributed.is_main():
+            set_aside(args.output_dir)
+        distributed.barrier()
+        return TrainState(revision=git_revision(), arguments=vars(args))
+    state = load_state(engine, folder, vars(args))
+    if distributed.is_main():
+        trim_curves(args.output_dir, state)
+    logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch + 1, state.step)
+    return state
+
+
+def log_epoch(
+    state: TrainState, numbers: dict[str, float], improved: bool, begun: float, args: argparse.Namespace
+) -> None:
+    """Tell how an epoch went: one line in the log, and all numbers as JSON in log.txt."""
+    if distributed.is_main():
+        line = {"epoch": state.epoch, **numbers, "seconds": round(time.monotonic() - begun, 1)}
+        with open(Path(args.output_dir) / "log.txt", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    shown = ("loss", "nll", "lr", "dev_nll", f"dev_{metrics.MAIN_METRIC[args.task][0]}")
+    text = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
+    logger.info("epoch %d of %d: %s%s.", state.epoch + 1, args.epochs, text, " (best)" if improved else "")
+
+
+def log_step(state: TrainState, loss: float, args: argparse.Namespace) -> None:
     """Add an optimizer step to steps.jsonl."""
     if distributed.is_main():
-        line = {"step": state.step, "epoch": state.epoch, "loss": loss, "lr": lr}
+        line = {"step": state.step, "epoch": state.epoch, "loss": loss, "lr": state.lr}
         with open(Path(args.output_dir) / "steps.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -69,27 +69,41 @@ def read_pose(path: str | Path) -> Pose:
             f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
         raise ValueError(f"{path}: holds {seen}; wanted a dict with 'keypoints' and 'scores'.")
-    keypoints, scores = content["keypoints"], content["scores"]
+    keypoints, scores = _frames(path, content, "keypoints"), _frames(path, content, "scores")
     if len(keypoints) != len(scores):
         raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
-    start, end = int(content.get("start", 0)), int(content.get("end", len(scores)))
-    if not 0 <= start < end <= len(scores):
-        raise ValueError(f"{path}: frames {start} to {end} of {len(scores)}; wanted 0 <= start < end <= frames.")
+    start, end = content.get("start", 0), content.get("end", len(scores))
+    whole = isinstance(start, (int, np.integer)) and isinstance(end, (int, np.integer))
+    if not (whole and 0 <= start < end <= len(scores)):
+        raise ValueError(f"{path}: frames {start!r} to {end!r} of {len(scores)}; wanted 0 <= start < end <= frames.")
     pose = Pose(
         _first_person(path, keypoints[start:end], (N_KEYPOINTS, 2), "keypoints"),
         _first_person(path, scores[start:end], (N_KEYPOINTS,), "scores"),
-        start,
+        int(start),
     )
     _check_values(path, pose)
     return pose
 
 
-def _first_person(path: str | Path, frames: list[np.ndarray], shape: tuple[int, ...], what: str) -> np.ndarray:
+def _frames(path: str | Path, content: Mapping, what: str) -> list:
+    frames = content[what]
+    if not (isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim)):
+        raise ValueError(f"{path}: {what} is a {type(frames).__name__}; wanted a list of one array per frame.")
+    return list(frames)
+
+
+def _first_person(path: str | Path, frames: list, shape: tuple[int, ...], what: str) -> np.ndarray:
+    people = []
     for number, frame in enumerate(frames):
-        if np.shape(frame)[1:] != shape:
+        try:
+            array = np.asarray(frame)
+        except ValueError:  # rows of different lengths
+            array = np.empty(0, object)
+        if array.shape[1:] != shape or array.dtype.kind not in "fiu":
+            seen = f"{array.dtype} of the shape {array.shape}"
             wanted = ("people", *shape)
-            raise ValueError(f"{path}: frame {number} of {what} has the shape {np.shape(frame)}; wanted {wanted}.")
-    people = [frame[0] if len(frame) else np.zeros(shape, np.float32) for frame in frames]
+            raise ValueError(f"{path}: frame {number} of {what} is {seen}; wanted numbers of the shape {wanted}.")
+        people.append(array[0] if len(array) else np.zeros(shape, np.float32))
     array = np.stack(people)
     # float16 is how some people save disk; its 11 bits would not survive the normalisation.
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array

@@ -188,7 +188,7 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
         file = logging.FileHandler(Path(output_dir) / "train.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
-    for name in ("DeepSpeed", "transformers", "torch", "urllib3", "filelock", "asyncio"):
+    for name in ("DeepSpeed", "torch", "filelock", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -1,0 +1,177 @@
+"""Records of data sets and models: what they refuse, and what the old dictionaries show."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import config
+from config import DATASETS, DatasetSpec, ModelConfig
+
+GOOD = """
+name = "Own"
+pose_dir = "poses"
+description_dir = "texts"
+language = "Czech"
+text_unit = "char"
+tasks = ["SLT", "ISLR"]
+
+[labels]
+train = "labels.train"
+test = "/elsewhere/labels.test"
+"""
+
+
+def written(folder, text):
+    path = folder / "own.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_toml(tmp_path):
+    assert DatasetSpec.from_toml(written(tmp_path, GOOD)) == DatasetSpec(
+        name="Own",
+        labels={"train": "labels.train", "test": "/elsewhere/labels.test"},
+        pose_dir="poses",
+        rgb_dir="",
+        description_dir="texts",
+        language="Czech",
+        text_unit="char",
+        tasks=("SLT", "ISLR"),
+    )
+
+
+def test_toml_with_the_required_keys_alone(tmp_path):
+    spec = DatasetSpec.from_toml(written(tmp_path, 'name = "x"\npose_dir = "p"\nlabels = {dev = "d"}\n'))
+    assert spec == DatasetSpec(name="x", labels={"dev": "d"}, pose_dir="p")
+    assert (spec.language, spec.text_unit, spec.tasks) == ("English", "word", ("SLT",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("pose_dir", "pose_folder"), "unknown keys ['pose_folder']"),
+        (GOOD.replace('pose_dir = "poses"\n', ""), "lacks pose_dir"),
+        ("", "lacks name, labels, pose_dir"),
+        ("labels: yaml", "is not TOML"),
+        (GOOD.replace('"poses"', "3"), "pose_dir is 3; wanted a text"),
+        (GOOD.replace('["SLT", "ISLR"]', '"SLT"'), "tasks is 'SLT'; wanted a list of texts"),
+        (GOOD.replace('["SLT", "ISLR"]', "[1]"), "tasks is [1]; wanted a list of texts"),
+        (GOOD.replace('"labels.train"', "[1]"), "wanted a table of texts"),
+        ('name = "x"\npose_dir = "p"\nlabels = "l"\n', "labels is 'l'; wanted a table of texts"),
+        (GOOD.replace("train =", "training ="), "labels for ['training']; the splits are train, dev, test"),
+        (GOOD.replace("ISLR", "SLR"), "tasks ['SLR']; known are SLT, ISLR, CSLR"),
+        (GOOD.replace('"char"', '"letter"'), "text_unit is 'letter'"),
+    ],
+)
+def test_bad_toml_is_one_line(tmp_path, text, said):
+    with pytest.raises(ValueError, match="Own|own.toml") as error:
+        DatasetSpec.from_toml(written(tmp_path, text))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, lambda path: path.write_bytes(b'name = "\xff"')], ids=["folder", "latin1"]
+)
+def test_what_is_no_text_file_is_not_toml(tmp_path, make):
+    make(tmp_path / "own.toml")
+    with pytest.raises(ValueError, match="own.toml is not TOML"):
+        DatasetSpec.from_toml(tmp_path / "own.toml")
+
+
+def test_missing_toml(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--dataset_config: .*none.toml does not exist"):
+        DatasetSpec.from_toml(tmp_path / "none.toml")
+
+
+def test_under_moves_relative_paths_alone(tmp_path):
+    spec = DatasetSpec.from_toml(written(tmp_path, GOOD))
+    moved = spec.under("/data")
+    assert moved.labels == {"train": "/data/labels.train", "test": "/elsewhere/labels.test"}
+    assert (moved.pose_dir, moved.description_dir) == ("/data/poses", "/data/texts")
+    assert moved.rgb_dir == ""  # "" says that there are none; it must not become the root
+    kept = ("name", "language", "text_unit", "tasks")
+    assert [getattr(moved, key) for key in kept] == [getattr(spec, key) for key in kept]
+    assert spec.pose_dir == "poses"
+
+
+def test_under_the_current_folder_changes_nothing_that_counts():
+    spec = DATASETS["CSL_Daily"]
+    assert Path(spec.under(".").description_dir) == Path("description/CSL-Daily/split_data")
+
+
+def test_the_documented_paths():
+    assert config.description_dirs["CSL_Daily"] == "./description/CSL-Daily/split_data"
+    assert config.train_label_paths["CSL_Daily"] == "./data/CSL_Daily/labels.train"
+    assert config.pose_dirs["How2Sign"] == "./dataset/How2Sign/pose_format"
+    assert config.test_label_paths["WLASL"] == "./data/WLASL/labels-2000.test"
+    assert config.mt5_path == "./pretrained_weight/mt5-base"
+
+
+def test_views_agree_with_the_records():
+    assert set(DATASETS) == {"CSL_Daily", "CSL_News", "WLASL", "How2Sign", "OpenASL"}
+    for name, spec in DATASETS.items():
+        assert spec.name == name
+        for split in config.SPLITS:
+            assert getattr(config, f"{split}_label_paths").get(name) == spec.labels.get(split)
+        assert config.pose_dirs[name] == spec.pose_dir
+        assert config.rgb_dirs.get(name, "") == spec.rgb_dir
+        assert config.description_dirs.get(name, "") == spec.description_dir
+
+
+def test_no_two_data_sets_share_a_folder():
+    for view in (config.pose_dirs, config.rgb_dirs, config.description_dirs):
+        assert len(set(view.values())) == len(view)
+
+
+def test_language_and_unit_belong_to_the_data_set():
+    assert {name for name, spec in DATASETS.items() if spec.language == "Chinese"} == {"CSL_Daily", "CSL_News"}
+    assert all((spec.text_unit == "char") == (spec.language == "Chinese") for spec in DATASETS.values())
+    assert DATASETS["WLASL"].tasks == ("ISLR",)
+
+
+def test_defaults_of_the_model():
+    assert dataclasses.asdict(ModelConfig()) == {
+        "hidden_dim": 256,
+        "language": "Chinese",
+        "label_smoothing": 0.2,
+        "max_target_tokens": 50,
+        "use_descriptions": False,
+        "text_dropout_p": 0.1,
+        "text_encoder": "",
+        "text_max_tokens": 128,
+        "uni_sign_padding": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"hidden_dim": 0},
+        {"hidden_dim": 30},
+        {"hidden_dim": -4},
+        {"label_smoothing": 1.0},
+        {"label_smoothing": -0.1},
+        {"text_dropout_p": 1.01},
+        {"text_dropout_p": -0.01},
+        {"text_dropout_p": float("nan")},
+        {"max_target_tokens": 1},
+        {"text_max_tokens": 0},
+    ],
+    ids=str,
+)
+def test_sizes_no_model_can_have(bad):
+    [(name, value)] = bad.items()
+    with pytest.raises(ValueError, match=f"--{name} {value}: must "):
+        ModelConfig(**bad)
+
+
+@pytest.mark.parametrize("good", [{"text_dropout_p": 0.0}, {"text_dropout_p": 1.0}, {"label_smoothing": 0.0}], ids=str)
+def test_the_ends_of_the_ranges_are_allowed(good):
+    assert dataclasses.asdict(ModelConfig(**good)).items() >= good.items()
+
+
+def test_records_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().hidden_dim = 8
