@@ -364,3 +364,4 @@ def write_predictions(
 
 if __name__ == "__main__":
     run(lambda: main(ARGS))
+    distributed.stop()

@@ -28,6 +28,8 @@ from text_fusion_modules import (
     TextFeatures,
     distinct_texts,
     drop_texts,
+    model_type,
+    read_pretrained,
 )
 from tokenizer import PAD, Tokenizer
 
@@ -75,18 +77,16 @@ def load_mt5(folder: str | Path) -> MT5ForConditionalGeneration:
 
     Raises:
         FileNotFoundError: no such folder or no weights in it.
+        ValueError: it holds another model, or files that cannot be read or lack weights.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder}/config.json does not exist. Put mT5 there (google/mt5-base) or name its folder with --mt5_path; "
             "or try the sample corpus, which has a small mT5: python sample_data.py --out sample, then --root sample."
         )
-    try:
-        return untie_embeddings(
-            MT5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        )
-    except OSError as error:
-        raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]}") from None
+    if (kind := model_type(Path(folder))) != "mt5":
+        raise ValueError(f"{folder}/config.json: model_type is {kind!r}, not 'mt5'. Name mT5's folder with --mt5_path.")
+    return untie_embeddings(read_pretrained(MT5ForConditionalGeneration, Path(folder), "--mt5_path"))
 
 
 class Uni_Sign(nn.Module):

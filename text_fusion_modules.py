@@ -6,13 +6,14 @@ Letters: B clips, T frames (padded), D mT5's d_model, W the text encoder's width
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tokenizer import Tokenizer
@@ -41,7 +42,8 @@ class TextEncoder(nn.Module):
         max_tokens: a text is cut to this many tokens.
 
     Raises:
-        FileNotFoundError: no such folder, or nothing in it that transformers can read.
+        FileNotFoundError: no such folder, or files missing in it.
+        ValueError: files that cannot be read, or lack weights.
     """
 
     def __init__(self, folder: str | Path, max_tokens: int = 128) -> None:
@@ -64,18 +66,56 @@ class TextEncoder(nn.Module):
         return (states * weights).sum(1) / weights.sum(1)
 
 
+def model_type(folder: Path) -> str:
+    """Read from config.json which kind of model a folder holds; "" if it does not say."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    except (ValueError, AttributeError):
+        return ""
+
+
+def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
+    """Load a model in fp32 from a local folder; a damaged one is one line, and never a model with random parts.
+
+    Args:
+        kind: the class of transformers to load.
+        folder: config and weights.
+        flag: that names another folder.
+
+    Raises:
+        FileNotFoundError: a file is missing or cannot be opened.
+        ValueError: the files are damaged, do not belong together, or lack weights.
+    """
+    cure = f"Get its files again, or name another folder with {flag}."
+    try:
+        model, info = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    except OSError as error:
+        raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]} {cure}") from None
+    except Exception as error:  # damaged weights raise nearly anything; each becomes one line
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: config.json and the weights are damaged or no pair ({reason}). {cure}") from error
+    # A pooler has no part in the mean over tokens, and many published encoders come without.
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} weights are missing, {missing[0]} is one. {cure}")
+    return model
+
+
 def _load_encoder(folder: Path) -> tuple[PreTrainedModel, Any]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
         )
-    if AutoConfig.from_pretrained(folder, local_files_only=True).model_type == "mt5":
-        encoder = MT5EncoderModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        return encoder, Tokenizer(folder).encode_batch
-    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    if model_type(folder) == "mt5":
+        return read_pretrained(MT5EncoderModel, folder, "--text_encoder"), Tokenizer(folder).encode_batch
+    encoder = read_pretrained(AutoModel, folder, "--text_encoder")
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # unused weights get no gradient, which data-parallel training does not forgive
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where there is no vocabulary
+        raise FileNotFoundError(f"text encoder: {folder} has no vocabulary. Put tokenizer.json or vocab.txt there.")
 
     def tokenize(texts: Sequence[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         batch = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")

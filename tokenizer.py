@@ -23,6 +23,7 @@ class Tokenizer:
 
     Raises:
         FileNotFoundError: no `spiece.model` there.
+        ValueError: it is none.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -32,7 +33,12 @@ class Tokenizer:
                 f"{path} does not exist. Put mT5's files there (google/mt5-base: config.json, spiece.model and the "
                 "weights), or name their folder with --mt5_path."
             )
-        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except RuntimeError:
+            raise ValueError(
+                f"{path}: is damaged, or no sentencepiece model. Get it again from google/mt5-base."
+            ) from None
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
         """Ids of a text, at most `max_tokens`, the closing </s> included."""
@@ -54,4 +60,4 @@ class Tokenizer:
                 break
             if token not in (PAD, UNK) and token < len(self.pieces):
                 kept.append(int(token))
-        return self.pieces.decode(kept)
+        return self.pieces.decode(kept).strip()  # as the official tokenizer does; a cut can leave a space at the end

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_OURS = "run"  # the name of the log handlers that belong to the run
+
 EXAMPLES = """examples:
   python sample_data.py --out sample     a small made-up corpus; then --root sample below, and no other data is needed
   python fine_tuning.py --epochs 20 --output_dir ./output_baseline
@@ -177,15 +179,18 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
     """Log to the terminal and to `train.log`; other processes than the first say warnings only."""
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
-    for handler in list(root.handlers):
+    for handler in [handler for handler in root.handlers if handler.name == _OURS]:  # of an earlier run
         root.removeHandler(handler)
+        handler.close()
     terminal = logging.StreamHandler(sys.stderr)
+    terminal.name = _OURS
     terminal.setLevel(logging.INFO if is_main else logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root.addHandler(terminal)
     if is_main:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(Path(output_dir) / "train.log", encoding="utf-8")
+        file.name = _OURS
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     for name in ("DeepSpeed", "torch", "filelock", "asyncio"):

@@ -1,4 +1,4 @@
-"""What several test files share: reference data beside the checkout."""
+"""What several test files share: reference data beside the checkout, and small models."""
 
 from pathlib import Path
 
@@ -24,3 +24,48 @@ def shared_real() -> Path:
 def shared_reference() -> Path:
     """Vectors recorded from the official Uni-Sign implementation."""
     return _shared("reference")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample corpus of a few clips, with its small mT5; read only."""
+    from sample_data import write_corpus
+
+    folder = tmp_path_factory.mktemp("corpus") / "sample"
+    write_corpus(folder, {"train": 24, "dev": 9, "test": 7})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_model(shared_reference):
+    """Make the model that the recorded vectors come from: `reference_model(config)` is a new one, in evaluation."""
+    from safetensors.torch import load_file
+
+    from models import Uni_Sign, load_mt5
+    from tokenizer import Tokenizer
+
+    weights = load_file(shared_reference / "tiny_pose.safetensors")
+    folder = shared_reference / "tiny_mt5"
+
+    def make(config):
+        model = Uni_Sign(config, load_mt5(folder), Tokenizer(folder))
+        model.load_state_dict(weights, strict=True)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_mt5_folder(tmp_path_factory) -> Path:
+    """A folder with an mT5 of width 32, random but decided: its logits lie far enough apart to be compared."""
+    from safetensors.torch import load_file, save_file
+
+    from small_mt5 import write_small_mt5
+
+    folder = tmp_path_factory.mktemp("mt5") / "small"
+    texts = ["我今天想在学校读书。", "妈妈晚上很累。", "右手食指伸直，位于胸前。", "the left hand is at the chin"] * 3
+    write_small_mt5(folder, texts, d_model=32, heads=2, d_kv=16, d_ff=48, vocab_size=600)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= 30
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -1,0 +1,516 @@
+"""Is everything ready for a run? Live checks of the code on toy data, then a look at data, weights and GPU.
+
+    python pre_training_checklist.py [--strict] [--full] [the flags of the run]
+
+Nothing of the project is imported before a check needs it: a file that cannot be imported fails the line it belongs to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import logging
+import math
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+if TYPE_CHECKING:
+    from config import DatasetSpec
+    from datasets import S2T_Dataset
+
+HELP = """\
+Take the command line of a run and put this program in the place of fine_tuning.py: --dataset, --dataset_config, --root,
+--mt5_path, --use_descriptions, --finetune, --batch-size and the other flags mean what they mean there.
+
+  ✓ in order    · good to know    ! missing or damaged, an error with --strict    ✗ a check that failed
+
+That some clips have no description file is no fault. Exit status: 0 if the five checks pass, else 1."""
+EXAMPLES = """examples:
+  python pre_training_checklist.py
+  python pre_training_checklist.py --root sample --strict --full
+  python pre_training_checklist.py --use_descriptions --finetune ./output_baseline/best_checkpoint.pth
+"""
+SAMPLE = 200  # of more than twice as many files, this many or somewhat more are opened without --full
+
+# Flags of the manual: a switch, or FLAG=DEFAULT|ANOTHER_VALUE.
+FLAGS = """
+    use_descriptions text_dropout_p=0.1|0.2 text_encoder_freeze fusion_checkpoint=|x trainable=auto|all
+    dataset=CSL_Daily|WLASL task=SLT|ISLR epochs=20|2 batch_size=16|2 lr=0.001|0.1 gradient_accumulation_steps=8|2
+    gradient_clipping=1.0|2 zero_stage=2|3 offload dtype=bf16|fp32 num_workers=8|2 max_length=256|2
+    eval_sampling=even|random hidden_dim=256|64 label_smoothing=0.2|0 seed=42|2 finetune=|x eval output_dir=./output|x
+    rgb_support uni_sign_padding opt=adamw|sgd weight_decay=1e-4|0 opt_eps=1e-9|1 warmup_epochs=0|2 min_lr=1e-8|1
+    sched=cosine|linear
+"""
+CONTRADICTIONS = (["--text_encoder_freeze"], ["--fusion_checkpoint", "x"], ["--eval"], ["--epochs", "0"])
+
+
+class FailedCheckError(Exception):
+    """What a check found wrong, and how to mend it."""
+
+    def __init__(self, reason: str, cure: str) -> None:
+        super().__init__(reason)
+        self.cure = cure
+
+
+def require(holds: bool, reason: str, cure: str) -> None:
+    """Fail the running check unless something holds."""
+    if not holds:
+        raise FailedCheckError(reason, cure)
+
+
+# -- the five checks -------------------------------------------------------------------------------------------------
+
+
+def check_flags(_root: str) -> None:
+    """Every flag of the manual has its default and both spellings, and flags that exclude each other are refused."""
+    import utils
+
+    parser = utils.get_args_parser()
+
+    def read(*typed: str) -> dict[str, Any]:
+        return vars(parser.parse_args(typed))
+
+    cure = "Mend get_args_parser in utils.py."
+    for row in FLAGS.split():
+        flag, _, values = row.partition("=")
+        default, _, other = values.partition("|")
+        underscores = read(f"--{flag}", *([other] if values else []))
+        hyphens = read(f"--{flag.replace('_', '-')}", *([other] if values else []))
+        require(hyphens == underscores, f"--{flag} is read differently with hyphens and with underscores", cure)
+        seen, wanted = read().get(flag), read(f"--{flag}", default)[flag] if values else False
+        require(seen == wanted, f"--{flag}: the default is {seen!r}; the manual says {wanted!r}", cure)
+        require(underscores[flag] != seen, f"--{flag} {other}: has no effect", cure)
+    pinned = read()["pin_mem"], read("--no-pin-mem")["pin_mem"]
+    require(pinned == (True, False), f"--pin-mem and --no-pin-mem give {pinned}", cure)
+    for line in CONTRADICTIONS:
+        with contextlib.suppress(SystemExit):
+            utils.parse_args(line)
+            raise FailedCheckError(f"{' '.join(line)} alone is accepted", "Let parse_args in utils.py refuse it.")
+
+
+@contextlib.contextmanager
+def toy_corpus() -> Iterator[str]:
+    """Write a few clips to a temporary folder. Meanwhile no path of config.py leads to anybody's data."""
+    import config
+    from sample_data import write_corpus
+
+    with tempfile.TemporaryDirectory() as root:
+        labels = {split: f"labels.{split}" for split in config.SPLITS}
+        places = {"labels": labels, "pose_dir": "poses", "rgb_dir": "", "description_dir": "descriptions"}
+        spec = dataclasses.replace(config.DATASETS["CSL_Daily"], **places)  # type: ignore[arg-type]
+        with mock.patch.dict(config.DATASETS, CSL_Daily=spec), mock.patch.object(config, "mt5_path", "mt5"):
+            write_corpus(root, dict.fromkeys(config.SPLITS, 2))
+            yield root
+
+
+def describe(dataset: S2T_Dataset, clip: int, texts: dict[int, str]) -> None:
+    """Write a clip's description file, last frame first: a frame's number is its file's name, not its place."""
+    entries = [{"filename": f"{frame:06d}.jpg", "description": texts[frame]} for frame in sorted(texts, reverse=True)]
+    path = Path(dataset.spec.description_dir) / dataset.split / f"{dataset.names[clip]}.json"
+    path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+
+
+def check_fine_tuning(_root: str) -> None:
+    """The functions of a real run load a small corpus, train a step on it and score sentences."""
+    import fine_tuning
+    import metrics
+    import utils
+    from config import ModelConfig
+
+    require(importlib.util.find_spec("deepspeed") is not None, "DeepSpeed is not installed", "pip install deepspeed")
+    with toy_corpus() as root:
+        flags = "--use_descriptions --batch-size 2 --num_workers 0 --no-pin-mem --hidden_dim 32 --mt5_path mt5 --root"
+        args = utils.parse_args([*flags.split(), root])
+        spec = fine_tuning.dataset_spec(args)
+        loaders = fine_tuning.build_loaders(args, spec)
+        describe(loaders["train"].dataset, 0, {5: "右手位于胸前。"})
+        describe(loaders["train"].dataset, 1, {})
+        config = ModelConfig(hidden_dim=args.hidden_dim, language=spec.language, use_descriptions=True)
+        model = fine_tuning.build_model(args, config, loaders).train()
+        src_input, tgt_input = next(iter(loaders["train"].epoch()))
+        output = model(src_input, tgt_input)
+        output.loss.backward()
+        for part in ("gating_fusion", "mask_embedding", "text_encoder", "pose_proj", "mt5_model"):
+            gradients = [p.grad.abs().sum() for p in getattr(model, part).parameters() if p.grad is not None]
+            learns = 0 < float(sum(gradients)) < math.inf
+            reason = f"no gradient reaches {part} (loss {output.loss.item():g})"
+            require(learns, reason, "Mend build_model in fine_tuning.py, or fuse_text in models.py.")
+        sentences = model.sentences(model.generate(output, 1, 4))
+        metrics.score(args.task, sentences, tgt_input["gt_sentence"], spec.text_unit)
+
+
+def check_models(_root: str) -> None:
+    """A toy model runs both ways with and without descriptions, and treats padding and the gate as it should."""
+    import torch
+
+    from batch import Sample, collate_fn
+    from config import ModelConfig
+    from models import Uni_Sign, load_mt5
+    from pose import PART_JOINTS
+    from small_mt5 import write_small_mt5
+    from text_fusion_modules import TextEncoder
+    from tokenizer import Tokenizer
+
+    def clip(texts: list[str | None], described: bool) -> Sample:
+        pose = {part: torch.randn(len(texts), len(joints), 3) for part, joints in PART_JOINTS.items()}
+        own = [int(text is not None) for text in texts]
+        return Sample("toy", pose, "你好。", "", {}, *((texts, own) if described else (None, None)))
+
+    cure = "Mend forward, encode_pose or fuse_text in models.py, or the module that it calls."
+    with tempfile.TemporaryDirectory() as mt5:
+        write_small_mt5(mt5, ["你好。"] * 9, d_model=32, layers=1, heads=2, d_kv=16, d_ff=64)
+        for described in (False, True):
+            how = f"{'with' if described else 'without'} descriptions"
+            config = ModelConfig(hidden_dim=16, use_descriptions=described, text_dropout_p=0)
+            model = Uni_Sign(config, load_mt5(mt5), Tokenizer(mt5), TextEncoder(mt5) if described else None).train()
+            clips = [clip([None] * 5 + ["手向上"] * 4, described), clip(["手向下", "手向上", None], described)]
+            src_input, tgt_input = collate_fn(clips)
+            output = model(src_input, tgt_input)
+            output.loss.backward()
+            slope = 0 if model.part_para.grad is None else float(model.part_para.grad.abs().sum())
+            require(0 < slope < math.inf, f"{how}: the pose encoder's gradient is {slope}", cure)
+            with torch.no_grad():
+                model.eval()
+                batched, alone = model(src_input, tgt_input), model(*collate_fn(clips[1:]))
+                own = batched.encoder_states[1, : alone.encoder_states.shape[1]]
+                off = float((own - alone.encoder_states[0]).abs().max())
+                require(off < 1e-3, f"{how}: padding changes a clip's result by {off:.2g}", cure)
+                written = model.sentences(model.generate(batched, num_beams=2, max_new_tokens=4))
+                require(len(written) == 2, f"{how}: generate wrote {len(written)} sentences for 2 clips", cure)
+        gate = output.gate
+        within = gate is not None and gate.shape == (2, 9, 1) and 0 < float(gate.min()) <= float(gate.max()) < 1
+        require(within, "the gate is not one number in (0, 1) for each frame", cure)
+        with torch.no_grad():
+            pose = model.encode_pose(src_input)
+            require(not torch.equal(model.fuse_text(pose, src_input)[0], pose), "text has no effect", cure)
+            model.gating_fusion.gate.register_forward_hook(lambda _module, _input, gate: gate * 0)
+            shut = torch.equal(model.fuse_text(pose, src_input)[0], pose)
+            require(shut, "the gate is ignored: text comes through when it is shut", cure)
+
+
+def check_datasets(_root: str) -> None:
+    """An item and a batch have the documented form, and descriptions lie on the frames that they were written for."""
+    from batch import Sample, collate_fn
+    from config import DATASETS
+    from datasets import S2T_Dataset
+    from pose import PART_JOINTS, read_pose
+    from temporal_alignment import sample_frames
+
+    cure = "Mend S2T_Dataset in datasets.py, or what it calls in batch.py, pose.py or temporal_alignment.py."
+    with toy_corpus() as root:
+        spec = DATASETS["CSL_Daily"].under(root)
+        dataset = S2T_Dataset(spec, "train", max_length=19, use_descriptions=True)
+        n_frames = len(read_pose(dataset.pose_paths[dataset.names[0]]))
+        describe(dataset, 0, {frame: f"frame {frame}" for frame in range(0, n_frames, 2)})
+        describe(dataset, 1, {})
+        item = dataset[0]
+        fields = ", ".join(Sample._fields)
+        require(isinstance(item, Sample) and len(item) == 7, f"an item is not the 7-tuple {fields}", cure)
+        shapes = {part: tuple(value.shape) for part, value in item.pose_sample.items()}
+        wanted = {part: (19, len(joints), 3) for part, joints in PART_JOINTS.items()}
+        require(shapes == wanted, f"pose_sample has the shapes {shapes}; wanted {wanted}", cure)
+        lengths = len(item.descriptions or []), len(item.has_description or [])
+        require(lengths == (19, 19), f"19 frames have {lengths[0]} descriptions and {lengths[1]} indicators", cure)
+        # Even frames are described. An odd one lies between two, and takes the earlier text.
+        frames = sample_frames(n_frames, 19).tolist()
+        placed = item.descriptions == [f"frame {frame - frame % 2}" for frame in frames]
+        require(placed, "descriptions do not lie on the frames that their file names say", cure)
+        marked = item.has_description == [1 - frame % 2 for frame in frames]
+        require(marked, "has_description does not tell a frame's own text from its neighbour's", cure)
+        dataset.max_length = 9
+        src_input, _ = collate_fn([item, dataset[1]])
+        padded = [[item.descriptions, [None] * 19], [item.has_description, [0] * 19]]
+        alike = [src_input.get("descriptions"), src_input.get("has_description")] == padded
+        alike = alike and src_input["attention_mask"].sum(1).tolist() == [19, 9]
+        require(alike, "a batch does not pad poses, descriptions and indicators alike", cure)
+        plain = collate_fn([S2T_Dataset(spec, "train")[0]])[0]
+        require("descriptions" not in plain, "descriptions are there although they were not asked for", cure)
+
+
+def check_config(root: str) -> None:
+    """Every record resolves, and the dictionaries that people edit say what the records say."""
+    import config
+
+    cure = "Edit the record in DATASETS in config.py; the dictionaries below it follow by themselves."
+    for name, spec in config.DATASETS.items():
+        paths = {f"{split}_label_paths": spec.labels.get(split, "") for split in config.SPLITS}
+        paths |= {"pose_dirs": spec.pose_dir, "rgb_dirs": spec.rgb_dir, "description_dirs": spec.description_dir}
+        for view, path in paths.items():
+            seen = getattr(config, view).get(name, "")
+            require(seen == path, f"{view}[{name!r}] is {seen!r}, but its record in DATASETS says {path!r}", cure)
+            unknown = sorted(set(getattr(config, view)) - set(config.DATASETS))
+            require(not unknown, f"{view} has {unknown}, which DATASETS has not", cure)
+        lacking = [what for what in ("labels", "pose_dir", "language", "tasks") if not getattr(spec, what)]
+        require(name == spec.name and not lacking, f"the record {name!r}: name {spec.name!r}, lacks {lacking}", cure)
+        there = Path(spec.under(root).description_dir).is_dir()
+        reason = f"description_dirs[{name!r}] is {spec.description_dir!r}, which does not exist"
+        mistaken = "_" in name and name in PurePath(spec.description_dir).parts
+        require(there or not mistaken, reason, f"The folder has a hyphen: {name.replace('_', '-')}. {cure}")
+    named = isinstance(config.mt5_path, str) and bool(config.mt5_path.strip())
+    require(named, f"mt5_path is {config.mt5_path!r}", "Name the folder of mT5 in config.py.")
+    config.ModelConfig()
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    "utils.py 参数": check_flags,
+    "fine_tuning.py 集成": check_fine_tuning,
+    "models.py 集成": check_models,
+    "datasets.py 集成": check_datasets,
+    "config.py 配置": check_config,
+}
+
+
+def passes(name: str, root: str) -> bool:
+    """Run a check and print its line; below a failure, the reason and the cure."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            CHECKS[name](root)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 -- broken code can fail in any way; each becomes a line
+        reason, cure = explain(error, said.getvalue(), name.split()[0])
+        print(f"✗ {name}\n    reason: {reason}\n    cure:   {cure}", flush=True)
+        return False
+    print(f"✓ {name}", flush=True)
+    return True
+
+
+def explain(error: BaseException, said: str, file: str) -> tuple[str, str]:
+    """Say in a line why a check failed, with the place in the code, and in another what to do."""
+    if isinstance(error, FailedCheckError):
+        return str(error), error.cure
+    if isinstance(error, SystemExit) and said.strip():  # the parser has told its reason before it left
+        return said.strip().splitlines()[-1], f"Mend {file}."
+    here = Path(__file__).resolve()
+    calls = [call for call in traceback.extract_tb(error.__traceback__) if Path(call.filename).parent == here.parent]
+    places = [(Path(call.filename).name, call.lineno) for call in calls if Path(call.filename) != here]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((Path(error.filename).name, error.lineno))
+    place = f" ({places[-1][0]}, line {places[-1][1]})" if places else ""
+    reason = f"{type(error).__name__}: {' '.join(str(getattr(error, 'msg', error)).split())[:300]}{place}"
+    if isinstance(error, ModuleNotFoundError) and not (here.parent / f"{error.name}.py").is_file():
+        return reason, f"pip install {(error.name or '').partition('.')[0]}"
+    return reason, f"Mend {places[-1][0] if places else file}, or take it anew from the repository."
+
+
+# -- data, weights, GPU ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Report:
+    """Prints what lies in the folders, and counts what is missing or damaged."""
+
+    missing: int = 0
+
+    def say(self, mark: str, text: str) -> None:
+        """Print a line; "!" counts."""
+        self.missing += mark == "!"
+        print(f"  {mark} {text}", flush=True)
+
+    def attempt(self, title: str, examine: Callable[..., Any], *values: Any) -> Any:
+        """Print a title and what is examined below it; what cannot be is a line there, and gives None."""
+        print(title, flush=True)
+        try:
+            return examine(self, *values)
+        except (OSError, ValueError) as error:
+            self.say("!", " ".join(str(error).split()))
+        except Exception as error:  # noqa: BLE001 -- whatever is broken here, the rest is worth reading
+            self.say("!", f"not examined: {explain(error, '', '')[0]}")
+        return None
+
+
+def examine_data(report: Report, args: argparse.Namespace, limit: int) -> tuple[int, float] | None:
+    """Look at every split; see `examine_split` for what is told of train."""
+    from fine_tuning import dataset_spec
+
+    spec = dataset_spec(args)
+    splits = {split: report.attempt(f"{spec.name} {split}", examine_split, spec, split, limit) for split in spec.labels}
+    return splits.get("train")
+
+
+def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> tuple[int, float]:
+    """Look for every label, pose and description file, and open about `limit` of each.
+
+    Returns:
+        Frames of the longest clip, and the mean number of texts of a clip.
+    """
+    from datasets import read_labels
+    from pose import read_pose
+    from temporal_alignment import DescriptionLoader
+    from utils import progress
+
+    labels = read_labels(spec.labels[split])
+    report.say("✓", f"labels: {len(labels)} clips in {spec.labels[split]}")
+    folder = Path(spec.pose_dir)
+    poses = {name: folder / Path(label["video_path"]).with_suffix(".pkl") for name, label in labels.items()}
+    faults = [f"{path.name} is missing" for path in poses.values() if not path.is_file()]
+    n_missing = len(faults)
+    directory = Path(spec.description_dir) / split
+    loader = DescriptionLoader(directory) if spec.description_dir and directory.is_dir() else None
+    filed = [name for name in labels if loader and (directory / f"{name}.json").is_file()]
+    to_measure, to_read = (dict.fromkeys(names[:: max(1, len(names) // limit)]) for names in ([*labels], filed))
+    lengths: dict[str, int] = {}
+    texts: dict[str, int] = {}  # how many
+    for name in progress(to_measure | to_read, split):
+        start, end = 0, None
+        if poses[name].is_file():
+            try:
+                pose = read_pose(poses[name])
+                lengths[name], start, end = len(pose), pose.start, pose.start + len(pose)
+            except ValueError as error:
+                faults.append(str(error))
+        if loader and name in to_read:
+            texts[name] = sum(frame >= start for frame in loader.load(name, end))
+
+    numbers = f"{len(labels) - n_missing} found, {n_missing} missing, {len(faults) - n_missing} unreadable"
+    first = f"; the first: {faults[0]}" if faults else ""
+    report.say("!" if faults else "✓", f"poses: {numbers} in {spec.pose_dir}{first}")
+    longest = max(lengths.values(), default=0)
+    if loader is None:
+        report.say("!", f"descriptions: {directory} does not exist; --use_descriptions needs it")
+        return longest, 0.0
+    counts = vars(loader.counts)
+    numbers = f"{len(filed)} found, {len(labels) - len(filed)} missing, {counts['files_unreadable']} unreadable"
+    good = any(texts.values()) and not counts["files_unreadable"]
+    report.say("✓" if good else "!", f"descriptions: {numbers} in {directory}")
+    kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items() if kind[:5] not in ("files", "entri")]
+    report.say("·", f"entries: {counts['entries']} = {', '.join(kinds)}")
+    # What was opened stands for the rest: clips with a file for those with a file, any clips for all.
+    share = len(filed) / len(labels) / max(1, len(to_read))
+    per_clip = share * sum(n for name, n in texts.items() if name in lengths)
+    frames = sum(lengths.get(name, 0) for name in to_measure) / len(to_measure)
+    of_clips, of_frames = share * sum(map(bool, texts.values())), per_clip / max(1, frames)
+    report.say("·", f"with a text of their own: {of_clips:.1%} of the clips, {of_frames:.1%} of the frames")
+    if len(to_measure) < len(labels):
+        opened = f"{len(to_measure)} of {len(labels)} poses and {len(to_read)} of {len(filed)} description files"
+        report.say("·", f"estimated: {opened} were opened; --full opens all")
+    return longest, per_clip
+
+
+def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Tell what mT5 is; its sizes are returned."""
+    from utils import under_root
+
+    folder = Path(under_root(args.root, args.mt5_path))
+    if lacking := [name for name in ("config.json", "spiece.model") if not (folder / name).is_file()]:
+        report.say("!", f"mT5: {folder} has no {', no '.join(lacking)}. Put google/mt5-base there, or set --mt5_path.")
+        return None
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    n_parameters = sum(mt5_parameters(**sizes))
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    what = f"d_model {sizes['d_model']}, {sizes['num_layers']} layers, about {n_parameters / 1e6:.1f} M parameters"
+    whole = size > 1.9 * n_parameters  # else not two bytes each: perhaps what git lfs leaves in place of a file
+    cure = "" if whole else ": too small, get the weights again"
+    report.say("✓" if whole else "!", f"mT5: {folder}: {what}, {size / 1e9:.3f} GB{cure}")
+    return sizes
+
+
+def examine_checkpoints(report: Report, args: argparse.Namespace) -> None:
+    """Load mT5 and the checkpoints as the run would."""
+    import fine_tuning
+    from config import ModelConfig
+
+    keys = ("hidden_dim", "use_descriptions", "text_encoder", "text_max_tokens")
+    config = ModelConfig(**{key: getattr(args, key) for key in keys})
+    # For a frozen text encoder, a cache would be filled.
+    fine_tuning.build_model(argparse.Namespace(**{**vars(args), "text_encoder_freeze": False}), config, {})
+    report.say("✓", f"{' and '.join(filter(None, (args.finetune, args.fusion_checkpoint)))}: readable, and fits")
+
+
+def mt5_parameters(
+    d_model: int = 768,
+    d_kv: int = 64,
+    d_ff: int = 2048,
+    num_layers: int = 12,
+    num_heads: int = 12,
+    vocab_size: int = 250112,
+    **_: Any,
+) -> tuple[int, int]:
+    """Count the parameters of an mT5's encoder and decoder with their embeddings, but for the small ones.
+
+    >>> sum(mt5_parameters())
+    582352896
+    """
+    attention, feed_forward = 4 * d_model * d_kv * num_heads, 3 * d_model * d_ff
+    encoder = vocab_size * d_model + num_layers * (attention + feed_forward)
+    return encoder, encoder + num_layers * attention
+
+
+def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any], longest: int, texts: float) -> None:
+    """Compare the memory of the GPUs with an estimate of what training needs.
+
+    Activations, as measured in fp32: the graph convolutions keep 34 floats a joint and channel (half of it in bf16),
+    mT5's encoder 190 bytes a layer and channel, its decoder a fifth of that; a description has some 40 tokens.
+    """
+    import torch
+
+    encoder, decoder = mt5_parameters(**sizes)
+    text_encoder = args.use_descriptions and not args.text_encoder_freeze
+    tuned = args.text_encoder_freeze and bool(args.finetune) and args.trainable == "auto"
+    parameters = encoder + decoder + text_encoder * encoder + 7e6  # the last: graph convolutions and fusion
+    state = parameters * (4 if tuned or args.trainable == "fusion" else 8 if args.offload else 16) / 2**30
+    frames = min(args.max_length, longest or args.max_length)
+    encoding = 190 * sizes.get("num_layers", 12) * sizes.get("d_model", 768)
+    clip = frames * (34 * 69 * args.hidden_dim * (4 if args.dtype == "fp32" else 2) + 1.2 * encoding)
+    clip += 40 * texts * encoding * text_encoder + 25 * 12 * sizes.get("vocab_size", 250112)  # a sentence's logits
+    activations = args.batch_size * clip / 2**30
+    batch = f"{args.batch_size} clips of {frames} frames" + (f" and {texts:.0f} texts" if text_encoder else "")
+    parts = f"{state:.1f} weights and optimizer, {activations:.1f} for {batch}"
+    report.say("·", f"training needs about {state + activations:.1f} GiB a GPU, an estimate: {parts}")
+    if not torch.cuda.is_available():
+        report.say("·", "no GPU: a CPU run is possible, and slow")
+    for number in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(number)
+        memory = gpu.total_memory / 2**30
+        cure = "" if memory > state + activations else ": try a smaller --batch-size or --max_length, or --offload"
+        report.say("·" if cure else "✓", f"GPU {number}: {gpu.name}, {memory:.1f} GiB{cure}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the checks, then look at the folders of the run; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=HELP,
+        epilog=EXAMPLES,
+        usage="%(prog)s [-h] [--strict] [--full] [flags of fine_tuning.py]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--strict", action="store_true", help="missing or damaged data is an error")
+    parser.add_argument("--full", action="store_true", help=f"open all files, not about {SAMPLE} of each split")
+    own, of_run = parser.parse_known_args(argv)
+    args = None
+    # Broken code is the business of the checks; a wrong flag ends the program here.
+    with contextlib.suppress(Exception):
+        from utils import parse_args
+
+        args = parse_args(of_run)
+    failed = sum([not passes(name, args.root if args else ".") for name in CHECKS])
+    print(f"\n✗ {failed} 项检查未通过 ({failed} failed)" if failed else "\n✓ 所有检查通过！系统准备就绪", flush=True)
+    report = Report()
+    if args:
+        train = report.attempt("\ndata", examine_data, args, sys.maxsize if own.full else SAMPLE)
+        sizes = report.attempt("weights", examine_weights, args)
+        if args.finetune or args.fusion_checkpoint:
+            report.attempt("checkpoint", examine_checkpoints, args)
+        report.attempt("GPU", examine_gpu, args, sizes or {}, *(train or (0, 0.0)))
+    return 1 if failed or (own.strict and report.missing) else 0
+
+
+if __name__ == "__main__":
+    logging.disable()
+    warnings.simplefilter("ignore")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # the marks are in no code page of Windows
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,219 @@
+"""From label files to samples, and which clips make a batch."""
+
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+
+from config import DATASETS, DatasetSpec
+from datasets import BatchSampler, ClipLoader, S2T_Dataset, read_labels
+from temporal_alignment import TemporalAligner
+
+
+def spec_of(folder):
+    return DATASETS["CSL_Daily"].under(folder)
+
+
+@pytest.fixture
+def spelling(shared_real):
+    return DatasetSpec(
+        name="fingerspelling",
+        labels={s: f"fingerspelling/labels.{s}" for s in ("train", "dev", "test")},
+        pose_dir="fingerspelling/pose_format",
+        description_dir="descriptions",
+    ).under(shared_real)
+
+
+def write_labels(path, labels):
+    with gzip.open(path, "wb") as file:
+        pickle.dump(labels, file)
+    return path
+
+
+def test_sample_is_the_documented_tuple(corpus):
+    dataset = S2T_Dataset(spec_of(corpus), "train", use_descriptions=True)
+    sample = dataset[0]
+    assert sample._fields == (
+        "name_sample",
+        "pose_sample",
+        "text",
+        "gloss",
+        "rgb_dict",
+        "descriptions",
+        "has_description",
+    )
+    name, pose, text, gloss, rgb, descriptions, has_description = sample
+    label = read_labels(spec_of(corpus).labels["train"])[name]
+    assert (text, gloss, rgb) == (label["text"], " ".join(label["gloss"]), {})
+    assert {part: x.shape[1:] for part, x in pose.items()} == {
+        "body": (9, 3),
+        "left": (21, 3),
+        "right": (21, 3),
+        "face_all": (18, 3),
+    }
+    assert len(pose["body"]) == len(descriptions) == len(has_description)
+
+
+def test_without_descriptions_the_fields_are_none(corpus):
+    sample = S2T_Dataset(spec_of(corpus), "dev")[0]
+    assert sample.descriptions is None
+    assert sample.has_description is None
+
+
+def test_descriptions_follow_the_frames_that_were_sampled(spelling):
+    """In clips of more than 256 frames, a sampled frame has the text of its own original number."""
+    dataset = S2T_Dataset(spelling, "train", max_length=256, random_frames=True, use_descriptions=True)
+    aligner, seen = dataset.aligner, []
+
+    class Spy(TemporalAligner):
+        def align(self, descriptions, frame_indices):
+            seen.append((dict(descriptions), np.array(frame_indices)))
+            return aligner.align(descriptions, frame_indices)
+
+    dataset.aligner = Spy()
+    long = 0
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        texts, frames = seen[-1]
+        own = [int(f) in texts for f in frames]
+        assert [bool(h) for h in sample.has_description] == own
+        assert all(sample.descriptions[i] == texts[int(f)] for i, f in enumerate(frames) if own[i])
+        long += len(frames) == 256 and frames[-1] > 255
+    assert long >= 5
+
+
+def test_start_offset_counts_in_frame_numbers(corpus, tmp_path):
+    """A clip cut out of a recording: descriptions are numbered from the recording's beginning."""
+    import json
+
+    keypoints = [np.full((1, 133, 2), 0.5, np.float32) for _ in range(10)]
+    scores = [np.ones((1, 133), np.float32) for _ in range(10)]
+    (tmp_path / "poses").mkdir()
+    (tmp_path / "poses" / "a.pkl").write_bytes(
+        pickle.dumps({"keypoints": keypoints, "scores": scores, "start": 4, "end": 8})
+    )
+    (tmp_path / "text" / "train").mkdir(parents=True)
+    entries = [{"filename": f"{n:06d}.jpg", "description": f"frame {n}"} for n in (0, 5, 9)]
+    (tmp_path / "text" / "train" / "a.json").write_text(json.dumps(entries))
+    labels = write_labels(tmp_path / "labels", {"a": {"name": "a", "text": "t", "gloss": [], "video_path": "a.mp4"}})
+    spec = DatasetSpec(
+        name="x",
+        labels={"train": str(labels)},
+        pose_dir=str(tmp_path / "poses"),
+        description_dir=str(tmp_path / "text"),
+    )
+    sample = S2T_Dataset(spec, "train", use_descriptions=True)[0]
+    assert sample.has_description == [0, 1, 0, 0]  # frames 4, 5, 6, 7; frame 9 lies beyond the clip
+    assert sample.descriptions[1] == "frame 5"
+    assert sample.descriptions[3] == "frame 5"
+
+
+def test_frames_of_long_clips(spelling):
+    """Evaluation takes the same frames each time; training draws others each epoch, the same for the same seed."""
+    even = S2T_Dataset(spelling, "train", max_length=8)
+    assert np.array_equal(even[3].pose_sample["right"], even[3].pose_sample["right"])
+    drawn = S2T_Dataset(spelling, "train", max_length=8, random_frames=True, seed=1)
+    first = drawn[3].pose_sample["right"]
+    drawn.epoch = 1
+    second = drawn[3].pose_sample["right"]
+    drawn.epoch = 0
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, drawn[3].pose_sample["right"])
+    assert len(first) == 8
+
+
+def test_cslr_writes_glosses(corpus):
+    dataset = S2T_Dataset(spec_of(corpus), "dev", task="CSLR")
+    assert dataset[0].text == dataset[0].gloss != ""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s, t: {"task": "ISLR"}, ["--task ISLR", "SLT"]),
+        (lambda s, t: {"pose_dir": str(t / "nowhere")}, ["poses", "nowhere", "--root"]),
+        (lambda s, t: {"pose_dir": str(t)}, ["poses", "24 of 24"]),
+        (lambda s, t: {"labels": {"train": str(t / "none")}}, ["labels", "none"]),
+        (lambda s, t: {"description_dir": str(t / "nothing")}, ["--use_descriptions", "nothing"]),
+        (lambda s, t: {"description_dir": ""}, ["--use_descriptions"]),
+    ],
+)
+def test_what_is_missing_is_named(corpus, tmp_path, change, words):
+    import dataclasses
+
+    values = change(spec_of(corpus), tmp_path)
+    task = values.pop("task", "SLT")
+    spec = dataclasses.replace(spec_of(corpus), **values)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        S2T_Dataset(spec, "train", task=task, use_descriptions=True)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["labels.exec", "labels.not_gzip", "labels.text", "labels.truncated_gzip", "labels.traversal"]
+)
+def test_hostile_labels_give_one_line(shared_real, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=name) as error:
+        read_labels(shared_real / "hostile" / name)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_labels_without_text_are_refused(corpus, tmp_path):
+    import dataclasses
+
+    labels = read_labels(spec_of(corpus).labels["train"])
+    labels[next(iter(labels))]["text"] = " "
+    path = write_labels(tmp_path / "labels.train", labels)
+    spec = dataclasses.replace(spec_of(corpus), labels={"train": str(path)})
+    with pytest.raises(ValueError, match="1 clips have no text"):
+        S2T_Dataset(spec, "train")
+
+
+# -- which clips make a batch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_batches_do_not_depend_on_processes(world_size):
+    alone = BatchSampler(23, 4, 0, 1).batches()
+    samplers = [BatchSampler(23, 4, rank, world_size) for rank in range(world_size)]
+    own = [batch for sampler in samplers for batch in sampler.batches()[: sampler.n_own]]
+    assert sorted(own) == alone
+    assert sorted(sum(own, [])) == list(range(23))
+    assert len({len(sampler.batches()) for sampler in samplers}) == 1  # ZeRO-3 needs as many rounds on each
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_training_epoch_has_every_clip_once(world_size):
+    samplers = [BatchSampler(23, 4, rank, world_size, seed=5) for rank in range(world_size)]
+    clips = [clip for sampler in samplers for batch in sampler.batches(epoch=2) for clip in batch]
+    assert len(clips) == len(set(clips)) == 23 - 23 % world_size
+    sizes = [[len(batch) for batch in sampler.batches(epoch=2)] for sampler in samplers]
+    assert all(size == sizes[0] for size in sizes)
+
+
+def test_order_is_drawn_from_seed_and_epoch():
+    sampler = BatchSampler(50, 4, 0, 1, seed=5)
+    assert sampler.batches(0) == BatchSampler(50, 4, 0, 1, seed=5).batches(0)
+    assert sampler.batches(0) != sampler.batches(1)
+    assert sampler.batches(0) != BatchSampler(50, 4, 0, 1, seed=6).batches(0)
+
+
+def test_global_batches_do_not_depend_on_processes():
+    """Two processes with batches of 4 see in each round the clips that one process with 8 sees."""
+    one = BatchSampler(48, 8, 0, 1, seed=5).batches()
+    two = [BatchSampler(48, 4, rank, 2, seed=5).batches() for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*two, strict=True)] == [sorted(batch) for batch in one]
+
+
+def test_loader_resumes_in_the_middle_with_any_workers(corpus):
+    dataset = S2T_Dataset(spec_of(corpus), "train", random_frames=True, max_length=20)
+    sampler = BatchSampler(len(dataset), 5, 0, 1, seed=0)
+    whole = list(ClipLoader(dataset, sampler, 0, pin_memory=False).epoch(3))
+    rest = list(ClipLoader(dataset, sampler, 2, pin_memory=False).epoch(3, first=2))
+    assert [src["name_batch"] for src, _ in rest] == [src["name_batch"] for src, _ in whole[2:]]
+    for (a, _), (b, _) in zip(rest, whole[2:], strict=True):
+        assert (a["right"] == b["right"]).all()

@@ -1,0 +1,287 @@
+"""The documented commands, through the real command line: training, evaluation, resuming, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fine_tuning
+import utils
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = (
+    "--hidden_dim 32 --epochs 2 --batch-size 4 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
+    "--num_beams 2 --max_new_tokens 8"
+).split()
+
+
+def train(corpus, out, *flags):
+    """Run in this process."""
+    args = utils.parse_args(["--root", str(corpus), *SMALL, "--output_dir", str(out), *flags])
+    fine_tuning.main(args)
+    return out
+
+
+def start(corpus, out, *flags, launcher=(sys.executable,)):
+    """Run in processes of its own."""
+    mine = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    mine |= {"OMP_NUM_THREADS": "1"}
+    command = [*launcher, "fine_tuning.py", "--root", corpus, *SMALL, "--output_dir", out, *flags]
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=mine, stdout=-1, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
+TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def described(corpus, tmp_path_factory):
+    """A finished run with descriptions."""
+    return train(corpus, tmp_path_factory.mktemp("described"), "--use_descriptions", "--save_steps", "1")
+
+
+@pytest.fixture(scope="module")
+def baseline(corpus, tmp_path_factory):
+    """A finished run without descriptions."""
+    return train(corpus, tmp_path_factory.mktemp("baseline"))
+
+
+def test_what_a_run_leaves_behind(described):
+    names = {path.name for path in described.iterdir()}
+    assert names >= {"checkpoint_0.pth", "checkpoint_1.pth", "best_checkpoint.pth", "best_fusion.pth", "train.log"}
+    assert names >= {"log.txt", "steps.jsonl", "dev_predictions.jsonl", "dev_metrics.json"}
+    assert not [name for name in names if "unfinished" in name]
+    epochs, steps = lines(described / "log.txt"), lines(described / "steps.jsonl")
+    assert [line["epoch"] for line in epochs] == [0, 1]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[0]["lr"] == pytest.approx(1e-3)
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    assert {"nll", "dev_bleu4", "dev_chrf", "dev_rouge_l", "dev_loss", "dev_nll", "seconds"} <= set(epochs[0])
+    rows = lines(described / "dev_predictions.jsonl")
+    assert len(rows) == 9
+    assert set(rows[0]) == {"name", "reference", "hypothesis"}
+    assert len((described / "dev_tmp_pres.txt").read_text().splitlines()) == 9
+    assert " " in (described / "dev_tmp_refs.txt").read_text().splitlines()[0]  # characters, as they are scored
+    assert "tok:13a" in json.loads((described / "dev_metrics.json").read_text())["signatures"]["bleu"]
+
+
+def test_checkpoints_have_uni_signs_names(described, baseline):
+    ours, plain = weights(described / "best_checkpoint.pth"), weights(baseline / "best_checkpoint.pth")
+    extra = {name.split(".")[0] for name in set(ours) - set(plain)}
+    assert set(plain) < set(ours)
+    assert extra == {"gating_fusion", "mask_embedding", "text_encoder"}
+    assert {name.split(".")[0] for name in weights(described / "best_fusion.pth")} == extra - {"text_encoder"}
+
+
+def test_evaluation_repeats_the_scores_of_training(corpus, described, tmp_path):
+    best = weights(described / "best_checkpoint.pth")
+    last = weights(described / "checkpoint_1.pth")
+    epoch = 1 if torch.equal(best["pose_proj.weight"], last["pose_proj.weight"]) else 0
+    out = train(corpus, tmp_path, "--use_descriptions", "--eval", "--finetune", str(described / "best_checkpoint.pth"))
+    assert not (out / "best_checkpoint.pth").exists()
+    assert {path.name for path in out.glob("*_predictions.jsonl")} == {
+        "dev_predictions.jsonl",
+        "test_predictions.jsonl",
+    }
+    logged = lines(described / "log.txt")[epoch]
+    scores = json.loads((out / "dev_metrics.json").read_text())
+    for name in ("bleu4", "chrf", "rouge_l", "loss", "nll"):
+        assert scores[name] == pytest.approx(logged[f"dev_{name}"], rel=1e-5)
+
+
+def test_two_processes_write_the_same_files(corpus, described, tmp_path):
+    flags = ("--use_descriptions", "--eval", "--finetune", described / "best_checkpoint.pth")
+    one, two = start(corpus, tmp_path / "1", *flags), start(corpus, tmp_path / "2", *flags, launcher=TWO)
+    finish(one)
+    finish(two)
+    for split, count in (("dev", 9), ("test", 7)):
+        for name in ("predictions.jsonl", "tmp_pres.txt", "tmp_refs.txt"):
+            assert (tmp_path / "1" / f"{split}_{name}").read_text() == (tmp_path / "2" / f"{split}_{name}").read_text()
+        assert len(lines(tmp_path / "2" / f"{split}_predictions.jsonl")) == count
+        a, b = (json.loads((tmp_path / n / f"{split}_metrics.json").read_text()) for n in "12")
+        assert a.pop("loss") == pytest.approx(b.pop("loss"))
+        assert a.pop("nll") == pytest.approx(b.pop("nll"))
+        assert a == b
+
+
+def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
+    """On two processes: same losses, a checkpoint with every weight, and two processes decode in step."""
+    runs = [
+        start(corpus, tmp_path / stage, "--use_descriptions", "--zero_stage", stage, "--epochs", "1", launcher=TWO)
+        for stage in "03"
+    ]
+    for run in runs:
+        finish(run)
+    zero, three = (lines(tmp_path / stage / "steps.jsonl") for stage in "03")
+    assert [line["loss"] for line in three] == pytest.approx([line["loss"] for line in zero], rel=1e-3)
+    shapes = [{n: w.shape for n, w in weights(tmp_path / s / "checkpoint_0.pth").items()} for s in "03"]
+    assert shapes[0] == shapes[1]
+    assert len(lines(tmp_path / "3" / "dev_predictions.jsonl")) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", "0123")
+@pytest.mark.parametrize("launcher", [(sys.executable,), TWO])
+def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
+    flags = ("--use_descriptions", "--zero_stage", stage, "--dtype", "bf16")
+    finish(start(corpus, tmp_path, *flags, launcher=launcher))
+    before = lines(tmp_path / "steps.jsonl")
+    state = sorted((tmp_path / "resume").iterdir())[0]
+    finish(start(corpus, tmp_path, *flags, "--resume", state, launcher=launcher))
+    assert lines(tmp_path / "steps.jsonl") == before
+    assert all(w.dtype == torch.float32 for n, w in weights(tmp_path / "checkpoint_1.pth").items() if "running" in n)
+
+
+def test_killed_and_resumed_is_as_never_killed(corpus, tmp_path):
+    """SIGKILL in the middle of the second epoch; dropout, frames, order and optimizer go on where they were, bit by bit."""
+    flags = ("--use_descriptions", "--save_steps", "1")
+    whole = start(corpus, tmp_path / "whole", *flags)
+    killed = start(corpus, tmp_path / "killed", *flags)
+    while not (tmp_path / "killed" / "resume" / "step_00000004").exists():
+        assert killed.poll() is None, killed.communicate()[0]
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert len(lines(tmp_path / "killed" / "log.txt")) == 1
+    finish(whole)
+    assert "resumed" in finish(start(corpus, tmp_path / "killed", *flags, "--resume", "auto", "--num_workers", "1"))
+    steps, epochs = (
+        [lines(tmp_path / run / name) for run in ("whole", "killed")] for name in ("steps.jsonl", "log.txt")
+    )
+    assert steps[0] == steps[1]
+    for line in epochs[0] + epochs[1]:
+        del line["seconds"]
+    assert epochs[0] == epochs[1]
+    last = [weights(tmp_path / run / "checkpoint_1.pth") for run in ("whole", "killed")]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def test_frozen_encoder_alone_trains_the_rest(corpus, tmp_path, caplog):
+    caplog.set_level("INFO")
+    train(corpus, tmp_path, "--use_descriptions", "--text_encoder_freeze", "--text_cache", str(tmp_path / "cache"))
+    saved = weights(tmp_path / "best_checkpoint.pth")
+    assert not [name for name in saved if name.startswith("text_encoder")]
+    assert "everything but the text encoder (--text_encoder_freeze without --finetune)" in caplog.text
+
+
+def test_frozen_encoder_with_a_base_trains_fusion_alone(corpus, baseline, tmp_path, caplog):
+    caplog.set_level("INFO")
+    base = baseline / "best_checkpoint.pth"
+    flags = ("--use_descriptions", "--text_encoder_freeze", "--text_cache", str(tmp_path / "cache"))
+    train(corpus, tmp_path, *flags, "--finetune", str(base), "--epochs", "1")
+    before, after = weights(base), weights(tmp_path / "checkpoint_0.pth")
+    assert all(torch.equal(before[name], after[name]) for name in before)  # batch statistics included
+    assert {name.split(".")[0] for name in set(after) - set(before)} == {"gating_fusion", "mask_embedding"}
+    assert "the fusion modules alone" in caplog.text
+    # A checkpoint of a frozen run evaluates with the encoder running: the features are the same.
+    out = train(
+        corpus, tmp_path / "e", "--use_descriptions", "--eval", "--finetune", str(tmp_path / "checkpoint_0.pth")
+    )
+    scores = json.loads((out / "dev_metrics.json").read_text())
+    assert scores["nll"] == pytest.approx(lines(tmp_path / "log.txt")[0]["dev_nll"], rel=1e-5)
+
+
+def test_fusion_checkpoint_is_where_training_starts(corpus, described, tmp_path):
+    flags = ("--use_descriptions", "--fusion_checkpoint", str(described / "best_fusion.pth"), "--lr", "1e-12")
+    train(corpus, tmp_path, *flags, "--min-lr", "0", "--epochs", "1")
+    wanted, got = weights(described / "best_fusion.pth"), weights(tmp_path / "best_fusion.pth")
+    assert all(torch.allclose(wanted[name], got[name], atol=1e-6) for name in wanted)
+
+
+def test_a_new_run_sets_the_earlier_one_aside(corpus, baseline, tmp_path):
+    for _ in range(2):
+        train(corpus, tmp_path, "--epochs", "1")
+    assert len(lines(tmp_path / "log.txt")) == 1
+    assert len(lines(tmp_path / "earlier" / "log.txt")) == 1
+
+
+def test_resume_of_another_experiment_is_refused(corpus, baseline):
+    with pytest.raises(ValueError, match=r"--resume: .* was saved with --lr 0.001; this run has 0.01"):
+        train(corpus, baseline, "--resume", "auto", "--lr", "0.01")
+
+
+def test_keep_last_bounds_the_disk(corpus, tmp_path):
+    train(corpus, tmp_path, "--epochs", "3", "--keep_last", "1")
+    assert [path.name for path in tmp_path.glob("checkpoint_*.pth")] == ["checkpoint_2.pth"]
+    assert len(list((tmp_path / "resume").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--root", "nowhere"], ["labels", "nowhere/data/CSL_Daily/labels.train"]),
+        (["--mt5_path", "nowhere"], ["nowhere/config.json", "--mt5_path"]),
+        (["--dataset_config", "nowhere.toml"], ["--dataset_config", "nowhere.toml"]),
+        (["--finetune", "nowhere.pth"], ["--finetune", "nowhere.pth"]),
+        (["--finetune", "README.md"], ["--finetune", "README.md"]),
+        (["--task", "ISLR"], ["--task ISLR", "SLT"]),
+        (["--hidden_dim", "30"], ["--hidden_dim 30"]),
+        (["--resume", "nowhere"], ["--resume", "nowhere"]),
+        (["--use_descriptions", "--text_encoder", "nowhere"], ["--text_encoder", "nowhere"]),
+        (["--use_descriptions", "--text_dropout_p", "2"], ["--text_dropout_p 2"]),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(corpus, tmp_path, flags, words, capsys):
+    (tmp_path / "README.md").write_text("no weights")
+    flags = [str(tmp_path / flag) if "nowhere" in flag or flag == "README.md" else flag for flag in flags]
+    with pytest.raises(SystemExit) as stopped:
+        utils.run(lambda: train(corpus, tmp_path / "out", *flags))
+    assert stopped.value.code == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert all(word in error[0] for word in words), error[0]
+
+
+def test_weights_of_another_model_are_refused(corpus, baseline, described, tmp_path):
+    with pytest.raises(ValueError, match="add --use_descriptions"):
+        train(corpus, tmp_path, "--finetune", str(described / "best_checkpoint.pth"))
+    with pytest.raises(ValueError, match="--hidden_dim 32; this run has 64"):
+        train(corpus, tmp_path, "--finetune", str(baseline / "best_checkpoint.pth"), "--hidden_dim", "64")
+    with pytest.raises(ValueError, match="does not hold this model's fusion modules"):
+        flags = ("--use_descriptions", "--fusion_checkpoint", str(baseline / "best_checkpoint.pth"))
+        train(corpus, tmp_path, *flags)
+
+
+def test_missing_descriptions_stop_the_run_before_training(corpus, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus, copy)
+    shutil.rmtree(copy / "description")
+    with pytest.raises(FileNotFoundError, match=r"--use_descriptions: .*description/CSL-Daily/split_data/train"):
+        train(copy, tmp_path / "out", "--use_descriptions")
+
+
+@pytest.mark.slow
+def test_real_signing_is_learnt(shared_real, tmp_path):
+    """Twenty epochs of a small model on real poses, with and without messy descriptions: the loss more than halves."""
+    config = ROOT / "examples" / "fingerspelling.toml"
+    mt5 = tmp_path / "mt5"
+    texts = [shared_real / "fingerspelling" / "labels.train", shared_real / "descriptions" / "train"]
+    subprocess.run([sys.executable, "small_mt5.py", "--out", mt5, "--texts", *texts], cwd=ROOT, check=True)
+    flags = ["--dataset_config", str(config), "--mt5_path", str(mt5), "--text_cache", str(tmp_path / "cache")]
+    flags += "--epochs 20 --batch-size 16 --gradient-accumulation-steps 1 --num_beams 1 --max_new_tokens 40".split()
+    for name, more in (("pose", []), ("described", ["--use_descriptions"])):
+        out = train(shared_real, tmp_path / name, *flags, *more)
+        epochs = lines(out / "log.txt")
+        assert epochs[-1]["loss"] < epochs[0]["loss"] / 2
+        sys.stdout.write(f"{name}: dev BLEU-4 {[round(line['dev_bleu4'], 2) for line in epochs]}\n")

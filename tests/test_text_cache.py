@@ -1,0 +1,113 @@
+"""The cache of a frozen encoder's features."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+import text_cache
+from config import mt5_path
+from text_cache import TextFeatureCache, build_text_cache, text_key
+from text_fusion_modules import TextEncoder
+
+TEXTS = ["右手在下巴", "the left hand rises", "双手分开", "", "a" * 400]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(corpus):
+    return corpus / mt5_path
+
+
+def build(root, folder, texts=TEXTS, max_tokens=128):
+    return build_text_cache(root, folder, max_tokens, texts, CPU)
+
+
+def test_features_are_those_of_the_encoder(encoder_folder, tmp_path):
+    cache = build(tmp_path, encoder_folder, TEXTS)
+    with torch.no_grad():
+        direct = TextEncoder(encoder_folder, 128).eval()(TEXTS)
+    wanted = [3, 0, 4, 0]
+    assert torch.allclose(cache([TEXTS[i] for i in wanted]), direct[wanted], atol=1e-5)
+    assert cache.width == direct.shape[1]
+
+
+def test_encoder_runs_once_for_each_text(encoder_folder, tmp_path, monkeypatch):
+    seen = []
+    forward = TextEncoder.forward
+    monkeypatch.setattr(TextEncoder, "forward", lambda self, texts: seen.extend(texts) or forward(self, texts))
+    build(tmp_path, encoder_folder, ["a", "b"])
+    build(tmp_path, encoder_folder, ["a", "b", "b"])
+    build(tmp_path, encoder_folder, ["b", "c"])
+    assert sorted(seen) == ["a", "b", "c"]
+
+
+def test_a_complete_cache_needs_no_encoder(encoder_folder, tmp_path, monkeypatch):
+    build(tmp_path, encoder_folder)
+    monkeypatch.setattr("text_cache.TextEncoder", lambda *_: pytest.fail("the encoder was loaded"))
+    build(tmp_path, encoder_folder)
+
+
+def test_another_cut_is_another_cache(encoder_folder, tmp_path):
+    long = build(tmp_path, encoder_folder, ["a" * 400], max_tokens=128)
+    short = build(tmp_path, encoder_folder, ["a" * 400], max_tokens=4)
+    assert long.folder != short.folder
+    assert not torch.allclose(long(["a" * 400]), short(["a" * 400]))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "drop", "garbage", "rows"])
+def test_a_damaged_shard_is_made_again(encoder_folder, tmp_path, damage, caplog):
+    good = build(tmp_path, encoder_folder)(TEXTS)
+    features = next(tmp_path.glob("*/shard-*/features.npy"))
+    if damage == "truncate":
+        features.write_bytes(features.read_bytes()[:200])
+    elif damage == "drop":
+        features.unlink()
+    elif damage == "garbage":
+        features.write_bytes(b"nothing")
+    else:
+        np.save(features, np.load(features)[:-1])
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(build(tmp_path, encoder_folder)(TEXTS), good)
+    assert "damaged" in caplog.text
+
+
+def test_unfinished_work_is_not_taken_for_a_shard(encoder_folder, tmp_path):
+    folder = build(tmp_path, encoder_folder).folder
+    (folder / "unfinished-x").mkdir()
+    (folder / "unfinished-x" / "keys.npy").write_bytes(b"")
+    assert len(TextFeatureCache(folder).shards) == 1
+
+
+def test_another_process_may_be_faster(encoder_folder, tmp_path, monkeypatch):
+    """While one run encodes, another one encodes and writes the same texts."""
+    encode, slow = text_cache._encode, []
+
+    def overtaken(encoder, texts, progress):
+        if not slow:
+            slow.append(texts)
+            build(tmp_path, encoder_folder)
+        return encode(encoder, texts, progress)
+
+    monkeypatch.setattr(text_cache, "_encode", overtaken)
+    cache = build(tmp_path, encoder_folder)
+    assert slow == [sorted(TEXTS)]
+    assert [path.name[:5] for path in cache.folder.iterdir()] == ["shard"]
+    assert cache.missing(TEXTS) == []
+
+
+def test_a_text_that_is_not_there_is_named(encoder_folder, tmp_path):
+    cache = build(tmp_path, encoder_folder, ["a"])
+    with pytest.raises(ValueError, match="'b'.*start again"):
+        cache(["b"])
+
+
+def test_no_text_at_all(encoder_folder, tmp_path):
+    cache = build(tmp_path, encoder_folder, [])
+    assert cache.width > 0
+    assert cache([]).shape == (0, cache.width)
+
+
+def test_keys_differ():
+    assert len({text_key(text) for text in TEXTS}) == len(TEXTS)

@@ -1,0 +1,265 @@
+"""The text branch by itself: encoders of two kinds, numbering and dropping of texts, the gate."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, MT5EncoderModel
+
+from text_fusion_modules import (
+    NO_TEXT,
+    GatingFusion,
+    LearnableMaskEmbedding,
+    TextEncoder,
+    distinct_texts,
+    drop_texts,
+    encoder_fingerprint,
+)
+from tokenizer import Tokenizer
+
+TEXTS = ["右手食指伸直，位于胸前。", "the left hand", "累", ""]
+BERT_WIDTH = 20
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory):
+    """A random BERT, as its makers would publish it: with a pooler, and a list of words."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "left", "right", "hand", "##s", "up", "手", "."]
+    sizes = {"hidden_size": BERT_WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=len(words), initializer_range=0.5, **sizes))
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    return folder
+
+
+def copy_of(folder, to):
+    return shutil.copytree(folder, to / folder.name)
+
+
+# -- encoders ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_mt5_is_averaged_over_a_texts_own_tokens(small_mt5_folder):
+    encoder = TextEncoder(small_mt5_folder).eval()
+    plain, tokenizer = MT5EncoderModel.from_pretrained(small_mt5_folder).eval(), Tokenizer(small_mt5_folder)
+    features = encoder(TEXTS)
+    assert features.shape == (len(TEXTS), encoder.width) == (4, 32)
+    assert len({len(tokenizer.encode(text, 100)) for text in TEXTS}) == 4
+    for text, feature in zip(TEXTS, features, strict=True):
+        states = plain(input_ids=torch.tensor([tokenizer.encode(text, 100)])).last_hidden_state[0]  # (L, W)
+        by_hand = sum(states) / len(states)
+        torch.testing.assert_close(feature, by_hand, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_bert_is_averaged_over_a_texts_own_tokens(bert_folder):
+    encoder = TextEncoder(bert_folder).eval()
+    plain = BertModel.from_pretrained(bert_folder).eval()
+    features = encoder(["the left hands.", "手", ""])
+    assert features.shape == (3, encoder.width) == (3, BERT_WIDTH)
+    for ids, feature in zip([[2, 5, 6, 8, 9, 12, 3], [2, 11, 3], [2, 3]], features, strict=True):
+        states = plain(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(feature, sum(states) / len(states), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mt5", "bert"])
+def test_a_text_is_cut(request, kind):
+    folder = request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])
+    short, whole = TextEncoder(folder, max_tokens=5).eval(), TextEncoder(folder).eval()
+    seen = []
+    short.encoder.register_forward_pre_hook(lambda *call: seen.append(call[2]["input_ids"]), with_kwargs=True)
+    texts = ["the left hand the left hand", "the"]
+    features = short(texts)
+    assert seen[0].shape == (2, 5)
+    assert not torch.allclose(features[0], whole(texts)[0])
+    torch.testing.assert_close(features[1], whole(texts)[1])
+
+
+@pytest.mark.parametrize("kind", ["mt5", "bert"])
+def test_every_weight_of_an_encoder_gets_a_gradient(request, kind):
+    folder = request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])
+    encoder = TextEncoder(folder)
+    encoder(["the left hand"]).pow(2).sum().backward()
+    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+def test_weights_are_float32_whatever_the_file_has(small_mt5_folder, tmp_path):
+    folder = copy_of(small_mt5_folder, tmp_path)
+    weights = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert {parameter.dtype for parameter in TextEncoder(folder).parameters()} == {torch.float32}
+
+
+def one_line(error):
+    return "\n" not in str(error.value) and "--text_encoder" in str(error.value)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere/config.json does not exist") as error:
+        TextEncoder(tmp_path / "nowhere")
+    assert one_line(error)
+
+
+def test_no_weights(bert_folder, tmp_path):
+    folder = copy_of(bert_folder, tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors") as error:
+        TextEncoder(folder)
+    assert one_line(error)
+
+
+def test_no_vocabulary(bert_folder, tmp_path):
+    """Transformers would make one up in which every word is unknown."""
+    folder = copy_of(bert_folder, tmp_path)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="has no vocabulary"):
+        TextEncoder(folder)
+
+
+@pytest.mark.parametrize("kind", ["mt5", "bert"])
+def test_missing_weights_are_not_made_up(request, tmp_path, kind):
+    folder = request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])
+    folder = copy_of(folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    lost = sorted(name for name in weights if "encoder" in name)[3]
+    del weights[lost]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"1 weights are missing, {lost}") as error:
+        TextEncoder(folder)
+    assert one_line(error)
+
+
+def test_a_pooler_may_be_missing(bert_folder, tmp_path):
+    folder = copy_of(bert_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert TextEncoder(folder).width == BERT_WIDTH
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pointer", "other config"])
+def test_damaged_files(bert_folder, tmp_path, damage):
+    folder = copy_of(bert_folder, tmp_path)
+    path = folder / "model.safetensors"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    else:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"hidden_size": 24}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match="bert.*damaged or no pair") as error:
+        TextEncoder(folder)
+    assert one_line(error)
+
+
+# -- fingerprint ---------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_has_the_same_fingerprint(small_mt5_folder, tmp_path):
+    name = encoder_fingerprint(small_mt5_folder, 128)
+    assert encoder_fingerprint(copy_of(small_mt5_folder, tmp_path), 128) == name
+    assert encoder_fingerprint(str(small_mt5_folder), 128) == name
+    assert len(name) == 32
+
+
+def test_the_fingerprint_follows_what_features_depend_on(small_mt5_folder, tmp_path):
+    folder = copy_of(small_mt5_folder, tmp_path)
+    names = [encoder_fingerprint(folder, 128), encoder_fingerprint(folder, 127)]
+    for file in ("model.safetensors", "spiece.model", "config.json"):
+        data = bytearray((folder / file).read_bytes())
+        data[-1] ^= 1
+        (folder / file).write_bytes(data)
+        names.append(encoder_fingerprint(folder, 128))
+    (folder / "config.json").rename(folder / "config.old")
+    names.append(encoder_fingerprint(folder, 128))
+    assert len(set(names)) == len(names)
+
+
+# -- texts ---------------------------------------------------------------------------------------------------------
+
+
+def test_distinct_texts():
+    texts, rows = distinct_texts([["up", "up", None, "", "down"], [None, "down", "up", None, "left"]])
+    assert texts == ["up", "", "down", "left"]  # an empty text is a text; only None is none
+    assert rows.dtype == torch.int64
+    assert rows.tolist() == [[1, 1, 0, 2, 3], [0, 3, 1, 0, 4]]
+
+
+def test_no_texts_at_all():
+    texts, rows = distinct_texts([[None, None], [None, None]])
+    assert texts == []
+    assert rows.tolist() == [[NO_TEXT, NO_TEXT]] * 2
+
+
+@pytest.mark.parametrize(
+    ("probability", "low", "high"), [(0.0, 0, 0), (1.0, 1, 1), (0.1, 0.08, 0.12), (0.5, 0.47, 0.53)]
+)
+def test_the_share_of_dropped_texts(probability, low, high):
+    torch.manual_seed(0)
+    rows = torch.arange(6000).view(3, 2000) % 5  # a fifth has no text
+    has_description = (torch.arange(6000).view(3, 2000) % 2) * (rows != NO_TEXT)
+    kept = rows.clone(), has_description.clone()
+    new_rows, new_has = drop_texts(rows, has_description, probability)
+    dropped = new_rows != rows
+    assert low <= dropped.sum() / (rows != NO_TEXT).sum() <= high
+    assert torch.equal(new_rows, rows.masked_fill(dropped, NO_TEXT))
+    assert torch.equal(new_has, has_description.masked_fill(dropped, 0))
+    assert torch.equal(rows, kept[0])
+    assert torch.equal(has_description, kept[1])
+    # A filled frame, whose indicator is 0, loses its text as often as a described one.
+    for has in (0, 1):
+        frames = (rows != NO_TEXT) & (has_description == has)
+        assert low - 0.02 <= dropped[frames].float().mean() <= high + 0.02
+
+
+def test_frames_are_dropped_one_by_one():
+    torch.manual_seed(0)
+    rows = torch.ones(2, 400, dtype=torch.int64)
+    first, _ = drop_texts(rows, rows, 0.5)
+    second, _ = drop_texts(rows, rows, 0.5)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+# -- fusion --------------------------------------------------------------------------------------------------------
+
+
+def test_mask_embedding():
+    torch.manual_seed(0)
+    embedding = LearnableMaskEmbedding(4000)
+    assert embedding().shape == (1, 4000)
+    assert embedding().std().item() == pytest.approx(0.01, rel=0.05)
+    assert [name for name, _ in embedding.named_parameters()] == ["mask_embedding"]
+
+
+def test_parameters_of_the_gate():
+    # (2 x 768 + 1) x 512 + 512, 512 x 256 + 256, 256 + 1
+    assert sum(parameter.numel() for parameter in GatingFusion(768).parameters()) == 919_041
+
+
+def test_gate_by_hand():
+    fusion = GatingFusion(2, hidden=(2, 1))
+    first, second, third = fusion.gate[0], fusion.gate[2], fusion.gate[4]
+    with torch.no_grad():
+        for layer in (first, second, third):
+            layer.bias.zero_()
+        first.weight.copy_(torch.tensor([[1.0, 0, 0, 2, 3], [0, 1, 0, 0, 0]]))  # pose 1 + 2 text 2 + 3 own; pose 2
+        second.weight.copy_(torch.tensor([[1.0, 1]]))
+        third.weight.copy_(torch.tensor([[0.5]]))
+        third.bias.fill_(-1)
+    pose, text = torch.tensor([[[1.0, -5], [1, -5], [-9, 0]]]), torch.tensor([[[4.0, 0.5], [4, 0.5], [0, 0.5]]])
+    fused, gate = fusion(pose, text, torch.tensor([[1, 0, 0]]))
+    assert gate.shape == (1, 3, 1)
+    expected = torch.sigmoid(torch.tensor([0.5 * 5 - 1, 0.5 * 2 - 1, -1]))[None, :, None]
+    torch.testing.assert_close(gate, expected)
+    torch.testing.assert_close(fused, pose + expected * text)
