@@ -101,9 +101,12 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> No
             )
     own = model.state_dict()
     text_branch = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
-    # A frozen encoder is not saved with the model, nor does a run that caches its features hold it.
-    if not any(name.startswith(TEXT_ENCODER_PREFIX) for name in own):
-        weights = {name: value for name, value in weights.items() if not name.startswith(TEXT_ENCODER_PREFIX)}
+    holds_encoder = [any(name.startswith(TEXT_ENCODER_PREFIX) for name in names) for names in (weights, own)]
+    if holds_encoder == [True, False] and config.use_descriptions:
+        raise ValueError(
+            f"--finetune: {path} holds a trained text encoder, and --text_encoder_freeze would use the untrained one of "
+            "its folder. Drop --text_encoder_freeze (with --trainable fusion the encoder stays as it is)."
+        )
     missing = [name for name in own if name not in weights and not name.startswith(text_branch)]
     unknown = [name for name in weights if name not in own]
     reshaped = [name for name, value in weights.items() if name in own and value.shape != own[name].shape]

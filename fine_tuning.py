@@ -26,7 +26,6 @@ import metrics
 from batch import to_device
 from checkpoint import (
     FUSION_PREFIXES,
-    TEXT_ENCODER_PREFIX,
     TrainState,
     find_state,
     forget_checkpoints,
@@ -326,9 +325,6 @@ def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: a
     if not distributed.is_main():
         return
     output_dir, config = Path(args.output_dir), engine.module.config
-    if not any(p.requires_grad for n, p in engine.module.named_parameters() if n.startswith(TEXT_ENCODER_PREFIX)):
-        # A frozen text encoder is as it lies in its own folder.
-        weights = {name: value for name, value in weights.items() if not name.startswith(TEXT_ENCODER_PREFIX)}
     facts = {"epoch": epoch, "score": score}
     path = output_dir / f"checkpoint_{epoch}.pth"
     save_weights(path, weights, config, **facts)

@@ -1,0 +1,483 @@
+"""The whole model on small random weights: what a clip's result may depend on, and what trains."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from batch import Sample, collate_fn
+from config import ModelConfig
+from models import IGNORE, Uni_Sign, load_mt5
+from pose import PART_JOINTS
+from text_fusion_modules import TextEncoder
+from tokenizer import Tokenizer
+
+WIDTH = 32  # of the small mT5
+UP, DOWN, LONG = "右手食指伸直。", "the left hand", "妈妈晚上很累，我今天想在学校读书。the left hand is at the chin"
+SENTENCES = ["我今天想在学校读书。", "妈妈很累。", "the hand is at the chin", "累", "学校", "我想读书。"]
+LENGTHS = [7, 12, 1, 4, 9, 3]
+
+
+@pytest.fixture(scope="module")
+def make(small_mt5_folder):
+    """Make a small model in evaluation; everything in it that starts at zero or one is moved, so that it shows."""
+
+    def make(texts=None, **changes):
+        torch.manual_seed(0)
+        config = ModelConfig(**({"hidden_dim": 16, "use_descriptions": True} | changes))
+        if config.use_descriptions and texts is None:
+            texts = TextEncoder(small_mt5_folder)
+        model = Uni_Sign(config, load_mt5(small_mt5_folder), Tokenizer(small_mt5_folder), texts)
+        with torch.no_grad():
+            model.part_para.normal_()
+            model.pose_proj.weight.mul_(10)
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.running_mean.normal_(std=0.1)
+                    module.running_var.uniform_(0.05, 0.2)
+                    module.bias.normal_(std=0.1)
+            if config.use_descriptions:
+                model.mask_embedding.mask_embedding.normal_()
+                model.gating_fusion.gate[0].weight[:, -1].mul_(20)  # the indicator's column
+                model.gating_fusion.gate[4].weight.mul_(3)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def described(make):
+    return make()
+
+
+def pose_of(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        part: torch.rand(length, len(joints), 3, generator=generator) * 2 - 1 for part, joints in PART_JOINTS.items()
+    }
+
+
+def clip(number, with_texts=True):
+    """Clip `number` of six; the third has no text, the others have some."""
+    length = LENGTHS[number]
+    generator = torch.Generator().manual_seed(100 + number)
+    texts, own = [None] * length, [0] * length
+    if number != 2:
+        texts = [(UP, DOWN, LONG, None)[i] for i in torch.randint(4, (length,), generator=generator).tolist()]
+        drawn = torch.randint(2, (length,), generator=generator).tolist()
+        own = [int(text is not None) * i for text, i in zip(texts, drawn, strict=True)]
+    descriptions = (texts, own) if with_texts else (None, None)
+    return Sample(f"clip{number}", pose_of(length, number), SENTENCES[number], "", {}, *descriptions)
+
+
+def batch_of(descriptions, has_description, length=None, seed=0):
+    """A batch with these descriptions, for `fuse_text` and `forward`."""
+    samples = [
+        Sample(f"{i}", pose_of(length or len(texts), seed + i), SENTENCES[i], "", {}, texts, own)
+        for i, (texts, own) in enumerate(zip(descriptions, has_description, strict=True))
+    ]
+    return collate_fn(samples)
+
+
+def longer(src_input, frames):
+    """More padding, and all of it such that whoever looks at it is found out."""
+    lengths = src_input["src_length_batch"]
+    total = src_input["attention_mask"].shape[1] + frames
+    out = dict(src_input)
+    for part in PART_JOINTS:
+        x = src_input[part]
+        out[part] = torch.cat([x, x.new_zeros(len(x), frames, *x.shape[2:])], dim=1)
+        for row, length in zip(out[part], lengths, strict=True):
+            row[length:] = float("nan")
+    out["attention_mask"] = (torch.arange(total) < lengths[:, None]).long()
+    if "descriptions" in src_input:
+        out["descriptions"] = [row + [None] * frames for row in src_input["descriptions"]]
+        out["has_description"] = [row + [0] * frames for row in src_input["has_description"]]
+    return out
+
+
+def spy(module, results):
+    """Keep what a module is called with."""
+    return module.register_forward_pre_hook(lambda _, args, kwargs: results.append((args, kwargs)), with_kwargs=True)
+
+
+def encoded_ids(model, run):
+    """The ids that the text encoder is given while `run` runs, one (n, L) for each call."""
+    calls = []
+    hook = spy(model.text_encoder.encoder, calls)
+    run()
+    hook.remove()
+    return [kwargs["input_ids"] for _, kwargs in calls]
+
+
+def gate_inputs(model, src_input):
+    """Pose, text and indicator as they come to the gate, and what comes out."""
+    calls = []
+    hook = spy(model.gating_fusion, calls)
+    out = model.fuse_text(torch.zeros(*src_input["attention_mask"].shape, WIDTH), src_input)
+    hook.remove()
+    [(args, _)] = calls
+    return (*args, *out)
+
+
+# -- a clip's result is its own ------------------------------------------------------------------------------------
+
+
+def results(model, src_input, tgt_input):
+    """For each clip: what mT5 reads, its loss, its sentences."""
+    output = model(src_input, tgt_input)
+    prompt = output.inputs_embeds.shape[1] - src_input["attention_mask"].shape[1]
+    found = []
+    greedy, searched = (model.sentences(model.generate(output, num_beams=n, max_new_tokens=12)) for n in (1, 3))
+    for i, length in enumerate(src_input["src_length_batch"].tolist()):
+        sentence = tgt_input["gt_sentence"][i]
+        loss = model.target_loss(output.encoder_states[i : i + 1], output.attention_mask[i : i + 1], [sentence])
+        found.append((output.inputs_embeds[i, : prompt + length], loss, greedy[i], searched[i]))
+    n_tokens = sum(loss[2] for _, loss, *_ in found)
+    for kind, seen in enumerate((output.loss, output.nll)):  # a batch's loss is the mean over its tokens
+        mean = sum(float(loss[kind]) * loss[2] for _, loss, *_ in found) / n_tokens
+        assert seen.item() == pytest.approx(mean, rel=1e-5)
+    assert output.n_tokens == n_tokens
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_texts", [True, False], ids=["descriptions", "pose alone"])
+def test_neighbours_and_padding_change_nothing(make, with_texts):
+    model = make(use_descriptions=with_texts)
+    alone = [results(model, *collate_fn([clip(number, with_texts)]))[0] for number in range(6)]
+    assert len({sentence for *_, sentence in alone}) > 3  # sentences that are all the same would prove nothing
+    generator = torch.Generator().manual_seed(1)
+    for trial in range(6):
+        numbers = torch.randperm(6, generator=generator)[: 2 + trial % 5].tolist()
+        src_input, tgt_input = collate_fn([clip(number, with_texts) for number in numbers])
+        found = results(model, longer(src_input, frames=trial % 3 * 5), tgt_input)
+        for number, (embeds, loss, greedy, searched) in zip(numbers, found, strict=True):
+            expected = alone[number]
+            torch.testing.assert_close(embeds, expected[0], rtol=1e-4, atol=1e-5)
+            assert [float(value) for value in loss] == pytest.approx([float(value) for value in expected[1]], rel=1e-4)
+            assert (greedy, searched) == expected[2:]
+
+
+@torch.no_grad()
+def test_with_uni_signs_padding_neighbours_do_count(make):
+    """The property above can fail."""
+    model = make(use_descriptions=False, uni_sign_padding=True)
+    src_input, _ = collate_fn([clip(3, False), clip(1, False)])
+    alone, _ = collate_fn([clip(3, False)])
+    together = model.encode_pose(src_input)[0, : LENGTHS[3]]
+    assert (together - model.encode_pose(alone)[0]).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_texts_and_poses_count(described):
+    """Nor is the property true because nothing counts."""
+    src_input, tgt_input = collate_fn([clip(0)])
+    base = described(src_input, tgt_input).loss
+    for change in ("descriptions", "has_description", "left", "face_all"):
+        other = dict(src_input)
+        if change == "descriptions":
+            other[change] = [[DOWN if text == UP else text for text in row] for row in src_input[change]]
+        elif change == "has_description":
+            other[change] = [[1 - own for own in row] for row in src_input[change]]
+        else:
+            other[change] = -src_input[change]
+        assert (described(other, tgt_input).loss - base).abs() > 1e-4, change
+
+
+@torch.no_grad()
+def test_the_encoder_runs_once_for_loss_and_sentences(described):
+    calls = []
+    hook = spy(described.mt5_model.encoder, calls)
+    output = described(*collate_fn([clip(0), clip(2)]))
+    described.generate(output, max_new_tokens=5)
+    hook.remove()
+    assert len(calls) == 1
+
+
+@torch.no_grad()
+def test_generation_stops_at_its_limit(described):
+    output = described(*collate_fn([clip(0), clip(1)]))
+    ids = described.generate(output, num_beams=1, max_new_tokens=3)
+    assert ids.shape[0] == 2
+    assert ids.shape[1] <= 4
+
+
+# -- texts ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_described_filled_and_empty_frames(described):
+    src_input, _ = batch_of([[UP, UP, None], [None, DOWN, DOWN]], [[1, 0, 0], [0, 0, 1]])
+    _, text, has_description, fused, gate = gate_inputs(described, src_input)
+    up, down = described.text_encoder([UP, DOWN])
+    nothing = described.mask_embedding()[0]
+    # What is encoded is decided by the text; the indicator only goes to the gate.
+    expected = torch.stack([torch.stack([up, up, nothing]), torch.stack([nothing, down, down])])
+    torch.testing.assert_close(text, expected, rtol=1e-4, atol=1e-5)
+    assert has_description.tolist() == [[1, 0, 0], [0, 0, 1]]
+    torch.testing.assert_close(fused, gate * text)
+    assert (gate[0, 0] - gate[0, 1]).abs() > 1e-5  # the same text, once the frame's own and once filled in
+
+
+@torch.no_grad()
+def test_each_text_is_encoded_once(described):
+    src_input, tgt_input = batch_of(
+        [[UP, DOWN, UP, None], [DOWN, LONG], [None], [UP]], [[1, 0, 1, 0], [1, 1], [0], [0]]
+    )
+    [ids] = encoded_ids(described, lambda: described(src_input, tgt_input))
+    tokens = [described.tokenizer.encode(text, 1000) for text in (UP, DOWN, LONG)]
+    assert ids.shape == (3, max(map(len, tokens)))  # as wide as the longest of these texts
+    for row, expected in zip(ids.tolist(), tokens, strict=True):
+        assert row == expected + [0] * (ids.shape[1] - len(expected))
+    src_input, tgt_input = batch_of([[UP, UP]], [[1, 0]])
+    [ids] = encoded_ids(described, lambda: described(src_input, tgt_input))
+    assert ids.tolist() == tokens[:1]
+
+
+@torch.no_grad()
+def test_a_batch_without_texts_is_one_call_too(described):
+    """Every process must make the same calls, whatever its clips have."""
+    src_input, tgt_input = batch_of([[None] * 3, [None]], [[0] * 3, [0]])
+    [ids] = encoded_ids(described, lambda: described(src_input, tgt_input))
+    assert ids.tolist() == [[1]]
+    _, text, *_ = gate_inputs(described, src_input)
+    assert torch.equal(text, described.mask_embedding().expand(2, 3, -1))
+
+
+@torch.no_grad()
+def test_descriptions_are_cut(make):
+    model = make(text_max_tokens=4, texts=None)
+    model.text_encoder.max_tokens = 4
+    src_input, tgt_input = batch_of([[LONG, UP]], [[1, 1]])
+    [ids] = encoded_ids(model, lambda: model(src_input, tgt_input))
+    assert ids.shape == (2, 4)
+    assert ids[:, -1].tolist() == [1, 1]
+
+
+def test_missing_descriptions_are_an_error_with_a_cure(described):
+    src_input, tgt_input = collate_fn([clip(0, with_texts=False)])
+    with pytest.raises(ValueError, match="descriptions not found in src_input") as error:
+        described(src_input, tgt_input)
+    assert "--use_descriptions" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("p", "training"), [(0.0, True), (1.0, True), (0.5, True), (0.25, True), (1.0, False)])
+@torch.no_grad()
+def test_text_dropout(make, p, training):
+    model = make(text_dropout_p=p)
+    model.freeze([model.text_encoder])  # so that its own dropout leaves the features as they are
+    model.train(training)
+    length = 500
+    texts = [[(UP, None, DOWN, LONG)[i % 4] for i in range(length)] for _ in range(2)]
+    own = [[int(i % 4 in (0, 2)) for i in range(length)] for _ in range(2)]  # LONG is filled in
+    src_input, _ = batch_of(texts, own)
+    _, text, has_description, *_ = gate_inputs(model, src_input)
+    features = dict(zip((UP, DOWN, LONG), model.text_encoder([UP, DOWN, LONG]), strict=True))
+    features[None] = model.mask_embedding()[0]
+    whole = torch.stack([torch.stack([features[t] for t in row]) for row in texts])
+    given = torch.tensor([[t is not None for t in row] for row in texts])
+    dropped = given & ((text - features[None]).abs().amax(-1) < 1e-6)
+    # A frame keeps both its text and its indicator, or loses both.
+    torch.testing.assert_close(text, torch.where(dropped[..., None], features[None], whole), rtol=1e-4, atol=1e-5)
+    assert torch.equal(has_description, torch.tensor(own).masked_fill(dropped, 0))
+    share, n = dropped.sum().item() / given.sum().item(), given.sum().item()
+    wanted = p if training else 0.0
+    assert abs(share - wanted) <= 4 * math.sqrt(wanted * (1 - wanted) / n)
+
+
+@torch.no_grad()
+def test_gate(described):
+    src_input, tgt_input = collate_fn([clip(number) for number in range(6)])
+    gate = described(src_input, tgt_input).gate
+    assert gate.shape == (*src_input["attention_mask"].shape, 1)
+    assert ((gate > 0) & (gate < 1)).all()
+    assert gate.std() > 0.01
+
+
+@torch.no_grad()
+def test_a_gate_that_is_shut_leaves_the_baseline(make):
+    model, baseline = make(), make(use_descriptions=False)
+    baseline.load_state_dict({name: v for name, v in model.state_dict().items() if name in baseline.state_dict()})
+    model.gating_fusion.gate[4].bias.fill_(-1e4)
+    src_input, tgt_input = collate_fn([clip(0), clip(1)])
+    assert model(src_input, tgt_input).loss.item() == pytest.approx(
+        baseline(src_input, tgt_input).loss.item(), rel=1e-6
+    )
+
+
+class Stored:
+    """Features that were computed beforehand."""
+
+    def __init__(self, encoder, width):
+        self.encoder, self.width = encoder.eval(), width
+
+    @torch.no_grad()
+    def __call__(self, texts):
+        return self.encoder(texts)[:, : self.width] if texts else torch.empty(0, self.width)
+
+
+@torch.no_grad()
+def test_stored_features_give_what_the_encoder_gives(make, small_mt5_folder, described):
+    model = make(texts=Stored(TextEncoder(small_mt5_folder), WIDTH))
+    assert not [name for name in model.state_dict() if name.startswith(("text_encoder", "text_features"))]
+    model.load_state_dict({name: value for name, value in described.state_dict().items() if name in model.state_dict()})
+    for numbers in ([0, 1, 2], [2]):
+        inputs = collate_fn([clip(number) for number in numbers])
+        assert model(*inputs).loss.item() == pytest.approx(described(*inputs).loss.item(), rel=1e-6)
+
+
+def test_features_of_another_width_are_projected(make, small_mt5_folder):
+    model = make(texts=Stored(TextEncoder(small_mt5_folder), 20)).train()
+    assert model.text_projection.weight.shape == (WIDTH, 20)
+    for numbers in ([0, 1], [2]):  # with texts and without
+        model.zero_grad()
+        model(*collate_fn([clip(number) for number in numbers])).loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+# -- what trains ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [[0, 2, 1], [2], [2, 2]], ids=["texts", "one clip without", "two clips without"])
+def test_gradient_reaches_every_weight(make, numbers):
+    """Also where no clip has a text: data-parallel training reduces all gradients together."""
+    model = make().train()
+    model(*collate_fn([clip(number) for number in numbers])).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    moving = ["part_para", "pose_proj.weight", "mask_embedding.mask_embedding", "mt5_model.lm_head.weight"]
+    moving += [f"gating_fusion.gate.{i}.weight" for i in (0, 2, 4)]
+    moving += [name for name in gradients if name.endswith("gcn.A")]
+    assert [name for name in moving if not gradients[name].any()] == []
+    encoder = [name for name in gradients if name.startswith("text_encoder.")]
+    assert all(gradients[name].any() == (numbers != [2] * len(numbers)) for name in encoder)
+
+
+def test_the_body_learns_nothing_from_where_hands_are(make):
+    """What a hand takes from the body is a constant to it, as in Uni-Sign."""
+    model = make(use_descriptions=False)
+    src_input, _ = collate_fn([clip(0, False)])
+    model.pose_proj.weight.data[:, :16] = 0  # the body's own way to the output
+    model.encode_pose(src_input).sum().backward()
+    assert not model.gcn_modules["body"]["layer0_0"].gcn.A.grad.any()
+    assert model.gcn_modules["left"]["layer0_0"].gcn.A.grad.any()
+
+
+def test_frozen_modules_stay_as_they_are(make):
+    model = make()
+    frozen = [model.gcn_modules, model.text_encoder]
+    model.freeze(frozen)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(2):  # also after an evaluation in between
+        model.eval()
+        model.train()
+        assert model.training
+        assert model.fusion_gcn_modules.training
+        assert model.mt5_model.training
+        assert not any(part.training for module in frozen for part in module.modules())
+        model(*collate_fn([clip(0), clip(1)])).loss.backward()
+    for name, parameter in model.named_parameters():
+        still = name.startswith(("gcn_modules.", "text_encoder."))
+        assert parameter.requires_grad != still, name
+        assert (parameter.grad is None) == still, name
+    for name, value in model.state_dict().items():
+        if "running_" in name:
+            assert torch.equal(value, before[name]) == name.startswith("gcn_modules."), name
+
+
+def test_without_descriptions_there_is_no_text_branch(make):
+    model, described = make(use_descriptions=False), make()
+    own = ("text_encoder.", "text_projection.", "mask_embedding.", "gating_fusion.")
+    names = set(described.state_dict())
+    assert {name for name in names if not name.startswith(own)} == set(model.state_dict())
+    assert {name.split(".")[0] + "." for name in names - set(model.state_dict())} == {*own} - {"text_projection."}
+    src_input, tgt_input = collate_fn([clip(0)])  # descriptions that nobody asked for are not in the way
+    output = model(src_input, tgt_input)
+    assert output.gate is None
+    assert torch.equal(output.inputs_embeds[:, -LENGTHS[0] :], model.encode_pose(src_input))
+
+
+# -- loss and prompt -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.7])
+def test_loss_is_torchs(make, smoothing):
+    model = make(label_smoothing=smoothing)
+    src_input, tgt_input = collate_fn([clip(number) for number in range(4)])
+    output = model(src_input, tgt_input)
+    labels = model.labels(tgt_input["gt_sentence"])
+    logits = model.mt5_model(
+        encoder_outputs=(output.encoder_states,), attention_mask=output.attention_mask, labels=labels
+    ).logits
+    smoothed = nn.CrossEntropyLoss(label_smoothing=smoothing, ignore_index=IGNORE)(
+        logits.flatten(0, 1), labels.flatten()
+    )
+    plain = nn.CrossEntropyLoss(ignore_index=IGNORE)(logits.flatten(0, 1), labels.flatten())
+    assert output.loss.item() == pytest.approx(smoothed.item(), rel=1e-5)
+    assert output.nll.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert output.n_tokens == int((labels != IGNORE).sum())
+    assert (labels == IGNORE).any()
+
+
+def test_targets_are_cut(make):
+    labels = make(max_target_tokens=5, use_descriptions=False).labels(SENTENCES[:4])
+    assert labels.shape == (4, 5)
+    assert labels[0, -1] == 1
+    assert (labels[3] == IGNORE).any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("language", ["Chinese", "English"])
+def test_prompt(make, language):
+    model = make(use_descriptions=False, language=language)
+    output = model(*collate_fn([clip(0, False), clip(3, False)]))
+    ids = torch.tensor(model.tokenizer.encode(f"Translate sign language video to {language}: ", 100))
+    expected = model.mt5_model.shared(ids)
+    assert torch.equal(output.inputs_embeds[:, : len(ids)], expected.expand(2, -1, -1))
+    assert output.attention_mask.sum(1).tolist() == [len(ids) + LENGTHS[0], len(ids) + LENGTHS[3]]
+
+
+def test_mixed_precision(make):
+    """As DeepSpeed runs bf16: weights and statistics in fp32, products in bf16."""
+    model = make().train()
+    model.mt5_model.eval()
+    model.text_encoder.eval()
+    model.config.__dict__["text_dropout_p"] = 0.0
+    inputs = collate_fn([clip(0), clip(1)])
+    exact = model(*inputs).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(*inputs)
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    assert output.loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+# -- loading mT5 ---------------------------------------------------------------------------------------------------
+
+
+def test_mt5_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json: model_type is 't5'.*--mt5_path"):
+        load_mt5(tmp_path)
+    (tmp_path / "config.json").write_text("[", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model_type is ''"):
+        load_mt5(tmp_path)
+
+
+def test_mt5_without_weights_or_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json does not exist.*--mt5_path"):
+        load_mt5(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text('{"model_type": "mt5"}', encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*--mt5_path") as error:
+        load_mt5(tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"damaged or no pair.*--mt5_path") as error:
+        load_mt5(tmp_path)
+    assert "\n" not in str(error.value)
