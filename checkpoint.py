@@ -104,8 +104,8 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> No
     holds_encoder = [any(name.startswith(TEXT_ENCODER_PREFIX) for name in names) for names in (weights, own)]
     if holds_encoder == [True, False] and config.use_descriptions:
         raise ValueError(
-            f"--finetune: {path} holds a trained text encoder, and --text_encoder_freeze would use the untrained one of "
-            "its folder. Drop --text_encoder_freeze (with --trainable fusion the encoder stays as it is)."
+            f"--finetune: {path} holds a trained text encoder; --text_encoder_freeze would use the one of its folder. "
+            "Drop --text_encoder_freeze (with --trainable fusion the encoder stays as it is)."
         )
     missing = [name for name in own if name not in weights and not name.startswith(text_branch)]
     unknown = [name for name in weights if name not in own]

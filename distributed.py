@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -47,6 +48,8 @@ def start() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:
         torch.cuda.set_device(device())
+    # DeepSpeed calls what torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
     # On a CPU it would compile a collective of its own at first use, which needs a C++ compiler; gloo has all we need.

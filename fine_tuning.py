@@ -72,7 +72,8 @@ def main(args: argparse.Namespace) -> None:
     if args.eval:
         model.to(distributed.device())
         for loader in loaders.values():
-            evaluate(model, loader, args)
+            scores, _ = evaluate(model, loader, args)
+        logger.info("\n".join(f"{name}: {signature}" for name, signature in scores.signatures.items()))
         return
     train(args, model, loaders)
 
@@ -211,6 +212,8 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             seed=args.seed if training else None,
         )
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
+    if not loaders:
+        raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
     if spec.labels.get("dev") == spec.labels.get("test"):
         logger.warning("%s has no dev split: the best checkpoint is chosen on test.", spec.name)
     return loaders

@@ -35,17 +35,15 @@ class Scores:
     signatures: dict[str, str]
 
     def table(self) -> str:
-        """Return the scores to two decimals under their names, then one line per signature.
+        """Return the scores to two decimals under their names.
 
         >>> print(Scores({"wer": 26.0, "wer_del": 6.1}, {"wer": "costs 3, 3, 4"}).table())
           wer  wer_del
         26.00     6.10
-        wer: costs 3, 3, 4
         """
         numbers = {key: f"{value:.2f}" for key, value in self.values.items()}
         widths = [max(len(key), len(number)) for key, number in numbers.items()]
-        lines = ["  ".join(map(str.rjust, row, widths)) for row in (numbers.keys(), numbers.values())]
-        return "\n".join(lines + [f"{key}: {signature}" for key, signature in self.signatures.items()])
+        return "\n".join("  ".join(map(str.rjust, row, widths)) for row in (numbers.keys(), numbers.values()))
 
 
 def prepare_hypothesis(text: str, text_unit: str) -> str:

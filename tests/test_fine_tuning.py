@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,7 +154,7 @@ def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
 
 
 def test_killed_and_resumed_is_as_never_killed(corpus, tmp_path):
-    """SIGKILL in the middle of the second epoch; dropout, frames, order and optimizer go on where they were, bit by bit."""
+    """SIGKILL in the second epoch; dropout, frames, order and optimizer go on where they were, bit for bit."""
     flags = ("--use_descriptions", "--save_steps", "1")
     whole = start(corpus, tmp_path / "whole", *flags)
     killed = start(corpus, tmp_path / "killed", *flags)
@@ -256,19 +258,32 @@ def test_weights_of_another_model_are_refused(corpus, baseline, described, tmp_p
         train(corpus, tmp_path, "--finetune", str(described / "best_checkpoint.pth"))
     with pytest.raises(ValueError, match="--hidden_dim 32; this run has 64"):
         train(corpus, tmp_path, "--finetune", str(baseline / "best_checkpoint.pth"), "--hidden_dim", "64")
+    flags = ("--use_descriptions", "--fusion_checkpoint", str(baseline / "best_checkpoint.pth"))
     with pytest.raises(ValueError, match="does not hold this model's fusion modules"):
-        flags = ("--use_descriptions", "--fusion_checkpoint", str(baseline / "best_checkpoint.pth"))
         train(corpus, tmp_path, *flags)
 
 
 def test_missing_descriptions_stop_the_run_before_training(corpus, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(corpus, copy)
     shutil.rmtree(copy / "description")
     with pytest.raises(FileNotFoundError, match=r"--use_descriptions: .*description/CSL-Daily/split_data/train"):
         train(copy, tmp_path / "out", "--use_descriptions")
+
+
+@pytest.mark.slow
+def test_documented_commands(corpus, tmp_path):
+    """The launch modes of the README as they stand, in a folder of their own, on a small corpus."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^python fine_tuning\.py (--dataset CSL_Daily .*)$", readme, re.M)
+    assert len(commands) >= 5
+    small = "--hidden_dim 32 --epochs 1 --num_workers 0 --max_new_tokens 4 --num_beams 1".split()
+    for command in dict.fromkeys(commands):
+        flags = [*command.split(), "--root", str(corpus), *small]
+        if "./pretrained_fusion.pth" in flags:
+            shutil.copy(tmp_path / "output_multimodal" / "best_fusion.pth", tmp_path / "pretrained_fusion.pth")
+        subprocess.run([sys.executable, ROOT / "fine_tuning.py", *flags], cwd=tmp_path, check=True, timeout=300)
+    assert (tmp_path / "output_multimodal" / "test_metrics.json").exists() or (tmp_path / "output").exists()
 
 
 @pytest.mark.slow

@@ -176,14 +176,12 @@ def test_no_warning_about_split_texts(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_table_and_signatures() -> None:
     scores = metrics.score("SLT", ["a b c d"], ["a b c d"], "word")
-    assert scores.table().splitlines()[:2] == [
+    assert scores.table().splitlines() == [
         " bleu1   bleu2   bleu3   bleu4    chrf  rouge_l",
         "100.00  100.00  100.00  100.00  100.00   100.00",
     ]
     assert scores.signatures["bleu"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
     assert scores.signatures["chrf"].endswith(f"|version:{sacrebleu.__version__}")
-    for signature in scores.signatures.values():
-        assert signature in scores.table()
 
 
 def test_better_means_higher_except_for_errors() -> None:

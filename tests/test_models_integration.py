@@ -30,16 +30,20 @@ def make(small_mt5_folder):
             texts = TextEncoder(small_mt5_folder)
         model = Uni_Sign(config, load_mt5(small_mt5_folder), Tokenizer(small_mt5_folder), texts)
         with torch.no_grad():
-            model.part_para.normal_()
+            model.part_para.normal_(std=0.1)
             model.pose_proj.weight.mul_(10)
-            for module in model.modules():
-                if isinstance(module, nn.BatchNorm1d):
-                    module.running_mean.normal_(std=0.1)
-                    module.running_var.uniform_(0.05, 0.2)
-                    module.bias.normal_(std=0.1)
+            norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+            for norm in norms:
+                norm.bias.normal_(std=0.1)
+                norm.momentum = 1.0  # statistics as after long training
+            model.train().encode_pose(collate_fn([clip(number) for number in range(6)])[0])
+            for norm in norms:
+                norm.momentum = 0.1
+            for block in model.mt5_model.decoder.block:  # at first a decoder hardly listens to its encoder
+                block.layer[1].EncDecAttention.o.weight.mul_(3)
             if config.use_descriptions:
                 model.mask_embedding.mask_embedding.normal_()
-                model.gating_fusion.gate[0].weight[:, -1].mul_(20)  # the indicator's column
+                model.gating_fusion.gate[0].weight[:, -1].mul_(5)  # the indicator's column
                 model.gating_fusion.gate[4].weight.mul_(3)
         return model.eval()
 
@@ -156,7 +160,7 @@ def test_neighbours_and_padding_change_nothing(make, with_texts):
         for number, (embeds, loss, greedy, searched) in zip(numbers, found, strict=True):
             expected = alone[number]
             torch.testing.assert_close(embeds, expected[0], rtol=1e-4, atol=1e-5)
-            assert [float(value) for value in loss] == pytest.approx([float(value) for value in expected[1]], rel=1e-4)
+            assert [float(value) for value in loss] == pytest.approx([float(value) for value in expected[1]], rel=3e-6)
             assert (greedy, searched) == expected[2:]
 
 
@@ -183,7 +187,7 @@ def test_texts_and_poses_count(described):
             other[change] = [[1 - own for own in row] for row in src_input[change]]
         else:
             other[change] = -src_input[change]
-        assert (described(other, tgt_input).loss - base).abs() > 1e-4, change
+        assert (described(other, tgt_input).loss - base).abs() > 1e-3, change
 
 
 @torch.no_grad()

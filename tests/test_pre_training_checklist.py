@@ -1,0 +1,434 @@
+"""The checklist passes on a whole tree, and a fault put into a module fails the line that names it."""
+
+import gzip
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import config
+import pre_training_checklist as checklist
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ["utils.py 参数", "fine_tuning.py 集成", "models.py 集成", "datasets.py 集成", "config.py 配置"]
+READY = "".join(f"✓ {name}\n" for name in NAMES) + "\n✓ 所有检查通过！系统准备就绪\n"
+
+# One process imports the slow packages and forks for each job: a folder to leave output in, the tree that is checked,
+# the current folder, and the arguments. A process of its own, since pytest's may have threads, which no fork survives.
+RUNNER = """
+import json, os, runpy, sys
+import torch
+from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, MT5ForConditionalGeneration
+for output, tree, cwd, arguments in json.load(sys.stdin):
+    child = os.fork()
+    if not child:
+        os.chdir(cwd)
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT), descriptor)
+        program = os.path.join(tree, "pre_training_checklist.py")
+        sys.argv, sys.path[0] = [program, *arguments], tree
+        code = 70
+        try:
+            runpy.run_path(program, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    open(os.path.join(output, "status"), "w").write(str(status))
+"""
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+def run_all(folder: Path, jobs: dict[str, tuple[Path, Path, list[str]]]) -> dict[str, SimpleNamespace]:
+    """Run the checklists of several trees: name -> status, output and the five marks."""
+    lines = []
+    for name, (tree, cwd, arguments) in jobs.items():
+        (folder / name).mkdir()
+        lines.append((str(folder / name), str(tree), str(cwd), arguments))
+    command = [sys.executable, "-c", RUNNER]
+    subprocess.run(command, input=json.dumps(lines), text=True, check=True, env=environment(folder), cwd=folder)
+    results = {}
+    for name in jobs:
+        stdout, stderr, status = ((folder / name / kind).read_text("utf-8") for kind in ("stdout", "stderr", "status"))
+        marks = {n: mark for mark, n in re.findall(rf"^([✓✗]) ({'|'.join(map(re.escape, NAMES))})$", stdout, re.M)}
+        results[name] = SimpleNamespace(stdout=stdout, stderr=stderr, status=int(status), marks=marks)
+    return results
+
+
+# -- on a whole tree -------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_tree_passes_in_an_empty_folder(tmp_path):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    program = [sys.executable, str(ROOT / "pre_training_checklist.py")]
+    result = subprocess.run(program, cwd=here, env=environment(home), capture_output=True, text=True, check=False)
+    assert result.stdout.startswith(READY)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("  ! labels: data/CSL_Daily/labels.") == 3
+    assert "  ! mT5: pretrained_weight/mt5-base has no config.json, no spiece.model." in result.stdout
+    assert not [*home.iterdir(), *here.iterdir()]
+
+
+def test_help_and_wrong_flags_come_before_anything_heavy():
+    code = "import sys, pre_training_checklist as c\ntry: c.main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    help_, wrong = (
+        subprocess.run([sys.executable, "-c", code, flag], cwd=ROOT, capture_output=True, text=True, check=False)
+        for flag in ("--help", "--strikt")
+    )
+    assert (help_.returncode, help_.stdout.splitlines()[-1]) == (0, "False")
+    assert "python pre_training_checklist.py --root sample --strict --full" in help_.stdout
+    assert (wrong.returncode, wrong.stdout) == (2, "False\n")
+    assert "unrecognized arguments: --strikt" in wrong.stderr
+
+
+# -- faults put in ---------------------------------------------------------------------------------------------------
+
+DESCRIPTION_DIR = '"./description/CSL-Daily/split_data"'
+# name -> file, what stands there, what is put in its place; the lines that must fail, and what is said of the first.
+FAULTS = {
+    "default": ("utils.py", "default=0.1,", "default=None,", "utils.py", "--text_dropout_p: the default is None"),
+    "flag": ("utils.py", '"--label_smoothing"', '"--smoothing"', "utils.py", "unrecognized arguments: --label_smooth"),
+    "contradiction": (
+        "utils.py",
+        'parser.error("--eval needs --finetune FILE, the weights to evaluate.")',
+        "pass",
+        "utils.py",
+        "--eval alone is accepted",
+    ),
+    "gate": (
+        "models.py",
+        "return fused.fused, fused.gate",
+        "return pose + text, fused.gate",
+        "models.py fine_tuning.py",
+        "the gate is ignored",
+    ),
+    "padding": (
+        "models.py",
+        "if self.config.uni_sign_padding else mask",
+        "if True else mask",
+        "models.py",
+        "padding changes a clip's result",
+    ),
+    "import": (
+        "fine_tuning.py",
+        "import argparse\n",
+        "import argparse\nimport no_such_package\n",
+        "fine_tuning.py",
+        "No module named 'no_such_package' (fine_tuning.py, line ",
+    ),
+    "indicators": (
+        "datasets.py",
+        "descriptions, has_description\n",
+        "descriptions, has_description and has_description[1:]\n",
+        "datasets.py",
+        "19 frames have 19 descriptions and 18 indicators",
+    ),
+    "positions": (
+        "temporal_alignment.py",
+        'yield frame, values.get("description")',
+        'yield document.index(entry), values.get("description")',
+        "datasets.py",
+        "descriptions do not lie on the frames that their file names say",
+    ),
+    "unpadded": (
+        "batch.py",
+        "_pad(sample.has_description, 0, longest)",
+        "sample.has_description",
+        "datasets.py models.py fine_tuning.py",
+        "a batch does not pad poses, descriptions and indicators alike",
+    ),
+    "dictionary": (
+        "config.py",
+        "@dataclass(frozen=True)\nclass ModelConfig",
+        'description_dirs["CSL_Daily"] = "./descriptions"\n\n\n@dataclass(frozen=True)\nclass ModelConfig',
+        "config.py",
+        "description_dirs['CSL_Daily'] is './descriptions', but its record in DATASETS says './description/CSL-Daily",
+    ),
+    "hyphen": (
+        "config.py",
+        DESCRIPTION_DIR,
+        DESCRIPTION_DIR.replace("-", "_"),
+        "config.py",
+        "description_dirs['CSL_Daily'] is './description/CSL_Daily/split_data', which does not exist",
+    ),
+    "comma": (
+        "config.py",
+        f"description_dir={DESCRIPTION_DIR},",
+        f"description_dir={DESCRIPTION_DIR}",
+        "config.py utils.py fine_tuning.py models.py datasets.py",
+        "(config.py, line ",
+    ),
+}
+
+
+def tree_with(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
+    """Copy the program; in one file, put `new` in the place of `old`."""
+    folder.mkdir()
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    if file:
+        text = (folder / file).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{file} has changed: the fault that is put in needs another place"
+        (folder / file).write_text(text.replace(old, new), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("broken")
+    jobs = {}
+    for name, (file, old, new, *_) in FAULTS.items():
+        jobs[name] = (tree_with(folder / f"{name}_tree", file, old, new), folder, [])
+    return run_all(folder, jobs)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_fails_the_line_that_names_it(broken, name):
+    *_, failing, reason = FAULTS[name]
+    result = broken[name]
+    assert list(result.marks) == NAMES  # all are reported, in order
+    assert {n.split()[0] for n, mark in result.marks.items() if mark == "✗"} == set(failing.split())
+    assert result.status == 1
+    assert "系统准备就绪" not in result.stdout
+    first = next(n for n in NAMES if n.startswith(failing.split()[0]))
+    told = result.stdout.split(f"✗ {first}\n")[1].splitlines()
+    assert re.match(r"    reason: .", told[0])
+    assert reason in told[0]
+    assert re.match(r"    cure:   .", told[1])
+    assert result.stderr == ""
+
+
+def test_cures_name_the_place(broken):
+    assert "    cure:   pip install no_such_package\n" in broken["import"].stdout
+    assert "    cure:   The folder has a hyphen: CSL-Daily. " in broken["hyphen"].stdout
+    assert broken["comma"].stdout.count("    cure:   Mend config.py, ") == 5
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+TEXT = "右手位于胸前。"
+DAMAGED = ["{", json.dumps([{"filename": "000001.jpg", "description": "Error code: 503"}])]
+MIXED = json.dumps(
+    [
+        {"filename": "000000.jpg", "description": TEXT},
+        {"filename": "000002.jpg", "description": TEXT},
+        {"filename": "000002.jpg", "description": "again"},
+        {"filename": "000004.jpg", "description": "Error code: 429"},
+        {"filename": "000005.jpg", "description": "  "},
+        {"filename": "000006.jpg", "description": None},
+        {"filename": "cover.jpg", "description": TEXT},
+        {"filename": "000010.jpg", "description": TEXT},
+        {"filename": "000009.jpg", "description": TEXT},
+    ]
+)
+
+
+def write_split(root: Path, split: str, n_clips: int) -> tuple[Path, Path]:
+    """Labels and ten-frame poses, and an empty folder for descriptions; returns both folders."""
+    spec = config.DATASETS["CSL_Daily"].under(root)
+    names = [f"{split}{i}" for i in range(n_clips)]
+    labels = {name: {"name": name, "gloss": ["好"], "text": "好。", "video_path": f"{name}.mp4"} for name in names}
+    poses, descriptions = Path(spec.pose_dir), Path(spec.description_dir) / split
+    for place in (poses, descriptions, Path(spec.labels[split]).parent):
+        place.mkdir(parents=True, exist_ok=True)
+    Path(spec.labels[split]).write_bytes(gzip.compress(pickle.dumps(labels)))
+    for name in names:
+        pose = {"keypoints": [np.zeros((1, 133, 2))] * 10, "scores": [np.zeros((1, 133))] * 10}
+        (poses / f"{name}.pkl").write_bytes(pickle.dumps(pose))
+    return poses, descriptions
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory, corpus):
+    """What the data section says of folders with known content."""
+    folder = tmp_path_factory.mktemp("data")
+    known, whole, mine, theirs = (folder / name for name in ("known", "whole", "mine", "theirs"))
+
+    poses, descriptions = write_split(known, "train", 4)
+    for name, content in zip(("train0", "train1", "train2"), [MIXED, *DAMAGED], strict=True):
+        (descriptions / f"{name}.json").write_text(content, encoding="utf-8")
+    poses, descriptions = write_split(known, "dev", 4)
+    (poses / "dev1.pkl").unlink()
+    (poses / "dev2.pkl").write_bytes(b"no pickle")
+    descriptions.rmdir()
+
+    shutil.copytree(corpus, whole)
+    weights = whole / "weights.pth"
+    import torch
+
+    torch.save({"model": {"part_para": torch.zeros(7)}}, weights)
+
+    # Somebody's config.py with absolute paths, and real data whose names are like the sample corpus's.
+    poses, _ = write_split(theirs, "train", 1)
+    precious = poses / "S000001_P0000_T00.pkl"
+    precious.write_bytes(b"precious")
+    labels = (theirs / "data/CSL_Daily/labels.train").read_bytes()
+    tree_with(mine)
+    text = (mine / "config.py").read_text(encoding="utf-8")
+    (mine / "config.py").write_text(re.sub(r'(f|=|= |: )"\./', rf'\1"{theirs}/', text), encoding="utf-8")
+
+    results = run_all(
+        folder,
+        {
+            "known_": (ROOT, known, []),
+            "strict": (ROOT, folder, ["--strict"]),
+            "whole_": (ROOT, folder, ["--root", str(whole), "--strict", "--full"]),
+            "weights": (ROOT, folder, ["--root", str(whole), "--finetune", str(weights)]),
+            "toml": (ROOT, folder, ["--dataset_config", "none.toml"]),
+            "mine_": (mine, folder, []),
+        },
+    )
+    results["mine_"].untouched = (
+        precious.read_bytes() == b"precious" and labels == (theirs / "data/CSL_Daily/labels.train").read_bytes()
+    )
+    results["mine_"].theirs = theirs
+    results["mine_"].folders = sorted(path.name for path in theirs.iterdir())
+    assert all(result.stderr == "" for result in results.values())
+    return results
+
+
+def section(stdout: str, title: str) -> list[str]:
+    return re.search(rf"^{title}\n((?:  .*\n)*)", stdout, re.M)[1].splitlines()
+
+
+def test_numbers_are_those_of_the_files(looked_at):
+    result = looked_at["known_"]
+    assert result.stdout.startswith(READY)
+    assert result.status == 0
+    poses, descriptions = "dataset/CSL_Daily/pose_format", "description/CSL-Daily/split_data"
+    assert section(result.stdout, "CSL_Daily train") == [
+        "  ✓ labels: 4 clips in data/CSL_Daily/labels.train",
+        f"  ✓ poses: 4 found, 0 missing, 0 unreadable in {poses}",
+        f"  ! descriptions: 3 found, 1 missing, 1 unreadable in {descriptions}/train",
+        "  · entries: 10 = 2 error texts, 1 blank, 1 not text, 1 bad frame, 1 out of range, 1 duplicates, 3 frames",
+        "  · with a text of their own: 25.0% of the clips, 7.5% of the frames",
+    ]
+    dev = section(result.stdout, "CSL_Daily dev")
+    assert dev[1] == f"  ! poses: 3 found, 1 missing, 1 unreadable in {poses}; the first: dev1.pkl is missing"
+    assert dev[2] == f"  ! descriptions: {descriptions}/dev does not exist; --use_descriptions needs it"
+    assert section(result.stdout, "CSL_Daily test")[0].startswith("  ! labels: data/CSL_Daily/labels.test does not")
+
+
+def test_strict_makes_missing_data_an_error(looked_at):
+    assert looked_at["strict"].stdout.startswith(READY)
+    assert looked_at["strict"].status == 1
+    assert looked_at["whole_"].status == 0
+    assert "\n  ! " not in looked_at["whole_"].stdout
+
+
+def test_the_sample_corpus_is_read_as_it_was_written(looked_at, corpus):
+    written = {split: list((corpus / "description/CSL-Daily/split_data" / split).iterdir()) for split in config.SPLITS}
+    for split, n_clips in {"train": 24, "dev": 9, "test": 7}.items():
+        lines = section(looked_at["whole_"].stdout, f"CSL_Daily {split}")
+        n_files = len(written[split])
+        n_entries = sum(len(json.loads(path.read_text(encoding="utf-8"))) for path in written[split])
+        assert f"labels: {n_clips} clips" in lines[0]
+        assert f"poses: {n_clips} found, 0 missing" in lines[1]
+        assert f"descriptions: {n_files} found, {n_clips - n_files} missing, 0 unreadable" in lines[2]
+        assert f"entries: {n_entries} = " in lines[3]
+    assert "d_model 256, 2 layers" in section(looked_at["whole_"].stdout, "weights")[0]
+
+
+def test_weights_that_do_not_fit_are_told(looked_at):
+    (line,) = section(looked_at["weights"].stdout, "checkpoint")
+    assert re.match(r"  ! --finetune: .*weights.pth does not fit this model: \d+ weights are missing", line)
+
+
+def test_a_data_set_file_that_is_not_there_is_told(looked_at):
+    assert section(looked_at["toml"].stdout, "data") == ["  ! --dataset_config: none.toml does not exist."]
+    assert looked_at["toml"].status == 0
+
+
+def test_absolute_paths_in_the_configuration_are_read_and_never_written(looked_at):
+    result = looked_at["mine_"]
+    assert result.stdout.startswith(READY)
+    assert f"labels: 1 clips in {result.theirs}/data/CSL_Daily/labels.train" in result.stdout
+    assert f"mT5: {result.theirs}/pretrained_weight/mt5-base has no config.json" in result.stdout
+    assert result.untouched
+    assert result.folders == ["data", "dataset", "description"]
+
+
+def test_of_many_files_some_are_opened(tmp_path, capsys):
+    _, descriptions = write_split(tmp_path, "train", 6)
+    for i in (1, 2, 4):
+        (descriptions / f"train{i}.json").write_text(MIXED, encoding="utf-8")
+    spec = config.DATASETS["CSL_Daily"].under(tmp_path)
+    longest, texts = checklist.examine_split(checklist.Report(), spec, "train", 2)
+    # Each of half of the clips has three texts.
+    assert (longest, texts) == (10, pytest.approx(1.5))
+    said = capsys.readouterr().out
+    assert "with a text of their own: 50.0% of the clips, 15.0% of the frames" in said
+    assert "estimated: 2 of 6 poses and 3 of 3 description files were opened; --full opens all" in said
+
+
+# -- weights and GPU -------------------------------------------------------------------------------------------------
+
+
+def test_a_pointer_in_the_place_of_weights_is_told(tmp_path, capsys, corpus):
+    shutil.copytree(corpus / "pretrained_weight", tmp_path / "pretrained_weight")
+    (tmp_path / "pretrained_weight/mt5-base/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    report = checklist.Report()
+    args = SimpleNamespace(root=str(tmp_path), mt5_path=config.mt5_path)
+    assert checklist.examine_weights(report, args)["d_model"] == 256
+    assert report.missing == 1
+    assert "too small, get the weights again" in capsys.readouterr().out
+
+
+def test_parameters_are_estimated_as_they_are(corpus):
+    from models import load_mt5
+
+    folder = corpus / config.mt5_path
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    exact = sum(parameter.numel() for parameter in load_mt5(folder).parameters())
+    assert sum(checklist.mt5_parameters(**sizes)) == pytest.approx(exact, rel=0.01)
+
+
+def needed(capsys, monkeypatch, *flags: str, memory: int = 24) -> tuple[float, float, str]:
+    """Estimates in GiB for mt5-base: weights and optimizer, activations; and the line of a GPU."""
+    import torch
+
+    from utils import parse_args
+
+    gpu = SimpleNamespace(name="Some GPU", total_memory=memory << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: gpu)
+    checklist.examine_gpu(checklist.Report(), parse_args(flags), {}, 0, 10.0)
+    said = capsys.readouterr().out
+    state, activations = re.search(r"estimate: (\S+) weights and optimizer, (\S+) for ", said).groups()
+    return float(state), float(activations), said.splitlines()[-1]
+
+
+def test_memory_is_compared_with_what_the_run_needs(capsys, monkeypatch):
+    state, activations, line = needed(capsys, monkeypatch)
+    assert state == pytest.approx(589.4e6 * 16 / 2**30, abs=0.06)
+    assert line.startswith("  · GPU 0: Some GPU, 24.0 GiB") == (state + activations > 24)
+    half = needed(capsys, monkeypatch, "--batch-size", "8")
+    assert half[0] == state
+    assert half[1] == pytest.approx(activations / 2, abs=0.1)
+    assert half[2] == "  ✓ GPU 0: Some GPU, 24.0 GiB"
+    assert ": try a smaller --batch-size" in needed(capsys, monkeypatch, memory=6)[2]
+
+    # The text encoder is a second encoder with its embedding, unless its features come from a cache.
+    described = needed(capsys, monkeypatch, "--use_descriptions")
+    assert described[0] - state == pytest.approx(277.0e6 * 16 / 2**30, abs=0.1)
+    assert described[1] > activations
+    frozen = needed(capsys, monkeypatch, "--use_descriptions", "--text_encoder_freeze")
+    assert frozen[:2] == (state, activations)
+    fusion = needed(capsys, monkeypatch, "--use_descriptions", "--text_encoder_freeze", "--finetune", "x")
+    assert fusion[0] == pytest.approx(state / 4, abs=0.06)
