@@ -77,6 +77,9 @@ def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
     if described == {True, False}:
         raise ValueError("a batch mixes clips with and without the field 'descriptions'; they come from two data sets.")
     if described == {True}:
+        for sample, length in zip(samples, lengths.tolist(), strict=True):
+            fields = len(sample.descriptions or []), len(sample.has_description or [])
+            assert fields == (length, length), f"{sample.name_sample}: {fields} descriptions for {length} frames"
         src_input["descriptions"] = [_pad(sample.descriptions, None, longest) for sample in samples]
         src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
     tgt_input = TgtInput(gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples])
@@ -91,8 +94,7 @@ def _pad_with_last(clips: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _pad(values: list | None, filler: str | int | None, length: int) -> list:
-    assert values is not None, "a clip has descriptions without has_description"
-    return values + [filler] * (length - len(values))
+    return (values or []) + [filler] * (length - len(values or []))
 
 
 def to_device(src_input: SrcInput, device: torch.device | str) -> SrcInput:

@@ -57,18 +57,8 @@ def main(args: argparse.Namespace) -> None:
     start_log(args.output_dir, distributed.is_main())
     seed_everything(args.seed, distributed.rank())
     spec = dataset_spec(args)
-    config = ModelConfig(
-        hidden_dim=args.hidden_dim,
-        language=spec.language,
-        label_smoothing=args.label_smoothing,
-        use_descriptions=args.use_descriptions,
-        text_dropout_p=args.text_dropout_p,
-        text_encoder=args.text_encoder,
-        text_max_tokens=args.text_max_tokens,
-        uni_sign_padding=args.uni_sign_padding,
-    )
     loaders = build_loaders(args, spec)
-    model = build_model(args, config, loaders)
+    model = build_model(args, model_config(args, spec), loaders)
     if args.eval:
         model.to(distributed.device())
         for loader in loaders.values():
@@ -184,6 +174,20 @@ def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     """The data set of the command line, with its paths resolved."""
     spec = DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
     return spec.under(args.root)
+
+
+def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
+    """The model of the command line."""
+    return ModelConfig(
+        hidden_dim=args.hidden_dim,
+        language=spec.language,
+        label_smoothing=args.label_smoothing,
+        use_descriptions=args.use_descriptions,
+        text_dropout_p=args.text_dropout_p,
+        text_encoder=args.text_encoder,
+        text_max_tokens=args.text_max_tokens,
+        uni_sign_padding=args.uni_sign_padding,
+    )
 
 
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:

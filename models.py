@@ -131,6 +131,8 @@ class Uni_Sign(nn.Module):
             assert isinstance(linear, nn.Linear)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
+        # 0.02 is right for the 1024 inputs of the released size; a narrower model's frames should be no fainter.
+        nn.init.trunc_normal_(self.pose_proj.weight, std=0.02 * (1024 / self.pose_proj.in_features) ** 0.5)
 
         self.mt5_model = mt5
         self._frozen: list[nn.Module] = []

@@ -125,7 +125,6 @@ def check_fine_tuning(_root: str) -> None:
     import fine_tuning
     import metrics
     import utils
-    from config import ModelConfig
 
     require(importlib.util.find_spec("deepspeed") is not None, "DeepSpeed is not installed", "pip install deepspeed")
     with toy_corpus() as root:
@@ -135,8 +134,7 @@ def check_fine_tuning(_root: str) -> None:
         loaders = fine_tuning.build_loaders(args, spec)
         describe(loaders["train"].dataset, 0, {5: "右手位于胸前。"})
         describe(loaders["train"].dataset, 1, {})
-        config = ModelConfig(hidden_dim=args.hidden_dim, language=spec.language, use_descriptions=True)
-        model = fine_tuning.build_model(args, config, loaders).train()
+        model = fine_tuning.build_model(args, fine_tuning.model_config(args, spec), loaders).train()
         src_input, tgt_input = next(iter(loaders["train"].epoch()))
         output = model(src_input, tgt_input)
         output.loss.backward()
@@ -417,10 +415,8 @@ def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] 
 def examine_checkpoints(report: Report, args: argparse.Namespace) -> None:
     """Load mT5 and the checkpoints as the run would."""
     import fine_tuning
-    from config import ModelConfig
 
-    keys = ("hidden_dim", "use_descriptions", "text_encoder", "text_max_tokens")
-    config = ModelConfig(**{key: getattr(args, key) for key in keys})
+    config = fine_tuning.model_config(args, fine_tuning.dataset_spec(args))
     # For a frozen text encoder, a cache would be filled.
     fine_tuning.build_model(argparse.Namespace(**{**vars(args), "text_encoder_freeze": False}), config, {})
     report.say("✓", f"{' and '.join(filter(None, (args.finetune, args.fusion_checkpoint)))}: readable, and fits")

@@ -87,14 +87,16 @@ def random_weights(
 ) -> dict[str, np.ndarray]:
     """Draw the parameters of an `MT5ForConditionalGeneration`, under their names in a checkpoint.
 
-    The scales are those of transformers' own initialisation, except `lm_head`: an untied one is drawn there with
-    standard deviation 1, which makes logits of size sqrt(d_model) and a first loss of about 50. With 0.02 the
-    first loss is about ln(vocab_size).
+    The scales are those of transformers' own initialisation, with two exceptions. An untied `lm_head` is drawn there
+    with standard deviation 1, which makes logits of size sqrt(d_model) and a first loss of about 50; with 0.02 the
+    first loss is about ln(vocab_size). And what attention and feed-forward add to the residual stream starts at a
+    tenth: untrained attention is an average over all frames, which would drown what each frame shows.
 
     Returns:
         name -> float32 array; `shared.weight` and `lm_head.weight` are different tensors.
     """
     inner = heads * d_kv
+    branch = 0.1
 
     def normal(rows: int, columns: int, std: float) -> np.ndarray:
         return (rng.standard_normal((rows, columns)) * std).astype(np.float32)
@@ -105,7 +107,7 @@ def random_weights(
             f"{prefix}.q.weight": normal(inner, d_model, (d_model * d_kv) ** -0.5),
             f"{prefix}.k.weight": normal(inner, d_model, d_model**-0.5),
             f"{prefix}.v.weight": normal(inner, d_model, d_model**-0.5),
-            f"{prefix}.o.weight": normal(d_model, inner, inner**-0.5),
+            f"{prefix}.o.weight": normal(d_model, inner, branch * inner**-0.5),
         }
 
     weights = {"shared.weight": normal(vocab_size, d_model, 1.0), "lm_head.weight": normal(vocab_size, d_model, 0.02)}
@@ -117,7 +119,7 @@ def random_weights(
             feed_forward = f"{layer}.{len(attentions)}.DenseReluDense"
             weights[f"{feed_forward}.wi_0.weight"] = normal(d_ff, d_model, d_model**-0.5)
             weights[f"{feed_forward}.wi_1.weight"] = normal(d_ff, d_model, d_model**-0.5)
-            weights[f"{feed_forward}.wo.weight"] = normal(d_model, d_ff, d_ff**-0.5)
+            weights[f"{feed_forward}.wo.weight"] = normal(d_model, d_ff, branch * d_ff**-0.5)
             for i in range(len(attentions) + 1):
                 weights[f"{layer}.{i}.layer_norm.weight"] = np.ones(d_model, np.float32)
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"

@@ -63,7 +63,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="which frames of a longer clip are evaluated; random is Uni-Sign's way; default: even",
     )
     add("--num_workers", type=int, default=8, help="processes that load data; default: 8")
-    add("--pin-mem", action=argparse.BooleanOptionalAction, default=True, help="pin memory for the GPU; default: on")
+    add("--pin-mem", action="store_true", default=True, help="pin memory for the GPU; the default")
+    add("--no-pin-mem", dest="pin_mem", action="store_false", help="do not")
 
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")

@@ -1,3 +1,5 @@
+"""Scores against values recorded from the official functions, and by hand."""
+
 import json
 import logging
 from pathlib import Path

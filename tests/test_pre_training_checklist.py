@@ -27,9 +27,10 @@ RUNNER = """
 import json, os, runpy, sys
 import torch
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, MT5ForConditionalGeneration
+children = {}
 for output, tree, cwd, arguments in json.load(sys.stdin):
-    child = os.fork()
-    if not child:
+    children[output] = os.fork()
+    if not children[output]:
         os.chdir(cwd)
         for descriptor, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT), descriptor)
@@ -43,8 +44,10 @@ for output, tree, cwd, arguments in json.load(sys.stdin):
         finally:
             sys.stdout.flush()
             os._exit(code)
+for output, child in children.items():
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    open(os.path.join(output, "status"), "w").write(str(status))
+    with open(os.path.join(output, "status"), "w") as file:
+        file.write(str(status))
 """
 
 

@@ -1,3 +1,5 @@
+"""Pickles that run nothing, and the dialects of plain ones."""
+
 import gzip
 import json
 import pickle

@@ -278,3 +278,17 @@ def test_half_of_the_signers_of_dev_and_test_are_new():
     assert len(dev - train) == len(dev) / 2
     assert len(test - train) == len(test) / 2
     assert not (test - train) & (dev - train)
+
+
+def test_absolute_paths_in_config_are_left_alone(tmp_path, monkeypatch):
+    """Somebody's real data lies where config.py says; a sample corpus must not be written over it."""
+    import dataclasses
+
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "S000020_P0000_T00.pkl").write_bytes(b"precious")
+    spec = dataclasses.replace(config.DATASETS["CSL_Daily"], pose_dir=str(real))
+    monkeypatch.setitem(config.DATASETS, "CSL_Daily", spec)
+    with pytest.raises(ValueError, match="outside of it"):
+        write_corpus(tmp_path / "sample", {"train": 2, "dev": 1, "test": 1})
+    assert (real / "S000020_P0000_T00.pkl").read_bytes() == b"precious"

@@ -115,3 +115,11 @@ def test_missing_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"spiece\.model does not exist.*--mt5_path") as error:
         Tokenizer(tmp_path / "nowhere")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\n\x0e\n"])
+def test_damaged_model(tmp_path, content):
+    (tmp_path / "spiece.model").write_bytes(content)
+    with pytest.raises(ValueError, match=r"spiece\.model: is damaged, or no sentencepiece model") as error:
+        Tokenizer(tmp_path)
+    assert "\n" not in str(error.value)

@@ -58,7 +58,7 @@ def test_both_spellings(flag):
 
 def test_pinning_can_be_switched_off_in_both_spellings():
     assert not utils.parse_args(["--no-pin-mem"]).pin_mem
-    assert not utils.parse_args(["--no-pin_mem"]).pin_mem
+    assert not utils.parse_args(["--no_pin_mem"]).pin_mem
 
 
 def test_every_flag_is_read_somewhere():
@@ -96,8 +96,12 @@ def test_contradictions_are_one_line_and_status_2(argv, words, capsys):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; sys.argv = ['x', '--help']\nimport runpy\ntry:\n runpy.run_path('fine_tuning.py', run_name='__main__')\n"
-    code += "except SystemExit: pass\nprint('heavy:', sorted({'torch', 'transformers', 'numpy', 'deepspeed'} & set(sys.modules)))"
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_path('fine_tuning.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', sorted({'torch', 'transformers', 'numpy', 'deepspeed'} & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "--use_descriptions" in out or "--use-descriptions" in out
     assert out.splitlines()[-1] == "heavy: []"
