@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from config import ModelConfig
-from distributed import barrier, gather, is_main, rank
+from distributed import barrier, gather, is_main, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class TrainState:
         revision: git revision of the code.
         arguments: the command line, as a dict.
         lr: the learning rate of the last step.
-        epoch_sums: running sums of the epoch under way, so that its means come out as without a pause.
+        epoch_sums: this process's sums over the epoch under way, so that its means come out as without a pause.
     """
 
     epoch: int = 0
@@ -203,10 +203,10 @@ def save_state(engine: Any, state: TrainState, output_dir: str | Path, keep_last
         unfinished.mkdir(parents=True)
     barrier()
     engine.save_checkpoint(str(unfinished), tag="engine", save_latest=False)
-    randomness = {"cpu": torch.get_rng_state()}
+    own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": state.epoch_sums}
     if torch.cuda.is_available():
-        randomness["cuda"] = torch.cuda.get_rng_state()
-    torch.save(randomness, unfinished / f"random_{rank()}.pt")
+        own["cuda"] = torch.cuda.get_rng_state()
+    torch.save(own, unfinished / f"process_{rank()}.pt")
     gather(None)  # all parts are written
     if is_main():
         write_progress(unfinished, state)
@@ -310,15 +310,18 @@ def load_state(engine: Any, folder: Path, arguments: Mapping[str, Any]) -> Train
                 f"--resume: {folder} was saved with --{name} {state.arguments.get(name)}; this run has "
                 f"{arguments[name]}. Give the same, or start a new run in another --output_dir."
             )
+    n_saved = len(list(folder.glob("process_*.pt")))
+    if n_saved != world_size():
+        raise ValueError(
+            f"--resume: {folder} was saved by {n_saved} processes, now there are {world_size()}. Start as many."
+        )
     engine.load_checkpoint(str(folder), tag="engine")
-    own = folder / f"random_{rank()}.pt"
-    if not own.is_file():
-        raise ValueError(f"--resume: {folder} was saved by fewer processes than now run. Start as many as then.")
-    randomness = torch.load(own, map_location="cpu", weights_only=True)
-    torch.set_rng_state(randomness["cpu"])
+    own = torch.load(folder / f"process_{rank()}.pt", map_location="cpu", weights_only=True)
+    torch.set_rng_state(own["cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state(randomness["cuda"])
-    return state
+        torch.cuda.set_rng_state(own["cuda"])
+    # At the end of an epoch only state.json is written anew: the sums in the other files are of the epoch before.
+    return dataclasses.replace(state, epoch_sums=own["epoch_sums"] if state.micro_batch else {})
 
 
 def forget_checkpoints(output_dir: str | Path, keep_last: int) -> None:

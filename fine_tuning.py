@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 def main(args: argparse.Namespace) -> None:
     """Set up, then evaluate or train."""
+    if args.dtype == "fp16" and distributed.device().type == "cpu":
+        raise ValueError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.")
     distributed.start()
     start_log(args.output_dir, distributed.is_main())
     seed_everything(args.seed, distributed.rank())

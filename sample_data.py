@@ -348,10 +348,10 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
         raise ValueError(f"--out {out}: not empty, and no sample corpus. Name a new folder; nothing was written.")
     refuse_other_models(out / config.mt5_path)
     spec = config.DATASETS["CSL_Daily"].under(out)
-    for path in (*spec.labels.values(), spec.pose_dir, spec.description_dir, str(out / config.mt5_path)):
+    for place in (*spec.labels.values(), spec.pose_dir, spec.description_dir, str(out / config.mt5_path)):
         # An absolute path in config.py is somebody's real data, and old clips are deleted below.
-        if not Path(path).resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"--out {out}: config.py puts {path} outside of it; make the paths there relative.")
+        if not Path(place).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"--out {out}: config.py puts {place} outside of it; make the paths there relative.")
     pose_dir = Path(spec.pose_dir)
     _empty_folder(pose_dir)
     out.joinpath(MARKER).write_text(json.dumps({"seed": seed, "clips": dict(counts)}) + "\n", encoding="utf-8")

@@ -235,6 +235,9 @@ def test_keep_last_bounds_the_disk(corpus, tmp_path):
         (["--dataset_config", "nowhere.toml"], ["--dataset_config", "nowhere.toml"]),
         (["--finetune", "nowhere.pth"], ["--finetune", "nowhere.pth"]),
         (["--finetune", "README.md"], ["--finetune", "README.md"]),
+        pytest.param(
+            ["--dtype", "fp16"], ["--dtype fp16"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="GPU")
+        ),
         (["--task", "ISLR"], ["--task ISLR", "SLT"]),
         (["--hidden_dim", "30"], ["--hidden_dim 30"]),
         (["--resume", "nowhere"], ["--resume", "nowhere"]),
