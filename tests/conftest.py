@@ -1,8 +1,12 @@
 """What several test files share: reference data beside the checkout, and small models."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Small tensors gain nothing from threads, and two test runs on one machine would wait for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -57,7 +61,7 @@ def reference_model(shared_reference):
 
 @pytest.fixture(scope="session")
 def small_mt5_folder(tmp_path_factory) -> Path:
-    """A folder with an mT5 of width 32, random but decided: its logits lie far enough apart to be compared."""
+    """A folder with an mT5 of width 32, random but decided: its input matters, and its logits lie far enough apart."""
     from safetensors.torch import load_file, save_file
 
     from small_mt5 import write_small_mt5
@@ -66,6 +70,9 @@ def small_mt5_folder(tmp_path_factory) -> Path:
     texts = ["我今天想在学校读书。", "妈妈晚上很累。", "右手食指伸直，位于胸前。", "the left hand is at the chin"] * 3
     write_small_mt5(folder, texts, d_model=32, heads=2, d_kv=16, d_ff=48, vocab_size=600)
     weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] *= 30
+    for name, weight in weights.items():
+        if name.endswith((".o.weight", ".wo.weight")):
+            weight *= 3 * weight.shape[1] ** -0.5 / weight.std()
+    weights["lm_head.weight"] *= 0.6 / weights["lm_head.weight"].std()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

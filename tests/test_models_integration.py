@@ -31,7 +31,7 @@ def make(small_mt5_folder):
         model = Uni_Sign(config, load_mt5(small_mt5_folder), Tokenizer(small_mt5_folder), texts)
         with torch.no_grad():
             model.part_para.normal_(std=0.1)
-            model.pose_proj.weight.mul_(10)
+            model.pose_proj.weight.normal_(std=0.2)
             norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
             for norm in norms:
                 norm.bias.normal_(std=0.1)
@@ -39,8 +39,6 @@ def make(small_mt5_folder):
             model.train().encode_pose(collate_fn([clip(number) for number in range(6)])[0])
             for norm in norms:
                 norm.momentum = 0.1
-            for block in model.mt5_model.decoder.block:  # at first a decoder hardly listens to its encoder
-                block.layer[1].EncDecAttention.o.weight.mul_(3)
             if config.use_descriptions:
                 model.mask_embedding.mask_embedding.normal_()
                 model.gating_fusion.gate[0].weight[:, -1].mul_(5)  # the indicator's column
