@@ -280,6 +280,8 @@ FIXED_FLAGS = (
     "text_encoder_freeze",
     "text_max_tokens",
     "trainable",
+    "finetune",
+    "fusion_checkpoint",
     "epochs",
     "batch_size",
     "gradient_accumulation_steps",

@@ -153,8 +153,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--eval needs --finetune FILE, the weights to evaluate.")
     if args.eval and args.resume:
         parser.error("--eval and --resume exclude each other: --eval trains nothing.")
-    if args.resume and args.finetune:
-        parser.error("--resume and --finetune exclude each other: the state to resume holds the weights.")
     for flag in ("epochs", "batch_size", "gradient_accumulation_steps", "max_length", "num_beams", "max_new_tokens"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} {getattr(args, flag)}: must be at least 1.")

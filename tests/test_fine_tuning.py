@@ -202,6 +202,20 @@ def test_frozen_encoder_with_a_base_trains_fusion_alone(corpus, baseline, tmp_pa
     assert scores["nll"] == pytest.approx(lines(tmp_path / "log.txt")[0]["dev_nll"], rel=1e-5)
 
 
+def test_one_command_starts_and_resumes(corpus, baseline, tmp_path, caplog):
+    """As a queue of jobs does it: the same line again, --finetune included, goes on where the first stopped."""
+    caplog.set_level("INFO")
+    flags = ("--use_descriptions", "--text_encoder_freeze", "--text_cache", str(tmp_path / "cache"), "--resume", "auto")
+    flags += ("--finetune", str(baseline / "best_checkpoint.pth"))
+    train(corpus, tmp_path, *flags)
+    assert "resumed" not in caplog.text
+    whole = weights(tmp_path / "checkpoint_1.pth")
+    shutil.rmtree(sorted((tmp_path / "resume").iterdir())[-1])
+    train(corpus, tmp_path, *flags)
+    assert "resumed" in caplog.text
+    assert all(torch.equal(whole[name], value) for name, value in weights(tmp_path / "checkpoint_1.pth").items())
+
+
 def test_fusion_checkpoint_is_where_training_starts(corpus, described, tmp_path):
     flags = ("--use_descriptions", "--fusion_checkpoint", str(described / "best_fusion.pth"), "--lr", "1e-12")
     train(corpus, tmp_path, *flags, "--min-lr", "0", "--epochs", "1")

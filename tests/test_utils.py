@@ -80,7 +80,6 @@ def test_every_flag_is_read_somewhere():
         (["--fusion_checkpoint", "x.pth"], ["--fusion_checkpoint", "--use_descriptions"]),
         (["--trainable", "fusion"], ["--trainable fusion", "--use_descriptions"]),
         (["--eval"], ["--eval", "--finetune"]),
-        (["--resume", "auto", "--finetune", "x.pth"], ["--resume", "--finetune"]),
         (["--resume", "auto", "--finetune", "x", "--eval"], ["--eval", "--resume"]),
         (["--epochs", "0"], ["--epochs 0"]),
         (["--lr", "0"], ["--lr"]),
