@@ -104,8 +104,20 @@ def test_help_and_wrong_flags_come_before_anything_heavy():
 DESCRIPTION_DIR = '"./description/CSL-Daily/split_data"'
 # name -> file, what stands there, what is put in its place; the lines that must fail, and what is said of the first.
 FAULTS = {
-    "default": ("utils.py", "default=0.1,", "default=None,", "utils.py", "--text_dropout_p: the default is None"),
-    "flag": ("utils.py", '"--label_smoothing"', '"--smoothing"', "utils.py", "unrecognized arguments: --label_smooth"),
+    "default": (
+        "utils.py",
+        "default=0.1,",
+        "default=None,",
+        "utils.py fine_tuning.py",
+        "--text_dropout_p: the default is None",
+    ),
+    "flag": (
+        "utils.py",
+        '"--label_smoothing"',
+        '"--smoothing"',
+        "utils.py fine_tuning.py",
+        "unrecognized arguments: --label_smooth",
+    ),
     "contradiction": (
         "utils.py",
         'parser.error("--eval needs --finetune FILE, the weights to evaluate.")',
@@ -138,7 +150,7 @@ FAULTS = {
         "datasets.py",
         "descriptions, has_description\n",
         "descriptions, has_description and has_description[1:]\n",
-        "datasets.py",
+        "datasets.py fine_tuning.py",
         "19 frames have 19 descriptions and 18 indicators",
     ),
     "positions": (
