@@ -28,13 +28,15 @@ class DatasetSpec:
 
     Attributes:
         name: the name given to `--dataset`.
-        labels: split -> label file (gzip pickle of `{name: {"name", "gloss", "text", "video_path"}}`).
+        labels: split -> label file: a gzip pickle of `{name: {"name", "gloss", "text", "video_path"}}`, or JSON as of
+            CSL-News, `[{"video", "pose", "text"}, ...]`.
         pose_dir: folder of pose files; `video_path` with the extension `.pkl`.
         rgb_dir: folder of the videos, or "" where there are none.
         description_dir: folder with one sub-folder of JSON files per split, or "".
         language: the language named in mT5's prompt ("Translate sign language video to {language}: ").
         text_unit: what scores count: "char" (Chinese: the text is split into characters) or "word".
         tasks: the tasks the labels allow.
+        held_out: where train and dev name the same file, the share of its end that is dev and not train.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DatasetSpec:
     language: str = "English"
     text_unit: str = "word"
     tasks: tuple[str, ...] = ("SLT",)
+    held_out: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no data set can be.
@@ -127,11 +130,12 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
         _uni_sign_layout(
             "CSL_News",
-            {"train": "CSL_News_Labels.json"},
+            {"train": "CSL_News_Labels.json", "dev": "CSL_News_Labels.json"},
             rgb_dir="./dataset/CSL_News/rgb_format",
             description_dir="./description/CSL-News/split_data",
             language="Chinese",
             text_unit="char",
+            held_out=0.01,
         ),
         _uni_sign_layout(
             "WLASL",

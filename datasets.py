@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ def read_labels(path: str | Path) -> dict[str, dict[str, Any]]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
-    labels = load_pickle(path, compressed=True)
+    labels = _read_news(path) if Path(path).suffix == ".json" else load_pickle(path, compressed=True)
     if not isinstance(labels, Mapping) or not labels:
         raise ValueError(f"{path}: holds a {type(labels).__name__}; wanted a dict of clips.")
     for name, label in labels.items():
@@ -41,6 +42,24 @@ def read_labels(path: str | Path) -> dict[str, dict[str, Any]]:
             if parts.is_absolute() or ".." in parts.parts:
                 raise ValueError(f"{path}: clip {name!r} points out of the data folder: {place!r}.")
     return dict(labels)
+
+
+def _read_news(path: str | Path) -> dict[str, dict[str, Any]]:
+    """CSL-News' labels, as those of the other data sets: a list of {"video", "pose", "text"}."""
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {
+            Path(entry["video"]).stem: {
+                "text": entry["text"],
+                "gloss": [],
+                "video_path": entry.get("pose", entry["video"]),
+            }
+            for entry in entries
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f'{path}: not a JSON list of {{"video", "pose", "text"}}: {type(error).__name__} {error}.'
+        ) from None
 
 
 class S2T_Dataset(Dataset[Sample]):
@@ -79,10 +98,9 @@ class S2T_Dataset(Dataset[Sample]):
         self.max_length, self.random_frames, self.seed = max_length, random_frames, seed
         self.epoch = 0
         self.labels = read_labels(spec.labels[split])
-        self.names = list(self.labels)
+        self.names = self._own_clips(list(self.labels))
         self.pose_paths = {
-            name: Path(spec.pose_dir) / Path(label["video_path"]).with_suffix(".pkl")
-            for name, label in self.labels.items()
+            name: Path(spec.pose_dir) / Path(self.labels[name]["video_path"]).with_suffix(".pkl") for name in self.names
         }
         self._check_targets()
         self._check_poses()
@@ -93,6 +111,13 @@ class S2T_Dataset(Dataset[Sample]):
             found = sum((self.descriptions.directory / f"{name}.json").is_file() for name in self.names)
             share = 100 * found / len(self.names)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
+
+    def _own_clips(self, names: list[str]) -> list[str]:
+        """Of one file for train and dev, the part of this split."""
+        if not self.spec.held_out or self.spec.labels.get("train") != self.spec.labels.get("dev"):
+            return names
+        n_train = len(names) - max(1, round(len(names) * self.spec.held_out))
+        return {"train": names[:n_train], "dev": names[n_train:]}.get(self.split, names)
 
     def _check_targets(self) -> None:
         missing = [name for name in self.names if not self.target(name).strip()]

@@ -1,6 +1,8 @@
 """From label files to samples, and which clips make a batch."""
 
+import dataclasses
 import gzip
+import json
 import pickle
 
 import numpy as np
@@ -85,8 +87,6 @@ def test_descriptions_follow_the_frames_that_were_sampled(spelling):
 
 def test_start_offset_counts_in_frame_numbers(corpus, tmp_path):
     """A clip cut out of a recording: descriptions are numbered from the recording's beginning."""
-    import json
-
     keypoints = [np.full((1, 133, 2), 0.5, np.float32) for _ in range(10)]
     scores = [np.ones((1, 133), np.float32) for _ in range(10)]
     (tmp_path / "poses").mkdir()
@@ -140,8 +140,6 @@ def test_cslr_writes_glosses(corpus):
     ],
 )
 def test_what_is_missing_is_named(corpus, tmp_path, change, words):
-    import dataclasses
-
     values = change(spec_of(corpus), tmp_path)
     task = values.pop("task", "SLT")
     spec = dataclasses.replace(spec_of(corpus), **values)
@@ -163,8 +161,6 @@ def test_hostile_labels_give_one_line(shared_real, name, tmp_path, monkeypatch):
 
 
 def test_labels_without_text_are_refused(corpus, tmp_path):
-    import dataclasses
-
     labels = read_labels(spec_of(corpus).labels["train"])
     labels[next(iter(labels))]["text"] = " "
     path = write_labels(tmp_path / "labels.train", labels)
@@ -217,3 +213,30 @@ def test_loader_resumes_in_the_middle_with_any_workers(corpus):
     assert [src["name_batch"] for src, _ in rest] == [src["name_batch"] for src, _ in whole[2:]]
     for (a, _), (b, _) in zip(rest, whole[2:], strict=True):
         assert (a["right"] == b["right"]).all()
+
+
+def news(corpus, tmp_path, n=10):
+    """The corpus' clips under CSL-News' labels."""
+    labels = list(read_labels(spec_of(corpus).labels["train"]).items())[:n]
+    entries = [{"video": f"{name}.mp4", "pose": f"{name}.pkl", "text": label["text"]} for name, label in labels]
+    (tmp_path / "labels.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    path = str(tmp_path / "labels.json")
+    return dataclasses.replace(spec_of(corpus), labels={"train": path, "dev": path}, held_out=0.2), entries
+
+
+def test_labels_of_csl_news(corpus, tmp_path):
+    spec, entries = news(corpus, tmp_path)
+    train, dev = (S2T_Dataset(spec, split) for split in ("train", "dev"))
+    assert (len(train), len(dev)) == (8, 2)
+    assert [dev.target(name) for name in dev.names] == [entry["text"] for entry in entries[8:]]
+    assert not set(train.names) & set(dev.names)
+    assert train[0].text == entries[0]["text"]
+    assert 0 < DATASETS["CSL_News"].held_out <= 0.01
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', '[{"video": "a.mp4"}]', "[" * 100_000])
+def test_damaged_json_labels_are_one_line(tmp_path, content):
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(ValueError, match="labels.json") as error:
+        read_labels(tmp_path / "labels.json")
+    assert "\n" not in str(error.value)
