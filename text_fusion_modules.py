@@ -61,8 +61,8 @@ class TextEncoder(nn.Module):
         ids, mask = self._tokenize(texts, self.max_tokens)
         device = next(self.encoder.parameters()).device
         ids, mask = ids.to(device), mask.to(device)
-        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, L, W)
-        weights = mask.unsqueeze(-1).to(states.dtype)  # (n, L, 1)
+        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (n, L, W)
+        weights = mask.unsqueeze(-1).float()  # (n, L, 1)
         return (states * weights).sum(1) / weights.sum(1)
 
 
