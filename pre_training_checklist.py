@@ -444,6 +444,9 @@ def mt5_parameters(
 def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any], longest: int, texts: float) -> None:
     """Compare the memory of the GPUs with an estimate of what training needs.
 
+    Weights, gradients and AdamW in fp32 take 16 bytes a parameter; under ZeRO DeepSpeed shares them among the GPUs and
+    keeps one more copy of the weights, which stages 1 and 2 hold whole.
+
     Activations, as measured in fp32: the graph convolutions keep 34 floats a joint and channel (half of it in bf16),
     mT5's encoder 190 bytes a layer and channel, its decoder a fifth of that; a description has some 40 tokens.
     """
@@ -453,7 +456,13 @@ def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any],
     text_encoder = args.use_descriptions and not args.text_encoder_freeze
     tuned = args.text_encoder_freeze and bool(args.finetune) and args.trainable == "auto"
     parameters = encoder + decoder + text_encoder * encoder + 7e6  # the last: graph convolutions and fusion
-    state = parameters * (4 if tuned or args.trainable == "fusion" else 8 if args.offload else 16) / 2**30
+    n_gpus = max(1, torch.cuda.device_count())
+    per_parameter = [16, 4 + 16 / n_gpus, 4 + 16 / n_gpus, 20 / n_gpus][args.zero_stage]
+    if tuned or args.trainable == "fusion":
+        per_parameter = 4
+    elif args.offload:
+        per_parameter = 8
+    state = parameters * per_parameter / 2**30
     frames = min(args.max_length, longest or args.max_length)
     encoding = 190 * sizes.get("num_layers", 12) * sizes.get("d_model", 768)
     clip = frames * (34 * 69 * args.hidden_dim * (4 if args.dtype == "fp32" else 2) + 1.2 * encoding)
