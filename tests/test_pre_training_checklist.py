@@ -447,4 +447,4 @@ def test_memory_is_compared_with_what_the_run_needs(capsys, monkeypatch):
     frozen = needed(capsys, monkeypatch, "--use_descriptions", "--text_encoder_freeze")
     assert frozen[:2] == (state, activations)
     fusion = needed(capsys, monkeypatch, "--use_descriptions", "--text_encoder_freeze", "--finetune", "x")
-    assert fusion[0] == pytest.approx(state / 4, abs=0.06)
+    assert fusion[0] == pytest.approx(state / 5, abs=0.06)
