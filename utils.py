@@ -153,6 +153,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--eval needs --finetune FILE, the weights to evaluate.")
     if args.eval and args.resume:
         parser.error("--eval and --resume exclude each other: --eval trains nothing.")
+    if args.offload and args.zero_stage == 0:
+        parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
     for flag in ("epochs", "batch_size", "gradient_accumulation_steps", "max_length", "num_beams", "max_new_tokens"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} {getattr(args, flag)}: must be at least 1.")

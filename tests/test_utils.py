@@ -81,6 +81,7 @@ def test_every_flag_is_read_somewhere():
         (["--trainable", "fusion"], ["--trainable fusion", "--use_descriptions"]),
         (["--eval"], ["--eval", "--finetune"]),
         (["--resume", "auto", "--finetune", "x", "--eval"], ["--eval", "--resume"]),
+        (["--offload", "--zero_stage", "0"], ["--offload", "--zero_stage"]),
         (["--epochs", "0"], ["--epochs 0"]),
         (["--lr", "0"], ["--lr"]),
         (["--batch"], ["unrecognized"]),
