@@ -1,5 +1,5 @@
 # make demo   sets everything up, trains on the sample corpus with descriptions, evaluates: about five minutes
-# make test   the tests; make check: style and types; make bench is for later measurements
+# make test   the quick tests; make test-slow: all of them; make check: style and types
 
 PYTHON ?= python3
 VENV := .venv
