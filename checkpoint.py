@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +68,16 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{flag}: {path} does not exist.")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
+                    raise ValueError("it is a packed archive, and torch.save packs nothing")
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path), {}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
     model = content.get("model", content) if isinstance(content, Mapping) else None

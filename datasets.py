@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from batch import Sample, collate_fn
 from config import DatasetSpec
 from pose import part_keypoints, read_pose
-from safe_pickle import load_pickle
+from safe_pickle import MAX_BYTES, load_pickle
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ def read_labels(path: str | Path) -> dict[str, dict[str, Any]]:
 
 def _read_news(path: str | Path) -> dict[str, dict[str, Any]]:
     """CSL-News' labels, as those of the other data sets: a list of {"video", "pose", "text"}."""
+    if Path(path).stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes. This is no label file.")
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
         return {
