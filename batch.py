@@ -36,8 +36,26 @@ class Sample(NamedTuple):
     has_description: list[int] | None
 
 
+class BadClip(NamedTuple):
+    """Takes a sample's place where the clip cannot be read: a value, for the main process to decide about.
+
+    Attributes:
+        name: the clip's name.
+        reason: one line, with the file and what is wrong with it.
+        described: whether the data set's samples carry descriptions.
+    """
+
+    name: str
+    reason: str
+    described: bool = False
+
+
 class SrcInput(TypedDict):
-    """The model's input; padded frames repeat the clip's last one, and the mask is 0 there."""
+    """The model's input; padded frames repeat the clip's last one, and the mask is 0 there.
+
+    A batch of which no clip could be read has no names and holds one empty clip: its result counts nothing, but every
+    process can take part in the step.
+    """
 
     body: torch.Tensor  # (B, T, 9, 3) float32
     left: torch.Tensor  # (B, T, 21, 3)
@@ -48,6 +66,7 @@ class SrcInput(TypedDict):
     src_length_batch: torch.Tensor  # (B,) int64
     descriptions: NotRequired[list[list[str | None]]]  # B of T
     has_description: NotRequired[list[list[int]]]  # B of T
+    bad_clips: NotRequired[list[BadClip]]  # those left out of the batch
 
 
 class TgtInput(TypedDict):
@@ -57,12 +76,15 @@ class TgtInput(TypedDict):
     gt_gloss: list[str]
 
 
-def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
-    """Pad samples to the longest of them.
+def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
+    """Pad samples to the longest of them; clips that cannot be read are left out and listed.
 
     Raises:
         ValueError: some clips carry descriptions and some do not.
     """
+    bad_clips = [slot for slot in slots if isinstance(slot, BadClip)]
+    names = [slot.name_sample for slot in slots if isinstance(slot, Sample)]
+    samples = [slot for slot in slots if isinstance(slot, Sample)] or [_empty_sample(bad_clips[0].described)]
     lengths = torch.tensor([len(sample.pose_sample["body"]) for sample in samples])
     longest = int(lengths.max())
     frames = torch.arange(longest)
@@ -70,7 +92,7 @@ def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
     src_input = SrcInput(
         **parts,  # type: ignore[typeddict-item]
         attention_mask=(frames < lengths[:, None]).long(),
-        name_batch=[sample.name_sample for sample in samples],
+        name_batch=names,
         src_length_batch=lengths,
     )
     described = {sample.descriptions is not None for sample in samples}
@@ -82,8 +104,15 @@ def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
             assert fields == (length, length), f"{sample.name_sample}: {fields} descriptions for {length} frames"
         src_input["descriptions"] = [_pad(sample.descriptions, None, longest) for sample in samples]
         src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
+    if bad_clips:
+        src_input["bad_clips"] = bad_clips
     tgt_input = TgtInput(gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples])
     return src_input, tgt_input
+
+
+def _empty_sample(described: bool) -> Sample:
+    pose = {part: torch.zeros(1, len(joints), 3) for part, joints in PART_JOINTS.items()}
+    return Sample("", pose, "", "", {}, [None] if described else None, [0] if described else None)
 
 
 def _pad_with_last(clips: Sequence[torch.Tensor]) -> torch.Tensor:

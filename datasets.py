@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from batch import Sample, collate_fn
+from batch import BadClip, Sample, collate_fn
 from config import DatasetSpec
 from pose import part_keypoints, read_pose
 from safe_pickle import MAX_BYTES, load_pickle
@@ -75,6 +75,7 @@ class S2T_Dataset(Dataset[Sample]):
         random_frames: sample them at random (training) rather than evenly.
         use_descriptions: align each clip's descriptions with its frames.
         seed: of the random frames, with the epoch and the clip.
+        max_bad_clips: the share of pose files that may be missing.
 
     Raises:
         FileNotFoundError: labels, poses or descriptions are not where they should be.
@@ -91,6 +92,7 @@ class S2T_Dataset(Dataset[Sample]):
         random_frames: bool = False,
         use_descriptions: bool = False,
         seed: int = 0,
+        max_bad_clips: float = 0.0,
     ) -> None:
         if split not in spec.labels:
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
@@ -105,7 +107,7 @@ class S2T_Dataset(Dataset[Sample]):
             name: Path(spec.pose_dir) / Path(self.labels[name]["video_path"]).with_suffix(".pkl") for name in self.names
         }
         self._check_targets()
-        self._check_poses()
+        self._check_poses(max_bad_clips)
         self.descriptions: DescriptionLoader | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
@@ -130,17 +132,18 @@ class S2T_Dataset(Dataset[Sample]):
                 "Remove them from the labels."
             )
 
-    def _check_poses(self) -> None:
+    def _check_poses(self, max_bad_clips: float) -> None:
         if not Path(self.spec.pose_dir).is_dir():
             raise FileNotFoundError(
                 f"poses: {self.spec.pose_dir} does not exist. Put the pose files there, or set --root."
             )
         missing = [path for path in self.pose_paths.values() if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"poses: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is "
-                f"{missing[0]}. Copy them there, or remove the clips from the labels."
-            )
+        if not missing:
+            return
+        seen = f"poses: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is"
+        if len(missing) > max_bad_clips * len(self) or len(missing) == len(self):
+            raise FileNotFoundError(f"{seen} {missing[0]}. Copy them there, or remove the clips from the labels.")
+        logger.warning("%s %s. The run goes on without them (--max_bad_clips %g).", seen, missing[0], max_bad_clips)
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -177,6 +180,19 @@ class S2T_Dataset(Dataset[Sample]):
         """All texts that a clip may show; read without its pose, so frames beyond the clip count too."""
         assert self.descriptions is not None, "the data set was made without descriptions"
         return set(self.descriptions.load(self.names[index]).values())
+
+
+class _Slots(Dataset[Sample | BadClip]):
+    """A data set as a loader's workers see it: a clip that cannot be read does not end them."""
+
+    def __init__(self, dataset: S2T_Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Sample | BadClip:
+        try:
+            return self.dataset[index]
+        except (ValueError, OSError) as error:
+            return BadClip(self.dataset.names[index], str(error), self.dataset.descriptions is not None)
 
 
 class BatchSampler:
@@ -241,7 +257,7 @@ class ClipLoader:
         """The batches of an epoch, without the `first` ones that an earlier run has done."""
         self.dataset.epoch = number
         return DataLoader(
-            self.dataset,
+            _Slots(self.dataset),
             batch_sampler=self.sampler.batches(number)[first:],
             collate_fn=collate_fn,
             num_workers=self.num_workers,

@@ -93,6 +93,42 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def from_main(value: Any) -> Any:
+    """Rank 0's value, on every process."""
+    return gather(value if is_main() else None)[0]
+
+
+def any_process(*flags: bool) -> list[bool]:
+    """For each flag: whether it is set on any process; the same answer on all of them."""
+    if world_size() == 1:
+        return list(flags)
+    union = torch.tensor(flags, dtype=torch.int32, device=device())
+    dist.all_reduce(union, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in union.tolist()]
+
+
+def share(tensor: torch.Tensor) -> torch.Tensor:
+    """Overwrite a tensor with rank 0's, in place."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process rank 0's batch statistics: those that are saved.
+
+    On several GPUs they are the same anyway; on CPUs each process has seen its own clips.
+    """
+    for buffer in model.buffers():
+        share(buffer)
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give every process rank 0's weights and buffers; the model is still on the CPU."""
+    for value in model.state_dict().values():
+        value.copy_(share(value.to(device())))
+
+
 def engine_config(args: argparse.Namespace) -> dict[str, Any]:
     """Make DeepSpeed's configuration from the command line.
 
@@ -130,10 +166,28 @@ def start_engine(
     """
     import deepspeed
 
+    if args.zero_stage == 0:
+        _skip_non_finite(optimizer)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(args), dist_init_required=False
     )
     return engine
+
+
+def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Let a step do nothing when a gradient is not finite, as the optimizers of ZeRO 1 to 3 do.
+
+    `overflow` is where the engine looks whether the step was taken. All processes have the same gradients by then.
+    """
+    take_step = optimizer.step
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        optimizer.overflow = not bool(torch.isfinite(norms).all())  # type: ignore[attr-defined]
+        return None if optimizer.overflow else take_step(*arguments, **options)  # type: ignore[attr-defined]
+
+    optimizer.step = step  # type: ignore[method-assign]
 
 
 def synchronised_batch_norm(model: nn.Module) -> nn.Module:
@@ -149,24 +203,3 @@ def autocast(dtype: str) -> Iterator[None]:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     with torch.autocast(device().type, dtype=kinds.get(dtype, torch.bfloat16), enabled=dtype in kinds):
         yield
-
-
-def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
-    """The whole model's weights on the CPU, whatever ZeRO has scattered; all processes must call this.
-
-    Returns:
-        The state dict on rank 0 and an empty one elsewhere.
-    """
-    import deepspeed
-
-    names = engine.module.state_dict(keep_vars=True)
-    full: dict[str, torch.Tensor] = {}
-    copies: dict[int, torch.Tensor] = {}  # one copy of what two names share
-    for name, value in names.items():
-        scattered = [value] if hasattr(value, "ds_id") else []
-        with deepspeed.zero.GatheredParameters(scattered):
-            if is_main():
-                if id(value) not in copies:
-                    copies[id(value)] = value.detach().cpu().clone()
-                full[name] = copies[id(value)]
-    return full

@@ -12,6 +12,8 @@ LEVELS = {
     0: [
         "config",
         "safe_pickle",
+        "disk",
+        "run_lock",
         "metrics",
         "temporal_alignment",
         "tokenizer",
@@ -20,13 +22,14 @@ LEVELS = {
         "sample_signer",
     ],
     1: ["pose", "text_fusion_modules", "distributed", "utils"],
-    2: ["batch", "text_cache", "checkpoint", "small_mt5"],
-    3: ["datasets", "models", "sample_data"],
-    4: ["fine_tuning"],
-    5: ["pre_training_checklist"],
+    2: ["batch", "text_cache", "zero_state", "small_mt5"],
+    3: ["datasets", "models", "sample_data", "checkpoint", "bad_clips"],
+    4: ["survival"],
+    5: ["fine_tuning"],
+    6: ["pre_training_checklist"],
 }
 OWNERS = {
-    "deepspeed": {"distributed"},
+    "deepspeed": {"distributed", "zero_state"},
     "transformers": {"text_fusion_modules", "models"},
     "sentencepiece": {"tokenizer", "small_mt5"},
     "sacrebleu": {"metrics"},
