@@ -59,10 +59,10 @@ class BadClips:
         bad = self.reasons[split]
         if len(bad) > self.max_share * n_clips:
             self._list(split)
+            first = next(iter(bad.values())).rstrip(".")
             raise ValueError(
                 f"--max_bad_clips {self.max_share:g}: {len(bad)} of {n_clips} clips of the split {split!r} cannot be "
-                f"read, the first: {next(iter(bad.values())).rstrip('.')}. Mend them or remove them from the labels; {self.path} "
-                "lists them."
+                f"read, the first: {first}. Mend them or remove them from the labels; {self.path} lists them."
             )
 
     def _list(self, split: str) -> None:

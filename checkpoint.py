@@ -417,7 +417,7 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
         )
     round_then, round_now = (size[0] * size[2] for size in sizes)  # clips that all processes see in a micro-batch
     micro_batch = min(n_batches, math.ceil(state.micro_batch * round_then / round_now))
-    return dataclasses.replace(state, micro_batch=micro_batch)
+    return dataclasses.replace(state, micro_batch=micro_batch, arguments=dict(arguments), n_processes=world_size())
 
 
 def load_model_state(model: nn.Module, folder: Path) -> None:
@@ -449,7 +449,7 @@ def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainS
         sums = {name: sum(process["epoch_sums"][name] for process in processes) for name in names}
         logger.info("resumed on %d processes after %d: dropout is drawn anew.", world_size(), len(processes))
     # At the end of an epoch only state.json is written anew: the sums in the other files are of the epoch before.
-    return dataclasses.replace(state, n_processes=world_size(), epoch_sums=sums if state.micro_batch else {})
+    return dataclasses.replace(state, epoch_sums=sums if state.micro_batch else {})
 
 
 def _read(path: Path) -> Any:

@@ -54,7 +54,7 @@ CHANGES = [(2, 1, "2", "0"), (1, 2, "0", "3"), (2, 1, "3", "2"), (1, 2, "2", "1"
     [*CHANGES[:2], *(pytest.param(*change, marks=pytest.mark.slow) for change in CHANGES[2:])],
 )
 def test_a_state_is_the_same_for_any_size(tiny, tmp_path, before, after, stage, other_stage):  # noqa: F811
-    """Saved on N processes, loaded on M with another stage, saved again: every tensor bit for bit; then it trains on."""
+    """Saved on N processes, loaded on M with another stage, saved again: every bit is the same; then it trains on."""
     sizes = {1: ("--gradient-accumulation-steps", "4"), 2: ("--gradient-accumulation-steps", "2")}
     flags, others = ([*sizes[n], "--zero_stage", s] for n, s in ((before, stage), (after, other_stage)))
     first, second = tmp_path / "first", tmp_path / "second"
