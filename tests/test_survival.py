@@ -82,9 +82,8 @@ def test_stopped_in_a_step_and_in_an_evaluation(tiny, whole, tmp_path):  # noqa:
 def test_two_processes_stop_at_the_same_step(tiny, tmp_path):  # noqa: F811
     """Only one of them hears the signal."""
     out = tmp_path / "out"
-    run = start(
-        tiny, out, "--batch-size", "1", "--epochs", "9", n_processes=2, before=SignalAt(signal.SIGTERM, 5, rank=1)
-    )
+    flags = ("--batch-size", "1", "--epochs", "9")
+    run = start(tiny, out, *flags, n_processes=2, before=SignalAt(signal.SIGTERM, 3, rank=1))
     text = run.finish(code=RESUME_ME)
     assert text.count("the run stops after this step") == 1
     assert "stopped by another process after step 2" in text

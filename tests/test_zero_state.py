@@ -66,26 +66,27 @@ def test_a_state_is_the_same_for_any_size(tiny, tmp_path, before, after, stage, 
     shutil.rmtree(second / "resume" / newest.name)
     flags_of_second = ["--root", str(tiny), *FLAGS, "--output_dir", str(second), *others, "--epochs", "2"]
     again = Run(tmp_path / "again.log", flags_of_second, after, before=SaveAtOnce())
-    assert "error: saved" in again.finish(code=1)
-    assert_same(state(one), state(second / "resume" / one.name))
-    text = run(tiny, second, *others, "--epochs", "2", n_processes=after).finish()
+    text = again.finish(code=1)
+    assert "error: saved" in text
     assert ("dropout is drawn anew" in text) == (before != after)
+    assert_same(state(one), state(second / "resume" / one.name))
+    run(tiny, second, *others, "--epochs", "2", n_processes=after).finish()
     steps = [disk.read_lines(out / "steps.jsonl") for out in (first, second)]
     assert [line["lr"] for line in steps[0]] == [line["lr"] for line in steps[1]]
     losses = [[line["loss"] for line in lines] for lines in steps]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_two_processes_resume_bit_for_bit(tiny, tmp_path):  # noqa: F811
-    """Odd numbers of weights do not divide among them; under ZeRO-2 and 3."""
-    for stage in "23":
-        whole, cut = tmp_path / f"whole{stage}", tmp_path / f"cut{stage}"
-        flags = ("--epochs", "2", "--zero_stage", stage, "--keep_last", "0", "--gradient-accumulation-steps", "1")
-        run(tiny, whole, *flags, n_processes=2).finish()
-        shutil.copytree(whole, cut)
-        for path in sorted((cut / "resume").iterdir())[-3:]:
-            shutil.rmtree(path)
-        assert "resumed" in run(tiny, cut, *flags, n_processes=2).finish()
-        assert curves(whole) == curves(cut)
-        newest = [sorted((out / "resume").iterdir())[-1] for out in (whole, cut)]
-        assert_same(*(state(path) for path in newest))
+@pytest.mark.parametrize("stage", ["2", pytest.param("3", marks=pytest.mark.slow)])
+def test_two_processes_resume_bit_for_bit(tiny, tmp_path, stage):  # noqa: F811
+    """Most tensors here do not divide by two, which ZeRO pads."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = ("--epochs", "2", "--zero_stage", stage, "--keep_last", "0", "--gradient-accumulation-steps", "1")
+    run(tiny, whole, *flags, n_processes=2).finish()
+    shutil.copytree(whole, cut)
+    for path in sorted((cut / "resume").iterdir())[-3:]:
+        shutil.rmtree(path)
+    assert "resumed" in run(tiny, cut, *flags, n_processes=2).finish()
+    assert curves(whole) == curves(cut)
+    newest = [sorted((out / "resume").iterdir())[-1] for out in (whole, cut)]
+    assert_same(*(state(path) for path in newest))
