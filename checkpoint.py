@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import pickle
 import re
 import shutil
 import zipfile
@@ -76,13 +75,17 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
 
             return load_file(path), {}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
     model = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(model, Mapping) or not all(isinstance(value, torch.Tensor) for value in model.values()):
+    if not isinstance(model, Mapping) or not all(_is_weight(name, value) for name, value in model.items()):
         raise ValueError(f"{flag}: {path} holds no state dict; wanted {{'model': state_dict}}.")
     return dict(model), {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
 def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> None:
@@ -93,12 +96,13 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> No
         ValueError: weights that do not fit, and why that may be.
     """
     weights, facts = read_weights(path, "--finetune")
-    saved = facts.get("config", {})
+    saved = facts.get("config")
+    saved = saved if isinstance(saved, Mapping) else {}
     if saved.get("use_descriptions") and not config.use_descriptions:
         raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")
     of_text = ["text_encoder", "text_max_tokens"] if saved.get("use_descriptions") else []
-    for key in ["hidden_dim", *of_text] if saved else []:
-        if saved[key] != getattr(config, key):
+    for key in ["hidden_dim", *of_text]:
+        if key in saved and saved[key] != getattr(config, key):
             raise ValueError(
                 f"--finetune: {path} was trained with --{key} {saved[key] or '(none)'}; this run has "
                 f"{getattr(config, key) or '(none)'}. Give the same."

@@ -17,7 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from heartbeat import Heartbeat
+
 T = TypeVar("T")
+
+_heart: list[Heartbeat] = []  # this process's, if there are others
 
 
 def device() -> torch.device:
@@ -55,12 +59,28 @@ def start() -> None:
     # On a CPU it would compile a collective of its own at first use, which needs a C++ compiler; gloo has all we need.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if device().type == "cpu" else "nccl", verbose=False)
+    if world_size() > 1 and not _heart:
+        _heart.append(Heartbeat(rank(), world_size()))
 
 
 def stop() -> None:
-    """Leave the group, so that no process complains at exit."""
+    """Leave the group, all processes together."""
+    if _heart:
+        _heart.pop().stop()
+        barrier()  # the first to leave may take the others' store with it
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def naming_the_lost() -> Iterator[None]:
+    """When a collective fails since a process is gone, end with a line that names it."""
+    try:
+        yield
+    except RuntimeError:
+        if _heart:
+            _heart[0].name_the_lost()
+        raise
 
 
 def rank() -> int:

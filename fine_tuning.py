@@ -451,5 +451,6 @@ def write_predictions(output_dir: Path, results: Results) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(ARGS))
+    with distributed.naming_the_lost():
+        run(lambda: main(ARGS))
     distributed.stop()

@@ -39,7 +39,8 @@ def _run(flags: list[str], environment: dict[str, str], log: str, before: Callab
     if before is not None:
         before()
     args = utils.parse_args(flags)
-    utils.run(lambda: fine_tuning.main(args))
+    with distributed.naming_the_lost():
+        utils.run(lambda: fine_tuning.main(args))
     distributed.stop()
 
 

@@ -14,6 +14,7 @@ LEVELS = {
         "safe_pickle",
         "disk",
         "run_lock",
+        "heartbeat",
         "metrics",
         "temporal_alignment",
         "tokenizer",
