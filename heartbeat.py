@@ -42,8 +42,11 @@ class Heartbeat:
         self.store.set(f"heartbeat/who/{rank}", f"rank {rank} (process {os.getpid()} on {socket.gethostname()})")
         self.store.set(f"heartbeat/{rank}", "0")
         self.names = [self.store.get(f"heartbeat/who/{peer}").decode() for peer in range(world_size)]
+        self._answered = time.monotonic()
         self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
         self._thread.start()
+        # A store whose process is stopped lets a question wait for ever, whatever timeout it was given.
+        threading.Thread(target=self._watch_store, name="heartbeat-store", daemon=True).start()
         atexit.register(self._end)
 
     def stop(self) -> None:
@@ -55,7 +58,7 @@ class Heartbeat:
     def name_the_lost(self) -> None:
         """After a failed collective: if a process is lost, this one ends within seconds, with a line that names it."""
         self.silence = SHORT_SILENCE
-        self._thread.join(SHORT_SILENCE + 3 * BEAT)
+        self._stopped.wait(SHORT_SILENCE + 3 * BEAT)
 
     def _live(self) -> None:
         keys = [f"heartbeat/{peer}" for peer in range(self.world_size)]
@@ -68,11 +71,9 @@ class Heartbeat:
                 self.store.set(keys[self.rank], str(count))
                 beats = self.store.multi_get(keys)
             except RuntimeError as error:
-                if not self._stopped.is_set():
-                    reason = " ".join(str(error).split())[:100]
-                    self._leave(f"{self.names[0]} or its launcher, which keep the store, do not answer ({reason})")
-                return
-            now = time.monotonic()
+                logger.debug("the store: %s", error)
+                return  # the other thread says so, unless the run is just ending
+            now = self._answered = time.monotonic()
             for peer, beat in enumerate(beats):
                 if beat != seen[peer]:
                     seen[peer], since[peer] = beat, now
@@ -80,6 +81,11 @@ class Heartbeat:
                 if peer != self.rank and now - since[peer] > limit:
                     how = "has ended before the others; what it wrote last says why" if beat == ENDED else "is lost"
                     self._leave(f"{self.names[peer]} {how}" + ("" if beat == ENDED else f": silent for {limit:.0f} s"))
+
+    def _watch_store(self) -> None:
+        while not self._stopped.wait(BEAT):
+            if (silent := time.monotonic() - self._answered) > self.silence:
+                self._leave(f"{self.names[0]}, or its launcher, is lost: the store is silent for {silent:.0f} s")
 
     def _leave(self, why: str) -> None:
         sys.stderr.write(f"error: {why}. {self.names[self.rank]} ends as well. Start again with --resume auto.\n")
@@ -90,7 +96,7 @@ class Heartbeat:
     def _end(self) -> None:
         """This process ends, and not together with the others."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(BEAT)
         try:
             self.store.set(f"heartbeat/{self.rank}", ENDED.decode())
         except RuntimeError:
