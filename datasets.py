@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,51 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from batch import Sample, collate_fn
 from config import DatasetSpec
+from labels import split_labels
 from pose import part_keypoints, read_pose
-from safe_pickle import load_pickle
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
 logger = logging.getLogger(__name__)
-
-
-def read_labels(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Read Uni-Sign's labels: a gzip pickle of {name: {"name", "gloss", "text", "video_path"}}.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the content is no label table, or a clip's path leaves the pose folder.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
-    labels = _read_news(path) if Path(path).suffix == ".json" else load_pickle(path, compressed=True)
-    if not isinstance(labels, Mapping) or not labels:
-        raise ValueError(f"{path}: holds a {type(labels).__name__}; wanted a dict of clips.")
-    for name, label in labels.items():
-        if not isinstance(label, Mapping) or "video_path" not in label:
-            raise ValueError(f"{path}: clip {name!r} has no 'video_path'.")
-        for place in (str(name), str(label["video_path"])):
-            parts = PurePosixPath(place.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts:
-                raise ValueError(f"{path}: clip {name!r} points out of the data folder: {place!r}.")
-    return dict(labels)
-
-
-def _read_news(path: str | Path) -> dict[str, dict[str, Any]]:
-    """CSL-News' labels, as those of the other data sets: a list of {"video", "pose", "text"}."""
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {
-            Path(entry["video"]).stem: {
-                "text": entry["text"],
-                "gloss": [],
-                "video_path": entry.get("pose", entry["video"]),
-            }
-            for entry in entries
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f'{path}: not a JSON list of {{"video", "pose", "text"}}: {type(error).__name__} {error}.'
-        ) from None
 
 
 class S2T_Dataset(Dataset[Sample]):
@@ -94,30 +51,21 @@ class S2T_Dataset(Dataset[Sample]):
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
         if task not in spec.tasks:
             raise ValueError(f"--task {task}: the labels of {spec.name} allow {', '.join(spec.tasks)}.")
-        self.spec, self.split, self.task = spec, split, task
+        self.spec, self.split, self.task = spec.for_split(split), split, task
         self.max_length, self.random_frames, self.seed = max_length, random_frames, seed
         self.epoch = 0
-        self.labels = read_labels(spec.labels[split])
-        self.names = self._own_clips(list(self.labels))
-        self.pose_paths = {
-            name: Path(spec.pose_dir) / Path(self.labels[name]["video_path"]).with_suffix(".pkl") for name in self.names
-        }
+        self.labels = split_labels(spec, split)
+        self.names = list(self.labels)
+        self.pose_paths = {name: self.spec.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
         self._check_poses()
         self.descriptions: DescriptionLoader | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
-            self.descriptions = DescriptionLoader(Path(spec.description_dir) / split)
+            self.descriptions = DescriptionLoader(Path(spec.description_dir) / spec.folder(split))
             found = sum((self.descriptions.directory / f"{name}.json").is_file() for name in self.names)
             share = 100 * found / len(self.names)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
-
-    def _own_clips(self, names: list[str]) -> list[str]:
-        """Of one file for train and dev, the part of this split."""
-        if not self.spec.held_out or self.spec.labels.get("train") != self.spec.labels.get("dev"):
-            return names
-        n_train = len(names) - max(1, round(len(names) * self.spec.held_out))
-        return {"train": names[:n_train], "dev": names[n_train:]}.get(self.split, names)
 
     def _check_targets(self) -> None:
         missing = [name for name in self.names if not self.target(name).strip()]
@@ -130,9 +78,9 @@ class S2T_Dataset(Dataset[Sample]):
 
     def _check_poses(self) -> None:
         if not Path(self.spec.pose_dir).is_dir():
-            raise FileNotFoundError(
-                f"poses: {self.spec.pose_dir} does not exist. Put the pose files there, or set --root."
-            )
+            beside = Path(self.spec.pose_dir).with_name("val")
+            cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else "Put the pose files there"
+            raise FileNotFoundError(f"poses: {self.spec.pose_dir} does not exist. {cure}, or set --root.")
         missing = [path for path in self.pose_paths.values() if not path.is_file()]
         if missing:
             raise FileNotFoundError(
@@ -160,7 +108,7 @@ class S2T_Dataset(Dataset[Sample]):
             ValueError: its pose file cannot be used.
         """
         name = self.names[index]
-        pose = read_pose(self.pose_paths[name])
+        pose = read_pose(self.pose_paths[name], self.labels[name].get("frames"))
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.random_frames else None
         frames = sample_frames(len(pose), self.max_length, rng)
         descriptions = has_description = None

@@ -124,9 +124,9 @@ def train_one_epoch(engine: Any, loader: ClipLoader, state: TrainState, args: ar
             loss, nll = torch.stack(group).double().sum(0).tolist()
             sums["loss"], sums["nll"] = sums.get("loss", 0.0) + loss, sums.get("nll", 0.0) + nll
             log_step(state, loss / len(group), args)
+            if state.micro_batch < n_batches:
+                save_within_epoch(engine, state, len(group), args)
             group.clear()
-            if args.save_steps and state.step % args.save_steps == 0 and state.micro_batch < n_batches:
-                save_state(engine, state, args.output_dir, args.keep_last)
     means = {name: total / n_batches for name, total in sums.items()}
     return {**average(means), "lr": state.lr}
 
@@ -159,7 +159,8 @@ def evaluate(model: Any, loader: ClipLoader, args: argparse.Namespace) -> tuple[
     written = dict(pair for part in distributed.gather(mine) for pair in part)
     hypotheses = [written[name] for name in dataset.names]
     references = [dataset.target(name) for name in dataset.names]
-    scores = metrics.score(args.task, hypotheses, references, dataset.spec.text_unit)
+    spec = dataset.spec
+    scores = metrics.score(args.task, hypotheses, references, spec.text_unit, spec.bleu_tokenizer)
     loss, nll, n_tokens = torch.stack(distributed.gather(sums)).sum(0).tolist()
     losses = {"loss": loss / n_tokens, "nll": nll / n_tokens}
     if distributed.is_main():
@@ -175,6 +176,7 @@ def evaluate(model: Any, loader: ClipLoader, args: argparse.Namespace) -> tuple[
 def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     """The data set of the command line, with its paths resolved."""
     spec = DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
+    metrics.bleu_scorers(spec.bleu_tokenizer)  # a tokenizer that is not there should not wait for the first evaluation
     return spec.under(args.root)
 
 
@@ -326,6 +328,19 @@ def average(means: dict[str, float]) -> dict[str, float]:
     """Mean over the processes."""
     parts = distributed.gather(means)
     return {name: sum(part[name] for part in parts) / len(parts) for name in means}
+
+
+def save_within_epoch(engine: Any, state: TrainState, n_micro_batches: int, args: argparse.Namespace) -> None:
+    """Save what --save_steps and --quick_break ask for after a step of `n_micro_batches`."""
+    # Uni-Sign counts micro-batches here: is a multiple of N among those of this step?
+    quick = args.quick_break and state.micro_batch % args.quick_break < n_micro_batches
+    if quick:
+        weights = distributed.full_state_dict(engine)
+        if distributed.is_main():
+            facts = {"epoch": state.epoch, "score": None}
+            save_weights(Path(args.output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)
+    if quick or (args.save_steps and state.step % args.save_steps == 0):
+        save_state(engine, state, args.output_dir, args.keep_last)
 
 
 def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> None:

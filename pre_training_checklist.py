@@ -341,18 +341,17 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     Returns:
         Frames of the longest clip, and the mean number of texts of a clip.
     """
-    from datasets import read_labels
+    from labels import split_labels
     from pose import read_pose
     from temporal_alignment import DescriptionLoader
     from utils import progress
 
-    labels = read_labels(spec.labels[split])
+    labels, spec = split_labels(spec, split), spec.for_split(split)
     report.say("✓", f"labels: {len(labels)} clips in {spec.labels[split]}")
-    folder = Path(spec.pose_dir)
-    poses = {name: folder / Path(label["video_path"]).with_suffix(".pkl") for name, label in labels.items()}
+    poses = {name: spec.pose_path(label) for name, label in labels.items()}
     faults = [f"{path.name} is missing" for path in poses.values() if not path.is_file()]
     n_missing = len(faults)
-    directory = Path(spec.description_dir) / split
+    directory = Path(spec.description_dir) / spec.folder(split)
     loader = DescriptionLoader(directory) if spec.description_dir and directory.is_dir() else None
     filed = [name for name in labels if loader and (directory / f"{name}.json").is_file()]
     to_measure, to_read = (dict.fromkeys(names[:: max(1, len(names) // limit)]) for names in ([*labels], filed))
@@ -362,7 +361,7 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
         start, end = 0, None
         if poses[name].is_file():
             try:
-                pose = read_pose(poses[name])
+                pose = read_pose(poses[name], labels[name].get("frames"))
                 lengths[name], start, end = len(pose), pose.start, pose.start + len(pose)
             except ValueError as error:
                 faults.append(str(error))

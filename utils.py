@@ -128,6 +128,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also save a state to resume every N steps; default: 0, off",
     )
+    add(
+        "--quick_break",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also save checkpoint.pth and a state every N micro-batches, for long epochs; default: 0, off",
+    )
     add("--keep_last", type=int, default=2, metavar="N", help="checkpoints and states kept; 0 keeps all; default: 2")
     return parser
 

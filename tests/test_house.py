@@ -13,13 +13,14 @@ LEVELS = {
         "config",
         "safe_pickle",
         "metrics",
+        "pose_files",
         "temporal_alignment",
         "tokenizer",
         "stgcn",
         "optimization",
         "sample_signer",
     ],
-    1: ["pose", "text_fusion_modules", "distributed", "utils"],
+    1: ["labels", "pose", "text_fusion_modules", "distributed", "utils"],
     2: ["batch", "text_cache", "checkpoint", "small_mt5"],
     3: ["datasets", "models", "sample_data"],
     4: ["fine_tuning"],
@@ -31,6 +32,7 @@ OWNERS = {
     "sentencepiece": {"tokenizer", "small_mt5"},
     "sacrebleu": {"metrics"},
     "tqdm": {"utils"},
+    "pose_format": {"pose_files"},
     "safetensors": {"checkpoint", "small_mt5"},
 }
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}

@@ -12,7 +12,7 @@ import torch
 import fine_tuning
 import pre_training_checklist
 import utils
-from datasets import read_labels
+from labels import read_labels
 from pose import read_pose
 from sample_data import write_corpus
 
