@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +114,9 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> No
     if missing or unknown or reshaped:
         raise ValueError(_misfit(path, weights, own, missing, unknown, reshaped))
     model.load_state_dict(weights, strict=False)
-    new = [name for name in own if name not in weights]
-    logger.info("--finetune %s: %d tensors loaded, %d of the text branch are new.", path, len(weights), len(new))
+    modules = Counter(name.partition(".")[0] for name in own if name not in weights)
+    new = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
+    logger.info("--finetune %s: %d tensors loaded, new is %s.", path, len(weights), new or "nothing")
 
 
 def _misfit(
