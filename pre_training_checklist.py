@@ -373,7 +373,8 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     report.say("!" if faults else "✓", f"poses: {numbers} in {spec.pose_dir}{first}")
     longest = max(lengths.values(), default=0)
     if loader is None:
-        report.say("!", f"descriptions: {directory} does not exist; --use_descriptions needs it")
+        lacking = f"{directory} does not exist" if spec.description_dir else "the record has no description_dir"
+        report.say("!" if spec.description_dir else "·", f"descriptions: {lacking}; --use_descriptions needs it")
         return longest, 0.0
     counts = vars(loader.counts)
     numbers = f"{len(filed)} found, {len(labels) - len(filed)} missing, {counts['files_unreadable']} unreadable"

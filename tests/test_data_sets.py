@@ -17,8 +17,9 @@ import torch
 
 import fine_tuning
 import metrics
+import pre_training_checklist
 import utils
-from config import DATASETS, SPLITS
+from config import DATASETS, SPLITS, DatasetSpec
 from labels import read_labels
 from pose import read_pose
 
@@ -250,7 +251,7 @@ def own_corpus(folder, shared_real, kind):
 
 
 @pytest.mark.parametrize("kind", [".npz", ".pose"])
-def test_a_table_and_other_pose_files(shared_real, world, tmp_path, kind):
+def test_a_table_and_other_pose_files(shared_real, world, tmp_path, kind, caplog):
     if kind == ".pose":
         pytest.importorskip("pose_format", reason="needs requirements-pose.txt")
     own_corpus(tmp_path / "mine", shared_real, kind)
@@ -259,8 +260,22 @@ def test_a_table_and_other_pose_files(shared_real, world, tmp_path, kind):
     flags = ("--dataset_config", tmp_path / "mine.toml", "--mt5_path", world / "pretrained_weight/mt5-base")
     out = run(tmp_path / "mine", tmp_path / "out", *flags)
     assert logged(out)[0]["loss"] > 0
+    assert "chosen on test" not in caplog.text  # one file, but it tells dev from test
     run(tmp_path / "mine", out, *flags, "--eval", "--finetune", out / "best_checkpoint.pth")
     assert "tok:intl" in json.loads((out / "test_metrics.json").read_text())["signatures"]["bleu"]
+
+
+def test_the_checklist_finds_wrong_frame_counts(shared_real, tmp_path, capsys):
+    rows = own_corpus(tmp_path, shared_real, ".npz")
+    content = (tmp_path / "labels.csv").read_text().replace(f"{rows[0]['frames']},train", "9,train")
+    (tmp_path / "labels.csv").write_text(content)
+    spec = DatasetSpec.from_toml(ROOT / "examples/own_table.toml").under(tmp_path)
+    report = pre_training_checklist.Report()
+    pre_training_checklist.examine_split(report, spec, "train", 10**9)
+    said = capsys.readouterr().out
+    assert "poses: 4 found, 0 missing, 1 unreadable" in said
+    assert "the clip has 47 frames, the labels say 9" in said
+    assert "the record has no description_dir" in said
 
 
 def test_a_wrong_frame_count_is_named(shared_real, world, tmp_path):
