@@ -333,7 +333,7 @@ def average(means: dict[str, float]) -> dict[str, float]:
 def save_within_epoch(engine: Any, state: TrainState, n_micro_batches: int, args: argparse.Namespace) -> None:
     """Save what --save_steps and --quick_break ask for after a step of `n_micro_batches`."""
     # Uni-Sign counts micro-batches here: is a multiple of N among those of this step?
-    quick = args.quick_break and state.micro_batch % args.quick_break < n_micro_batches
+    quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
         weights = distributed.full_state_dict(engine)
         if distributed.is_main():

@@ -97,6 +97,8 @@ def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tu
     name = name or label.get("name") or os.path.splitext(str(video or pose or ""))[0]
     if not name:
         raise ValueError(f"{path}: {where} has neither name nor video; its fields are {', '.join(map(str, entry))}.")
+    if not isinstance(label.get("text", ""), str | int):  # NaN, for instance, is how some programs write "none"
+        raise ValueError(f"{path}: clip {name!r} has the text {label['text']!r:.60}; wanted a text.")
     label["name"] = name = str(name)
     label["video_path"] = str(video or f"{name}.mp4")
     for place in filter(None, (name, label["video_path"], pose)):

@@ -269,8 +269,10 @@ def test_state_dict_of_the_full_size(shared_reference):
     state = model.state_dict(keep_vars=True)
     entries = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()}
     assert entries == {name: [shape, dtype] for name, shape, dtype in recorded["entries"]}
-    n_parameters = sum(isinstance(value, torch.nn.Parameter) for value in state.values())
-    assert (n_parameters, len(entries) - n_parameters) == (recorded["parameter_keys"], recorded["buffer_keys"])
+    buffers = [name for name, value in state.items() if not isinstance(value, torch.nn.Parameter)]
+    assert set(buffers) == set(recorded["buffer_keys"])
+    assert len(entries) - len(buffers) == recorded["parameter_keys"]
+    assert list(entries) == [name for name, *_ in recorded["entries"]]
     assert len(entries) == recorded["num_entries"]
     # Two names are one tensor exactly where they are in the official one.
     first = {}
