@@ -23,7 +23,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from config import SPLITS, DatasetSpec
@@ -102,8 +102,8 @@ def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tu
     label["name"] = name = str(name)
     label["video_path"] = str(video or f"{name}.mp4")
     for place in filter(None, (name, label["video_path"], pose)):
-        parts = PurePosixPath(str(place).replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts:
+        folders = str(place).replace("\\", "/").split("/")
+        if folders[0] == "" or ".." in folders:
             raise ValueError(f"{path}: clip {name!r} points out of the data folder: {place!r}.")
     if label.get("split", SPLITS[0]) not in SPLITS:
         raise ValueError(f"{path}: clip {name!r} has the split {label['split']!r}; wanted {', '.join(SPLITS)}.")
