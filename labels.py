@@ -92,7 +92,7 @@ def read_labels(path: str | Path) -> dict[str, Label]:
 
 def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tuple[str, Label]:
     """A clip's name and fields, with the defaults filled in and checked."""
-    label = {key: value for key, value in entry.items() if value not in (None, "")}
+    label = {key: value for key, value in entry.items() if not (value is None or isinstance(value, str) and not value)}
     video, pose = label.pop("video", None) or label.get("video_path"), label.get("pose")
     name = name or label.get("name") or os.path.splitext(str(video or pose or ""))[0]
     if not name:

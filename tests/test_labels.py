@@ -5,6 +5,7 @@ import gzip
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 from config import DATASETS, DatasetSpec
@@ -39,6 +40,13 @@ def test_every_kind_gives_the_same_clips(tmp_path, kind):
     labels = read_labels(written(tmp_path, kind))
     assert list(labels) == ["a", "b"]
     assert list(labels.values()) == CLIPS
+
+
+def test_fields_that_nobody_asked_for_do_no_harm(tmp_path):
+    clip = {"name": "a", "text": "t", "gloss": None, "boxes": np.zeros((2, 2)), "": 3}
+    (label,) = read_labels(written(tmp_path, "train", [clip])).values()
+    assert label["text"] == "t"
+    assert "gloss" not in label
 
 
 def test_json_by_name(tmp_path):
