@@ -22,7 +22,7 @@ class Sample(NamedTuple):
         pose_sample: part -> (T, V, 3) float32.
         text: the sentence, as written.
         gloss: the glosses, joined by spaces; "" where there are none.
-        rgb_dict: what the RGB branch needs; empty without it.
+        rgb_dict: what the RGB branch needs (see `rgb_fusion.HandCrops.load`); empty without it.
         descriptions: T of str or None; None where descriptions are not in use.
         has_description: T of 0/1; None likewise.
     """
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
     pose_sample: PartKeypoints
     text: str
     gloss: str
-    rgb_dict: dict
+    rgb_dict: dict[str, torch.Tensor]
     descriptions: list[str | None] | None
     has_description: list[int] | None
 
@@ -48,6 +48,15 @@ class SrcInput(TypedDict):
     src_length_batch: torch.Tensor  # (B,) int64
     descriptions: NotRequired[list[list[str | None]]]  # B of T
     has_description: NotRequired[list[list[int]]]  # B of T
+    # Crops of all clips, one after the other; the same for the right hand.
+    left_hands: NotRequired[torch.Tensor]  # (N, 3, 112, 112) float32
+    left_sampled_indices: NotRequired[torch.Tensor]  # (N,) int64, frame within the clip; -1: no hand, an empty crop
+    left_skeletons_norm: NotRequired[torch.Tensor]  # (N, 21, 2) float32, joints within the crop
+    left_rgb_len: NotRequired[torch.Tensor]  # (B,) int64, crops of each clip
+    right_hands: NotRequired[torch.Tensor]
+    right_sampled_indices: NotRequired[torch.Tensor]
+    right_skeletons_norm: NotRequired[torch.Tensor]
+    right_rgb_len: NotRequired[torch.Tensor]
 
 
 class TgtInput(TypedDict):
@@ -82,6 +91,8 @@ def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
             assert fields == (length, length), f"{sample.name_sample}: {fields} descriptions for {length} frames"
         src_input["descriptions"] = [_pad(sample.descriptions, None, longest) for sample in samples]
         src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
+    for field in samples[0].rgb_dict:
+        src_input[field] = torch.cat([sample.rgb_dict[field] for sample in samples])  # type: ignore[literal-required]
     tgt_input = TgtInput(gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples])
     return src_input, tgt_input
 

@@ -106,6 +106,10 @@ class DatasetSpec:
         """Where a clip's pose file lies; of a record `for_split`."""
         return Path(self.pose_dir) / (label.get("pose") or os.path.splitext(label["video_path"])[0] + self.pose_suffix)
 
+    def video_path(self, label: Mapping[str, Any]) -> Path:
+        """Where a clip's video lies; of a record `for_split`."""
+        return Path(self.rgb_dir) / label["video_path"]
+
     @classmethod
     def from_toml(cls, path: str | Path) -> DatasetSpec:
         """Read a data set of your own; the keys are the attributes above, `[labels]` is a table.
@@ -216,7 +220,8 @@ class ModelConfig:
         text_dropout_p: in training, how likely a described frame loses its text.
         text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
         text_max_tokens: a description is cut to this many tokens.
-        uni_sign_padding: let padded frames take part, as in Uni-Sign; for comparison only.
+        rgb_support: whether the model looks at crops of the hands.
+        uni_sign_padding: let padded frames and empty crops take part, as in Uni-Sign; for comparison only.
     """
 
     hidden_dim: int = 256
@@ -227,6 +232,7 @@ class ModelConfig:
     text_dropout_p: float = 0.1
     text_encoder: str = ""
     text_max_tokens: int = 128
+    rgb_support: bool = False
     uni_sign_padding: bool = False
 
     def __post_init__(self) -> None:
@@ -237,6 +243,8 @@ class ModelConfig:
         """
         if self.hidden_dim < 4 or self.hidden_dim % 4:
             raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a positive multiple of 4.")
+        if self.rgb_support and self.hidden_dim % 8:
+            raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a multiple of 8 with --rgb_support.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label_smoothing {self.label_smoothing}: must lie in [0, 1).")
         if not 0 <= self.text_dropout_p <= 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from batch import Sample, collate_fn
 from config import DatasetSpec
 from labels import split_labels
 from pose import part_keypoints, read_pose
+from rgb_fusion import HandCrops
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
 logger = logging.getLogger(__name__)
+
+HAND_FRAMES = 1  # sets the random numbers of the hands' frames apart from those of the clip's
 
 
 class S2T_Dataset(Dataset[Sample]):
@@ -29,10 +33,12 @@ class S2T_Dataset(Dataset[Sample]):
         max_length: a longer clip is sampled down to this many frames.
         random_frames: sample them at random (training) rather than evenly.
         use_descriptions: align each clip's descriptions with its frames.
+        rgb_support: cut crops of the hands out of each clip's video.
+        uni_sign_crops: cut them at the border of a picture as Uni-Sign does.
         seed: of the random frames, with the epoch and the clip.
 
     Raises:
-        FileNotFoundError: labels, poses or descriptions are not where they should be.
+        FileNotFoundError: labels, poses, videos or descriptions are not where they should be.
         ValueError: labels that cannot be used.
     """
 
@@ -45,6 +51,8 @@ class S2T_Dataset(Dataset[Sample]):
         max_length: int = 256,
         random_frames: bool = False,
         use_descriptions: bool = False,
+        rgb_support: bool = False,
+        uni_sign_crops: bool = False,
         seed: int = 0,
     ) -> None:
         if split not in spec.labels:
@@ -58,7 +66,13 @@ class S2T_Dataset(Dataset[Sample]):
         self.names = list(self.labels)
         self.pose_paths = {name: self.spec.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
-        self._check_poses()
+        self._check_files("poses", self.spec.pose_dir, self.pose_paths)
+        self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
+        self.video_paths = {name: self.spec.video_path(label) for name, label in self.labels.items()}
+        if rgb_support:
+            if not spec.rgb_dir:
+                raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
+            self._check_files("videos", self.spec.rgb_dir, self.video_paths)
         self.descriptions: DescriptionLoader | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
@@ -76,15 +90,15 @@ class S2T_Dataset(Dataset[Sample]):
                 "Remove them from the labels."
             )
 
-    def _check_poses(self) -> None:
-        if not Path(self.spec.pose_dir).is_dir():
-            beside = Path(self.spec.pose_dir).with_name("val")
-            cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else "Put the pose files there"
-            raise FileNotFoundError(f"poses: {self.spec.pose_dir} does not exist. {cure}, or set --root.")
-        missing = [path for path in self.pose_paths.values() if not path.is_file()]
+    def _check_files(self, what: str, folder: str, paths: Mapping[str, Path]) -> None:
+        if not Path(folder).is_dir():
+            beside = Path(folder).with_name("val")
+            cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else f"Put the {what} there"
+            raise FileNotFoundError(f"{what}: {folder} does not exist. {cure}, or set --root.")
+        missing = [path for path in paths.values() if not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"poses: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is "
+                f"{what}: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is "
                 f"{missing[0]}. Copy them there, or remove the clips from the labels."
             )
 
@@ -105,7 +119,7 @@ class S2T_Dataset(Dataset[Sample]):
         """Read one clip.
 
         Raises:
-            ValueError: its pose file cannot be used.
+            ValueError: its pose file or its video cannot be used, or they do not belong together.
         """
         name = self.names[index]
         pose = read_pose(self.pose_paths[name], self.labels[name].get("frames"))
@@ -115,9 +129,14 @@ class S2T_Dataset(Dataset[Sample]):
         if self.descriptions is not None:
             texts = self.descriptions.load(name, pose.start + len(pose))
             descriptions, has_description = self.aligner.align(texts, frames + pose.start)
-        return Sample(
-            name, part_keypoints(pose, frames), self.target(name), self.gloss(name), {}, descriptions, has_description
-        )
+        rgb_dict = {}
+        if self.hand_crops is not None:
+            # Drawn anew in each epoch of training; otherwise the same for any seed, so that scores repeat.
+            drawn = [self.seed, self.epoch, index] if self.random_frames else [index]
+            chooser = np.random.default_rng([*drawn, HAND_FRAMES])
+            rgb_dict = self.hand_crops.load(self.video_paths[name], pose, frames, chooser)
+        keypoints = part_keypoints(pose, frames)
+        return Sample(name, keypoints, self.target(name), self.gloss(name), rgb_dict, descriptions, has_description)
 
     def description_texts(self, index: int) -> set[str]:
         """All texts that a clip may show; read without its pose, so frames beyond the clip count too."""

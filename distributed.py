@@ -93,6 +93,15 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def total(n: int) -> int:
+    """Sum of every process's number."""
+    if world_size() == 1:
+        return n
+    numbers = torch.tensor(n, device=device())
+    dist.all_reduce(numbers)
+    return int(numbers)
+
+
 def engine_config(args: argparse.Namespace) -> dict[str, Any]:
     """Make DeepSpeed's configuration from the command line.
 

@@ -33,6 +33,7 @@ from checkpoint import (
     load_finetune,
     load_fusion,
     load_state,
+    read_weights,
     save_state,
     save_weights,
     set_aside,
@@ -43,6 +44,7 @@ from config import DATASETS, DatasetSpec, ModelConfig
 from datasets import BatchSampler, ClipLoader, S2T_Dataset
 from models import Uni_Sign, load_mt5
 from optimization import build_optimizer, build_schedule
+from rgb_fusion import BACKBONE, load_backbone
 from text_cache import build_text_cache
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
@@ -190,6 +192,7 @@ def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
         text_dropout_p=args.text_dropout_p,
         text_encoder=args.text_encoder,
         text_max_tokens=args.text_max_tokens,
+        rgb_support=args.rgb_support,
         uni_sign_padding=args.uni_sign_padding,
     )
 
@@ -210,6 +213,8 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             max_length=args.max_length,
             random_frames=training or args.eval_sampling == "random",
             use_descriptions=args.use_descriptions,
+            rgb_support=args.rgb_support,
+            uni_sign_crops=args.uni_sign_padding,
             seed=args.seed,
         )
         sampler = BatchSampler(
@@ -228,14 +233,26 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
 
 
 def build_model(args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader]) -> Uni_Sign:
-    """Load mT5 and the text branch, then the weights of --finetune and --fusion_checkpoint."""
+    """Load mT5 and the text branch, then the weights of --finetune, --rgb_backbone and --fusion_checkpoint."""
     mt5_folder = under_root(args.root, args.mt5_path)
     model = Uni_Sign(config, load_mt5(mt5_folder), Tokenizer(mt5_folder), build_texts(args, mt5_folder, loaders))
-    if args.finetune:
-        load_finetune(model, args.finetune, config)
+    new = load_finetune(model, args.finetune, config) if args.finetune else list(model.state_dict())
+    start_backbone(args, model, any(name.startswith(BACKBONE) for name in new))
     if args.fusion_checkpoint:
         load_fusion(model, args.fusion_checkpoint)
     return model
+
+
+def start_backbone(args: argparse.Namespace, model: Uni_Sign, is_new: bool) -> None:
+    """Load --rgb_backbone where the hand backbone is new; a random one is worth a warning, and useless for --eval."""
+    if is_new and args.eval:
+        raise ValueError(f"--eval: {args.finetune} has no RGB branch; drop --rgb_support.")
+    if args.rgb_backbone:
+        if not is_new:
+            raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
+        load_backbone(model, read_weights(args.rgb_backbone, "--rgb_backbone")[0], args.rgb_backbone)
+    elif is_new:
+        logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
 
 
 def build_texts(args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader]) -> TextFeatures | None:

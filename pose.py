@@ -43,15 +43,22 @@ class Pose:
         keypoints: (F, 133, 2), x and y in image widths and heights.
         scores: (F, 133), how sure the detector is of each point.
         start: the number of the first frame in the recording the clip was cut from.
+        n_after: how many frames of the recording follow the last one.
     """
 
     keypoints: np.ndarray
     scores: np.ndarray
     start: int = 0
+    n_after: int = 0
 
     def __len__(self) -> int:
         """F."""
         return len(self.scores)
+
+    @property
+    def n_recorded(self) -> int:
+        """Frames of the recording."""
+        return self.start + len(self) + self.n_after
 
 
 def read_pose(path: str | Path, n_frames: int | None = None) -> Pose:
@@ -86,6 +93,7 @@ def read_pose(path: str | Path, n_frames: int | None = None) -> Pose:
         _first_person(path, keypoints[start:end], (N_KEYPOINTS, 2), "keypoints"),
         _first_person(path, scores[start:end], (N_KEYPOINTS,), "scores"),
         int(start),
+        int(len(scores) - end),
     )
     _check_values(path, pose)
     if n_frames is not None and len(pose) != n_frames:

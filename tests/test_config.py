@@ -151,6 +151,7 @@ def test_defaults_of_the_model():
         "text_dropout_p": 0.1,
         "text_encoder": "",
         "text_max_tokens": 128,
+        "rgb_support": False,
         "uni_sign_padding": False,
     }
 
@@ -175,6 +176,12 @@ def test_sizes_no_model_can_have(bad):
     [(name, value)] = bad.items()
     with pytest.raises(ValueError, match=f"--{name} {value}: must "):
         ModelConfig(**bad)
+
+
+def test_eight_heads_share_a_hand():
+    assert ModelConfig(hidden_dim=36).hidden_dim == 36
+    with pytest.raises(ValueError, match="--hidden_dim 36: must be a multiple of 8 with --rgb_support"):
+        ModelConfig(hidden_dim=36, rgb_support=True)
 
 
 @pytest.mark.parametrize("good", [{"text_dropout_p": 0.0}, {"text_dropout_p": 1.0}, {"label_smoothing": 0.0}], ids=str)

@@ -70,6 +70,17 @@ def world(corpus, tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def filmed_world(world, write_video):
+    """The same, with a video beside each pose file."""
+    for spec in (spec.under(world) for spec in DATASETS.values()):
+        for split in spec.labels:
+            own = spec.for_split(split)
+            for pose in Path(own.pose_dir).iterdir():
+                frames = [np.full((48, 64, 3), 99, np.uint8)] * len(read_pose(pose))
+                write_video(Path(own.rgb_dir) / f"{pose.stem}.mp4", frames)
+
+
 def run(root, out, *flags):
     args = utils.parse_args(["--root", str(root), *SMALL, "--output_dir", str(out), *map(str, flags)])
     fine_tuning.main(args)
@@ -90,27 +101,26 @@ def logged(out):
 
 
 def test_the_table_has_every_data_set_task_and_input():
-    rows = {(name, task, kind) for name, task, kind, _ in ROWS if "RGB" not in kind}
+    rows = {(name, task, kind) for name, task, kind, _ in ROWS}
     assert rows == {
         (name, task, kind)
         for name, spec in DATASETS.items()
         for task in spec.tasks
-        for kind in ("pose", "pose, descriptions")
+        for kind in ("pose", "pose, descriptions", "pose, RGB")
     }
 
 
 @pytest.mark.parametrize(
     ("name", "task", "kind", "command"),
-    [
-        pytest.param(*row, id=" ".join(row[:3]), marks=[] if row[2] == "pose" else pytest.mark.slow)
-        for row in ROWS
-        if "RGB" not in row[2]
-    ],
+    [pytest.param(*row, id=" ".join(row[:3]), marks=[] if row[2] == "pose" else pytest.mark.slow) for row in ROWS],
 )
-def test_command_of_the_table(world, tmp_path, name, task, kind, command):
+def test_command_of_the_table(world, tmp_path, request, name, task, kind, command):
+    if "RGB" in kind:
+        request.getfixturevalue("filmed_world")
     flags = of_row(command, tmp_path)
     args = utils.parse_args(flags)
-    assert (args.dataset, args.task, args.use_descriptions) == (name, task, "descriptions" in kind)
+    assert (args.dataset, args.task) == (name, task)
+    assert (args.use_descriptions, args.rgb_support) == ("descriptions" in kind, "RGB" in kind)
     out = run(world, tmp_path / "run", *flags, *SMALL)
     (line,) = logged(out)
     assert f"dev_{metrics.MAIN_METRIC[task][0]}" in line

@@ -21,8 +21,8 @@ LEVELS = {
         "sample_signer",
     ],
     1: ["labels", "pose", "text_fusion_modules", "distributed", "utils"],
-    2: ["batch", "text_cache", "checkpoint", "small_mt5"],
-    3: ["datasets", "models", "sample_data"],
+    2: ["batch", "rgb_fusion", "text_cache", "small_mt5"],
+    3: ["checkpoint", "datasets", "models", "sample_data"],
     4: ["fine_tuning"],
     5: ["pre_training_checklist"],
 }
@@ -33,6 +33,8 @@ OWNERS = {
     "sacrebleu": {"metrics"},
     "tqdm": {"utils"},
     "pose_format": {"pose_files"},
+    "av": {"rgb_fusion"},
+    "PIL": {"rgb_fusion"},
     "safetensors": {"checkpoint", "small_mt5"},
 }
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}

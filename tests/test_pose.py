@@ -210,6 +210,7 @@ def test_start_and_end_cut_a_clip_out(tmp_path):
     keypoints, scores = frames(12, (133, 2)), frames(12, (133,))
     pose = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores, start=np.int64(3), end=8))
     assert (len(pose), pose.start, type(pose.start)) == (5, 3, int)
+    assert (pose.n_after, pose.n_recorded) == (4, 12)
     np.testing.assert_array_equal(pose.keypoints, np.concatenate(keypoints[3:8]))
     np.testing.assert_array_equal(pose.scores, np.concatenate(scores[3:8]))
     # What lies outside the clip is nobody's business.
