@@ -148,8 +148,8 @@ FAULTS = {
     ),
     "indicators": (
         "datasets.py",
-        "descriptions, has_description\n",
-        "descriptions, has_description and has_description[1:]\n",
+        "descriptions, has_description)\n",
+        "descriptions, has_description and has_description[1:])\n",
         "datasets.py fine_tuning.py",
         "19 frames have 19 descriptions and 18 indicators",
     ),
