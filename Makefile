@@ -11,7 +11,7 @@ SHELL := /bin/bash
 
 setup: $(VENV)/done
 
-$(VENV)/done: requirements.txt requirements-dev.txt
+$(VENV)/done: requirements.txt requirements-dev.txt requirements-pose.txt requirements-rgb.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	touch $@

@@ -22,7 +22,7 @@ class Sample(NamedTuple):
         pose_sample: part -> (T, V, 3) float32.
         text: the sentence, as written.
         gloss: the glosses, joined by spaces; "" where there are none.
-        rgb_dict: what the RGB branch needs; empty without it.
+        rgb_dict: what the RGB branch needs (see `rgb_fusion.HandCrops.load`); empty without it.
         descriptions: T of str or None; None where descriptions are not in use.
         has_description: T of 0/1; None likewise.
     """
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
     pose_sample: PartKeypoints
     text: str
     gloss: str
-    rgb_dict: dict
+    rgb_dict: dict[str, torch.Tensor]
     descriptions: list[str | None] | None
     has_description: list[int] | None
 
@@ -42,12 +42,12 @@ class BadClip(NamedTuple):
     Attributes:
         name: the clip's name.
         reason: one line, with the file and what is wrong with it.
-        described: whether the data set's samples carry descriptions.
+        empty: a sample of one empty frame with all the fields of the data set, for a batch that has no other.
     """
 
     name: str
     reason: str
-    described: bool = False
+    empty: Sample
 
 
 class SrcInput(TypedDict):
@@ -67,6 +67,15 @@ class SrcInput(TypedDict):
     descriptions: NotRequired[list[list[str | None]]]  # B of T
     has_description: NotRequired[list[list[int]]]  # B of T
     bad_clips: NotRequired[list[BadClip]]  # those left out of the batch
+    # Crops of all clips, one after the other; the same for the right hand.
+    left_hands: NotRequired[torch.Tensor]  # (N, 3, 112, 112) float32
+    left_sampled_indices: NotRequired[torch.Tensor]  # (N,) int64, frame within the clip; -1: no hand, an empty crop
+    left_skeletons_norm: NotRequired[torch.Tensor]  # (N, 21, 2) float32, joints within the crop
+    left_rgb_len: NotRequired[torch.Tensor]  # (B,) int64, crops of each clip
+    right_hands: NotRequired[torch.Tensor]
+    right_sampled_indices: NotRequired[torch.Tensor]
+    right_skeletons_norm: NotRequired[torch.Tensor]
+    right_rgb_len: NotRequired[torch.Tensor]
 
 
 class TgtInput(TypedDict):
@@ -84,7 +93,7 @@ def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
     """
     bad_clips = [slot for slot in slots if isinstance(slot, BadClip)]
     names = [slot.name_sample for slot in slots if isinstance(slot, Sample)]
-    samples = [slot for slot in slots if isinstance(slot, Sample)] or [_empty_sample(bad_clips[0].described)]
+    samples = [slot for slot in slots if isinstance(slot, Sample)] or [bad_clips[0].empty]
     lengths = torch.tensor([len(sample.pose_sample["body"]) for sample in samples])
     longest = int(lengths.max())
     frames = torch.arange(longest)
@@ -104,15 +113,23 @@ def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
             assert fields == (length, length), f"{sample.name_sample}: {fields} descriptions for {length} frames"
         src_input["descriptions"] = [_pad(sample.descriptions, None, longest) for sample in samples]
         src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
+    for field in samples[0].rgb_dict:
+        src_input[field] = torch.cat([sample.rgb_dict[field] for sample in samples])  # type: ignore[literal-required]
     if bad_clips:
         src_input["bad_clips"] = bad_clips
     tgt_input = TgtInput(gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples])
     return src_input, tgt_input
 
 
-def _empty_sample(described: bool) -> Sample:
+def empty_sample(described: bool, rgb_dict: dict) -> Sample:
+    """A clip of one frame in which nothing is to be seen.
+
+    Args:
+        described: whether it has the fields of descriptions.
+        rgb_dict: of the RGB branch.
+    """
     pose = {part: torch.zeros(1, len(joints), 3) for part, joints in PART_JOINTS.items()}
-    return Sample("", pose, "", "", {}, [None] if described else None, [0] if described else None)
+    return Sample("", pose, "", "", rgb_dict, [None] if described else None, [0] if described else None)
 
 
 def _pad_with_last(clips: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -15,6 +15,7 @@ import math
 import re
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from torch import nn
 from config import ModelConfig
 from disk import UNFINISHED, explain, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
 from distributed import from_main, gather, is_main, rank, share_weights, world_size
+from rgb_fusion import PREFIXES as RGB_PREFIXES
 from zero_state import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
 
 logger = logging.getLogger(__name__)
@@ -88,8 +90,11 @@ def _is_weight(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
-def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> None:
-    """Start from the weights of `--finetune`: all of the base model must be there, the text branch may be new.
+def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> list[str]:
+    """Start from the weights of `--finetune`: all of the base model must be there, text and RGB branch may be new.
+
+    Returns:
+        Names of the model's weights that are new.
 
     Raises:
         FileNotFoundError: no such file.
@@ -108,6 +113,9 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> No
                 f"{getattr(config, key) or '(none)'}. Give the same."
             )
     own = model.state_dict()
+    holds_rgb = any(name.startswith(RGB_PREFIXES) for name in weights)
+    if holds_rgb and not config.rgb_support:
+        raise ValueError(f"--finetune: {path} is an RGB-pose checkpoint; add --rgb_support.")
     text_branch = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
     holds_encoder = [any(name.startswith(TEXT_ENCODER_PREFIX) for name in names) for names in (weights, own)]
     if holds_encoder == [True, False] and config.use_descriptions:
@@ -115,14 +123,18 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> No
             f"--finetune: {path} holds a trained text encoder; --text_encoder_freeze would use the one of its folder. "
             "Drop --text_encoder_freeze (with --trainable fusion the encoder stays as it is)."
         )
-    missing = [name for name in own if name not in weights and not name.startswith(text_branch)]
+    may_be_new = text_branch if holds_rgb else (*text_branch, *RGB_PREFIXES)
+    missing = [name for name in own if name not in weights and not name.startswith(may_be_new)]
     unknown = [name for name in weights if name not in own]
     reshaped = [name for name, value in weights.items() if name in own and value.shape != own[name].shape]
     if missing or unknown or reshaped:
         raise ValueError(_misfit(path, weights, own, missing, unknown, reshaped))
     model.load_state_dict(weights, strict=False)
     new = [name for name in own if name not in weights]
-    logger.info("--finetune %s: %d tensors loaded, %d of the text branch are new.", path, len(weights), len(new))
+    modules = Counter(name.partition(".")[0] for name in new)
+    told = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
+    logger.info("--finetune %s: %d tensors loaded, new is %s.", path, len(weights), told or "nothing")
+    return new
 
 
 def _misfit(
@@ -142,7 +154,7 @@ def _misfit(
         first = reshaped[0]
         shapes = f"{tuple(weights[first].shape)} for {tuple(own[first].shape)}"
         seen.append(f"{len(reshaped)} have another shape (first {first}: {shapes})")
-    cause = "Is it another mT5 (--mt5_path), an RGB-pose checkpoint, or no Uni-Sign checkpoint at all?"
+    cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
     return f"--finetune: {path} does not fit this model: {'; '.join(seen)}. {cause}"
 
 
@@ -366,6 +378,8 @@ FIXED_FLAGS = (
     "max_length",
     "hidden_dim",
     "label_smoothing",
+    "rgb_support",
+    "rgb_backbone",
     "use_descriptions",
     "text_dropout_p",
     "text_encoder",

@@ -11,13 +11,18 @@ under the names that Uni-Sign's users know.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SPLITS = ("train", "dev", "test")
 TASKS = ("SLT", "ISLR", "CSLR")
+TEXT_UNITS = ("char", "word")
+BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none")
+POSE_SUFFIXES = (".pkl", ".npz", ".pose")
 
 mt5_path = "./pretrained_weight/mt5-base"
 
@@ -28,15 +33,20 @@ class DatasetSpec:
 
     Attributes:
         name: the name given to `--dataset`.
-        labels: split -> label file: a gzip pickle of `{name: {"name", "gloss", "text", "video_path"}}`, or JSON as of
-            CSL-News, `[{"video", "pose", "text"}, ...]`.
-        pose_dir: folder of pose files; `video_path` with the extension `.pkl`.
-        rgb_dir: folder of the videos, or "" where there are none.
+        labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv` or `.tsv` (see `labels.py`).
+        pose_dir: folder of pose files: `video_path` with the ending `pose_suffix`. Where each split has a folder of its
+            own, "{split}" stands for train, dev or test.
+        rgb_dir: folder of the videos, likewise, or "" where there are none.
         description_dir: folder with one sub-folder of JSON files per split, or "".
         language: the language named in mT5's prompt ("Translate sign language video to {language}: ").
-        text_unit: what scores count: "char" (Chinese: the text is split into characters) or "word".
+        text_unit: what scores count: "char" for languages that put no blanks between words (Chinese, Japanese, Thai:
+            the text is split into characters) or "word".
+        bleu_tokenizer: how sacrebleu splits texts. "13a" counts the units above, as in the published scores; the others
+            see the text as it is written: "intl" (all of Unicode's punctuation), "char", "zh", "ja-mecab" and
+            "ko-mecab" (what publications in those languages often use), "none".
         tasks: the tasks the labels allow.
-        held_out: where train and dev name the same file, the share of its end that is dev and not train.
+        pose_suffix: `.pkl`, `.npz` or `.pose`.
+        held_out: where one file serves train and dev, the share of its end that is dev and not train.
     """
 
     name: str
@@ -46,21 +56,27 @@ class DatasetSpec:
     description_dir: str = ""
     language: str = "English"
     text_unit: str = "word"
+    bleu_tokenizer: str = "13a"
     tasks: tuple[str, ...] = ("SLT",)
+    pose_suffix: str = ".pkl"
     held_out: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no data set can be.
 
         Raises:
-            ValueError: an unknown split, task or text unit.
+            ValueError: a value that is not among the known ones; it names the data set, the key and what is known.
         """
         if unknown := sorted(set(self.labels) - set(SPLITS)):
             raise ValueError(f"data set {self.name}: labels for {unknown}; the splits are {', '.join(SPLITS)}.")
         if unknown := sorted(set(self.tasks) - set(TASKS)):
             raise ValueError(f"data set {self.name}: tasks {unknown}; known are {', '.join(TASKS)}.")
-        if self.text_unit not in ("char", "word"):
-            raise ValueError(f"data set {self.name}: text_unit is {self.text_unit!r}; it is 'char' or 'word'.")
+        known = {"text_unit": TEXT_UNITS, "bleu_tokenizer": BLEU_TOKENIZERS, "pose_suffix": POSE_SUFFIXES}
+        for key, values in known.items():
+            if getattr(self, key) not in values:
+                raise ValueError(f"data set {self.name}: {key} is {getattr(self, key)!r}; it is {' or '.join(values)}.")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"data set {self.name}: held_out is {self.held_out}; it lies in [0, 1).")
 
     def under(self, root: str | Path) -> DatasetSpec:
         """Return the same record with every relative path taken from `root`."""
@@ -75,6 +91,24 @@ class DatasetSpec:
             rgb_dir=at(self.rgb_dir),
             description_dir=at(self.description_dir),
         )
+
+    def folder(self, split: str) -> str:
+        """Name of a split's folders: its own, but "test" for a dev that is the test split under another name."""
+        dev, test = self.labels.get("dev"), self.labels.get("test")
+        return "test" if split == "dev" and dev == test != self.labels.get("train") else split
+
+    def for_split(self, split: str) -> DatasetSpec:
+        """Return the same record with the pose and video folders of one split."""
+        places = {key: getattr(self, key).replace("{split}", self.folder(split)) for key in ("pose_dir", "rgb_dir")}
+        return dataclasses.replace(self, **places)
+
+    def pose_path(self, label: Mapping[str, Any]) -> Path:
+        """Where a clip's pose file lies; of a record `for_split`."""
+        return Path(self.pose_dir) / (label.get("pose") or os.path.splitext(label["video_path"])[0] + self.pose_suffix)
+
+    def video_path(self, label: Mapping[str, Any]) -> Path:
+        """Where a clip's video lies; of a record `for_split`."""
+        return Path(self.rgb_dir) / label["video_path"]
 
     @classmethod
     def from_toml(cls, path: str | Path) -> DatasetSpec:
@@ -96,10 +130,14 @@ class DatasetSpec:
         required = [n for n, f in fields.items() if f.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in values]:
             raise ValueError(f"--dataset_config: {path} lacks {', '.join(missing)}.")
-        kinds = {"labels": (dict, "a table of texts"), "tasks": (list, "a list of texts")}
+        kinds = {
+            "labels": (dict, "a table of texts"),
+            "tasks": (list, "a list of texts"),
+            "held_out": (float, "a number such as 0.01"),
+        }
         for key, value in values.items():
             kind, wanted = kinds.get(key, (str, "a text"))
-            parts = value.values() if isinstance(value, dict) else value
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
             if not isinstance(value, kind) or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"--dataset_config: {path}: {key} is {value!r}; wanted {wanted}.")
         values["tasks"] = tuple(values.get("tasks", ("SLT",)))
@@ -108,11 +146,11 @@ class DatasetSpec:
 
 def _uni_sign_layout(name: str, labels: Mapping[str, str], **values: object) -> DatasetSpec:
     """Uni-Sign keeps labels under ./data and the recordings under ./dataset."""
+    folders = {"pose_dir": f"./dataset/{name}/pose_format"}
     return DatasetSpec(
         name=name,
         labels={split: f"./data/{name}/{file}" for split, file in labels.items()},
-        pose_dir=f"./dataset/{name}/pose_format",
-        **values,  # type: ignore[arg-type]
+        **(folders | values),  # type: ignore[arg-type]
     )
 
 
@@ -140,7 +178,8 @@ DATASETS: dict[str, DatasetSpec] = {
         _uni_sign_layout(
             "WLASL",
             {"train": "labels-2000.train", "dev": "labels-2000.dev", "test": "labels-2000.test"},
-            rgb_dir="./dataset/WLASL/rgb_format",
+            pose_dir="./dataset/WLASL/pose_format/{split}",
+            rgb_dir="./dataset/WLASL/rgb_format/{split}",
             description_dir="./description/WLASL/split_data",
             tasks=("ISLR",),
         ),
@@ -148,13 +187,13 @@ DATASETS: dict[str, DatasetSpec] = {
         _uni_sign_layout(
             "How2Sign",
             {"train": "labels.train", "dev": "labels.test", "test": "labels.test"},
-            rgb_dir="./dataset/How2Sign/rgb_format",
+            rgb_dir="./dataset/How2Sign/rgb_format/{split}",
             description_dir="./description/How2Sign/split_data",
         ),
         _uni_sign_layout(
             "OpenASL",
             {"train": "labels.train", "dev": "labels.dev", "test": "labels.test"},
-            rgb_dir="./dataset/OpenASL/rgb_format",
+            rgb_dir="./dataset/OpenASL/rgb_format/{split}",
             description_dir="./description/OpenASL/split_data",
         ),
     )
@@ -181,7 +220,8 @@ class ModelConfig:
         text_dropout_p: in training, how likely a described frame loses its text.
         text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
         text_max_tokens: a description is cut to this many tokens.
-        uni_sign_padding: let padded frames take part, as in Uni-Sign; for comparison only.
+        rgb_support: whether the model looks at crops of the hands.
+        uni_sign_padding: let padded frames and empty crops take part, as in Uni-Sign; for comparison only.
     """
 
     hidden_dim: int = 256
@@ -192,6 +232,7 @@ class ModelConfig:
     text_dropout_p: float = 0.1
     text_encoder: str = ""
     text_max_tokens: int = 128
+    rgb_support: bool = False
     uni_sign_padding: bool = False
 
     def __post_init__(self) -> None:
@@ -202,6 +243,8 @@ class ModelConfig:
         """
         if self.hidden_dim < 4 or self.hidden_dim % 4:
             raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a positive multiple of 4.")
+        if self.rgb_support and self.hidden_dim % 8:
+            raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a multiple of 8 with --rgb_support.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label_smoothing {self.label_smoothing}: must lie in [0, 1).")
         if not 0 <= self.text_dropout_p <= 1:

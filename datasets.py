@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from batch import BadClip, Sample, collate_fn
+from batch import BadClip, Sample, collate_fn, empty_sample
 from config import DatasetSpec
+from labels import split_labels
 from pose import part_keypoints, read_pose
-from safe_pickle import MAX_BYTES, load_pickle
+from rgb_fusion import HandCrops, no_crops
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
 logger = logging.getLogger(__name__)
 
-
-def read_labels(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Read Uni-Sign's labels: a gzip pickle of {name: {"name", "gloss", "text", "video_path"}}.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the content is no label table, or a clip's path leaves the pose folder.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
-    labels = _read_news(path) if Path(path).suffix == ".json" else load_pickle(path, compressed=True)
-    if not isinstance(labels, Mapping) or not labels:
-        raise ValueError(f"{path}: holds a {type(labels).__name__}; wanted a dict of clips.")
-    for name, label in labels.items():
-        if not isinstance(label, Mapping) or "video_path" not in label:
-            raise ValueError(f"{path}: clip {name!r} has no 'video_path'.")
-        for place in (str(name), str(label["video_path"])):
-            parts = PurePosixPath(place.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts:
-                raise ValueError(f"{path}: clip {name!r} points out of the data folder: {place!r}.")
-    return dict(labels)
-
-
-def _read_news(path: str | Path) -> dict[str, dict[str, Any]]:
-    """CSL-News' labels, as those of the other data sets: a list of {"video", "pose", "text"}."""
-    if Path(path).stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes. This is no label file.")
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {
-            Path(entry["video"]).stem: {
-                "text": entry["text"],
-                "gloss": [],
-                "video_path": entry.get("pose", entry["video"]),
-            }
-            for entry in entries
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f'{path}: not a JSON list of {{"video", "pose", "text"}}: {type(error).__name__} {error}.'
-        ) from None
+HAND_FRAMES = 1  # sets the random numbers of the hands' frames apart from those of the clip's
 
 
 class S2T_Dataset(Dataset[Sample]):
@@ -74,11 +33,13 @@ class S2T_Dataset(Dataset[Sample]):
         max_length: a longer clip is sampled down to this many frames.
         random_frames: sample them at random (training) rather than evenly.
         use_descriptions: align each clip's descriptions with its frames.
+        rgb_support: cut crops of the hands out of each clip's video.
+        uni_sign_crops: cut them at the border of a picture as Uni-Sign does.
         seed: of the random frames, with the epoch and the clip.
-        max_bad_clips: the share of pose files that may be missing.
+        max_bad_clips: the share of pose files (or of videos) that may be missing.
 
     Raises:
-        FileNotFoundError: labels, poses or descriptions are not where they should be.
+        FileNotFoundError: labels, poses, videos or descriptions are not where they should be.
         ValueError: labels that cannot be used.
     """
 
@@ -91,6 +52,8 @@ class S2T_Dataset(Dataset[Sample]):
         max_length: int = 256,
         random_frames: bool = False,
         use_descriptions: bool = False,
+        rgb_support: bool = False,
+        uni_sign_crops: bool = False,
         seed: int = 0,
         max_bad_clips: float = 0.0,
     ) -> None:
@@ -98,30 +61,27 @@ class S2T_Dataset(Dataset[Sample]):
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
         if task not in spec.tasks:
             raise ValueError(f"--task {task}: the labels of {spec.name} allow {', '.join(spec.tasks)}.")
-        self.spec, self.split, self.task = spec, split, task
+        self.spec, self.split, self.task = spec.for_split(split), split, task
         self.max_length, self.random_frames, self.seed = max_length, random_frames, seed
         self.epoch = 0
-        self.labels = read_labels(spec.labels[split])
-        self.names = self._own_clips(list(self.labels))
-        self.pose_paths = {
-            name: Path(spec.pose_dir) / Path(self.labels[name]["video_path"]).with_suffix(".pkl") for name in self.names
-        }
+        self.labels = split_labels(spec, split)
+        self.names = list(self.labels)
+        self.pose_paths = {name: self.spec.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
-        self._check_poses(max_bad_clips)
+        self._check_files("poses", self.spec.pose_dir, self.pose_paths, max_bad_clips)
+        self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
+        self.video_paths = {name: self.spec.video_path(label) for name, label in self.labels.items()}
+        if rgb_support:
+            if not spec.rgb_dir:
+                raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
+            self._check_files("videos", self.spec.rgb_dir, self.video_paths, max_bad_clips)
         self.descriptions: DescriptionLoader | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
-            self.descriptions = DescriptionLoader(Path(spec.description_dir) / split)
+            self.descriptions = DescriptionLoader(Path(spec.description_dir) / spec.folder(split))
             found = sum((self.descriptions.directory / f"{name}.json").is_file() for name in self.names)
             share = 100 * found / len(self.names)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
-
-    def _own_clips(self, names: list[str]) -> list[str]:
-        """Of one file for train and dev, the part of this split."""
-        if not self.spec.held_out or self.spec.labels.get("train") != self.spec.labels.get("dev"):
-            return names
-        n_train = len(names) - max(1, round(len(names) * self.spec.held_out))
-        return {"train": names[:n_train], "dev": names[n_train:]}.get(self.split, names)
 
     def _check_targets(self) -> None:
         missing = [name for name in self.names if not self.target(name).strip()]
@@ -132,18 +92,18 @@ class S2T_Dataset(Dataset[Sample]):
                 "Remove them from the labels."
             )
 
-    def _check_poses(self, max_bad_clips: float) -> None:
-        if not Path(self.spec.pose_dir).is_dir():
-            raise FileNotFoundError(
-                f"poses: {self.spec.pose_dir} does not exist. Put the pose files there, or set --root."
-            )
-        missing = [path for path in self.pose_paths.values() if not path.is_file()]
+    def _check_files(self, what: str, folder: str, paths: Mapping[str, Path], max_missing: float) -> None:
+        if not Path(folder).is_dir():
+            beside = Path(folder).with_name("val")
+            cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else f"Put the {what} there"
+            raise FileNotFoundError(f"{what}: {folder} does not exist. {cure}, or set --root.")
+        missing = [path for path in paths.values() if not path.is_file()]
         if not missing:
             return
-        seen = f"poses: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is"
-        if len(missing) > max_bad_clips * len(self) or len(missing) == len(self):
+        seen = f"{what}: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is"
+        if len(missing) > max_missing * len(self) or len(missing) == len(self):
             raise FileNotFoundError(f"{seen} {missing[0]}. Copy them there, or remove the clips from the labels.")
-        logger.warning("%s %s. The run goes on without them (--max_bad_clips %g).", seen, missing[0], max_bad_clips)
+        logger.warning("%s %s. The run goes on without them (--max_bad_clips %g).", seen, missing[0], max_missing)
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -162,19 +122,24 @@ class S2T_Dataset(Dataset[Sample]):
         """Read one clip.
 
         Raises:
-            ValueError: its pose file cannot be used.
+            ValueError: its pose file or its video cannot be used, or they do not belong together.
         """
         name = self.names[index]
-        pose = read_pose(self.pose_paths[name])
+        pose = read_pose(self.pose_paths[name], self.labels[name].get("frames"))
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.random_frames else None
         frames = sample_frames(len(pose), self.max_length, rng)
         descriptions = has_description = None
         if self.descriptions is not None:
             texts = self.descriptions.load(name, pose.start + len(pose))
             descriptions, has_description = self.aligner.align(texts, frames + pose.start)
-        return Sample(
-            name, part_keypoints(pose, frames), self.target(name), self.gloss(name), {}, descriptions, has_description
-        )
+        rgb_dict = {}
+        if self.hand_crops is not None:
+            # Drawn anew in each epoch of training; otherwise the same for any seed, so that scores repeat.
+            drawn = [self.seed, self.epoch, index] if self.random_frames else [index]
+            chooser = np.random.default_rng([*drawn, HAND_FRAMES])
+            rgb_dict = self.hand_crops.load(self.video_paths[name], pose, frames, chooser)
+        keypoints = part_keypoints(pose, frames)
+        return Sample(name, keypoints, self.target(name), self.gloss(name), rgb_dict, descriptions, has_description)
 
     def description_texts(self, index: int) -> set[str]:
         """All texts that a clip may show; read without its pose, so frames beyond the clip count too."""
@@ -187,12 +152,14 @@ class _Slots(Dataset[Sample | BadClip]):
 
     def __init__(self, dataset: S2T_Dataset) -> None:
         self.dataset = dataset
+        rgb_dict = no_crops() if dataset.hand_crops is not None else {}
+        self.empty = empty_sample(dataset.descriptions is not None, rgb_dict)
 
     def __getitem__(self, index: int) -> Sample | BadClip:
         try:
             return self.dataset[index]
         except (ValueError, OSError) as error:
-            return BadClip(self.dataset.names[index], str(error), self.dataset.descriptions is not None)
+            return BadClip(self.dataset.names[index], str(error), self.empty)
 
 
 class BatchSampler:

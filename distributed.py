@@ -149,6 +149,15 @@ def share_weights(model: nn.Module) -> None:
         value.copy_(share(value.to(device())))
 
 
+def total(n: int) -> int:
+    """Sum of every process's number."""
+    if world_size() == 1:
+        return n
+    numbers = torch.tensor(n, device=device())
+    dist.all_reduce(numbers)
+    return int(numbers)
+
+
 def engine_config(args: argparse.Namespace) -> dict[str, Any]:
     """Make DeepSpeed's configuration from the command line.
 

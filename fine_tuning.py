@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from checkpoint import (
     load_fusion,
     load_model_state,
     load_optimizer_state,
+    read_weights,
     resume_dir,
     save_state,
     save_weights,
@@ -51,6 +53,7 @@ from datasets import BatchSampler, ClipLoader, S2T_Dataset
 from disk import write_text
 from models import Uni_Sign, load_mt5
 from optimization import build_optimizer, build_schedule
+from rgb_fusion import BACKBONE, load_backbone
 from survival import Guards
 from text_cache import build_text_cache
 from text_fusion_modules import TextEncoder, TextFeatures
@@ -154,14 +157,13 @@ def train_one_epoch(
             log_step(state, loss / max(n, 1), taken, guards)
             if guards.steps.too_many:
                 give_up(engine, state, names, guards, args)
-            group.clear()
-            names.clear()
             if state.micro_batch < n_batches:  # at the end of the epoch a state is saved anyway
                 stop = guards.stop.agreed()
-                if stop or (args.save_steps and state.step % args.save_steps == 0):
-                    save(engine, state, guards, args)
+                save_within_epoch(engine, state, len(group), stop, guards, args)
                 if stop:
                     guards.stop.leave(f"after step {state.step}")
+            group.clear()
+            names.clear()
     guards.clips.settle(dataset.split, len(dataset))
     return {**average(sums), "lr": state.lr}
 
@@ -203,7 +205,8 @@ def evaluate(
     bad_clips = guards.clips.settle(dataset.split, len(dataset))
     hypotheses = ["" if name in bad_clips else written[name] for name in dataset.names]
     references = [dataset.target(name) for name in dataset.names]
-    scores = metrics.score(args.task, hypotheses, references, dataset.spec.text_unit)
+    spec = dataset.spec
+    scores = metrics.score(args.task, hypotheses, references, spec.text_unit, spec.bleu_tokenizer)
     loss, nll, n_tokens = torch.stack(distributed.gather(sums)).sum(0).tolist()
     losses = {"loss": loss / max(n_tokens, 1), "nll": nll / max(n_tokens, 1)}
     results = Results(dataset, hypotheses, references, scores, losses, bad_clips)
@@ -221,6 +224,7 @@ def evaluate(
 def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     """The data set of the command line, with its paths resolved."""
     spec = DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
+    metrics.bleu_scorers(spec.bleu_tokenizer)  # a tokenizer that is not there should not wait for the first evaluation
     return spec.under(args.root)
 
 
@@ -234,6 +238,7 @@ def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
         text_dropout_p=args.text_dropout_p,
         text_encoder=args.text_encoder,
         text_max_tokens=args.text_max_tokens,
+        rgb_support=args.rgb_support,
         uni_sign_padding=args.uni_sign_padding,
     )
 
@@ -254,6 +259,8 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             max_length=args.max_length,
             random_frames=training or args.eval_sampling == "random",
             use_descriptions=args.use_descriptions,
+            rgb_support=args.rgb_support,
+            uni_sign_crops=args.uni_sign_padding,
             seed=args.seed,
             max_bad_clips=args.max_bad_clips,
         )
@@ -267,20 +274,32 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
-    if spec.labels.get("dev") == spec.labels.get("test"):
+    if spec.folder("dev") == "test":
         logger.warning("%s has no dev split: the best checkpoint is chosen on test.", spec.name)
     return loaders
 
 
 def build_model(args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader]) -> Uni_Sign:
-    """Load mT5 and the text branch, then the weights of --finetune and --fusion_checkpoint."""
+    """Load mT5 and the text branch, then the weights of --finetune, --rgb_backbone and --fusion_checkpoint."""
     mt5_folder = under_root(args.root, args.mt5_path)
     model = Uni_Sign(config, load_mt5(mt5_folder), Tokenizer(mt5_folder), build_texts(args, mt5_folder, loaders))
-    if args.finetune:
-        load_finetune(model, args.finetune, config)
+    new = load_finetune(model, args.finetune, config) if args.finetune else list(model.state_dict())
+    start_backbone(args, model, any(name.startswith(BACKBONE) for name in new))
     if args.fusion_checkpoint:
         load_fusion(model, args.fusion_checkpoint)
     return model
+
+
+def start_backbone(args: argparse.Namespace, model: Uni_Sign, is_new: bool) -> None:
+    """Load --rgb_backbone where the hand backbone is new; a random one is worth a warning, and useless for --eval."""
+    if is_new and args.eval:
+        raise ValueError(f"--eval: {args.finetune} has no RGB branch; drop --rgb_support.")
+    if args.rgb_backbone:
+        if not is_new:
+            raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
+        load_backbone(model, read_weights(args.rgb_backbone, "--rgb_backbone")[0], args.rgb_backbone)
+    elif is_new:
+        logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
 
 
 def build_texts(args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader]) -> TextFeatures | None:
@@ -397,6 +416,21 @@ def average(sums: dict[str, float]) -> dict[str, float]:
     parts = distributed.gather(sums)
     loss, nll, n_batches = (sum(part.get(name, 0.0) for part in parts) for name in ("loss", "nll", "batches"))
     return {"loss": loss / max(n_batches, 1), "nll": nll / max(n_batches, 1)}
+
+
+def save_within_epoch(
+    engine: Any, state: TrainState, n_micro_batches: int, stop: bool, guards: Guards, args: argparse.Namespace
+) -> None:
+    """Save what --save_steps and --quick_break ask for after a step of `n_micro_batches`, and before a stop."""
+    # Uni-Sign counts micro-batches here: is a multiple of N among those of this step?
+    quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
+    if quick:
+        path, config, facts = Path(args.output_dir) / "checkpoint.pth", engine.module.config, {"epoch": state.epoch}
+        weights = full_state_dict(engine)
+        write = partial(save_weights, path, weights, config, score=None, **facts)
+        guards.saves.attempt("checkpoint.pth", write_on_main, path, write)
+    if quick or stop or (args.save_steps and state.step % args.save_steps == 0):
+        save(engine, state, guards, args)
 
 
 def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> bool:

@@ -82,7 +82,11 @@ def prepare_reference(text: str, text_unit: str) -> str:
     """
     if text_unit == "word":
         return text.strip()
-    return " ".join(text.replace("，", ",").replace("？", "?").replace(" ", ""))
+    return " ".join(_narrow(text).replace(" ", ""))
+
+
+def _narrow(text: str) -> str:
+    return text.replace("，", ",").replace("？", "?")
 
 
 def rouge_l(hypothesis: str, reference: str) -> float:
@@ -162,15 +166,30 @@ def word_errors(hypothesis: str, reference: str) -> tuple[int, int, int]:
     return row[-1][1:]
 
 
+def bleu_scorers(tokenizer: str) -> list[BLEU]:
+    """Make sacrebleu's scorers of BLEU-1 to BLEU-4.
+
+    Raises:
+        ValueError: the tokenizer is unknown, or needs a package that is not there.
+    """
+    try:
+        # force: texts split into characters end in " ." now and then, which sacrebleu takes for a mistake.
+        return [BLEU(max_ngram_order=n, tokenize=tokenizer, force=True) for n in (1, 2, 3, 4)]
+    except (RuntimeError, ImportError, KeyError, ValueError):
+        extra = {"ja-mecab": "it needs pip install 'sacrebleu[ja]'", "ko-mecab": "it needs pip install 'sacrebleu[ko]'"}
+        why = extra.get(tokenizer, "sacrebleu has none of this name")
+        raise ValueError(f"bleu_tokenizer {tokenizer!r}: {why}. Mend the data set's record.") from None
+
+
+def _bleu(scorers: Sequence[BLEU], hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    return {f"bleu{n}": bleu.corpus_score(hypotheses, [references]).score for n, bleu in enumerate(scorers, start=1)}
+
+
 def score_prepared(task: str, hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
     """Score texts that already have the form to be scored; arguments and result as for `score`."""
     if task == "SLT":
-        # force: texts split into characters end in " ." now and then, which sacrebleu takes for a mistake.
-        bleus = [BLEU(max_ngram_order=n, force=True) for n in (1, 2, 3, 4)]
-        chrf = CHRF()
-        values = {
-            f"bleu{n}": bleu.corpus_score(hypotheses, [references]).score for n, bleu in enumerate(bleus, start=1)
-        }
+        bleus, chrf = bleu_scorers("13a"), CHRF()
+        values = _bleu(bleus, hypotheses, references)
         values["chrf"] = chrf.corpus_score(hypotheses, [references]).score
         values["rouge_l"] = 100 * sum(map(rouge_l, hypotheses, references)) / len(references)
         signatures = {
@@ -194,7 +213,9 @@ def score_prepared(task: str, hypotheses: Sequence[str], references: Sequence[st
     return Scores(values, {"wer": "words between blanks; costs: deletion 3, insertion 3, substitution 4"})
 
 
-def score(task: str, hypotheses: Sequence[str], references: Sequence[str], text_unit: str) -> Scores:
+def score(
+    task: str, hypotheses: Sequence[str], references: Sequence[str], text_unit: str, bleu_tokenizer: str = "13a"
+) -> Scores:
     """Score what the model wrote for a whole split.
 
     Args:
@@ -203,9 +224,10 @@ def score(task: str, hypotheses: Sequence[str], references: Sequence[str], text_
         references: the labels' texts (CSLR: glosses with blanks between), in the same order.
         text_unit: "char" or "word", as in the data set's record. Only translations are split by it: signs are compared
             letter by letter, blanks included, and glosses are the words between blanks.
+        bleu_tokenizer: of sacrebleu. 13a sees translations split by text_unit, any other sees them as they are written.
 
     Raises:
-        ValueError: unknown task or text unit, no clips, unequal numbers of texts, or an empty reference.
+        ValueError: unknown task, text unit or tokenizer, no clips, unequal numbers of texts, or an empty reference.
     """
     if task not in MAIN_METRIC:
         raise ValueError(f"--task {task}: cannot be scored; known are {', '.join(MAIN_METRIC)}.")
@@ -220,10 +242,19 @@ def score(task: str, hypotheses: Sequence[str], references: Sequence[str], text_
             f"{len(empty)} of {len(references)} references are empty (the first is number {empty[0] + 1}). "
             "Give these clips a text in the label file, or take them out."
         )
-    if task == "SLT":
-        hypotheses = [prepare_hypothesis(text, text_unit) for text in hypotheses]
-        references = [prepare_reference(text, text_unit) for text in references]
-    return score_prepared(task, hypotheses, references)
+    if task != "SLT":
+        return score_prepared(task, hypotheses, references)
+    scores = score_prepared(
+        task,
+        [prepare_hypothesis(text, text_unit) for text in hypotheses],
+        [prepare_reference(text, text_unit) for text in references],
+    )
+    if bleu_tokenizer == "13a":
+        return scores
+    scorers = bleu_scorers(bleu_tokenizer)
+    whole = [_narrow(text) if text_unit == "char" else text for text in references]
+    values = _bleu(scorers, [text.strip() for text in hypotheses], [text.strip() for text in whole])
+    return Scores(scores.values | values, scores.signatures | {"bleu": str(scorers[-1].get_signature())})
 
 
 def is_better(task: str, new: float, best: float | None) -> bool:

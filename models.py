@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from batch import SrcInput, TgtInput
 from config import ModelConfig
 from pose import PART_ANCHOR, PART_JOINTS
+from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
 from stgcn import PART_GRAPH, ClipLayout, STGCNChain
 from text_fusion_modules import (
     Fusion,
@@ -90,7 +91,7 @@ def load_mt5(folder: str | Path) -> MT5ForConditionalGeneration:
 
 
 class Uni_Sign(nn.Module):
-    """Sign language translation from keypoints, with or without descriptions.
+    """Sign language translation from keypoints, with or without crops of the hands and descriptions.
 
     Args:
         config: sizes and switches.
@@ -134,6 +135,10 @@ class Uni_Sign(nn.Module):
         # 0.02 is right for the 1024 inputs of the released size; a narrower model's frames should be no fainter.
         nn.init.trunc_normal_(self.pose_proj.weight, std=0.02 * (1024 / self.pose_proj.in_features) ** 0.5)
 
+        if config.rgb_support:
+            for name, module in hand_fusion_modules(hidden).items():
+                self.add_module(name, module)
+
         self.mt5_model = mt5
         self._frozen: list[nn.Module] = []
         if config.use_descriptions:
@@ -161,7 +166,7 @@ class Uni_Sign(nn.Module):
         return ModelOutput(inputs_embeds, attention_mask, states, loss, nll, n_tokens, gate)
 
     def encode_pose(self, src_input: SrcInput) -> torch.Tensor:
-        """Keypoints -> one embedding per frame, (B, T, D)."""
+        """Keypoints, and crops of the hands where the model looks at them -> one embedding per frame, (B, T, D)."""
         mask = src_input["attention_mask"]
         # With Uni-Sign's padding the repeated last frames go through the convolutions; mT5 never sees them either way.
         layout = ClipLayout(torch.ones_like(mask) if self.config.uni_sign_padding else mask)
@@ -171,6 +176,8 @@ class Uni_Sign(nn.Module):
             x = layout.pack(src_input[part])  # type: ignore[literal-required]  # (N, V, 3)
             x = self.proj_linear[part](x)  # (N, V, hidden / 4)
             x = self.gcn_modules[part](x, layout)  # (N, V, hidden)
+            if self.config.rgb_support and part in HANDS:
+                x = fuse_hand(self, x, part, src_input, layout, self.config.uni_sign_padding)  # type: ignore[arg-type]
             if part == "body":
                 body = x
             else:

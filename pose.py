@@ -1,4 +1,4 @@
-"""The 133 keypoints of COCO-WholeBody: reading pose files, parts of the body, normalisation.
+"""The 133 keypoints of COCO-WholeBody: checked pose files, parts of the body, normalisation.
 
 Letters: F frames of the clip, T sampled frames, V joints of a part.
 Coordinates are x and y in widths and heights of the image; left and right are the signer's own.
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pose_files import load_pose_file
 from safe_pickle import load_pickle
 
 N_KEYPOINTS = 133
@@ -42,28 +43,40 @@ class Pose:
         keypoints: (F, 133, 2), x and y in image widths and heights.
         scores: (F, 133), how sure the detector is of each point.
         start: the number of the first frame in the recording the clip was cut from.
+        n_after: how many frames of the recording follow the last one.
     """
 
     keypoints: np.ndarray
     scores: np.ndarray
     start: int = 0
+    n_after: int = 0
 
     def __len__(self) -> int:
         """F."""
         return len(self.scores)
 
+    @property
+    def n_recorded(self) -> int:
+        """Frames of the recording."""
+        return self.start + len(self) + self.n_after
 
-def read_pose(path: str | Path) -> Pose:
-    """Read a Uni-Sign pose file: a pickle of {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}.
+
+def read_pose(path: str | Path, n_frames: int | None = None) -> Pose:
+    """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as Uni-Sign's pickle has it.
 
     Of P people in a frame the first counts, as in Uni-Sign; a frame with nobody in it has no points (score 0).
     Optional "start" and "end" cut a clip out of a longer recording.
 
+    Args:
+        path: `.pkl`, `.npz` or `.pose`.
+        n_frames: how many frames the labels say that the clip has, if they say it.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the content is no pose; one line with the file, what was seen and what was wanted.
+        ValueError: the content is no pose, or not of that many frames; one line with the file, what was seen and what
+            was wanted.
     """
-    content = load_pickle(path)
+    content = load_pickle(path) if Path(path).suffix == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
         seen = (
             f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
@@ -80,8 +93,14 @@ def read_pose(path: str | Path) -> Pose:
         _first_person(path, keypoints[start:end], (N_KEYPOINTS, 2), "keypoints"),
         _first_person(path, scores[start:end], (N_KEYPOINTS,), "scores"),
         int(start),
+        int(len(scores) - end),
     )
     _check_values(path, pose)
+    if n_frames is not None and len(pose) != n_frames:
+        raise ValueError(
+            f"{path}: the clip has {len(pose)} frames, the labels say {n_frames}. Take poses and labels from the same "
+            "video, at the same frame rate, or remove the frame counts from the labels."
+        )
     return pose
 
 

@@ -332,6 +332,8 @@ def examine_data(report: Report, args: argparse.Namespace, limit: int) -> tuple[
 
     spec = dataset_spec(args)
     splits = {split: report.attempt(f"{spec.name} {split}", examine_split, spec, split, limit) for split in spec.labels}
+    for split in spec.labels if args.rgb_support else ():
+        report.attempt(f"{spec.name} {split}, videos", examine_videos, spec, split, limit)
     return splits.get("train")
 
 
@@ -341,18 +343,17 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     Returns:
         Frames of the longest clip, and the mean number of texts of a clip.
     """
-    from datasets import read_labels
+    from labels import split_labels
     from pose import read_pose
     from temporal_alignment import DescriptionLoader
     from utils import progress
 
-    labels = read_labels(spec.labels[split])
+    labels, spec = split_labels(spec, split), spec.for_split(split)
     report.say("✓", f"labels: {len(labels)} clips in {spec.labels[split]}")
-    folder = Path(spec.pose_dir)
-    poses = {name: folder / Path(label["video_path"]).with_suffix(".pkl") for name, label in labels.items()}
+    poses = {name: spec.pose_path(label) for name, label in labels.items()}
     faults = [f"{path.name} is missing" for path in poses.values() if not path.is_file()]
     n_missing = len(faults)
-    directory = Path(spec.description_dir) / split
+    directory = Path(spec.description_dir) / spec.folder(split)
     loader = DescriptionLoader(directory) if spec.description_dir and directory.is_dir() else None
     filed = [name for name in labels if loader and (directory / f"{name}.json").is_file()]
     to_measure, to_read = (dict.fromkeys(names[:: max(1, len(names) // limit)]) for names in ([*labels], filed))
@@ -362,7 +363,7 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
         start, end = 0, None
         if poses[name].is_file():
             try:
-                pose = read_pose(poses[name])
+                pose = read_pose(poses[name], labels[name].get("frames"))
                 lengths[name], start, end = len(pose), pose.start, pose.start + len(pose)
             except ValueError as error:
                 faults.append(str(error))
@@ -374,7 +375,8 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     report.say("!" if faults else "✓", f"poses: {numbers} in {spec.pose_dir}{first}")
     longest = max(lengths.values(), default=0)
     if loader is None:
-        report.say("!", f"descriptions: {directory} does not exist; --use_descriptions needs it")
+        lacking = f"{directory} does not exist" if spec.description_dir else "the record has no description_dir"
+        report.say("!" if spec.description_dir else "·", f"descriptions: {lacking}; --use_descriptions needs it")
         return longest, 0.0
     counts = vars(loader.counts)
     numbers = f"{len(filed)} found, {len(labels) - len(filed)} missing, {counts['files_unreadable']} unreadable"
@@ -392,6 +394,31 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
         opened = f"{len(to_measure)} of {len(labels)} poses and {len(to_read)} of {len(filed)} description files"
         report.say("·", f"estimated: {opened} were opened; --full opens all")
     return longest, per_clip
+
+
+def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) -> None:
+    """Look for every video, and compare about `limit` of them with their pose files."""
+    from labels import split_labels
+    from pose import read_pose
+    from rgb_fusion import HandCrops, check_n_frames, count_frames
+    from utils import progress
+
+    HandCrops()  # refuses where a package is missing
+    labels, spec = split_labels(spec, split), spec.for_split(split)
+    videos = {name: spec.video_path(label) for name, label in labels.items()}
+    faults = [f"{path.name} is missing" for path in videos.values() if not path.is_file()]
+    n_missing = len(faults)
+    found = [name for name, path in videos.items() if path.is_file()]
+    opened = found[:: max(1, len(found) // limit)]
+    for name in progress(opened, split):
+        try:
+            pose = read_pose(spec.pose_path(labels[name]), labels[name].get("frames"))
+            check_n_frames(videos[name], count_frames(videos[name]), pose.n_recorded)
+        except (ValueError, FileNotFoundError) as error:
+            faults.append(str(error))
+    numbers = f"{len(found)} found, {n_missing} missing; of {len(opened)} opened {len(faults) - n_missing} do not fit"
+    first = f"; the first: {faults[0]}" if faults else ""
+    report.say("!" if faults else "✓", f"videos: {numbers} in {spec.rgb_dir}{first}")
 
 
 def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] | None:
@@ -448,14 +475,16 @@ def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any],
     keeps one more copy of the weights, which stages 1 and 2 hold whole.
 
     Activations, as measured in fp32: the graph convolutions keep 34 floats a joint and channel (half of it in bf16),
-    mT5's encoder 190 bytes a layer and channel, its decoder a fifth of that; a description has some 40 tokens.
+    mT5's encoder 190 bytes a layer and channel, its decoder a fifth of that; a description has some 40 tokens; the
+    crop of a hand takes 24 MiB (14 in bf16).
     """
     import torch
 
     encoder, decoder = mt5_parameters(**sizes)
     text_encoder = args.use_descriptions and not args.text_encoder_freeze
     tuned = args.text_encoder_freeze and bool(args.finetune) and args.trainable == "auto"
-    parameters = encoder + decoder + text_encoder * encoder + 7e6  # the last: graph convolutions and fusion
+    # The last: graph convolutions and fusion, and the RGB branch.
+    parameters = encoder + decoder + text_encoder * encoder + 7e6 + args.rgb_support * 5e6
     n_gpus = max(1, torch.cuda.device_count())
     per_parameter = [16, 4 + 16 / n_gpus, 4 + 16 / n_gpus, 20 / n_gpus][args.zero_stage]
     if tuned or args.trainable == "fusion":
@@ -466,6 +495,8 @@ def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any],
     frames = min(args.max_length, longest or args.max_length)
     encoding = 190 * sizes.get("num_layers", 12) * sizes.get("d_model", 768)
     clip = frames * (34 * 69 * args.hidden_dim * (4 if args.dtype == "fp32" else 2) + 1.2 * encoding)
+    if args.rgb_support:
+        clip += 2 * 0.1 * frames * (24 if args.dtype == "fp32" else 14) * 2**20  # both hands, in a tenth of the frames
     clip += 40 * texts * encoding * text_encoder + 25 * 12 * sizes.get("vocab_size", 250112)  # a sentence's logits
     activations = args.batch_size * clip / 2**30
     batch = f"{args.batch_size} clips of {frames} frames" + (f" and {texts:.0f} texts" if text_encoder else "")

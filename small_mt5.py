@@ -23,7 +23,7 @@ import numpy as np
 import sentencepiece
 from safetensors.numpy import save_file
 
-from safe_pickle import load_pickle
+from labels import read_labels
 from temporal_alignment import DescriptionLoader
 
 MADE_BY = "small_mt5.py"  # stands in config.json, so that nobody's real mT5 is overwritten
@@ -242,10 +242,7 @@ def read_texts(source: str | Path) -> Iterator[str]:
             f"--texts: {path} does not exist. Name a label file, a description folder or a .txt file."
         )
     else:
-        labels = load_pickle(path, compressed=True)
-        if not isinstance(labels, dict) or not all(isinstance(entry, dict) for entry in labels.values()):
-            raise ValueError(f"--texts: {path} is no label file: a dictionary of clips was wanted.")
-        yield from (entry.get("text", "") for entry in labels.values())
+        yield from (label.get("text", "") for label in read_labels(path).values())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

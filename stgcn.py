@@ -79,6 +79,10 @@ class ClipLayout:
         out = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:])
         return out.index_copy(0, self.rows, x).unflatten(0, self.shape)
 
+    def rows_of(self, clips: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        """Where frames of clips, (n,) and (n,), lie among the N packed ones."""
+        return torch.searchsorted(self.rows, clips * self.shape[1] + frames)
+
     def on_line(self, x: torch.Tensor) -> torch.Tensor:
         """(N, ...) -> (line_length, ...), with the gaps between clips zero."""
         return x.new_zeros(self.line_length, *x.shape[1:]).index_copy(0, self.slots, x)

@@ -69,7 +69,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
     add("--uni_sign_padding", action="store_true", help="let padded frames leak as in Uni-Sign; for comparison only")
-    add("--rgb_support", action="store_true", help="the RGB-pose branch")
+    add("--rgb_support", action="store_true", help="look at crops of the hands, too; needs the videos")
+    add(
+        "--rgb_backbone",
+        default="",
+        metavar="FILE",
+        help="start the new RGB branch from torchvision's ImageNet weights of EfficientNet-B0; default: random weights",
+    )
 
     add("--use_descriptions", action="store_true", help="fuse the descriptions of frames")
     add(
@@ -149,6 +155,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="saves that may fail in a row, on a full disk for example; default: 2",
     )
+    add(
+        "--quick_break",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also save checkpoint.pth and a state every N micro-batches, for long epochs; default: 0, off",
+    )
     add("--keep_last", type=int, default=2, metavar="N", help="checkpoints and states kept; 0 keeps all; default: 2")
     return parser
 
@@ -157,10 +170,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line and refuse flags that exclude each other, before anything heavy is imported."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    if args.rgb_support:
-        parser.error(
-            "--rgb_support: the RGB-pose branch is not part of this version; drop the flag to use poses alone."
-        )
+    if args.rgb_backbone and not args.rgb_support:
+        parser.error("--rgb_backbone needs --rgb_support.")
     if not args.use_descriptions:
         wanted = {
             "--text_encoder_freeze": args.text_encoder_freeze,

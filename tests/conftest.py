@@ -49,14 +49,35 @@ def reference_model(shared_reference):
     from tokenizer import Tokenizer
 
     weights = load_file(shared_reference / "tiny_pose.safetensors")
+    with_rgb = weights | load_file(shared_reference / "tiny_rgb_extra.safetensors")
     folder = shared_reference / "tiny_mt5"
 
     def make(config):
         model = Uni_Sign(config, load_mt5(folder), Tokenizer(folder))
-        model.load_state_dict(weights, strict=True)
+        model.load_state_dict(with_rgb if config.rgb_support else weights, strict=True)
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_video():
+    """Encode pictures: `write_video(path, [(height, width, 3) uint8, ...])`."""
+    av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
+    pytest.importorskip("PIL", reason="pip install -r requirements-rgb.txt")
+
+    def write(path, pictures):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.height, stream.width = pictures[0].shape[:2]
+            stream.pix_fmt, stream.bit_rate = "yuv420p", 20_000_000
+            for picture in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

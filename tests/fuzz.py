@@ -75,7 +75,7 @@ def alignment(data: bytes) -> None:
 
 def labels(data: bytes) -> None:
     """As a packed pickle, unpacked, and as JSON."""
-    from datasets import read_labels
+    from labels import read_labels
 
     _refused(read_labels, _file("labels.train", gzip.compress(data, 1)))
     _refused(read_labels, _file("labels.plain", data))
@@ -152,9 +152,9 @@ def main() -> None:
     target, limit = sys.argv[1], float(sys.argv[2])
     import atheris
 
-    with atheris.instrument_imports(include=["temporal_alignment", "datasets", "pose", "checkpoint", "safe_pickle"]):
+    with atheris.instrument_imports(include=["temporal_alignment", "labels", "pose", "checkpoint", "safe_pickle"]):
         import checkpoint  # noqa: F401
-        import datasets  # noqa: F401
+        import labels as _labels  # noqa: F401
         import pose  # noqa: F401
     folder = FOLDER / "corpus"
     folder.mkdir()

@@ -11,10 +11,11 @@ from forked import Run
 import fine_tuning
 import utils
 from bad_clips import BadClips
-from batch import BadClip, collate_fn
+from batch import BadClip, collate_fn, empty_sample
 from config import DATASETS
 from datasets import BatchSampler, ClipLoader, S2T_Dataset
 from disk import read_lines
+from rgb_fusion import no_crops
 
 SMALL = (
     "--hidden_dim 8 --epochs 1 --batch-size 2 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
@@ -88,7 +89,9 @@ def test_a_batch_without_its_bad_clips(damaged):
 
 
 def test_a_batch_that_lost_all_its_clips_has_no_names():
-    src_input, tgt_input = collate_fn([BadClip("a", "why", True), BadClip("b", "why", True)])
+    empty = empty_sample(described=True, rgb_dict=no_crops())
+    src_input, tgt_input = collate_fn([BadClip("a", "why", empty), BadClip("b", "why", empty)])
+    assert src_input["left_rgb_len"].tolist() == src_input["right_rgb_len"].tolist() == [1]
     assert src_input["name_batch"] == []
     assert src_input["attention_mask"].tolist() == [[1]]
     assert src_input["descriptions"] == [[None]]
@@ -149,7 +152,8 @@ def test_all_missing_is_an_error_with_any_share(damaged, tmp_path):
 
 
 def test_each_is_listed_once(tmp_path):
-    src_input = {"bad_clips": [BadClip("a", "why"), BadClip("b", "why not")]}
+    empty = empty_sample(described=False, rgb_dict={})
+    src_input = {"bad_clips": [BadClip("a", "why", empty), BadClip("b", "why not", empty)]}
     for _ in range(2):  # a second run goes on in the same folder
         clips = BadClips(tmp_path, 0.5)
         for _ in range(2):

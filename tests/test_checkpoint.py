@@ -98,7 +98,10 @@ def test_a_base_without_text_loads_into_a_model_with_it(tmp_path, caplog):
     path = save(base, tmp_path / "base.pth", ModelConfig())
     checkpoint.load_finetune(model, path, ModelConfig(use_descriptions=True))
     assert torch.equal(model.pose_proj.weight, base.pose_proj.weight)
-    assert "2 tensors loaded, 4 of the text branch are new" in caplog.text
+    assert "2 tensors loaded, new is text_encoder (2 tensors), gating_fusion (2 tensors)." in caplog.text
+    path = save(model, tmp_path / "fusion.pth", ModelConfig(use_descriptions=True))
+    checkpoint.load_finetune(model, path, ModelConfig(use_descriptions=True))
+    assert "6 tensors loaded, new is nothing." in caplog.text
 
 
 def test_a_text_branch_is_never_dropped_in_silence(tmp_path):
@@ -137,7 +140,8 @@ def test_weights_that_do_not_fit_are_refused_whole(tmp_path, change, words):
     with pytest.raises(ValueError, match="does not fit this model") as error:
         checkpoint.load_finetune(model, tmp_path / "w.pth", ModelConfig(use_descriptions=True))
     assert words in str(error.value)
-    assert "--mt5_path" in str(error.value)
+    causes = ("another mT5 (--mt5_path)", "another --hidden_dim", "no Uni-Sign checkpoint at all")
+    assert all(cause in str(error.value) for cause in causes)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 

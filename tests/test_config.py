@@ -14,6 +14,9 @@ pose_dir = "poses"
 description_dir = "texts"
 language = "Czech"
 text_unit = "char"
+bleu_tokenizer = "intl"
+pose_suffix = ".npz"
+held_out = 0.05
 tasks = ["SLT", "ISLR"]
 
 [labels]
@@ -37,7 +40,10 @@ def test_toml(tmp_path):
         description_dir="texts",
         language="Czech",
         text_unit="char",
+        bleu_tokenizer="intl",
         tasks=("SLT", "ISLR"),
+        pose_suffix=".npz",
+        held_out=0.05,
     )
 
 
@@ -61,7 +67,11 @@ def test_toml_with_the_required_keys_alone(tmp_path):
         ('name = "x"\npose_dir = "p"\nlabels = "l"\n', "labels is 'l'; wanted a table of texts"),
         (GOOD.replace("train =", "training ="), "labels for ['training']; the splits are train, dev, test"),
         (GOOD.replace("ISLR", "SLR"), "tasks ['SLR']; known are SLT, ISLR, CSLR"),
-        (GOOD.replace('"char"', '"letter"'), "text_unit is 'letter'"),
+        (GOOD.replace('"char"', '"letter"'), "text_unit is 'letter'; it is char or word"),
+        (GOOD.replace('"intl"', '"spm"'), "bleu_tokenizer is 'spm'; it is 13a or intl"),
+        (GOOD.replace('".npz"', '"npz"'), "pose_suffix is 'npz'; it is .pkl or .npz or .pose"),
+        (GOOD.replace("0.05", '"5 %"'), "held_out is '5 %'; wanted a number"),
+        (GOOD.replace("0.05", "1.0"), "held_out is 1.0; it lies in [0, 1)"),
     ],
 )
 def test_bad_toml_is_one_line(tmp_path, text, said):
@@ -141,6 +151,7 @@ def test_defaults_of_the_model():
         "text_dropout_p": 0.1,
         "text_encoder": "",
         "text_max_tokens": 128,
+        "rgb_support": False,
         "uni_sign_padding": False,
     }
 
@@ -165,6 +176,12 @@ def test_sizes_no_model_can_have(bad):
     [(name, value)] = bad.items()
     with pytest.raises(ValueError, match=f"--{name} {value}: must "):
         ModelConfig(**bad)
+
+
+def test_eight_heads_share_a_hand():
+    assert ModelConfig(hidden_dim=36).hidden_dim == 36
+    with pytest.raises(ValueError, match="--hidden_dim 36: must be a multiple of 8 with --rgb_support"):
+        ModelConfig(hidden_dim=36, rgb_support=True)
 
 
 @pytest.mark.parametrize("good", [{"text_dropout_p": 0.0}, {"text_dropout_p": 1.0}, {"label_smoothing": 0.0}], ids=str)

@@ -15,7 +15,8 @@ from conftest import SHARED
 
 from checkpoint import read_weights
 from config import DatasetSpec
-from datasets import S2T_Dataset, read_labels
+from datasets import S2T_Dataset
+from labels import read_labels
 from pose import read_pose
 from safe_pickle import load_pickle
 
@@ -148,7 +149,7 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
 
 
 def test_json_labels_have_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.MAX_BYTES", 100)
+    monkeypatch.setattr("labels.MAX_BYTES", 100)
     (tmp_path / "labels.json").write_text("[" + " " * 200 + "]")
     with pytest.raises(ValueError, match="labels.json: larger than 100 bytes"):
         read_labels(tmp_path / "labels.json")

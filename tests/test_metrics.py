@@ -2,12 +2,14 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 import sacrebleu
 
 import metrics
+from config import BLEU_TOKENIZERS
 
 BLEUS = ("bleu1", "bleu2", "bleu3", "bleu4")
 WER_KEYS = {"wer": "wer", "wer_del": "del_rate", "wer_ins": "ins_rate", "wer_sub": "sub_rate"}
@@ -40,6 +42,33 @@ def test_released_predictions_score_as_published(released: tuple[list, list, dic
     # The recorded chrF is that of sacrebleu 1.4.2: it differs in the third decimal.
     assert scores.values["chrf"] == pytest.approx(official["chrf"], abs=2e-3)
     assert scores.values["chrf"] == sacrebleu.corpus_chrf(hypotheses, [references]).score
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tokenizer", ["zh", "char"])
+def test_other_tokenizers_see_the_text_as_written(shared_reference: Path, recorded: dict, tokenizer: str) -> None:
+    lines = (shared_reference / "predictions" / "csl_daily_dev.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    texts = [[row[key].replace(" ", "") for row in rows] for key in ("prediction", "reference")]
+    official = recorded["sets"]["csl_daily_dev"]
+    expected = official["sacrebleu_2.6.0"][f"{tokenizer}_on_joined_text"]
+    scores = metrics.score("SLT", *texts, "char", tokenizer)
+    for key in BLEUS:
+        assert scores.values[key] == pytest.approx(expected[key], abs=1e-9)
+    assert f"tok:{tokenizer}" in scores.signatures["bleu"]
+    assert scores.values["rouge_l"] == pytest.approx(
+        recorded["sets"]["csl_daily_dev"]["official"]["rouge_l_f"], abs=1e-9
+    )
+
+
+@pytest.mark.parity
+def test_uni_signs_word_error_rate_overflows_and_ours_does_not(recorded: dict) -> None:
+    case = recorded["cases"]["wer_list"]["long_hypothesis_over_uint8"]
+    (words,) = (len(text.split()) for text in case["hypotheses"])
+    assert words > 85
+    assert case["out"]["wer"] == 12400
+    # All but two or three of so many words are too many.
+    assert metrics.score("CSLR", case["hypotheses"], case["references"], "word").values["wer"] == pytest.approx(4000)
 
 
 @pytest.mark.parity
@@ -168,6 +197,27 @@ def test_what_cannot_be_scored_is_one_clear_line(
     with pytest.raises(ValueError, match=message) as caught:
         metrics.score(task, hypotheses, references, unit)
     assert "\n" not in str(caught.value)
+
+
+def test_tokenizers_of_other_languages() -> None:
+    hypotheses, references = ["هل أنت بخير؟"], ["هل أنت بخير"]
+    plain, intl = (metrics.score("SLT", hypotheses, references, "word", name).values for name in ("13a", "intl"))
+    assert (plain["bleu1"], intl["bleu1"]) == pytest.approx((200 / 3, 75))  # the question mark is a token of its own
+    assert set(BLEU_TOKENIZERS) <= set(sacrebleu.BLEU.TOKENIZERS)
+    with pytest.raises(ValueError, match=r"bleu_tokenizer 'mecab': sacrebleu has none of this name\. Mend") as error:
+        metrics.bleu_scorers("mecab")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "package", "extra"), [("ja-mecab", "MeCab", "ja"), ("ko-mecab", "mecab_ko", "ko")]
+)
+def test_a_tokenizer_without_its_package_names_it(monkeypatch, tokenizer: str, package: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    module = f"sacrebleu.tokenizers.tokenizer_{tokenizer.replace('-', '_')}"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ValueError, match=rf"bleu_tokenizer '{tokenizer}': it needs pip install 'sacrebleu\[{extra}\]'"):
+        metrics.bleu_scorers(tokenizer)
 
 
 def test_no_warning_about_split_texts(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,21 +5,26 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import MT5Config, MT5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from checkpoint import load_finetune, save_weights
 from config import ModelConfig
-from models import IGNORE, Uni_Sign, untie_embeddings
+from models import IGNORE, Uni_Sign, load_mt5, untie_embeddings
 from pose import PART_JOINTS
+from text_fusion_modules import TextEncoder
 from tokenizer import EOS, Tokenizer
 
 pytestmark = pytest.mark.parity
 
 LENGTHS = (30, 19, 25, 6)
 PADDED = ModelConfig(uni_sign_padding=True)  # how the vectors of whole batches were made
-# Float32 sums in another order differ by this much between two runs of the official code, too.
+# Two runs of the official code differ by about 1e-6 of the largest value (sums of float32 in another order); the
+# absolute part is that much of a logit's size, and no relative tolerance here exceeds 1e-4.
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+# In training a ReLU that sits on zero can open in one run and not in the other: in float32 it shows, in float64 not.
+FLIPPED = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -210,12 +215,12 @@ def trained(request, reference_model, batch, info):
 def test_training_pass(trained, vectors, info):
     model, output, exact = trained
     expected = vectors("forward_pose_train.npz")
-    close(output.inputs_embeds[:, -30:], expected["pose_embeds"], atol=2e-5 if exact else 1e-4)
+    close(output.inputs_embeds[:, -30:], expected["pose_embeds"], atol=2e-5 if exact else FLIPPED)
     np.testing.assert_array_equal(output.attention_mask.numpy(), expected["attention_mask"])
     np.testing.assert_array_equal(model.labels(info["sentences"]).numpy(), expected["labels"])
     assert output.loss.item() == pytest.approx(float(expected["loss"]), rel=1e-6)
     assert output.nll.item() == pytest.approx(float(expected["hf_loss"]), rel=1e-6)
-    close(logits_of(model, output, info["sentences"])[1], expected["logits"], atol=2e-5 if exact else 1e-4)
+    close(logits_of(model, output, info["sentences"])[1], expected["logits"], atol=2e-5 if exact else FLIPPED)
 
 
 def test_gradients(trained, vectors, shared_reference):
@@ -232,7 +237,8 @@ def test_gradients(trained, vectors, shared_reference):
     assert small == {name for name, (*_, numel) in recorded["params"].items() if numel <= 2048}
     for name, gradient in gradients.items():
         norm, total, largest, numel = recorded["params"][name]
-        # A bias before a batch normalisation has rounding noise for a gradient: hence the share of the whole.
+        # A bias before a batch normalisation has rounding noise for a gradient: hence the share of the whole. Of its
+        # norm, the official code itself differs by 9.4e-4 between one thread and two; float32 gets five times that.
         allowed = 1e-3 * norm + 1e-7 * whole if exact else 5e-3 * norm + 5e-5 * whole
         assert gradient.numel() == numel
         assert abs(gradient.norm().item() - norm) < allowed, name
@@ -263,6 +269,10 @@ def test_state_dict_of_the_full_size(shared_reference):
     state = model.state_dict(keep_vars=True)
     entries = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()}
     assert entries == {name: [shape, dtype] for name, shape, dtype in recorded["entries"]}
+    buffers = [name for name, value in state.items() if not isinstance(value, torch.nn.Parameter)]
+    assert set(buffers) == set(recorded["buffer_keys"])
+    assert len(entries) - len(buffers) == recorded["parameter_keys"]
+    assert list(entries) == [name for name, *_ in recorded["entries"]]
     assert len(entries) == recorded["num_entries"]
     # Two names are one tensor exactly where they are in the official one.
     first = {}
@@ -300,3 +310,55 @@ def test_loading_keeps_both_embeddings(reference_model, shared_reference, made):
     assert torch.equal(model.mt5_model.encoder.embed_tokens.weight, shared)
     assert torch.equal(model.mt5_model.decoder.embed_tokens.weight, shared)
     assert torch.equal(model.mt5_model.lm_head.weight, head)
+
+
+# -- released files ------------------------------------------------------------------------------------------------
+
+
+def written(path, weights):
+    """A checkpoint as Uni-Sign and its users have them."""
+    if path.suffix == ".safetensors":
+        save_file({name: value.clone() for name, value in weights.items()}, path)
+    elif "old" in path.name:
+        torch.save({"model": weights}, path, _use_new_zipfile_serialization=False)
+    else:
+        torch.save({"model": weights}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["new.pth", "old.pth", "weights.safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16 of DeepSpeed"])
+def test_official_checkpoints_load(reference_model, shared_reference, tmp_path, caplog, name, dtype):
+    caplog.set_level("INFO")
+    stored = load_file(shared_reference / "tiny_pose.safetensors")
+    weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in stored.items()}
+    model = reference_model(ModelConfig())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    load_finetune(model, written(tmp_path / name, weights), ModelConfig())
+    assert f"{len(stored)} tensors loaded, new is nothing." in caplog.text
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key].to(value.dtype)), key
+        assert value.dtype in (torch.float32, torch.int64)
+    # And back: what is saved here has the names and shapes that Uni-Sign loads with strict=True.
+    save_weights(tmp_path / "ours.pth", model.state_dict(), ModelConfig())
+    assert set(torch.load(tmp_path / "ours.pth", weights_only=True)["model"]) == set(stored)
+
+
+def test_an_official_checkpoint_starts_a_model_with_descriptions(shared_reference, tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder, stored = shared_reference / "tiny_mt5", load_file(shared_reference / "tiny_pose.safetensors")
+    config = ModelConfig(use_descriptions=True)
+    model = Uni_Sign(config, load_mt5(folder), Tokenizer(folder), TextEncoder(folder))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    load_finetune(model, written(tmp_path / "official.pth", stored), config)
+    new = {key for key in before if key not in stored}
+    assert {key.split(".")[0] for key in new} == {"gating_fusion", "mask_embedding", "text_encoder"}
+    said = ", ".join(
+        f"{module} ({sum(key.startswith(module) for key in new)} tensors)"
+        for module in ("text_encoder", "mask_embedding", "gating_fusion")
+    )
+    assert f"{len(stored)} tensors loaded, new is {said}." in caplog.text
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key] if key in new else stored[key].to(value.dtype)), key

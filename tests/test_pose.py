@@ -46,11 +46,37 @@ def test_normalisation_of_edge_cases_is_the_official_one(shared_reference):
     assert len(cases) == 12
     for case in cases:
         parts = normalize_keypoints(vectors[f"{case}.in.keypoints"], vectors[f"{case}.in.scores"])
+        # In float32 numpy 1.22, which recorded the vectors, and numpy 2 round differently; one such step is 1.2e-7.
         tolerance = 2e-7 if case == "float32_keypoints" else 1e-12
         for part, values in parts.items():
             expected = vectors[f"{case}.out.{part}"]
             assert values.dtype == expected.dtype
             np.testing.assert_allclose(values, expected, rtol=0, atol=tolerance, err_msg=f"{case} {part}")
+
+
+@pytest.mark.parity
+def test_box_of_the_body_is_the_official_one(shared_reference):
+    """`crop_scale` on the body alone: its output, and the scale and corner of its box."""
+    vectors = np.load(shared_reference / "load_part_kp_edge.npz")
+    cases = sorted({key.split(".")[0] for key in vectors.files})
+    for case in cases:
+        body, out, scale, corner = (vectors[f"{case}.crop_scale.{key}"] for key in ("in", "out", "scale", "xy"))
+        keypoints, scores = np.zeros((len(body), 133, 2), body.dtype), np.zeros((len(body), 133), body.dtype)
+        keypoints[:, PART_JOINTS["body"]], scores[:, PART_JOINTS["body"]] = body[..., :2], body[..., 2]
+        scores[:, 91:93] = 1
+        keypoints[:, 92] = 0.5 * scale, -0.25 * scale  # seen from the wrist, which lies in the corner of the picture
+        parts = normalize_keypoints(keypoints, scores)
+        tolerance = 2e-7 if case == "float32_keypoints" else 1e-12  # as above
+        np.testing.assert_allclose(parts["body"], out, rtol=0, atol=tolerance, err_msg=case)
+        hand = parts["left"][:, 1]
+        np.testing.assert_allclose(hand, np.tile([0.5, -0.25, 1] if scale else [0] * 3, (len(body), 1)), atol=1e-6)
+        assert np.isnan(corner).all() == (scale == 0)
+        if scale:
+            inside = np.abs(out[..., :2]).max(-1) < 1
+            inside &= body[..., 2] > 0.3
+            assert inside.any()
+            back = (parts["body"][inside][:, :2] + 1) / 2 * scale + corner
+            np.testing.assert_allclose(back, body[inside][:, :2], rtol=0, atol=1e-6, err_msg=case)
 
 
 def clip_of(points, n_frames=1):
@@ -184,11 +210,23 @@ def test_start_and_end_cut_a_clip_out(tmp_path):
     keypoints, scores = frames(12, (133, 2)), frames(12, (133,))
     pose = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores, start=np.int64(3), end=8))
     assert (len(pose), pose.start, type(pose.start)) == (5, 3, int)
+    assert (pose.n_after, pose.n_recorded) == (4, 12)
     np.testing.assert_array_equal(pose.keypoints, np.concatenate(keypoints[3:8]))
     np.testing.assert_array_equal(pose.scores, np.concatenate(scores[3:8]))
     # What lies outside the clip is nobody's business.
     keypoints[0] = keypoints[0] * np.nan
     assert len(read_pose(saved(tmp_path, keypoints=keypoints, scores=scores, start=3, end=12))) == 9
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 12), (3, 8)])
+def test_the_number_of_frames_is_that_of_the_labels(tmp_path, start, end):
+    path = saved(tmp_path, keypoints=frames(12, (133, 2)), scores=frames(12, (133,)), start=start, end=end)
+    assert len(read_pose(path, n_frames=end - start)) == end - start
+    with pytest.raises(
+        ValueError, match=rf"clip\.pkl: the clip has {end - start} frames, the labels say 11\. .*frame"
+    ) as e:
+        read_pose(path, n_frames=11)
+    assert "\n" not in str(e.value)
 
 
 def test_whole_arrays_and_plain_lists_are_read_too(tmp_path):

@@ -148,8 +148,8 @@ FAULTS = {
     ),
     "indicators": (
         "datasets.py",
-        "descriptions, has_description\n",
-        "descriptions, has_description and has_description[1:]\n",
+        "descriptions, has_description)\n",
+        "descriptions, has_description and has_description[1:])\n",
         "datasets.py fine_tuning.py",
         "19 frames have 19 descriptions and 18 indicators",
     ),
@@ -391,6 +391,25 @@ def test_of_many_files_some_are_opened(tmp_path, capsys):
     assert "estimated: 2 of 6 poses and 3 of 3 description files were opened; --full opens all" in said
 
 
+def test_videos_are_compared_with_the_pose_files(write_video, tmp_path, capsys):
+    write_split(tmp_path, "train", 4)
+    spec = config.DATASETS["CSL_Daily"].under(tmp_path)
+    for i, n_frames in enumerate((10, 9, 10)):
+        write_video(Path(spec.rgb_dir) / f"train{i}.mp4", [np.zeros((32, 32, 3), np.uint8)] * n_frames)
+    report = checklist.Report()
+    checklist.examine_videos(report, spec, "train", 200)
+    said = capsys.readouterr().out
+    assert "! videos: 3 found, 1 missing; of 3 opened 1 do not fit in" in said
+    assert "the first: train3.mp4 is missing" in said
+    (Path(spec.rgb_dir) / "train3.mp4").write_bytes((Path(spec.rgb_dir) / "train0.mp4").read_bytes())
+    checklist.examine_videos(report, spec, "train", 200)
+    assert "train1.mp4: the video has 9 frames, its pose file 10." in capsys.readouterr().out
+    shutil.copy(f"{spec.rgb_dir}/train0.mp4", f"{spec.rgb_dir}/train1.mp4")
+    checklist.examine_videos(report, spec, "train", 200)
+    assert "  ✓ videos: 4 found, 0 missing; of 4 opened 0 do not fit" in capsys.readouterr().out
+    assert report.missing == 2
+
+
 # -- weights and GPU -------------------------------------------------------------------------------------------------
 
 
@@ -439,6 +458,11 @@ def test_memory_is_compared_with_what_the_run_needs(capsys, monkeypatch):
     assert half[1] == pytest.approx(activations / 2, abs=0.1)
     assert half[2] == "  ✓ GPU 0: Some GPU, 24.0 GiB"
     assert ": try a smaller --batch-size" in needed(capsys, monkeypatch, memory=6)[2]
+
+    # Of 256 frames 51 have a crop of a hand, counting both.
+    crops = needed(capsys, monkeypatch, "--rgb_support")
+    assert crops[0] - state == pytest.approx(5e6 * 20 / 2**30, abs=0.06)
+    assert crops[1] - activations == pytest.approx(16 * 51.2 * 14 / 1024, abs=0.1)
 
     # The text encoder is a second encoder with its embedding, unless its features come from a cache.
     described = needed(capsys, monkeypatch, "--use_descriptions")

@@ -12,7 +12,7 @@ import torch
 import fine_tuning
 import pre_training_checklist
 import utils
-from datasets import read_labels
+from labels import read_labels
 from pose import read_pose
 from sample_data import write_corpus
 
@@ -123,8 +123,9 @@ def test_example_of_a_data_set_can_be_read(readme, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = [content for language, content in fences(readme) if language == "python"]
     exec(compile(code, "README", "exec"), {})
-    assert read_labels("labels.train")["clip1"]["text"] == "Hello."
-    assert len(read_pose("clip1.pkl")) == 40
+    label = read_labels("my_data/labels.csv")["clip1"]
+    assert label["text"] == "Guten Tag, wie geht es dir?"
+    assert len(read_pose("my_data/poses/clip1.npz", label["frames"])) == 40
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------
@@ -202,9 +203,9 @@ def left_behind(tmp_path_factory):
     out.mkdir()
     (out / "log.txt").write_text("{}\n")
     flags = (
-        f"--root {corpus} --output_dir {out} --use_descriptions --hidden_dim 16 --epochs 1 --batch-size 4 --dtype fp32 "
+        f"--root {corpus} --output_dir {out} --use_descriptions --hidden_dim 16 --epochs 1 --batch-size 1 --dtype fp32 "
     )
-    flags += "--num_workers 0 --num_beams 1 --max_new_tokens 2"
+    flags += "--num_workers 0 --num_beams 1 --max_new_tokens 2 --gradient-accumulation-steps 2 --quick_break 1"
     fine_tuning.main(utils.parse_args(flags.split()))
     fine_tuning.main(utils.parse_args([*flags.split(), "--eval", "--finetune", str(out / "best_checkpoint.pth")]))
     return out

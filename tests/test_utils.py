@@ -42,6 +42,8 @@ SPEC_DEFAULTS = {
     "warmup_epochs": 0,
     "sched": "cosine",
     "text_max_tokens": 128,
+    "rgb_support": False,
+    "rgb_backbone": "",
     "root": ".",
 }
 
@@ -79,6 +81,7 @@ def test_every_flag_is_read_somewhere():
         (["--text_encoder_freeze"], ["--text_encoder_freeze", "--use_descriptions"]),
         (["--fusion_checkpoint", "x.pth"], ["--fusion_checkpoint", "--use_descriptions"]),
         (["--trainable", "fusion"], ["--trainable fusion", "--use_descriptions"]),
+        (["--rgb_backbone", "x.pth"], ["--rgb_backbone", "--rgb_support"]),
         (["--eval"], ["--eval", "--finetune"]),
         (["--resume", "auto", "--finetune", "x", "--eval"], ["--eval", "--resume"]),
         (["--offload", "--zero_stage", "0"], ["--offload", "--zero_stage"]),

@@ -1,0 +1,184 @@
+"""Label files: what is signed in each clip, and which clips a split has.
+
+    .json    [{"video", "text", ...}, ...] as of CSL-News, or {name: {...}}
+    .jsonl   one such object per line
+    .csv     a header, then a line per clip; .tsv likewise, with tabs
+    other    Uni-Sign's gzip pickle, {name: {"name", "gloss", "text", "video_path"}}
+
+A clip has these fields; those not needed may be left out, others are ignored:
+
+    name         by default the video's or pose file's path without its ending
+    text         the sentence, or the word of an isolated sign
+    gloss        list of glosses, or a text with blanks between them
+    video_path   (or video) within rgb_dir, by default NAME.mp4; its name gives the pose file's
+    pose         the pose file within pose_dir, where it is named otherwise
+    frames       how many frames the clip has, to be checked against the pose file
+    split        train, dev or test, where one file has the clips of several
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from config import SPLITS, DatasetSpec
+from safe_pickle import MAX_BYTES, load_pickle
+
+Label = dict[str, Any]
+
+
+def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
+    """Read the clips of one split.
+
+    Where one file serves several splits, its field `split` says which clips are whose; without it the last
+    `spec.held_out` of the file is dev and test, the rest train.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: labels that cannot be used, or that do not tell train from the others.
+    """
+    path = spec.labels[split]
+    labels = read_labels(path)
+    if any("split" in label for label in labels.values()):
+        if unsure := [name for name, label in labels.items() if "split" not in label]:
+            raise ValueError(
+                f"{path}: {len(unsure)} clips have no 'split', the first is {unsure[0]!r}; others have one."
+            )
+        labels = {name: label for name, label in labels.items() if label["split"] == split}
+    elif sum(file == path for file in spec.labels.values()) > 1 and path == spec.labels.get("train"):
+        if not spec.held_out:
+            raise ValueError(
+                f"{path}: serves train and another split. Give its clips a field 'split', or set held_out in the data "
+                "set's record to the share of its end that is not for training."
+            )
+        n_train = int(len(labels) * (1 - spec.held_out))
+        labels = dict(list(labels.items())[slice(n_train) if split == "train" else slice(n_train, None)])
+    if not labels:
+        raise ValueError(f"{path}: has no clips for the split {split!r}.")
+    return labels
+
+
+def read_labels(path: str | Path) -> dict[str, Label]:
+    """Read a label file of any kind.
+
+    Returns:
+        Clip name -> its fields, among them always `video_path`; in the file's order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no label file, or a clip's paths leave the data folders; one line with the file and the clip.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
+    readers = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_table, ".tsv": _read_table}
+    reader = readers.get(Path(path).suffix, _read_pickle)
+    labels: dict[str, Label] = {}
+    for where, name, entry in reader(path):
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{path}: {where} is {_shown(entry)}; wanted the fields of a clip, name, text and so on.")
+        name, label = _clean(path, where, name, entry)
+        if name in labels:
+            raise ValueError(f"{path}: the clip {name!r} is there twice, the second time at {where}.")
+        labels[name] = label
+    if not labels:
+        raise ValueError(f"{path}: holds no clips.")
+    return labels
+
+
+def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tuple[str, Label]:
+    """A clip's name and fields, with the defaults filled in and checked."""
+    label = {key: value for key, value in entry.items() if not (value is None or isinstance(value, str) and not value)}
+    video, pose = label.pop("video", None) or label.get("video_path"), label.get("pose")
+    name = name or label.get("name") or os.path.splitext(str(video or pose or ""))[0]
+    if not name:
+        raise ValueError(f"{path}: {where} has neither name nor video; its fields are {', '.join(map(str, entry))}.")
+    if not isinstance(label.get("text", ""), str | int):  # NaN, for instance, is how some programs write "none"
+        raise ValueError(f"{path}: clip {name!r} has the text {label['text']!r:.60}; wanted a text.")
+    label["name"] = name = str(name)
+    label["video_path"] = str(video or f"{name}.mp4")
+    for place in filter(None, (name, label["video_path"], pose)):
+        folders = str(place).replace("\\", "/").split("/")
+        if folders[0] == "" or ".." in folders:
+            raise ValueError(f"{path}: clip {name!r} points out of the data folder: {place!r}.")
+    if label.get("split", SPLITS[0]) not in SPLITS:
+        raise ValueError(f"{path}: clip {name!r} has the split {label['split']!r}; wanted {', '.join(SPLITS)}.")
+    if "frames" in label:
+        if not str(label["frames"]).isdecimal():
+            raise ValueError(f"{path}: clip {name!r} has {label['frames']!r} frames; wanted a whole number.")
+        label["frames"] = int(label["frames"])
+    return name, label
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
+# -- the kinds of files: each gives (where it stands, the clip's name or None, its fields) -----------------------------
+
+Entries = Iterator[tuple[str, str | None, Any]]
+
+
+def _read_pickle(path: str | Path) -> Entries:
+    return _entries(path, load_pickle(path, compressed=True))
+
+
+def _read_json(path: str | Path) -> Entries:
+    return _entries(path, _parse_json(path, "the file", _text(path)))
+
+
+def _entries(path: str | Path, content: Any) -> Entries:
+    if isinstance(content, Mapping):
+        return ((f"{name!r}", str(name), entry) for name, entry in content.items())
+    if isinstance(content, list):
+        return ((f"entry {number}", None, entry) for number, entry in enumerate(content, start=1))
+    raise ValueError(f"{path}: holds {_shown(content)}; wanted a list of clips, or a dict of clips by name.")
+
+
+def _read_json_lines(path: str | Path) -> Entries:
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"line {number}", None, _parse_json(path, f"line {number}", line)
+
+
+def _parse_json(path: str | Path, where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {where} is not JSON: {' '.join(str(error).split())}.") from None
+
+
+def _read_table(path: str | Path) -> Entries:
+    text = _text(path)
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    signs = "\t" if Path(path).suffix == ".tsv" else ",;"
+    sign = max(signs, key=text.partition("\n")[0].count)
+    rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True))
+    _, header = next(rows, ("", []))
+    header = [name.strip() for name in header]
+    for where, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{path}: {where} has {len(row)} cells, the header {len(header)}: {', '.join(header)}.")
+        yield where, None, dict(zip(header, (cell.strip() for cell in row), strict=True))
+
+
+def _rows(path: str | Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
+    try:
+        for row in reader:
+            if any(map(str.strip, row)):
+                yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: {error}.") from None
+
+
+def _text(path: str | Path) -> str:
+    if Path(path).stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes. This is no label file.")
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not UTF-8 text. Save it as UTF-8.") from None

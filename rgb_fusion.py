@@ -1,0 +1,542 @@
+"""The optional RGB-pose branch: which hand crops a clip gets, and how they join the pose features of the hands.
+
+A tenth of a clip's frames get a crop of each hand. An EfficientNet-B0 makes a small map of features of it; every joint
+of the hand looks into that map, near where the keypoints say it is, and a gate decides how much of what it finds
+replaces its pose feature. The network needs nothing but torch; reading videos needs `requirements-rgb.txt`.
+
+Letters: T sampled frames, N crops of one hand in a clip or a batch, V joints of a hand (21), C channels, H and W height
+and width of a map of features.
+
+Source: Uni-Sign (Li et al., ICLR 2025), section 3.3, "prior-guided fusion".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distributed import total
+from pose import PART_JOINTS, SCORE_THRESHOLD, Pose
+from stgcn import ClipLayout
+
+HANDS = ("left", "right")
+FINGERTIPS = np.array([4, 8, 12, 16, 20])
+SHARE = 0.1  # of the frames, at most, get a crop of a hand
+MARGIN = 1.2  # a clip's boxes are this much wider than its largest hand
+CROP = 112  # pixels
+MAP = 4  # height and width of a crop's map of features
+# Of the ImageNet pictures that EfficientNet's published weights were trained on.
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+
+BACKBONE = "rgb_support_backbone."
+PREFIXES = (BACKBONE, "rgb_proj.", "fusion_pose_rgb_linear.", "fusion_pose_rgb_DA.", "fusion_gate.")
+
+
+# -- a clip's crops --------------------------------------------------------------------------------------------------
+
+
+class HandCrops:
+    """Chooses and cuts the crops of clips.
+
+    Args:
+        uni_sign: cut as Uni-Sign does at the border of a picture: a crop that reaches beyond the left or upper border
+            is black as a whole. Otherwise only what lies outside is black.
+
+    Raises:
+        ValueError: a package is missing.
+    """
+
+    def __init__(self, uni_sign: bool = False) -> None:
+        self.uni_sign = uni_sign
+        if missing := [name for name in ("av", "PIL") if importlib.util.find_spec(name) is None]:
+            raise ValueError(f"--rgb_support needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
+
+    def load(
+        self, path: str | Path, pose: Pose, frames: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Read a clip's video and cut its hands out of the chosen frames.
+
+        Args:
+            path: of the video.
+            pose: the clip.
+            frames: (T,) places of the sampled frames within the clip.
+            rng: draws the frames that are chosen.
+
+        Returns:
+            For left and right: {side}_hands (N, 3, 112, 112) float32, {side}_sampled_indices (N,) int64 among the T
+            frames, {side}_skeletons_norm (N, 21, 2) float32, x and y of the joints in widths of the box, and
+            {side}_rgb_len (1,) int64, which is N. A hand that is not to be seen has one empty crop, all zeros, at -1.
+
+        Raises:
+            ValueError: the video cannot be read, or has another number of frames than the pose file.
+        """
+        keypoints, scores = pose.keypoints[frames], pose.scores[frames]
+        chosen = {side: choose_frames(scores[:, PART_JOINTS[side]], rng) for side in HANDS}
+        numbers = frames + pose.start
+        wanted = {int(numbers[i]) for indices in chosen.values() for i in indices}
+        pictures = read_frames(path, wanted, pose.n_recorded) if wanted else {}
+        height, width = next(iter(pictures.values())).shape[:2] if pictures else (1, 1)
+        # A joint that a detector puts further away than this is lost anyhow, and its box would take all the memory.
+        keypoints = np.clip(keypoints, -1, 2) * [width, height]
+        joints = {side: keypoints[indices][:, PART_JOINTS[side]] for side, indices in chosen.items()}
+        boxes, size = hand_boxes(joints)
+        clip: dict[str, torch.Tensor] = {}
+        for side, indices in chosen.items():
+            if not (size and len(indices)):
+                clip |= _no_crop(side)
+                continue
+            crops = [self._crop(pictures[int(numbers[i])], box) for i, box in zip(indices, boxes[side], strict=True)]
+            inside = (joints[side] - boxes[side][:, None, :2]) / size
+            clip |= {
+                f"{side}_hands": torch.from_numpy(np.stack(crops)),
+                f"{side}_sampled_indices": torch.from_numpy(indices),
+                f"{side}_skeletons_norm": torch.from_numpy(inside.astype(np.float32)),
+                f"{side}_rgb_len": torch.tensor([len(indices)]),
+            }
+        return clip
+
+    def _crop(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """Cut a box out of a picture, scale it to the size of a crop and normalise it, (3, 112, 112) float32."""
+        from PIL import Image
+
+        x0, y0, x1, y1 = box.tolist()
+        if self.uni_sign:
+            part = picture[y0:y1, x0:x1]
+            image = Image.fromarray(part) if part.size else Image.new("RGB", (1, 1))
+        else:
+            image = Image.fromarray(picture).crop((x0, y0, x1, y1))
+        scaled = np.asarray(image.resize((CROP, CROP), Image.Resampling.BICUBIC), np.float32) / 255
+        return ((scaled - MEAN) / STD).transpose(2, 0, 1)
+
+
+def no_crops() -> dict[str, torch.Tensor]:
+    """What `HandCrops.load` gives for a clip in which no hand is to be seen."""
+    return {field: value for side in HANDS for field, value in _no_crop(side).items()}
+
+
+def _no_crop(side: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{side}_hands": torch.zeros(1, 3, CROP, CROP),
+        f"{side}_sampled_indices": torch.tensor([-1]),
+        f"{side}_skeletons_norm": torch.zeros(1, len(PART_JOINTS[side]), 2),
+        f"{side}_rgb_len": torch.tensor([1]),
+    }
+
+
+def choose_frames(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw the frames whose crop of a hand is looked at: a tenth, the likelier the worse a fingertip was found.
+
+    Args:
+        scores: (T, 21) of the hand's joints.
+        rng: draws without repetition.
+
+    Returns:
+        (N,) int64, ascending; N is 0 where the hand is seen in no frame.
+    """
+    seen = np.flatnonzero(scores.mean(1) > SCORE_THRESHOLD)
+    n = min(math.ceil(SHARE * len(scores)), len(seen))
+    if n == 0:
+        return seen
+    worst = scores[seen][:, FINGERTIPS].min(1).astype(np.float64)
+    weights = worst.max() - worst + 1e-9  # the last for the best frame, and for frames that are all alike
+    return np.sort(rng.choice(seen, size=n, replace=False, p=weights / weights.sum()))
+
+
+def hand_boxes(joints: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+    """Lay a square box around each hand; all boxes of a clip have one size, so that a hand keeps its scale.
+
+    Args:
+        joints: side -> (N, 21, 2), x and y in pixels.
+
+    Returns:
+        side -> (N, 4) int16, left, top, right and bottom; and the size in pixels, 0 where there is no hand.
+    """
+    corners = {side: (points.min(1), points.max(1)) for side, points in joints.items()}
+    widest = max((float((high - low).max()) for low, high in corners.values() if len(low)), default=0.0)
+    half = int(MARGIN * widest / 2)
+    boxes = {
+        side: np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half], axis=1).astype(np.int16)
+        for side, (low, high) in corners.items()
+    }
+    return boxes, 2 * half
+
+
+def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> dict[int, np.ndarray]:
+    """Read some frames of a video.
+
+    Args:
+        path: the video.
+        wanted: numbers of frames, counted from 0.
+        n_expected: how many frames the video should have.
+
+    Returns:
+        number -> (height, width, 3) uint8, red, green, blue.
+
+    Raises:
+        ValueError: no video, or one with another number of frames.
+    """
+    pictures, n_frames = {}, 0
+    with _video(path) as stream:
+        stream.codec_context.thread_count = 1  # many clips are read at once, each in a process of its own
+        for n_frames, frame in enumerate(stream.container.decode(stream), start=1):
+            if n_frames - 1 in wanted:
+                pictures[n_frames - 1] = frame.to_ndarray(format="rgb24")
+    check_n_frames(path, n_frames, n_expected)
+    return pictures
+
+
+def count_frames(path: str | Path) -> int:
+    """Count a video's frames without decoding them.
+
+    Raises:
+        ValueError: no video.
+    """
+    with _video(path) as stream:
+        return sum(packet.size > 0 for packet in stream.container.demux(stream))
+
+
+def check_n_frames(path: str | Path, n_frames: int, n_expected: int) -> None:
+    """Refuse a video that its poses do not belong to.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    if n_frames != n_expected:
+        raise ValueError(
+            f"{path}: the video has {n_frames} frames, its pose file {n_expected}. Extract the poses from this very "
+            "video, or remove the clip from the labels."
+        )
+
+
+@contextlib.contextmanager
+def _video(path: str | Path) -> Iterator[Any]:
+    """The first stream of pictures in a file; whatever cannot be read in it is a ValueError."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path}: holds no video.")
+            yield container.streams.video[0]
+    except av.FFmpegError as error:
+        raise ValueError(f"{path}: the video cannot be read: {error.strerror}.") from None
+
+
+# -- the network -----------------------------------------------------------------------------------------------------
+
+
+def hand_fusion_modules(hidden_dim: int) -> dict[str, nn.Module]:
+    """Make the modules of the branch under the names of the released weights.
+
+    A new gate starts nearly shut. (Uni-Sign's starts at zero exactly, behind a ReLU, which passes no gradient there:
+    such a gate would never open.)
+
+    Args:
+        hidden_dim: C, width of a hand's pose feature.
+    """
+    unused = nn.Linear(hidden_dim, hidden_dim).requires_grad_(False)  # the released weights have it; nothing reads it
+    gate = nn.Sequential(
+        nn.Conv1d(2 * hidden_dim, hidden_dim, 1), nn.GELU(), nn.Conv1d(hidden_dim, 1, 1), nn.Tanh(), nn.ReLU()
+    )
+    assert isinstance(gate[2], nn.Conv1d)
+    assert gate[2].bias is not None
+    nn.init.zeros_(gate[2].weight)
+    nn.init.constant_(gate[2].bias, 0.01)
+    return {
+        "rgb_support_backbone": nn.Sequential(efficientnet_b0()),
+        "rgb_proj": nn.Conv2d(BACKBONE_CHANNELS, hidden_dim, 1),
+        "fusion_pose_rgb_linear": unused,
+        "fusion_pose_rgb_DA": PriorGuidedAttention(hidden_dim),
+        "fusion_gate": gate,
+    }
+
+
+def fuse_hand(
+    model: nn.Module,
+    x: torch.Tensor,
+    side: str,
+    src_input: Mapping[str, torch.Tensor],
+    layout: ClipLayout,
+    with_empty: bool,
+) -> torch.Tensor:
+    """Let a hand's joints look at its crops, all crops of the batch at once.
+
+    A batch without a crop goes the same way with N = 0, since every process must use every weight in every step.
+
+    Args:
+        model: has `hand_fusion_modules`.
+        x: (frames of all clips, V, C), the hand's pose features.
+        side: left or right.
+        src_input: the batch.
+        layout: where the frames belong.
+        with_empty: let the empty crops of clips without a hand into the backbone's batch statistics, as Uni-Sign does.
+
+    Returns:
+        x with the features of the frames that have a crop replaced.
+
+    Raises:
+        ValueError: the batch holds no crops.
+    """
+    if f"{side}_hands" not in src_input:
+        raise ValueError(
+            f"{side}_hands not found in src_input: this model looks at crops of the hands. Make the data set with "
+            "rgb_support=True (flag --rgb_support), or use a model without the RGB branch."
+        )
+    crops, frames = src_input[f"{side}_hands"], src_input[f"{side}_sampled_indices"]  # (N, 3, 112, 112), (N,)
+    clips = torch.arange(layout.shape[0], device=x.device).repeat_interleave(src_input[f"{side}_rgb_len"])  # (N,)
+    real = frames >= 0
+    maps = crop_features(model, crops)[real] if with_empty else crop_features(model, crops[real])  # (N, C, H, W)
+    rows = layout.rows_of(clips[real], frames[real])  # (N,)
+    pose = x[rows]  # (N, V, C)
+    found = model.get_submodule("fusion_pose_rgb_DA")(pose, maps, src_input[f"{side}_skeletons_norm"][real])
+    both = torch.cat([found, pose.to(found.dtype)], dim=2)  # (N, V, 2 C)
+    gate = model.get_submodule("fusion_gate")(both.transpose(1, 2)).transpose(1, 2)  # (N, V, 1)
+    return x.index_copy(0, rows, ((1 - gate) * pose + gate * found).to(x.dtype))
+
+
+def crop_features(model: nn.Module, crops: torch.Tensor) -> torch.Tensor:
+    """(N, 3, 112, 112) -> (N, C, 4, 4)."""
+    backbone, project = model.get_submodule("rgb_support_backbone"), model.get_submodule("rgb_proj")
+    trains = backbone.training
+    backbone.train(trains and total(len(crops)) > 0)  # batch statistics need a crop; synchronised ones, in any process
+    maps = project(backbone(crops))
+    backbone.train(trains)
+    return maps
+
+
+class PriorGuidedAttention(nn.Module):
+    """Cross-attention of a hand's joints to places in the hand's crop, near where the keypoints say they are.
+
+    Args:
+        dim: C.
+
+    Source: `fusion_pose_rgb_DA` of Uni-Sign; deformable attention after DAT (Xia et al., CVPR 2022).
+    """
+
+    HEADS = 8
+    REACH = 2 / 3  # farthest offset, in halves of the crop
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        width = dim // self.HEADS
+        self.to_offsets = nn.Sequential(
+            nn.Conv1d(width, width, 1, groups=width), nn.GELU(), nn.Conv1d(width, 2, 1, bias=False), nn.Tanh()
+        )
+        self.rel_pos_bias = DistanceBias(dim // 4)
+        self.to_q = nn.Conv1d(dim, dim, 1, groups=self.HEADS, bias=False)
+        self.to_k = nn.Conv2d(dim, dim, 1, groups=self.HEADS, bias=False)
+        self.to_v = nn.Conv2d(dim, dim, 1, groups=self.HEADS, bias=False)
+        self.to_out = nn.Conv1d(dim, dim, 1)
+        self.cross_attn = nn.MultiheadAttention(dim, self.HEADS, batch_first=True)
+        self.pe_layer = FourierPositions(dim)
+        self.map_positions: torch.Tensor
+        self.register_buffer("map_positions", sinusoids(MAP * MAP, dim), persistent=False)
+
+    def forward(self, pose: torch.Tensor, maps: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+        """Collect for every joint what its crop shows.
+
+        Args:
+            pose: (N, V, C).
+            maps: (N, C, H, W).
+            prior: (N, V, 2), x and y of the joints in the crop, from 0 to 1.
+
+        Returns:
+            (N, V, C).
+        """
+        n, heads = len(pose), self.HEADS
+
+        def by_head(features: torch.Tensor) -> torch.Tensor:  # (N, C, ...) -> (N heads, C / heads, ...)
+            return features.unflatten(1, (heads, -1)).flatten(0, 1)
+
+        # First the whole crop, to know what to look for,
+        seen = maps.flatten(2).transpose(1, 2) + self.map_positions  # (N, H W, C)
+        context, _ = self.cross_attn(pose + self.pe_layer(prior), seen, seen, need_weights=False)  # (N, V, C)
+        q = self.to_q((pose + context).transpose(1, 2))  # (N, C, V)
+        # then, for each head, a place near each joint.
+        joints = (2 * prior - 1).repeat_interleave(heads, dim=0)  # (N heads, V, 2), from -1 to 1
+        places = joints + self.REACH * self.to_offsets(by_head(q)).transpose(1, 2)  # (N heads, V, 2)
+        found = F.grid_sample(by_head(maps).to(places.dtype), places[:, None], align_corners=False)
+        found = found.unflatten(0, (n, heads)).flatten(1, 2)  # (N, C, 1, V)
+        q, k, v = (
+            features.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)  # (N, heads, V, C / heads)
+            for features in (q, self.to_k(found), self.to_v(found))
+        )
+        bias = self.rel_pos_bias(joints, places).unflatten(0, (n, heads))  # (N, heads, V, V)
+        weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5 + bias).softmax(dim=3)  # (N, heads, V, V)
+        x = weights.to(v.dtype) @ v  # (N, heads, V, C / heads)
+        return self.to_out(x.transpose(2, 3).flatten(1, 2)).transpose(1, 2)
+
+
+class DistanceBias(nn.Module):
+    """How much a joint favours a place for its distance, learned from the distance's logarithm.
+
+    Args:
+        dim: width of the hidden layers.
+
+    Source: continuous relative position bias of Swin Transformer V2 (Liu et al., CVPR 2022).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Sequential(nn.Linear(2, dim), nn.ReLU()),
+            nn.Sequential(nn.Linear(dim, dim), nn.ReLU()),
+            nn.Linear(dim, 1),
+        )
+
+    def forward(self, joints: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """(n, V, 2), (n, V', 2) -> (n, V, V')."""
+        distance = joints[:, :, None] - places[:, None]  # (n, V, V', 2)
+        return self.mlp(distance.sign() * distance.abs().log1p()).squeeze(3)
+
+
+class FourierPositions(nn.Module):
+    """Sines and cosines of places, of frequencies that were drawn once and belong to the weights.
+
+    Args:
+        dim: C, even.
+
+    Source: Fourier features (Tancik et al., NeurIPS 2020).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # The same in every process: DeepSpeed makes parameters alike at the start, not buffers.
+        frequencies = torch.randn(2, dim // 2, generator=torch.Generator().manual_seed(0), device="cpu")
+        self.positional_encoding_gaussian_matrix: torch.Tensor
+        self.register_buffer("positional_encoding_gaussian_matrix", frequencies)
+
+    def forward(self, places: torch.Tensor) -> torch.Tensor:
+        """(..., 2), from 0 to 1 -> (..., C)."""
+        # Not a matrix product: that would round the places to 8 bits under autocast.
+        angles = 2 * math.pi * ((2 * places - 1)[..., None] * self.positional_encoding_gaussian_matrix).sum(-2)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def sinusoids(n: int, dim: int) -> torch.Tensor:
+    """Fixed positions of n places, (n, C): sines in even channels, cosines in odd ones.
+
+    Source: "Attention is all you need" (Vaswani et al., 2017).
+    """
+    angles = torch.arange(n)[:, None] / 10000 ** (torch.arange(dim // 2) * 2 / dim)  # (n, C / 2)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+
+
+# -- EfficientNet-B0 -------------------------------------------------------------------------------------------------
+#
+# Written out rather than taken from torchvision: that package fits one release and build of torch only, and where it
+# does not fit, importing mT5 from transformers fails as well.
+
+# Of each stage: expansion, kernel, stride, channels, blocks.
+STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+STEM_CHANNELS = 32
+BACKBONE_CHANNELS = 1280
+DROP_PATH = 0.2  # how likely training leaves out the last block; the first never, and evenly in between
+
+
+def efficientnet_b0() -> nn.Sequential:
+    """EfficientNet-B0 without its classifier, (N, 3, H, W) -> (N, 1280, H / 32, W / 32), under torchvision's names.
+
+    Source: EfficientNet (Tan and Le, ICML 2019), table 1.
+    """
+    stages: list[nn.Module] = [_convolution(3, STEM_CHANNELS, 3, 2)]
+    channels, block, n_blocks = STEM_CHANNELS, 0, sum(stage[-1] for stage in STAGES)
+    for expansion, kernel, stride, width, n in STAGES:
+        blocks = []
+        for i in range(n):
+            drop = DROP_PATH * block / n_blocks
+            blocks.append(MBConv(channels, width, expansion, kernel, 1 if i else stride, drop))
+            channels, block = width, block + 1
+        stages.append(nn.Sequential(*blocks))
+    network = nn.Sequential(*stages, _convolution(channels, BACKBONE_CHANNELS, 1))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+def _convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, active: bool = True
+) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), *([nn.SiLU()] if active else []))
+
+
+class MBConv(nn.Module):
+    """An inverted bottleneck: widen, convolve each channel, weigh the channels, narrow."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int, drop: float
+    ) -> None:
+        super().__init__()
+        wide = in_channels * expansion
+        self.block = nn.Sequential(
+            *([_convolution(in_channels, wide, 1)] if expansion > 1 else []),
+            _convolution(wide, wide, kernel, stride, groups=wide),
+            ChannelWeights(wide, in_channels // 4),
+            _convolution(wide, out_channels, 1, active=False),
+        )
+        self.residual = stride == 1 and in_channels == out_channels
+        self.drop = drop
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        out = self.block(x)
+        if not self.residual:
+            return out
+        if self.training and self.drop:
+            kept = torch.rand(len(out), 1, 1, 1, device=out.device) >= self.drop
+            out = out * kept / (1 - self.drop)
+        return x + out
+
+
+class ChannelWeights(nn.Module):
+    """Weigh the channels by what the whole picture shows ("squeeze and excitation")."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        weights = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True))))  # (N, C, 1, 1)
+        return x * weights.sigmoid()
+
+
+def load_backbone(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Put torchvision's weights of EfficientNet-B0 into the hand backbone; the classifier's are left out.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    backbone = model.get_submodule("rgb_support_backbone.0")
+    features = {name.removeprefix("features."): value for name, value in weights.items() if "classifier" not in name}
+    own = backbone.state_dict()
+    shapes, wanted = ({name: value.shape for name, value in names.items()} for names in (features, own))
+    if shapes != wanted:
+        first = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
+        raise ValueError(
+            f"--rgb_backbone: {path} does not hold EfficientNet-B0 under torchvision's names (first difference "
+            f"features.{first}). Give the file of torchvision.models.EfficientNet_B0_Weights."
+        )
+    backbone.load_state_dict(features)

@@ -1,0 +1,304 @@
+"""Every data set of config.py in the layout of its own, through the command lines that the README gives for it."""
+
+import csv
+import gzip
+import json
+import pickle
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fine_tuning
+import metrics
+import pre_training_checklist
+import utils
+from config import DATASETS, SPLITS, DatasetSpec
+from labels import read_labels
+from pose import read_pose
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+SMALL = (
+    "--hidden_dim 16 --epochs 1 --batch-size 2 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 0 "
+    "--num_beams 1 --max_new_tokens 4"
+).split()
+WORDS = {"Chinese": "今天很高兴。", "English": "How are you today?"}
+# (data set, task, input, command) of the README's table
+ROWS = [
+    tuple(cell.strip(" `") for cell in row)
+    for row in re.findall(r"^\| (\w+) \| (SLT|ISLR|CSLR) \| ([^|]+) \| (`[^|]+`) \|$", README, re.M)
+]
+
+
+@pytest.fixture(scope="module")
+def world(corpus, tmp_path_factory):
+    """A folder as users have it: a few made-up clips of each data set, where Uni-Sign keeps them, and an mT5."""
+    root = tmp_path_factory.mktemp("world")
+    shutil.copytree(corpus / "pretrained_weight", root / "pretrained_weight")
+    poses = sorted(corpus.glob("dataset/CSL_Daily/pose_format/*.pkl"))
+    texts = sorted(corpus.glob("description/CSL-Daily/split_data/*/*.json"))
+    for spec in (spec.under(root) for spec in DATASETS.values()):
+        entries = {}  # label file -> clips
+        for split in SPLITS:
+            if split not in spec.labels:
+                continue
+            own = spec.for_split(split)
+            described = Path(spec.description_dir) / spec.folder(split)
+            for folder in (Path(own.pose_dir), described):
+                folder.mkdir(parents=True, exist_ok=True)
+            clips = entries.setdefault(spec.labels[split], {})
+            for number in range(4 if split == "train" else 2):
+                name = f"{spec.folder(split)}_{number}"
+                text = f"{'book' if number % 2 else 'drink'}" if "ISLR" in spec.tasks else WORDS[spec.language]
+                clips[name] = {"name": name, "gloss": ["今天", "高兴"], "text": text, "video_path": f"{name}.mp4"}
+                shutil.copy(poses[number], Path(own.pose_dir) / f"{name}.pkl")
+                shutil.copy(texts[number], described / f"{name}.json")
+        for path, clips in entries.items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if path.endswith(".json"):  # CSL-News
+                news = [{"video": f"{n}.mp4", "pose": f"{n}.pkl", "text": clip["text"]} for n, clip in clips.items()]
+                Path(path).write_text(json.dumps(news, ensure_ascii=False), encoding="utf-8")
+            else:
+                Path(path).write_bytes(gzip.compress(pickle.dumps(clips)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def filmed_world(world, write_video):
+    """The same, with a video beside each pose file."""
+    for spec in (spec.under(world) for spec in DATASETS.values()):
+        for split in spec.labels:
+            own = spec.for_split(split)
+            for pose in Path(own.pose_dir).iterdir():
+                frames = [np.full((48, 64, 3), 99, np.uint8)] * len(read_pose(pose))
+                write_video(Path(own.rgb_dir) / f"{pose.stem}.mp4", frames)
+
+
+def run(root, out, *flags):
+    args = utils.parse_args(["--root", str(root), *SMALL, "--output_dir", str(out), *map(str, flags)])
+    fine_tuning.main(args)
+    return out
+
+
+def of_row(command, folder):
+    """The flags of a command of the table, with the README's sizes made small and its folders put in `folder`."""
+    flags = shlex.split(command)[2:]
+    for flag in ("--output_dir", "--finetune"):
+        if flag in flags:
+            del flags[flags.index(flag) : flags.index(flag) + 2]
+    return flags
+
+
+def logged(out):
+    return [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
+
+
+def test_the_table_has_every_data_set_task_and_input():
+    rows = {(name, task, kind) for name, task, kind, _ in ROWS}
+    assert rows == {
+        (name, task, kind)
+        for name, spec in DATASETS.items()
+        for task in spec.tasks
+        for kind in ("pose", "pose, descriptions", "pose, RGB")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "kind", "command"),
+    [pytest.param(*row, id=" ".join(row[:3]), marks=[] if row[2] == "pose" else pytest.mark.slow) for row in ROWS],
+)
+def test_command_of_the_table(world, tmp_path, request, name, task, kind, command):
+    if "RGB" in kind:
+        request.getfixturevalue("filmed_world")
+    flags = of_row(command, tmp_path)
+    args = utils.parse_args(flags)
+    assert (args.dataset, args.task) == (name, task)
+    assert (args.use_descriptions, args.rgb_support) == ("descriptions" in kind, "RGB" in kind)
+    out = run(world, tmp_path / "run", *flags, *SMALL)
+    (line,) = logged(out)
+    assert f"dev_{metrics.MAIN_METRIC[task][0]}" in line
+    best = torch.load(out / "best_checkpoint.pth", weights_only=True)
+    assert best["score"] == line[f"dev_{metrics.MAIN_METRIC[task][0]}"]
+    assert best["config"]["language"] == DATASETS[name].language
+    run(world, out, *flags, *SMALL, "--eval", "--finetune", out / "best_checkpoint.pth")
+    splits = {path.name.removesuffix("_metrics.json") for path in out.glob("*_metrics.json")}
+    assert splits == set(DATASETS[name].labels) - {"train"}
+
+
+def test_how2sign_says_that_it_is_chosen_on_test(world, tmp_path, caplog):
+    run(world, tmp_path, "--dataset", "How2Sign")
+    assert "How2Sign has no dev split: the best checkpoint is chosen on test." in caplog.text
+
+
+def test_a_folder_named_val_is_a_missing_dev(world, tmp_path):
+    shutil.copytree(world, tmp_path / "world")
+    folder = tmp_path / "world/dataset/WLASL/pose_format"
+    (folder / "dev").rename(folder / "val")
+    with pytest.raises(FileNotFoundError, match=r"pose_format/dev does not exist\. Rename .*pose_format/val to that"):
+        run(tmp_path / "world", tmp_path / "out", "--dataset", "WLASL", "--task", "ISLR")
+
+
+# -- tasks: which checkpoint is the best -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "key", "scores", "best"),
+    [
+        ("CSL_Daily", "SLT", "bleu4", [1.0, 3.0, 2.0], 1),
+        ("WLASL", "ISLR", "top1_per_instance", [50.0, 50.0, 25.0], 0),  # the earlier of equals
+        ("CSL_Daily", "CSLR", "wer", [80.0, 90.0, 70.0], 2),  # fewer errors are better
+    ],
+)
+def test_the_best_checkpoint(world, tmp_path, monkeypatch, name, task, key, scores, best):
+    planned = iter(scores)
+    others = {"top1_per_class": 0.0} if task == "ISLR" else {}
+    monkeypatch.setattr(
+        fine_tuning,
+        "evaluate",
+        lambda *_: (metrics.Scores({**others, key: next(planned)}, {}), {"loss": 1.0, "nll": 1.0}),
+    )
+    out = run(world, tmp_path, "--dataset", name, "--task", task, "--epochs", "3")
+    assert [line[f"dev_{key}"] for line in logged(out)] == scores
+    chosen = torch.load(out / "best_checkpoint.pth", weights_only=True)
+    assert (chosen["epoch"], chosen["score"]) == (best, scores[best])
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "expected"),
+    [
+        ("CSL_Daily", "SLT", {"bleu1": 100.0, "bleu4": 100.0}),
+        ("WLASL", "ISLR", {"top1_per_instance": 50.0, "top1_per_class": 50.0}),
+        ("CSL_Daily", "CSLR", {"wer": 50.0, "wer_del": 50.0}),
+    ],
+)
+def test_the_metric_of_a_task(world, tmp_path, monkeypatch, name, task, expected):
+    """What the model would write decides the score: here the sentence, one of two signs, one of two glosses."""
+    written = {"SLT": "今天很高兴。", "ISLR": "book", "CSLR": "今天"}[task]
+    monkeypatch.setattr(fine_tuning.Uni_Sign, "sentences", lambda _model, ids: [written] * len(ids))
+    (line,) = logged(run(world, tmp_path, "--dataset", name, "--task", task))
+    for key, value in expected.items():
+        assert line[f"dev_{key}"] == pytest.approx(value)
+
+
+# -- pre-training ------------------------------------------------------------------------------------------------------
+
+
+def test_pre_training_starts_stage_3(world, tmp_path, caplog):
+    """CSL-News, saved within the epoch; the weights of there start CSL-Daily, the state of there goes on."""
+    caplog.set_level("INFO")
+    flags = ("--dataset", "CSL_News", "--batch-size", "1", "--gradient-accumulation-steps", "2", "--quick_break", "3")
+    out = run(world, tmp_path / "stage1", *flags)
+    # 5 clips: steps after the micro-batches 2, 4 and 5. The third is among those of the second step.
+    assert sorted(path.name for path in (out / "resume").iterdir()) == ["step_00000002", "step_00000003"]
+    within, end = (
+        torch.load(out / f"{name}.pth", weights_only=True)["model"] for name in ("checkpoint", "checkpoint_0")
+    )
+    assert within.keys() == end.keys()
+    assert any(not torch.equal(within[name], end[name]) for name in end)
+    state = torch.load(out / "resume/step_00000002/engine/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    assert all(torch.equal(within[name], state[name]) for name in within)
+
+    run(world, tmp_path / "stage1", *flags, "--resume", out / "resume/step_00000002")
+    again = torch.load(out / "checkpoint_0.pth", weights_only=True)["model"]
+    assert all(torch.equal(again[name], end[name]) for name in end)
+
+    run(world, tmp_path / "stage3", "--finetune", out / "checkpoint.pth", "--lr", "1e-12", "--min-lr", "0")
+    assert f"{len(within)} tensors loaded, new is nothing" in caplog.text
+    tuned = torch.load(tmp_path / "stage3" / "checkpoint_0.pth", weights_only=True)["model"]
+    weights = [name for name in tuned if "running_" not in name and "num_batches" not in name]
+    assert all(torch.allclose(tuned[name], within[name], atol=1e-6) for name in weights)
+
+
+def test_quick_break_counts_micro_batches(monkeypatch):
+    """As Uni-Sign: the multiples of N, here at the step that each of them belongs to."""
+    saved = []
+    monkeypatch.setattr(fine_tuning, "save_state", lambda _engine, state, *_: saved.append(state.micro_batch))
+    monkeypatch.setattr(fine_tuning, "save_weights", lambda *_, **__: None)
+    monkeypatch.setattr(fine_tuning.distributed, "full_state_dict", lambda _engine: {})
+    for n, group, expected in ((3, 2, [4, 6, 10]), (4, 4, [4, 8]), (1, 4, [4, 8]), (5, 1, [5, 10]), (0, 1, [])):
+        saved.clear()
+        args = utils.parse_args(["--quick_break", str(n), "--gradient-accumulation-steps", str(group)])
+        for micro_batch in range(group, 11, group):
+            state = fine_tuning.TrainState(micro_batch=micro_batch)
+            engine = type("Engine", (), {"module": type("Module", (), {"config": None})})
+            fine_tuning.save_within_epoch(engine, state, group, args)
+        assert saved == expected
+
+
+# -- a data set of one's own -------------------------------------------------------------------------------------------
+
+
+def own_corpus(folder, shared_real, kind):
+    """Real clips as somebody would have them: poses of one kind, one table of labels with a column of splits."""
+    names = ("hands_84322c38", "hands_7731febd", "hands_6fb01565", "sgg_kinder", "sgg_kleine", "sgg_pizza")
+    (folder / "poses").mkdir(parents=True)
+    rows = []
+    for number, name in enumerate(names):
+        pose = read_pose(shared_real / f"isolated/pose_format/{name}.pkl")
+        if kind == ".npz":
+            np.savez_compressed(folder / f"poses/{name}.npz", keypoints=pose.keypoints, scores=pose.scores)
+        else:
+            from test_pose_files import write_pose
+
+            points = {"BODY": 23, "FACE": 68, "LEFT_HAND": 21, "RIGHT_HAND": 21}
+            components = {part: [str(i) for i in range(count)] for part, count in points.items()}
+            pixels = (pose.keypoints * 1000).astype(np.float32)
+            write_pose(folder / f"poses/{name}.pose", components, pixels[:, None], pose.scores[:, None], (1000, 1000))
+        split = ("train", "train", "train", "train", "dev", "test")[number]
+        rows.append({"name": name, "text": "Die Kinder essen.", "frames": len(pose), "split": split})
+    with open(folder / "labels.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+@pytest.mark.parametrize("kind", [".npz", ".pose"])
+def test_a_table_and_other_pose_files(shared_real, world, tmp_path, kind, caplog):
+    if kind == ".pose":
+        pytest.importorskip("pose_format", reason="needs requirements-pose.txt")
+    own_corpus(tmp_path / "mine", shared_real, kind)
+    toml = (ROOT / "examples/own_table.toml").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(toml.replace(".npz", kind), encoding="utf-8")
+    flags = ("--dataset_config", tmp_path / "mine.toml", "--mt5_path", world / "pretrained_weight/mt5-base")
+    out = run(tmp_path / "mine", tmp_path / "out", *flags)
+    assert logged(out)[0]["loss"] > 0
+    assert "chosen on test" not in caplog.text  # one file, but it tells dev from test
+    run(tmp_path / "mine", out, *flags, "--eval", "--finetune", out / "best_checkpoint.pth")
+    assert "tok:intl" in json.loads((out / "test_metrics.json").read_text())["signatures"]["bleu"]
+
+
+def test_the_checklist_finds_wrong_frame_counts(shared_real, tmp_path, capsys):
+    rows = own_corpus(tmp_path, shared_real, ".npz")
+    content = (tmp_path / "labels.csv").read_text().replace(f"{rows[0]['frames']},train", "9,train")
+    (tmp_path / "labels.csv").write_text(content)
+    spec = DatasetSpec.from_toml(ROOT / "examples/own_table.toml").under(tmp_path)
+    report = pre_training_checklist.Report()
+    pre_training_checklist.examine_split(report, spec, "train", 10**9)
+    said = capsys.readouterr().out
+    assert "poses: 4 found, 0 missing, 1 unreadable" in said
+    assert "the clip has 47 frames, the labels say 9" in said
+    assert "the record has no description_dir" in said
+
+
+def test_a_wrong_frame_count_is_named(shared_real, world, tmp_path):
+    rows = own_corpus(tmp_path, shared_real, ".npz")
+    content = (tmp_path / "labels.csv").read_text().replace(f"{rows[4]['frames']},dev", f"{rows[4]['frames'] + 3},dev")
+    (tmp_path / "labels.csv").write_text(content)
+    flags = ("--dataset_config", ROOT / "examples/own_table.toml", "--mt5_path", world / "pretrained_weight/mt5-base")
+    with pytest.raises(ValueError, match=rf"{rows[4]['name']}\.npz: the clip has 68 frames, the labels say 71"):
+        run(tmp_path, tmp_path / "out", *flags)
+
+
+def test_texts_for_a_small_mt5_come_from_any_labels(shared_real, tmp_path):
+    own_corpus(tmp_path, shared_real, ".npz")
+    command = [sys.executable, "small_mt5.py", "--out", tmp_path / "mt5", "--texts", tmp_path / "labels.csv"]
+    assert "from 6 texts" in subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert read_labels(tmp_path / "labels.csv")["sgg_pizza"]["text"] == "Die Kinder essen."
