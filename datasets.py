@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -202,6 +203,12 @@ def _chunks(indices: np.ndarray, size: int) -> list[list[int]]:
     return [indices[i : i + size].tolist() for i in range(0, len(indices), size)]
 
 
+def _leave_signals_to_the_run(_: int) -> None:
+    """A signal to all processes of a job must not end those that load data before the run has finished its step."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class ClipLoader:
     """Batches of a data set, epoch by epoch.
 
@@ -228,6 +235,7 @@ class ClipLoader:
             batch_sampler=self.sampler.batches(number)[first:],
             collate_fn=collate_fn,
             num_workers=self.num_workers,
+            worker_init_fn=_leave_signals_to_the_run,
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # or it would draw from the one that dropout uses, once more after a resume
         )

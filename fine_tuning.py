@@ -358,7 +358,8 @@ def start_state(args: argparse.Namespace, model: Uni_Sign, n_batches: int) -> tu
     Returns:
         The state, and the folder from which the optimizer is still to be loaded.
     """
-    found = distributed.from_main(find_state(args.resume, args.output_dir) if args.resume else None)
+    mine = find_state(args.resume, args.output_dir) if args.resume and distributed.is_main() else None
+    found = distributed.from_main(mine)
     if found is None:
         if distributed.is_main():
             set_aside(args.output_dir)

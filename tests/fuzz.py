@@ -156,6 +156,7 @@ def main() -> None:
         import checkpoint  # noqa: F401
         import labels as _labels  # noqa: F401
         import pose  # noqa: F401
+        import temporal_alignment  # noqa: F401
     folder = FOLDER / "corpus"
     folder.mkdir()
     for number, seed in enumerate(seeds(target)):

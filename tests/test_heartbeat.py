@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 import time
 
 import pytest
@@ -24,6 +25,7 @@ def lose(run, out, number, rank):
         pid = run.processes[rank].pid
         (line,) = [line for line in run.text.splitlines() if line.startswith("error: ")]
         assert line.endswith("Start again with --resume auto.")
+        sys.stdout.write(f"{number.name} to rank {rank}: {seconds:.0f} s\n")
     return seconds, line, pid
 
 

@@ -36,9 +36,9 @@ def wait_for(run, condition):
 class SignalAt:
     """Send this process a signal in the middle of a step, or of an evaluation, as SLURM would."""
 
-    def __init__(self, number, call, where="forward", rank=0, again_after=None):
+    def __init__(self, number, call, where="forward", rank=0, again_after=None, to_all=False):
         self.number, self.call, self.where, self.rank, self.again_after = number, call, where, rank, again_after
-        self.seen = 0
+        self.seen, self.kill = 0, os.killpg if to_all else os.kill
 
     def __call__(self):
         from models import Uni_Sign
@@ -48,10 +48,10 @@ class SignalAt:
         def watched(*arguments, **options):
             self.seen += 1
             if self.seen == self.call and int(os.environ.get("RANK", "0")) == self.rank:
-                os.kill(os.getpid(), self.number)
+                self.kill(os.getpid(), self.number)
                 if self.again_after is not None:
                     time.sleep(self.again_after)
-                    os.kill(os.getpid(), self.number)
+                    self.kill(os.getpid(), self.number)
             return function(*arguments, **options)
 
         setattr(Uni_Sign, self.where, watched)
@@ -66,15 +66,17 @@ def whole(tiny, tmp_path_factory):  # noqa: F811
 
 
 def test_stopped_in_a_step_and_in_an_evaluation(tiny, whole, tmp_path):  # noqa: F811
-    """SIGUSR1 in the first half of a step, then SIGTERM in the evaluation: status 75 both times, nothing is lost."""
+    """SIGTERM in the first half of a step, then SIGUSR1 in the evaluation: status 75 both times, nothing is lost."""
     out = tmp_path / "out"
     flags = ("--epochs", "2", "--save_steps", "0")
-    text = start(tiny, out, *flags, before=SignalAt(signal.SIGUSR1, 3)).finish(code=RESUME_ME)
-    assert "SIGUSR1: the run stops after this step" in text
-    assert "stopped by SIGUSR1 after step 2. Go on with --resume auto." in text
+    # To the whole process group, those that load data included, as SLURM sends it.
+    to_all = SignalAt(signal.SIGTERM, 3, to_all=True)
+    text = start(tiny, out, *flags, "--num_workers", "2", before=to_all).finish(code=RESUME_ME)
+    assert "SIGTERM: the run stops after this step" in text
+    assert "stopped by SIGTERM after step 2. Go on with --resume auto." in text
     assert [path.name for path in (out / "resume").iterdir()] == ["step_00000002"]
-    text = start(tiny, out, *flags, before=SignalAt(signal.SIGTERM, 1, "generate")).finish(code=RESUME_ME)
-    assert "stopped by SIGTERM in the evaluation of dev" in text
+    text = start(tiny, out, *flags, before=SignalAt(signal.SIGUSR1, 1, "generate")).finish(code=RESUME_ME)
+    assert "stopped by SIGUSR1 in the evaluation of dev" in text
     start(tiny, out, *flags).finish()
     assert_same_run(whole, out, 1)
 
