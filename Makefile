@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 DEMO := output_demo
 SHELL := /bin/bash
 
-.PHONY: setup demo test test-slow check format clean
+.PHONY: setup demo test test-slow fuzz check format clean
 
 setup: $(VENV)/done
 
@@ -35,6 +35,10 @@ test: setup
 
 test-slow: setup
 	$(RUN) -m pytest
+
+# Coverage-guided, a minute each; needs atheris==3.0.0, which few platforms have.
+fuzz: setup
+	for target in descriptions alignment labels poses weights states; do $(RUN) tests/fuzz.py $$target 60 || exit 1; done
 
 check: setup
 	$(VENV)/bin/ruff check .

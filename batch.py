@@ -36,8 +36,26 @@ class Sample(NamedTuple):
     has_description: list[int] | None
 
 
+class BadClip(NamedTuple):
+    """Takes a sample's place where the clip cannot be read: a value, for the main process to decide about.
+
+    Attributes:
+        name: the clip's name.
+        reason: one line, with the file and what is wrong with it.
+        empty: a sample of one empty frame with all the fields of the data set, for a batch that has no other.
+    """
+
+    name: str
+    reason: str
+    empty: Sample
+
+
 class SrcInput(TypedDict):
-    """The model's input; padded frames repeat the clip's last one, and the mask is 0 there."""
+    """The model's input; padded frames repeat the clip's last one, and the mask is 0 there.
+
+    A batch of which no clip could be read has no names and holds one empty clip: its result counts nothing, but every
+    process can take part in the step.
+    """
 
     body: torch.Tensor  # (B, T, 9, 3) float32
     left: torch.Tensor  # (B, T, 21, 3)
@@ -48,6 +66,7 @@ class SrcInput(TypedDict):
     src_length_batch: torch.Tensor  # (B,) int64
     descriptions: NotRequired[list[list[str | None]]]  # B of T
     has_description: NotRequired[list[list[int]]]  # B of T
+    bad_clips: NotRequired[list[BadClip]]  # those left out of the batch
     # Crops of all clips, one after the other; the same for the right hand.
     left_hands: NotRequired[torch.Tensor]  # (N, 3, 112, 112) float32
     left_sampled_indices: NotRequired[torch.Tensor]  # (N,) int64, frame within the clip; -1: no hand, an empty crop
@@ -66,12 +85,15 @@ class TgtInput(TypedDict):
     gt_gloss: list[str]
 
 
-def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
-    """Pad samples to the longest of them.
+def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
+    """Pad samples to the longest of them; clips that cannot be read are left out and listed.
 
     Raises:
         ValueError: some clips carry descriptions and some do not.
     """
+    bad_clips = [slot for slot in slots if isinstance(slot, BadClip)]
+    names = [slot.name_sample for slot in slots if isinstance(slot, Sample)]
+    samples = [slot for slot in slots if isinstance(slot, Sample)] or [bad_clips[0].empty]
     lengths = torch.tensor([len(sample.pose_sample["body"]) for sample in samples])
     longest = int(lengths.max())
     frames = torch.arange(longest)
@@ -79,7 +101,7 @@ def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
     src_input = SrcInput(
         **parts,  # type: ignore[typeddict-item]
         attention_mask=(frames < lengths[:, None]).long(),
-        name_batch=[sample.name_sample for sample in samples],
+        name_batch=names,
         src_length_batch=lengths,
     )
     described = {sample.descriptions is not None for sample in samples}
@@ -93,8 +115,21 @@ def collate_fn(samples: Sequence[Sample]) -> tuple[SrcInput, TgtInput]:
         src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
     for field in samples[0].rgb_dict:
         src_input[field] = torch.cat([sample.rgb_dict[field] for sample in samples])  # type: ignore[literal-required]
+    if bad_clips:
+        src_input["bad_clips"] = bad_clips
     tgt_input = TgtInput(gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples])
     return src_input, tgt_input
+
+
+def empty_sample(described: bool, rgb_dict: dict) -> Sample:
+    """A clip of one frame in which nothing is to be seen.
+
+    Args:
+        described: whether it has the fields of descriptions.
+        rgb_dict: of the RGB branch.
+    """
+    pose = {part: torch.zeros(1, len(joints), 3) for part, joints in PART_JOINTS.items()}
+    return Sample("", pose, "", "", rgb_dict, [None] if described else None, [0] if described else None)
 
 
 def _pad_with_last(clips: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,15 +8,17 @@ fusion modules' weights lie beside them in the same dict, and alone in `best_fus
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
-import os
-import pickle
+import math
 import re
 import shutil
+import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ import torch
 from torch import nn
 
 from config import ModelConfig
-from distributed import barrier, gather, is_main, rank, world_size
+from disk import UNFINISHED, explain, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
+from distributed import from_main, gather, is_main, rank, share_weights, world_size
 from rgb_fusion import PREFIXES as RGB_PREFIXES
+from zero_state import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +43,7 @@ TEXT_ENCODER_PREFIX = "text_encoder."
 def save_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: ModelConfig, **facts: Any) -> None:
     """Write weights that load here and in Uni-Sign; the file appears only when it is whole."""
     content = {"model": dict(state_dict), "config": dataclasses.asdict(config), **facts}
-    unfinished = Path(f"{path}.unfinished")
-    with open(unfinished, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    write_whole(path, partial(torch.save, content))
 
 
 def fusion_weights(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -69,18 +68,26 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{flag}: {path} does not exist.")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
+                    raise ValueError("it is a packed archive, and torch.save packs nothing")
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path), {}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
     model = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(model, Mapping) or not all(isinstance(value, torch.Tensor) for value in model.values()):
+    if not isinstance(model, Mapping) or not all(_is_weight(name, value) for name, value in model.items()):
         raise ValueError(f"{flag}: {path} holds no state dict; wanted {{'model': state_dict}}.")
     return dict(model), {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
 def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> list[str]:
@@ -94,12 +101,13 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
         ValueError: weights that do not fit, and why that may be.
     """
     weights, facts = read_weights(path, "--finetune")
-    saved = facts.get("config", {})
+    saved = facts.get("config")
+    saved = saved if isinstance(saved, Mapping) else {}
     if saved.get("use_descriptions") and not config.use_descriptions:
         raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")
     of_text = ["text_encoder", "text_max_tokens"] if saved.get("use_descriptions") else []
-    for key in ["hidden_dim", *of_text] if saved else []:
-        if saved[key] != getattr(config, key):
+    for key in ["hidden_dim", *of_text]:
+        if key in saved and saved[key] != getattr(config, key):
             raise ValueError(
                 f"--finetune: {path} was trained with --{key} {saved[key] or '(none)'}; this run has "
                 f"{getattr(config, key) or '(none)'}. Give the same."
@@ -184,6 +192,8 @@ class TrainState:
         revision: git revision of the code.
         arguments: the command line, as a dict.
         lr: the learning rate of the last step.
+        n_processes: how many there are.
+        digests: file -> SHA-256 of the state's other files.
         epoch_sums: this process's sums over the epoch under way, so that its means come out as without a pause.
     """
 
@@ -194,7 +204,29 @@ class TrainState:
     lr: float = 0.0
     revision: str = ""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    n_processes: int = 1
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
     epoch_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class SaveError(Exception):
+    """Something could not be written, on a full disk for example; what was saved before is whole."""
+
+
+def write_on_main(path: str | Path, write: Callable[..., object], *arguments: Any) -> None:
+    """Let rank 0 write; all processes learn how it went.
+
+    Raises:
+        SaveError: on all of them; `path` is where to look for free space.
+    """
+    failure = ""
+    if is_main():
+        try:
+            write(*arguments)
+        except OSError as error:
+            failure = explain(error, path)
+    if failure := from_main(failure):
+        raise SaveError(failure)
 
 
 def resume_dir(output_dir: str | Path) -> Path:
@@ -202,43 +234,89 @@ def resume_dir(output_dir: str | Path) -> Path:
     return Path(output_dir) / "resume"
 
 
-def save_state(engine: Any, state: TrainState, output_dir: str | Path, keep_last: int) -> Path:
+def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> Path:
     """Save all that a resumed run needs to continue as if it had not stopped; every process calls this.
 
-    The folder gets its name, step_{step}, when every process has written its part.
+    Rank 0 alone writes. The folder gets its name, step_{step}, when all of it is on the disk. Its content depends
+    neither on the number of processes nor on the ZeRO stage: weights and the optimizer's memory lie in it by name and
+    in fp32.
+
+    Raises:
+        SaveError: it cannot be written.
     """
-    folder = resume_dir(output_dir)
     target = folder / f"step_{state.step:08d}"
-    unfinished = folder / f"unfinished_{state.step:08d}"
+    parts = _parts(engine, state)
+    failure = ""
     if is_main():
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    barrier()
-    engine.save_checkpoint(str(unfinished), tag="engine", save_latest=False)
+        try:
+            for left in folder.glob(f"{UNFINISHED}*"):  # of a run that was killed
+                shutil.rmtree(left)
+            with new_folder(target) as unfinished:
+                digests = {}
+                for name, content in parts:
+                    digests[name] = write_whole(unfinished / name, partial(torch.save, content))
+                write_progress(unfinished, dataclasses.replace(state, digests=digests))
+            state.digests = digests
+            _forget(sorted(folder.glob("step_*")), keep_last)
+        except OSError as error:
+            failure = explain(error, target)
+    for _ in parts:  # those who do not write, or cannot, take part all the same
+        pass
+    if failure := from_main(failure):
+        raise SaveError(failure)
+    return target
+
+
+def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
+    """File name and content of all that is in a state; the content is rank 0's. All processes must go through it."""
     own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": state.epoch_sums}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
-    torch.save(own, unfinished / f"process_{rank()}.pt")
-    gather(None)  # all parts are written
-    if is_main():
-        write_progress(unfinished, state)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(unfinished, target)
-        _forget(sorted(folder.glob("step_*")), keep_last)
-    barrier()
-    return target
+    yield "processes.pt", gather(own)
+    yield "weights.pt", full_state_dict(engine)
+    for kind, tensors in optimizer_tensors(engine):
+        yield f"optimizer_{kind}.pt", tensors
+    yield "optimizer.pt", optimizer_numbers(engine)
 
 
 def write_progress(folder: Path, state: TrainState) -> None:
     """Write where the run stands into a state's folder; alone, when only that has changed since it was saved."""
-    unfinished = folder / "state.json.unfinished"
-    unfinished.write_text(json.dumps(dataclasses.asdict(state), indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / "state.json")
+    content = {**dataclasses.asdict(state), "epoch_sums": {}}
+    content = {"sha256": _digest(content), **content}
+    write_text(folder / "state.json", json.dumps(content, indent=1) + "\n")
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_progress(folder: Path) -> TrainState:
+    """Read a state's `state.json`, and make sure that all it names is there and as it was written.
+
+    Raises:
+        ValueError: the state is damaged; one line that names the file.
+    """
+    path = folder / "state.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256") != _digest(content):
+            raise ValueError("checksum differs")
+        state = TrainState(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+    for name, digest in state.digests.items():
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            raise ValueError(f"{folder / name} cannot be read ({error.strerror}).") from None
+        if found != digest:
+            raise ValueError(f"{folder / name} is damaged: its checksum is not the one that was saved.")
+    return state
 
 
 def set_aside(output_dir: str | Path) -> None:
     """Move states and curves of an earlier run to `earlier/`, so that a new run in its folder is not mixed with it."""
-    left = [Path(output_dir) / name for name in ("resume", "log.txt", "steps.jsonl")]
+    left = [Path(output_dir) / name for name in ("resume", "log.txt", "steps.jsonl", "bad_clips.jsonl")]
     left = [path for path in left if path.exists()]
     if left:
         earlier = Path(output_dir) / "earlier"
@@ -254,28 +332,42 @@ def trim_curves(output_dir: str | Path, state: TrainState) -> None:
     for name, key, kept in (("log.txt", "epoch", state.epoch - 1), ("steps.jsonl", "step", state.step)):
         path = Path(output_dir) / name
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)[key] <= kept), encoding="utf-8")
+            lines = [json.dumps(line, ensure_ascii=False) for line in read_lines(path) if line[key] <= kept]
+            write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def find_state(resume: str, output_dir: str | Path) -> Path | None:
-    """The folder of `--resume`: the newest state of the output folder for "auto", else the folder itself.
+def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] | None:
+    """The state of `--resume`: for "auto" the newest whole one of the output folder, else that of the folder named.
 
     Returns:
         None for "auto" where no state was saved yet: the run starts at the beginning.
 
     Raises:
         FileNotFoundError: the folder named holds no state.
+        ValueError: the state named, or every state for "auto", is damaged.
     """
     if resume == "auto":
-        states = sorted(path for path in resume_dir(output_dir).glob("step_*") if (path / "state.json").is_file())
-        return states[-1] if states else None
+        folders = sorted(resume_dir(output_dir).glob("step_*"), reverse=True)
+        for folder in folders:
+            try:
+                return folder, read_progress(folder)
+            except ValueError as error:
+                logger.warning("--resume auto: %s The state before it is looked at.", error)
+        if folders:
+            raise ValueError(
+                f"--resume auto: all {len(folders)} states in {resume_dir(output_dir)} are damaged. Start without "
+                "--resume, with --finetune and a checkpoint_*.pth of this run for example."
+            )
+        return None
     path = Path(resume)
-    if (path / "state.json").is_file():
-        return path
-    raise FileNotFoundError(
-        f"--resume: {path} holds no state (state.json). Name a folder under OUTPUT_DIR/resume, or auto."
-    )
+    if not (path / "state.json").is_file():
+        raise FileNotFoundError(
+            f"--resume: {path} holds no state (state.json). Name a folder under OUTPUT_DIR/resume, or auto."
+        )
+    try:
+        return path, read_progress(path)
+    except ValueError as error:
+        raise ValueError(f"--resume: {error} Name another state, or auto.") from None
 
 
 # Flags that must not change between the parts of a run: with another value the resumed run would be another experiment.
@@ -297,8 +389,6 @@ FIXED_FLAGS = (
     "finetune",
     "fusion_checkpoint",
     "epochs",
-    "batch_size",
-    "gradient_accumulation_steps",
     "gradient_clipping",
     "opt",
     "sched",
@@ -307,37 +397,81 @@ FIXED_FLAGS = (
     "warmup_epochs",
     "weight_decay",
     "seed",
-    "zero_stage",
     "dtype",
     "uni_sign_padding",
 )
 
 
-def load_state(engine: Any, folder: Path, arguments: Mapping[str, Any]) -> TrainState:
-    """Put engine and random numbers back to where the state was saved.
+def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any], n_batches: int) -> TrainState:
+    """Make sure that the command line asks for the experiment that was saved, and find its place in the epoch.
+
+    The number of processes, `--batch-size` and `--gradient-accumulation-steps` may change as long as their product, the
+    global batch, does not: the order of clips is the same for all of them.
+
+    Args:
+        folder: of the state.
+        state: as saved.
+        arguments: of the command line.
+        n_batches: micro-batches of an epoch now.
 
     Raises:
-        ValueError: the command line asks for another experiment than the one that was saved.
+        ValueError: another experiment.
     """
-    state = TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     for name in FIXED_FLAGS:
         if state.arguments.get(name) != arguments[name]:
             raise ValueError(
                 f"--resume: {folder} was saved with --{name} {state.arguments.get(name)}; this run has "
                 f"{arguments[name]}. Give the same, or start a new run in another --output_dir."
             )
-    n_saved = len(list(folder.glob("process_*.pt")))
-    if n_saved != world_size():
+    sizes = [
+        (given["batch_size"], given["gradient_accumulation_steps"], processes)
+        for given, processes in ((state.arguments, state.n_processes), (arguments, world_size()))
+    ]
+    if math.prod(sizes[0]) != math.prod(sizes[1]):
+        seen, wanted = (f"{math.prod(size)} = {' x '.join(map(str, size))}" for size in sizes)
         raise ValueError(
-            f"--resume: {folder} was saved by {n_saved} processes, now there are {world_size()}. Start as many."
+            f"--resume: {folder} was saved with a global batch of {seen} (--batch-size x --gradient-accumulation-steps "
+            f"x processes); this run has {wanted}. Give two numbers that make it the same."
         )
-    engine.load_checkpoint(str(folder), tag="engine")
-    own = torch.load(folder / f"process_{rank()}.pt", map_location="cpu", weights_only=True)
-    torch.set_rng_state(own["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state(own["cuda"])
+    round_then, round_now = (size[0] * size[2] for size in sizes)  # clips that all processes see in a micro-batch
+    micro_batch = min(n_batches, math.ceil(state.micro_batch * round_then / round_now))
+    return dataclasses.replace(state, micro_batch=micro_batch, arguments=dict(arguments), n_processes=world_size())
+
+
+def load_model_state(model: nn.Module, folder: Path) -> None:
+    """Put a state's weights into the model, before it gets its engine; every process calls this."""
+    if is_main():
+        model.load_state_dict(_read(folder / "weights.pt"))
+    share_weights(model)
+
+
+def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainState:
+    """Put optimizer, schedule and random numbers back to where the state was saved; every process calls this.
+
+    Returns:
+        The state with this process's sums over the epoch.
+    """
+    kinds = from_main(sorted(path.stem.removeprefix("optimizer_") for path in folder.glob("optimizer_*.pt")))
+    numbers = from_main(_read(folder / "optimizer.pt") if is_main() else None)
+    restore_optimizer(engine, numbers, kinds, lambda kind: _read(folder / f"optimizer_{kind}.pt"))
+    processes = from_main(_read(folder / "processes.pt") if is_main() else None)
+    if len(processes) == world_size():
+        own = processes[rank()]
+        torch.set_rng_state(own["cpu"])
+        if torch.cuda.is_available() and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"])
+        sums = own["epoch_sums"]
+    else:  # dropout goes on with other numbers; the sums are rank 0's from here on
+        torch.manual_seed((state.step << 32) + state.arguments["seed"] + rank())
+        names = processes[0]["epoch_sums"] if is_main() else ()
+        sums = {name: sum(process["epoch_sums"][name] for process in processes) for name in names}
+        logger.info("resumed on %d processes after %d: dropout is drawn anew.", world_size(), len(processes))
     # At the end of an epoch only state.json is written anew: the sums in the other files are of the epoch before.
-    return dataclasses.replace(state, epoch_sums=own["epoch_sums"] if state.micro_batch else {})
+    return dataclasses.replace(state, epoch_sums=sums if state.micro_batch else {})
+
+
+def _read(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def forget_checkpoints(output_dir: str | Path, keep_last: int) -> None:
@@ -351,6 +485,6 @@ def forget_checkpoints(output_dir: str | Path, keep_last: int) -> None:
 def _forget(paths: list[Path], keep_last: int) -> None:
     for path in paths[:-keep_last] if keep_last else []:
         if path.is_dir():
-            shutil.rmtree(path)
+            remove_folder(path)
         else:
             path.unlink()

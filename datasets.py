@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from batch import Sample, collate_fn
+from batch import BadClip, Sample, collate_fn, empty_sample
 from config import DatasetSpec
 from labels import split_labels
 from pose import part_keypoints, read_pose
-from rgb_fusion import HandCrops
+from rgb_fusion import HandCrops, no_crops
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class S2T_Dataset(Dataset[Sample]):
         rgb_support: cut crops of the hands out of each clip's video.
         uni_sign_crops: cut them at the border of a picture as Uni-Sign does.
         seed: of the random frames, with the epoch and the clip.
+        max_bad_clips: the share of pose files (or of videos) that may be missing.
 
     Raises:
         FileNotFoundError: labels, poses, videos or descriptions are not where they should be.
@@ -54,6 +55,7 @@ class S2T_Dataset(Dataset[Sample]):
         rgb_support: bool = False,
         uni_sign_crops: bool = False,
         seed: int = 0,
+        max_bad_clips: float = 0.0,
     ) -> None:
         if split not in spec.labels:
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
@@ -66,13 +68,13 @@ class S2T_Dataset(Dataset[Sample]):
         self.names = list(self.labels)
         self.pose_paths = {name: self.spec.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
-        self._check_files("poses", self.spec.pose_dir, self.pose_paths)
+        self._check_files("poses", self.spec.pose_dir, self.pose_paths, max_bad_clips)
         self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
         self.video_paths = {name: self.spec.video_path(label) for name, label in self.labels.items()}
         if rgb_support:
             if not spec.rgb_dir:
                 raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
-            self._check_files("videos", self.spec.rgb_dir, self.video_paths)
+            self._check_files("videos", self.spec.rgb_dir, self.video_paths, max_bad_clips)
         self.descriptions: DescriptionLoader | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
@@ -90,17 +92,18 @@ class S2T_Dataset(Dataset[Sample]):
                 "Remove them from the labels."
             )
 
-    def _check_files(self, what: str, folder: str, paths: Mapping[str, Path]) -> None:
+    def _check_files(self, what: str, folder: str, paths: Mapping[str, Path], max_missing: float) -> None:
         if not Path(folder).is_dir():
             beside = Path(folder).with_name("val")
             cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else f"Put the {what} there"
             raise FileNotFoundError(f"{what}: {folder} does not exist. {cure}, or set --root.")
         missing = [path for path in paths.values() if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{what}: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is "
-                f"{missing[0]}. Copy them there, or remove the clips from the labels."
-            )
+        if not missing:
+            return
+        seen = f"{what}: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is"
+        if len(missing) > max_missing * len(self) or len(missing) == len(self):
+            raise FileNotFoundError(f"{seen} {missing[0]}. Copy them there, or remove the clips from the labels.")
+        logger.warning("%s %s. The run goes on without them (--max_bad_clips %g).", seen, missing[0], max_missing)
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -142,6 +145,21 @@ class S2T_Dataset(Dataset[Sample]):
         """All texts that a clip may show; read without its pose, so frames beyond the clip count too."""
         assert self.descriptions is not None, "the data set was made without descriptions"
         return set(self.descriptions.load(self.names[index]).values())
+
+
+class _Slots(Dataset[Sample | BadClip]):
+    """A data set as a loader's workers see it: a clip that cannot be read does not end them."""
+
+    def __init__(self, dataset: S2T_Dataset) -> None:
+        self.dataset = dataset
+        rgb_dict = no_crops() if dataset.hand_crops is not None else {}
+        self.empty = empty_sample(dataset.descriptions is not None, rgb_dict)
+
+    def __getitem__(self, index: int) -> Sample | BadClip:
+        try:
+            return self.dataset[index]
+        except (ValueError, OSError) as error:
+            return BadClip(self.dataset.names[index], str(error), self.empty)
 
 
 class BatchSampler:
@@ -206,7 +224,7 @@ class ClipLoader:
         """The batches of an epoch, without the `first` ones that an earlier run has done."""
         self.dataset.epoch = number
         return DataLoader(
-            self.dataset,
+            _Slots(self.dataset),
             batch_sampler=self.sampler.batches(number)[first:],
             collate_fn=collate_fn,
             num_workers=self.num_workers,

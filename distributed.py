@@ -17,7 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from heartbeat import Heartbeat
+
 T = TypeVar("T")
+
+_heart: list[Heartbeat] = []  # this process's, if there are others
 
 
 def device() -> torch.device:
@@ -55,12 +59,28 @@ def start() -> None:
     # On a CPU it would compile a collective of its own at first use, which needs a C++ compiler; gloo has all we need.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if device().type == "cpu" else "nccl", verbose=False)
+    if world_size() > 1 and not _heart:
+        _heart.append(Heartbeat(rank(), world_size()))
 
 
 def stop() -> None:
-    """Leave the group, so that no process complains at exit."""
+    """Leave the group, all processes together."""
+    if _heart:
+        _heart.pop().stop()
+        barrier()  # the first to leave may take the others' store with it
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def naming_the_lost() -> Iterator[None]:
+    """When a collective fails since a process is gone, end with a line that names it."""
+    try:
+        yield
+    except RuntimeError:
+        if _heart:
+            _heart[0].name_the_lost()
+        raise
 
 
 def rank() -> int:
@@ -91,6 +111,42 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value, on every process."""
+    return gather(value if is_main() else None)[0]
+
+
+def any_process(*flags: bool) -> list[bool]:
+    """For each flag: whether it is set on any process; the same answer on all of them."""
+    if world_size() == 1:
+        return list(flags)
+    union = torch.tensor(flags, dtype=torch.int32, device=device())
+    dist.all_reduce(union, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in union.tolist()]
+
+
+def share(tensor: torch.Tensor) -> torch.Tensor:
+    """Overwrite a tensor with rank 0's, in place."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process rank 0's batch statistics: those that are saved.
+
+    On several GPUs they are the same anyway; on CPUs each process has seen its own clips.
+    """
+    for buffer in model.buffers():
+        share(buffer)
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give every process rank 0's weights and buffers; the model is still on the CPU."""
+    for value in model.state_dict().values():
+        value.copy_(share(value.to(device())))
 
 
 def total(n: int) -> int:
@@ -139,10 +195,28 @@ def start_engine(
     """
     import deepspeed
 
+    if args.zero_stage == 0:
+        _skip_non_finite(optimizer)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(args), dist_init_required=False
     )
     return engine
+
+
+def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Let a step do nothing when a gradient is not finite, as the optimizers of ZeRO 1 to 3 do.
+
+    `overflow` is where the engine looks whether the step was taken. All processes have the same gradients by then.
+    """
+    take_step = optimizer.step
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        optimizer.overflow = not bool(torch.isfinite(norms).all())  # type: ignore[attr-defined]
+        return None if optimizer.overflow else take_step(*arguments, **options)  # type: ignore[attr-defined]
+
+    optimizer.step = step  # type: ignore[method-assign]
 
 
 def synchronised_batch_norm(model: nn.Module) -> nn.Module:
@@ -158,24 +232,3 @@ def autocast(dtype: str) -> Iterator[None]:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     with torch.autocast(device().type, dtype=kinds.get(dtype, torch.bfloat16), enabled=dtype in kinds):
         yield
-
-
-def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
-    """The whole model's weights on the CPU, whatever ZeRO has scattered; all processes must call this.
-
-    Returns:
-        The state dict on rank 0 and an empty one elsewhere.
-    """
-    import deepspeed
-
-    names = engine.module.state_dict(keep_vars=True)
-    full: dict[str, torch.Tensor] = {}
-    copies: dict[int, torch.Tensor] = {}  # one copy of what two names share
-    for name, value in names.items():
-        scattered = [value] if hasattr(value, "ds_id") else []
-        with deepspeed.zero.GatheredParameters(scattered):
-            if is_main():
-                if id(value) not in copies:
-                    copies[id(value)] = value.detach().cpu().clone()
-                full[name] = copies[id(value)]
-    return full

@@ -16,6 +16,8 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +25,41 @@ import torch
 
 import distributed
 import metrics
+import run_lock
+import survival
 from batch import to_device
 from checkpoint import (
     FUSION_PREFIXES,
     TrainState,
+    check_resumable,
     find_state,
     forget_checkpoints,
     fusion_weights,
     load_finetune,
     load_fusion,
-    load_state,
+    load_model_state,
+    load_optimizer_state,
     read_weights,
+    resume_dir,
     save_state,
     save_weights,
     set_aside,
     trim_curves,
+    write_on_main,
     write_progress,
 )
 from config import DATASETS, DatasetSpec, ModelConfig
 from datasets import BatchSampler, ClipLoader, S2T_Dataset
+from disk import write_text
 from models import Uni_Sign, load_mt5
 from optimization import build_optimizer, build_schedule
 from rgb_fusion import BACKBONE, load_backbone
+from survival import Guards
 from text_cache import build_text_cache
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
 from utils import git_revision, progress, run, seed_everything, start_log, under_root
+from zero_state import full_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -58,88 +69,117 @@ def main(args: argparse.Namespace) -> None:
     if args.dtype == "fp16" and distributed.device().type == "cpu":
         raise ValueError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.")
     distributed.start()
+    if distributed.is_main():
+        run_lock.hold(args.output_dir)
     start_log(args.output_dir, distributed.is_main())
     seed_everything(args.seed, distributed.rank())
     spec = dataset_spec(args)
     loaders = build_loaders(args, spec)
     model = build_model(args, model_config(args, spec), loaders)
+    guards = Guards.of(args)
     if args.eval:
         model.to(distributed.device())
         for loader in loaders.values():
-            scores, _ = evaluate(model, loader, args)
+            scores, _ = evaluate(model, loader, guards, args)
         logger.info("\n".join(f"{name}: {signature}" for name, signature in scores.signatures.items()))
-        return
-    train(args, model, loaders)
+    else:
+        with guards.stop:
+            train(args, model, loaders, guards)
+    guards.saves.finish()
 
 
-def train(args: argparse.Namespace, model: Uni_Sign, loaders: dict[str, ClipLoader]) -> None:
+def train(args: argparse.Namespace, model: Uni_Sign, loaders: dict[str, ClipLoader], guards: Guards) -> None:
     """Run the epochs; evaluate on dev and save after each."""
     loader = loaders["train"]
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+    state, folder = start_state(args, model, len(loader))
     choose_trainable(args, model)
     optimizer = build_optimizer(model, args)
     schedule = build_schedule(optimizer, args, steps_per_epoch)
     engine = distributed.start_engine(distributed.synchronised_batch_norm(model), optimizer, schedule, args)
-    state = start_state(engine, args)
+    if folder:
+        state = load_optimizer_state(engine, folder, state)
     log_plan(args, steps_per_epoch)
 
     while state.epoch < args.epochs:
         begun = time.monotonic()
-        trained = train_one_epoch(engine, loader, state, args)
-        folder = save_state(engine, state, args.output_dir, args.keep_last)  # an evaluation can be killed as well
-        scores, losses = evaluate(engine, loaders["dev"], args) if "dev" in loaders else (None, {})
+        trained = train_one_epoch(engine, loader, state, guards, args)
+        distributed.share_buffers(engine.module)
+        folder = save(engine, state, guards, args)  # an evaluation can be killed as well
+        scores, losses = evaluate(engine, loaders["dev"], guards, args) if "dev" in loaders else (None, {})
         score = scores.values[metrics.MAIN_METRIC[args.task][0]] if scores else None
         improved = score is None or metrics.is_better(args.task, score, state.best)
-        save_epoch(engine, state.epoch, score, improved, args)
-        state.best = score if improved else state.best
+        saved = guards.saves.attempt("the checkpoint", save_epoch, engine, state.epoch, score, improved, args)
+        state.best = score if improved and saved else state.best
         on_dev = {f"dev_{name}": value for name, value in (scores.values | losses).items()} if scores else {}
-        log_epoch(state, {**trained, **on_dev}, improved, begun, args)
+        log_epoch(state, {**trained, **on_dev}, improved, begun, guards, args)
         state.epoch, state.micro_batch, state.epoch_sums = state.epoch + 1, 0, {}
-        if distributed.is_main():
-            write_progress(folder, state)
+        if folder:
+            guards.saves.attempt("the state", write_on_main, folder, write_progress, folder, state)
     logger.info("done; the best weights are %s.", Path(args.output_dir) / "best_checkpoint.pth")
 
 
-def train_one_epoch(engine: Any, loader: ClipLoader, state: TrainState, args: argparse.Namespace) -> dict[str, float]:
+def train_one_epoch(
+    engine: Any, loader: ClipLoader, state: TrainState, guards: Guards, args: argparse.Namespace
+) -> dict[str, float]:
     """Go once through the training clips, from where `state` stands.
 
     Returns:
         Means over the epoch: `loss` (smoothed, as trained), `nll` (without smoothing), `lr` of the last step.
     """
-    n_batches, sums = len(loader), state.epoch_sums
-    group: list[torch.Tensor] = []  # the losses of the micro-batches since the last step
+    dataset, n_batches, sums = loader.dataset, len(loader), state.epoch_sums
+    group: list[torch.Tensor] = []  # loss, nll and 1 of each micro-batch since the last step
+    names: list[str] = []  # their clips
     engine.train()
     batches = loader.epoch(state.epoch, first=state.micro_batch)
     for src_input, tgt_input in progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main()):
+        guards.clips.note(src_input, dataset.split, len(dataset))
+        counts = bool(src_input["name_batch"])  # not if no clip of the batch could be read
         state.micro_batch += 1
         # The last group of an epoch may be smaller; it steps all the same, and nothing is carried over.
         last_of_group = state.micro_batch % args.gradient_accumulation_steps == 0 or state.micro_batch == n_batches
         engine.set_gradient_accumulation_boundary(last_of_group)
-        output = engine(to_device(src_input, engine.device), tgt_input)
-        engine.backward(output.loss)
-        state.lr = engine.get_lr()[0]
-        engine.step()
+        with survival.explain_memory(src_input, args):
+            output = engine(to_device(src_input, engine.device), tgt_input)
+            engine.backward(counts * output.loss)
+            state.lr = engine.get_lr()[0]
+            engine.step()
+        group.append(counts * torch.stack([output.loss.detach(), output.nll, torch.ones_like(output.nll)]))
+        names += src_input["name_batch"]
 
-        group.append(torch.stack([output.loss.detach(), output.nll]))
         if last_of_group:
             state.step += 1
-            loss, nll = torch.stack(group).double().sum(0).tolist()
-            sums["loss"], sums["nll"] = sums.get("loss", 0.0) + loss, sums.get("nll", 0.0) + nll
-            log_step(state, loss / len(group), args)
-            if state.micro_batch < n_batches:
-                save_within_epoch(engine, state, len(group), args)
+            loss, nll, n = torch.stack(group).double().sum(0).tolist()
+            taken = guards.steps.taken(engine, loss / max(n, 1))
+            if taken:
+                for name, value in (("loss", loss), ("nll", nll), ("batches", n)):
+                    sums[name] = sums.get(name, 0.0) + value
+            log_step(state, loss / max(n, 1), taken, guards)
+            if guards.steps.too_many:
+                give_up(engine, state, names, guards, args)
+            if state.micro_batch < n_batches:  # at the end of the epoch a state is saved anyway
+                stop = guards.stop.agreed()
+                save_within_epoch(engine, state, len(group), stop, guards, args)
+                if stop:
+                    guards.stop.leave(f"after step {state.step}")
             group.clear()
-    means = {name: total / n_batches for name, total in sums.items()}
-    return {**average(means), "lr": state.lr}
+            names.clear()
+    guards.clips.settle(dataset.split, len(dataset))
+    return {**average(sums), "lr": state.lr}
 
 
 @torch.no_grad()
-def evaluate(model: Any, loader: ClipLoader, args: argparse.Namespace) -> tuple[metrics.Scores, dict[str, float]]:
+def evaluate(
+    model: Any, loader: ClipLoader, guards: Guards, args: argparse.Namespace
+) -> tuple[metrics.Scores, dict[str, float]]:
     """Write a sentence for every clip of a split, on all processes, and score them.
+
+    A clip that cannot be read counts as an empty sentence.
 
     Args:
         model: the model, or the engine that trains it.
         loader: of the split, in the data set's order.
+        guards: of the run.
         args: the command line.
 
     Returns:
@@ -152,21 +192,27 @@ def evaluate(model: Any, loader: ClipLoader, args: argparse.Namespace) -> tuple[
     sums = torch.zeros(3, dtype=torch.float64)  # loss and nll over target tokens, and their number
     batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main())
     for number, (src_input, tgt_input) in enumerate(batches):
-        with distributed.autocast(args.dtype):
+        guards.clips.note(src_input, dataset.split, len(dataset))
+        with survival.explain_memory(src_input, args), distributed.autocast(args.dtype):
             output = model(to_device(src_input, distributed.device()), tgt_input)
             ids = bare.generate(output, args.num_beams, args.max_new_tokens, synced=in_step)
-        if number < loader.sampler.n_own:
+        if number < loader.sampler.n_own and src_input["name_batch"]:
             mine += zip(src_input["name_batch"], bare.sentences(ids), strict=True)
             sums += output.n_tokens * torch.tensor([output.loss.item(), output.nll.item(), 1.0], dtype=torch.float64)
+        if guards.stop.agreed():
+            guards.stop.leave(f"in the evaluation of {dataset.split}")
     written = dict(pair for part in distributed.gather(mine) for pair in part)
-    hypotheses = [written[name] for name in dataset.names]
+    bad_clips = guards.clips.settle(dataset.split, len(dataset))
+    hypotheses = ["" if name in bad_clips else written[name] for name in dataset.names]
     references = [dataset.target(name) for name in dataset.names]
     spec = dataset.spec
     scores = metrics.score(args.task, hypotheses, references, spec.text_unit, spec.bleu_tokenizer)
     loss, nll, n_tokens = torch.stack(distributed.gather(sums)).sum(0).tolist()
-    losses = {"loss": loss / n_tokens, "nll": nll / n_tokens}
+    losses = {"loss": loss / max(n_tokens, 1), "nll": nll / max(n_tokens, 1)}
+    results = Results(dataset, hypotheses, references, scores, losses, bad_clips)
+    out = Path(args.output_dir)
+    guards.saves.attempt("predictions", write_on_main, out, write_predictions, out, results)
     if distributed.is_main():
-        write_predictions(Path(args.output_dir), dataset, hypotheses, references, scores, losses)
         shown = f"loss {losses['loss']:.4f} (without smoothing {losses['nll']:.4f})"
         logger.info("%s, %d clips, %s:\n%s", dataset.split, len(dataset), shown, scores.table())
     return scores, losses
@@ -216,6 +262,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             rgb_support=args.rgb_support,
             uni_sign_crops=args.uni_sign_padding,
             seed=args.seed,
+            max_bad_clips=args.max_bad_clips,
         )
         sampler = BatchSampler(
             len(dataset),
@@ -305,100 +352,139 @@ def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
     )
 
 
-def start_state(engine: Any, args: argparse.Namespace) -> TrainState:
-    """Where the run starts: at the beginning, or where the state of --resume stands."""
-    folder = find_state(args.resume, args.output_dir) if args.resume else None
-    if folder is None:
+def start_state(args: argparse.Namespace, model: Uni_Sign, n_batches: int) -> tuple[TrainState, Path | None]:
+    """Where the run starts: at the beginning, or where the state of --resume stands; its weights are in the model then.
+
+    Returns:
+        The state, and the folder from which the optimizer is still to be loaded.
+    """
+    found = distributed.from_main(find_state(args.resume, args.output_dir) if args.resume else None)
+    if found is None:
         if distributed.is_main():
             set_aside(args.output_dir)
         distributed.barrier()
-        return TrainState(revision=git_revision(), arguments=vars(args))
-    state = load_state(engine, folder, vars(args))
+        state = TrainState(revision=git_revision(), arguments=vars(args), n_processes=distributed.world_size())
+        return state, None
+    folder, state = found
+    state = check_resumable(folder, state, vars(args), n_batches)
+    load_model_state(model, folder)
     if distributed.is_main():
         trim_curves(args.output_dir, state)
     logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch + 1, state.step)
-    return state
+    return state, folder
+
+
+def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespace) -> Path | None:
+    """Save a state to resume from; None where that failed and the run may go on."""
+    folder = resume_dir(args.output_dir)
+    return guards.saves.attempt("the state", save_state, engine, state, folder, args.keep_last)
+
+
+def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, args: argparse.Namespace) -> None:
+    """End a run whose losses or gradients are not finite any more.
+
+    Raises:
+        ValueError: with all that there is to look at.
+    """
+    clips = sorted(name for part in distributed.gather(names) for name in part)
+    folder = guards.saves.attempt("the state", save_state, engine, state, Path(args.output_dir) / "non_finite")
+    raise ValueError(guards.steps.report(state.step, state.lr, clips, f"The state is saved in {folder}."))
 
 
 def log_epoch(
-    state: TrainState, numbers: dict[str, float], improved: bool, begun: float, args: argparse.Namespace
+    state: TrainState, numbers: dict[str, float], improved: bool, begun: float, guards: Guards, args: argparse.Namespace
 ) -> None:
     """Tell how an epoch went: one line in the log, and all numbers as JSON in log.txt."""
     if distributed.is_main():
-        line = {"epoch": state.epoch, **numbers, "seconds": round(time.monotonic() - begun, 1)}
-        with open(Path(args.output_dir) / "log.txt", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        guards.epoch_lines.add({"epoch": state.epoch, **numbers, "seconds": round(time.monotonic() - begun, 1)})
     shown = ("loss", "nll", "lr", "dev_nll", f"dev_{metrics.MAIN_METRIC[args.task][0]}")
     text = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
     logger.info("epoch %d of %d: %s%s.", state.epoch + 1, args.epochs, text, " (best)" if improved else "")
 
 
-def log_step(state: TrainState, loss: float, args: argparse.Namespace) -> None:
-    """Add an optimizer step to steps.jsonl."""
+def log_step(state: TrainState, loss: float, taken: bool, guards: Guards) -> None:
+    """Add an optimizer step to steps.jsonl; one that was skipped has no loss."""
     if distributed.is_main():
-        line = {"step": state.step, "epoch": state.epoch, "loss": loss, "lr": state.lr}
-        with open(Path(args.output_dir) / "steps.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        line = {"step": state.step, "epoch": state.epoch, "loss": loss if taken else None, "lr": state.lr}
+        guards.step_lines.add(line if taken else {**line, "skipped": True})
+    if not taken:
+        logger.warning("step %d is skipped: its loss or gradient is not finite (loss %.4g).", state.step, loss)
 
 
-def average(means: dict[str, float]) -> dict[str, float]:
-    """Mean over the processes."""
-    parts = distributed.gather(means)
-    return {name: sum(part[name] for part in parts) / len(parts) for name in means}
+def average(sums: dict[str, float]) -> dict[str, float]:
+    """Means over the micro-batches of all processes."""
+    parts = distributed.gather(sums)
+    loss, nll, n_batches = (sum(part.get(name, 0.0) for part in parts) for name in ("loss", "nll", "batches"))
+    return {"loss": loss / max(n_batches, 1), "nll": nll / max(n_batches, 1)}
 
 
-def save_within_epoch(engine: Any, state: TrainState, n_micro_batches: int, args: argparse.Namespace) -> None:
-    """Save what --save_steps and --quick_break ask for after a step of `n_micro_batches`."""
+def save_within_epoch(
+    engine: Any, state: TrainState, n_micro_batches: int, stop: bool, guards: Guards, args: argparse.Namespace
+) -> None:
+    """Save what --save_steps and --quick_break ask for after a step of `n_micro_batches`, and before a stop."""
     # Uni-Sign counts micro-batches here: is a multiple of N among those of this step?
     quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
-        weights = distributed.full_state_dict(engine)
-        if distributed.is_main():
-            facts = {"epoch": state.epoch, "score": None}
-            save_weights(Path(args.output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)
-    if quick or (args.save_steps and state.step % args.save_steps == 0):
-        save_state(engine, state, args.output_dir, args.keep_last)
+        path, config, facts = Path(args.output_dir) / "checkpoint.pth", engine.module.config, {"epoch": state.epoch}
+        weights = full_state_dict(engine)
+        write = partial(save_weights, path, weights, config, score=None, **facts)
+        guards.saves.attempt("checkpoint.pth", write_on_main, path, write)
+    if quick or stop or (args.save_steps and state.step % args.save_steps == 0):
+        save(engine, state, guards, args)
 
 
-def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> None:
+def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> bool:
     """Write checkpoint_{epoch}.pth and, for the best so far, best_checkpoint.pth and best_fusion.pth."""
-    weights = distributed.full_state_dict(engine)
-    if not distributed.is_main():
-        return
+    weights = full_state_dict(engine)
     output_dir, config = Path(args.output_dir), engine.module.config
     facts = {"epoch": epoch, "score": score}
-    path = output_dir / f"checkpoint_{epoch}.pth"
-    save_weights(path, weights, config, **facts)
-    if best:
-        save_weights(output_dir / "best_checkpoint.pth", weights, config, **facts)
-        if config.use_descriptions:
-            save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
-    forget_checkpoints(output_dir, args.keep_last)
+
+    def write() -> None:
+        if best:
+            save_weights(output_dir / "best_checkpoint.pth", weights, config, **facts)
+            if config.use_descriptions:
+                save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
+        save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
+        forget_checkpoints(output_dir, args.keep_last)
+
+    write_on_main(output_dir, write)
+    return True
 
 
-def write_predictions(
-    output_dir: Path,
-    dataset: S2T_Dataset,
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-    scores: metrics.Scores,
-    losses: dict[str, float],
-) -> None:
+@dataclass
+class Results:
+    """What an evaluation gave, in the data set's order."""
+
+    dataset: S2T_Dataset
+    hypotheses: Sequence[str]
+    references: Sequence[str]
+    scores: metrics.Scores
+    losses: dict[str, float]
+    bad_clips: dict[str, str]
+
+
+def write_predictions(output_dir: Path, results: Results) -> None:
     """Write {split}_predictions.jsonl, {split}_metrics.json, and the two text files that Uni-Sign writes."""
+    dataset, scores, bad_clips = results.dataset, results.scores, results.bad_clips
     split, unit = dataset.split, dataset.spec.text_unit
-    rows = zip(dataset.names, references, hypotheses, strict=True)
-    lines = [json.dumps({"name": n, "reference": r, "hypothesis": h}, ensure_ascii=False) for n, r, h in rows]
-    (output_dir / f"{split}_predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    numbers = {**scores.values, **losses, "clips": len(dataset), "signatures": scores.signatures}
-    (output_dir / f"{split}_metrics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    lines = []
+    for name, reference, hypothesis in zip(dataset.names, results.references, results.hypotheses, strict=True):
+        line = {"name": name, "reference": reference, "hypothesis": hypothesis}
+        line |= {"unreadable": bad_clips[name]} if name in bad_clips else {}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(output_dir / f"{split}_predictions.jsonl", "".join(lines))
+    numbers = {**scores.values, **results.losses, "clips": len(dataset), "unreadable": len(bad_clips)}
+    content = json.dumps({**numbers, "signatures": scores.signatures}, indent=1)
+    write_text(output_dir / f"{split}_metrics.json", content + "\n")
     for file, texts, prepare in (
-        ("pres", hypotheses, metrics.prepare_hypothesis),
-        ("refs", references, metrics.prepare_reference),
+        ("pres", results.hypotheses, metrics.prepare_hypothesis),
+        ("refs", results.references, metrics.prepare_reference),
     ):
         content = "".join(prepare(text, unit).replace("\n", " ") + "\n" for text in texts)
-        (output_dir / f"{split}_tmp_{file}.txt").write_text(content, encoding="utf-8")
+        write_text(output_dir / f"{split}_tmp_{file}.txt", content)
 
 
 if __name__ == "__main__":
-    run(lambda: main(ARGS))
+    with distributed.naming_the_lost():
+        run(lambda: main(ARGS))
     distributed.stop()

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from config import SPLITS, DatasetSpec
-from safe_pickle import load_pickle
+from safe_pickle import MAX_BYTES, load_pickle
 
 Label = dict[str, Any]
 
@@ -176,6 +176,8 @@ def _rows(path: str | Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def _text(path: str | Path) -> str:
+    if Path(path).stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes. This is no label file.")
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -118,6 +118,11 @@ class HandCrops:
         return ((scaled - MEAN) / STD).transpose(2, 0, 1)
 
 
+def no_crops() -> dict[str, torch.Tensor]:
+    """What `HandCrops.load` gives for a clip in which no hand is to be seen."""
+    return {field: value for side in HANDS for field, value in _no_crop(side).items()}
+
+
 def _no_crop(side: str) -> dict[str, torch.Tensor]:
     return {
         f"{side}_hands": torch.zeros(1, 3, CROP, CROP),

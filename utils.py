@@ -135,6 +135,27 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="also save a state to resume every N steps; default: 0, off",
     )
     add(
+        "--max_bad_clips",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="end with an error when more than this share of a split's clips cannot be read; default: 0.01",
+    )
+    add(
+        "--max_skipped_steps",
+        type=int,
+        default=10,
+        metavar="N",
+        help="end after N steps in a row whose loss or gradient is not finite; default: 10",
+    )
+    add(
+        "--max_failed_saves",
+        type=int,
+        default=2,
+        metavar="N",
+        help="saves that may fail in a row, on a full disk for example; default: 2",
+    )
+    add(
         "--quick_break",
         type=int,
         default=0,
@@ -166,19 +187,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--eval and --resume exclude each other: --eval trains nothing.")
     if args.offload and args.zero_stage == 0:
         parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
-    for flag in ("epochs", "batch_size", "gradient_accumulation_steps", "max_length", "num_beams", "max_new_tokens"):
+    _check_numbers(parser, args)
+    return args
+
+
+def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    counts = ("epochs", "batch_size", "gradient_accumulation_steps", "max_length", "num_beams", "max_new_tokens")
+    for flag in (*counts, "max_skipped_steps"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} {getattr(args, flag)}: must be at least 1.")
+    if not 0 <= args.max_bad_clips <= 1:
+        parser.error(f"--max_bad_clips {args.max_bad_clips}: must be a share, from 0 to 1.")
     if args.lr <= 0:
         parser.error(f"--lr {args.lr}: must be positive.")
-    return args
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a program: what a user can mend is one line on the terminal (its origin goes to the log), status 1."""
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         logging.getLogger().debug("where it came from:", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
@@ -203,6 +231,7 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(Path(output_dir) / "train.log", encoding="utf-8")
         file.name = _OURS
+        file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk; the terminal has the line
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     for name in ("DeepSpeed", "torch", "filelock", "asyncio"):

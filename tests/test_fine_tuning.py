@@ -6,14 +6,13 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Run
 
 import fine_tuning
 import utils
@@ -131,12 +130,10 @@ def test_two_processes_write_the_same_files(corpus, described, tmp_path):
 
 def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
     """On two processes: same losses, a checkpoint with every weight, and two processes decode in step."""
-    runs = [
-        start(corpus, tmp_path / stage, "--use_descriptions", "--zero_stage", stage, "--epochs", "1", launcher=TWO)
-        for stage in "03"
-    ]
-    for run in runs:
-        finish(run)
+    flags = ["--root", str(corpus), *SMALL, "--use_descriptions", "--epochs", "1"]
+    for stage in "03":
+        run = [*flags, "--zero_stage", stage, "--output_dir", str(tmp_path / stage)]
+        Run(tmp_path / f"{stage}.log", run, n_processes=2).finish()
     zero, three = (lines(tmp_path / stage / "steps.jsonl") for stage in "03")
     assert [line["loss"] for line in three] == pytest.approx([line["loss"] for line in zero], rel=1e-3)
     shapes = [{n: w.shape for n, w in weights(tmp_path / s / "checkpoint_0.pth").items()} for s in "03"]
@@ -153,35 +150,8 @@ def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
     before = lines(tmp_path / "steps.jsonl")
     state = sorted((tmp_path / "resume").iterdir())[0]
     finish(start(corpus, tmp_path, *flags, "--resume", state, launcher=launcher))
-    # DeepSpeed's ZeRO-3 goes on from slightly other weights in bf16 (in fp32, and with ZeRO 0 to 2, from the same).
-    near = 1e-3 if stage == "3" else 0
-    losses = [[line["loss"] for line in steps] for steps in (lines(tmp_path / "steps.jsonl"), before)]
-    assert losses[0] == pytest.approx(losses[1], rel=near, abs=0)
+    assert lines(tmp_path / "steps.jsonl") == before
     assert all(w.dtype == torch.float32 for n, w in weights(tmp_path / "checkpoint_1.pth").items() if "running" in n)
-
-
-def test_killed_and_resumed_is_as_never_killed(corpus, tmp_path):
-    """SIGKILL in the second epoch; dropout, frames, order and optimizer go on where they were, bit for bit."""
-    flags = ("--use_descriptions", "--save_steps", "1")
-    whole = start(corpus, tmp_path / "whole", *flags)
-    killed = start(corpus, tmp_path / "killed", *flags)
-    while not (tmp_path / "killed" / "resume" / "step_00000004").exists():
-        assert killed.poll() is None, killed.communicate()[0]
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert len(lines(tmp_path / "killed" / "log.txt")) == 1
-    finish(whole)
-    assert "resumed" in finish(start(corpus, tmp_path / "killed", *flags, "--resume", "auto", "--num_workers", "1"))
-    steps, epochs = (
-        [lines(tmp_path / run / name) for run in ("whole", "killed")] for name in ("steps.jsonl", "log.txt")
-    )
-    assert steps[0] == steps[1]
-    for line in epochs[0] + epochs[1]:
-        del line["seconds"]
-    assert epochs[0] == epochs[1]
-    last = [weights(tmp_path / run / "checkpoint_1.pth") for run in ("whole", "killed")]
-    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
 
 
 def test_frozen_encoder_alone_trains_the_rest(corpus, tmp_path, caplog):

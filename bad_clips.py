@@ -1,0 +1,78 @@
+"""Clips that cannot be read: each is listed once, with its reason, and too many of them end the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from batch import SrcInput
+from disk import explain, read_lines, write_text
+from distributed import gather, is_main
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "bad_clips.jsonl"
+
+
+class BadClips:
+    """What a run could not read; nothing is put in its place.
+
+    Args:
+        output_dir: of the run; what an interrupted run has listed there is not listed again.
+        max_share: of a split's clips, beyond which the run ends (`--max_bad_clips`).
+    """
+
+    def __init__(self, output_dir: str | Path, max_share: float) -> None:
+        self.path, self.max_share = Path(output_dir) / FILE_NAME, max_share
+        self.reasons: dict[str, dict[str, str]] = {}  # split -> clip -> reason
+        self.entries = read_lines(self.path)
+        self.listed = {(entry["split"], entry["name"]) for entry in self.entries}
+
+    def note(self, src_input: SrcInput, split: str, n_clips: int) -> None:
+        """Take over what a batch had to leave out.
+
+        Raises:
+            ValueError: this process alone has met too many; with `settle`, all processes count together.
+        """
+        if met := src_input.get("bad_clips"):
+            self.reasons.setdefault(split, {}).update((clip.name, clip.reason) for clip in met)
+            self._judge(split, n_clips)
+
+    def settle(self, split: str, n_clips: int) -> dict[str, str]:
+        """Bring together what all processes have met in a split, list it, and judge; all of them call this.
+
+        Returns:
+            clip -> reason.
+
+        Raises:
+            ValueError: more than `max_share` of the split's clips cannot be read.
+        """
+        everyone = gather(self.reasons.get(split, {}))
+        self.reasons[split] = {name: reason for part in everyone for name, reason in part.items()}
+        if is_main():
+            self._list(split)
+        self._judge(split, n_clips)
+        return self.reasons[split]
+
+    def _judge(self, split: str, n_clips: int) -> None:
+        bad = self.reasons[split]
+        if len(bad) > self.max_share * n_clips:
+            self._list(split)
+            first = next(iter(bad.values())).rstrip(".")
+            raise ValueError(
+                f"--max_bad_clips {self.max_share:g}: {len(bad)} of {n_clips} clips of the split {split!r} cannot be "
+                f"read, the first: {first}. Mend them or remove them from the labels; {self.path} lists them."
+            )
+
+    def _list(self, split: str) -> None:
+        new = {name: reason for name, reason in self.reasons[split].items() if (split, name) not in self.listed}
+        if not new:
+            return
+        self.listed |= {(split, name) for name in new}
+        logger.warning("%s: %d clips cannot be read and are left out, see %s.", split, len(new), self.path)
+        self.entries += [{"split": split, "name": name, "reason": reason} for name, reason in new.items()]
+        try:
+            write_text(self.path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries))
+        except OSError as error:
+            logger.warning("%s It is written with the next clip.", explain(error, self.path))

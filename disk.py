@@ -1,0 +1,165 @@
+"""Writing files so that a kill, a full disk or a power cut leaves them whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished"  # in the name of what is not whole yet
+
+
+class _Hashing:
+    """A file that takes the sum of what is written, and remembers why a write failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sum = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.sum.update(data)
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_whole(path: str | Path, write: Callable[[Any], object]) -> str:
+    """Write a file under another name, and give it its own when all of it is on the disk.
+
+    Args:
+        path: the file; an older one stays as it is until the new one takes its place.
+        write: is given the open file.
+
+    Returns:
+        The content's SHA-256.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    unfinished = Path(f"{path}.{UNFINISHED}")
+    try:
+        with open(unfinished, "wb") as raw:
+            file = _Hashing(raw)
+            try:
+                write(file)
+            except RuntimeError:  # torch hides what the file said
+                raise file.error or RuntimeError from None
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+    sync_folder(Path(path).parent)
+    return file.sum.hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> str:
+    """Write a text file as `write_whole` does."""
+    return write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names of a folder to the disk; a file's content alone would not survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder under another name; at the end of the block it gets its own, or nothing is left of it."""
+    unfinished = folder.with_name(f"{UNFINISHED}_{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        sync_folder(unfinished)
+        remove_folder(folder)
+        os.rename(unfinished, folder)
+        sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or under a name that says it is not."""
+    if folder.is_dir():
+        going = folder.with_name(f"{UNFINISHED}_removal_{folder.name}")
+        shutil.rmtree(going, ignore_errors=True)
+        os.rename(folder, going)
+        shutil.rmtree(going)
+
+
+def explain(error: OSError, path: str | Path) -> str:
+    """One line that says what could not be written, why, and how much room there is."""
+    place = Path(path)
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    try:
+        room = f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free there"
+    except OSError:
+        room = f"{place} does not answer"
+    return f"{error.filename or path} cannot be written: {error.strerror or error}; {room}."
+
+
+class Lines:
+    """A file of JSON lines that grows with the run. What a full disk does not take is written with the next line."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._waiting: list[str] = []
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Append a line."""
+        self._waiting.append(json.dumps(line, ensure_ascii=False) + "\n")
+        try:
+            with open(self.path, "ab", buffering=0) as file:
+                end = file.tell()
+                content = "".join(self._waiting).encode("utf-8")
+                if file.write(content) != len(content):
+                    file.truncate(end)  # half a line would spoil the next
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if len(self._waiting) == 1:
+                logger.warning("%s What it should hold is kept until it can.", explain(error, self.path))
+        else:
+            self._waiting.clear()
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; [] where there is none. A last line that a kill has cut is left out."""
+    if not Path(path).is_file():
+        return []
+    lines = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines

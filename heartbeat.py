@@ -1,0 +1,103 @@
+"""Each process of a run tells the others that it lives; who falls silent is named, and the others end.
+
+Without this, a process that waits for one that is gone waits until its collective times out, half an hour by default,
+and says nothing about who is missing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+BEAT = 2.0  # seconds between signs of life
+SILENCE = 30.0  # seconds without one, after which a process counts as lost
+SHORT_SILENCE = 3 * BEAT  # the same, once a collective has failed
+ENDED = b"ended"
+
+
+class Heartbeat:
+    """A thread that beats and listens, through a connection of its own to the store of the rendezvous.
+
+    Args:
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self.store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=SILENCE))
+        self.silence = SILENCE
+        self._stopped = threading.Event()
+        self.store.set(f"heartbeat/who/{rank}", f"rank {rank} (process {os.getpid()} on {socket.gethostname()})")
+        self.store.set(f"heartbeat/{rank}", "0")
+        self.names = [self.store.get(f"heartbeat/who/{peer}").decode() for peer in range(world_size)]
+        self._answered = time.monotonic()
+        self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
+        self._thread.start()
+        # A store whose process is stopped lets a question wait for ever, whatever timeout it was given.
+        threading.Thread(target=self._watch_store, name="heartbeat-store", daemon=True).start()
+        atexit.register(self._end)
+
+    def stop(self) -> None:
+        """Neither beat nor listen any more; all processes then have to meet before the first one leaves."""
+        self._stopped.set()
+        self._thread.join()
+        atexit.unregister(self._end)
+
+    def name_the_lost(self) -> None:
+        """After a failed collective: if a process is lost, this one ends within seconds, with a line that names it."""
+        self.silence = SHORT_SILENCE
+        self._stopped.wait(SHORT_SILENCE + 3 * BEAT)
+
+    def _live(self) -> None:
+        keys = [f"heartbeat/{peer}" for peer in range(self.world_size)]
+        seen: list[bytes] = [b""] * self.world_size
+        since = [time.monotonic()] * self.world_size
+        count = 0
+        while not self._stopped.wait(BEAT):
+            count += 1
+            try:
+                self.store.set(keys[self.rank], str(count))
+                beats = self.store.multi_get(keys)
+            except RuntimeError as error:
+                logger.debug("the store: %s", error)
+                return  # the other thread says so, unless the run is just ending
+            now = self._answered = time.monotonic()
+            for peer, beat in enumerate(beats):
+                if beat != seen[peer]:
+                    seen[peer], since[peer] = beat, now
+                limit = 2 * BEAT if beat == ENDED else self.silence
+                if peer != self.rank and now - since[peer] > limit:
+                    how = "has ended before the others; what it wrote last says why" if beat == ENDED else "is lost"
+                    self._leave(f"{self.names[peer]} {how}" + ("" if beat == ENDED else f": silent for {limit:.0f} s"))
+
+    def _watch_store(self) -> None:
+        while not self._stopped.wait(BEAT):
+            if (silent := time.monotonic() - self._answered) > self.silence:
+                self._leave(f"{self.names[0]}, or its launcher, is lost: the store is silent for {silent:.0f} s")
+
+    def _leave(self, why: str) -> None:
+        sys.stderr.write(f"error: {why}. {self.names[self.rank]} ends as well. Start again with --resume auto.\n")
+        sys.stderr.flush()
+        logging.shutdown()
+        os._exit(1)
+
+    def _end(self) -> None:
+        """This process ends, and not together with the others."""
+        self._stopped.set()
+        self._thread.join(BEAT)
+        try:
+            self.store.set(f"heartbeat/{self.rank}", ENDED.decode())
+        except RuntimeError:
+            logger.debug("the store is gone already")

@@ -1,0 +1,46 @@
+"""One run in an output folder at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "run.lock"
+_held: dict[Path, int] = {}  # lock file -> open handle; closing it would give the lock up
+
+
+def hold(output_dir: str | Path) -> None:
+    """Take a run's folder for as long as this process lives.
+
+    The lock is the kernel's (POSIX record lock), so it ends with its owner however that ends, also on another machine
+    where the file system is shared with locking, as NFS and Lustre usually are; no stale lock needs clearing away. The
+    file's text only says who the owner is. Processes that load data are forked and do not inherit the lock.
+
+    Raises:
+        ValueError: another run has the folder.
+    """
+    path = Path(output_dir).resolve() / FILE_NAME
+    if path in _held:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(handle, 200).decode("utf-8", "replace").strip() or "of an unknown owner"
+        os.close(handle)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            logger.warning("%s: no locks on this file system (%s); start no second run here.", path, error.strerror)
+            return
+        raise ValueError(
+            f"--output_dir {output_dir}: a run is at work there ({owner}). Give another folder, or wait for its end."
+        ) from None
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    _held[path] = handle

@@ -1,0 +1,214 @@
+"""What keeps a long run alive, or ends it well: stop signals, steps that are not finite, failed saves, full memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import math
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import distributed
+from bad_clips import BadClips
+from batch import SrcInput
+from checkpoint import SaveError
+from disk import Lines
+from zero_state import lower_gradient_scale
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RESUME_ME = 75  # exit status: stopped on request, a state is saved (EX_TEMPFAIL of sysexits.h: try again)
+
+
+class StopRequest:
+    """Listens for SIGTERM, SIGINT and SIGUSR1 while it is entered: the first asks the run to stop, a second ends it.
+
+    A launcher forwards a signal that the terminal or SLURM has sent to the processes themselves too; so what comes
+    within a second of the first is the same request.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SAME_REQUEST = 1.0  # seconds
+
+    def __init__(self) -> None:
+        self.asked = ""
+        self._first = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _hear(self, number: int, _: object) -> None:
+        name = signal.Signals(number).name
+        if not self.asked:
+            self.asked, self._first = name, time.monotonic()
+            os.write(2, f"{name}: the run stops after this step; once more to end it at once.\n".encode())
+        elif time.monotonic() - self._first > self.SAME_REQUEST:
+            os._exit(128 + number)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked; all of them call this and get the same answer."""
+        return bool(self._before) and distributed.any_process(bool(self.asked))[0]
+
+    def leave(self, where: str) -> None:
+        """End this process with the status that says "resume me"; all of them call this."""
+        logger.info("stopped by %s %s. Go on with --resume auto.", self.asked or "another process", where)
+        distributed.stop()
+        raise SystemExit(RESUME_ME)
+
+
+class SkippedSteps:
+    """Counts steps that were not taken since a loss or a gradient was not finite; too many in a row end the run.
+
+    Args:
+        limit: so many in a row are too many (`--max_skipped_steps`).
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.in_row, self.total = limit, 0, 0
+        self.losses: list[float] = []  # of the latest steps
+
+    def taken(self, engine: Any, loss: float) -> bool:
+        """Whether the step that was just due has changed the weights; all processes get the same answer.
+
+        Args:
+            engine: after its `step`.
+            loss: this process's.
+        """
+        self.losses = [*self.losses[-9:], loss]
+        not_finite = distributed.any_process(not math.isfinite(loss))[0]
+        if not not_finite and engine.was_step_applied():
+            self.in_row = 0
+            return True
+        self.total += 1
+        if not_finite or not lower_gradient_scale(engine):  # in fp16 gradients overflow now and then
+            self.in_row += 1
+        return False
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the run has to end."""
+        return self.in_row >= self.limit
+
+    def report(self, step: int, lr: float, clips: list[str], place: str) -> str:
+        """What to look at, in one line."""
+        losses = ", ".join(f"{loss:.4g}" for loss in self.losses)
+        names = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
+        return (
+            f"--max_skipped_steps {self.limit}: {self.in_row} steps in a row had a loss or gradient that is not "
+            f"finite, the last is step {step}: learning rate {lr:.3g}, losses {losses}, clips {names}. {place} "
+            "Try a lower --lr, --warmup-epochs, --dtype bf16 or fp32."
+        )
+
+
+class Saves:
+    """Lets a run go on when something cannot be saved, as long as the next attempt may succeed.
+
+    Args:
+        limit: failures in a row that a run survives (`--max_failed_saves`).
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.failed: Counter[str] = Counter()
+
+    def attempt(self, what: str, save: Callable[..., T], *arguments: Any) -> T | None:
+        """Save something; None if that failed.
+
+        Raises:
+            ValueError: it has failed too often in a row.
+        """
+        try:
+            result = save(*arguments)
+        except SaveError as error:
+            self.failed[what] += 1
+            if self.failed[what] > self.limit:
+                raise ValueError(
+                    f"--max_failed_saves {self.limit}: saving {what} failed {self.failed[what]} times in a row: "
+                    f"{error} What was saved before is whole: make room, then --resume auto."
+                ) from None
+            logger.warning("%s is not saved: %s The run goes on; what was saved before is whole.", what, error)
+            return None
+        self.failed[what] = 0
+        return result
+
+    def finish(self) -> None:
+        """End of the run.
+
+        Raises:
+            ValueError: something is not saved that should be.
+        """
+        if missing := [what for what, count in self.failed.items() if count]:
+            raise ValueError(
+                f"the run is done, but saving {' and '.join(missing)} failed. Make room, then --resume auto."
+            )
+
+
+@dataclass
+class Guards:
+    """What a run is guarded by, in one hand, and the curves that it writes."""
+
+    clips: BadClips
+    stop: StopRequest
+    steps: SkippedSteps
+    saves: Saves
+    step_lines: Lines
+    epoch_lines: Lines
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Guards:
+        """Make them from the command line."""
+        return cls(
+            BadClips(args.output_dir, args.max_bad_clips),
+            StopRequest(),
+            SkippedSteps(args.max_skipped_steps),
+            Saves(args.max_failed_saves),
+            Lines(Path(args.output_dir) / "steps.jsonl"),
+            Lines(Path(args.output_dir) / "log.txt"),
+        )
+
+
+@contextlib.contextmanager
+def explain_memory(src_input: SrcInput, args: argparse.Namespace) -> Iterator[None]:
+    """Turn "out of memory" into one line with the batch's shape and the flags that help, the best first.
+
+    Raises:
+        ValueError: in place of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        clips, frames = src_input["attention_mask"].shape
+        texts = {text for clip in src_input.get("descriptions", []) for text in clip if text}
+        shape = f"{clips} clips x {frames} frames" + (f" with {len(texts)} distinct texts" if texts else "")
+        advice = {
+            "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)": clips > 1,
+            "--text_encoder_freeze": bool(texts) and not args.text_encoder_freeze,
+            "--dtype bf16": args.dtype == "fp32",
+            "--zero_stage 0 on one GPU": distributed.world_size() == 1 and args.zero_stage > 0 and not args.offload,
+            "--offload": not args.offload and args.zero_stage > 0,
+            f"--max_length below {frames} (this changes results)": True,
+            "--trainable fusion": args.use_descriptions and args.trainable != "fusion",
+        }
+        helpful = ", then ".join(flag for flag, helps in advice.items() if helps)
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ValueError(
+            f"out of GPU memory in a batch of {shape} ({reason}). What helps, in order: {helpful}."
+        ) from None

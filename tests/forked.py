@@ -1,0 +1,105 @@
+"""Runs of the real command line in processes of their own, without paying for the imports each time.
+
+A server process imports everything once; each run is a fork of it, so it can be killed as any process can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+# DeepSpeed imports torch's compiler when it makes its first engine.
+_COMPILER = ["deepspeed.runtime.zero.muon.original_muon", "deepspeed.runtime.zero.stage3"]
+_CONTEXT.set_forkserver_preload([*_COMPILER, "fine_tuning", "forked"])
+# The server looks for what it preloads along this path alone, and goes without in silence.
+_PATH = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+os.environ["PYTHONPATH"] = os.pathsep.join([*_PATH, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _run(flags: list[str], environment: dict[str, str], log: str, before: Callable[[], None] | None) -> None:
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 -- for as long as the process lives
+    os.setpgid(0, 0)
+    import torch
+
+    import distributed
+    import fine_tuning
+    import utils
+
+    torch.set_num_threads(1)
+    if before is not None:
+        before()
+    args = utils.parse_args(flags)
+    with distributed.naming_the_lost():
+        utils.run(lambda: fine_tuning.main(args))
+    distributed.stop()
+
+
+class Run:
+    """One run of one or more processes."""
+
+    def __init__(self, log: Path, flags: list[str], n_processes: int = 1, before: Callable[[], None] | None = None):
+        self.log = log
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.processes = []
+        for rank in range(n_processes):
+            environment = {"OMP_NUM_THREADS": "1"}
+            if n_processes > 1:
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n_processes)}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            process = _CONTEXT.Process(target=_run, args=(flags, environment, str(log), before))
+            process.start()
+            self.processes.append(process)
+
+    @property
+    def alive(self) -> bool:
+        """Whether any process still runs."""
+        return any(process.is_alive() for process in self.processes)
+
+    def signal(self, number: int, rank: int | None = None) -> None:
+        """Send a signal to one rank, or to all."""
+        for process in self.processes if rank is None else [self.processes[rank]]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    def wait(self, timeout: float = 300) -> list[int]:
+        """Exit codes by rank; negative: killed by that signal."""
+        for process in self.processes:
+            process.join(timeout)
+        assert not self.alive, f"still running after {timeout} s:\n{self.text}"
+        return [process.exitcode for process in self.processes]
+
+    def finish(self, code: int = 0) -> str:
+        """Wait for the end, which must be this one."""
+        codes = self.wait()
+        assert set(codes) == {code}, f"{codes}\n{self.text}"
+        return self.text
+
+    @property
+    def text(self) -> str:
+        """What all processes have written to the terminal."""
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+
+@contextlib.contextmanager
+def ended(*runs: Run) -> Iterator[None]:
+    """Leave no process behind."""
+    try:
+        yield
+    finally:
+        for run in runs:
+            for process in run.processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()

@@ -1,0 +1,164 @@
+"""Every bad or malicious file that is at hand: one clear line, and nothing happens."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHARED
+
+from checkpoint import read_weights
+from config import DatasetSpec
+from datasets import S2T_Dataset
+from labels import read_labels
+from pose import read_pose
+from safe_pickle import load_pickle
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = SHARED / "real" / "hostile"
+INDEX = json.loads((HOSTILE / "INDEX.json").read_text(encoding="utf-8")) if HOSTILE.is_dir() else {}
+
+# What each file's message must say beside the file's name; None: the file is legal.
+WORDS: dict[str, str | None] = {
+    "exec_open.pkl": "open",
+    "exec_system.pkl": "system",
+    "exec_eval.pkl": "eval",
+    "exec_numpy_runstring.pkl": "runstring",
+    "exec_dotted_name.pkl": "testing.runstring",
+    "checkpoint_plain_pickle.pth": "read safely",
+    "checkpoint_zip.pth": "read safely",
+    "labels.exec": "asks for",
+    "truncated.pkl": "cut short",
+    "empty_file.pkl": "empty",
+    "not_a_pickle.pkl": "not a readable pickle",
+    "nan_inf.pkl": "6 frames hold NaN or infinite",
+    "all_nan.pkl": "NaN",
+    "joints17.pkl": "(1, 17, 2)",
+    "zero_frames.pkl": "frames 0 to 0",
+    "length_mismatch.pkl": "12 frames of keypoints, but 9 of scores",
+    "length_mismatch_keypoints.pkl": "9 frames of keypoints, but 12 of scores",
+    "no_scores_key.pkl": "'scores'",
+    "no_person_axis.pkl": "(133, 2)",
+    "two_persons.pkl": None,
+    "empty_person_frame.pkl": None,
+    "all_scores_zero.pkl": None,
+    "start_after_end.pkl": "frames 8 to 4",
+    "end_beyond.pkl": "frames 5 to 400 of 12",
+    "pixel_coordinates.pkl": "pixels",
+    "list_pickle.pkl": "a list",
+    "labels.not_gzip": "not packed with gzip",
+    "labels.text": "not packed with gzip",
+    "labels.truncated_gzip": "cannot be read",
+    "labels.traversal": "points out of the data folder",
+    "labels.missing_fields": "2 clips have no text",
+}
+
+
+def read_split(path: Path) -> S2T_Dataset:
+    """Labels as a run reads them."""
+    spec = DatasetSpec(name="hostile", labels={"train": str(path)}, pose_dir=str(path.parent), description_dir="")
+    read_labels(path)
+    return S2T_Dataset(spec, "train")
+
+
+READERS = {"pose": read_pose, "labels": read_split, "checkpoint": lambda path: read_weights(path, "--finetune")}
+
+
+@pytest.mark.skipif(not INDEX, reason="the hostile files are not here")
+def test_every_file_is_looked_at():
+    assert set(WORDS) == set(INDEX)
+
+
+@pytest.mark.parametrize("name", sorted(INDEX))
+def test_one_clear_line_and_no_side_effect(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in HOSTILE.iterdir()}
+    environment, read = dict(os.environ), READERS[INDEX[name]["kind"]]
+    if WORDS[name] is None:
+        read(HOSTILE / name)
+    else:
+        with pytest.raises(ValueError, match=name) as error:
+            read(HOSTILE / name)
+        message = str(error.value)
+        assert len(message.splitlines()) == 1
+        assert WORDS[name] in message
+    assert not list(tmp_path.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in HOSTILE.iterdir()} == before
+    assert dict(os.environ) == environment
+    assert not any(capfd.readouterr())
+
+
+# -- files that cost memory ------------------------------------------------------------------------------------------
+
+BOMBS = {
+    "memo number": b"\x80\x02Nr\xff\xff\xff\x7f.",
+    "memo number as text": b"Np2000000000\n.",
+    "long text": b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"abc.",
+    "long bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",
+    "long bytearray": b"\x80\x05\x96" + (1 << 33).to_bytes(8, "little") + b"abc.",
+    "long number": b"\x80\x02\x8b" + (1 << 30).to_bytes(4, "little") + b"abc.",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_few_bytes_cannot_ask_for_gigabytes(kind, tmp_path):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(BOMBS[kind])
+    with pytest.raises(ValueError, match="more memory than its size can need"):
+        load_pickle(path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures memory as Linux does")
+def test_memory_stays_bounded(tmp_path):
+    """The peak of a process that reads them all."""
+    for kind, data in BOMBS.items():
+        (tmp_path / kind.replace(" ", "_")).write_bytes(data)
+    code = """
+import resource, sys
+from pathlib import Path
+from safe_pickle import load_pickle
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in Path(sys.argv[1]).iterdir():
+    try:
+        load_pickle(path)
+    except ValueError:
+        continue
+    raise SystemExit(f"{path} was read")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 50
+
+
+def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
+    """torch writes its archives unpacked; one that grows when it is read was made by somebody else."""
+    plain, packed = io.BytesIO(), tmp_path / "bomb.pth"
+    torch.save({"model": {"a": torch.zeros(1 << 20)}}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info))
+    assert packed.stat().st_size < 100_000
+    with pytest.raises(ValueError, match="--finetune: .*bomb.pth.*packed"):
+        read_weights(packed, "--finetune")
+
+
+def test_json_labels_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("labels.MAX_BYTES", 100)
+    (tmp_path / "labels.json").write_text("[" + " " * 200 + "]")
+    with pytest.raises(ValueError, match="labels.json: larger than 100 bytes"):
+        read_labels(tmp_path / "labels.json")
+
+
+def test_the_trap_of_the_checkpoints_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if not INDEX:
+        pytest.skip("the hostile files are not here")
+    with open(HOSTILE / "checkpoint_plain_pickle.pth", "rb") as file:
+        pickle.load(file)
+    assert (tmp_path / "PWNED").exists()

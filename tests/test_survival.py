@@ -1,0 +1,320 @@
+"""Stop signals, steps that are not finite, failed saves, full memory: by doing the thing itself."""
+
+import argparse
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from forked import Run
+from test_kills import FLAGS, assert_same_run, tiny  # noqa: F401 -- a fixture
+
+import disk
+import survival
+import utils
+from checkpoint import SaveError
+from survival import RESUME_ME, Saves, SkippedSteps, StopRequest, explain_memory
+
+
+def start(corpus, out, *flags, **options):
+    flags = ["--root", str(corpus), *FLAGS, "--output_dir", str(out), *flags]
+    return Run(out.with_suffix(".log"), flags, **options)
+
+
+def wait_for(run, condition):
+    begun = time.monotonic()
+    while run.alive and not condition():
+        assert time.monotonic() - begun < 120, run.text
+        time.sleep(0.01)
+
+
+# -- signals ---------------------------------------------------------------------------------------------------------
+
+
+class SignalAt:
+    """Send this process a signal in the middle of a step, or of an evaluation, as SLURM would."""
+
+    def __init__(self, number, call, where="forward", rank=0, again_after=None):
+        self.number, self.call, self.where, self.rank, self.again_after = number, call, where, rank, again_after
+        self.seen = 0
+
+    def __call__(self):
+        from models import Uni_Sign
+
+        function = getattr(Uni_Sign, self.where)
+
+        def watched(*arguments, **options):
+            self.seen += 1
+            if self.seen == self.call and int(os.environ.get("RANK", "0")) == self.rank:
+                os.kill(os.getpid(), self.number)
+                if self.again_after is not None:
+                    time.sleep(self.again_after)
+                    os.kill(os.getpid(), self.number)
+            return function(*arguments, **options)
+
+        setattr(Uni_Sign, self.where, watched)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):  # noqa: F811
+    """A run of two epochs that nobody disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    start(tiny, out, "--epochs", "2", "--save_steps", "0").finish()
+    return out
+
+
+def test_stopped_in_a_step_and_in_an_evaluation(tiny, whole, tmp_path):  # noqa: F811
+    """SIGUSR1 in the first half of a step, then SIGTERM in the evaluation: status 75 both times, nothing is lost."""
+    out = tmp_path / "out"
+    flags = ("--epochs", "2", "--save_steps", "0")
+    text = start(tiny, out, *flags, before=SignalAt(signal.SIGUSR1, 3)).finish(code=RESUME_ME)
+    assert "SIGUSR1: the run stops after this step" in text
+    assert "stopped by SIGUSR1 after step 2. Go on with --resume auto." in text
+    assert [path.name for path in (out / "resume").iterdir()] == ["step_00000002"]
+    text = start(tiny, out, *flags, before=SignalAt(signal.SIGTERM, 1, "generate")).finish(code=RESUME_ME)
+    assert "stopped by SIGTERM in the evaluation of dev" in text
+    start(tiny, out, *flags).finish()
+    assert_same_run(whole, out, 1)
+
+
+def test_two_processes_stop_at_the_same_step(tiny, tmp_path):  # noqa: F811
+    """Only one of them hears the signal."""
+    out = tmp_path / "out"
+    flags = ("--batch-size", "1", "--epochs", "9")
+    run = start(tiny, out, *flags, n_processes=2, before=SignalAt(signal.SIGTERM, 3, rank=1))
+    text = run.finish(code=RESUME_ME)
+    assert text.count("the run stops after this step") == 1
+    assert "stopped by another process after step 2" in text
+
+
+def test_a_second_signal_ends_at_once(tiny, tmp_path):  # noqa: F811
+    run = start(tiny, tmp_path / "out", before=SignalAt(signal.SIGINT, 3, again_after=1.2))
+    run.finish(code=128 + signal.SIGINT)
+    assert not list((tmp_path / "out" / "resume").glob("step_00000002"))
+
+
+def test_signals_that_come_together_are_one_request():
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked == "SIGTERM"
+        assert stop.agreed()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# -- saves -----------------------------------------------------------------------------------------------------------
+
+
+def limit_files(n_bytes):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+class SmallDisk:
+    """From the n-th step on, no file can grow beyond some bytes; later it can again."""
+
+    def __init__(self, first, last=10**9, n_bytes=20_000):
+        self.first, self.last, self.n_bytes = first, last, n_bytes
+
+    def __call__(self):
+        import resource
+
+        import fine_tuning
+
+        save_state = fine_tuning.save_state
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+        def limited(engine, state, *arguments):
+            small = self.first <= state.step <= self.last
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.n_bytes if small else hard, hard))
+            return save_state(engine, state, *arguments)
+
+        fine_tuning.save_state = limited
+
+
+def test_a_full_disk_is_survived_for_a_while(tiny, whole, tmp_path):  # noqa: F811
+    """Two saves fail in a row, the third succeeds: same losses, every state whole, no half file left."""
+    out = tmp_path / "out"
+    text = start(tiny, out, "--epochs", "2", "--keep_last", "0", before=SmallDisk(2, 3)).finish()
+    assert text.count("The run goes on; what was saved before is whole.") >= 2
+    assert f"{out}/resume/step_00000002 cannot be written: File too large; " in text
+    assert "MB are free there" in text
+    assert sorted(path.name for path in (out / "resume").iterdir()) == [f"step_{n:08d}" for n in (1, 4, 5, 6)]
+    assert disk.read_lines(out / "steps.jsonl") == disk.read_lines(whole / "steps.jsonl")
+    assert not list(out.rglob("*unfinished*"))
+
+
+def test_a_disk_that_stays_full_ends_the_run(tiny, whole, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    text = start(tiny, out, "--epochs", "2", "--max_failed_saves", "1", before=SmallDisk(3)).finish(code=1)
+    assert "error: --max_failed_saves 1: saving the state failed 2 times in a row" in text
+    assert "Traceback" not in text
+    start(tiny, out, "--epochs", "2").finish()
+    assert_same_run(whole, out, 1)
+
+
+def test_a_run_whose_last_save_failed_does_not_claim_success():
+    saves = Saves(limit=2)
+
+    def fail():
+        raise SaveError("x cannot be written: No space left on device; 0 MB are free there.")
+
+    assert saves.attempt("the checkpoint", fail) is None
+    assert saves.attempt("the state", lambda: 3) == 3
+    with pytest.raises(ValueError, match="the run is done, but saving the checkpoint failed"):
+        saves.finish()
+    saves.attempt("the checkpoint", lambda: 3)
+    saves.finish()
+    for _ in range(2):
+        saves.attempt("the state", fail)
+    with pytest.raises(ValueError, match="--max_failed_saves 2: saving the state failed 3 times"):
+        saves.attempt("the state", fail)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_one_line(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    with pytest.raises(SystemExit):
+        utils.run(lambda: disk.write_text(tmp_path / "a", "b"))
+    assert "error: " in capsys.readouterr().err
+
+
+# -- steps that are not finite ---------------------------------------------------------------------------------------
+
+
+class Poison:
+    """Make the loss, or one gradient, not finite in some forward passes of one rank."""
+
+    def __init__(self, passes, what="loss", rank=0):
+        self.passes, self.what, self.rank, self.seen = passes, what, rank, 0
+
+    def __call__(self):
+        from models import Uni_Sign
+
+        forward = Uni_Sign.forward
+
+        def poisoned(model, src_input, tgt_input):
+            output = forward(model, src_input, tgt_input)
+            if model.training:
+                self.seen += 1
+                if self.seen in self.passes and int(os.environ.get("RANK", "0")) == self.rank:
+                    if self.what == "loss":
+                        output.loss = output.loss * float("nan")
+                    else:
+                        output.loss.register_hook(lambda gradient: gradient * float("inf"))
+            return output
+
+        Uni_Sign.forward = poisoned
+
+
+@pytest.mark.parametrize(
+    ("stage", "what", "n_processes"),
+    [
+        ("2", "loss", 2),
+        ("0", "gradient", 1),
+        pytest.param("0", "loss", 2, marks=pytest.mark.slow),
+        pytest.param("1", "gradient", 2, marks=pytest.mark.slow),
+        pytest.param("2", "gradient", 1, marks=pytest.mark.slow),
+        pytest.param("3", "gradient", 2, marks=pytest.mark.slow),
+        pytest.param("3", "loss", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_that_is_not_finite_is_skipped(tiny, tmp_path, stage, what, n_processes):  # noqa: F811
+    """One of its batches is bad on the last rank; the weights before and after are the same, and the run goes on."""
+    out = tmp_path / "out"
+    flags = ("--zero_stage", stage, "--epochs", "1", "--keep_last", "0")
+    run = start(tiny, out, *flags, n_processes=n_processes, before=Poison([3], what, rank=n_processes - 1))
+    text = run.finish()
+    assert "step 2 is skipped: its loss or gradient is not finite" in text
+    steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+    if n_processes == 2:  # three micro-batches, so two steps
+        assert [line["loss"] is None for line in steps] == [False, True]
+    else:
+        assert [line["loss"] is None for line in steps] == [False, True, False]
+        assert steps[1]["lr"] == steps[2]["lr"]  # the schedule waits
+    one, two = (torch.load(path / "weights.pt", weights_only=True) for path in sorted((out / "resume").iterdir())[:2])
+    assert all(torch.equal(one[name], two[name]) for name in one if "running" not in name and "num_batches" not in name)
+    assert all(torch.isfinite(value).all() for value in two.values())
+    assert disk.read_lines(out / "log.txt")[0]["loss"] > 1
+
+
+def test_too_many_in_a_row_end_the_run(tiny, tmp_path):  # noqa: F811
+    out = tmp_path / "out"
+    run = start(tiny, out, "--max_skipped_steps", "2", "--epochs", "2", before=Poison(range(5, 99)))
+    text = run.finish(code=1)
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: --max_skipped_steps 2: 2 steps in a row had a loss or gradient that is not finite")
+    assert "the last is step 4: learning rate 0.00075" in line
+    assert ", nan, nan, clips S" in line
+    assert (out / "non_finite" / "step_00000004" / "weights.pt").is_file()
+
+
+class FakeEngine:
+    def __init__(self, applied):
+        self.applied = applied
+        self.optimizer = argparse.Namespace()
+        self.torch_autocast_z0_gradscaler = None
+
+    def was_step_applied(self):
+        return self.applied
+
+
+def test_skipped_steps_are_counted_in_a_row():
+    steps = SkippedSteps(limit=2)
+    for loss, applied, taken, in_row in [
+        (1.0, True, True, 0),
+        (float("nan"), True, False, 1),
+        (1.0, True, True, 0),
+        (1.0, False, False, 1),
+        (float("inf"), False, False, 2),
+    ]:
+        assert not steps.too_many
+        assert steps.taken(FakeEngine(applied), loss) == taken
+        assert steps.in_row == in_row
+    assert steps.too_many
+    assert steps.total == 3
+
+
+def test_an_overflow_in_fp16_is_no_fault_until_the_scale_is_at_its_end():
+    engine = FakeEngine(False)
+    scaler = engine.optimizer.torch_autocast_gradscaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(1))  # makes its state
+    engine.zero_optimization = lambda: True
+    steps = SkippedSteps(limit=2)
+    for scale, in_row in ((2.0, 0), (1.0, 0), (0.5, 1), (0.25, 2)):
+        assert not steps.taken(engine, 1.0)
+        assert scaler.get_scale() == scale
+        assert steps.in_row == in_row
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_is_one_line_with_the_shape_and_what_helps():
+    src_input = {"attention_mask": torch.ones(16, 231), "descriptions": [["a", "b", None], ["a"]]}
+    args = utils.parse_args(["--use_descriptions"])
+    with pytest.raises(ValueError, match="out of GPU memory") as error, explain_memory(src_input, args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ...\nmore")
+    text = str(error.value)
+    assert "\n" not in text
+    assert "a batch of 16 clips x 231 frames with 2 distinct texts (CUDA out of memory)" in text
+    flags = [
+        "--batch-size",
+        "--text_encoder_freeze",
+        "--zero_stage 0",
+        "--offload",
+        "--max_length",
+        "--trainable fusion",
+    ]
+    places = [text.index(flag) for flag in flags]
+    assert places == sorted(places)
+    args = utils.parse_args(["--offload", "--dtype", "fp32"])
+    with pytest.raises(ValueError, match="out of GPU memory") as error, explain_memory(src_input, args):
+        raise torch.OutOfMemoryError
+    assert "--offload" not in str(error.value)
+    assert "--dtype bf16" in str(error.value)
+    assert survival.RESUME_ME == 75

@@ -1,0 +1,92 @@
+"""The whole of what ZeRO scatters: the same state for any number of processes and any stage."""
+
+import shutil
+
+import pytest
+import torch
+from forked import Run
+from test_kills import FLAGS, curves, tiny  # noqa: F401 -- a fixture
+
+import disk
+
+# Dropout would be drawn anew on another number of processes, and batch statistics are each process's own on a CPU:
+# what is compared is the state itself, and the way it is read.
+
+
+def run(corpus, out, *flags, n_processes=1):
+    return Run(out.with_suffix(".log"), ["--root", str(corpus), *FLAGS, "--output_dir", str(out), *flags], n_processes)
+
+
+def state(folder):
+    files = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
+    return {name: content for name, content in files.items() if name != "processes.pt"}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        if isinstance(one[name], dict):
+            assert_same(one[name], other[name])
+        elif isinstance(one[name], torch.Tensor):
+            assert torch.equal(one[name], other[name]), name
+        else:
+            assert one[name] == other[name], name
+
+
+class SaveAtOnce:
+    """Save a state as soon as the run has loaded one, and end."""
+
+    def __call__(self):
+        import fine_tuning
+
+        def train_one_epoch(engine, loader, state, guards, args):
+            fine_tuning.save(engine, state, guards, args)
+            raise ValueError("saved")
+
+        fine_tuning.train_one_epoch = train_one_epoch
+
+
+CHANGES = [(2, 1, "2", "0"), (1, 2, "0", "3"), (2, 1, "3", "2"), (1, 2, "2", "1"), (2, 2, "1", "3"), (2, 1, "0", "1")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stage", "other_stage"),
+    [*CHANGES[:2], *(pytest.param(*change, marks=pytest.mark.slow) for change in CHANGES[2:])],
+)
+def test_a_state_is_the_same_for_any_size(tiny, tmp_path, before, after, stage, other_stage):  # noqa: F811
+    """Saved on N processes, loaded on M with another stage, saved again: every bit is the same; then it trains on."""
+    sizes = {1: ("--gradient-accumulation-steps", "4"), 2: ("--gradient-accumulation-steps", "2")}
+    flags, others = ([*sizes[n], "--zero_stage", s] for n, s in ((before, stage), (after, other_stage)))
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(tiny, first, *flags, "--epochs", "2", n_processes=before).finish()
+    newest = sorted((first / "resume").iterdir())[-1]
+    one = sorted((first / "resume").iterdir())[0]
+    assert newest != one
+    shutil.copytree(first, second)
+    shutil.rmtree(second / "resume" / newest.name)
+    flags_of_second = ["--root", str(tiny), *FLAGS, "--output_dir", str(second), *others, "--epochs", "2"]
+    again = Run(tmp_path / "again.log", flags_of_second, after, before=SaveAtOnce())
+    text = again.finish(code=1)
+    assert "error: saved" in text
+    assert ("dropout is drawn anew" in text) == (before != after)
+    assert_same(state(one), state(second / "resume" / one.name))
+    run(tiny, second, *others, "--epochs", "2", n_processes=after).finish()
+    steps = [disk.read_lines(out / "steps.jsonl") for out in (first, second)]
+    assert [line["lr"] for line in steps[0]] == [line["lr"] for line in steps[1]]
+    losses = [[line["loss"] for line in lines] for lines in steps]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.parametrize("stage", ["2", pytest.param("3", marks=pytest.mark.slow)])
+def test_two_processes_resume_bit_for_bit(tiny, tmp_path, stage):  # noqa: F811
+    """Most tensors here do not divide by two, which ZeRO pads."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = ("--epochs", "2", "--zero_stage", stage, "--keep_last", "0", "--gradient-accumulation-steps", "1")
+    run(tiny, whole, *flags, n_processes=2).finish()
+    shutil.copytree(whole, cut)
+    for path in sorted((cut / "resume").iterdir())[-3:]:
+        shutil.rmtree(path)
+    assert "resumed" in run(tiny, cut, *flags, n_processes=2).finish()
+    assert curves(whole) == curves(cut)
+    newest = [sorted((out / "resume").iterdir())[-1] for out in (whole, cut)]
+    assert_same(*(state(path) for path in newest))

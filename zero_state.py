@@ -1,0 +1,172 @@
+"""The whole of what ZeRO scatters over the processes: weights and the optimizer's memory, by name and in fp32.
+
+What is gathered here depends neither on the number of processes nor on the ZeRO stage, so a run can go on with others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from distributed import is_main, rank, share, world_size
+
+
+def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
+    """The whole model's weights on the CPU, whatever ZeRO has scattered; all processes must call this.
+
+    Returns:
+        The state dict on rank 0 and an empty one elsewhere.
+    """
+    full: dict[str, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor] = {}  # one copy of what two names share
+    for name, value in engine.module.state_dict(keep_vars=True).items():
+        if id(value) not in copies:
+            # DeepSpeed's own gathering would round to the dtype of autocast.
+            whole = _join(value.ds_tensor, value.ds_shape) if hasattr(value, "ds_id") else value
+            copies[id(value)] = whole.detach().cpu().clone() if is_main() else torch.empty(0)
+        if is_main():
+            full[name] = copies[id(value)]
+    return full
+
+
+def _join(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A tensor of which each process holds an equal part, padded at the end."""
+    parts = [torch.empty_like(part) for _ in range(world_size())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)[: shape.numel()].view(shape)
+
+
+def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Gather the optimizer's memory of every trained parameter; all processes must go through all of it.
+
+    Yields:
+        The kind ("exp_avg", ...) and name -> tensor in fp32, on rank 0's CPU; empty dicts elsewhere.
+    """
+    import deepspeed
+
+    _link(engine)
+    state = _inner_optimizer(engine).state
+    kinds = sorted({kind for held in state.values() for kind, value in held.items() if _is_memory(value)})
+    for kind in kinds:
+        tensors = {}
+        for name, parameter in _trained(engine):
+            if engine.zero_optimization():
+                value = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
+            else:
+                value = state[parameter].get(kind, torch.zeros_like(parameter)) if parameter in state else None
+            if is_main() and value is not None:
+                tensors[name] = value.detach().cpu().clone()
+        yield kind, tensors
+
+
+def optimizer_numbers(engine: Any) -> dict[str, Any]:
+    """What optimizer, schedule and gradient scaler keep beside tensors."""
+    steps = [float(held["step"]) for held in _inner_optimizer(engine).state.values() if "step" in held]
+    scaler = _gradient_scaler(engine)
+    return {
+        "step": max(steps, default=None),
+        "schedule": engine.lr_scheduler.state_dict(),
+        "scaler": scaler.state_dict() if scaler else {},
+    }
+
+
+def restore_optimizer(engine: Any, numbers: dict[str, Any], kinds: list[str], read: Callable[[str], dict]) -> None:
+    """Put the optimizer back to what the two functions above have given; all processes must call this.
+
+    The number of processes and the ZeRO stage may be others than at the time.
+
+    Args:
+        engine: new, before its first step; the weights are in the model already.
+        numbers: of `optimizer_numbers`.
+        kinds: of `optimizer_tensors`.
+        read: kind -> name -> tensor; called on rank 0 alone.
+    """
+    _make_room(engine, kinds, numbers["step"])
+    for kind in kinds:
+        tensors = read(kind) if is_main() else {}
+        for name, parameter in _trained(engine):
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            value = tensors[name].to(engine.device) if is_main() else torch.empty(shape, device=engine.device)
+            _set_memory(engine, parameter, kind, share(value))
+    inner = _inner_optimizer(engine)
+    engine.lr_scheduler.load_state_dict(numbers["schedule"])
+    for group, lr in zip(inner.param_groups, numbers["schedule"]["_last_lr"], strict=True):
+        group["lr"] = lr
+    if (scaler := _gradient_scaler(engine)) and numbers["scaler"]:
+        scaler.load_state_dict(numbers["scaler"])
+
+
+def lower_gradient_scale(engine: Any) -> bool:
+    """After an overflow in fp16: scale the loss by less. (DeepSpeed's ZeRO optimizers return before they do.)
+
+    Returns:
+        Whether that may help: False with other dtypes, and when the scale is at its end.
+    """
+    scaler = _gradient_scaler(engine)
+    if scaler is None:
+        return False
+    if engine.zero_optimization():
+        scaler.update(scaler.get_scale() / 2)
+    return scaler.get_scale() >= 1
+
+
+def _make_room(engine: Any, kinds: list[str], step: float | None) -> None:
+    """Give the optimizer what it would make in its first step."""
+    inner, stage = _inner_optimizer(engine), engine.zero_optimization_stage()
+    if stage == 0:
+        held = [parameter for _, parameter in _trained(engine)]
+    elif stage == 3:
+        held = engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        held = engine.optimizer.single_partition_of_fp32_groups
+    for flat in held:
+        inner.state[flat] = {kind: torch.zeros_like(flat) for kind in kinds}
+        if step is not None:
+            inner.state[flat]["step"] = torch.tensor(step)
+    _link(engine)
+
+
+def _link(engine: Any) -> None:
+    """Let DeepSpeed find each parameter's part of the flat tensors.
+
+    Its ZeRO 1 and 2 do so themselves, but after the first group of parameters has stepped, and never for the others.
+    """
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _set_memory(engine: Any, parameter: Any, kind: str, value: torch.Tensor) -> None:
+    import deepspeed
+
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        engine.optimizer.state[parameter][kind].copy_(value)
+    elif stage == 3:  # the whole tensor cannot be set where it does not divide among the processes
+        own = torch.zeros_like(parameter.ds_tensor)
+        part = value.flatten()[own.numel() * rank() : own.numel() * (rank() + 1)]
+        own[: len(part)] = part
+        deepspeed.utils.safe_set_local_optimizer_state(parameter, own, kind)
+    else:
+        deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
+
+
+def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+
+
+def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    return engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+
+
+def _is_memory(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+def _gradient_scaler(engine: Any) -> Any:
+    """Of fp16; None with other dtypes."""
+    return getattr(engine.optimizer, "torch_autocast_gradscaler", None) or engine.torch_autocast_z0_gradscaler
