@@ -153,34 +153,40 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         clips = [
             Clip(path.stem, path, videos / f"{path.stem}.mp4" if videos else None, Path(args.out) / f"{path.stem}.json")
             for path in sorted(Path(args.poses).iterdir())
-            if path.suffix == ".pkl"
+            if path.suffix in config.POSE_SUFFIXES
         ]
         language = args.language or "zh"
     else:
         spec = dataset_spec(args)
         if not (args.out or args.preview or spec.description_dir):
             raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
-        clips = [clip for split in args.splits if split in spec.labels for clip in _clips_of(spec, split, args.out)]
+        clips = [clip for split in _splits(args, spec) for clip in _clips_of(spec, split, args.out)]
         language = args.language or ("zh" if spec.language == "Chinese" else "en")
     if args.clips:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
             raise ValueError(f"--clips: no clip is named {unknown[0]!r}.")
         clips = [clip for clip in clips if clip.name in set(args.clips)]
     if not clips:
-        raise FileNotFoundError(f"--poses: {args.poses} holds no pose files (.pkl).")
+        raise FileNotFoundError(f"--poses: {args.poses} holds no pose files ({', '.join(config.POSE_SUFFIXES)}).")
     return clips, language
+
+
+def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
+    """The splits to describe, without a dev that is the test split under another name."""
+    there = [split for split in args.splits if split in spec.labels]
+    return list({spec.folder(split): split for split in there}.values())
 
 
 def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
     from datasets import S2T_Dataset
 
-    dataset = S2T_Dataset(spec, split, task=spec.tasks[0])
-    folder = Path(out or spec.description_dir) / split
+    dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)  # each one missing is named later
+    folder = Path(out or spec.description_dir) / spec.folder(split)
     return [
         Clip(
             name,
             dataset.pose_paths[name],
-            Path(dataset.spec.rgb_dir) / dataset.labels[name]["video_path"] if dataset.spec.rgb_dir else None,
+            dataset.video_paths[name] if spec.rgb_dir else None,
             folder / f"{name}.json",
         )
         for name in dataset.names

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from description_files import Clip, makers_by_frame, write_descriptions, write_text
-from pictures import draw_pose, encode, picture_box, require_packages, video_frames
+from pictures import draw_pose, encode, picture_box, require_packages, video_picture
 from pose import Pose, read_pose
+from rgb_fusion import read_frames
 from temporal_alignment import DescriptionLoader
 from utils import progress
 from vlm_client import EndpointError, FailedRequestError, LimitReachedError, Limits, VlmClient, api_key
@@ -152,11 +153,7 @@ def calls_to_make(args: argparse.Namespace, clips: Iterator[Clip], maker: str, o
             continue
         for segment in todo:
             frames = tuple(dict.fromkeys((pose.start + segment.first, pose.start + segment.last)))
-            shown = [pictures[frame] for frame in segment.shown(args.pictures) if frame in pictures]
-            if shown:
-                yield Call(clip, file, frames, shown)
-            else:
-                outcome.failed(clip, frames, f"{clip.video} ends before these frames")
+            yield Call(clip, file, frames, [pictures[frame] for frame in segment.shown(args.pictures)])
 
 
 def _pictures(args: argparse.Namespace, clip: Clip, pose: Pose, todo: list[Segment]) -> dict[int, tuple[str, bytes]]:
@@ -168,8 +165,9 @@ def _pictures(args: argparse.Namespace, clip: Clip, pose: Pose, todo: list[Segme
         return {frame: ("image/png", encode(image, "png")) for frame, image in drawn.items()}
     if clip.video is None:
         raise FileNotFoundError(f"{clip.name} has no video.")
-    found = video_frames(clip.video, {pose.start + frame for frame in frames}, args.picture_height)
-    return {number - pose.start: ("image/jpeg", encode(image, "jpeg")) for number, image in found.items()}
+    found = read_frames(clip.video, {pose.start + frame for frame in frames}, pose.n_recorded)
+    pictures = {number: encode(video_picture(frame, args.picture_height), "jpeg") for number, frame in found.items()}
+    return {number - pose.start: ("image/jpeg", picture) for number, picture in pictures.items()}
 
 
 def ask_all(calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome) -> None:

@@ -217,7 +217,7 @@ def find_jobs(args: argparse.Namespace) -> dict[str, list[Job]]:
         jobs = {}
         for split in spec.labels:
             if (folder / split).is_dir():
-                dataset = S2T_Dataset(spec, split, task=spec.tasks[0])
+                dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)
                 jobs[split] = [Job(folder / split, name, dataset.pose_paths[name]) for name in dataset.names]
                 stray = {path.stem for path in (folder / split).glob("*.json")} - set(dataset.names)
                 if stray:

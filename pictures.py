@@ -1,14 +1,12 @@
 """Pictures for a vision-language model to look at, and for people to check texts by: skeletons, and frames of videos.
 
-Pillow and PyAV (requirements-rgb.txt) are imported when the first picture is wanted.
+Pillow (requirements-rgb.txt) is imported when the first picture is wanted.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,31 +79,14 @@ def encode(image: Image, kind: str) -> bytes:
     return content.getvalue()
 
 
-def video_frames(path: str | Path, wanted: Collection[int], height: int) -> dict[int, Image]:
-    """Decode frames of a video, scaled down to a height; a number beyond its end gives nothing.
+def video_picture(frame: np.ndarray, height: int) -> Image:
+    """Make a picture of a video's frame (H, W, 3), no higher than `height` pixels."""
+    from PIL import Image
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it cannot be decoded.
-    """
-    import av
-
-    found = {}
-    try:
-        with av.open(str(path)) as container:
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    image = frame.to_image()
-                    if image.height > height:
-                        image = image.resize((max(1, round(image.width * height / image.height)), height))
-                    found[number] = image
-                if len(found) == len(wanted):
-                    break
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist.") from None
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise ValueError(f"{path}: cannot be decoded: {error}") from None
-    return found
+    image = Image.fromarray(frame)
+    if image.height <= height:
+        return image
+    return image.resize((max(1, round(image.width * height / image.height)), height))
 
 
 def require_packages(flag: str, *names: str) -> None:

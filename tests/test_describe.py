@@ -11,7 +11,7 @@ import pytest
 
 import describe
 import pose_sentences
-from datasets import read_labels
+from labels import read_labels
 from pose import read_pose
 from temporal_alignment import DescriptionLoader
 

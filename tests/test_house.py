@@ -38,7 +38,7 @@ OWNERS = {
     "sacrebleu": {"metrics"},
     "tqdm": {"utils"},
     "pose_format": {"pose_files"},
-    "av": {"rgb_fusion", "pictures"},
+    "av": {"rgb_fusion"},
     "PIL": {"rgb_fusion", "pictures"},
     "safetensors": {"checkpoint", "small_mt5"},
 }

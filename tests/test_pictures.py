@@ -6,7 +6,7 @@ from test_posecodes import hand, make_pose
 
 pytest.importorskip("PIL", reason="pillow is not installed (requirements-rgb.txt)")
 
-from pictures import draw_pose, encode, picture_box, require_packages, video_frames
+from pictures import draw_pose, encode, picture_box, require_packages, video_picture
 
 RED, BLUE = np.array([0xD6, 0x45, 0x2F]), np.array([0x1F, 0x6F, 0xD6])
 
@@ -46,22 +46,10 @@ def test_encoding():
     assert encode(image, "jpeg").startswith(b"\xff\xd8")
 
 
-def test_frames_of_a_video(shared_real):
-    pytest.importorskip("av", reason="PyAV is not installed (requirements-rgb.txt)")
-    frames = video_frames(shared_real / "video" / "test_video.mp4", {0, 30, 57, 58}, 180)
-    assert sorted(frames) == [0, 30, 57]  # it has 58
-    assert {(image.width, image.height) for image in frames.values()} == {(135, 180)}
-    difference = np.abs(np.asarray(frames[0]).astype(int) - np.asarray(frames[30]).astype(int)).mean()
-    assert difference > 1
-
-
-def test_what_is_no_video(tmp_path):
-    pytest.importorskip("av", reason="PyAV is not installed (requirements-rgb.txt)")
-    (tmp_path / "a.mp4").write_text("<html>")
-    with pytest.raises(ValueError, match="cannot be decoded"):
-        video_frames(tmp_path / "a.mp4", {0}, 100)
-    with pytest.raises(FileNotFoundError, match=r"b\.mp4"):
-        video_frames(tmp_path / "b.mp4", {0}, 100)
+def test_frames_are_made_no_larger():
+    frame = np.full((200, 100, 3), 7, np.uint8)
+    assert video_picture(frame, 50).size == (25, 50)
+    assert video_picture(frame, 300).size == (100, 200)
 
 
 def test_a_package_that_is_missing_is_named():
