@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import config
 
 logger = logging.getLogger(__name__)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _OURS = "run"  # the name of the log handlers that belong to the run
@@ -28,20 +30,29 @@ EXAMPLES = """examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
+def spellings(*names: str) -> list[str]:
+    """A flag's names with underscores and with hyphens.
+
+    >>> spellings("--batch-size", "-b")
+    ['--batch-size', '-b', '--batch_size']
+    """
+    found = dict.fromkeys(names)
+    for name in names:
+        if name.startswith("--"):
+            found |= dict.fromkeys(["--" + name[2:].replace("-", "_"), "--" + name[2:].replace("_", "-")])
+    return list(found)
+
+
+class Parser(argparse.ArgumentParser):
     """Takes every flag with hyphens and with underscores."""
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
-        spellings = dict.fromkeys(names)
-        for name in names:
-            if name.startswith("--"):
-                spellings |= dict.fromkeys(["--" + name[2:].replace("-", "_"), "--" + name[2:].replace("_", "-")])
-        return super().add_argument(*spellings, **options)
+        return super().add_argument(*spellings(*names), **options)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command line of `fine_tuning.py`; names and defaults of Uni-Sign's flags are kept."""
-    parser = _Parser(
+    parser = Parser(
         prog="fine_tuning.py",
         description="Train or evaluate Uni-Sign stage 3, with or without descriptions of the frames.",
         epilog=EXAMPLES,
@@ -238,11 +249,21 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def progress(items: Iterable[T], title: str, *, shown: bool = True) -> Iterator[T]:
+def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> Iterator[T]:
     """Show a bar while a person watches; nothing when the output goes to a file."""
     from tqdm import tqdm
 
-    return iter(tqdm(items, desc=title, disable=not (shown and sys.stderr.isatty()), leave=False, dynamic_ncols=True))
+    hidden = not (shown and sys.stderr.isatty())
+    return iter(tqdm(items, desc=title, total=total, disable=hidden, leave=False, dynamic_ncols=True))
+
+
+def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:
+    """Yield function(job) for each job, in order, computed by several processes."""
+    if workers == 1 or len(jobs) <= chunk:
+        yield from map(function, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, -(-len(jobs) // chunk))) as pool:
+        yield from pool.map(function, jobs, chunksize=chunk)
 
 
 def seed_everything(seed: int, rank: int) -> None:

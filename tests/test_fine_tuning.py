@@ -302,18 +302,21 @@ def test_real_signing_goes_through(shared_real, tmp_path):
 
 @pytest.mark.slow
 def test_real_signing_is_learnt(shared_real, tmp_path):
-    """Twenty epochs of a small model on real poses, with and without messy descriptions: the loss more than halves.
+    """Twenty epochs of a small model on real poses, with and without messy descriptions: the trained loss halves.
 
-    The loss without smoothing, that is: the smoothed one cannot fall below the entropy of its own targets.
+    That loss is smoothed: it cannot fall below the entropy of its own targets, about 1.8, and starts near 4.8. The rate
+    is the published recipe's. At 1e-3 a small mT5 learns the words of the corpus and hardly looks at the poses.
     """
     config = ROOT / "examples" / "fingerspelling.toml"
     mt5 = tmp_path / "mt5"
     texts = [shared_real / "fingerspelling" / "labels.train", shared_real / "descriptions" / "train"]
     subprocess.run([sys.executable, "small_mt5.py", "--out", mt5, "--texts", *texts], cwd=ROOT, check=True)
     flags = ["--dataset_config", str(config), "--mt5_path", str(mt5), "--text_cache", str(tmp_path / "cache")]
-    flags += "--epochs 20 --batch-size 8 --gradient-accumulation-steps 1 --num_beams 1 --max_new_tokens 40".split()
+    flags += "--hidden_dim 64 --lr 3e-4 --warmup-epochs 0.5 --epochs 20 --batch-size 4".split()
+    flags += "--gradient-accumulation-steps 1 --num_beams 1 --max_new_tokens 40".split()
     for name, more in (("pose", []), ("described", ["--use_descriptions"])):
         out = train(shared_real, tmp_path / name, *flags, *more)
         epochs = lines(out / "log.txt")
-        assert epochs[-1]["nll"] < epochs[0]["nll"] / 2
-        sys.stdout.write(f"{name}: dev BLEU-4 {[round(line['dev_bleu4'], 2) for line in epochs]}\n")
+        assert epochs[-1]["loss"] < epochs[0]["loss"] / 2
+        sys.stdout.write(f"{name}: loss {epochs[0]['loss']:.2f} -> {epochs[-1]['loss']:.2f}, ")
+        sys.stdout.write(f"dev BLEU-4 {[round(line['dev_bleu4'], 2) for line in epochs]}\n")

@@ -22,12 +22,13 @@ LEVELS = {
         "stgcn",
         "optimization",
         "sample_signer",
+        "description_files",
     ],
-    1: ["labels", "pose", "text_fusion_modules", "distributed", "utils"],
-    2: ["batch", "rgb_fusion", "text_cache", "zero_state", "small_mt5"],
-    3: ["datasets", "models", "sample_data", "checkpoint", "bad_clips"],
-    4: ["survival"],
-    5: ["fine_tuning"],
+    1: ["labels", "pose", "text_fusion_modules", "distributed", "utils", "vlm_client"],
+    2: ["batch", "rgb_fusion", "text_cache", "zero_state", "small_mt5", "posecodes", "pictures"],
+    3: ["datasets", "models", "sample_data", "checkpoint", "bad_clips", "pose_sentences", "describe_by_model"],
+    4: ["survival", "description_audit"],
+    5: ["fine_tuning", "describe"],
     6: ["pre_training_checklist"],
 }
 OWNERS = {
@@ -38,7 +39,7 @@ OWNERS = {
     "tqdm": {"utils"},
     "pose_format": {"pose_files"},
     "av": {"rgb_fusion"},
-    "PIL": {"rgb_fusion"},
+    "PIL": {"rgb_fusion", "pictures"},
     "safetensors": {"checkpoint", "small_mt5"},
 }
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}

@@ -9,6 +9,7 @@ import pytest
 import test_house
 import torch
 
+import describe
 import fine_tuning
 import pre_training_checklist
 import utils
@@ -83,6 +84,8 @@ def test_commands_parse(readme):
         assert launcher in (["python"], ["deepspeed", "--num_gpus", "4"], ["torchrun", "--nproc-per-node", "4"])
         utils.parse_args(flags)
     for command in commands(readme):
+        if "describe.py" in command and " audit " not in command:
+            describe.parse_args(shlex.split(command)[2:])
         if "pre_training_checklist.py" in command:
             utils.parse_args([word for word in shlex.split(command)[2:] if word not in ("--strict", "--full")])
 
@@ -153,7 +156,8 @@ def test_every_flag_has_one_row_with_its_default(readme):
 
 @both
 def test_no_flag_is_made_up(readme):
-    known = {name for action in utils.get_args_parser()._actions for name in action.option_strings}
+    parsers = (utils.get_args_parser(), describe.get_args_parser())
+    known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) <= known | OTHER_FLAGS
 
 

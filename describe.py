@@ -1,0 +1,319 @@
+"""Descriptions for every clip: from keypoints by rules, from a vision-language model, and an audit of what is there.
+
+python describe.py                                       by rules, offline
+python describe.py --endpoint URL --model NAME           by a model
+python describe.py audit DIR                             look at description files
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import logging
+import os
+import sys
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import config
+from description_files import Clip, makers, write_descriptions, write_text
+from utils import Parser, in_processes, progress, run, spellings
+
+logger = logging.getLogger("describe")
+
+BATCH = 32  # clips that are described at once
+PREVIEWED = 5  # clips of a page
+PAGE = """<!doctype html><html lang="{language}"><meta charset="utf-8"><title>Descriptions</title>
+<meta name="viewport" content="width=device-width">
+<style>body{{font:16px/1.5 sans-serif;margin:1em auto;max-width:1100px;padding:0 1em;color:#222}}
+section{{display:flex;flex-wrap:wrap;gap:1em;border-top:1px solid #ccc;padding:.5em 0}}
+img{{height:210px;max-width:33%;object-fit:contain}}
+section>div,section>p{{flex:1 1 340px;margin:0}}</style>
+{body}</html>
+"""
+EXAMPLES = """examples:
+  python describe.py                                     every clip of CSL-Daily that has no file yet, in Chinese
+  python describe.py --root sample --out sample/rules    the sample corpus, into another folder
+  python describe.py --poses my_poses --out my_texts --language en
+  python describe.py --preview look.html --clips NAME    see frames beside their text; writes nothing else
+  python describe.py --endpoint http://localhost:8000/v1 --model NAME --images skeleton --max_requests 100
+  python describe.py audit description/CSL-Daily/split_data --html audit.html
+
+The rules skip files that exist. With --overwrite they write their own files again, but never those of others.
+A model's texts are added frame by frame to the files: what failed is listed and asked again by the next run.
+Exit status: 0 when all is described, 1 when something is left."""
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Build the command line, without `audit`, which has its own."""
+    parser = Parser(
+        prog="describe.py",
+        description="Describe the frames of clips: by rules on their keypoints, or by a vision-language model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def add(*names: str, **options: Any) -> None:
+        group.add_argument(*spellings(*names), **options)
+
+    group = parser.add_argument_group("which clips, and where to")
+    add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
+    add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
+    add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
+    add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
+    add("--poses", default="", metavar="DIR", help="a folder of pose files, in place of a data set")
+    add("--videos", default="", metavar="DIR", help="with --poses: the videos, NAME.mp4")
+    add("--clips", nargs="+", default=[], metavar="NAME", help="only these")
+    add("--out", default="", metavar="DIR", help="default: the data set's folder of descriptions")
+    add(
+        "--language",
+        default="",
+        choices=("zh", "en"),
+        help="default: zh for Chinese data sets and for --poses, else en",
+    )
+    add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
+    add("--preview", default="", metavar="FILE", help="show the first clips, or --clips, in a page; needs pillow")
+
+    group = parser.add_argument_group("by rules")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
+    add("--overwrite", action="store_true", help="write files of the rules again, of other versions too")
+
+    group = parser.add_argument_group("by a vision-language model")
+    add("--endpoint", default="", metavar="URL", help="an OpenAI-compatible API, such as http://localhost:8000/v1")
+    add("--model", default="", metavar="NAME", help="the model's name there")
+    add("--api_key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable that holds the key")
+    add("--prompt", default="", metavar="FILE", help="default: description/prompts/LANGUAGE.txt")
+    add("--images", default="video", choices=("video", "skeleton"), help="what the model sees; default: video")
+    add("--segment", type=int, default=16, metavar="K", help="frames of one call; 1: each frame alone; default: 16")
+    add("--pictures", type=int, default=4, metavar="N", help="pictures shown of a segment, evenly spaced; default: 4")
+    add("--picture_height", type=int, default=384, help="in pixels; default: 384")
+    add("--concurrency", type=int, default=4, help="requests at a time; default: 4")
+    add("--timeout", type=float, default=120, metavar="S", help="seconds of a request; default: 120")
+    add("--retries", type=int, default=5, help="of a request that failed; default: 5")
+    add("--backoff", type=float, default=2, metavar="S", help="before the first retry, then doubled; default: 2")
+    add("--max_tokens", type=int, default=300, help="of an answer; default: 300")
+    add("--max_requests", type=int, default=0, help="stop after so many, retries included; default: 0, no limit")
+    add("--max_cost", type=float, default=0, help="stop when the tokens cost so much; needs the prices")
+    add("--price_in", type=float, default=0, help="of a million prompt tokens")
+    add("--price_out", type=float, default=0, help="of a million tokens of answers")
+    add("--fields", default="{}", metavar="JSON", help='more fields of a request: \'{"temperature": null, "seed": 1}\'')
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line and refuse what cannot be."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    wrong = {
+        "--poses needs --out DIR, where the descriptions go.": args.poses and not (args.out or args.preview),
+        "--videos goes with --poses; a data set has its own folder of videos.": args.videos and not args.poses,
+        "--endpoint URL and --model NAME go together.": bool(args.endpoint) != bool(args.model),
+        "--max_cost needs --price_in and --price_out, the prices of a million tokens.": args.max_cost
+        and not (args.price_in or args.price_out),
+    }
+    for flag in ("workers", "segment", "pictures", "picture_height", "concurrency", "timeout", "backoff", "max_tokens"):
+        wrong[f"--{flag} {getattr(args, flag)}: must be positive."] = not getattr(args, flag) > 0
+    for flag in ("retries", "max_requests", "max_cost", "price_in", "price_out"):
+        wrong[f"--{flag} {getattr(args, flag)}: must not be negative."] = not getattr(args, flag) >= 0
+    wrong[f"--aspect {args.aspect}: must be between 0.2 and 5."] = not 0.2 <= args.aspect <= 5
+    for message in (message for message, holds in wrong.items() if holds):
+        parser.error(message)
+    try:
+        json.loads(args.fields).items()
+    except (ValueError, AttributeError):
+        parser.error(f"--fields {args.fields}: wanted a JSON object.")
+    return args
+
+
+# -- which clips -----------------------------------------------------------------------------------------------------
+
+
+def dataset_spec(args: argparse.Namespace) -> config.DatasetSpec:
+    """The data set of the command line, with its paths resolved."""
+    spec = config.DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else config.DATASETS[args.dataset]
+    return spec.under(args.root)
+
+
+def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
+    """All clips of the command line, and the language to describe them in.
+
+    Raises:
+        FileNotFoundError: labels, poses or folders are not there.
+        ValueError: a name that no clip has.
+    """
+    if args.poses:
+        if not Path(args.poses).is_dir():
+            raise FileNotFoundError(f"--poses: {args.poses} is not a folder.")
+        videos = Path(args.videos) if args.videos else None
+        clips = [
+            Clip(path.stem, path, videos / f"{path.stem}.mp4" if videos else None, Path(args.out) / f"{path.stem}.json")
+            for path in sorted(Path(args.poses).iterdir())
+            if path.suffix in config.POSE_SUFFIXES
+        ]
+        language = args.language or "zh"
+    else:
+        spec = dataset_spec(args)
+        if not (args.out or args.preview or spec.description_dir):
+            raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
+        clips = [clip for split in _splits(args, spec) for clip in _clips_of(spec, split, args.out)]
+        language = args.language or ("zh" if spec.language == "Chinese" else "en")
+    if args.clips:
+        if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
+            raise ValueError(f"--clips: no clip is named {unknown[0]!r}.")
+        clips = [clip for clip in clips if clip.name in set(args.clips)]
+    if not clips:
+        raise FileNotFoundError(f"--poses: {args.poses} holds no pose files ({', '.join(config.POSE_SUFFIXES)}).")
+    return clips, language
+
+
+def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
+    """The splits to describe, without a dev that is the test split under another name."""
+    there = [split for split in args.splits if split in spec.labels]
+    return list({spec.folder(split): split for split in there}.values())
+
+
+def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
+    from datasets import S2T_Dataset
+
+    dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)  # each one missing is named later
+    folder = Path(out or spec.description_dir) / spec.folder(split)
+    return [
+        Clip(
+            name,
+            dataset.pose_paths[name],
+            dataset.video_paths[name] if spec.rgb_dir else None,
+            folder / f"{name}.json",
+        )
+        for name in dataset.names
+    ]
+
+
+# -- by rules --------------------------------------------------------------------------------------------------------
+
+
+class Written(NamedTuple):
+    """What became of some clips: counts, and a line for each that failed."""
+
+    counts: Counter
+    faults: list[str]
+
+
+def made_by_rules(language: str, aspect: float) -> str:
+    """The maker's name that rule-made texts carry: it changes when the rules change."""
+    from pose_sentences import VERSION
+
+    return f"rules {VERSION} {language}" + (f" aspect {aspect:g}" if aspect != 1 else "")
+
+
+def by_rules(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
+    """Describe clips from their keypoints; returns the exit status."""
+    maker = made_by_rules(language, args.aspect)
+    todo, others = [], Counter[str]()
+    for clip in progress(clips, "looking for files"):
+        there = makers(clip.out)
+        if not there:  # no file, or nothing in it, or a damaged one, which is set aside before a new one is written
+            todo.append(clip)
+        elif there <= {maker}:
+            others["made by these rules"] += 1
+            todo += [clip] if args.overwrite else []
+        elif all(name.startswith("rules ") for name in there):
+            others[f"made by {' and '.join(sorted(there))}"] += 1
+            todo += [clip] if args.overwrite else []
+        else:
+            others[f"made by {', '.join(sorted(name or 'someone else' for name in there))}: kept"] += 1
+    for what, count in sorted(others.items()):
+        logger.info("%d files there, %s%s.", count, what, "" if args.overwrite or "kept" in what else ": skipped")
+    batches = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
+    jobs = [(batch, language, args.aspect, maker) for batch in batches]
+    counts, faults = Counter[str](), list[str]()
+    for result in progress(in_processes(_describe_batch, jobs, args.workers), "describing", total=len(jobs)):
+        counts += result.counts
+        faults += result.faults
+    for fault in faults:
+        logger.warning("%s", fault)
+    logger.info(
+        "%d files written, %d frames described of %d; %d clips show nothing that the rules can name; %d failed.",
+        counts["files"], counts["described"], counts["frames"], counts["empty"], len(faults),
+    )  # fmt: skip
+    return 1 if faults else 0
+
+
+def _describe_batch(job: tuple[list[Clip], str, float, str]) -> Written:
+    from pose import read_pose
+    from pose_sentences import describe_poses
+
+    clips, language, aspect, maker = job
+    poses, good = [], []
+    counts, faults = Counter[str](), list[str]()
+    for clip in clips:
+        try:
+            poses.append(read_pose(clip.pose))
+            good.append(clip)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+    for clip, pose, texts in zip(good, poses, describe_poses(poses, language, aspect), strict=True):
+        if clip.out.exists() and _is_damaged(clip.out):
+            os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))
+        write_descriptions(clip.out, texts, dict.fromkeys(texts, maker))
+        counts += Counter(files=1, described=len(texts), frames=len(pose), empty=int(not texts))
+    return Written(counts, faults)
+
+
+def _is_damaged(path: Path) -> bool:
+    return path.stat().st_size > 0 and makers(path) is None
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
+    """Write a page that shows frames beside what the rules say of them."""
+    from pictures import draw_pose, encode, picture_box, require_packages
+    from pose import read_pose
+    from pose_sentences import stretches
+
+    require_packages("--preview", "PIL")
+    rows = []
+    for clip in clips if args.clips else clips[:PREVIEWED]:
+        pose = read_pose(clip.pose)
+        box = picture_box(pose)
+        rows.append(f"<h2>{html.escape(clip.name)}</h2>")
+        for stretch in stretches([pose], language, args.aspect)[0]:
+            frames = sorted({stretch.first, (stretch.first + stretch.last) // 2, stretch.last})
+            drawn = [encode(draw_pose(pose, frame, box, 240, args.aspect), "png") for frame in frames]
+            images = "".join(f'<img alt="" src="data:image/png;base64,{b64encode(png).decode()}">' for png in drawn)
+            where = f"{pose.start + stretch.first}-{pose.start + stretch.last}"
+            rows.append(
+                f"<section><div>{images}</div><p><b>{where}</b> {html.escape(stretch.text) or '-'}</p></section>"
+            )
+    write_text(args.preview, PAGE.format(language=language, body="\n".join(rows)))
+    logger.info("%s: %d clips.", args.preview, len(rows) and sum(row.startswith("<h2>") for row in rows))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Describe, or audit; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["audit"]:
+        import description_audit
+
+        return description_audit.main(argv[1:])
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    clips, language = find_clips(args)
+    if args.preview:
+        return preview(args, clips, language)
+    if args.endpoint:
+        from describe_by_model import by_model
+
+        return by_model(args, clips, language)
+    return by_rules(args, clips, language)
+
+
+if __name__ == "__main__":
+    run(lambda: sys.exit(main()))

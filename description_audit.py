@@ -1,0 +1,392 @@
+"""A look at description files: how much they cover, and what is wrong with them; and a cleaned copy of them.
+
+python describe.py audit DIR [--html FILE] [--repair OTHER_DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import config
+from description_files import makers_by_frame, write_descriptions, write_text
+from temporal_alignment import DescriptionCounts, DescriptionLoader
+from utils import Parser, in_processes, progress
+
+logger = logging.getLogger(__name__)
+
+MANY_FRAMES, MOST = 8, 0.5  # one text at so many frames of a clip, and at such a share of them, is suspect
+SHOWN = 10  # frequent texts of a split, and of each kind of fault the files that the page lists
+
+EXAMPLES = """examples:
+  python describe.py audit description/CSL-Daily/split_data
+  python describe.py audit description/CSL-Daily/split_data --dataset CSL_Daily --html audit.html
+  python describe.py audit description/CSL-Daily/split_data --repair description/CSL-Daily/cleaned
+
+DIR holds NAME.json files, or one folder of them per split. Without --dataset, clips that have no file and frames beyond
+a clip's end cannot be known. Exit status: 0, also when faults are found; 1 when DIR cannot be read."""
+
+
+class Job(NamedTuple):
+    """A file to look at: its folder, the clip, and where its pose is, if that is known."""
+
+    folder: Path
+    name: str
+    pose: Path | None
+
+
+@dataclass
+class FileReport:
+    """What one clip's file holds."""
+
+    name: str
+    counts: DescriptionCounts
+    n_frames: int | None = None  # of the clip
+    damage: str = ""  # why it cannot be read
+    lengths: list[int] = field(default_factory=list)  # of the valid texts, in characters
+    languages: Counter = field(default_factory=Counter)
+    texts: Counter = field(default_factory=Counter)  # text -> frames it stands at
+    made_by: Counter = field(default_factory=Counter)
+
+    def faults(self) -> list[str]:
+        """Names of what is wrong with the file, as in `FAULTS`."""
+        found = [name for name in FAULTS if getattr(self.counts, name, 0)]
+        if self.damage:
+            found.append("unreadable")
+        elif self.counts.files_found and not self.counts.frames:
+            found.append("no_text")
+        most = max(self.texts.values(), default=0)
+        if most >= MANY_FRAMES and most > MOST * self.counts.frames:
+            found.append("one_text")
+        return found
+
+
+FAULTS = {
+    "files_missing": "clips without a file",
+    "unreadable": "files that cannot be read",
+    "no_text": "files without one valid text",
+    "error_texts": "API errors and refusals in place of texts",
+    "blank": "empty or blank texts",
+    "not_text": "null, numbers or lists in place of texts",
+    "bad_frame": "entries without a frame number",
+    "out_of_range": "frames beyond the clip's end",
+    "duplicates": "second texts of a frame",
+    "one_text": f"files with one text at {MANY_FRAMES} frames or more, and at most of them",
+}
+
+
+@dataclass
+class SplitReport:
+    """What the files of one split hold together."""
+
+    name: str
+    files: list[FileReport]
+    knows_clips: bool  # whether the clips and their lengths are known
+
+    def count(self, fault: str) -> int:
+        """How often a fault occurs: entries, or files."""
+        total = self.totals()
+        if hasattr(total, fault):
+            return getattr(total, fault)
+        return sum(fault in report.faults() for report in self.files)
+
+    def totals(self) -> DescriptionCounts:
+        """The loader's counts of all files."""
+        total = DescriptionCounts()
+        for report in self.files:
+            total += report.counts
+        return total
+
+    @property
+    def n_frames(self) -> int | None:
+        """Frames of all clips; None if a length is not known."""
+        lengths = [report.n_frames for report in self.files]
+        return sum(length for length in lengths if length is not None) if self.knows_clips else None
+
+    def row(self) -> dict[str, str]:
+        """The split's row of the table."""
+        total = self.totals()
+        lengths = sorted(length for report in self.files for length in report.lengths)
+        languages = sum((report.languages for report in self.files), Counter())
+        texts = sum((Counter(report.texts.keys()) for report in self.files), Counter())
+        silent = sum(not report.counts.frames for report in self.files)
+        frames = self.n_frames
+        row = {
+            "clips": f"{len(self.files)}" if self.knows_clips else "?",
+            "files": f"{len(self.files) - total.files_missing}",
+            "clips without a text": f"{silent}" if self.knows_clips else "?",
+            "frames": f"{frames}" if frames is not None else "?",
+            "described": f"{total.frames}",
+            "coverage": f"{100 * total.frames / frames:.1f} %" if frames else "?",
+            "distinct texts": f"{len(texts)}",
+            "characters (5 %, median, 95 %)": ", ".join(
+                str(lengths[int(share * (len(lengths) - 1))]) for share in (0.05, 0.5, 0.95)
+            )
+            if lengths
+            else "-",
+            "languages": ", ".join(f"{name} {count}" for name, count in languages.most_common()) or "-",
+        }
+        return row | {title: f"{self.count(fault)}" for fault, title in FAULTS.items()}
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def language_of(text: str) -> str:
+    """Tell Chinese from English by the letters.
+
+    >>> language_of("右手在胸前。"), language_of("Right hand."), language_of("右手 index finger"), language_of("12")
+    ('zh', 'en', 'mixed', 'other')
+    """
+    chinese, latin = len(re.findall("[\u4e00-\u9fff]", text)), len(re.findall("[A-Za-z]", text))
+    if not chinese + latin:
+        return "other"
+    # A Chinese character says about as much as three letters do.
+    share = 3 * chinese / (3 * chinese + latin)
+    return "zh" if share > 0.8 else "en" if share < 0.2 else "mixed"
+
+
+def examine(job: Job) -> FileReport:
+    """Look at one file."""
+    n_frames, damage = None, ""
+    end = None
+    if job.pose is not None:
+        from pose import read_pose
+
+        try:
+            pose = read_pose(job.pose)
+            n_frames, end = len(pose), pose.start + len(pose)
+        except (ValueError, OSError) as error:
+            damage = f"pose: {error}"
+    loader = DescriptionLoader(job.folder)
+    texts = loader.load(job.name, end)
+    path = job.folder / f"{job.name}.json"
+    report = FileReport(job.name, loader.counts, n_frames, damage)
+    if loader.counts.files_unreadable:
+        report.damage = damage_of(path)
+    report.lengths = [len(text) for text in texts.values()]
+    report.languages = Counter(map(language_of, texts.values()))
+    report.texts = Counter(texts.values())
+    if texts:
+        made_by = makers_by_frame(path)
+        report.made_by = Counter(made_by.get(frame, "") for frame in texts)
+    return report
+
+
+def damage_of(path: Path) -> str:
+    """Why a file cannot be read."""
+    try:
+        data = path.read_bytes()
+        if not data.strip():
+            return "empty file"
+        content = json.loads(data)
+    except json.JSONDecodeError as error:
+        rest = error.doc[error.pos :].strip()
+        return "cut short" if not rest or error.msg.startswith("Unterminated") else f"no JSON: {error}"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"no JSON: {error}"
+    return f"a {type(content).__name__} in place of an array"
+
+
+def find_jobs(args: argparse.Namespace) -> dict[str, list[Job]]:
+    """Split -> files to look at; "" where the folder has no splits.
+
+    Raises:
+        FileNotFoundError: no such folder, or no file in it.
+    """
+    folder = Path(args.folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder. Name the one that holds train, dev and test, or the files.")
+    if args.dataset or args.dataset_config:
+        from datasets import S2T_Dataset
+
+        spec = (
+            config.DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else config.DATASETS[args.dataset]
+        )
+        spec = spec.under(args.root)
+        jobs = {}
+        for split in spec.labels:
+            if (folder / split).is_dir():
+                dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)
+                jobs[split] = [Job(folder / split, name, dataset.pose_paths[name]) for name in dataset.names]
+                stray = {path.stem for path in (folder / split).glob("*.json")} - set(dataset.names)
+                if stray:
+                    logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
+        if not jobs:
+            raise FileNotFoundError(f"{folder} has none of the folders {', '.join(spec.labels)}.")
+        return jobs
+    folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))}
+    if any(folder.glob("*.json")) and not folders:
+        folders[""] = folder
+    if not folders:
+        raise FileNotFoundError(f"{folder} holds no .json files, nor folders of them.")
+    order = {split: number for number, split in enumerate(config.SPLITS)}
+    return {
+        split: [Job(path, file.stem, None) for file in sorted(path.glob("*.json"))]
+        for split, path in sorted(folders.items(), key=lambda item: order.get(item[0], len(order)))
+    }
+
+
+# -- showing ---------------------------------------------------------------------------------------------------------
+
+
+def table(splits: Sequence[SplitReport]) -> str:
+    """The rows of all splits as text, one line per property."""
+    rows = [split.row() for split in splits]
+    width = max(map(len, rows[0]))
+    columns = [max(len(split.name or "all"), *map(len, row.values())) for split, row in zip(splits, rows, strict=True)]
+    head = [(split.name or "all").rjust(column) for split, column in zip(splits, columns, strict=True)]
+    lines = ["  ".join([" " * width, *head])]
+    for key in rows[0]:
+        cells = [row[key].rjust(column) for row, column in zip(rows, columns, strict=True)]
+        lines.append("  ".join([key.ljust(width), *cells]))
+    return "\n".join(lines)
+
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit of descriptions</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body{{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:1.5rem auto;padding:0 1rem;color:#222;background:#fff}}
+h1{{font-size:1.5rem;overflow-wrap:anywhere}}
+h2{{font-size:1.2rem;margin-top:2rem;border-top:1px solid #ddd;padding-top:1rem}}
+.wide{{overflow-x:auto}}
+table{{border-collapse:collapse}}
+td,th{{padding:.2rem .7rem;text-align:right;vertical-align:top}}
+td:first-child,th:first-child{{text-align:left;padding-left:0}}
+tr+tr{{border-top:1px solid #eee}}
+td.bad{{color:#a3220d;font-weight:600}}
+.bar{{background:#eee;height:.8rem;max-width:30rem}}
+.bar div{{background:#1f6fd6;height:100%}}
+.hist{{display:flex;align-items:flex-end;gap:2px;height:5rem;max-width:30rem}}
+.hist div{{flex:1;background:#1f6fd6;min-height:1px}}
+details{{margin-top:.8rem}}
+ul{{padding-left:1.2rem;margin:.3rem 0}}
+li{{overflow-wrap:anywhere}}
+.small{{color:#555;font-size:.85rem}}
+</style>
+<h1>Descriptions in {folder}</h1>
+{body}
+</html>
+"""
+
+
+def page(folder: str, splits: Sequence[SplitReport]) -> str:
+    """One HTML page of it all."""
+    rows = [split.row() for split in splits]
+    head = "".join(f"<th>{html.escape(split.name or 'all')}</th>" for split in splits)
+    body = [f"<div class=wide><table><tr><th></th>{head}</tr>"]
+    bad = set(FAULTS.values())
+    for key in rows[0]:
+        cells = "".join(
+            f"<td{' class=bad' if key in bad and row[key] not in ('0', '?') else ''}>{html.escape(row[key])}</td>"
+            for row in rows
+        )
+        body.append(f"<tr><td>{html.escape(key)}</td>{cells}</tr>")
+    body.append("</table></div>")
+    return _PAGE.format(folder=html.escape(folder), body="\n".join([*body, *map(_section, splits)]))
+
+
+def _section(split: SplitReport) -> str:
+    parts = [f"<h2>{html.escape(split.name or 'all files')}</h2>"]
+    described = split.totals().frames
+    if split.n_frames:
+        share = 100 * described / split.n_frames
+        parts.append(f"<p>{described} of {split.n_frames} frames have a text of their own ({share:.1f} %).</p>")
+        parts.append(f'<div class=bar><div style="width:{share:.1f}%"></div></div>')
+    lengths = [length for report in split.files for length in report.lengths]
+    if lengths:
+        longest = max(lengths)
+        bins = Counter(min(length * 24 // (longest + 1), 23) for length in lengths)
+        bars = "".join(f'<div style="height:{100 * bins[i] / max(bins.values()):.0f}%"></div>' for i in range(24))
+        parts.append(f"<p>Length of the texts, up to {longest} characters:</p><div class=hist>{bars}</div>")
+    made_by = sum((report.made_by for report in split.files), Counter())
+    if made_by:
+        parts.append(
+            _list("Made by", (f"{name or 'unknown'}: {count} frames" for name, count in made_by.most_common()))
+        )
+    clips_of = sum((Counter(report.texts.keys()) for report in split.files), Counter())
+    frequent = [(text, count) for text, count in clips_of.most_common(SHOWN) if count > 1]
+    if frequent:
+        parts.append(_list("Texts of the most clips", (f"{count} clips: {text}" for text, count in frequent)))
+    for fault, title in FAULTS.items():
+        having = [report for report in split.files if fault in report.faults()]
+        if having:
+            lines = [
+                f"{report.name}{f': {report.damage}' if fault == 'unreadable' else ''}" for report in having[:SHOWN]
+            ]
+            lines += [f"and {len(having) - SHOWN} more"] if len(having) > SHOWN else []
+            parts.append(_list(f"{title[0].upper()}{title[1:]}", lines))
+    return "\n".join(parts)
+
+
+def _list(title: str, lines: Iterable[str]) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<details open><summary>{html.escape(title)}</summary><ul class=small>{items}</ul></details>"
+
+
+# -- cleaning --------------------------------------------------------------------------------------------------------
+
+
+def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: Path) -> int:
+    """Write the valid texts of every file that has some to another folder; returns how many files that makes."""
+    written = 0
+    for split in reports:
+        for job, report in zip(jobs[split.name], split.files, strict=True):
+            if report.counts.frames:
+                end = None
+                if job.pose is not None and report.n_frames is not None:
+                    from pose import read_pose
+
+                    pose = read_pose(job.pose)
+                    end = pose.start + len(pose)
+                texts = DescriptionLoader(job.folder).load(job.name, end)
+                made_by = makers_by_frame(job.folder / f"{job.name}.json")
+                write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)
+                written += 1
+    return written
+
+
+def main(argv: Sequence[str]) -> int:
+    """Look at a folder of descriptions; returns the exit status."""
+    parser = Parser(
+        prog="describe.py audit",
+        description="Say what a folder of descriptions covers and what is wrong with it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--dataset", default="", choices=sorted(config.DATASETS), help="whose clips they describe")
+    parser.add_argument("--dataset_config", default="", metavar="FILE", help="the same, for a data set of your own")
+    parser.add_argument("--root", default=".", metavar="DIR", help="folder that the data set's paths start from")
+    parser.add_argument("--html", default="", metavar="FILE", help="write a page")
+    parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    target = Path(args.repair)
+    if args.repair and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--repair: {target} is there already. Name a new folder, so that no file is overwritten.")
+    jobs = find_jobs(args)
+    flat = [job for of_split in jobs.values() for job in of_split]
+    reports = iter(list(progress(in_processes(examine, flat, args.workers, 64), "reading", total=len(flat))))
+    knows = bool(args.dataset or args.dataset_config)
+    splits = [SplitReport(split, [next(reports) for _ in of_split], knows) for split, of_split in jobs.items()]
+    sys.stdout.write(table(splits) + "\n")
+    if args.html:
+        write_text(args.html, page(str(args.folder), splits))
+        logger.info("%s written.", args.html)
+    if args.repair:
+        count = repair(jobs, splits, target)
+        logger.info("%s: %d files with valid texts only; %s is as it was.", target, count, args.folder)
+    return 0

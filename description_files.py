@@ -1,0 +1,89 @@
+"""Description files on disk: writing them whole or not at all, and who wrote what is there.
+
+A file is the usual array, with the maker of each text beside it, which readers that do not know the key skip:
+`[{"filename": "000012.jpg", "description": "...", "made_by": "rules 1a2b3c4d zh"}, ...]`. Numbers are those of the
+original frames.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip to be described: where its pose and its video are and where its file goes."""
+
+    name: str
+    pose: Path
+    video: Path | None
+    out: Path
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file that appears under its name only when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapping[int, str]) -> None:
+    """Write a clip's descriptions.
+
+    Args:
+        path: the file.
+        texts: {frame number: text}.
+        made_by: {frame number: maker}, where known.
+    """
+    entries = [
+        {"filename": f"{frame:06d}.jpg", "description": text}
+        | ({"made_by": made_by[frame]} if frame in made_by else {})
+        for frame, text in sorted(texts.items())
+    ]
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")
+
+
+def read_entries(path: str | Path) -> Any:
+    """Read a file's JSON; None if it cannot be read.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def makers(path: str | Path) -> set[str] | None:
+    """Who made a file's texts, "" for an unknown maker; None if there is no file or it cannot be read."""
+    try:
+        entries = read_entries(path)
+    except FileNotFoundError:
+        return None
+    if isinstance(entries, dict) and entries:
+        return {""}
+    if not isinstance(entries, list):
+        return None
+    return {str(entry.get("made_by", "")) if isinstance(entry, dict) else "" for entry in entries}
+
+
+def makers_by_frame(path: str | Path) -> dict[int, str]:
+    """Who made each text of a file, where it says so: {frame number: maker}."""
+    entries = read_entries(path)
+    found = {}
+    for entry in entries if isinstance(entries, list) else []:
+        stem = Path(str(entry.get("filename"))).stem if isinstance(entry, dict) else ""
+        if stem.isdecimal() and isinstance(entry.get("made_by"), str):
+            found[int(stem)] = entry["made_by"]
+    return found

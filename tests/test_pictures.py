@@ -1,0 +1,58 @@
+"""Pictures of poses and of videos."""
+
+import numpy as np
+import pytest
+from test_posecodes import hand, make_pose
+
+pytest.importorskip("PIL", reason="pillow is not installed (requirements-rgb.txt)")
+
+from pictures import draw_pose, encode, picture_box, require_packages, video_picture
+
+RED, BLUE = np.array([0xD6, 0x45, 0x2F]), np.array([0x1F, 0x6F, 0xD6])
+
+
+def where(image, colour):
+    """Mean column of the pixels of a colour, as a share of the width; NaN if there are none."""
+    pixels = np.asarray(image).astype(int)
+    columns = np.nonzero((np.abs(pixels - colour) < 30).all(-1))[1]
+    return columns.mean() / image.width if len(columns) else np.nan
+
+
+def test_the_right_hand_is_at_the_left_of_the_picture():
+    pose = make_pose(right=(hand(), -0.6 - 0.4j), left=(hand(), 0.6 - 0.4j))
+    image = draw_pose(pose, 3, picture_box(pose), 200)
+    assert image.height == 200
+    assert where(image, RED) < 0.4 < 0.6 < where(image, BLUE)
+
+
+def test_low_scores_are_not_drawn():
+    pose = make_pose(right=(hand(), -0.6 - 0.4j), left=(hand(), 0.6 - 0.4j))
+    pose.scores[:, 112:] = 0.3
+    image = draw_pose(pose, 3, picture_box(pose), 200)
+    assert np.isnan(where(image, RED))
+    assert where(image, BLUE) > 0.5
+
+
+def test_a_pose_without_points_gives_a_blank_picture():
+    pose = make_pose()
+    pose.scores[:] = 0
+    assert (np.asarray(draw_pose(pose, 0, picture_box(pose), 64)) == 255).all()
+
+
+def test_encoding():
+    pose = make_pose(right=(hand(), -0.6))
+    image = draw_pose(pose, 0, picture_box(pose), 64)
+    assert encode(image, "png").startswith(b"\x89PNG")
+    assert encode(image, "jpeg").startswith(b"\xff\xd8")
+
+
+def test_frames_are_made_no_larger():
+    frame = np.full((200, 100, 3), 7, np.uint8)
+    assert video_picture(frame, 50).size == (25, 50)
+    assert video_picture(frame, 300).size == (100, 200)
+
+
+def test_a_package_that_is_missing_is_named():
+    require_packages("--preview", "json")
+    with pytest.raises(ValueError, match="--preview needs no_such_package: pip install"):
+        require_packages("--preview", "json", "no_such_package")

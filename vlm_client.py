@@ -1,0 +1,307 @@
+"""Asking a vision-language model through an OpenAI-compatible endpoint, a local one included.
+
+`VlmClient.ask` sends a prompt and pictures and gives back a text that is fit to be stored, or raises. Waiting, trying
+again, limits and the judgement of answers are here; which frames are asked about and where texts go is not.
+
+The standard library sends the requests: they are few and slow, and nothing of a larger client would be used.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import http.client
+import json
+import os
+import random
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from temporal_alignment import is_error_text
+
+MAX_ANSWER_BYTES = 4 << 20
+LONGEST_WAIT = 600.0  # seconds: an endpoint that asks for more is given up for this run
+_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+_HOPELESS = {401, 402, 403, 404, 405}  # the same for every request: key, account, address or model
+
+# A description of a signer names a part of the body; what names none is about something else.
+_BODY = re.compile(
+    r"\b(?:hands?|fingers?|thumbs?|palms?|fists?|arms?|wrists?|elbows?|shoulders?|chin|chest|head|mouth|lips|face|index)\b"
+    r"|[手指掌拳臂腕肘肩胸头頭嘴脸臉唇]",
+    re.IGNORECASE,
+)
+_CJK = re.compile("[\u4e00-\u9fff]")
+_MARKUP = re.compile(r"```|<(?:html|body|div|script)\b|^\s*[{\[]", re.IGNORECASE)
+LENGTHS = (4, 2000)  # characters of a description
+
+
+class FailedRequestError(Exception):
+    """No description came of a request in this run; the next run tries again."""
+
+
+class EndpointError(Exception):
+    """No request to this endpoint can succeed as things are."""
+
+
+class LimitReachedError(Exception):
+    """The limit on requests or on cost is reached."""
+
+
+@dataclass
+class Limits:
+    """What a run may use.
+
+    Attributes:
+        max_requests: requests, tries that failed included; 0 for no limit.
+        max_cost: in the currency of the prices; 0 for no limit.
+        price_in: of a million prompt tokens.
+        price_out: of a million answered tokens.
+        retries: how often a request is tried again.
+        timeout: seconds a request may take in all.
+        backoff: seconds before the first retry, doubled each time.
+        failures_in_a_row: so many requests without one success end the run.
+    """
+
+    max_requests: int = 0
+    max_cost: float = 0.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    retries: int = 5
+    timeout: float = 120.0
+    backoff: float = 2.0
+    failures_in_a_row: int = 20
+
+
+@dataclass
+class Usage:
+    """What a run has used."""
+
+    requests: int = 0
+    answers: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    in_a_row: int = field(default=0, repr=False)
+
+    def cost(self, limits: Limits) -> float:
+        """In the currency of the prices."""
+        return (self.tokens_in * limits.price_in + self.tokens_out * limits.price_out) / 1e6
+
+
+def judge(answer: str, language: str) -> str:
+    """Say why an answer is no description, or "" if it is one.
+
+    >>> judge("Right hand at the chin, index finger extended.", "en")
+    ''
+    >>> judge("I'm sorry, but I can't help with that.", "en")
+    'an error or a refusal'
+    >>> judge("The weather is nice in Paris today.", "en")
+    'about something else: no part of the body is named'
+    >>> judge("Right hand at the chin.", "zh")
+    'not in the language asked for (zh)'
+    """
+    if not answer.strip():
+        return "empty"
+    if is_error_text(answer):
+        return "an error or a refusal"
+    if _MARKUP.search(answer):
+        return "markup in place of a sentence"
+    if not LENGTHS[0] <= len(answer) <= LENGTHS[1]:
+        return f"{len(answer)} characters long; wanted {LENGTHS[0]} to {LENGTHS[1]}"
+    if not _BODY.search(answer):
+        return "about something else: no part of the body is named"
+    if (len(_CJK.findall(answer)) > 0.2 * len(answer)) != (language == "zh"):
+        return f"not in the language asked for ({language})"
+    return ""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class VlmClient:
+    """One endpoint and model; safe to use from several threads.
+
+    Args:
+        url: of the API's root, such as `http://localhost:8000/v1`, or of `.../chat/completions` itself.
+        model: its name there.
+        key: the API key, "" where none is needed. It goes into the request's header and nowhere else.
+        language: of the answers, "en" or "zh".
+        limits: what may be used.
+        fields: more fields of the request, or other values for its own; None leaves one out.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str,
+        language: str,
+        limits: Limits,
+        fields: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not re.match(r"https?://[^/]", url):
+            raise ValueError(f"--endpoint {url}: wanted an address such as http://localhost:8000/v1.")
+        self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/chat/completions") else "/chat/completions")
+        self.model, self.language, self.limits = model, language, limits
+        self.usage = Usage()
+        self._fields = dict(fields or {})
+        self._key = key.strip()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def ask(self, prompt: str, pictures: Sequence[tuple[str, bytes]], max_tokens: int = 300) -> str:
+        """Ask about pictures.
+
+        Args:
+            prompt: the question.
+            pictures: (media type, content) of each.
+            max_tokens: of the answer.
+
+        Raises:
+            FailedRequestError: no usable answer after all tries.
+            EndpointError: it would be the same for any request.
+            LimitReachedError: nothing more may be asked.
+        """
+        content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+        for kind, data in pictures:
+            address = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+            content.append({"type": "image_url", "image_url": {"url": address}})
+        request: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        request |= {"max_tokens": max_tokens, "temperature": 0} | self._fields
+        body = json.dumps({key: value for key, value in request.items() if value is not None}).encode()
+        try:
+            answer = self._with_retries(body)
+            if fault := judge(answer, self.language):
+                raise FailedRequestError(f"the answer is {fault}: {self._clean(answer)}")
+        except FailedRequestError as error:
+            with self._lock:
+                self.usage.in_a_row += 1
+                hopeless = self.usage.in_a_row >= self.limits.failures_in_a_row
+            if hopeless:
+                self.stop()
+                raise EndpointError(f"{self.usage.in_a_row} requests in a row failed, the last: {error}") from None
+            raise
+        except EndpointError:
+            self.stop()
+            raise
+        with self._lock:
+            self.usage.in_a_row = 0
+            self.usage.answers += 1
+        return " ".join(answer.split())
+
+    def stop(self) -> None:
+        """Let nobody wait or ask any more."""
+        self._over.set()
+
+    def _with_retries(self, body: bytes) -> str:
+        for attempt in range(self.limits.retries + 1):
+            wait = random.uniform(0.5, 1.0) * min(self.limits.backoff * 2**attempt, 60.0)
+            try:
+                return self._answer(self._send(body))
+            except urllib.error.HTTPError as error:
+                with error:
+                    reason = self._reason(error)
+                if error.code in _HOPELESS or 300 <= error.code < 400:
+                    raise EndpointError(reason) from None
+                if error.code not in _AGAIN:
+                    raise FailedRequestError(reason) from None
+                asked = _retry_after(error.headers.get("Retry-After", ""))
+                if asked > LONGEST_WAIT:
+                    raise FailedRequestError(f"{reason} (to be tried again in {asked:.0f} s)") from None
+                wait = max(wait, asked)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                reason = self._clean(f"{type(error).__name__}: {error}")
+            if attempt < self.limits.retries:
+                self._over.wait(wait)
+        raise FailedRequestError(f"{reason} ({self.limits.retries + 1} tries)")
+
+    def _send(self, body: bytes) -> bytes:
+        if self._over.is_set():
+            raise LimitReachedError("the end of the run")
+        with self._lock:
+            cost = self.usage.cost(self.limits)
+            if self.limits.max_requests and self.usage.requests >= self.limits.max_requests:
+                raise LimitReachedError(f"--max_requests {self.limits.max_requests}")
+            if self.limits.max_cost and cost >= self.limits.max_cost:
+                raise LimitReachedError(f"--max_cost {self.limits.max_cost}: {cost:.4f} used")
+            self.usage.requests += 1
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        request = urllib.request.Request(self.url, body, headers)
+        end = time.monotonic() + self.limits.timeout
+        with self._opener.open(request, timeout=self.limits.timeout) as response:
+            data = b""
+            while part := response.read1(1 << 16):
+                data += part
+                if time.monotonic() > end:  # each read has a limit of its own; drops would go on for ever
+                    raise TimeoutError(f"no whole answer within {self.limits.timeout:.0f} s")
+                if len(data) > MAX_ANSWER_BYTES:
+                    raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+            if response.length:  # fewer bytes came than were announced
+                raise http.client.IncompleteRead(data, response.length)
+            return data
+
+    def _answer(self, data: bytes) -> str:
+        """The text of an answer.
+
+        Raises:
+            ValueError: it is not of the form it should have; worth another try.
+            FailedRequestError: the model did not finish.
+        """
+        try:
+            document = json.loads(data)
+            choice = document["choices"][0]
+            text = choice["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            seen = self._clean(data[:300].decode("utf-8", "replace"))
+            raise ValueError(f"not an answer of the chat completions API: {seen!r}") from None
+        usage = document.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        tokens = [count if isinstance(count, int) and count > 0 else 0 for count in counts]
+        with self._lock:
+            self.usage.tokens_in += tokens[0]
+            self.usage.tokens_out += tokens[1]
+        if isinstance(text, list):  # some servers answer in parts
+            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+        reason = choice.get("finish_reason")
+        if reason not in ("stop", None):
+            raise FailedRequestError(f"the answer was broken off: finish_reason {reason!r}")
+        return text if isinstance(text, str) else ""
+
+    def _reason(self, error: urllib.error.HTTPError) -> str:
+        try:
+            said = error.read(2000).decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException):
+            said = ""
+        return self._clean(f"HTTP {error.code} {error.reason}: {said}")
+
+    def _clean(self, text: str) -> str:
+        """On one line, short, and without the key, which servers like to repeat."""
+        return " ".join((text.replace(self._key, "***") if self._key else text).split())[:300]
+
+
+def _retry_after(value: str) -> float:
+    """Seconds that a Retry-After header asks for: a number, or a date."""
+    try:
+        return max(float(value), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def api_key(variable: str) -> str:
+    """The key in an environment variable; "" if it is not set, as for a local server."""
+    return os.environ.get(variable, "")
