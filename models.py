@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from batch import SrcInput, TgtInput
 from config import ModelConfig
+from mt5 import across, encode, use_fused_activation
 from pose import PART_ANCHOR, PART_JOINTS
 from stgcn import PART_GRAPH, ClipLayout, STGCNChain
 from text_fusion_modules import (
@@ -32,6 +33,7 @@ from text_fusion_modules import (
     read_pretrained,
 )
 from tokenizer import PAD, Tokenizer
+from vocabulary import OutputLayer
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +136,8 @@ class Uni_Sign(nn.Module):
         # 0.02 is right for the 1024 inputs of the released size; a narrower model's frames should be no fainter.
         nn.init.trunc_normal_(self.pose_proj.weight, std=0.02 * (1024 / self.pose_proj.in_features) ** 0.5)
 
+        use_fused_activation(mt5)
+        mt5.lm_head = OutputLayer(mt5.lm_head.weight)
         self.mt5_model = mt5
         self._frozen: list[nn.Module] = []
         if config.use_descriptions:
@@ -156,7 +160,7 @@ class Uni_Sign(nn.Module):
         pose = self.encode_pose(src_input)  # (B, T, D)
         fused, gate = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1)
         inputs_embeds, attention_mask = self.prepend_prompt(fused, src_input["attention_mask"])  # (B, P + T, D)
-        states = self.mt5_model.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).last_hidden_state
+        states = encode(self.mt5_model.encoder, inputs_embeds, attention_mask)  # (B, P + T, D)
         loss, nll, n_tokens = self.target_loss(states, attention_mask, tgt_input["gt_sentence"])
         return ModelOutput(inputs_embeds, attention_mask, states, loss, nll, n_tokens, gate)
 
@@ -164,7 +168,7 @@ class Uni_Sign(nn.Module):
         """Keypoints -> one embedding per frame, (B, T, D)."""
         mask = src_input["attention_mask"]
         # With Uni-Sign's padding the repeated last frames go through the convolutions; mT5 never sees them either way.
-        layout = ClipLayout(torch.ones_like(mask) if self.config.uni_sign_padding else mask)
+        layout = ClipLayout(torch.ones_like(mask) if self.config.uni_sign_padding else mask, src_input["body"].device)
         pooled = []
         body = None
         for part in PART_JOINTS:
@@ -220,22 +224,22 @@ class Uni_Sign(nn.Module):
         ids, prompt_mask = self.tokenizer.encode_batch([prompt], max_tokens=512)
         embedded = self.mt5_model.shared(ids.to(frames.device)).expand(len(frames), -1, -1)  # (B, P, D)
         prompt_mask = prompt_mask.to(mask.device).expand(len(frames), -1)  # (B, P)
-        return torch.cat([embedded, frames.to(embedded.dtype)], dim=1), torch.cat([prompt_mask, mask], dim=1)
+        mask = torch.cat([prompt_mask, mask], dim=1).to(frames.device, non_blocking=True)  # (B, P + T)
+        return torch.cat([embedded, frames.to(embedded.dtype)], dim=1), mask
 
     def target_loss(
         self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, sentences: Sequence[str]
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Label-smoothed and plain loss of the sentences, and how many tokens they have."""
-        labels = self.labels(sentences).to(encoder_states.device)  # (B, L)
+        labels = self.labels(sentences)  # (B, L)
+        real = (labels != IGNORE).flatten().nonzero().squeeze(1)  # counted here, where nobody waits for a GPU
+        labels, real = labels.to(encoder_states.device), real.to(encoder_states.device)
         states = self.decode(encoder_states, attention_mask, labels)  # (B, L, D)
-        real = labels != IGNORE
         # Only the positions that count meet the output matrix: it has 250,112 rows.
-        logits = self.mt5_model.lm_head(states[real]).float()  # (n tokens, vocabulary)
-        log_probs = F.log_softmax(logits, dim=-1)
-        nll = F.nll_loss(log_probs, labels[real])
-        smoothing = self.config.label_smoothing
-        loss = (1 - smoothing) * nll - smoothing * log_probs.mean()
-        return loss, nll.detach(), len(log_probs)
+        loss, nll = self.mt5_model.lm_head(
+            states.flatten(0, 1)[real], labels.flatten()[real], self.config.label_smoothing
+        )
+        return loss, nll, len(real)
 
     def labels(self, sentences: Sequence[str]) -> torch.Tensor:
         """Token ids of target sentences, (B, L) int64, `IGNORE` on padding."""
@@ -248,7 +252,7 @@ class Uni_Sign(nn.Module):
         return self.mt5_model.decoder(
             input_ids=shifted,
             encoder_hidden_states=encoder_states,
-            encoder_attention_mask=attention_mask,
+            encoder_attention_mask=across(attention_mask),
             use_cache=False,
         ).last_hidden_state
 

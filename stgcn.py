@@ -61,15 +61,17 @@ class ClipLayout:
     """Where the packed frames of a batch belong.
 
     Args:
-        mask: (B, T), non-zero on the frames that count.
+        mask: (B, T), non-zero on the frames that count. On the CPU, nobody has to wait for a GPU to count them.
+        device: of the frames; by default that of the mask.
     """
 
-    def __init__(self, mask: torch.Tensor) -> None:
+    def __init__(self, mask: torch.Tensor, device: torch.device | None = None) -> None:
         self.shape = (int(mask.shape[0]), int(mask.shape[1]))
-        self.rows = mask.flatten().nonzero().squeeze(1)  # (N,) each frame's place in B x T
+        rows = mask.flatten().nonzero().squeeze(1)
+        self.rows = rows.to(device or mask.device, non_blocking=True)  # (N,) each frame's place in B x T
         # Its place on a line where GAP empty frames stand before, between and after the clips.
-        self.slots = torch.arange(len(self.rows), device=mask.device) + GAP * (self.rows // self.shape[1] + 1)
-        self.line_length = len(self.rows) + GAP * (self.shape[0] + 1)
+        self.slots = torch.arange(len(rows), device=self.rows.device) + GAP * (self.rows // self.shape[1] + 1)
+        self.line_length = len(rows) + GAP * (self.shape[0] + 1)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, ...) -> (N, ...)."""

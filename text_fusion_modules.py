@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from mt5 import use_fused_activation
 from tokenizer import Tokenizer
 
 # What it says about mT5 (tied weights, a decoder's weights that an encoder does not take) is known and dealt with.
@@ -107,7 +108,9 @@ def _load_encoder(folder: Path) -> tuple[PreTrainedModel, Any]:
             f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
         )
     if model_type(folder) == "mt5":
-        return read_pretrained(MT5EncoderModel, folder, "--text_encoder"), Tokenizer(folder).encode_batch
+        encoder = read_pretrained(MT5EncoderModel, folder, "--text_encoder")
+        use_fused_activation(encoder)
+        return encoder, Tokenizer(folder).encode_batch
     encoder = read_pretrained(AutoModel, folder, "--text_encoder")
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()

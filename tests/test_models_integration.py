@@ -191,7 +191,7 @@ def test_texts_and_poses_count(described):
 @torch.no_grad()
 def test_the_encoder_runs_once_for_loss_and_sentences(described):
     calls = []
-    hook = spy(described.mt5_model.encoder, calls)
+    hook = spy(described.mt5_model.encoder.block[0], calls)
     output = described(*collate_fn([clip(0), clip(2)]))
     described.generate(output, max_new_tokens=5)
     hook.remove()
