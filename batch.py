@@ -104,8 +104,6 @@ ON_THE_CPU = ("attention_mask", "src_length_batch")
 def to_device(src_input: SrcInput, device: torch.device | str) -> SrcInput:
     """Move what is computed with; dtypes stay, so that numbers of frames are never rounded to bf16."""
     return {  # type: ignore[return-value]
-        key: value.to(device, non_blocking=True)
-        if isinstance(value, torch.Tensor) and key not in ON_THE_CPU
-        else value
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) and key not in ON_THE_CPU else value
         for key, value in src_input.items()
     }

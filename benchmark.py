@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import ctypes
 import gc
 import json
@@ -44,16 +45,17 @@ from text_fusion_modules import TextEncoder
 from tokenizer import EOS, PAD, Tokenizer
 from utils import run
 
-MT5_BASE = {"vocab_size": 250_112, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
-MT5_SMALL = {"vocab_size": 32_000, "d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 8}
-MT5_TINY = {"vocab_size": 500, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+NAMES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+MT5_BASE: dict[str, Any] = dict(zip(NAMES, (250_112, 768, 64, 2048, 12, 12), strict=True))
+MT5_SMALL: dict[str, Any] = dict(zip(NAMES, (32_000, 256, 32, 512, 3, 8), strict=True))
+MT5_TINY: dict[str, Any] = dict(zip(NAMES, (500, 32, 8, 48, 1, 2), strict=True))
 
 
 @dataclass(frozen=True)
 class Size:
     """What is measured: the model, and the batch where the command line does not say otherwise."""
 
-    mt5: dict[str, int]
+    mt5: dict[str, Any]
     hidden_dim: int
     batch_size: int
     frames: int
@@ -74,7 +76,7 @@ class Form:
 
     seconds: list[float] = field(default_factory=list)
     peak_mib: float | None = None
-    flops: int = 0
+    flops: float = 0.0
 
     @property
     def median(self) -> float:
@@ -120,7 +122,8 @@ class RandomTextEncoder(TextEncoder):
     def __init__(self, config: MT5Config, tokenizer: Tokenizer) -> None:
         torch.nn.Module.__init__(self)
         self.max_tokens, self.width = 128, config.d_model
-        self.encoder, self._tokenize = MT5EncoderModel(config), tokenizer.encode_batch
+        self.encoder = MT5EncoderModel(copy.deepcopy(config))  # it changes its config
+        self._tokenize = tokenizer.encode_batch
         use_fused_activation(self.encoder)
 
 
@@ -150,7 +153,7 @@ def make_samples(n: int, frames: int, texts: int, mixed: bool) -> list[Sample]:
             for part, joints in PART_JOINTS.items()
         }
         words = rng.integers(10**5, 10**6, size=(texts, 25)).astype(str)
-        described = [" ".join(words[t * texts // length]) for t in range(length)]
+        described: list[str | None] = [" ".join(words[t * texts // length]) for t in range(length)]
         target = " ".join(rng.integers(10**5, 10**6, size=rng.integers(8, 33)).astype(str))
         samples.append(Sample(f"clip{i}", pose, target, "", {}, described, [1] * length))
     return samples
@@ -175,10 +178,8 @@ def stages_of_loading(folder: Path, frames: int, samples: list[Sample]) -> Itera
 
     def load(path: Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
-            content = pickle.load(file)  # noqa: S301 -- written above
-        return reference.normalize_keypoints(
-            np.concatenate(content["keypoints"]), np.concatenate(content["scores"])
-        )
+            content = pickle.load(file)
+        return reference.normalize_keypoints(np.concatenate(content["keypoints"]), np.concatenate(content["scores"]))
 
     yield Stage(
         "normalisation",
@@ -196,9 +197,7 @@ def stages_of_loading(folder: Path, frames: int, samples: list[Sample]) -> Itera
     )
     arrays = [{part: x.numpy() for part, x in sample.pose_sample.items()} for sample in samples]
     total = sum(len(sample.pose_sample["body"]) for sample in samples)
-    yield Stage(
-        "collation", lambda: collate_fn(samples), lambda: reference.collate(arrays), len(samples), total
-    )
+    yield Stage("collation", lambda: collate_fn(samples), lambda: reference.collate(arrays), len(samples), total)
 
 
 class Training:
@@ -311,10 +310,8 @@ class Training:
         def train() -> None:
             self.model.zero_grad(set_to_none=True)
             with self.precision():
-                if fast:
-                    loss = self.model(self.src_input, self.tgt_input).loss
-                else:
-                    loss = self.reference(src, self.tgt_input)
+                one, other = self.model, self.reference
+                loss = one(self.src_input, self.tgt_input).loss if fast else other(src, self.tgt_input)
             loss.backward()
             self.step(fast)()
 
@@ -369,7 +366,7 @@ class Meter:
         for work, form in forms:
             with FlopCounterMode(display=False) as counter:
                 work()
-            form.flops = counter.get_total_flops()
+            form.flops = float(counter.get_total_flops())
             form.peak_mib = self.peak(work)
         for _ in range(self.repeats):
             for work, form in forms:
@@ -412,7 +409,7 @@ class Meter:
         """The most operations a second that a large matrix product reaches here."""
         n = 8192 if self.device.type == "cuda" else 1024
         a = torch.randn(n, n, device=self.device, dtype=kind or torch.float32)
-        return 2 * n**3 / min(self.seconds(lambda: a @ a) for _ in range(8))
+        return 2.0 * n**3 / min(self.seconds(lambda: a @ a) for _ in range(8))
 
 
 def _status_mib(key: str) -> float:
@@ -495,12 +492,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     ceiling = meter.ceiling(torch.bfloat16 if dtype == "bf16" else None)
     batch_size, frames = args.batch_size or size.batch_size, args.frames or size.frames
     facts = {
+        **{key: value for key, value in vars(args).items() if key != "json"},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "ceiling_tflops": ceiling / 1e12,
-        **{key: value for key, value in vars(args).items() if key != "json"},
-        **{"dtype": dtype, "batch_size": batch_size, "frames": frames, "model": asdict(size)},
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "frames": frames,
+        "model": asdict(size),
     }
     shown = ("device", "torch", "threads", "size", "batch_size", "frames", "mixed", "dtype", "clock", "repeats")
     sys.stdout.write(", ".join(f"{key} {facts[key]}" for key in shown) + f", ceiling {ceiling / 1e12:.3g} TFLOP/s\n\n")
@@ -518,9 +518,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Path(args.json).write_text(json.dumps({"run": facts, "stages": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def all_stages(
-    size: Size, samples: list[Sample], device: torch.device, dtype: str, folder: str
-) -> Iterator[Stage]:
+def all_stages(size: Size, samples: list[Sample], device: torch.device, dtype: str, folder: str) -> Iterator[Stage]:
     """Every stage, in the order in which a clip meets them; a model is made when its stages are reached."""
     frames = max(len(sample.pose_sample["body"]) for sample in samples)
     yield from stages_of_loading(Path(folder), frames, samples)

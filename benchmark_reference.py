@@ -1,15 +1,16 @@
 """The straightforward form of every stage, which `benchmark.py` measures ours against. Nothing else uses it.
 
-It does the same work in the way research code commonly does it, and as Uni-Sign's paper describes it: keypoints are
-normalised frame by frame and part by part; graph convolutions run over padded (B, C, T, V) tensors, one part after the
-other; padded target positions meet the output matrix and the loss is taken twice; attention is eager; evaluation encodes
-a clip twice; a frame's text has a call of the text encoder to itself. Weights are shared with the model it stands beside.
+It does the same work in the way research code commonly does it: keypoints are normalised frame by frame and part by
+part; graph convolutions run over padded (B, C, T, V) tensors, one part after the other; padded target positions meet
+the output matrix and the loss is taken twice; attention is eager; evaluation encodes a clip twice; a frame's text has a
+call of the text encoder to itself. Weights are shared with the model it stands beside.
 
 Letters: B clips, T frames (padded), V joints, C channels, K partitions, D mT5's d_model, L target tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -77,7 +78,7 @@ class ReferenceModel(nn.Module):
         self.ours = model
         mt5 = model.mt5_model
         with torch.device("meta"):
-            self.mt5 = MT5ForConditionalGeneration._from_config(mt5.config, attn_implementation="eager")
+            self.mt5 = MT5ForConditionalGeneration._from_config(copy.deepcopy(mt5.config), attn_implementation="eager")
         self.mt5.lm_head.weight = mt5.lm_head.weight  # of its own before loading, or the two embeddings become one
         self.mt5.load_state_dict(mt5.state_dict(keep_vars=True), assign=True)
         self.mt5.generation_config = mt5.generation_config
@@ -123,10 +124,12 @@ class ReferenceModel(nn.Module):
         shortcut = x
         if block.residual:
             project, norm = block.residual
+            assert isinstance(project, nn.Conv2d)
             shortcut = self.norm(norm, F.conv2d(x, project.weight, project.bias))
         x = F.relu(self.norm(block.gcn.bn, self.graph_convolution(block.gcn, x)))
         if block.tcn:
             conv, norm = block.tcn
+            assert isinstance(conv, nn.Conv2d)
             x = self.norm(norm, F.conv2d(x, conv.weight, conv.bias, padding=(TEMPORAL_KERNEL // 2, 0)))
         return F.relu(x + shortcut)
 
@@ -142,7 +145,14 @@ class ReferenceModel(nn.Module):
         if norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
         return F.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum or 0.0, norm.eps
+            x,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            norm.training,
+            norm.momentum or 0.0,
+            norm.eps,
         )
 
     def fuse_text(self, pose: torch.Tensor, src_input: SrcInput) -> torch.Tensor:

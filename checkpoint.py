@@ -272,6 +272,7 @@ FIXED_FLAGS = (
     "dataset_config",
     "task",
     "max_length",
+    "length_grouping",
     "hidden_dim",
     "label_smoothing",
     "use_descriptions",

@@ -102,13 +102,14 @@ def train_one_epoch(engine: Any, loader: ClipLoader, state: TrainState, args: ar
     """Go once through the training clips, from where `state` stands.
 
     Returns:
-        Means over the epoch: `loss` (smoothed, as trained), `nll` (without smoothing), `lr` of the last step.
+        Means over the epoch: `loss` (smoothed, as trained), `nll` (without smoothing), `lr` of the last step, and
+        `waited`, the seconds in which no batch was there to be computed.
     """
     n_batches, sums = len(loader), state.epoch_sums
     group: list[torch.Tensor] = []  # the losses of the micro-batches since the last step
     engine.train()
-    batches = loader.epoch(state.epoch, first=state.micro_batch)
-    for src_input, tgt_input in progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main()):
+    batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
+    for src_input, tgt_input in progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left):
         state.micro_batch += 1
         # The last group of an epoch may be smaller; it steps all the same, and nothing is carried over.
         last_of_group = state.micro_batch % args.gradient_accumulation_steps == 0 or state.micro_batch == n_batches
@@ -128,7 +129,7 @@ def train_one_epoch(engine: Any, loader: ClipLoader, state: TrainState, args: ar
             if args.save_steps and state.step % args.save_steps == 0 and state.micro_batch < n_batches:
                 save_state(engine, state, args.output_dir, args.keep_last)
     means = {name: total / n_batches for name, total in sums.items()}
-    return {**average(means), "lr": state.lr}
+    return {**average(means | {"waited": loader.waited}), "lr": state.lr}
 
 
 @torch.no_grad()
@@ -137,7 +138,7 @@ def evaluate(model: Any, loader: ClipLoader, args: argparse.Namespace) -> tuple[
 
     Args:
         model: the model, or the engine that trains it.
-        loader: of the split, in the data set's order.
+        loader: of the split.
         args: the command line.
 
     Returns:
@@ -148,7 +149,7 @@ def evaluate(model: Any, loader: ClipLoader, args: argparse.Namespace) -> tuple[
     model.eval()
     mine: list[tuple[str, str]] = []
     sums = torch.zeros(3, dtype=torch.float64)  # loss and nll over target tokens, and their number
-    batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main())
+    batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main(), total=len(loader))
     for number, (src_input, tgt_input) in enumerate(batches):
         with distributed.autocast(args.dtype):
             output = model(to_device(src_input, distributed.device()), tgt_input)
@@ -216,6 +217,9 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             distributed.rank(),
             distributed.world_size(),
             seed=args.seed if training else None,
+            # With Uni-Sign's padding a clip's result depends on the clips beside it: in evaluation those must stay.
+            lengths=dataset.lengths if (args.length_grouping if training else not args.uni_sign_padding) else None,
+            accumulation=args.gradient_accumulation_steps,
         )
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
     if not loaders:
@@ -229,6 +233,8 @@ def build_model(args: argparse.Namespace, config: ModelConfig, loaders: dict[str
     """Load mT5 and the text branch, then the weights of --finetune and --fusion_checkpoint."""
     mt5_folder = under_root(args.root, args.mt5_path)
     model = Uni_Sign(config, load_mt5(mt5_folder), Tokenizer(mt5_folder), build_texts(args, mt5_folder, loaders))
+    if args.gradient_checkpointing:
+        model.recompute_activations()
     if args.finetune:
         load_finetune(model, args.finetune, config)
     if args.fusion_checkpoint:
@@ -309,7 +315,7 @@ def log_epoch(
         line = {"epoch": state.epoch, **numbers, "seconds": round(time.monotonic() - begun, 1)}
         with open(Path(args.output_dir) / "log.txt", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-    shown = ("loss", "nll", "lr", "dev_nll", f"dev_{metrics.MAIN_METRIC[args.task][0]}")
+    shown = ("loss", "nll", "lr", "waited", "dev_nll", f"dev_{metrics.MAIN_METRIC[args.task][0]}")
     text = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
     logger.info("epoch %d of %d: %s%s.", state.epoch + 1, args.epochs, text, " (best)" if improved else "")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import MT5ForConditionalGeneration
+from transformers import MT5ForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from batch import SrcInput, TgtInput
@@ -291,6 +291,12 @@ class Uni_Sign(nn.Module):
         self._frozen = list(modules)
         for module in self._frozen:
             module.requires_grad_(False)
+
+    def recompute_activations(self) -> None:
+        """In training, keep the inputs of mT5's and the text encoder's blocks alone: less memory, one more forward."""
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+                module.gradient_checkpointing_enable({"use_reentrant": False})
 
     def train(self, mode: bool = True) -> Uni_Sign:
         """Switch training on or off; frozen modules stay in evaluation."""

@@ -165,6 +165,7 @@ class STGCNBlock(nn.Module):
         shortcut = x
         if self.residual:
             project, norm = self.residual
+            assert isinstance(project, nn.Conv2d)
             shortcut = normalised(norm, F.linear(x, project.weight.flatten(1), project.bias))
         x = self.gcn(x)
         if self.tcn:
