@@ -1,5 +1,6 @@
 # make demo   sets everything up, trains on the sample corpus with descriptions, evaluates: about five minutes
 # make test   the quick tests; make test-slow: all of them; make check: style and types
+# make bench  times and memory of every stage against its straightforward form, of a small model: a few minutes
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ RUN := $(VENV)/bin/python
 DEMO := output_demo
 SHELL := /bin/bash
 
-.PHONY: setup demo test test-slow fuzz check format clean
+.PHONY: setup demo test test-slow fuzz check format bench clean
 
 setup: $(VENV)/done
 
@@ -45,9 +46,12 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+bench: setup
+	$(RUN) benchmark.py --size small --compare --json benchmark.json
+
 format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf sample $(DEMO)
+	rm -rf sample $(DEMO) benchmark.json

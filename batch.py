@@ -143,9 +143,13 @@ def _pad(values: list | None, filler: str | int | None, length: int) -> list:
     return (values or []) + [filler] * (length - len(values or []))
 
 
+# Counted before a GPU has work to do: asking it for its own copies would make it finish all it has been given first.
+ON_THE_CPU = ("attention_mask", "src_length_batch")
+
+
 def to_device(src_input: SrcInput, device: torch.device | str) -> SrcInput:
-    """Move every tensor; dtypes stay, so that lengths and masks are never rounded to bf16."""
+    """Move what is computed with; dtypes stay, so that numbers of frames are never rounded to bf16."""
     return {  # type: ignore[return-value]
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) and key not in ON_THE_CPU else value
         for key, value in src_input.items()
     }

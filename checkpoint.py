@@ -382,6 +382,7 @@ FIXED_FLAGS = (
     "dataset_config",
     "task",
     "max_length",
+    "length_grouping",
     "hidden_dim",
     "label_smoothing",
     "rgb_support",

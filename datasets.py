@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Mapping
+import stat
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from batch import BadClip, Sample, collate_fn, empty_sample
+from batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
 from config import DatasetSpec
 from labels import split_labels
 from pose import part_keypoints, read_pose
@@ -22,6 +24,7 @@ from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 logger = logging.getLogger(__name__)
 
 HAND_FRAMES = 1  # sets the random numbers of the hands' frames apart from those of the clip's
+POOL = 256  # clips that are sorted by length together, where an optimizer step has fewer
 
 
 class S2T_Dataset(Dataset[Sample]):
@@ -69,7 +72,8 @@ class S2T_Dataset(Dataset[Sample]):
         self.names = list(self.labels)
         self.pose_paths = {name: self.spec.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
-        self._check_files("poses", self.spec.pose_dir, self.pose_paths, max_bad_clips)
+        # For the order of clips by length alone: bytes are as good as frames, and nothing has to be read.
+        self.lengths = self._check_files("poses", self.spec.pose_dir, self.pose_paths, max_bad_clips)
         self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
         self.video_paths = {name: self.spec.video_path(label) for name, label in self.labels.items()}
         if rgb_support:
@@ -93,18 +97,21 @@ class S2T_Dataset(Dataset[Sample]):
                 "Remove them from the labels."
             )
 
-    def _check_files(self, what: str, folder: str, paths: Mapping[str, Path], max_missing: float) -> None:
+    def _check_files(self, what: str, folder: str, paths: Mapping[str, Path], max_missing: float) -> np.ndarray:
+        """Sizes of the files in bytes, 0 for one that is missing; too many of those are an error."""
         if not Path(folder).is_dir():
             beside = Path(folder).with_name("val")
             cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else f"Put the {what} there"
             raise FileNotFoundError(f"{what}: {folder} does not exist. {cure}, or set --root.")
-        missing = [path for path in paths.values() if not path.is_file()]
+        sizes = np.array([_size(path) for path in paths.values()])
+        missing = [path for path, size in zip(paths.values(), sizes, strict=True) if not size]
         if not missing:
-            return
+            return sizes
         seen = f"{what}: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is"
         if len(missing) > max_missing * len(self) or len(missing) == len(self):
             raise FileNotFoundError(f"{seen} {missing[0]}. Copy them there, or remove the clips from the labels.")
         logger.warning("%s %s. The run goes on without them (--max_bad_clips %g).", seen, missing[0], max_missing)
+        return sizes
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -148,15 +155,29 @@ class S2T_Dataset(Dataset[Sample]):
         return set(self.descriptions.load(self.names[index]).values())
 
 
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
 class _Slots(Dataset[Sample | BadClip]):
-    """A data set as a loader's workers see it: a clip that cannot be read does not end them."""
+    """A data set as a loader's workers see it.
+
+    Clips are asked for by epoch and number, since workers outlive an epoch and must know which it is. One that cannot
+    be read does not end them.
+    """
 
     def __init__(self, dataset: S2T_Dataset) -> None:
         self.dataset = dataset
         rgb_dict = no_crops() if dataset.hand_crops is not None else {}
         self.empty = empty_sample(dataset.descriptions is not None, rgb_dict)
 
-    def __getitem__(self, index: int) -> Sample | BadClip:
+    def __getitem__(self, place: tuple[int, int]) -> Sample | BadClip:
+        self.dataset.epoch, index = place
         try:
             return self.dataset[index]
         except (ValueError, OSError) as error:
@@ -168,7 +189,10 @@ class BatchSampler:
 
     In training each epoch has an order of its own, drawn from the seed, the same for any number of processes and
     workers; the processes take turns, and up to `world_size - 1` clips that do not divide among them sit the epoch out.
-    In evaluation the batches follow the data set's order, whoever computes them, and each clip comes once.
+    In evaluation each clip comes once, and the batches are the same whoever computes them.
+
+    Clips of like length share a batch where lengths are given, so that little of it is padding. In training this
+    sorts the clips of one optimizer step, or of `POOL` clips where a step has fewer; then whole steps are shuffled.
 
     Args:
         n_clips: of the data set.
@@ -176,22 +200,55 @@ class BatchSampler:
         rank: this process.
         world_size: number of processes.
         seed: of the order in training; None for evaluation.
+        lengths: of the clips, in any unit; None leaves them as drawn or, in evaluation, in the data set's order.
+        accumulation: micro-batches of an optimizer step.
     """
 
-    def __init__(self, n_clips: int, batch_size: int, rank: int, world_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        n_clips: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int | None = None,
+        lengths: np.ndarray | None = None,
+        accumulation: int = 1,
+    ) -> None:
         self.n_clips, self.batch_size, self.rank, self.world_size = n_clips, batch_size, rank, world_size
-        self.seed = seed
+        self.seed, self.lengths = seed, lengths
+        self.global_batch = batch_size * accumulation * world_size
 
     def batches(self, epoch: int = 0) -> list[list[int]]:
         """All micro-batches of an epoch for this process; every process has as many."""
         if self.seed is None:
-            batches = _chunks(np.arange(self.n_clips), self.batch_size)
+            # The longest come first: what does not fit into memory shows at once.
+            order = np.arange(self.n_clips) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
+            batches = _chunks(order, self.batch_size)
             mine = batches[self.rank :: self.world_size]
             # Under ZeRO-3 all must compute in every round: who has no batch left computes the first one for nothing.
             return mine if len(mine) == math.ceil(len(batches) / self.world_size) else [*mine, batches[0]]
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.n_clips)
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.n_clips)
         share = self.n_clips // self.world_size
-        return _chunks(order[: share * self.world_size][self.rank :: self.world_size], self.batch_size)
+        order = order[: share * self.world_size]
+        if self.lengths is not None:
+            order = self._grouped(order, rng)
+        return _chunks(order[self.rank :: self.world_size], self.batch_size)
+
+    def _grouped(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Sort by length within pools of whole steps, and shuffle the steps of each pool.
+
+        Only the global batch counts here: the order is the same however it is divided into micro-batches.
+        """
+        assert self.lengths is not None
+        pool = self.global_batch * math.ceil(POOL / self.global_batch)
+        grouped = []
+        for clips in (order[i : i + pool] for i in range(0, len(order), pool)):
+            ordered = clips[np.argsort(self.lengths[clips], kind="stable")]
+            n_steps = len(ordered) // self.global_batch
+            whole, rest = np.split(ordered, [n_steps * self.global_batch])
+            grouped += [*rng.permutation(whole.reshape(n_steps, self.global_batch)), rest]
+        return np.concatenate(grouped)
 
     @property
     def n_own(self) -> int:
@@ -215,27 +272,37 @@ class ClipLoader:
     Args:
         dataset: the clips.
         sampler: which of them make each batch of this process.
-        num_workers: processes that load; started anew each epoch, so that they know its number.
+        num_workers: processes that load; they are started once.
         pin_memory: of the batches, for the GPU.
     """
 
     def __init__(self, dataset: S2T_Dataset, sampler: BatchSampler, num_workers: int, pin_memory: bool) -> None:
-        self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
-        self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.dataset, self.sampler = dataset, sampler
+        self.waited = 0.0
+        self._places: list[list[tuple[int, int]]] = []  # what the loader is to fetch next
+        self._loader = DataLoader(
+            _Slots(dataset),
+            batch_sampler=self._places,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_run,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from the one that dropout uses, once more after a resume
+        )
 
     def __len__(self) -> int:
         """Micro-batches of an epoch."""
         return len(self.sampler.batches())
 
-    def epoch(self, number: int = 0, first: int = 0) -> DataLoader:
-        """The batches of an epoch, without the `first` ones that an earlier run has done."""
-        self.dataset.epoch = number
-        return DataLoader(
-            _Slots(self.dataset),
-            batch_sampler=self.sampler.batches(number)[first:],
-            collate_fn=collate_fn,
-            num_workers=self.num_workers,
-            worker_init_fn=_leave_signals_to_the_run,
-            pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # or it would draw from the one that dropout uses, once more after a resume
-        )
+    def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[SrcInput, TgtInput]]:
+        """The batches of an epoch, without the `first` ones that an earlier run has done.
+
+        `waited` counts the seconds since the epoch's beginning in which nothing was there to be computed.
+        """
+        self._places[:] = [[(number, clip) for clip in batch] for batch in self.sampler.batches(number)[first:]]
+        self.waited, asked = 0.0, time.monotonic()
+        for batch in self._loader:
+            self.waited += time.monotonic() - asked
+            yield batch
+            asked = time.monotonic()

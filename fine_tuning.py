@@ -126,14 +126,15 @@ def train_one_epoch(
     """Go once through the training clips, from where `state` stands.
 
     Returns:
-        Means over the epoch: `loss` (smoothed, as trained), `nll` (without smoothing), `lr` of the last step.
+        Means over the epoch: `loss` (smoothed, as trained), `nll` (without smoothing), `lr` of the last step, and
+        `waited`, the seconds in which no batch was there to be computed.
     """
     dataset, n_batches, sums = loader.dataset, len(loader), state.epoch_sums
     group: list[torch.Tensor] = []  # loss, nll and 1 of each micro-batch since the last step
     names: list[str] = []  # their clips
     engine.train()
-    batches = loader.epoch(state.epoch, first=state.micro_batch)
-    for src_input, tgt_input in progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main()):
+    batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
+    for src_input, tgt_input in progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left):
         guards.clips.note(src_input, dataset.split, len(dataset))
         counts = bool(src_input["name_batch"])  # not if no clip of the batch could be read
         state.micro_batch += 1
@@ -166,7 +167,7 @@ def train_one_epoch(
             group.clear()
             names.clear()
     guards.clips.settle(dataset.split, len(dataset))
-    return {**average(sums), "lr": state.lr}
+    return {**average(sums), "waited": round(loader.waited, 2), "lr": state.lr}
 
 
 @torch.no_grad()
@@ -179,7 +180,7 @@ def evaluate(
 
     Args:
         model: the model, or the engine that trains it.
-        loader: of the split, in the data set's order.
+        loader: of the split.
         guards: of the run.
         args: the command line.
 
@@ -191,7 +192,7 @@ def evaluate(
     model.eval()
     mine: list[tuple[str, str]] = []
     sums = torch.zeros(3, dtype=torch.float64)  # loss and nll over target tokens, and their number
-    batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main())
+    batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main(), total=len(loader))
     for number, (src_input, tgt_input) in enumerate(batches):
         guards.clips.note(src_input, dataset.split, len(dataset))
         with survival.explain_memory(src_input, args), distributed.autocast(args.dtype):
@@ -273,6 +274,9 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             distributed.rank(),
             distributed.world_size(),
             seed=args.seed if training else None,
+            # With Uni-Sign's padding a clip's result depends on the clips beside it: in evaluation those must stay.
+            lengths=dataset.lengths if (args.length_grouping if training else not args.uni_sign_padding) else None,
+            accumulation=args.gradient_accumulation_steps,
         )
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
     if not loaders:
@@ -286,6 +290,8 @@ def build_model(args: argparse.Namespace, config: ModelConfig, loaders: dict[str
     """Load mT5 and the text branch, then the weights of --finetune, --rgb_backbone and --fusion_checkpoint."""
     mt5_folder = under_root(args.root, args.mt5_path)
     model = Uni_Sign(config, load_mt5(mt5_folder), Tokenizer(mt5_folder), build_texts(args, mt5_folder, loaders))
+    if args.gradient_checkpointing:
+        model.recompute_activations()
     new = load_finetune(model, args.finetune, config) if args.finetune else list(model.state_dict())
     start_backbone(args, model, any(name.startswith(BACKBONE) for name in new))
     if args.eval and args.missing_text == "mapper" and any(name.startswith(MAPPER_PREFIX) for name in new):
@@ -403,7 +409,7 @@ def log_epoch(
     """Tell how an epoch went: one line in the log, and all numbers as JSON in log.txt."""
     if distributed.is_main():
         guards.epoch_lines.add({"epoch": state.epoch, **numbers, "seconds": round(time.monotonic() - begun, 1)})
-    shown = ("loss", "nll", "lr", "dev_nll", f"dev_{metrics.MAIN_METRIC[args.task][0]}")
+    shown = ("loss", "nll", "lr", "waited", "dev_nll", f"dev_{metrics.MAIN_METRIC[args.task][0]}")
     text = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
     logger.info("epoch %d of %d: %s%s.", state.epoch + 1, args.epochs, text, " (best)" if improved else "")
 

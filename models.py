@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import MT5ForConditionalGeneration
+from transformers import MT5ForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from batch import SrcInput, TgtInput
 from config import ModelConfig
+from mt5 import across, encode, use_fused_activation
 from pose import PART_ANCHOR, PART_JOINTS
 from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
 from stgcn import PART_GRAPH, ClipLayout, STGCNChain
@@ -36,6 +37,7 @@ from text_fusion_modules import (
     read_pretrained,
 )
 from tokenizer import PAD, Tokenizer
+from vocabulary import OutputLayer
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +144,8 @@ class Uni_Sign(nn.Module):
             for name, module in hand_fusion_modules(hidden).items():
                 self.add_module(name, module)
 
+        use_fused_activation(mt5)
+        mt5.lm_head = OutputLayer(mt5.lm_head.weight)
         self.mt5_model = mt5
         self._frozen: list[nn.Module] = []
         if config.use_descriptions:
@@ -166,7 +170,7 @@ class Uni_Sign(nn.Module):
         pose = self.encode_pose(src_input)  # (B, T, D)
         fused, gate, alignment = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1), scalar
         inputs_embeds, attention_mask = self.prepend_prompt(fused, src_input["attention_mask"])  # (B, P + T, D)
-        states = self.mt5_model.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).last_hidden_state
+        states = encode(self.mt5_model.encoder, inputs_embeds, attention_mask)  # (B, P + T, D)
         loss, nll, n_tokens = self.target_loss(states, attention_mask, tgt_input["gt_sentence"])
         if alignment is not None:
             loss = loss + self.config.description_alignment * alignment
@@ -176,7 +180,7 @@ class Uni_Sign(nn.Module):
         """Keypoints, and crops of the hands where the model looks at them -> one embedding per frame, (B, T, D)."""
         mask = src_input["attention_mask"]
         # With Uni-Sign's padding the repeated last frames go through the convolutions; mT5 never sees them either way.
-        layout = ClipLayout(torch.ones_like(mask) if self.config.uni_sign_padding else mask)
+        layout = ClipLayout(torch.ones_like(mask) if self.config.uni_sign_padding else mask, src_input["body"].device)
         pooled = []
         body = None
         for part in PART_JOINTS:
@@ -247,22 +251,22 @@ class Uni_Sign(nn.Module):
         ids, prompt_mask = self.tokenizer.encode_batch([prompt], max_tokens=512)
         embedded = self.mt5_model.shared(ids.to(frames.device)).expand(len(frames), -1, -1)  # (B, P, D)
         prompt_mask = prompt_mask.to(mask.device).expand(len(frames), -1)  # (B, P)
-        return torch.cat([embedded, frames.to(embedded.dtype)], dim=1), torch.cat([prompt_mask, mask], dim=1)
+        mask = torch.cat([prompt_mask, mask], dim=1).to(frames.device, non_blocking=True)  # (B, P + T)
+        return torch.cat([embedded, frames.to(embedded.dtype)], dim=1), mask
 
     def target_loss(
         self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, sentences: Sequence[str]
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Label-smoothed and plain loss of the sentences, and how many tokens they have."""
-        labels = self.labels(sentences).to(encoder_states.device)  # (B, L)
+        labels = self.labels(sentences)  # (B, L)
+        real = (labels != IGNORE).flatten().nonzero().squeeze(1)  # counted here, where nobody waits for a GPU
+        labels, real = labels.to(encoder_states.device), real.to(encoder_states.device)
         states = self.decode(encoder_states, attention_mask, labels)  # (B, L, D)
-        real = labels != IGNORE
         # Only the positions that count meet the output matrix: it has 250,112 rows.
-        logits = self.mt5_model.lm_head(states[real]).float()  # (n tokens, vocabulary)
-        log_probs = F.log_softmax(logits, dim=-1)
-        nll = F.nll_loss(log_probs, labels[real])
-        smoothing = self.config.label_smoothing
-        loss = (1 - smoothing) * nll - smoothing * log_probs.mean()
-        return loss, nll.detach(), len(log_probs)
+        loss, nll = self.mt5_model.lm_head(
+            states.flatten(0, 1)[real], labels.flatten()[real], self.config.label_smoothing
+        )
+        return loss, nll, len(real)
 
     def labels(self, sentences: Sequence[str]) -> torch.Tensor:
         """Token ids of target sentences, (B, L) int64, `IGNORE` on padding."""
@@ -275,7 +279,7 @@ class Uni_Sign(nn.Module):
         return self.mt5_model.decoder(
             input_ids=shifted,
             encoder_hidden_states=encoder_states,
-            encoder_attention_mask=attention_mask,
+            encoder_attention_mask=across(attention_mask),
             use_cache=False,
         ).last_hidden_state
 
@@ -314,6 +318,12 @@ class Uni_Sign(nn.Module):
         self._frozen = list(modules)
         for module in self._frozen:
             module.requires_grad_(False)
+
+    def recompute_activations(self) -> None:
+        """In training, keep the inputs of mT5's and the text encoder's blocks alone: less memory, one more forward."""
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+                module.gradient_checkpointing_enable({"use_reentrant": False})
 
     def train(self, mode: bool = True) -> Uni_Sign:
         """Switch training on or off; frozen modules stay in evaluation."""

@@ -41,7 +41,7 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.O
         return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
     kind = torch.optim.AdamW if args.opt == "adamw" else torch.optim.Adam
     beta1, beta2 = args.opt_betas or (0.9, 0.999)
-    return kind(groups, lr=args.lr, betas=(beta1, beta2), eps=args.opt_eps)
+    return kind(groups, lr=args.lr, betas=(beta1, beta2), eps=args.opt_eps, fused=True)
 
 
 def rate_factor(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,17 @@ PART_JOINTS: dict[str, np.ndarray] = {
 PART_ORIGIN = {"left": 0, "right": 0, "face_all": -1}
 # The body joint, counted within the part, whose feature joins each part: its wrist or the nose.
 PART_ANCHOR = {"left": 7, "right": 8, "face_all": 0}
+
+# All parts side by side: their joints, where each part stands among them, and each joint's origin there.
+_JOINTS = np.concatenate(list(PART_JOINTS.values()))
+_STARTS = dict(zip(PART_JOINTS, np.cumsum([0, *map(len, PART_JOINTS.values())]).tolist(), strict=False))
+_COLUMNS = {part: slice(_STARTS[part], _STARTS[part] + len(joints)) for part, joints in PART_JOINTS.items()}
+_ORIGINS = np.concatenate(
+    [
+        np.full(len(joints), _STARTS[part] + PART_ORIGIN.get(part, 0) % len(joints))
+        for part, joints in PART_JOINTS.items()
+    ]
+)
 
 PartKeypoints = dict[str, torch.Tensor]
 
@@ -112,28 +124,35 @@ def _frames(path: str | Path, content: Mapping, what: str) -> list:
 
 
 def _first_person(path: str | Path, frames: list, shape: tuple[int, ...], what: str) -> np.ndarray:
-    people = []
-    for number, frame in enumerate(frames):
-        try:
-            array = np.asarray(frame)
-        except ValueError:  # rows of different lengths
-            array = np.empty(0, object)
-        if array.shape[1:] != shape or array.dtype.kind not in "fiu":
-            seen = f"{array.dtype} of the shape {array.shape}"
-            wanted = ("people", *shape)
-            raise ValueError(f"{path}: frame {number} of {what} is {seen}; wanted numbers of the shape {wanted}.")
-        people.append(array[0] if len(array) else np.zeros(shape, np.float32))
-    array = np.stack(people)
+    kinds = {(frame.shape, frame.dtype) if isinstance(frame, np.ndarray) else None for frame in frames}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is not None and kind[0][1:] == shape and kind[0][0] and kind[1].kind in "fiu":
+        array = np.concatenate(frames)[:: kind[0][0]]  # frames of one kind, as nearly all files have them
+    else:
+        array = np.stack([_person_of(path, number, frame, shape, what) for number, frame in enumerate(frames)])
     # float16 is how some people save disk; its 11 bits would not survive the normalisation.
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
+def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    try:
+        array = np.asarray(frame)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, object)
+    if array.shape[1:] != shape or array.dtype.kind not in "fiu":
+        seen = f"{array.dtype} of the shape {array.shape}"
+        wanted = ("people", *shape)
+        raise ValueError(f"{path}: frame {number} of {what} is {seen}; wanted numbers of the shape {wanted}.")
+    return array[0] if len(array) else np.zeros(shape, np.float32)
+
+
 def _check_values(path: str | Path, pose: Pose) -> None:
-    bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
-    if bad.any():
+    if not (np.isfinite(pose.keypoints).all() and np.isfinite(pose.scores).all()):
+        bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
         raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
-    seen = pose.keypoints[pose.scores > SCORE_THRESHOLD]
-    if len(seen) and np.median(np.abs(seen)) > 10:
+    good = pose.scores > SCORE_THRESHOLD
+    far = (np.abs(pose.keypoints) > 10) & good[..., None]
+    if far.sum() > good.sum():  # more than half of the good points' coordinates
         raise ValueError(f"{path}: coordinates are in pixels; divide x by the image's width and y by its height.")
 
 
@@ -154,25 +173,28 @@ def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, 
 
     Source: `load_part_kp` and `crop_scale` of Uni-Sign.
     """
-    points = np.concatenate([keypoints, scores[..., None]], axis=-1)  # (T, 133, 3)
-    dtype = points.dtype
-    good = points[..., 2] > SCORE_THRESHOLD
-    points = points.astype(np.float64, copy=False)
-    body = PART_JOINTS["body"]
-    seen = points[:, body, :2][good[:, body]]  # (n, 2)
-    low, high = (seen.min(0), seen.max(0)) if len(seen) >= MIN_BODY_POINTS else (np.zeros(2), np.zeros(2))
+    dtype = np.result_type(keypoints, scores)
+    # The parts side by side, and x, y and score of a joint too: whole rows of memory make numpy fast.
+    x = np.empty((len(scores), len(_JOINTS), 3))  # (T, 69, 3)
+    places = keypoints.take(_JOINTS, axis=1)  # (T, 69, 2)
+    x[..., 0], x[..., 1] = places[..., 0], places[..., 1]
+    sure = scores.take(_JOINTS, axis=1).astype(dtype, copy=False)  # (T, 69)
+    x[..., 2] = sure
+    good = sure > SCORE_THRESHOLD
+    body = _COLUMNS["body"]
+    seen = x[:, body, :2][good[:, body]].T.copy()  # (2, n)
+    low, high = (seen.min(1), seen.max(1)) if seen.shape[1] >= MIN_BODY_POINTS else (np.zeros(2), np.zeros(2))
     scale = (high - low).max()
-    parts = {}
-    for part, joints in PART_JOINTS.items():
-        x = points[:, joints]  # a copy: (T, V, 3)
-        if part == "body":
-            x[..., :2] = (x[..., :2] - (low + high - scale) / 2) / (scale or 1) * 2 - 1
-        else:
-            x[..., :2] = (x[..., :2] - x[:, PART_ORIGIN[part], None, :2]) / (scale or 1)
-        np.clip(x, -1, 1, out=x)
-        x[~good[:, joints]] = 0
-        parts[part] = (x if scale else np.zeros_like(x)).astype(dtype, copy=False)
-    return parts
+    shift = x.take(_ORIGINS, axis=1)  # (T, 69, 3)
+    shift[..., 2] = 0
+    shift[:, body, :2] = (low + high - scale) / 2
+    x -= shift
+    x /= np.tile((scale or 1, scale or 1, 1), len(_JOINTS)).reshape(-1, 3)
+    x[:, body, :2] = x[:, body, :2] * 2 - 1
+    np.minimum(x, 1, out=x)
+    np.maximum(x, -1, out=x)
+    x *= good.repeat(3, axis=1).reshape(x.shape) if scale else 0
+    return {part: x[:, columns].astype(dtype) for part, columns in _COLUMNS.items()}
 
 
 def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
@@ -186,4 +208,4 @@ def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
         part -> (T, V, 3) float32.
     """
     parts = normalize_keypoints(pose.keypoints[frames], pose.scores[frames])
-    return {part: torch.from_numpy(x.astype(np.float32)) for part, x in parts.items()}
+    return {part: torch.from_numpy(x.astype(np.float32, copy=False)) for part, x in parts.items()}

@@ -2,7 +2,8 @@
 
 Frames are packed: the frames of all clips of a batch stand one after another in an (N, V, C) tensor, padding left out.
 So no work goes into padding, batch normalisation counts real frames only, and a clip's result cannot depend on the
-clips beside it. `ClipLayout` knows where each frame belongs.
+clips beside it. `ClipLayout` knows where each frame belongs. Within a chain joints come first, (V, N, C): then mixing
+joints, mixing channels and normalising each take memory as it lies, and nothing is moved between them.
 
 Letters: B clips, T frames of the longest, N frames of all clips, V joints, C channels, K partitions of the adjacency.
 Parameter names and shapes are those of Uni-Sign's released weights.
@@ -60,15 +61,17 @@ class ClipLayout:
     """Where the packed frames of a batch belong.
 
     Args:
-        mask: (B, T), non-zero on the frames that count.
+        mask: (B, T), non-zero on the frames that count. On the CPU, nobody has to wait for a GPU to count them.
+        device: of the frames; by default that of the mask.
     """
 
-    def __init__(self, mask: torch.Tensor) -> None:
+    def __init__(self, mask: torch.Tensor, device: torch.device | None = None) -> None:
         self.shape = (int(mask.shape[0]), int(mask.shape[1]))
-        self.rows = mask.flatten().nonzero().squeeze(1)  # (N,) each frame's place in B x T
+        rows = mask.flatten().nonzero().squeeze(1)
+        self.rows = rows.to(device or mask.device, non_blocking=True)  # (N,) each frame's place in B x T
         # Its place on a line where GAP empty frames stand before, between and after the clips.
-        self.slots = torch.arange(len(self.rows), device=mask.device) + GAP * (self.rows // self.shape[1] + 1)
-        self.line_length = len(self.rows) + GAP * (self.shape[0] + 1)
+        self.slots = torch.arange(len(rows), device=self.rows.device) + GAP * (self.rows // self.shape[1] + 1)
+        self.line_length = len(rows) + GAP * (self.shape[0] + 1)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, ...) -> (N, ...)."""
@@ -84,8 +87,8 @@ class ClipLayout:
         return torch.searchsorted(self.rows, clips * self.shape[1] + frames)
 
     def on_line(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, ...) -> (line_length, ...), with the gaps between clips zero."""
-        return x.new_zeros(self.line_length, *x.shape[1:]).index_copy(0, self.slots, x)
+        """(V, N, C) -> (V, line_length, C), with the gaps between clips zero."""
+        return x.new_zeros(len(x), self.line_length, x.shape[2]).index_copy(1, self.slots, x)
 
 
 class GraphConvolution(nn.Conv2d):
@@ -96,21 +99,24 @@ class GraphConvolution(nn.Conv2d):
         self.n_partitions = n_partitions
 
     def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Mix joints first, then channels: the same sum, with the product over joints on the narrower side.
+        """Mix joints first, then channels: the same sum in matrix products alone, and nothing is moved in memory.
 
         Args:
-            x: (N, V, C).
+            x: (V, N, C).
             adjacency: (K, V, V).
 
         Returns:
-            (N, V, C').
+            (V, N, C').
         """
         assert self.bias is not None
         weight = self.weight.view(self.n_partitions, -1, self.in_channels)  # (K, C', C)
         bias = self.bias.view(self.n_partitions, -1)  # (K, C')
-        mixed = torch.einsum("nvc,kvw->nwkc", x, adjacency).flatten(2)  # (N, V, K C)
-        out = F.linear(mixed, weight.transpose(0, 1).flatten(1))  # (N, V, C')
-        return out + torch.einsum("kc,kvw->wc", bias, adjacency)
+        out = None
+        for k, weigh in enumerate(adjacency):
+            mixed = (weigh.T @ x.flatten(1)).view(-1, self.in_channels)  # (V N, C)
+            out = mixed @ weight[k].T if out is None else torch.addmm(out, mixed, weight[k].T)  # (V N, C')
+        assert out is not None
+        return out.unflatten(0, x.shape[:2]) + torch.einsum("kc,kvw->wc", bias, adjacency)[:, None]
 
 
 class TemporalConvolution(nn.Conv2d):
@@ -120,10 +126,10 @@ class TemporalConvolution(nn.Conv2d):
         super().__init__(channels, channels, kernel_size=(TEMPORAL_KERNEL, 1))
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
-        """(N, V, C) -> (N, V, C)."""
-        line = layout.on_line(x).permute(2, 0, 1)[None]  # (1, C, line, V)
-        out = super().forward(line)[0].permute(1, 2, 0)  # (line - 2 GAP, V, C)
-        return out[layout.slots - GAP]
+        """(V, N, C) -> (V, N, C)."""
+        line = layout.on_line(x).permute(2, 0, 1)[None]  # (1, C, V, line), channels last in memory
+        out = F.conv2d(line, self.weight.transpose(2, 3), self.bias)[0].permute(1, 2, 0)  # (V, line - 2 GAP, C)
+        return out.index_select(1, layout.slots - GAP)
 
 
 class GraphUnit(nn.Module):
@@ -136,12 +142,12 @@ class GraphUnit(nn.Module):
         self.bn = nn.BatchNorm1d(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, V, C) -> (N, V, C')."""
-        return F.relu(over_channels(self.bn, self.conv(x, self.A)))
+        """(V, N, C) -> (V, N, C')."""
+        return normalised(self.bn, self.conv(x, self.A)).relu_()
 
 
-def over_channels(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Apply a batch normalisation to the last dimension of (N, V, C), over all frames and joints."""
+def normalised(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Batch normalisation of (V, N, C) over joints and frames; the result may be changed in place."""
     return norm(x.flatten(0, 1)).view_as(x)
 
 
@@ -159,15 +165,16 @@ class STGCNBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
-        """(N, V, C) -> (N, V, C')."""
+        """(V, N, C) -> (V, N, C')."""
         shortcut = x
         if self.residual:
             project, norm = self.residual
-            shortcut = over_channels(norm, project(x.permute(2, 0, 1)[None])[0].permute(1, 2, 0))
+            assert isinstance(project, nn.Conv2d)
+            shortcut = normalised(norm, F.linear(x, project.weight.flatten(1), project.bias))
         x = self.gcn(x)
         if self.tcn:
             convolve, norm = self.tcn
-            x = over_channels(norm, convolve(x, layout))
+            x = normalised(norm, convolve(x, layout))
         return F.relu(x + shortcut)
 
 
@@ -189,6 +196,7 @@ class STGCNChain(nn.ModuleDict):
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
         """(N, V, C) -> (N, V, hidden_dim)."""
+        x = x.transpose(0, 1).contiguous()  # (V, N, C)
         for block in self.values():
             x = block(x, layout)
-        return x
+        return x.transpose(0, 1)

@@ -17,12 +17,14 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from mt5 import use_fused_activation
 from tokenizer import Tokenizer
 
 # What it says about mT5 (tied weights, a decoder's weights that an encoder does not take) is known and dealt with.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
+CALL_TOKENS = 1 << 14  # tokens of a call of the text encoder, padding included
 NO_TEXT = 0  # the row of the mask embedding in a table of text features
 
 
@@ -54,17 +56,44 @@ class TextEncoder(nn.Module):
         self.width = int(self.encoder.config.hidden_size)
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
-        """Encode n texts in one call, padded to the longest of them.
+        """Encode n texts; those of like length go together, so that little of a call is padding.
 
         Returns:
             (n, W): the mean of the encoder's last states over each text's own tokens.
         """
         ids, mask = self._tokenize(texts, self.max_tokens)
+        lengths = mask.sum(1)
+        order = lengths.argsort(stable=True)
+        features = [
+            self._means(ids[rows, : lengths[rows[-1]]], mask[rows, : lengths[rows[-1]]])
+            for rows in order.split(calls_within(lengths[order].tolist(), CALL_TOKENS))
+        ]
+        return torch.cat(features)[order.argsort().to(features[0].device)]
+
+    def _means(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         device = next(self.encoder.parameters()).device
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
         states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (n, L, W)
         weights = mask.unsqueeze(-1).float()  # (n, L, 1)
         return (states * weights).sum(1) / weights.sum(1)
+
+
+def calls_within(lengths: Sequence[int], budget: int) -> list[int]:
+    """Divide texts, sorted by length, into calls of at most `budget` tokens, padding included.
+
+    Returns:
+        How many texts each call takes; at least one.
+
+    >>> calls_within([2, 3, 3, 8, 9], budget=10)
+    [3, 1, 1]
+    """
+    sizes: list[int] = []
+    for length in lengths:
+        if sizes and (sizes[-1] + 1) * length <= budget:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+    return sizes
 
 
 def model_type(folder: Path) -> str:
@@ -108,7 +137,9 @@ def _load_encoder(folder: Path) -> tuple[PreTrainedModel, Any]:
             f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
         )
     if model_type(folder) == "mt5":
-        return read_pretrained(MT5EncoderModel, folder, "--text_encoder"), Tokenizer(folder).encode_batch
+        encoder = read_pretrained(MT5EncoderModel, folder, "--text_encoder")
+        use_fused_activation(encoder)
+        return encoder, Tokenizer(folder).encode_batch
     encoder = read_pretrained(AutoModel, folder, "--text_encoder")
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()

@@ -73,6 +73,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=("even", "random"),
         help="which frames of a longer clip are evaluated; random is Uni-Sign's way; default: even",
     )
+    add(
+        "--length_grouping",
+        action="store_true",
+        default=True,
+        help="clips of like length share a training batch, so that little of it is padding; the default",
+    )
+    add("--no_length_grouping", dest="length_grouping", action="store_false", help="batches as they are drawn")
     add("--num_workers", type=int, default=8, help="processes that load data; default: 8")
     add("--pin-mem", action="store_true", default=True, help="pin memory for the GPU; the default")
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="do not")
@@ -130,6 +137,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=16, help="clips per process and micro-batch; default: 16")
     add("--gradient-accumulation-steps", type=int, default=8, help="micro-batches per step; default: 8")
     add("--gradient-clipping", type=float, default=1.0, help="longest gradient norm; default: 1.0")
+    add(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="recompute what mT5 and the text encoder would keep for the backward pass: less memory, more time",
+    )
     add("--opt", type=str.lower, default="adamw", choices=("adamw", "adam", "sgd"), help="default: adamw")
     add("--opt-eps", type=float, default=1e-9, help="default: 1e-9")
     add("--opt-betas", type=float, nargs=2, default=None, metavar="B", help="default: 0.9 0.999")
@@ -265,7 +277,7 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
 
 
 def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> Iterator[T]:
-    """Show a bar while a person watches; nothing when the output goes to a file."""
+    """Show a bar while a person watches; nothing when the output goes to a file. `total` for items without a length."""
     from tqdm import tqdm
 
     hidden = not (shown and sys.stderr.isatty())

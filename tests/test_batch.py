@@ -111,13 +111,14 @@ def test_a_mixed_batch_is_refused(first):
         collate_fn([clips[first], clips[1 - first]])
 
 
-def test_to_device_keeps_dtypes():
+def test_to_device_keeps_dtypes_and_what_is_counted_stays():
     src_input, _ = collate_fn([sample("a", 300, ["up"] * 300, [1] * 300), sample("b", 257, [None] * 257, [0] * 257)])
     moved = to_device(src_input, "meta")
     assert moved.keys() == src_input.keys()
     for key, value in src_input.items():
         if isinstance(value, torch.Tensor):
-            assert (moved[key].device.type, moved[key].dtype) == ("meta", value.dtype)
+            stays = key in ("attention_mask", "src_length_batch")
+            assert (moved[key].device.type, moved[key].dtype) == ("cpu" if stays else "meta", value.dtype)
             assert value.device.type == "cpu"
         else:
             assert moved[key] is value

@@ -195,6 +195,82 @@ def test_global_batches_do_not_depend_on_processes():
     assert [sorted(a + b) for a, b in zip(*two, strict=True)] == [sorted(batch) for batch in one]
 
 
+LENGTHS = np.random.default_rng(0).integers(20, 300, 700)
+
+
+def padded_share(batches):
+    """How much of the batches is padding."""
+    frames = [LENGTHS[batch] for batch in batches]
+    return 1 - sum(f.sum() for f in frames) / sum(len(f) * f.max() for f in frames)
+
+
+@pytest.mark.parametrize("accumulation", [1, 8])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_grouping_by_length_keeps_the_epoch_and_saves_padding(world_size, accumulation):
+    def batches(lengths, rank, epoch=1):
+        return BatchSampler(700, 8, rank, world_size, 5, lengths, accumulation).batches(epoch)
+
+    grouped = [batches(LENGTHS, rank) for rank in range(world_size)]
+    clips = [clip for own in grouped for batch in own for clip in batch]
+    assert sorted(clips) == list(range(700))
+    sizes = [[len(batch) for batch in own] for own in grouped]
+    assert all(size == sizes[0] for size in sizes)
+    assert sizes[0].count(8) >= len(sizes[0]) - 1
+    # The two halves of a padded batch of random clips: about 40 % of it is padding.
+    assert all(padded_share(own) < 0.15 < 0.35 < padded_share(batches(None, 0)) for own in grouped)
+    assert grouped[0] == batches(LENGTHS, 0)
+    assert grouped[0] != batches(LENGTHS, 0, epoch=2)
+    longest = np.array([LENGTHS[batch].max() for batch in grouped[0]])
+    assert np.abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5  # not short first, long last
+
+
+def test_grouping_does_not_depend_on_how_a_global_batch_is_divided():
+    """16 clips x 8, or 2 processes x 32 clips x 2: the same clips in every step."""
+    one = BatchSampler(700, 16, 0, 1, 5, LENGTHS, accumulation=8).batches(0)
+    two = [BatchSampler(700, 32, rank, 2, 5, LENGTHS, accumulation=2).batches(0) for rank in range(2)]
+    steps = [{clip for batch in one[i : i + 8] for clip in batch} for i in range(0, len(one), 8)]
+    rounds = [a + b for a, b in zip(*two, strict=True)]
+    assert steps == [{clip for batch in rounds[i : i + 2] for clip in batch} for i in range(0, len(rounds), 2)]
+
+
+def test_a_large_step_has_the_clips_it_has_without_grouping():
+    plain = BatchSampler(700, 16, 0, 1, 5, None, accumulation=16).batches(0)
+    grouped = BatchSampler(700, 16, 0, 1, 5, LENGTHS, accumulation=16).batches(0)
+    for i in range(0, len(plain), 16):
+        assert sorted(sum(plain[i : i + 16], [])) == sorted(sum(grouped[i : i + 16], []))
+
+
+def test_evaluation_by_length_has_every_clip_once_and_the_longest_first():
+    alone = BatchSampler(700, 8, 0, 1, lengths=LENGTHS).batches()
+    two = [BatchSampler(700, 8, rank, 2, lengths=LENGTHS) for rank in range(2)]
+    assert sorted(sum(alone, [])) == list(range(700))
+    assert LENGTHS[alone[0]].min() >= LENGTHS[alone[-1]].max()
+    assert padded_share(alone) < 0.03
+    assert sorted(batch for sampler in two for batch in sampler.batches()[: sampler.n_own]) == sorted(alone)
+
+
+def test_lengths_are_known_without_reading(corpus, monkeypatch):
+    monkeypatch.setattr("datasets.read_pose", lambda *_: pytest.fail("a pose was read"))
+    dataset = S2T_Dataset(spec_of(corpus), "train")
+    monkeypatch.undo()
+    frames = [len(dataset[i].pose_sample["body"]) for i in range(len(dataset))]
+    assert np.array_equal(np.argsort(dataset.lengths, kind="stable"), np.argsort(frames, kind="stable"))
+
+
+def test_workers_live_on_and_know_the_epoch(corpus):
+    dataset = S2T_Dataset(spec_of(corpus), "train", random_frames=True, max_length=8, seed=3)
+    sampler = BatchSampler(len(dataset), 6, 0, 1, seed=0)
+    alone, helped = (ClipLoader(dataset, sampler, workers, pin_memory=False) for workers in (0, 1))
+    processes = set()
+    for epoch in (0, 1):
+        for (a, _), (b, _) in zip(alone.epoch(epoch), helped.epoch(epoch), strict=True):
+            assert a["name_batch"] == b["name_batch"]
+            assert (a["right"] == b["right"]).all()
+        processes.add(helped._loader._iterator._workers[0].pid)
+        assert helped.waited > 0
+    assert len(processes) == 1
+
+
 def test_loader_resumes_in_the_middle_with_any_workers(corpus):
     dataset = S2T_Dataset(spec_of(corpus), "train", random_frames=True, max_length=20)
     sampler = BatchSampler(len(dataset), 5, 0, 1, seed=0)

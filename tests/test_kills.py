@@ -70,7 +70,7 @@ class FileOperations:
 def curves(out):
     epochs = disk.read_lines(out / "log.txt")
     for line in epochs:
-        del line["seconds"]
+        del line["seconds"], line["waited"]
     return disk.read_lines(out / "steps.jsonl"), epochs
 
 

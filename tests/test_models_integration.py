@@ -191,7 +191,7 @@ def test_texts_and_poses_count(described):
 @torch.no_grad()
 def test_the_encoder_runs_once_for_loss_and_sentences(described):
     calls = []
-    hook = spy(described.mt5_model.encoder, calls)
+    hook = spy(described.mt5_model.encoder.block[0], calls)
     output = described(*collate_fn([clip(0), clip(2)]))
     described.generate(output, max_new_tokens=5)
     hook.remove()
@@ -546,3 +546,28 @@ def test_mt5_without_weights_or_folder(tmp_path):
     with pytest.raises(ValueError, match=r"damaged or no pair.*--mt5_path") as error:
         load_mt5(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_recomputing_activations_changes_nothing_but_memory(make):
+    """The same loss and gradients, dropout included; and fewer tensors are kept for the backward pass."""
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(1)
+        model = make().train()
+        if recompute:
+            model.recompute_activations()
+        kept = 0
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        torch.manual_seed(2)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model(*collate_fn([clip(0), clip(1)])).loss
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((loss.detach(), gradients, kept))
+    torch.testing.assert_close(results[0][:2], results[1][:2])
+    assert results[1][2] < 0.8 * results[0][2]

@@ -33,6 +33,11 @@ def layout_of(lengths, longest=None):
     return ClipLayout(mask_of(lengths, longest))
 
 
+def joints_first(module, x, *others):
+    """Call a part of a chain, which works on (V, N, C), with (N, V, C)."""
+    return module(x.transpose(0, 1).contiguous(), *others).transpose(0, 1)
+
+
 def shaken(module):
     """Give every parameter and statistic a value that shows when it is left out."""
     with torch.no_grad():
@@ -105,8 +110,8 @@ def test_pack_and_unpack(lengths, padding):
 
 
 def test_a_line_has_gaps_between_clips():
-    line = layout_of((2, 1, 3)).on_line(torch.arange(1, 7))
-    assert line.tolist() == [0, 0, 1, 2, 0, 0, 3, 0, 0, 4, 5, 6, 0, 0]
+    line = layout_of((2, 1, 3)).on_line(torch.arange(1, 7).view(1, 6, 1))
+    assert line.flatten().tolist() == [0, 0, 1, 2, 0, 0, 3, 0, 0, 4, 5, 6, 0, 0]
 
 
 # -- against plain torch -------------------------------------------------------------------------------------------
@@ -119,7 +124,7 @@ def test_graph_convolution_is_channels_then_joints(graph, n_in, n_out):
     x = torch.randn(11, matrix.shape[-1], n_in)  # (N, V, C)
     plain = nn.functional.conv2d(x.permute(2, 0, 1)[None], layer.weight, layer.bias)  # (1, K C', N, V)
     plain = torch.einsum("bkcnv,kvw->bcnw", plain.unflatten(1, (2, n_out)), matrix)[0].permute(1, 2, 0)
-    torch.testing.assert_close(layer(x, matrix), plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(joints_first(layer, x, matrix), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_temporal_convolution_is_one_per_clip():
@@ -127,7 +132,7 @@ def test_temporal_convolution_is_one_per_clip():
     plain = nn.Conv2d(4, 4, (5, 1), padding=(2, 0))
     plain.load_state_dict(layer.state_dict())
     clips = [torch.randn(n, 6, 4) for n in LENGTHS]
-    out = layer(torch.cat(clips), layout_of(LENGTHS))
+    out = joints_first(layer, torch.cat(clips), layout_of(LENGTHS))
     expected = [plain(clip.permute(2, 0, 1)[None])[0].permute(1, 2, 0) for clip in clips]
     torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
@@ -163,7 +168,7 @@ def test_block_is_the_usual_one(n_in, n_out, temporal, training):
     plain.train(training)
     x = torch.randn(3, 8, 9, n_in)  # (B, T, V, C), no padding
     layout = layout_of((8, 8, 8))
-    out = layout.unpack(block(layout.pack(x), layout))
+    out = layout.unpack(joints_first(block, layout.pack(x), layout))
     torch.testing.assert_close(out, plain(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(block.gcn.bn.running_var, plain.norm.running_var)
 
@@ -196,8 +201,8 @@ def test_batch_statistics_are_those_of_the_real_frames():
     x = torch.randn(len(LENGTHS), max(LENGTHS) + 2, 9, 3)
     layout = layout_of(LENGTHS, x.shape[1])
     frames = torch.cat([clip[:n] for clip, n in zip(x, LENGTHS, strict=True)])
-    mixed = unit.conv(frames, unit.A).flatten(0, 1)  # (N V, C)
-    unit(layout.pack(x))
+    mixed = joints_first(unit.conv, frames, unit.A).flatten(0, 1)  # (N V, C)
+    joints_first(unit, layout.pack(x))
     torch.testing.assert_close(unit.bn.running_mean, 0.1 * mixed.mean(0))
     torch.testing.assert_close(unit.bn.running_var, 0.9 + 0.1 * mixed.var(0))
 
@@ -213,7 +218,7 @@ def test_a_clip_is_what_it_is_alone():
 def test_a_frame_sees_two_neighbours_a_block_and_no_other_clip():
     block = shaken(STGCNBlock(4, 4, "body", temporal=True)).eval()
     x = torch.randn(21, 9, 4, requires_grad=True)
-    out = block(x, layout_of((12, 9)))
+    out = joints_first(block, x, layout_of((12, 9)))
 
     def seen_from(frame):
         (gradient,) = torch.autograd.grad(out[frame].sum(), x, retain_graph=True)

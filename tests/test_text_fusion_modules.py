@@ -315,3 +315,28 @@ def test_a_mapper_learns_its_aim():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+@torch.no_grad()
+def test_texts_of_a_batch_do_not_change_each_other(small_mt5_folder, monkeypatch):
+    """In calls of few tokens or in one, alone or together, in any order: a text's feature is its own."""
+    encoder = TextEncoder(small_mt5_folder).eval()
+    texts = [
+        "the left hand is at the chin",
+        "右手",
+        "右手食指伸直，位于胸前。",
+        "up",
+        "the left hand is at the chin " * 3,
+    ]
+    calls = []
+    hook = encoder.encoder.register_forward_hook(lambda _module, _inputs, out: calls.append(out[0].shape[:2]))
+    together = encoder(texts)
+    assert len(calls) == 1
+    monkeypatch.setattr("text_fusion_modules.CALL_TOKENS", 24)
+    calls.clear()
+    divided = encoder(texts)
+    hook.remove()
+    assert len(calls) > 2
+    assert all(n == 1 or n * length <= 24 for n, length in calls)
+    torch.testing.assert_close(divided, together, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat([encoder([text]) for text in texts]), together, rtol=1e-5, atol=1e-5)

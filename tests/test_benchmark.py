@@ -1,0 +1,50 @@
+"""The benchmark in its smallest form: it runs, and what it writes is whole. Never how long anything takes."""
+
+import json
+
+import pytest
+import torch
+
+import benchmark
+
+STAGES = [
+    "normalisation",
+    "clip from .pkl",
+    "collation",
+    "pose encoder",
+    "mT5 encoder",
+    "decoder and loss",
+    "forward and backward",
+    "optimizer",
+    "training step",
+    "evaluation, beam 4",
+    "text branch",
+    "training step, descriptions",
+]
+
+
+def test_every_stage_is_measured(tmp_path, capsys):
+    benchmark.main(["--size", "tiny", "--compare", "--repeats", "1", "--json", str(tmp_path / "r.json"), "--mixed"])
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert [row["stage"] for row in content["stages"]] == STAGES
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(table) == 2 + len(STAGES)
+    for row in content["stages"]:
+        assert row["seconds"] > 0
+        assert ("ratio" in row) == (row["stage"] != "training step, descriptions")
+    assert {"device", "torch", "threads", "dtype", "clock", "model"} <= content["run"].keys()
+
+
+def test_some_stages_alone(capsys):
+    benchmark.main(["--size", "tiny", "--repeats", "1", "--only", "coll"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(lines) == 3
+    assert lines[2].startswith("| collation | ")
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    meter = benchmark.Meter(torch.device("cpu"), "wall", 1)
+    peak = meter.peak(lambda: torch.ones(64 * 2**18).sum())  # 64 MiB
+    if peak is None:
+        pytest.skip("the system does not tell")
+    assert 60 < peak < 90
