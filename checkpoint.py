@@ -33,7 +33,8 @@ from zero_state import full_state_dict, optimizer_numbers, optimizer_tensors, re
 
 logger = logging.getLogger(__name__)
 
-FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_projection.")
+MAPPER_PREFIX = "description_mapper."
+FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_projection.", MAPPER_PREFIX)
 TEXT_ENCODER_PREFIX = "text_encoder."
 
 
@@ -122,6 +123,11 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
         raise ValueError(
             f"--finetune: {path} holds a trained text encoder; --text_encoder_freeze would use the one of its folder. "
             "Drop --text_encoder_freeze (with --trainable fusion the encoder stays as it is)."
+        )
+    if config.use_descriptions and not config.uses_mapper and any(name.startswith(MAPPER_PREFIX) for name in weights):
+        raise ValueError(
+            f"--finetune: {path} holds a mapper from poses to texts. Add --missing_text mapper to use it where a text "
+            "is missing, or --description_alignment W to leave missing texts to the mask embedding."
         )
     may_be_new = text_branch if holds_rgb else (*text_branch, *RGB_PREFIXES)
     missing = [name for name in own if name not in weights and not name.startswith(may_be_new)]
@@ -385,6 +391,8 @@ FIXED_FLAGS = (
     "text_encoder",
     "text_encoder_freeze",
     "text_max_tokens",
+    "description_alignment",
+    "missing_text",
     "trainable",
     "finetune",
     "fusion_checkpoint",

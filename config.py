@@ -11,6 +11,7 @@ under the names that Uni-Sign's users know.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ TASKS = ("SLT", "ISLR", "CSLR")
 TEXT_UNITS = ("char", "word")
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none")
 POSE_SUFFIXES = (".pkl", ".npz", ".pose")
+
+MISSING_TEXT = ("mask", "mapper")
 
 mt5_path = "./pretrained_weight/mt5-base"
 
@@ -220,6 +223,8 @@ class ModelConfig:
         text_dropout_p: in training, how likely a described frame loses its text.
         text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
         text_max_tokens: a description is cut to this many tokens.
+        description_alignment: weight of the loss of predicting a frame's text feature from its pose; 0 for none.
+        missing_text: what stands for a text that is missing, "mask" (an embedding) or "mapper" (the prediction).
         rgb_support: whether the model looks at crops of the hands.
         uni_sign_padding: let padded frames and empty crops take part, as in Uni-Sign; for comparison only.
     """
@@ -232,6 +237,8 @@ class ModelConfig:
     text_dropout_p: float = 0.1
     text_encoder: str = ""
     text_max_tokens: int = 128
+    description_alignment: float = 0.0
+    missing_text: str = "mask"
     rgb_support: bool = False
     uni_sign_padding: bool = False
 
@@ -249,6 +256,15 @@ class ModelConfig:
             raise ValueError(f"--label_smoothing {self.label_smoothing}: must lie in [0, 1).")
         if not 0 <= self.text_dropout_p <= 1:
             raise ValueError(f"--text_dropout_p {self.text_dropout_p}: must lie in [0, 1].")
+        if not 0 <= self.description_alignment < math.inf:
+            raise ValueError(f"--description_alignment {self.description_alignment}: must not be negative.")
+        if self.missing_text not in MISSING_TEXT:
+            raise ValueError(f"--missing_text {self.missing_text}: must be {' or '.join(MISSING_TEXT)}.")
         for flag, value in (("max_target_tokens", self.max_target_tokens), ("text_max_tokens", self.text_max_tokens)):
             if value < 2:
                 raise ValueError(f"--{flag} {value}: must be at least 2.")
+
+    @property
+    def uses_mapper(self) -> bool:
+        """Whether the model predicts text features from poses."""
+        return self.use_descriptions and (self.description_alignment > 0 or self.missing_text == "mapper")

@@ -30,6 +30,7 @@ import survival
 from batch import to_device
 from checkpoint import (
     FUSION_PREFIXES,
+    MAPPER_PREFIX,
     TrainState,
     check_resumable,
     find_state,
@@ -238,6 +239,8 @@ def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
         text_dropout_p=args.text_dropout_p,
         text_encoder=args.text_encoder,
         text_max_tokens=args.text_max_tokens,
+        description_alignment=args.description_alignment,
+        missing_text=args.missing_text,
         rgb_support=args.rgb_support,
         uni_sign_padding=args.uni_sign_padding,
     )
@@ -285,6 +288,8 @@ def build_model(args: argparse.Namespace, config: ModelConfig, loaders: dict[str
     model = Uni_Sign(config, load_mt5(mt5_folder), Tokenizer(mt5_folder), build_texts(args, mt5_folder, loaders))
     new = load_finetune(model, args.finetune, config) if args.finetune else list(model.state_dict())
     start_backbone(args, model, any(name.startswith(BACKBONE) for name in new))
+    if args.eval and args.missing_text == "mapper" and any(name.startswith(MAPPER_PREFIX) for name in new):
+        raise ValueError(f"--missing_text mapper: {args.finetune} has no mapper; it was not trained with one.")
     if args.fusion_checkpoint:
         load_fusion(model, args.fusion_checkpoint)
     return model

@@ -23,10 +23,13 @@ from pose import PART_ANCHOR, PART_JOINTS
 from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
 from stgcn import PART_GRAPH, ClipLayout, STGCNChain
 from text_fusion_modules import (
+    NO_TEXT,
+    DescriptionMapper,
     Fusion,
     GatingFusion,
     LearnableMaskEmbedding,
     TextFeatures,
+    alignment_loss,
     distinct_texts,
     drop_texts,
     model_type,
@@ -47,7 +50,7 @@ class ModelOutput:
         inputs_embeds: (B, P + T, D), prompt and fused frames, mT5's input.
         attention_mask: (B, P + T).
         encoder_states: (B, P + T, D), from which loss and sentences are made.
-        loss: label-smoothed, mean over the batch's target tokens.
+        loss: label-smoothed, mean over the batch's target tokens; in training plus the weighted alignment loss, if any.
         nll: the same without smoothing, without gradient.
         n_tokens: target tokens in the batch.
         gate: (B, T, 1), how much of each frame's text was added; None without descriptions.
@@ -149,6 +152,8 @@ class Uni_Sign(nn.Module):
             self.text_projection = nn.Linear(texts.width, d_model) if texts.width != d_model else nn.Identity()
             self.mask_embedding = LearnableMaskEmbedding(d_model)
             self.gating_fusion = GatingFusion(d_model)
+            if config.uses_mapper:
+                self.description_mapper = DescriptionMapper(d_model)
 
     # -- the three stages ------------------------------------------------------------------------------------------
 
@@ -159,10 +164,12 @@ class Uni_Sign(nn.Module):
             ValueError: the model fuses descriptions and the batch has none.
         """
         pose = self.encode_pose(src_input)  # (B, T, D)
-        fused, gate = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1)
+        fused, gate, alignment = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1), scalar
         inputs_embeds, attention_mask = self.prepend_prompt(fused, src_input["attention_mask"])  # (B, P + T, D)
         states = self.mt5_model.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).last_hidden_state
         loss, nll, n_tokens = self.target_loss(states, attention_mask, tgt_input["gt_sentence"])
+        if alignment is not None:
+            loss = loss + self.config.description_alignment * alignment
         return ModelOutput(inputs_embeds, attention_mask, states, loss, nll, n_tokens, gate)
 
     def encode_pose(self, src_input: SrcInput) -> torch.Tensor:
@@ -188,10 +195,16 @@ class Uni_Sign(nn.Module):
         x = torch.cat(pooled, dim=-1) + self.part_para  # (N, 4 hidden)
         return layout.unpack(self.pose_proj(x))  # (B, T, D)
 
-    def fuse_text(self, pose: torch.Tensor, src_input: SrcInput) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Add each frame's text through the gate, or leave the pose as it is when descriptions are not in use."""
+    def fuse_text(
+        self, pose: torch.Tensor, src_input: SrcInput
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Add each frame's text through the gate, or leave the pose as it is when descriptions are not in use.
+
+        Returns:
+            The fused features, the gate, and in training, with a weight for it, the alignment loss of the mapper.
+        """
         if not self.config.use_descriptions:
-            return pose, None
+            return pose, None, None
         if "descriptions" not in src_input:
             raise ValueError(
                 "descriptions not found in src_input: this model fuses descriptions. Make the data set with "
@@ -200,11 +213,18 @@ class Uni_Sign(nn.Module):
         texts, rows = distinct_texts(src_input["descriptions"])  # n, (B, T)
         rows = rows.to(pose.device)
         has_description = torch.tensor(src_input["has_description"], device=pose.device)  # (B, T)
+        table = self.text_table(texts, pose)  # (1 + n, D)
+        predicted = self.description_mapper(pose) if self.config.uses_mapper else None  # (B, T, D)
+        alignment = None
         if self.training:
+            if predicted is not None and self.config.description_alignment:
+                alignment = alignment_loss(predicted, table, rows, has_description)
             rows, has_description = self._apply_text_dropout(rows, has_description)
-        text = F.embedding(rows, self.text_table(texts, pose))  # (B, T, D)
+        text = F.embedding(rows, table)  # (B, T, D)
+        if predicted is not None and self.config.missing_text == "mapper":
+            text = torch.where((rows == NO_TEXT)[..., None], predicted.to(text.dtype), text)
         fused: Fusion = self.gating_fusion(pose, text, has_description)
-        return fused.fused, fused.gate
+        return fused.fused, fused.gate, alignment
 
     def text_table(self, texts: Sequence[str], like: torch.Tensor) -> torch.Tensor:
         """Features of n distinct texts below the mask embedding, (1 + n, D)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -177,6 +178,50 @@ class GatingFusion(nn.Module):
         """
         gate = self.gate(torch.cat([pose, text, has_description.unsqueeze(-1).to(pose.dtype)], dim=-1))
         return Fusion(pose + gate * text, gate)
+
+
+class DescriptionMapper(nn.Module):
+    """Predicts the text feature of a frame from its pose feature."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, d_model))
+
+    def forward(self, pose: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.layers(pose)
+
+
+def alignment_loss(
+    predicted: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, own: torch.Tensor, temperature: float = 0.1
+) -> torch.Tensor:
+    """How far predictions are from the text features of the frames that have a description of their own.
+
+    The sum of the squared error, as a share of the features' mean square, and of a cross-entropy: which of the batch's
+    distinct texts is the frame's, by cosine? The features are a fixed aim: no gradient reaches the text encoder.
+
+    Args:
+        predicted: (B, T, D).
+        table: (1 + n, D), features of the n texts below the mask embedding.
+        rows: (B, T), each frame's row of the table.
+        own: (B, T), 1 where the text is the frame's own.
+        temperature: that the cosines are divided by.
+
+    Returns:
+        A scalar, in fp32; 0, with a gradient of 0, if no frame is described.
+
+    Source: the aim of MMSLT's mapper, and its two terms; contrasting distinct texts rather than frames is our own, for
+    neighbouring frames often have the same one.
+    """
+    described = (rows != NO_TEXT) & (own > 0)
+    predicted, labels = predicted[described].float(), rows[described] - 1  # (n described, D), (n described,)
+    if not len(labels):
+        return predicted.sum()
+    texts = table[1:].detach().float()  # (n, D)
+    aims = texts[labels]
+    error = (predicted - aims).square().mean() / aims.square().mean()
+    cosines = F.normalize(predicted, dim=-1) @ F.normalize(texts, dim=-1).T  # (n described, n)
+    return error + F.cross_entropy(cosines / temperature, labels)
 
 
 def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[str], torch.Tensor]:

@@ -100,6 +100,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--text_encoder_freeze", action="store_true", help="the text encoder gets no gradient; its features are cached")
     add("--text_max_tokens", type=int, default=128, help="a description is cut to this many tokens; default: 128")
     add(
+        "--description_alignment",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="weight of learning to predict a frame's text feature from its pose; default: 0, off",
+    )
+    add(
+        "--missing_text",
+        default="mask",
+        choices=config.MISSING_TEXT,
+        help="what stands for a missing text: the mask embedding or that prediction; default: mask",
+    )
+    add(
         "--text_cache",
         default="text_cache",
         metavar="DIR",
@@ -189,6 +202,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--text_encoder": args.text_encoder,
             "--fusion_checkpoint": args.fusion_checkpoint,
             "--trainable fusion": args.trainable == "fusion",
+            "--description_alignment": args.description_alignment,
+            "--missing_text mapper": args.missing_text == "mapper",
         }
         if given := [flag for flag, value in wanted.items() if value]:
             parser.error(f"{given[0]} needs --use_descriptions.")

@@ -110,6 +110,17 @@ def test_a_text_branch_is_never_dropped_in_silence(tmp_path):
         checkpoint.load_finetune(Model(fusion=False, encoder=False), path, ModelConfig())
 
 
+def test_a_mapper_is_never_dropped_in_silence(tmp_path):
+    model = Model()
+    model.description_mapper = nn.Linear(3, 3)
+    path = save(model, tmp_path / "mapped.pth", ModelConfig(use_descriptions=True, missing_text="mapper"))
+    with pytest.raises(ValueError, match="holds a mapper from poses to texts. Add --missing_text mapper"):
+        checkpoint.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
+    assert len(checkpoint.fusion_weights(model.state_dict())) == 4
+    new = checkpoint.load_finetune(model, path, ModelConfig(use_descriptions=True, description_alignment=0.1))
+    assert not new
+
+
 def test_a_trained_encoder_is_not_replaced_by_a_cache(tmp_path):
     """Its features were learnt with the rest; the cache would hold those of the encoder as it was before."""
     path = save(Model(), tmp_path / "fusion.pth", ModelConfig(use_descriptions=True))

@@ -151,6 +151,8 @@ def test_defaults_of_the_model():
         "text_dropout_p": 0.1,
         "text_encoder": "",
         "text_max_tokens": 128,
+        "description_alignment": 0.0,
+        "missing_text": "mask",
         "rgb_support": False,
         "uni_sign_padding": False,
     }
@@ -167,6 +169,9 @@ def test_defaults_of_the_model():
         {"text_dropout_p": 1.01},
         {"text_dropout_p": -0.01},
         {"text_dropout_p": float("nan")},
+        {"description_alignment": -1.0},
+        {"description_alignment": float("inf")},
+        {"missing_text": "zero"},
         {"max_target_tokens": 1},
         {"text_max_tokens": 0},
     ],

@@ -10,7 +10,7 @@ from batch import Sample, collate_fn
 from config import ModelConfig
 from models import IGNORE, Uni_Sign, load_mt5
 from pose import PART_JOINTS
-from text_fusion_modules import TextEncoder
+from text_fusion_modules import TextEncoder, alignment_loss
 from tokenizer import Tokenizer
 
 WIDTH = 32  # of the small mT5
@@ -120,7 +120,7 @@ def gate_inputs(model, src_input):
     out = model.fuse_text(torch.zeros(*src_input["attention_mask"].shape, WIDTH), src_input)
     hook.remove()
     [(args, _)] = calls
-    return (*args, *out)
+    return (*args, *out[:2])
 
 
 # -- a clip's result is its own ------------------------------------------------------------------------------------
@@ -328,6 +328,80 @@ def test_features_of_another_width_are_projected(make, small_mt5_folder):
         model.zero_grad()
         model(*collate_fn([clip(number) for number in numbers])).loss.backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+# -- the mapper ------------------------------------------------------------------------------------------------------
+
+
+def mapped(model, src_input):
+    """What the mapper predicts where `gate_inputs` puts poses of zero."""
+    return model.description_mapper(torch.zeros(*src_input["attention_mask"].shape, WIDTH))
+
+
+@torch.no_grad()
+def test_the_mapper_stands_in_for_missing_texts_alone(make):
+    model = make(missing_text="mapper")
+    texts, own = [[UP, None, DOWN], [None, None, None]], [[1, 0, 0], [0, 0, 0]]
+    src_input, _ = batch_of(texts, own)
+    _, text, indicator, *_ = gate_inputs(model, src_input)
+    predicted = mapped(model, src_input)
+    features = model.text_encoder([UP, DOWN])
+    torch.testing.assert_close(text[0, [0, 2]], features)
+    torch.testing.assert_close(text[0, 1], predicted[0, 1])
+    torch.testing.assert_close(text[1], predicted[1])
+    assert indicator.tolist() == own
+
+
+@torch.no_grad()
+def test_a_mapper_that_is_only_aligned_changes_nothing_in_evaluation(make, described):
+    model = make(description_alignment=0.5)
+    own = described.state_dict()
+    names = set(model.state_dict()) - set(own)
+    assert {name.partition(".")[0] for name in names} == {"description_mapper"}
+    model.load_state_dict(own, strict=False)
+    batch = collate_fn([clip(number) for number in range(6)])
+    first, second = described(*batch), model(*batch)
+    assert torch.equal(first.encoder_states, second.encoder_states)
+    assert torch.equal(first.loss, second.loss)
+
+
+@torch.no_grad()
+def test_dropped_texts_are_predicted_too(make):
+    model = make(missing_text="mapper", text_dropout_p=1.0)
+    model.freeze([model.text_encoder])
+    model.train()
+    src_input, _ = batch_of([[UP, DOWN]], [[1, 1]])
+    _, text, indicator, *_ = gate_inputs(model, src_input)
+    torch.testing.assert_close(text, mapped(model, src_input))
+    assert indicator.tolist() == [[0, 0]]
+
+
+def test_the_alignment_is_part_of_the_training_loss(make):
+    batch = batch_of([[UP, None, DOWN], [LONG, LONG, None]], [[1, 0, 1], [0, 1, 0]])
+    losses = {}
+    for weight in (1.0, 3.0):
+        model = make(
+            description_alignment=weight, text_dropout_p=1.0
+        )  # that texts are dropped makes no difference to it
+        model.freeze([model.text_encoder, model.mt5_model])
+        model.train()
+        losses[weight] = model(*batch).loss
+        predicted = model.description_mapper(model.encode_pose(batch[0]))
+        rows, own = torch.tensor([[1, 0, 2], [3, 3, 0]]), torch.tensor([[1, 0, 1], [0, 1, 0]])
+        by_hand = alignment_loss(predicted, model.text_table([UP, DOWN, LONG], predicted), rows, own)
+    torch.testing.assert_close(losses[3.0] - losses[1.0], 2 * by_hand, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_texts", [True, False])
+@pytest.mark.parametrize("changes", [{"description_alignment": 0.5}, {"missing_text": "mapper"}], ids=str)
+def test_every_weight_of_the_mapper_gets_a_gradient(make, changes, with_texts):
+    """Also where no frame is described: processes reduce their gradients together."""
+    model = make(**changes).train()
+    texts = [[UP, DOWN, None]] if with_texts else [[None, None, None]]
+    model(*batch_of(texts, [[int(with_texts)] * 2 + [0]])).loss.backward()
+    trained = dict(model.named_parameters())
+    assert all(trained[name].grad is not None for name in trained if "description_mapper" in name)
+    assert trained["mask_embedding.mask_embedding"].grad is not None
 
 
 # -- what trains ---------------------------------------------------------------------------------------------------

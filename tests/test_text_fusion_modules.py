@@ -1,6 +1,7 @@
 """The text branch by itself: encoders of two kinds, numbering and dropping of texts, the gate."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -10,9 +11,11 @@ from transformers import BertConfig, BertModel, MT5EncoderModel
 
 from text_fusion_modules import (
     NO_TEXT,
+    DescriptionMapper,
     GatingFusion,
     LearnableMaskEmbedding,
     TextEncoder,
+    alignment_loss,
     distinct_texts,
     drop_texts,
     encoder_fingerprint,
@@ -263,3 +266,52 @@ def test_gate_by_hand():
     expected = torch.sigmoid(torch.tensor([0.5 * 5 - 1, 0.5 * 2 - 1, -1]))[None, :, None]
     torch.testing.assert_close(gate, expected)
     torch.testing.assert_close(fused, pose + expected * text)
+
+
+# -- the mapper ------------------------------------------------------------------------------------------------------
+
+
+def test_alignment_by_hand():
+    """Two described frames of three; the first is predicted as it is, the second at a right angle."""
+    table = torch.tensor([[9.0, 9.0], [2.0, 0.0], [0.0, 2.0]])
+    predicted = torch.tensor([[[2.0, 0.0], [1.0, 0.0], [5.0, 5.0]]])
+    rows, own = torch.tensor([[1, 2, 1]]), torch.tensor([[1, 1, 0]])
+    error = (0 + 0 + 1 + 4) / 4 / ((4 + 0 + 0 + 4) / 4)
+    right = math.log(1 + math.exp(-1 / 0.5))
+    wrong = math.log(1 + math.exp(1 / 0.5))
+    loss = alignment_loss(predicted, table, rows, own, temperature=0.5)
+    torch.testing.assert_close(loss, torch.tensor(error + (right + wrong) / 2))
+
+
+def test_alignment_leaves_the_texts_as_they_are():
+    table = torch.randn(4, 8, requires_grad=True)
+    predicted = torch.randn(2, 3, 8, requires_grad=True)
+    alignment_loss(predicted, table, torch.tensor([[1, 0, 2], [3, 3, 0]]), torch.ones(2, 3)).backward()
+    assert table.grad is None
+    assert predicted.grad[0, 1].abs().sum() == 0  # no text
+    assert (predicted.grad[0, [0, 2]].abs().sum(-1) > 0).all()
+
+
+def test_alignment_without_descriptions():
+    predicted = torch.randn(1, 3, 8, requires_grad=True)
+    loss = alignment_loss(predicted, torch.randn(1, 8), torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3))
+    loss.backward()
+    assert loss.item() == 0
+    assert predicted.grad.abs().sum() == 0
+
+
+def test_a_mapper_learns_its_aim():
+    torch.manual_seed(0)
+    mapper = DescriptionMapper(16)
+    pose, table = torch.randn(4, 6, 16), torch.randn(7, 16)
+    rows = torch.arange(24).reshape(4, 6) % 6 + 1
+    pose = pose * 0.1 + table[rows].flip(-1)  # the texts can be read from the poses
+    optimizer = torch.optim.Adam(mapper.parameters(), 1e-2)
+    losses = []
+    for _ in range(60):
+        loss = alignment_loss(mapper(pose), table, rows, torch.ones(4, 6))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
