@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -34,20 +33,12 @@ def device() -> torch.device:
 def start() -> None:
     """Join the processes of this run.
 
-    Without a launcher the rendezvous is set up here: DeepSpeed would otherwise look for MPI.
+    Without a launcher there is one process, which meets nobody: no port is opened, that another run could have taken.
     """
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        alone = {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        os.environ.update(alone)
+    backend = "gloo" if device().type == "cpu" else "nccl"
+    if "RANK" not in os.environ:  # DeepSpeed would look for MPI
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if device().type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:
@@ -58,7 +49,7 @@ def start() -> None:
 
     # On a CPU it would compile a collective of its own at first use, which needs a C++ compiler; gloo has all we need.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo" if device().type == "cpu" else "nccl", verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
     if world_size() > 1 and not _heart:
         _heart.append(Heartbeat(rank(), world_size()))
 
