@@ -409,7 +409,7 @@ class Meter:
         """The most operations a second that a large matrix product reaches here."""
         n = 8192 if self.device.type == "cuda" else 1024
         a = torch.randn(n, n, device=self.device, dtype=kind or torch.float32)
-        return 2.0 * n**3 / min(self.seconds(lambda: a @ a) for _ in range(8))
+        return 2.0 * float(n) ** 3 / min(self.seconds(lambda: a @ a) for _ in range(8))
 
 
 def _status_mib(key: str) -> float:
