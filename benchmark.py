@@ -41,7 +41,7 @@ from models import Uni_Sign, untie_embeddings
 from mt5 import encode, use_fused_activation
 from optimization import parameter_groups
 from pose import N_KEYPOINTS, PART_JOINTS, normalize_keypoints
-from text_fusion_modules import TextEncoder
+from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import EOS, PAD, Tokenizer
 from utils import run
 
@@ -127,17 +127,30 @@ class RandomTextEncoder(TextEncoder):
         use_fused_activation(self.encoder)
 
 
+class RandomFeatures:
+    """Stands in for the cache of a frozen text encoder."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """n texts -> (n, W)."""
+        return torch.randn(len(texts), self.width)
+
+
 # -- what is measured ------------------------------------------------------------------------------------------------
 
 
-def make_model(size: Size, described: bool, device: torch.device) -> Uni_Sign:
-    """A model with random weights, in training."""
+def make_model(size: Size, described: bool, device: torch.device, frozen: bool = False) -> Uni_Sign:
+    """A model with random weights, in training; with descriptions their encoder trains, or is frozen and cached."""
     torch.manual_seed(0)
     config = MT5Config(**size.mt5, dropout_rate=0.1, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS)
     tokenizer = Words(size.mt5["vocab_size"])
     mt5 = untie_embeddings(MT5ForConditionalGeneration(config))
     mt5.lm_head.weight.data.mul_(0.02)  # as a trained one: otherwise the first loss is about 50
-    texts = RandomTextEncoder(config, tokenizer) if described else None
+    texts: TextFeatures | None = None
+    if described:
+        texts = RandomFeatures(config.d_model) if frozen else RandomTextEncoder(config, tokenizer)
     model_config = ModelConfig(hidden_dim=size.hidden_dim, use_descriptions=described, text_dropout_p=0.0)
     return Uni_Sign(model_config, mt5, tokenizer, texts).to(device).train()
 
@@ -206,15 +219,18 @@ class Training:
     Args:
         size: of the model.
         samples: of the batch.
-        described: with descriptions and a trained text encoder.
+        described: with descriptions.
+        frozen: their encoder does not train.
         device: where to compute.
         dtype: of matrix products.
     """
 
-    def __init__(self, size: Size, samples: list[Sample], described: bool, device: torch.device, dtype: str) -> None:
+    def __init__(
+        self, size: Size, samples: list[Sample], device: torch.device, dtype: str, described: bool, frozen: bool = False
+    ) -> None:
         self.device = device
         self.kind = {"bf16": torch.bfloat16, "fp32": None}[dtype]
-        self.model = make_model(size, described, device)
+        self.model = make_model(size, described, device, frozen)
         self.reference = reference.ReferenceModel(self.model).train()
         self.src_input, self.tgt_input = collate_fn(samples)
         self.src_input = to_device(self.src_input, device)
@@ -288,7 +304,7 @@ class Training:
             lambda x: self.reference.fuse_text(x, src),
             self.pose,
         )
-        yield Stage("training step, descriptions", self.whole(True), None, self.clips, self.frames)
+        yield Stage("training step, trained texts", self.whole(True), None, self.clips, self.frames)
 
     def step(self, fused: bool) -> Callable[[], None]:
         """The optimizer's step; gradients are there already."""
@@ -409,7 +425,7 @@ class Meter:
         """The most operations a second that a large matrix product reaches here."""
         n = 8192 if self.device.type == "cuda" else 1024
         a = torch.randn(n, n, device=self.device, dtype=kind or torch.float32)
-        return 2.0 * n**3 / min(self.seconds(lambda: a @ a) for _ in range(8))
+        return 2.0 * float(n) ** 3 / min(self.seconds(lambda: a @ a) for _ in range(8))
 
 
 def _status_mib(key: str) -> float:
@@ -522,12 +538,16 @@ def all_stages(size: Size, samples: list[Sample], device: torch.device, dtype: s
     """Every stage, in the order in which a clip meets them; a model is made when its stages are reached."""
     frames = max(len(sample.pose_sample["body"]) for sample in samples)
     yield from stages_of_loading(Path(folder), frames, samples)
-    training = Training(size, samples, False, device, dtype)
+    training = Training(size, samples, device, dtype, described=False)
     yield from training.stages()
     yield training.evaluation(size.new_tokens)
     del training
     gc.collect()
-    yield from Training(size, samples, True, device, dtype).described_stages()
+    frozen = Training(size, samples, device, dtype, described=True, frozen=True)
+    yield Stage("training step, frozen texts", frozen.whole(True), None, frozen.clips, frozen.frames)
+    del frozen
+    gc.collect()
+    yield from Training(size, samples, device, dtype, described=True).described_stages()
 
 
 if __name__ == "__main__":

@@ -127,8 +127,10 @@ class TemporalConvolution(nn.Conv2d):
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
         """(V, N, C) -> (V, N, C)."""
-        line = layout.on_line(x).permute(2, 0, 1)[None]  # (1, C, V, line), channels last in memory
-        out = F.conv2d(line, self.weight.transpose(2, 3), self.bias)[0].permute(1, 2, 0)  # (V, line - 2 GAP, C)
+        line = layout.on_line(x)[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
+        if line.device.type == "cpu":
+            line = line.contiguous()  # there the backward pass takes twice as long with channels last
+        out = F.conv2d(line, self.weight.transpose(2, 3), self.bias).permute(0, 2, 3, 1)[0]  # (V, line - 2 GAP, C)
         return out.index_select(1, layout.slots - GAP)
 
 
@@ -143,12 +145,13 @@ class GraphUnit(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(V, N, C) -> (V, N, C')."""
-        return normalised(self.bn, self.conv(x, self.A)).relu_()
+        x = self.conv(x, self.A)
+        return normalised(self.bn, x).relu_().view_as(x)
 
 
 def normalised(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Batch normalisation of (V, N, C) over joints and frames; the result may be changed in place."""
-    return norm(x.flatten(0, 1)).view_as(x)
+    """Batch normalisation of (V, N, C) over joints and frames, as rows (V N, C) that may be changed in place."""
+    return norm(x.flatten(0, 1))
 
 
 class STGCNBlock(nn.Module):
@@ -166,16 +169,16 @@ class STGCNBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
         """(V, N, C) -> (V, N, C')."""
-        shortcut = x
+        shortcut = x.flatten(0, 1)  # (V N, C')
         if self.residual:
             project, norm = self.residual
             assert isinstance(project, nn.Conv2d)
             shortcut = normalised(norm, F.linear(x, project.weight.flatten(1), project.bias))
         x = self.gcn(x)
-        if self.tcn:
-            convolve, norm = self.tcn
-            x = normalised(norm, convolve(x, layout))
-        return F.relu(x + shortcut)
+        if not self.tcn:
+            return F.relu(x + shortcut.view_as(x))
+        convolve, norm = self.tcn
+        return normalised(norm, convolve(x, layout)).add_(shortcut).relu_().view_as(x)
 
 
 class STGCNChain(nn.ModuleDict):

@@ -18,8 +18,9 @@ STAGES = [
     "optimizer",
     "training step",
     "evaluation, beam 4",
+    "training step, frozen texts",
     "text branch",
-    "training step, descriptions",
+    "training step, trained texts",
 ]
 
 
@@ -31,7 +32,7 @@ def test_every_stage_is_measured(tmp_path, capsys):
     assert len(table) == 2 + len(STAGES)
     for row in content["stages"]:
         assert row["seconds"] > 0
-        assert ("ratio" in row) == (row["stage"] != "training step, descriptions")
+        assert ("ratio" in row) == ("texts" not in row["stage"])
     assert {"device", "torch", "threads", "dtype", "clock", "model"} <= content["run"].keys()
 
 
