@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
 # task -> (the score that chooses the best epoch, whether higher is better)
@@ -255,6 +257,63 @@ def score(
     whole = [_narrow(text) if text_unit == "char" else text for text in references]
     values = _bleu(scorers, [text.strip() for text in hypotheses], [text.strip() for text in whole])
     return Scores(scores.values | values, scores.signatures | {"bleu": str(scorers[-1].get_signature())})
+
+
+def paired_bootstrap(
+    ours: Sequence[Sequence[str]],
+    theirs: Sequence[Sequence[str]],
+    references: Sequence[str],
+    text_unit: str,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare BLEU-4 of two systems that were trained with the same seeds, by drawing the test clips anew.
+
+    Every draw takes the same clips of all seeds, so clips count as random and seeds as fixed.
+
+    Args:
+        ours: for each seed, the texts of all clips.
+        theirs: the same of the other system.
+        references: of the clips.
+        text_unit: "char" or "word".
+        resamples: draws.
+        seed: of the draws.
+
+    Returns:
+        `difference` (ours - theirs, mean over seeds), its 95 % `interval`, and `p`, two-sided: how often draws whose
+        mean is moved to zero differ by as much.
+
+    Source: paired bootstrap of Koehn (2004), as sacrebleu counts p.
+    """
+    prepared = [prepare_reference(text, text_unit) for text in references]
+    sums = [
+        np.array([_bleu_counts([prepare_hypothesis(text, text_unit) for text in texts], prepared) for texts in system])
+        for system in (ours, theirs)
+    ]  # (seeds, clips, 10) each
+    draws = np.random.default_rng(seed).integers(len(prepared), size=(resamples, len(prepared)))
+    everything = np.arange(len(prepared))
+
+    def difference(clips: np.ndarray) -> float:
+        mine, other = (np.mean([_bleu_of(counts[clips].sum(0)) for counts in system]) for system in sums)
+        return float(mine - other)
+
+    seen = difference(everything)
+    drawn = np.array([difference(clips) for clips in draws])
+    p = (1 + int((np.abs(drawn - drawn.mean()) >= abs(seen)).sum())) / (1 + resamples)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"difference": seen, "interval": (float(low), float(high)), "p": p}
+
+
+def _bleu_counts(hypotheses: Sequence[str], references: Sequence[str]) -> list[list[int]]:
+    """For each clip: matches of 1- to 4-grams, their numbers, and both lengths."""
+    bleu = BLEU(effective_order=True)
+    scores = [bleu.sentence_score(ours, [theirs]) for ours, theirs in zip(hypotheses, references, strict=True)]
+    return [[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores]
+
+
+def _bleu_of(counts: np.ndarray) -> float:
+    correct, total, (ours, theirs) = counts[:4].tolist(), counts[4:8].tolist(), counts[8:].tolist()
+    return BLEU.compute_bleu(correct, total, ours, theirs, smooth_method="exp").score
 
 
 def is_better(task: str, new: float, best: float | None) -> bool:

@@ -243,3 +243,50 @@ def test_better_means_higher_except_for_errors() -> None:
         assert metrics.is_better(task, 1.0, 2.0) is not higher
         assert not metrics.is_better(task, 1.0, 1.0)  # the earlier epoch stays
         assert metrics.is_better(task, 0.0, None)
+
+
+# -- paired bootstrap ------------------------------------------------------------------------------------------------
+
+SENTENCES = [
+    "the cat sat on the mat today",
+    "a dog runs in the green park",
+    "we read a long book at home",
+    "it rains",
+] * 5
+OTHERS = ["the cat sat on a mat", "a dog ran in the park", "we read a book at home now", "it rains today"] * 5
+
+
+def test_bootstrap_sees_the_difference_of_the_scores():
+    references = SENTENCES
+    ours, theirs = [[*SENTENCES[:15], *OTHERS[15:]], OTHERS], [OTHERS, [*OTHERS[:10], *SENTENCES[10:]]]
+    result = metrics.paired_bootstrap(ours, theirs, references, "word", 200)
+    scores = [
+        [metrics.score("SLT", texts, references, "word").values["bleu4"] for texts in system]
+        for system in (ours, theirs)
+    ]
+    assert result["difference"] == pytest.approx(sum(scores[0]) / 2 - sum(scores[1]) / 2)
+    low, high = result["interval"]
+    assert low < result["difference"] < high
+    mirrored = metrics.paired_bootstrap(theirs, ours, references, "word", 200)
+    assert mirrored["difference"] == pytest.approx(-result["difference"])
+    assert mirrored["p"] == result["p"]
+
+
+def test_bootstrap_tells_large_from_none():
+    none = metrics.paired_bootstrap([OTHERS], [OTHERS], SENTENCES, "word", 200)
+    assert (none["difference"], none["p"]) == (0, 1)
+    large = metrics.paired_bootstrap([SENTENCES], [OTHERS], SENTENCES, "word", 200)
+    assert large["difference"] > 20
+    assert large["p"] == pytest.approx(1 / 201)
+
+
+def test_bootstrap_agrees_with_sacrebleu():
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import PairedTest
+
+    ours = [*SENTENCES[:6], *OTHERS[6:]]
+    result = metrics.paired_bootstrap([ours], [OTHERS], SENTENCES, "word", 1000)
+    _, scores = PairedTest([("theirs", OTHERS), ("ours", ours)], {"BLEU": BLEU()}, [SENTENCES], "bs", 1000)()
+    theirs = scores["BLEU"]
+    assert result["difference"] == pytest.approx(theirs[1].score - theirs[0].score)
+    assert result["p"] == pytest.approx(theirs[1].p_value, abs=0.03)

@@ -1,0 +1,407 @@
+"""Do descriptions help? One command trains and tests all that the question needs, and writes one table.
+
+    python ablate.py --root sample --seeds 3 --out runs/ablation
+
+Everything is done by commands of `fine_tuning.py`, which are printed, so that each can be run by hand. What differs
+between two trainings is the folder of descriptions and a few flags; what differs between two tests of one training is
+the folder of descriptions, or the gate, which is shut. A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import config
+from description_files import write_descriptions, write_text
+from metrics import paired_bootstrap, score
+from temporal_alignment import DescriptionLoader
+from utils import Parser, run
+
+logger = logging.getLogger("ablate")
+
+HERE = Path(__file__).parent
+# As in `make demo`: a small model that a CPU can train.
+SMALL = "--hidden_dim 32 --epochs 8 --warmup-epochs 1 --batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 "
+SMALL += "--num_workers 1 --num_beams 2 --max_new_tokens 40"
+QUICK = "--epochs 1 --num_beams 1 --max_new_tokens 5 --hidden_dim 16"
+RESAMPLES = 1000
+FUSE = ("--use_descriptions", "--text_dropout_p", "0.1")
+ALIGN = ("--description_alignment", "0.3")
+
+EXAMPLES = (
+    """examples:
+  python ablate.py --root sample --seeds 3 --out runs/ablation
+  python ablate.py --root sample --arms pose own shuffled --out runs/small
+  python ablate.py --root sample --quick --out runs/quick             proves only that it runs
+  python ablate.py --root my_data --dataset_config my.toml --out runs/mine -- --hidden_dim 64 --epochs 20
+
+Flags after -- go to every training and test, after these: """
+    + SMALL
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a trained model, tested with these descriptions.
+
+    Attributes:
+        name: what the table calls it.
+        texts: the folder of descriptions, a key of `TEXTS`.
+        flags: of the test.
+        shut: whether the gate is held at zero.
+    """
+
+    name: str
+    texts: str
+    flags: tuple[str, ...] = ()
+    shut: bool = False
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training and its tests."""
+
+    texts: str
+    flags: tuple[str, ...]
+    tests: tuple[Row, ...]
+
+
+ARMS: dict[str, Arm] = {
+    "pose": Arm("none", (), (Row("pose only", "none"),)),
+    "own": Arm(
+        "own",
+        FUSE,
+        (
+            Row("own texts", "own", FUSE),
+            Row("own texts in training only", "none", FUSE),
+            Row("own texts, gate at zero in the test", "own", FUSE, shut=True),
+        ),
+    ),
+    "aligned": Arm(
+        "own",
+        (*FUSE, *ALIGN),
+        (
+            Row("alignment, own texts", "own", (*FUSE, *ALIGN)),
+            Row("alignment, texts in training only", "none", (*FUSE, *ALIGN)),
+        ),
+    ),
+    "mapped": Arm(
+        "own",
+        (*FUSE, *ALIGN, "--missing_text", "mapper"),
+        (
+            Row("alignment and mapper, own texts", "own", (*FUSE, *ALIGN, "--missing_text", "mapper")),
+            Row("alignment and mapper, texts in training only", "none", (*FUSE, *ALIGN, "--missing_text", "mapper")),
+        ),
+    ),
+    "shuffled": Arm("shuffled", FUSE, (Row("texts of other clips", "shuffled", FUSE),)),
+    "constant": Arm("constant", FUSE, (Row("one text for all", "constant", FUSE),)),
+    "rules": Arm("rules", FUSE, (Row("texts made by rules", "rules", FUSE),)),
+    "dropout0": Arm(
+        "own", ("--use_descriptions", "--text_dropout_p", "0"), (Row("own texts, no text dropout", "own", FUSE),)
+    ),
+    "dropout2": Arm(
+        "own", ("--use_descriptions", "--text_dropout_p", "0.2"), (Row("own texts, text dropout 0.2", "own", FUSE),)
+    ),
+    "frozen": Arm(
+        "own",
+        (*FUSE, "--text_encoder_freeze", "--trainable", "all"),
+        (Row("own texts, frozen text encoder", "own", (*FUSE, "--text_encoder_freeze")),),
+    ),
+}
+BASE = "pose only"
+
+
+# -- descriptions ----------------------------------------------------------------------------------------------------
+
+Clips = dict[str, dict[int, str]]  # name -> {frame number: text}
+
+
+def no_texts(_clips: Clips, _seed: int) -> Clips:
+    """Nobody is described."""
+    return {}
+
+
+def shuffled_texts(clips: Clips, seed: int) -> Clips:
+    """Each clip's frames keep their places and get another clip's texts, in that one's order.
+
+    >>> shuffled_texts({"a": {3: "up", 9: "down"}, "b": {0: "left"}}, 0)
+    {'a': {3: 'left', 9: 'left'}, 'b': {0: 'up'}}
+    """
+    names = [name for name in sorted(clips) if clips[name]]
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    found = {}
+    for name, other in zip(order, order[1:] + order[:1], strict=True):
+        frames, texts = sorted(clips[name]), [clips[other][frame] for frame in sorted(clips[other])]
+        found[name] = {frame: texts[i * len(texts) // len(frames)] for i, frame in enumerate(frames)}
+    return dict(sorted(found.items()))
+
+
+def constant_texts(clips: Clips, _seed: int) -> Clips:
+    """Every described frame gets the most frequent text."""
+    counts = Counter(text for texts in clips.values() for text in texts.values())
+    text = min(counts, key=lambda text: (-counts[text], text), default="")
+    return {name: dict.fromkeys(texts, text) for name, texts in clips.items()}
+
+
+TEXTS: dict[str, Callable[[Clips, int], Clips] | None] = {
+    "own": None,
+    "rules": None,
+    "none": no_texts,
+    "shuffled": shuffled_texts,
+    "constant": constant_texts,
+}
+
+
+def write_texts(spec: config.DatasetSpec, kind: str, folder: Path) -> None:
+    """Write the descriptions of one kind for all splits."""
+    make = TEXTS[kind]
+    assert make is not None, f"{kind} is not made from the clips' own descriptions"
+    for split in {spec.folder(split) for split in spec.labels}:
+        source = Path(spec.description_dir) / split
+        loader = DescriptionLoader(source)
+        clips = {path.stem: loader.load(path.stem) for path in sorted(source.glob("*.json"))}
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for name, texts in make(clips, 0).items():
+            write_descriptions(folder / split / f"{name}.json", texts, dict.fromkeys(texts, f"ablation: {kind}"))
+
+
+def to_toml(spec: config.DatasetSpec, description_dir: Path) -> str:
+    """Write a data set's record, with another folder of descriptions and whole paths."""
+    values = dataclasses.asdict(spec) | {"description_dir": str(description_dir.absolute())}
+    labels = {split: os.path.abspath(path) for split, path in values.pop("labels").items()}
+    values |= {key: os.path.abspath(values[key]) for key in ("pose_dir", "rgb_dir") if values[key]}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join([*lines, "[labels]", *(f"{split} = {json.dumps(path)}" for split, path in labels.items())]) + "\n"
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Runner:
+    """Runs commands, each once."""
+
+    args: argparse.Namespace
+    spec: config.DatasetSpec
+    records: dict[str, Path] = field(default_factory=dict)
+
+    def record(self, kind: str) -> Path:
+        """The data set's record with descriptions of a kind, made when first wanted."""
+        if kind not in self.records:
+            folder = Path(self.args.out) / "texts" / kind
+            if kind == "own":
+                folder = Path(self.spec.description_dir)
+            elif kind == "rules":
+                self.once(folder / "done.json", self._rules(folder))
+            elif not (folder / "done.json").exists():
+                write_texts(self.spec, kind, folder)
+                write_text(folder / "done.json", "{}\n")
+            path = Path(self.args.out) / "texts" / f"{kind}.toml"
+            write_text(path, to_toml(self.spec, folder))
+            self.records[kind] = path
+        return self.records[kind]
+
+    def _rules(self, folder: Path) -> list[str]:
+        return [str(HERE / "describe.py"), "--dataset_config", str(self.record("own")), "--out", str(folder)]
+
+    def once(self, done: Path, command: list[str]) -> dict:
+        """Run a command of this project unless it ran before; what it took is kept in the file `done`.
+
+        Raises:
+            ValueError: it failed, or another command left its results here.
+        """
+        if done.exists():
+            facts = json.loads(done.read_text(encoding="utf-8"))
+            if facts.get("command") != command:
+                raise ValueError(
+                    f"--out: {done.parent} was made by another command. Name another folder, or remove it."
+                )
+            return facts
+        logger.info("python %s", shlex.join(command))
+        done.parent.mkdir(parents=True, exist_ok=True)
+        with open(done.parent / "output.txt", "ab") as output:
+            child = subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT)
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise ValueError(f"status {child.returncode} of: python {shlex.join(command)}\nSee {output.name}.")
+        cpu = round(usage.ru_utime + usage.ru_stime, 1)
+        facts = {"command": command, "cpu_seconds": cpu, "peak_mib": usage.ru_maxrss // 1024}
+        write_text(done, json.dumps(facts) + "\n")
+        return facts
+
+    def fine_tuning(self, texts: str, flags: Sequence[str], seed: int, out: Path) -> list[str]:
+        """A command of `fine_tuning.py`."""
+        command = [str(HERE / "fine_tuning.py"), "--dataset_config", str(self.record(texts)), "--root", self.args.root]
+        command += [*SMALL.split(), *(QUICK.split() if self.args.quick else []), *self.args.flags]
+        return [*command, *flags, "--seed", str(seed), "--output_dir", str(out)]
+
+    def arm(self, name: str, seed: int) -> tuple[dict[str, list[dict]], dict]:
+        """Train an arm and run its tests; row -> predictions, and what the training took."""
+        arm, folder = ARMS[name], Path(self.args.out) / "runs" / f"{name}-seed{seed}"
+        train = [*self.fine_tuning(arm.texts, arm.flags, seed, folder / "train"), "--resume", "auto"]
+        facts = self.once(folder / "trained.json", train)
+        rows = {}
+        for number, test in enumerate(arm.tests):
+            weights = folder / "train" / "best_checkpoint.pth"
+            if test.shut:
+                weights = shut_gate(weights, folder / "gate_at_zero.pth")
+            out = folder / f"test{number}"
+            command = self.fine_tuning(test.texts, test.flags, seed, out)
+            self.once(folder / f"tested{number}.json", [*command, "--eval", "--finetune", str(weights)])
+            lines = (out / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            rows[test.name] = [json.loads(line) for line in lines]
+        return rows, facts | {"steps": len((folder / "train" / "steps.jsonl").read_text().splitlines())}
+
+
+def shut_gate(weights: Path, target: Path) -> Path:
+    """Copy a checkpoint with a gate that gives zero for any frame."""
+    import torch
+
+    if not target.exists():
+        content = torch.load(weights, weights_only=True)
+        *_, last = sorted(
+            name for name in content["model"] if name.startswith("gating_fusion.gate.") and "weight" in name
+        )
+        content["model"][last].zero_()
+        content["model"][last.replace("weight", "bias")].fill_(-1e4)
+        torch.save(content, target.with_suffix(".unfinished"))
+        os.replace(target.with_suffix(".unfinished"), target)
+    return target
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def summarise(
+    predictions: Mapping[str, Mapping[int, list[dict]]], facts: Mapping[str, list[dict]], spec: config.DatasetSpec
+) -> list[dict]:
+    """One dict per row of the table.
+
+    Args:
+        predictions: row -> seed -> the test clips' references and hypotheses.
+        facts: row -> what its training took, for each seed.
+        spec: the data set's record.
+    """
+    table = []
+    for row, by_seed in predictions.items():
+        values = []
+        for lines in by_seed.values():
+            hypotheses, references = ([line[key] for line in lines] for key in ("hypothesis", "reference"))
+            values.append(score("SLT", hypotheses, references, spec.text_unit, spec.bleu_tokenizer).values["bleu4"])
+        entry = {"row": row, "seeds": len(values), "bleu4": float(np.mean(values))}
+        entry["deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        entry["each"] = values
+        base = predictions.get(BASE, {})
+        if row != BASE and (common := sorted(set(base) & set(by_seed))):
+            ours, theirs = ([[line["hypothesis"] for line in by[seed]] for seed in common] for by in (by_seed, base))
+            references = [line["reference"] for line in base[common[0]]]
+            entry |= paired_bootstrap(ours, theirs, references, spec.text_unit, RESAMPLES)
+        steps = sum(fact["steps"] for fact in facts[row])
+        entry["cpu_seconds_per_step"] = sum(fact["cpu_seconds"] for fact in facts[row]) / max(steps, 1)
+        entry["peak_mib"] = max(fact["peak_mib"] for fact in facts[row])
+        table.append(entry)
+    return table
+
+
+def markdown(table: Sequence[dict]) -> str:
+    """The table as text."""
+    lines = [
+        "| model and test | seeds | test BLEU-4 | deviation | against pose only | 95 % | p | CPU s / step | peak MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for entry in table:
+        deviation = "-" if entry["deviation"] is None else f"{entry['deviation']:.2f}"
+        versus = ["-"] * 3
+        if "difference" in entry:
+            low, high = entry["interval"]
+            versus = [f"{entry['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{entry['p']:.3f}"]
+        cells = [entry["row"], str(entry["seeds"]), f"{entry['bleu4']:.2f}", deviation, *versus]
+        lines.append("| " + " | ".join([*cells, f"{entry['cpu_seconds_per_step']:.2f}", str(entry["peak_mib"])]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(table: Sequence[dict]) -> str:
+    """Bars of the scores, a dot for each seed, as SVG."""
+    from html import escape
+
+    top = max(1.0, *(max(entry["each"]) for entry in table))
+    left, width, step = 330, 420, 28
+    parts = []
+    for number, entry in enumerate(table):
+        y = 30 + number * step
+        length = width * entry["bleu4"] / top
+        colour = "#888" if entry["row"] == BASE else "#1f6fd6"
+        parts.append(f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{escape(entry["row"])}</text>')
+        parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="18" fill="{colour}"/>')
+        parts += [f'<circle cx="{left + width * value / top:.1f}" cy="{y + 9}" r="3"/>' for value in entry["each"]]
+        parts.append(f'<text x="{left + width + 12}" y="{y + 14}">{entry["bleu4"]:.2f}</text>')
+    size = f'width="{left + width + 70}" height="{40 + len(table) * step}"'
+    title = f'<text x="{left}" y="18">test BLEU-4; a dot is a seed</text>'
+    style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="14"'
+    return f'<svg {style} {size}><rect width="100%" height="100%" fill="white"/>{title}{"".join(parts)}</svg>\n'
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; what follows -- goes to fine_tuning.py."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    own, flags = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    parser = Parser(
+        prog="ablate.py",
+        description="Train and test with and without descriptions, and with control texts; write one table.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--root", default="sample", metavar="DIR", help="folder of the data; default: sample")
+    parser.add_argument("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
+    parser.add_argument("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each arm; default: 3")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="default: all")
+    parser.add_argument("--quick", action="store_true", help="one epoch of a tiny model: proves only that it runs")
+    parser.add_argument("--out", required=True, metavar="DIR", help="results; a stopped run goes on from what is there")
+    args = parser.parse_args(own)
+    args.flags = flags
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: must be at least 1.")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all arms, seed by seed, and write the table after each."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    spec = config.DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else config.DATASETS[args.dataset]
+    spec = spec.under(args.root)
+    runner = Runner(args, spec)
+    predictions: dict[str, dict[int, list[dict]]] = {}
+    facts: dict[str, list[dict]] = {}
+    out = Path(args.out)
+    for seed in range(1, args.seeds + 1):
+        for name in args.arms:
+            rows, fact = runner.arm(name, seed)
+            for row, lines in rows.items():
+                predictions.setdefault(row, {})[seed] = lines
+                facts.setdefault(row, []).append(fact)
+            table = summarise(predictions, facts, spec)
+            write_text(out / "ablation.json", json.dumps(table, indent=1) + "\n")
+            write_text(out / "ablation.md", markdown(table))
+            write_text(out / "ablation.svg", plot(table))
+    sys.stdout.write(markdown(table))
+
+
+if __name__ == "__main__":
+    run(main)

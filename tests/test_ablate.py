@@ -1,0 +1,130 @@
+"""The ablation: its texts, its table, and that it runs."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import ablate
+from ablate import ARMS, BASE, TEXTS, Runner, constant_texts, markdown, plot, shuffled_texts, summarise, to_toml
+from checkpoint import save_weights
+from config import DATASETS, DatasetSpec, ModelConfig
+from temporal_alignment import DescriptionLoader
+from text_fusion_modules import GatingFusion
+from utils import parse_args
+
+CLIPS = {
+    "a": {2: "one", 4: "two", 9: "three"},
+    "b": {0: "four"},
+    "c": {},
+    "d": {5: "five", 6: "five", 7: "one"},
+}
+
+
+def test_shuffled_texts_are_of_another_clip_at_the_same_frames():
+    made = shuffled_texts(CLIPS, 0)
+    assert {name: list(texts) for name, texts in made.items()} == {name: list(CLIPS[name]) for name in "abd"}
+    sources = [
+        {other for other in "abd" if set(texts.values()) <= set(CLIPS[other].values())} for texts in made.values()
+    ]
+    assert all(source and name not in source for name, source in zip(made, sources, strict=True))
+    assert shuffled_texts(CLIPS, 0) == made
+
+
+def test_one_text_for_all():
+    assert constant_texts(CLIPS, 0) == {"a": dict.fromkeys((2, 4, 9), "five"), "b": {0: "five"}, "c": {}} | {
+        "d": dict.fromkeys((5, 6, 7), "five")
+    }
+    assert constant_texts({"a": {}}, 0) == {"a": {}}
+
+
+def test_the_record_of_a_data_set_survives(tmp_path):
+    for spec in DATASETS.values():
+        spec = spec.under(tmp_path)
+        (tmp_path / "record.toml").write_text(to_toml(spec, tmp_path / "texts"))
+        again = DatasetSpec.from_toml(tmp_path / "record.toml")
+        assert again.description_dir == str(tmp_path / "texts")
+        assert (again.language, again.labels, again.pose_dir) == (spec.language, dict(spec.labels), spec.pose_dir)
+
+
+def test_arms_are_whole():
+    rows = [test.name for arm in ARMS.values() for test in arm.tests]
+    assert len(rows) == len(set(rows))
+    assert BASE in rows
+    for arm in ARMS.values():
+        assert {arm.texts, *(test.texts for test in arm.tests)} <= set(TEXTS)
+        parse_args(arm.flags)
+        for test in arm.tests:
+            parse_args([*test.flags, "--eval", "--finetune", "x"])
+
+
+def test_a_shut_gate(tmp_path):
+    model = nn.Module()
+    model.gating_fusion = GatingFusion(8)
+    save_weights(tmp_path / "a.pth", model.state_dict(), ModelConfig())
+    model.load_state_dict(
+        torch.load(ablate.shut_gate(tmp_path / "a.pth", tmp_path / "b.pth"), weights_only=True)["model"]
+    )
+    pose, text = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    assert torch.equal(model.gating_fusion(pose, text, torch.ones(2, 3)).fused, pose)
+
+
+def lines(*hypotheses):
+    references = ["the cat sat on the mat today", "a dog runs in the green park", "we read a long book at home"]
+    return [{"hypothesis": ours, "reference": theirs} for ours, theirs in zip(hypotheses, references, strict=True)]
+
+
+def test_the_table():
+    good = lines("the cat sat on the mat today", "a dog runs in the green park", "we read a long book at home")
+    bad = lines("the cat sat on the mat", "dogs", "books")
+    facts = [{"cpu_seconds": 10.0, "peak_mib": 100, "steps": 20}, {"cpu_seconds": 30.0, "peak_mib": 90, "steps": 20}]
+    spec = DATASETS["How2Sign"]
+    table = summarise({BASE: {1: bad, 2: bad}, "own texts": {1: good, 2: bad}}, {BASE: facts, "own texts": facts}, spec)
+    base, own = table
+    assert own["each"] == [pytest.approx(100), base["bleu4"]]
+    assert own["difference"] == pytest.approx((100 - base["bleu4"]) / 2)
+    assert own["deviation"] == pytest.approx((100 - base["bleu4"]) / 2**0.5)
+    assert (own["cpu_seconds_per_step"], own["peak_mib"]) == (1.0, 100)
+    assert "difference" not in base
+    text = markdown(table)
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+    assert f"| own texts | 2 | {own['bleu4']:.2f} |" in text
+    drawn = plot(table)
+    assert drawn.count("<circle") == 4
+    assert re.search(r"<svg .*own texts.*</svg>", drawn)
+
+
+@pytest.fixture
+def tiny(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "sample")
+    return tmp_path / "sample"
+
+
+@pytest.mark.slow
+def test_it_runs_and_goes_on(tiny, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
+    line = ["--root", str(tiny), "--quick", "--seeds", "1", "--out", str(tmp_path / "out"), "--arms", *ARMS]
+    ablate.main(line)
+    table = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert [entry["row"] for entry in table] == [test.name for arm in ARMS.values() for test in arm.tests]
+    assert capsys.readouterr().out == (tmp_path / "out" / "ablation.md").read_text()
+    for kind in ("shuffled", "constant", "rules"):
+        folder = tmp_path / "out" / "texts" / kind / "dev"
+        assert sum(len(DescriptionLoader(folder).load(path.stem)) for path in folder.glob("*.json")) > 20
+    assert not list((tmp_path / "out" / "texts" / "none" / "dev").iterdir())
+    caplog.clear()
+    ablate.main(line)
+    assert not caplog.records  # nothing was run again
+    with pytest.raises(ValueError, match="was made by another command"):
+        ablate.main([*line, "--", "--lr", "1e-4"])
+
+
+def test_a_command_that_fails_is_shown(tiny, tmp_path):
+    args = ablate.parse_args(["--root", str(tiny), "--out", str(tmp_path / "out"), "--", "--hidden_dim", "30"])
+    runner = Runner(args, DATASETS["CSL_Daily"].under(tiny))
+    with pytest.raises(ValueError, match=r"status 1 of: python .*--hidden_dim 30"):
+        runner.arm("pose", 1)
+    assert "must be a positive multiple of 4" in (tmp_path / "out" / "runs" / "pose-seed1" / "output.txt").read_text()
