@@ -21,7 +21,16 @@ SHORTEST = 5  # frames that one text stands for at least, unless the clip ends
 REVISION = 1  # to be raised when the code, not a number or a word of the table, changes what is said
 
 # Files are marked with it, so that texts of other rules are known as such.
-_SETTINGS = (rules.TOUCH, rules.SEEN_LENGTH, rules.CIRCLE, rules.SWING, rules.PALM, rules.HOLD, rules.WINDOW)
+_SETTINGS = (
+    rules.REACH,
+    rules.TOUCH,
+    rules.SEEN_LENGTH,
+    rules.CIRCLE,
+    rules.SWING,
+    rules.PALM,
+    rules.HOLD,
+    rules.WINDOW,
+)
 VERSION = hashlib.blake2b(repr((RULES, _SETTINGS, SHORTEST, REVISION)).encode(), digest_size=4).hexdigest()
 
 # -- sentences -------------------------------------------------------------------------------------------------------

@@ -200,6 +200,7 @@ TOUCH = 0.12  # a fingertip this near is at a place on the head
 SEEN_LENGTH = 0.4  # of a palm's length: what is shorter in the picture points along the line of sight
 CIRCLE = 300.0  # degrees through which a movement turns the same way, to be a circle
 SWING = (0.5, 0.3, 2)  # a path at least so long, of which at most so much is covered in the end, and so many turns back
+REACH = 2.8  # no arm is so long: a hand farther from the middle of the shoulders is a fault of the detector
 PALM = (0.22, 0.27)  # a palm (wrist to knuckles) is at least so long, and so long where no shoulders tell the scale
 
 # -- where points are ------------------------------------------------------------------------------------------------
@@ -310,6 +311,7 @@ def measure(poses: Sequence[Pose], clips: _Clips, aspect: float) -> dict[str, np
     points = upright_points(poses, clips, aspect)
     origin = (points[:, _LEFT_SHOULDER] + points[:, _RIGHT_SHOULDER]) / 2  # (F,)
     hands = points[:, _HANDS]  # (F, 2, 21)
+    hands[_length(_mean(hands, _PALM) - origin[:, None]) > REACH] = np.nan
     centre = _mean(hands, _PALM)  # (F, 2)
     place = centre - origin[:, None]  # (F, 2)
     palm_length = np.fmax(clips.quantile(_length(hands[..., 9] - hands[..., 0]), 0.9), np.float32(PALM[0]))

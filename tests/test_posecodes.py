@@ -263,6 +263,11 @@ def test_low_scores_are_not_talked_about():
     assert not words(hidden)
 
 
+def test_a_hand_out_of_reach_is_no_hand():
+    assert "right height" in words(make_pose(right=(hand(), -2.5 + 0j)))
+    assert not any(column.startswith("right") for column in words(make_pose(right=(hand(), -3 + 0j))))
+
+
 def test_no_place_without_shoulders_but_a_handshape():
     pose = make_pose(right=(hand("FEFFF"), -0.5 - 0.4j), head=None)
     pose.scores[:, [5, 6]] = 0
