@@ -18,6 +18,7 @@ import torch
 import fine_tuning
 import metrics
 import pre_training_checklist
+import survival
 import utils
 from config import DATASETS, SPLITS, DatasetSpec
 from labels import read_labels
@@ -202,7 +203,7 @@ def test_pre_training_starts_stage_3(world, tmp_path, caplog):
     )
     assert within.keys() == end.keys()
     assert any(not torch.equal(within[name], end[name]) for name in end)
-    state = torch.load(out / "resume/step_00000002/engine/mp_rank_00_model_states.pt", weights_only=False)["module"]
+    state = torch.load(out / "resume/step_00000002/weights.pt", weights_only=True)
     assert all(torch.equal(within[name], state[name]) for name in within)
 
     run(world, tmp_path / "stage1", *flags, "--resume", out / "resume/step_00000002")
@@ -219,16 +220,17 @@ def test_pre_training_starts_stage_3(world, tmp_path, caplog):
 def test_quick_break_counts_micro_batches(monkeypatch):
     """As Uni-Sign: the multiples of N, here at the step that each of them belongs to."""
     saved = []
-    monkeypatch.setattr(fine_tuning, "save_state", lambda _engine, state, *_: saved.append(state.micro_batch))
-    monkeypatch.setattr(fine_tuning, "save_weights", lambda *_, **__: None)
-    monkeypatch.setattr(fine_tuning.distributed, "full_state_dict", lambda _engine: {})
+    monkeypatch.setattr(fine_tuning, "save", lambda _engine, state, *_: saved.append(state.micro_batch))
+    monkeypatch.setattr(fine_tuning, "full_state_dict", lambda _engine: {})
+    monkeypatch.setattr(fine_tuning, "write_on_main", lambda *_: None)
     for n, group, expected in ((3, 2, [4, 6, 10]), (4, 4, [4, 8]), (1, 4, [4, 8]), (5, 1, [5, 10]), (0, 1, [])):
         saved.clear()
         args = utils.parse_args(["--quick_break", str(n), "--gradient-accumulation-steps", str(group)])
         for micro_batch in range(group, 11, group):
             state = fine_tuning.TrainState(micro_batch=micro_batch)
             engine = type("Engine", (), {"module": type("Module", (), {"config": None})})
-            fine_tuning.save_within_epoch(engine, state, group, args)
+            guards = type("Guards", (), {"saves": survival.Saves(0)})
+            fine_tuning.save_within_epoch(engine, state, group, False, guards, args)
         assert saved == expected
 
 
