@@ -19,7 +19,7 @@ from text_fusion_modules import TextEncoder
 from tokenizer import Tokenizer
 from translator import Translator, load_descriptions
 
-OPTIONS = {"dtype": "fp32", "num_beams": 2, "max_new_tokens": 8, "device": "cpu"}
+OPTIONS = {"dtype": "fp32", "num_beams": 2, "max_new_tokens": 24, "device": "cpu"}
 
 
 def new_model(folder, **sizes):
@@ -51,7 +51,7 @@ def test_writes_what_the_evaluation_writes(flags, corpus, small_mt5_folder, tmp_
     checkpoint = tmp_path / "best_checkpoint.pth"
     common = (
         f"--root {corpus} --mt5_path {small_mt5_folder} --hidden_dim 16 --max_length 40 --dtype fp32 --num_workers 0 "
-        f"--num_beams 2 --max_new_tokens 8 --eval --finetune {checkpoint} --output_dir {tmp_path}"
+        f"--num_beams 2 --max_new_tokens 24 --eval --finetune {checkpoint} --output_dir {tmp_path}"
     )
     args = utils.parse_args([*common.split(), *flags])
     save_weights(checkpoint, weights, model.config, **fine_tuning.weights_facts(args))
@@ -70,7 +70,7 @@ def test_writes_what_the_evaluation_writes(flags, corpus, small_mt5_folder, tmp_
         texts = corpus / f"description/CSL-Daily/split_data/test/{name}.json"
         found[name] = translate(path, texts if flags and texts.is_file() else None)
     assert found == wanted
-    assert len(set(wanted.values())) > 3  # of 7: they are not all the same
+    assert len(set(wanted.values())) > 2  # of 7: they are not all the same
 
 
 @pytest.fixture
