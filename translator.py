@@ -15,7 +15,7 @@ from batch import Sample, collate_fn, to_device
 from checkpoint import TEXT_ENCODER_PREFIX, read_weights
 from config import POSE_SUFFIXES, ModelConfig
 from models import Uni_Sign, load_mt5
-from pose import PART_JOINTS, Pose, part_keypoints, read_pose
+from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from rgb_fusion import PREFIXES as RGB_PREFIXES
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import TextEncoder, TextFeatures
@@ -241,7 +241,7 @@ def load_pose(path: str | Path, person: int = 0) -> Pose:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a video, or no pose.
+        ValueError: a video, no pose, or one that shows nobody.
     """
     if Path(path).suffix not in POSE_SUFFIXES:
         raise ValueError(
@@ -250,7 +250,10 @@ def load_pose(path: str | Path, person: int = 0) -> Pose:
         )
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist.")
-    return read_pose(path, person=person)
+    pose = read_pose(path, person=person)
+    if not (pose.scores > SCORE_THRESHOLD).any():
+        raise ValueError(f"{path}: no point of person {person} was found in any frame; there is nothing to translate.")
+    return pose
 
 
 def load_descriptions(path: str | Path, pose: Pose) -> dict[int, str]:

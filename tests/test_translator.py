@@ -203,6 +203,9 @@ def test_wrong_calls(described, clip, tmp_path):
         translate("talk.mp4")
     with pytest.raises(FileNotFoundError, match=r"none.pkl does not exist"):
         translate(tmp_path / "none.pkl")
+    np.savez(tmp_path / "nobody.npz", keypoints=np.zeros((4, 133, 2)), scores=np.zeros((4, 133)))
+    with pytest.raises(ValueError, match="no point of person 0 was found in any frame"):
+        translate(tmp_path / "nobody.npz")
     with pytest.raises(ValueError, match="--n_best 3: a search with 2 beams"):
         translate.candidates([translate.sample(read_pose(clip))], n_best=3)
     (tmp_path / "bad.json").write_text("{")
