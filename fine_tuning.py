@@ -437,19 +437,25 @@ def save_within_epoch(
     # Uni-Sign counts micro-batches here: is a multiple of N among those of this step?
     quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
-        path, config, facts = Path(args.output_dir) / "checkpoint.pth", engine.module.config, {"epoch": state.epoch}
+        path, config, facts = Path(args.output_dir) / "checkpoint.pth", engine.module.config, weights_facts(args)
         weights = full_state_dict(engine)
-        write = partial(save_weights, path, weights, config, score=None, **facts)
+        write = partial(save_weights, path, weights, config, **facts, epoch=state.epoch, score=None)
         guards.saves.attempt("checkpoint.pth", write_on_main, path, write)
     if quick or stop or (args.save_steps and state.step % args.save_steps == 0):
         save(engine, state, guards, args)
+
+
+def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """What inference needs to know beside a checkpoint's weights and config."""
+    mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
+    return {"mt5_path": mt5_path, "max_length": args.max_length}
 
 
 def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> bool:
     """Write checkpoint_{epoch}.pth and, for the best so far, best_checkpoint.pth and best_fusion.pth."""
     weights = full_state_dict(engine)
     output_dir, config = Path(args.output_dir), engine.module.config
-    facts = {"epoch": epoch, "score": score}
+    facts = {**weights_facts(args), "epoch": epoch, "score": score}
 
     def write() -> None:
         if best:

@@ -34,9 +34,10 @@ from text_fusion_modules import (
     distinct_texts,
     drop_texts,
     model_type,
+    read_architecture,
     read_pretrained,
 )
-from tokenizer import PAD, Tokenizer
+from tokenizer import EOS, PAD, Tokenizer
 from vocabulary import OutputLayer
 
 logger = logging.getLogger(__name__)
@@ -45,26 +46,37 @@ IGNORE = -100  # label of padding
 
 
 @dataclass
-class ModelOutput:
-    """What a forward pass leaves behind.
+class Encoded:
+    """A batch of clips, encoded.
 
     Attributes:
         inputs_embeds: (B, P + T, D), prompt and fused frames, mT5's input.
         attention_mask: (B, P + T).
         encoder_states: (B, P + T, D), from which loss and sentences are made.
-        loss: label-smoothed, mean over the batch's target tokens; in training plus the weighted alignment loss, if any.
-        nll: the same without smoothing, without gradient.
-        n_tokens: target tokens in the batch.
         gate: (B, T, 1), how much of each frame's text was added; None without descriptions.
+        alignment: the mapper's loss in training, if it has a weight.
     """
 
     inputs_embeds: torch.Tensor
     attention_mask: torch.Tensor
     encoder_states: torch.Tensor
+    gate: torch.Tensor | None
+    alignment: torch.Tensor | None
+
+
+@dataclass
+class ModelOutput(Encoded):
+    """What a forward pass leaves behind.
+
+    Attributes:
+        loss: label-smoothed, mean over the batch's target tokens; in training plus the weighted alignment loss, if any.
+        nll: the same without smoothing, without gradient.
+        n_tokens: target tokens in the batch.
+    """
+
     loss: torch.Tensor
     nll: torch.Tensor
     n_tokens: int
-    gate: torch.Tensor | None
 
 
 def untie_embeddings(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGeneration:
@@ -78,8 +90,12 @@ def untie_embeddings(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGener
     return mt5
 
 
-def load_mt5(folder: str | Path) -> MT5ForConditionalGeneration:
+def load_mt5(folder: str | Path, *, with_weights: bool = True) -> MT5ForConditionalGeneration:
     """Load mT5 in fp32 from a local folder.
+
+    Args:
+        folder: config.json and the weights.
+        with_weights: False leaves them out, for a model that gets all of them from a checkpoint.
 
     Raises:
         FileNotFoundError: no such folder or no weights in it.
@@ -92,7 +108,8 @@ def load_mt5(folder: str | Path) -> MT5ForConditionalGeneration:
         )
     if (kind := model_type(Path(folder))) != "mt5":
         raise ValueError(f"{folder}/config.json: model_type is {kind!r}, not 'mt5'. Name mT5's folder with --mt5_path.")
-    return untie_embeddings(read_pretrained(MT5ForConditionalGeneration, Path(folder), "--mt5_path"))
+    read = read_pretrained if with_weights else read_architecture
+    return untie_embeddings(read(MT5ForConditionalGeneration, Path(folder), "--mt5_path"))
 
 
 class Uni_Sign(nn.Module):
@@ -167,14 +184,24 @@ class Uni_Sign(nn.Module):
         Raises:
             ValueError: the model fuses descriptions and the batch has none.
         """
+        encoded = self.encode(src_input)
+        sentences = tgt_input["gt_sentence"]
+        loss, nll, n_tokens = self.target_loss(encoded.encoder_states, encoded.attention_mask, sentences)
+        if encoded.alignment is not None:
+            loss = loss + self.config.description_alignment * encoded.alignment
+        return ModelOutput(**vars(encoded), loss=loss, nll=nll, n_tokens=n_tokens)
+
+    def encode(self, src_input: SrcInput) -> Encoded:
+        """Encode a batch; what `forward` begins with, and all that the search for sentences needs.
+
+        Raises:
+            ValueError: the model fuses descriptions and the batch has none.
+        """
         pose = self.encode_pose(src_input)  # (B, T, D)
         fused, gate, alignment = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1), scalar
         inputs_embeds, attention_mask = self.prepend_prompt(fused, src_input["attention_mask"])  # (B, P + T, D)
         states = encode(self.mt5_model.encoder, inputs_embeds, attention_mask)  # (B, P + T, D)
-        loss, nll, n_tokens = self.target_loss(states, attention_mask, tgt_input["gt_sentence"])
-        if alignment is not None:
-            loss = loss + self.config.description_alignment * alignment
-        return ModelOutput(inputs_embeds, attention_mask, states, loss, nll, n_tokens, gate)
+        return Encoded(inputs_embeds, attention_mask, states, gate, alignment)
 
     def encode_pose(self, src_input: SrcInput) -> torch.Tensor:
         """Keypoints, and crops of the hands where the model looks at them -> one embedding per frame, (B, T, D)."""
@@ -285,27 +312,60 @@ class Uni_Sign(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, output: ModelOutput, num_beams: int = 4, max_new_tokens: int = 100, synced: bool = False
+        self,
+        output: Encoded,
+        num_beams: int = 4,
+        max_new_tokens: int = 100,
+        synced: bool = False,
+        n_best: int = 1,
     ) -> torch.Tensor:
-        """Search the sentences of a batch that `forward` has encoded.
+        """Search the sentences of a batch that was encoded.
 
         Args:
-            output: of `forward`.
+            output: of `encode` or `forward`.
             num_beams: 1 for greedy search.
             max_new_tokens: of a sentence.
             synced: go on until every process is done, as ZeRO-3 needs it.
+            n_best: N, sentences of each clip, the best first; at most `num_beams`.
 
         Returns:
-            (B, <= 1 + max_new_tokens) token ids; what follows the first </s> has no meaning.
+            (B N, <= 1 + max_new_tokens) token ids; what follows the first </s> has no meaning.
         """
         return self.mt5_model.generate(  # type: ignore[misc,return-value]
             encoder_outputs=BaseModelOutput(last_hidden_state=output.encoder_states),
             attention_mask=output.attention_mask,
             num_beams=num_beams,
+            num_return_sequences=n_best,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             synced_gpus=synced,
         )
+
+    @torch.no_grad()
+    def log_probs(self, output: Encoded, ids: torch.Tensor) -> torch.Tensor:
+        """Mean log-probability of the tokens of generated sentences, the closing </s> included: what beams compete by.
+
+        The search could tell, but only by keeping the logits of all its steps: 100 MB a clip and beam.
+
+        Args:
+            output: of `encode`, for B clips.
+            ids: (B N, L), of `generate`.
+
+        Returns:
+            (B N,) fp32.
+        """
+        labels = ids[:, 1:]
+        ended = (labels == EOS).cumsum(1) - (labels == EOS).long()  # (B N, L - 1), > 0 after the first </s>
+        labels = labels.masked_fill(ended > 0, IGNORE)
+        n_best = len(ids) // len(output.encoder_states)
+        states = output.encoder_states.repeat_interleave(n_best, 0)
+        mask = output.attention_mask.repeat_interleave(n_best, 0)
+        found = torch.zeros(labels.shape, device=labels.device)
+        for row, (own, decoded) in enumerate(zip(labels, self.decode(states, mask, labels), strict=True)):
+            real = own != IGNORE
+            log_probs = F.log_softmax(self.mt5_model.lm_head(decoded[real]).float(), dim=-1)
+            found[row, real] = log_probs.gather(1, own[real, None]).squeeze(1)
+        return found.sum(1) / (labels != IGNORE).sum(1)
 
     def sentences(self, ids: torch.Tensor) -> list[str]:
         """Text of generated ids; the first id is the decoder's start."""

@@ -73,20 +73,21 @@ class Pose:
         return self.start + len(self) + self.n_after
 
 
-def read_pose(path: str | Path, n_frames: int | None = None) -> Pose:
+def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) -> Pose:
     """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as Uni-Sign's pickle has it.
 
-    Of P people in a frame the first counts, as in Uni-Sign; a frame with nobody in it has no points (score 0).
+    Of P people in a frame the first counts, as in Uni-Sign; a frame without that person has no points (score 0).
     Optional "start" and "end" cut a clip out of a longer recording.
 
     Args:
         path: `.pkl`, `.npz` or `.pose`.
         n_frames: how many frames the labels say that the clip has, if they say it.
+        person: which person of each frame counts, in the file's order, from 0.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the content is no pose, or not of that many frames; one line with the file, what was seen and what
-            was wanted.
+        ValueError: the content is no pose, or not of that many frames, or no frame has that person; one line with the
+            file, what was seen and what was wanted.
     """
     content = load_pickle(path) if Path(path).suffix == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
@@ -102,11 +103,14 @@ def read_pose(path: str | Path, n_frames: int | None = None) -> Pose:
     if not (whole and 0 <= start < end <= len(scores)):
         raise ValueError(f"{path}: frames {start!r} to {end!r} of {len(scores)}; wanted 0 <= start < end <= frames.")
     pose = Pose(
-        _first_person(path, keypoints[start:end], (N_KEYPOINTS, 2), "keypoints"),
-        _first_person(path, scores[start:end], (N_KEYPOINTS,), "scores"),
+        _one_person(path, keypoints[start:end], (N_KEYPOINTS, 2), "keypoints", person),
+        _one_person(path, scores[start:end], (N_KEYPOINTS,), "scores", person),
         int(start),
         int(len(scores) - end),
     )
+    people = max(map(len, scores[start:end]))
+    if person and person >= people:
+        raise ValueError(f"{path}: no frame has more than {people} people; person {person} (from 0) is not there.")
     _check_values(path, pose)
     if n_frames is not None and len(pose) != n_frames:
         raise ValueError(
@@ -123,18 +127,18 @@ def _frames(path: str | Path, content: Mapping, what: str) -> list:
     return list(frames)
 
 
-def _first_person(path: str | Path, frames: list, shape: tuple[int, ...], what: str) -> np.ndarray:
+def _one_person(path: str | Path, frames: list, shape: tuple[int, ...], what: str, person: int) -> np.ndarray:
     kinds = {(frame.shape, frame.dtype) if isinstance(frame, np.ndarray) else None for frame in frames}
     kind = kinds.pop() if len(kinds) == 1 else None
-    if kind is not None and kind[0][1:] == shape and kind[0][0] and kind[1].kind in "fiu":
-        array = np.concatenate(frames)[:: kind[0][0]]  # frames of one kind, as nearly all files have them
+    if kind is not None and kind[0][1:] == shape and person < kind[0][0] and kind[1].kind in "fiu":
+        array = np.concatenate(frames)[person :: kind[0][0]]  # frames of one kind, as nearly all files have them
     else:
-        array = np.stack([_person_of(path, number, frame, shape, what) for number, frame in enumerate(frames)])
+        array = np.stack([_person_of(path, i, frame, shape, what, person) for i, frame in enumerate(frames)])
     # float16 is how some people save disk; its 11 bits would not survive the normalisation.
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
-def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...], what: str, person: int) -> np.ndarray:
     try:
         array = np.asarray(frame)
     except ValueError:  # rows of different lengths
@@ -143,7 +147,7 @@ def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...]
         seen = f"{array.dtype} of the shape {array.shape}"
         wanted = ("people", *shape)
         raise ValueError(f"{path}: frame {number} of {what} is {seen}; wanted numbers of the shape {wanted}.")
-    return array[0] if len(array) else np.zeros(shape, np.float32)
+    return array[person] if person < len(array) else np.zeros(shape, np.float32)
 
 
 def _check_values(path: str | Path, pose: Pose) -> None:

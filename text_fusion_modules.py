@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from mt5 import use_fused_activation
@@ -43,16 +44,17 @@ class TextEncoder(nn.Module):
     Args:
         folder: an mT5 folder (only its encoder is loaded) or any Hugging Face text encoder (BERT, XLM-R, MiniLM ...).
         max_tokens: a text is cut to this many tokens.
+        with_weights: False leaves an mT5's weights out, for an encoder that gets them from a checkpoint.
 
     Raises:
         FileNotFoundError: no such folder, or files missing in it.
         ValueError: files that cannot be read, or lack weights.
     """
 
-    def __init__(self, folder: str | Path, max_tokens: int = 128) -> None:
+    def __init__(self, folder: str | Path, max_tokens: int = 128, *, with_weights: bool = True) -> None:
         super().__init__()
         self.max_tokens = max_tokens
-        self.encoder, self._tokenize = _load_encoder(Path(folder))
+        self.encoder, self._tokenize = _load_encoder(Path(folder), with_weights)
         self.width = int(self.encoder.config.hidden_size)
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
@@ -131,13 +133,33 @@ def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
     return model
 
 
-def _load_encoder(folder: Path) -> tuple[PreTrainedModel, Any]:
+def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
+    """Make a model of a folder's config.json in fp32; its weights mean nothing until a checkpoint brings them.
+
+    Args:
+        kind: the class of transformers.
+        folder: with config.json.
+        flag: that names another folder.
+
+    Raises:
+        ValueError: config.json is damaged.
+    """
+    try:
+        with no_init_weights():
+            return kind(kind.config_class.from_pretrained(folder, local_files_only=True)).float()
+    except Exception as error:  # a damaged config raises nearly anything; each becomes one line
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}/config.json is damaged ({reason}). Name another folder with {flag}.") from error
+
+
+def _load_encoder(folder: Path, with_weights: bool) -> tuple[PreTrainedModel, Any]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
         )
     if model_type(folder) == "mt5":
-        encoder = read_pretrained(MT5EncoderModel, folder, "--text_encoder")
+        read = read_pretrained if with_weights else read_architecture
+        encoder = read(MT5EncoderModel, folder, "--text_encoder")
         use_fused_activation(encoder)
         return encoder, Tokenizer(folder).encode_batch
     encoder = read_pretrained(AutoModel, folder, "--text_encoder")

@@ -29,8 +29,8 @@ LEVELS = {
     1: ["labels", "pose", "text_fusion_modules", "distributed", "utils", "vlm_client"],
     2: ["batch", "rgb_fusion", "text_cache", "zero_state", "small_mt5", "posecodes", "pictures"],
     3: ["datasets", "models", "sample_data", "checkpoint", "bad_clips", "pose_sentences", "describe_by_model"],
-    4: ["survival", "description_audit", "benchmark_reference", "ablate"],
-    5: ["fine_tuning", "describe"],
+    4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator"],
+    5: ["fine_tuning", "describe", "inference"],
     6: ["pre_training_checklist", "benchmark"],
 }
 OWNERS = {

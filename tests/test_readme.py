@@ -11,6 +11,7 @@ import torch
 
 import describe
 import fine_tuning
+import inference
 import pre_training_checklist
 import utils
 from labels import read_labels
@@ -86,6 +87,8 @@ def test_commands_parse(readme):
     for command in commands(readme):
         if "describe.py" in command and " audit " not in command:
             describe.parse_args(shlex.split(command)[2:])
+        if "inference.py" in command:
+            inference.parse_args(shlex.split(command)[2:])
         if "pre_training_checklist.py" in command:
             utils.parse_args([word for word in shlex.split(command)[2:] if word not in ("--strict", "--full")])
 
@@ -156,7 +159,7 @@ def test_every_flag_has_one_row_with_its_default(readme):
 
 @both
 def test_no_flag_is_made_up(readme):
-    parsers = (utils.get_args_parser(), describe.get_args_parser())
+    parsers = (utils.get_args_parser(), describe.get_args_parser(), inference.get_args_parser())
     known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) <= known | OTHER_FLAGS
 

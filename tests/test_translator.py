@@ -1,0 +1,231 @@
+"""A checkpoint alone makes a translator that writes what the evaluation writes."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import fine_tuning
+import utils
+from checkpoint import save_weights
+from config import DATASETS, ModelConfig
+from datasets import S2T_Dataset
+from models import Uni_Sign, load_mt5
+from pose import read_pose
+from text_fusion_modules import TextEncoder
+from tokenizer import Tokenizer
+from translator import Translator, load_descriptions
+
+OPTIONS = {"dtype": "fp32", "num_beams": 2, "max_new_tokens": 24, "device": "cpu"}
+
+
+def new_model(folder, **sizes):
+    """A random model whose sentences depend on poses and texts."""
+    config = ModelConfig(hidden_dim=16, **sizes)
+    torch.manual_seed(0)
+    texts = TextEncoder(folder) if config.use_descriptions else None
+    model = Uni_Sign(config, load_mt5(folder), Tokenizer(folder), texts).eval()
+    with torch.no_grad():
+        model.pose_proj.weight *= 10
+    return model
+
+
+@pytest.fixture(scope="module")
+def described(small_mt5_folder, tmp_path_factory):
+    """A checkpoint of a model with descriptions, and the model."""
+    model = new_model(small_mt5_folder, use_descriptions=True)
+    path = tmp_path_factory.mktemp("weights") / "described.pth"
+    save_weights(path, model.state_dict(), model.config, mt5_path=str(small_mt5_folder), max_length=64)
+    return path, model
+
+
+@pytest.mark.parametrize("flags", [(), ("--use_descriptions",), ("--use_descriptions", "--text_encoder_freeze")])
+def test_writes_what_the_evaluation_writes(flags, corpus, small_mt5_folder, tmp_path, monkeypatch):
+    """Nothing but the checkpoint is given; clips are longer than --max_length, so the same frames must be sampled."""
+    model = new_model(small_mt5_folder, use_descriptions=bool(flags))
+    frozen = "--text_encoder_freeze" in flags
+    weights = {n: w for n, w in model.state_dict().items() if not (frozen and n.startswith("text_encoder."))}
+    checkpoint = tmp_path / "best_checkpoint.pth"
+    common = (
+        f"--root {corpus} --mt5_path {small_mt5_folder} --hidden_dim 16 --max_length 40 --dtype fp32 --num_workers 0 "
+        f"--num_beams 2 --max_new_tokens 24 --eval --finetune {checkpoint} --output_dir {tmp_path}"
+    )
+    args = utils.parse_args([*common.split(), *flags])
+    save_weights(checkpoint, weights, model.config, **fine_tuning.weights_facts(args))
+    fine_tuning.main(args)
+    wanted = {
+        line["name"]: line["hypothesis"]
+        for line in map(json.loads, (tmp_path / "test_predictions.jsonl").read_text(encoding="utf-8").splitlines())
+    }
+    dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "test")
+    assert max(len(read_pose(path)) for path in dataset.pose_paths.values()) > 40
+
+    monkeypatch.chdir(tmp_path)
+    translate = Translator.from_checkpoint(checkpoint, **OPTIONS)
+    found = {}
+    for name, path in dataset.pose_paths.items():
+        texts = corpus / f"description/CSL-Daily/split_data/test/{name}.json"
+        found[name] = translate(path, texts if flags and texts.is_file() else None)
+    assert found == wanted
+    assert len(set(wanted.values())) > 2  # of 7: they are not all the same
+
+
+@pytest.fixture
+def clip(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "clip.npz"
+    np.savez(path, keypoints=rng.random((12, 2, 133, 2)), scores=np.ones((12, 2, 133)))
+    return path
+
+
+def test_every_weight_is_the_checkpoints(described, tmp_path, small_mt5_folder):
+    """Without reading mT5's weights, and without the tie between input and output embeddings."""
+    path, model = described
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "spiece.model"):
+        shutil.copy(small_mt5_folder / name, bare / name)
+    loaded = Translator.from_checkpoint(path, mt5_path=str(bare), **OPTIONS).model
+    assert not torch.equal(loaded.mt5_model.lm_head.weight, loaded.mt5_model.shared.weight)
+    wanted = model.state_dict()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+
+
+def test_descriptions_count_and_may_be_left_out(described, clip):
+    translate = Translator.from_checkpoint(described[0], **OPTIONS)
+    pose = read_pose(clip)
+    texts = [{}, dict.fromkeys(range(12), "右手食指伸直"), dict.fromkeys(range(12), "the left hand is at the chin")]
+    scores = {translate.candidates([translate.sample(pose, text)])[0][0].score for text in texts}
+    assert len(scores) == 3
+    assert translate(clip) == translate(pose, {})
+
+
+def test_n_best_are_sorted_and_scored_as_the_search_scores(described, clip):
+    translate = Translator.from_checkpoint(described[0], **{**OPTIONS, "num_beams": 4, "max_new_tokens": 20})
+    samples = [translate.sample(read_pose(clip, person=person)) for person in (0, 1)]
+    found = translate.candidates(samples, n_best=3)
+    assert [len(candidates) for candidates in found] == [3, 3]
+    for sample, candidates in zip(samples, found, strict=True):
+        assert [c.score for c in candidates] == sorted((c.score for c in candidates), reverse=True)
+        assert len({c.score for c in candidates}) == 3
+        alone = translate.candidates([sample], n_best=3)[0]
+        assert [c.text for c in alone] == [c.text for c in candidates]
+        assert [c.score for c in alone] == pytest.approx([c.score for c in candidates], abs=1e-4)
+        assert translate.candidates([sample])[0][0].text == candidates[0].text
+
+
+@pytest.mark.parametrize("length", [3, 20])
+def test_scores_are_transformers_own(described, clip, length):
+    """Against the search's own scores, with sentences that end and sentences that are cut."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    from batch import collate_fn
+
+    translate = Translator.from_checkpoint(described[0], **OPTIONS)
+    src_input = collate_fn([translate.sample(read_pose(clip, person=person)) for person in (0, 1)])[0]
+    with torch.no_grad():
+        encoded = translate.model.encode(src_input)
+    found = translate.model.mt5_model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded.encoder_states),
+        attention_mask=encoded.attention_mask,
+        num_beams=4,
+        num_return_sequences=4,
+        max_new_tokens=length,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    ids = translate.model.generate(encoded, 4, length, n_best=4)
+    assert torch.equal(ids, found.sequences)
+    ours = translate.model.log_probs(encoded, ids)
+    assert torch.allclose(ours, found.sequences_scores, atol=1e-4), (ours, found.sequences_scores)
+
+
+def test_another_person_is_another_clip(described, clip):
+    translate = Translator.from_checkpoint(described[0], **OPTIONS)
+    first, second = (translate.sample(read_pose(clip, person=person)).pose_sample["left"] for person in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_descriptions_start_where_the_clip_does(described, tmp_path):
+    """Numbers in description files are those of the recording."""
+    path = tmp_path / "cut.pkl"
+    frames = [np.full((1, 133, 2), 0.5)] * 30
+    content = {"keypoints": frames, "scores": [np.ones((1, 133))] * 30, "start": 10, "end": 20}
+    path.write_bytes(pickle.dumps(content))
+    translate = Translator.from_checkpoint(described[0], **OPTIONS)
+    (tmp_path / "cut.json").write_text(json.dumps({"12.jpg": "twelve", "25.jpg": "beyond"}))
+    pose = read_pose(path)
+    sample = translate.sample(pose, load_descriptions(tmp_path / "cut.json", pose))
+    assert sample.descriptions == ["twelve"] * 10
+    assert sample.has_description == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+def changed(described, tmp_path, **facts):
+    content = torch.load(described[0], weights_only=True)
+    torch.save({**content, **facts}, tmp_path / "changed.pth")
+    return tmp_path / "changed.pth"
+
+
+def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
+    content = torch.load(described[0], weights_only=True)
+    model = content["model"]
+    rgb = changed(described, tmp_path, config={**content["config"], "rgb_support": True})
+    with pytest.raises(ValueError, match="needs videos beside the poses"):
+        Translator.from_checkpoint(rgb)
+    newer = changed(described, tmp_path, config={**content["config"], "colour": 1})
+    with pytest.raises(ValueError, match="another version of this code.*colour"):
+        Translator.from_checkpoint(newer)
+    gone = changed(described, tmp_path, mt5_path=str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match=r"gone/config.json does not exist.*--mt5_path"):
+        Translator.from_checkpoint(gone)
+    fusion = changed(described, tmp_path, model={n: w for n, w in model.items() if n.startswith("gating")})
+    with pytest.raises(ValueError, match="holds no whole model"):
+        Translator.from_checkpoint(fusion)
+    hole = changed(described, tmp_path, model={n: w for n, w in model.items() if n != "part_para"})
+    with pytest.raises(ValueError, match="1 weights differ, the first is part_para"):
+        Translator.from_checkpoint(hole)
+    torch.save({"model": model}, tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match="does not say where its mT5 is"):
+        Translator.from_checkpoint(tmp_path / "plain.pth")
+
+
+def test_wrong_calls(described, clip, tmp_path):
+    translate = Translator.from_checkpoint(described[0], **OPTIONS)
+    with pytest.raises(ValueError, match="A video is not read here yet: extract its poses"):
+        translate("talk.mp4")
+    with pytest.raises(FileNotFoundError, match=r"none.pkl does not exist"):
+        translate(tmp_path / "none.pkl")
+    np.savez(tmp_path / "nobody.npz", keypoints=np.zeros((4, 133, 2)), scores=np.zeros((4, 133)))
+    with pytest.raises(ValueError, match="no point of person 0 was found in any frame"):
+        translate(tmp_path / "nobody.npz")
+    with pytest.raises(ValueError, match="--n_best 3: a search with 2 beams"):
+        translate.candidates([translate.sample(read_pose(clip))], n_best=3)
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read as descriptions"):
+        translate(clip, tmp_path / "bad.json")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="finds no GPU"):
+            Translator(translate.model, device="cuda")
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        Translator(translate.model, device="cpu", dtype="fp16")
+
+
+def test_weights_without_a_config_take_what_is_given(small_mt5_folder, tmp_path, clip):
+    """As Uni-Sign publishes them: pose-only, Chinese unless told otherwise."""
+    model = new_model(small_mt5_folder, language="English")
+    torch.save({"model": model.state_dict()}, tmp_path / "released.pth")
+    loaded = Translator.from_checkpoint(
+        tmp_path / "released.pth", mt5_path=str(small_mt5_folder), language="English", **OPTIONS
+    )
+    assert (loaded.model.config.hidden_dim, loaded.model.config.language) == (16, "English")
+    assert loaded(clip) == Translator(model, **OPTIONS)(clip)
+    with pytest.raises(ValueError, match="trained without descriptions"):
+        loaded(clip, {0: "up"})

@@ -1,0 +1,273 @@
+"""From a checkpoint to sentences: `Translator.from_checkpoint("best_checkpoint.pth")("clip.pose")`.
+
+Letters: B clips of a batch, T sampled frames, N sentences of a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from batch import Sample, collate_fn, to_device
+from checkpoint import TEXT_ENCODER_PREFIX, read_weights
+from config import POSE_SUFFIXES, ModelConfig
+from models import Uni_Sign, load_mt5
+from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
+from rgb_fusion import PREFIXES as RGB_PREFIXES
+from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
+from text_fusion_modules import TextEncoder, TextFeatures
+from tokenizer import Tokenizer
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Candidate(NamedTuple):
+    """A sentence, and the mean log-probability of its tokens: closer to 0 is surer."""
+
+    text: str
+    score: float
+
+
+class Translator:
+    """Writes sentences for clips.
+
+    Args:
+        model: with its weights.
+        max_length: a longer clip is sampled down to this many frames, evenly, as in evaluation.
+        device: where to compute, "cpu" or "cuda"; by default a GPU if there is one.
+        dtype: of matrix products: "bf16", "fp16" (GPU only) or "fp32".
+        num_beams: of the search for a sentence.
+        max_new_tokens: of a sentence.
+
+    Raises:
+        ValueError: a device that is not there, or that cannot compute in this dtype.
+    """
+
+    def __init__(
+        self,
+        model: Uni_Sign,
+        *,
+        max_length: int = 256,
+        device: str = "",
+        dtype: str = "bf16",
+        num_beams: int = 4,
+        max_new_tokens: int = 100,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {device}: torch finds no GPU here; use cpu.")
+        if dtype == "fp16" and self.device.type == "cpu":
+            raise ValueError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.")
+        self.model = model.to(self.device).eval()
+        self.max_length, self.dtype = max_length, dtype
+        self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        mt5_path: str = "",
+        text_encoder: str = "",
+        language: str = "",
+        max_length: int = 0,
+        **options: Any,
+    ) -> Translator:
+        """Load a checkpoint of `fine_tuning.py`, or pose-only weights of Uni-Sign.
+
+        What is left out is as in training, as far as the checkpoint says it. Of mT5 only config.json and spiece.model
+        are read.
+
+        Args:
+            path: `best_checkpoint.pth` for example.
+            mt5_path: mT5's folder; by default the one of training.
+            text_encoder: the folder of the text encoder, likewise.
+            language: the language of the prompt; to be given for weights that have no config, if it is not Chinese.
+            max_length: by default that of training, or 256.
+            options: of `Translator`.
+
+        Raises:
+            FileNotFoundError: the checkpoint, or a folder that belongs to it, is not there.
+            ValueError: no whole model without crops of the hands, or files that do not fit.
+        """
+        weights, facts = read_weights(path, "--checkpoint")
+        config = _config(path, facts, weights, text_encoder=text_encoder, language=language)
+        mt5_folder = mt5_path or facts.get("mt5_path")
+        if not mt5_folder:
+            raise ValueError(
+                f"--checkpoint: {path} does not say where its mT5 is; name the folder with its config.json and "
+                "spiece.model with --mt5_path."
+            )
+        mt5 = load_mt5(mt5_folder, with_weights=False)
+        texts: TextFeatures | None = None
+        if config.use_descriptions:
+            folder = config.text_encoder or mt5_folder
+            if any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):
+                texts = TextEncoder(folder, config.text_max_tokens, with_weights=False)
+            else:
+                projection = weights.get("text_projection.weight")  # (D, W)
+                width = mt5.config.d_model if projection is None else projection.shape[1]
+                texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
+        model = Uni_Sign(config, mt5, Tokenizer(mt5_folder), texts)
+        own = {name: value.shape for name, value in model.state_dict().items()}
+        given = {name: value.shape for name, value in weights.items()}
+        if differing := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
+            raise ValueError(
+                f"--checkpoint: {path} does not fit the mT5 in {mt5_folder}, or is no whole model of this code: "
+                f"{len(differing)} weights differ, the first is {differing[0]}. Name the mT5 of training: --mt5_path."
+            )
+        model.load_state_dict(weights)
+        return cls(model, max_length=max_length or facts.get("max_length", 256), **options)
+
+    def __call__(self, clip: str | Path | Pose, descriptions: Mapping[int, str] | str | Path | None = None) -> str:
+        """Translate one clip.
+
+        Args:
+            clip: a pose file, or what `pose.read_pose` made of one.
+            descriptions: {frame number in the recording: text}, or a JSON file of them; None for none, which a model
+                with descriptions takes as well.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file that cannot be used, or descriptions for a model without.
+        """
+        pose = clip if isinstance(clip, Pose) else load_pose(clip)
+        if isinstance(descriptions, str | Path):
+            descriptions = load_descriptions(descriptions, pose)
+        return self.candidates([self.sample(pose, descriptions)])[0][0].text
+
+    def sample(self, pose: Pose, descriptions: Mapping[int, str] | None = None, name: str = "") -> Sample:
+        """Bring a clip to the model's input, as `S2T_Dataset` does in evaluation.
+
+        Raises:
+            ValueError: descriptions for a model without.
+        """
+        frames = sample_frames(len(pose), self.max_length)  # (T,)
+        texts = own = None
+        if self.model.config.use_descriptions:
+            texts, own = TemporalAligner().align(descriptions or {}, frames + pose.start)
+        elif descriptions is not None:
+            raise ValueError("--descriptions, --describe: this checkpoint was trained without descriptions; drop them.")
+        return Sample(name, part_keypoints(pose, frames), "", "", {}, texts, own)
+
+    @torch.no_grad()
+    def candidates(self, samples: Sequence[Sample], n_best: int = 1) -> list[list[Candidate]]:
+        """Search the sentences of a batch of clips.
+
+        Args:
+            samples: B clips of `sample`.
+            n_best: N; at most `num_beams`.
+
+        Returns:
+            For each clip N sentences, the best first.
+
+        Raises:
+            ValueError: more sentences than beams, or too many clips for the GPU's memory.
+        """
+        if n_best > self.num_beams:
+            raise ValueError(f"--n_best {n_best}: a search with {self.num_beams} beams has no more; raise --num_beams.")
+        kind, autocast = self.device.type, self.dtype in DTYPES
+        try:
+            with torch.autocast(kind, dtype=DTYPES.get(self.dtype, torch.bfloat16), enabled=autocast):
+                encoded = self.model.encode(to_device(collate_fn(samples)[0], self.device))
+                ids = self.model.generate(encoded, self.num_beams, self.max_new_tokens, n_best=n_best)
+                scores = self.model.log_probs(encoded, ids).tolist()
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"out of GPU memory ({str(error)[:80]}). Lower --batch-size or --num_beams.") from None
+        found = [Candidate(*pair) for pair in zip(self.model.sentences(ids), scores, strict=True)]
+        return [found[first : first + n_best] for first in range(0, len(found), n_best)]
+
+
+class FrozenTextEncoder:
+    """The text encoder of a model that was trained with it frozen: not in the checkpoint, read with the first text.
+
+    Args:
+        folder: of the encoder.
+        max_tokens: a text is cut to this many tokens.
+        width: W, of the encoder that the model was trained with.
+        device: where to compute.
+    """
+
+    def __init__(self, folder: str | Path, max_tokens: int, width: int, device: str = "") -> None:
+        self.folder, self.max_tokens, self.width = folder, max_tokens, width
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.encoder: TextEncoder | None = None
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """n texts -> (n, W), in fp32 as in the cache of training.
+
+        Raises:
+            FileNotFoundError: the encoder is not there.
+            ValueError: it is another one.
+        """
+        if not texts:
+            return torch.empty(0, self.width)
+        if self.encoder is None:
+            encoder = TextEncoder(self.folder, self.max_tokens)
+            if encoder.width != self.width:
+                raise ValueError(
+                    f"text encoder: {self.folder} has the width {encoder.width}; the checkpoint was trained "
+                    f"with one of {self.width}. Name that one with --text_encoder."
+                )
+            self.encoder = encoder.to(self.device).eval()
+        with torch.autocast(self.device.type, enabled=False):
+            return self.encoder(texts)
+
+
+def _config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
+    """The config in a checkpoint, with what was given in its place."""
+    # What Uni-Sign publishes has no config; the width shows in its weights.
+    plain = {"hidden_dim": len(weights["part_para"]) // len(PART_JOINTS)} if "part_para" in weights else {}
+    saved = facts.get("config", plain)
+    try:
+        config = ModelConfig(**{**saved, **{key: value for key, value in given.items() if value}})
+    except TypeError as error:
+        raise ValueError(f"--checkpoint: {path} is of another version of this code ({error}).") from None
+    if config.rgb_support or any(name.startswith(RGB_PREFIXES) for name in weights):
+        raise ValueError(
+            f"--checkpoint: {path} looks at crops of the hands: it needs videos beside the poses, which is not "
+            "supported here yet. Give a checkpoint that was trained without --rgb_support."
+        )
+    if not any(name.startswith("mt5_model.") for name in weights):
+        raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
+    return config
+
+
+def load_pose(path: str | Path, person: int = 0) -> Pose:
+    """Read a pose file; anything else gets a line that says what to do.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a video, no pose, or one that shows nobody.
+    """
+    if Path(path).suffix not in POSE_SUFFIXES:
+        raise ValueError(
+            f"{path}: is no pose file ({', '.join(POSE_SUFFIXES)}). A video is not read here yet: extract its poses "
+            "first, with MediaPipe Holistic, OpenPose or an extractor of the 133 COCO-WholeBody points."
+        )
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    pose = read_pose(path, person=person)
+    if not (pose.scores > SCORE_THRESHOLD).any():
+        raise ValueError(f"{path}: no point of person {person} was found in any frame; there is nothing to translate.")
+    return pose
+
+
+def load_descriptions(path: str | Path, pose: Pose) -> dict[int, str]:
+    """Read one description file, in any form that training takes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--descriptions: {path} does not exist.")
+    loader = DescriptionLoader(path.parent)
+    texts = loader.load(path.stem, pose.start + len(pose)) if path.suffix == ".json" else {}
+    if not loader.counts.files_found:
+        raise ValueError(f"--descriptions: {path} cannot be read as descriptions; wanted a .json file of them.")
+    return texts
