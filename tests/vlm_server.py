@@ -26,6 +26,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status, body, headers=(), length=None):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.done()
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -38,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.requests.append({"path": self.path, "key": self.headers.get("Authorization"), "body": body})
             self.server.running += 1
+            self.at_work = 1
             self.server.most_running = max(self.server.most_running, self.server.running)
             number = len(self.server.requests)
         try:
@@ -45,8 +47,13 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:
-            with self.server.lock:
-                self.server.running -= 1
+            self.done()
+
+    def done(self):
+        """No longer at work on the request: once its answer goes out, the client may ask the next."""
+        with self.server.lock:
+            self.server.running -= self.at_work
+            self.at_work = 0
 
     # -- behaviours --------------------------------------------------------------------------------------------------
 
