@@ -379,10 +379,10 @@ class Meter:
         forms = [(stage.ours, Form())]
         if compare and stage.reference is not None:
             forms.append((stage.reference, Form()))
+        with FlopCounterMode(display=False) as counter:
+            stage.ours()
+        forms[0][1].flops = float(counter.get_total_flops())
         for work, form in forms:
-            with FlopCounterMode(display=False) as counter:
-                work()
-            form.flops = float(counter.get_total_flops())
             form.peak_mib = self.peak(work)
         for _ in range(self.repeats):
             for work, form in forms:
