@@ -22,7 +22,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tu
     video, pose = label.pop("video", None) or label.get("video_path"), label.get("pose")
     name = name or label.get("name") or os.path.splitext(str(video or pose or ""))[0]
     if not name:
-        raise ValueError(f"{path}: {where} has neither name nor video; its fields are {', '.join(map(str, entry))}.")
+        raise ValueError(f"{path}: {where} has neither name nor video; its fields are {_names(entry)}.")
     if not isinstance(label.get("text", ""), str | int):  # NaN, for instance, is how some programs write "none"
         raise ValueError(f"{path}: clip {name!r} has the text {label['text']!r:.60}; wanted a text.")
     label["name"] = name = str(name)
@@ -116,6 +117,11 @@ def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tu
 
 def _shown(value: object) -> str:
     return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
+def _names(fields: Iterable[Any]) -> str:
+    """Field names in one line, whatever characters and however many a file has."""
+    return ", ".join(f"{field!r:.60}" for field in islice(fields, 20)) or "none"
 
 
 # -- the kinds of files: each gives (where it stands, the clip's name or None, its fields) -----------------------------
@@ -162,7 +168,7 @@ def _read_table(path: str | Path) -> Entries:
     header = [name.strip() for name in header]
     for where, row in rows:
         if len(row) != len(header):
-            raise ValueError(f"{path}: {where} has {len(row)} cells, the header {len(header)}: {', '.join(header)}.")
+            raise ValueError(f"{path}: {where} has {len(row)} cells, the header {len(header)}: {_names(header)}.")
         yield where, None, dict(zip(header, (cell.strip() for cell in row), strict=True))
 
 

@@ -156,7 +156,7 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         ("labels.json", "[]", "holds no clips"),
         ("labels.json", "[1]", "entry 1 is 1; wanted the fields"),
         ("labels.json", '{"a": 1}', "'a' is 1; wanted the fields"),
-        ("labels.json", '[{"text": "t"}]', "entry 1 has neither name nor video; its fields are text"),
+        ("labels.json", '[{"text": "t"}]', "entry 1 has neither name nor video; its fields are 'text'"),
         ("labels.json", '[{"name": "a"}, {"name": "a"}]', "the clip 'a' is there twice, the second time at entry 2"),
         ("labels.json", '[{"name": "a", "frames": "12.5"}]', "clip 'a' has '12.5' frames; wanted a whole number"),
         ("labels.json", '[{"name": "a", "frames": true}]', "clip 'a' has True frames"),
@@ -168,8 +168,8 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         ("labels.jsonl", '{"name": "a"}\n{"name": ', "line 2 is not JSON"),
         ("labels.csv", "", "holds no clips"),
         ("labels.csv", "name,text\n", "holds no clips"),
-        ("labels.csv", "id,text\n1,t\n", "line 2 has neither name nor video; its fields are id, text"),
-        ("labels.csv", "name,text\na,one, two\n", "line 2 has 3 cells, the header 2: name, text"),
+        ("labels.csv", "id,text\n1,t\n", "line 2 has neither name nor video; its fields are 'id', 'text'"),
+        ("labels.csv", "name,text\na,one, two\n", "line 2 has 3 cells, the header 2: 'name', 'text'"),
         ("labels.csv", 'name,text\na,"t\n', "line 2: unexpected end of data"),
         ("labels.csv", "name,text\na,\u00fc\n".encode("latin1"), "is not UTF-8 text"),
     ],
@@ -199,3 +199,15 @@ def test_missing_fields_are_left_to_who_needs_them(shared_real):
     labels = read_labels(shared_real / "hostile" / "labels.missing_fields")
     assert [name for name, label in labels.items() if "text" not in label] == ["b", "d"]
     assert "gloss" not in labels["c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("labels.json", '[{"a\u0085b\u2028c": 1}]'), ("labels.csv", '"na\nme",text\n1,2,3\n')],
+)
+def test_field_names_do_not_break_a_message(tmp_path, name, content):
+    """A line break of any kind, as unicode counts them, in a field's name."""
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="labels") as refused:
+        read_labels(tmp_path / name)
+    assert len(str(refused.value).splitlines()) == 1
