@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
+import os
 import signal
 import stat
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -262,8 +265,18 @@ def _chunks(indices: np.ndarray, size: int) -> list[list[int]]:
 
 def _leave_signals_to_the_run(_: int) -> None:
     """A signal to all processes of a job must not end those that load data before the run has finished its step."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # kept for the thread, which sees who sent it
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    """End on the run's own SIGTERM: a Python that leaves with an error sends it, and waits until it is obeyed."""
+    run = multiprocessing.parent_process()
+    while run and signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
+        pass
+    os._exit(0)
 
 
 class ClipLoader:

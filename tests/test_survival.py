@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -33,12 +35,18 @@ def wait_for(run, condition):
 # -- signals ---------------------------------------------------------------------------------------------------------
 
 
+def kill_group(pid, number):
+    """Send from a process outside the job: those that load data obey the run itself, and nobody else."""
+    code = f"import os; os.killpg({pid}, {int(number)})"
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, start_new_session=True)
+
+
 class SignalAt:
     """Send this process a signal in the middle of a step, or of an evaluation, as SLURM would."""
 
     def __init__(self, number, call, where="forward", rank=0, again_after=None, to_all=False):
         self.number, self.call, self.where, self.rank, self.again_after = number, call, where, rank, again_after
-        self.seen, self.kill = 0, os.killpg if to_all else os.kill
+        self.seen, self.kill = 0, kill_group if to_all else os.kill
 
     def __call__(self):
         from models import Uni_Sign
@@ -55,6 +63,16 @@ class SignalAt:
             return function(*arguments, **options)
 
         setattr(Uni_Sign, self.where, watched)
+
+
+def break_the_loss():
+    """Let something fail that nobody foresaw, in the middle of an epoch."""
+    from models import Uni_Sign
+
+    def target_loss(*_arguments):
+        raise RuntimeError("the loss is broken")
+
+    Uni_Sign.target_loss = target_loss
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +107,12 @@ def test_two_processes_stop_at_the_same_step(tiny, tmp_path):  # noqa: F811
     text = run.finish(code=RESUME_ME)
     assert text.count("the run stops after this step") == 1
     assert "stopped by another process after step 2" in text
+
+
+def test_an_unforeseen_error_ends_the_run(tiny, tmp_path):  # noqa: F811
+    """The processes that load data heed no signal but the run's own; else the run would wait for them for ever."""
+    run = start(tiny, tmp_path / "out", "--num_workers", "2", before=break_the_loss)
+    assert "the loss is broken" in run.finish(code=1)
 
 
 def test_a_second_signal_ends_at_once(tiny, tmp_path):  # noqa: F811
