@@ -1,8 +1,13 @@
 """What several test files share: reference data beside the checkout, and small models."""
 
+import gzip
+import json
 import os
+import pickle
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Small tensors gain nothing from threads, and two test runs on one machine would wait for each other's.
@@ -38,6 +43,56 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "sample"
     write_corpus(folder, {"train": 24, "dev": 9, "test": 7})
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as users have it: a few made-up clips of each data set, where Uni-Sign keeps them, and an mT5."""
+    from config import DATASETS, SPLITS
+
+    words = {"Chinese": "今天很高兴。", "English": "How are you today?"}
+    root = tmp_path_factory.mktemp("world")
+    shutil.copytree(corpus / "pretrained_weight", root / "pretrained_weight")
+    poses = sorted(corpus.glob("dataset/CSL_Daily/pose_format/*.pkl"))
+    texts = sorted(corpus.glob("description/CSL-Daily/split_data/*/*.json"))
+    for spec in (spec.under(root) for spec in DATASETS.values()):
+        entries = {}  # label file -> clips
+        for split in SPLITS:
+            if split not in spec.labels:
+                continue
+            own = spec.for_split(split)
+            described = Path(spec.description_dir) / spec.folder(split)
+            for folder in (Path(own.pose_dir), described):
+                folder.mkdir(parents=True, exist_ok=True)
+            clips = entries.setdefault(spec.labels[split], {})
+            for number in range(4 if split == "train" else 2):
+                name = f"{spec.folder(split)}_{number}"
+                text = f"{'book' if number % 2 else 'drink'}" if "ISLR" in spec.tasks else words[spec.language]
+                clips[name] = {"name": name, "gloss": ["今天", "高兴"], "text": text, "video_path": f"{name}.mp4"}
+                shutil.copy(poses[number], Path(own.pose_dir) / f"{name}.pkl")
+                shutil.copy(texts[number], described / f"{name}.json")
+        for path, clips in entries.items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if path.endswith(".json"):  # CSL-News
+                news = [{"video": f"{n}.mp4", "pose": f"{n}.pkl", "text": clip["text"]} for n, clip in clips.items()]
+                Path(path).write_text(json.dumps(news, ensure_ascii=False), encoding="utf-8")
+            else:
+                Path(path).write_bytes(gzip.compress(pickle.dumps(clips)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def filmed_world(world: Path, write_video) -> None:
+    """The same, with a video beside each pose file."""
+    from config import DATASETS
+    from pose import read_pose
+
+    for spec in (spec.under(world) for spec in DATASETS.values()):
+        for split in spec.labels:
+            own = spec.for_split(split)
+            for pose in Path(own.pose_dir).iterdir():
+                frames = [np.full((48, 64, 3), 99, np.uint8)] * len(read_pose(pose))
+                write_video(Path(own.rgb_dir) / f"{pose.stem}.mp4", frames)
 
 
 @pytest.fixture(scope="session")

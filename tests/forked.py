@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -22,13 +23,18 @@ _PATH = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().
 os.environ["PYTHONPATH"] = os.pathsep.join([*_PATH, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _run(flags: list[str], environment: dict[str, str], log: str, before: Callable[[], None] | None) -> None:
-    os.environ.update(environment)
+def _write_to(log: str) -> None:
+    """Let what this process and its children print go to a file."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 -- for as long as the process lives
     os.setpgid(0, 0)
+
+
+def _run(flags: list[str], environment: dict[str, str], log: str, before: Callable[[], None] | None) -> None:
+    os.environ.update(environment)
+    _write_to(log)
     import torch
 
     import distributed
@@ -42,6 +48,30 @@ def _run(flags: list[str], environment: dict[str, str], log: str, before: Callab
     with distributed.naming_the_lost():
         utils.run(lambda: fine_tuning.main(args))
     distributed.stop()
+
+
+def _program(words: list[str], folder: str, log: str) -> None:
+    _write_to(log)
+    os.chdir(folder)
+    sys.argv = words
+    runpy.run_path(str(Path(_PATH[0]) / words[0]), run_name="__main__")
+    sys.stdout.flush()
+
+
+def run_program(words: list[str], folder: Path, log: Path, timeout: float = 120) -> tuple[int, str]:
+    """Run `python PROGRAM.py ...` of this project in a folder.
+
+    Returns:
+        The exit status, and what it wrote to the terminal.
+    """
+    log.unlink(missing_ok=True)
+    process = _CONTEXT.Process(target=_program, args=(words, str(folder), str(log)))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode, log.read_text(encoding="utf-8", errors="replace")
 
 
 class Run:

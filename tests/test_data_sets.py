@@ -1,9 +1,7 @@
 """Every data set of config.py in the layout of its own, through the command lines that the README gives for it."""
 
 import csv
-import gzip
 import json
-import pickle
 import re
 import shlex
 import shutil
@@ -20,7 +18,7 @@ import metrics
 import pre_training_checklist
 import survival
 import utils
-from config import DATASETS, SPLITS, DatasetSpec
+from config import DATASETS, DatasetSpec
 from labels import read_labels
 from pose import read_pose
 
@@ -30,56 +28,11 @@ SMALL = (
     "--hidden_dim 16 --epochs 1 --batch-size 2 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 0 "
     "--num_beams 1 --max_new_tokens 4"
 ).split()
-WORDS = {"Chinese": "今天很高兴。", "English": "How are you today?"}
 # (data set, task, input, command) of the README's table
 ROWS = [
     tuple(cell.strip(" `") for cell in row)
     for row in re.findall(r"^\| (\w+) \| (SLT|ISLR|CSLR) \| ([^|]+) \| (`[^|]+`) \|$", README, re.M)
 ]
-
-
-@pytest.fixture(scope="module")
-def world(corpus, tmp_path_factory):
-    """A folder as users have it: a few made-up clips of each data set, where Uni-Sign keeps them, and an mT5."""
-    root = tmp_path_factory.mktemp("world")
-    shutil.copytree(corpus / "pretrained_weight", root / "pretrained_weight")
-    poses = sorted(corpus.glob("dataset/CSL_Daily/pose_format/*.pkl"))
-    texts = sorted(corpus.glob("description/CSL-Daily/split_data/*/*.json"))
-    for spec in (spec.under(root) for spec in DATASETS.values()):
-        entries = {}  # label file -> clips
-        for split in SPLITS:
-            if split not in spec.labels:
-                continue
-            own = spec.for_split(split)
-            described = Path(spec.description_dir) / spec.folder(split)
-            for folder in (Path(own.pose_dir), described):
-                folder.mkdir(parents=True, exist_ok=True)
-            clips = entries.setdefault(spec.labels[split], {})
-            for number in range(4 if split == "train" else 2):
-                name = f"{spec.folder(split)}_{number}"
-                text = f"{'book' if number % 2 else 'drink'}" if "ISLR" in spec.tasks else WORDS[spec.language]
-                clips[name] = {"name": name, "gloss": ["今天", "高兴"], "text": text, "video_path": f"{name}.mp4"}
-                shutil.copy(poses[number], Path(own.pose_dir) / f"{name}.pkl")
-                shutil.copy(texts[number], described / f"{name}.json")
-        for path, clips in entries.items():
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            if path.endswith(".json"):  # CSL-News
-                news = [{"video": f"{n}.mp4", "pose": f"{n}.pkl", "text": clip["text"]} for n, clip in clips.items()]
-                Path(path).write_text(json.dumps(news, ensure_ascii=False), encoding="utf-8")
-            else:
-                Path(path).write_bytes(gzip.compress(pickle.dumps(clips)))
-    return root
-
-
-@pytest.fixture(scope="module")
-def filmed_world(world, write_video):
-    """The same, with a video beside each pose file."""
-    for spec in (spec.under(world) for spec in DATASETS.values()):
-        for split in spec.labels:
-            own = spec.for_split(split)
-            for pose in Path(own.pose_dir).iterdir():
-                frames = [np.full((48, 64, 3), 99, np.uint8)] * len(read_pose(pose))
-                write_video(Path(own.rgb_dir) / f"{pose.stem}.mp4", frames)
 
 
 def run(root, out, *flags):
