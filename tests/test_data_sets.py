@@ -15,7 +15,7 @@ import torch
 
 import fine_tuning
 import metrics
-import pre_training_checklist
+import readiness
 import survival
 import utils
 from config import DATASETS, DatasetSpec
@@ -235,8 +235,8 @@ def test_the_checklist_finds_wrong_frame_counts(shared_real, tmp_path, capsys):
     content = (tmp_path / "labels.csv").read_text().replace(f"{rows[0]['frames']},train", "9,train")
     (tmp_path / "labels.csv").write_text(content)
     spec = DatasetSpec.from_toml(ROOT / "examples/own_table.toml").under(tmp_path)
-    report = pre_training_checklist.Report()
-    pre_training_checklist.examine_split(report, spec, "train", 10**9)
+    report = readiness.Report()
+    readiness.examine_split(report, spec, "train", 10**9)
     said = capsys.readouterr().out
     assert "poses: 4 found, 0 missing, 1 unreadable" in said
     assert "the clip has 47 frames, the labels say 9" in said

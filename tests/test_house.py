@@ -31,7 +31,8 @@ LEVELS = {
     3: ["datasets", "models", "sample_data", "checkpoint", "bad_clips", "pose_sentences", "describe_by_model"],
     4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator"],
     5: ["fine_tuning", "describe", "inference"],
-    6: ["pre_training_checklist", "benchmark"],
+    6: ["readiness", "benchmark"],
+    7: ["pre_training_checklist"],
 }
 OWNERS = {
     "deepspeed": {"distributed", "zero_state"},
