@@ -19,6 +19,7 @@ from safe_pickle import load_pickle
 
 N_KEYPOINTS = 133
 SCORE_THRESHOLD = 0.3  # a point with this score or less is as good as not found
+FAR = 10  # widths or heights of the image from its corner, where most points can only be if they are in pixels
 MIN_BODY_POINTS = 4  # fewer good points do not say how large the body is
 
 # The parts in the order in which Uni-Sign concatenates them, and the joints of each.
@@ -151,11 +152,14 @@ def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...]
 
 
 def _check_values(path: str | Path, pose: Pose) -> None:
-    if not (np.isfinite(pose.keypoints).all() and np.isfinite(pose.scores).all()):
+    ends = [end(values) for values in (pose.keypoints, pose.scores) for end in (np.min, np.max)]
+    if not np.isfinite(ends).all():  # a NaN anywhere makes both ends NaN
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
         raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
+    if max(-ends[0], ends[1]) <= FAR:
+        return
     good = pose.scores > SCORE_THRESHOLD
-    far = (np.abs(pose.keypoints) > 10) & good[..., None]
+    far = (np.abs(pose.keypoints) > FAR) & good[..., None]
     if far.sum() > good.sum():  # more than half of the good points' coordinates
         raise ValueError(f"{path}: coordinates are in pixels; divide x by the image's width and y by its height.")
 
@@ -173,32 +177,46 @@ def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, 
         scores: (T, 133).
 
     Returns:
-        part -> (T, V, 3): x, y and score, in the dtype that keypoints and scores have in common.
+        part -> (T, V, 3): x, y and score, in the floating dtype that keypoints and scores have in common.
 
     Source: `load_part_kp` and `crop_scale` of Uni-Sign.
     """
-    dtype = np.result_type(keypoints, scores)
-    # The parts side by side, and x, y and score of a joint too: whole rows of memory make numpy fast.
-    x = np.empty((len(scores), len(_JOINTS), 3))  # (T, 69, 3)
-    places = keypoints.take(_JOINTS, axis=1)  # (T, 69, 2)
-    x[..., 0], x[..., 1] = places[..., 0], places[..., 1]
-    sure = scores.take(_JOINTS, axis=1).astype(dtype, copy=False)  # (T, 69)
-    x[..., 2] = sure
+    x = _normalised(keypoints, scores, np.result_type(keypoints, scores, np.float32))
+    return {part: x[:, columns] for part, columns in _COLUMNS.items()}
+
+
+def _normalised(keypoints: np.ndarray, scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """All parts side by side, (T, 69, 3) in `dtype`.
+
+    A point is one complex number here: then numpy moves, subtracts and masks whole points along rows of memory.
+    """
+    sure = scores.take(_JOINTS, axis=1).astype(np.result_type(keypoints, scores, np.float32), copy=False)  # (T, 69)
     good = sure > SCORE_THRESHOLD
+    points = keypoints.take(_JOINTS, axis=1).astype(np.float64, copy=False).view(np.complex128)[..., 0]  # (T, 69)
     body = _COLUMNS["body"]
-    seen = x[:, body, :2][good[:, body]].T.copy()  # (2, n)
-    low, high = (seen.min(1), seen.max(1)) if seen.shape[1] >= MIN_BODY_POINTS else (np.zeros(2), np.zeros(2))
+    seen = points[:, body][good[:, body]]  # (n,)
+    low = high = np.zeros(2)
+    if len(seen) >= MIN_BODY_POINTS:
+        low, high = (np.array([end(seen.real), end(seen.imag)]) for end in (np.min, np.max))
     scale = (high - low).max()
-    shift = x.take(_ORIGINS, axis=1)  # (T, 69, 3)
-    shift[..., 2] = 0
-    shift[:, body, :2] = (low + high - scale) / 2
-    x -= shift
-    x /= np.tile((scale or 1, scale or 1, 1), len(_JOINTS)).reshape(-1, 3)
-    x[:, body, :2] = x[:, body, :2] * 2 - 1
-    np.minimum(x, 1, out=x)
-    np.maximum(x, -1, out=x)
-    x *= good.repeat(3, axis=1).reshape(x.shape) if scale else 0
-    return {part: x[:, columns].astype(dtype) for part, columns in _COLUMNS.items()}
+    x = np.zeros((*sure.shape, 3), dtype)
+    if not scale:
+        return x
+    origins = points.take(_ORIGINS, axis=1)
+    origins[:, body] = complex(*(low + high - scale) / 2)
+    points -= origins
+    places = points.view(np.float64)  # (T, 138), the same memory
+    places /= scale
+    of_body = places[:, : 2 * body.stop]
+    of_body *= 2
+    of_body -= 1
+    for values in (places, sure):
+        np.minimum(values, 1, out=values)
+        np.maximum(values, -1, out=values)
+    pairs = x[..., :2].view(np.result_type(dtype, np.complex64))[..., 0]
+    np.copyto(pairs, points, where=good, casting="same_kind")
+    np.copyto(x[..., 2], sure, where=good, casting="same_kind")
+    return x
 
 
 def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
@@ -206,10 +224,13 @@ def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
 
     Args:
         pose: the clip.
-        frames: (T,) places within the clip (not counted from `pose.start`).
+        frames: (T,) places within the clip (not counted from `pose.start`), distinct and in order.
 
     Returns:
         part -> (T, V, 3) float32.
     """
-    parts = normalize_keypoints(pose.keypoints[frames], pose.scores[frames])
-    return {part: torch.from_numpy(x.astype(np.float32, copy=False)) for part, x in parts.items()}
+    keypoints, scores = pose.keypoints, pose.scores
+    if len(frames) < len(pose):  # otherwise they are all there, in order
+        keypoints, scores = keypoints[frames], scores[frames]
+    x = torch.from_numpy(_normalised(keypoints, scores, np.dtype(np.float32)))  # (T, 69, 3)
+    return {part: x[:, columns] for part, columns in _COLUMNS.items()}
