@@ -6,7 +6,7 @@ Coordinates are x and y in widths and heights of the image; left and right are t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from disk import file_sizes
 from pose_files import load_pose_file
 from safe_pickle import load_pickle
 
@@ -44,6 +45,8 @@ _ORIGINS = np.concatenate(
         for part, joints in PART_JOINTS.items()
     ]
 )
+# The length that the box's longer side gets, for x and y of each joint: the body's goes from -1 to 1.
+_SIZES = np.repeat([2.0 if joint < len(PART_JOINTS["body"]) else 1.0 for joint in range(len(_JOINTS))], 2)
 
 PartKeypoints = dict[str, torch.Tensor]
 
@@ -113,12 +116,33 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     if person and person >= people:
         raise ValueError(f"{path}: no frame has more than {people} people; person {person} (from 0) is not there.")
     _check_values(path, pose)
+    check_length(path, pose, n_frames)
+    return pose
+
+
+def check_length(path: str | Path, pose: Pose, n_frames: int | None) -> None:
+    """Compare a clip with the labels.
+
+    Raises:
+        ValueError: it has not as many frames as they say.
+    """
     if n_frames is not None and len(pose) != n_frames:
         raise ValueError(
             f"{path}: the clip has {len(pose)} frames, the labels say {n_frames}. Take poses and labels from the same "
             "video, at the same frame rate, or remove the frame counts from the labels."
         )
-    return pose
+
+
+class PoseFolder:
+    """Poses in a file for each clip; `packed.PosePack` can stand in its place."""
+
+    def read(self, path: Path, n_frames: int | None = None) -> Pose:
+        """`read_pose`."""
+        return read_pose(path, n_frames)
+
+    def sizes(self, paths: Sequence[Path]) -> np.ndarray:
+        """Bytes of each file, 0 for one that is missing."""
+        return file_sizes(paths)
 
 
 def _frames(path: str | Path, content: Mapping, what: str) -> list:
@@ -190,33 +214,28 @@ def _normalised(keypoints: np.ndarray, scores: np.ndarray, dtype: np.dtype) -> n
 
     A point is one complex number here: then numpy moves, subtracts and masks whole points along rows of memory.
     """
-    sure = scores.take(_JOINTS, axis=1).astype(np.result_type(keypoints, scores, np.float32), copy=False)  # (T, 69)
-    good = sure > SCORE_THRESHOLD
+    sure = scores.take(_JOINTS, axis=1)  # (T, 69)
+    good = sure.astype(np.result_type(keypoints, scores, np.float32), copy=False) > SCORE_THRESHOLD
     points = keypoints.take(_JOINTS, axis=1).astype(np.float64, copy=False).view(np.complex128)[..., 0]  # (T, 69)
     body = _COLUMNS["body"]
     seen = points[:, body][good[:, body]]  # (n,)
-    low = high = np.zeros(2)
+    low = high = 0j
     if len(seen) >= MIN_BODY_POINTS:
-        low, high = (np.array([end(seen.real), end(seen.imag)]) for end in (np.min, np.max))
-    scale = (high - low).max()
-    x = np.zeros((*sure.shape, 3), dtype)
+        across, down = seen.real, seen.imag
+        low, high = complex(across.min(), down.min()), complex(across.max(), down.max())
+    scale = max((high - low).real, (high - low).imag)
     if not scale:
-        return x
+        return np.zeros((*sure.shape, 3), dtype)
     origins = points.take(_ORIGINS, axis=1)
-    origins[:, body] = complex(*(low + high - scale) / 2)
+    origins[:, body] = (low + high) / 2
     points -= origins
     places = points.view(np.float64)  # (T, 138), the same memory
-    places /= scale
-    of_body = places[:, : 2 * body.stop]
-    of_body *= 2
-    of_body -= 1
-    for values in (places, sure):
-        np.minimum(values, 1, out=values)
-        np.maximum(values, -1, out=values)
-    pairs = x[..., :2].view(np.result_type(dtype, np.complex64))[..., 0]
-    np.copyto(pairs, points, where=good, casting="same_kind")
-    np.copyto(x[..., 2], sure, where=good, casting="same_kind")
-    return x
+    places *= _SIZES / scale
+    places, sure, kept = (values.astype(dtype, copy=False) for values in (places, sure, good))
+    x = np.empty((*sure.shape, 3), dtype)
+    for coordinate, values in enumerate((places[:, ::2], places[:, 1::2], sure)):
+        np.multiply(values, kept, out=x[..., coordinate])
+    return np.clip(x, -1, 1, out=x)
 
 
 def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:

@@ -43,7 +43,7 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran_order, data = state
-        super().__setstate__((version, shape, dtype.dtype, fortran_order, data))
+        np.ndarray.__setstate__(self, (version, shape, dtype.dtype, fortran_order, data))
 
     def __reduce__(self) -> Any:
         return np.asarray(self).__reduce__()  # whoever saves it saves an ordinary array
