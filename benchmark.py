@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 import benchmark_reference as reference
 from batch import Sample, collate_fn, to_device
 from config import DatasetSpec, ModelConfig
-from datasets import S2T_Dataset
+from datasets import BatchSampler, S2T_Dataset
 from models import Uni_Sign, untie_embeddings
 from mt5 import encode, use_fused_activation
 from optimization import parameter_groups
+from packed import POSES, pack_pose, write_pack
 from pose import N_KEYPOINTS, PART_JOINTS, normalize_keypoints
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import EOS, PAD, Tokenizer
@@ -48,6 +49,7 @@ from utils import run
 NAMES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 MT5_BASE: dict[str, Any] = dict(zip(NAMES, (250_112, 768, 64, 2048, 12, 12), strict=True))
 MT5_SMALL: dict[str, Any] = dict(zip(NAMES, (32_000, 256, 32, 512, 3, 8), strict=True))
+ENDING = 8  # times the row of </s>: the small model's sentences then have 13 to 40 tokens, 24 on average
 MT5_TINY: dict[str, Any] = dict(zip(NAMES, (500, 32, 8, 48, 1, 2), strict=True))
 
 
@@ -65,7 +67,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(MT5_TINY, 16, 2, 8, 2, 3),
-    "small": Size(MT5_SMALL, 128, 8, 64, 8, 20),
+    "small": Size(MT5_SMALL, 128, 8, 64, 8, 40),
     "base": Size(MT5_BASE, 256, 16, 256, 30, 40),
 }
 
@@ -208,6 +210,16 @@ def stages_of_loading(folder: Path, frames: int, samples: list[Sample]) -> Itera
         n,
         n * frames,
     )
+    contents = filter(None, (pack_pose((str(folder), f"{name}.pkl")) for name in labels))
+    write_pack(folder / "pack", POSES, str(folder), contents)
+    packed = S2T_Dataset(replace(spec, pose_dir=str(folder / "pack")), "train", max_length=frames)
+    yield Stage(
+        "clip from a pack",
+        lambda: [packed[i] for i in range(n)],
+        lambda: [load(folder / f"clip{i}.pkl") for i in range(n)],
+        n,
+        n * frames,
+    )
     arrays = [{part: x.numpy() for part, x in sample.pose_sample.items()} for sample in samples]
     total = sum(len(sample.pose_sample["body"]) for sample in samples)
     yield Stage("collation", lambda: collate_fn(samples), lambda: reference.collate(arrays), len(samples), total)
@@ -295,8 +307,8 @@ class Training:
         yield Stage("optimizer", self.step(True), self.step(False), self.clips, self.frames)
         yield Stage("training step", self.whole(True), self.whole(False), self.clips, self.frames)
 
-    def described_stages(self) -> Iterator[Stage]:
-        """Of the step with descriptions."""
+    def described_stages(self, pose_only: Training) -> Iterator[Stage]:
+        """Of the step with descriptions, which is compared with that without."""
         src: Any = self.on_device
         yield self.stage(
             "text branch",
@@ -304,7 +316,7 @@ class Training:
             lambda x: self.reference.fuse_text(x, src),
             self.pose,
         )
-        yield Stage("training step, trained texts", self.whole(True), None, self.clips, self.frames)
+        yield Stage("step with trained texts", self.whole(True), pose_only.whole(True), self.clips, self.frames)
 
     def step(self, fused: bool) -> Callable[[], None]:
         """The optimizer's step; gradients are there already."""
@@ -333,29 +345,43 @@ class Training:
 
         return train
 
-    def evaluation(self, new_tokens: int, num_beams: int = 4) -> Stage:
-        """Loss and sentences of the batch. Random weights never say </s>: every search goes to its last token."""
-        src: Any = self.on_device
+    def evaluation(self, samples: list[Sample], batch_size: int, new_tokens: int, num_beams: int = 4) -> Stage:
+        """Loss and sentences of a split: clips of unequal length, sentences that end after an unequal number of tokens.
+
+        With random weights no sentence would end: the row of </s> is made larger, for both forms. Ours sorts the clips
+        by length, as a run does; the reference form takes them as they come.
+        """
+        self.model.mt5_model.lm_head.weight.data[EOS] *= ENDING
+        lengths = np.array([len(sample.pose_sample["body"]) for sample in samples])
+        orders = [BatchSampler(len(samples), batch_size, 0, 1, lengths=n).batches() for n in (lengths, None)]
+        batches: list[list[Any]] = [[], []]
+        for order, collated in zip(orders, batches, strict=True):
+            for clips in order:
+                src_input, tgt_input = collate_fn([samples[clip] for clip in clips])
+                collated.append((to_device(src_input, self.device), tgt_input))
+        for src_input, _ in batches[1]:
+            src_input["attention_mask"] = src_input["attention_mask"].to(self.device)
 
         @torch.no_grad()
         def ours() -> None:
             self.model.zero_grad(set_to_none=True)
             self.model.eval()
-            with self.precision():
-                output = self.model(self.src_input, self.tgt_input)
-                ids = self.model.generate(output, num_beams, new_tokens)
-            self.model.sentences(ids)
+            for src_input, tgt_input in batches[0]:
+                with self.precision():
+                    output = self.model(src_input, tgt_input)
+                    ids = self.model.generate(output, num_beams, new_tokens)
+                self.model.sentences(ids)
             self.model.train()
 
         def other() -> None:
             self.model.eval()
             self.reference.eval()
             with self.precision():
-                self.reference.evaluate([(src, self.tgt_input)], num_beams, new_tokens)
+                self.reference.evaluate(batches[1], num_beams, new_tokens)
             self.reference.train()
             self.model.train()
 
-        return Stage(f"evaluation, beam {num_beams}", ours, other, self.clips, self.frames)
+        return Stage(f"evaluation, beam {num_beams}", ours, other, len(samples), int(lengths.sum()))
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -540,14 +566,13 @@ def all_stages(size: Size, samples: list[Sample], device: torch.device, dtype: s
     yield from stages_of_loading(Path(folder), frames, samples)
     training = Training(size, samples, device, dtype, described=False)
     yield from training.stages()
-    yield training.evaluation(size.new_tokens)
-    del training
-    gc.collect()
+    split = make_samples(2 * len(samples), frames, size.texts, mixed=True)
+    yield training.evaluation(split, len(samples), size.new_tokens)
     frozen = Training(size, samples, device, dtype, described=True, frozen=True)
-    yield Stage("training step, frozen texts", frozen.whole(True), None, frozen.clips, frozen.frames)
+    yield Stage("step with frozen texts", frozen.whole(True), training.whole(True), frozen.clips, frozen.frames)
     del frozen
     gc.collect()
-    yield from Training(size, samples, device, dtype, described=True).described_stages()
+    yield from Training(size, samples, device, dtype, described=True).described_stages(training)
 
 
 if __name__ == "__main__":

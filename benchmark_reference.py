@@ -25,6 +25,8 @@ from pose import MIN_BODY_POINTS, PART_ANCHOR, PART_JOINTS, PART_ORIGIN, SCORE_T
 from stgcn import TEMPORAL_KERNEL, GraphUnit, STGCNBlock, STGCNChain
 from text_fusion_modules import GatingFusion, TextEncoder
 
+FRAME_TOKENS = 256  # that a call for a single frame is padded to
+
 
 def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
     """`pose.normalize_keypoints`, frame by frame and part by part.
@@ -156,17 +158,22 @@ class ReferenceModel(nn.Module):
         )
 
     def fuse_text(self, pose: torch.Tensor, src_input: SrcInput) -> torch.Tensor:
-        """A call of the text encoder for every frame; no text dropout."""
+        """A call of the text encoder for every frame, padded to `FRAME_TOKENS`; no text dropout."""
         encode, nothing, fuse = self.ours.text_encoder, self.ours.mask_embedding, self.ours.gating_fusion
         assert isinstance(encode, TextEncoder)
         assert isinstance(fuse, GatingFusion)
         text = torch.stack(
             [
-                torch.cat([nothing() if frame is None else encode([frame]) for frame in clip])  # (T, D)
+                torch.cat([nothing() if frame is None else self.encode_text(encode, frame) for frame in clip])  # (T, D)
                 for clip in src_input["descriptions"]
             ]
         )
         return fuse(pose, text, torch.tensor(src_input["has_description"], device=pose.device)).fused
+
+    def encode_text(self, encoder: TextEncoder, text: str) -> torch.Tensor:
+        """(1, W)."""
+        padded = [F.pad(x, (0, FRAME_TOKENS - x.shape[1])) for x in encoder._tokenize([text], encoder.max_tokens)]
+        return encoder._means(*padded)
 
     def encode(self, embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """mT5's encoder with eager attention, (B, P + T, D)."""

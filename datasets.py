@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import os
 import signal
-import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
 from config import DatasetSpec
+from disk import file_sizes
 from labels import split_labels
-from pose import part_keypoints, read_pose
+from packed import DescriptionPack, open_descriptions, open_poses
+from pose import part_keypoints
 from rgb_fusion import HandCrops, no_crops
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
@@ -76,18 +77,21 @@ class S2T_Dataset(Dataset[Sample]):
         self.pose_paths = {name: self.spec.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
         # For the order of clips by length alone: bytes are as good as frames, and nothing has to be read.
-        self.lengths = self._check_files("poses", self.spec.pose_dir, self.pose_paths, max_bad_clips)
+        self.poses = open_poses(self.spec.pose_dir)
+        sizes = self.poses.sizes(list(self.pose_paths.values()))
+        self.lengths = self._check_files("poses", self.spec.pose_dir, self.pose_paths, sizes, max_bad_clips)
         self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
         self.video_paths = {name: self.spec.video_path(label) for name, label in self.labels.items()}
         if rgb_support:
             if not spec.rgb_dir:
                 raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
-            self._check_files("videos", self.spec.rgb_dir, self.video_paths, max_bad_clips)
-        self.descriptions: DescriptionLoader | None = None
+            sizes = file_sizes(self.video_paths.values())
+            self._check_files("videos", self.spec.rgb_dir, self.video_paths, sizes, max_bad_clips)
+        self.descriptions: DescriptionLoader | DescriptionPack | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
-            self.descriptions = DescriptionLoader(Path(spec.description_dir) / spec.folder(split))
-            found = sum((self.descriptions.directory / f"{name}.json").is_file() for name in self.names)
+            self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split))
+            found = sum(map(self.descriptions.has, self.names))
             share = 100 * found / len(self.names)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
 
@@ -100,13 +104,14 @@ class S2T_Dataset(Dataset[Sample]):
                 "Remove them from the labels."
             )
 
-    def _check_files(self, what: str, folder: str, paths: Mapping[str, Path], max_missing: float) -> np.ndarray:
-        """Sizes of the files in bytes, 0 for one that is missing; too many of those are an error."""
+    def _check_files(
+        self, what: str, folder: str, paths: Mapping[str, Path], sizes: np.ndarray, max_missing: float
+    ) -> np.ndarray:
+        """The sizes, which are 0 for a file that is missing; too many of those are an error."""
         if not Path(folder).is_dir():
             beside = Path(folder).with_name("val")
             cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else f"Put the {what} there"
             raise FileNotFoundError(f"{what}: {folder} does not exist. {cure}, or set --root.")
-        sizes = np.array([_size(path) for path in paths.values()])
         missing = [path for path, size in zip(paths.values(), sizes, strict=True) if not size]
         if not missing:
             return sizes
@@ -136,7 +141,7 @@ class S2T_Dataset(Dataset[Sample]):
             ValueError: its pose file or its video cannot be used, or they do not belong together.
         """
         name = self.names[index]
-        pose = read_pose(self.pose_paths[name], self.labels[name].get("frames"))
+        pose = self.poses.read(self.pose_paths[name], self.labels[name].get("frames"))
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.random_frames else None
         frames = sample_frames(len(pose), self.max_length, rng)
         descriptions = has_description = None
@@ -156,15 +161,6 @@ class S2T_Dataset(Dataset[Sample]):
         """All texts that a clip may show; read without its pose, so frames beyond the clip count too."""
         assert self.descriptions is not None, "the data set was made without descriptions"
         return set(self.descriptions.load(self.names[index]).values())
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, 0 where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 class _Slots(Dataset[Sample | BadClip]):

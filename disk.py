@@ -9,9 +9,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +91,19 @@ def sha256(path: str | Path) -> str:
     """The SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_sizes(paths: Iterable[Path]) -> np.ndarray:
+    """Bytes of each file, 0 where there is none."""
+    return np.array([_file_size(path) for path in paths])
+
+
+def _file_size(path: Path) -> int:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 @contextlib.contextmanager

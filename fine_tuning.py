@@ -54,6 +54,7 @@ from datasets import BatchSampler, ClipLoader, S2T_Dataset
 from disk import write_text
 from models import Uni_Sign, load_mt5
 from optimization import build_optimizer, build_schedule
+from packed import use_packs
 from rgb_fusion import BACKBONE, load_backbone
 from survival import Guards
 from text_cache import build_text_cache
@@ -227,7 +228,7 @@ def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     """The data set of the command line, with its paths resolved."""
     spec = DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
     metrics.bleu_scorers(spec.bleu_tokenizer)  # a tokenizer that is not there should not wait for the first evaluation
-    return spec.under(args.root)
+    return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
 
 
 def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:

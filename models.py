@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import MT5ForConditionalGeneration, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from batch import SrcInput, TgtInput
 from config import ModelConfig
 from mt5 import across, encode, use_fused_activation
 from pose import PART_ANCHOR, PART_JOINTS
 from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
+from search import search
 from stgcn import PART_GRAPH, ClipLayout, STGCNChain
 from text_fusion_modules import (
     NO_TEXT,
@@ -310,7 +310,6 @@ class Uni_Sign(nn.Module):
             use_cache=False,
         ).last_hidden_state
 
-    @torch.no_grad()
     def generate(
         self,
         output: Encoded,
@@ -331,15 +330,8 @@ class Uni_Sign(nn.Module):
         Returns:
             (B N, <= 1 + max_new_tokens) token ids; what follows the first </s> has no meaning.
         """
-        return self.mt5_model.generate(  # type: ignore[misc,return-value]
-            encoder_outputs=BaseModelOutput(last_hidden_state=output.encoder_states),
-            attention_mask=output.attention_mask,
-            num_beams=num_beams,
-            num_return_sequences=n_best,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            synced_gpus=synced,
-        )
+        states, mask = output.encoder_states, output.attention_mask
+        return search(self.mt5_model, states, mask, num_beams, max_new_tokens, n_best, synced)
 
     @torch.no_grad()
     def log_probs(self, output: Encoded, ids: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ Coordinates are x and y in widths and heights of the image; left and right are t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from disk import file_sizes
 from pose_files import load_pose_file
 from safe_pickle import load_pickle
 
 N_KEYPOINTS = 133
 SCORE_THRESHOLD = 0.3  # a point with this score or less is as good as not found
+FAR = 10  # widths or heights of the image from its corner, where most points can only be if they are in pixels
 MIN_BODY_POINTS = 4  # fewer good points do not say how large the body is
 
 # The parts in the order in which Uni-Sign concatenates them, and the joints of each.
@@ -43,6 +45,8 @@ _ORIGINS = np.concatenate(
         for part, joints in PART_JOINTS.items()
     ]
 )
+# The length that the box's longer side gets, for x and y of each joint: the body's goes from -1 to 1.
+_SIZES = np.repeat([2.0 if joint < len(PART_JOINTS["body"]) else 1.0 for joint in range(len(_JOINTS))], 2)
 
 PartKeypoints = dict[str, torch.Tensor]
 
@@ -112,12 +116,33 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     if person and person >= people:
         raise ValueError(f"{path}: no frame has more than {people} people; person {person} (from 0) is not there.")
     _check_values(path, pose)
+    check_length(path, pose, n_frames)
+    return pose
+
+
+def check_length(path: str | Path, pose: Pose, n_frames: int | None) -> None:
+    """Compare a clip with the labels.
+
+    Raises:
+        ValueError: it has not as many frames as they say.
+    """
     if n_frames is not None and len(pose) != n_frames:
         raise ValueError(
             f"{path}: the clip has {len(pose)} frames, the labels say {n_frames}. Take poses and labels from the same "
             "video, at the same frame rate, or remove the frame counts from the labels."
         )
-    return pose
+
+
+class PoseFolder:
+    """Poses in a file for each clip; `packed.PosePack` can stand in its place."""
+
+    def read(self, path: Path, n_frames: int | None = None) -> Pose:
+        """`read_pose`."""
+        return read_pose(path, n_frames)
+
+    def sizes(self, paths: Sequence[Path]) -> np.ndarray:
+        """Bytes of each file, 0 for one that is missing."""
+        return file_sizes(paths)
 
 
 def _frames(path: str | Path, content: Mapping, what: str) -> list:
@@ -151,11 +176,14 @@ def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...]
 
 
 def _check_values(path: str | Path, pose: Pose) -> None:
-    if not (np.isfinite(pose.keypoints).all() and np.isfinite(pose.scores).all()):
+    ends = [end(values) for values in (pose.keypoints, pose.scores) for end in (np.min, np.max)]
+    if not np.isfinite(ends).all():  # a NaN anywhere makes both ends NaN
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
         raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
+    if max(-ends[0], ends[1]) <= FAR:
+        return
     good = pose.scores > SCORE_THRESHOLD
-    far = (np.abs(pose.keypoints) > 10) & good[..., None]
+    far = (np.abs(pose.keypoints) > FAR) & good[..., None]
     if far.sum() > good.sum():  # more than half of the good points' coordinates
         raise ValueError(f"{path}: coordinates are in pixels; divide x by the image's width and y by its height.")
 
@@ -173,32 +201,41 @@ def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, 
         scores: (T, 133).
 
     Returns:
-        part -> (T, V, 3): x, y and score, in the dtype that keypoints and scores have in common.
+        part -> (T, V, 3): x, y and score, in the floating dtype that keypoints and scores have in common.
 
     Source: `load_part_kp` and `crop_scale` of Uni-Sign.
     """
-    dtype = np.result_type(keypoints, scores)
-    # The parts side by side, and x, y and score of a joint too: whole rows of memory make numpy fast.
-    x = np.empty((len(scores), len(_JOINTS), 3))  # (T, 69, 3)
-    places = keypoints.take(_JOINTS, axis=1)  # (T, 69, 2)
-    x[..., 0], x[..., 1] = places[..., 0], places[..., 1]
-    sure = scores.take(_JOINTS, axis=1).astype(dtype, copy=False)  # (T, 69)
-    x[..., 2] = sure
-    good = sure > SCORE_THRESHOLD
+    x = _normalised(keypoints, scores, np.result_type(keypoints, scores, np.float32))
+    return {part: x[:, columns] for part, columns in _COLUMNS.items()}
+
+
+def _normalised(keypoints: np.ndarray, scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """All parts side by side, (T, 69, 3) in `dtype`.
+
+    A point is one complex number here: then numpy moves, subtracts and masks whole points along rows of memory.
+    """
+    sure = scores.take(_JOINTS, axis=1)  # (T, 69)
+    good = sure.astype(np.result_type(keypoints, scores, np.float32), copy=False) > SCORE_THRESHOLD
+    points = keypoints.take(_JOINTS, axis=1).astype(np.float64, copy=False).view(np.complex128)[..., 0]  # (T, 69)
     body = _COLUMNS["body"]
-    seen = x[:, body, :2][good[:, body]].T.copy()  # (2, n)
-    low, high = (seen.min(1), seen.max(1)) if seen.shape[1] >= MIN_BODY_POINTS else (np.zeros(2), np.zeros(2))
-    scale = (high - low).max()
-    shift = x.take(_ORIGINS, axis=1)  # (T, 69, 3)
-    shift[..., 2] = 0
-    shift[:, body, :2] = (low + high - scale) / 2
-    x -= shift
-    x /= np.tile((scale or 1, scale or 1, 1), len(_JOINTS)).reshape(-1, 3)
-    x[:, body, :2] = x[:, body, :2] * 2 - 1
-    np.minimum(x, 1, out=x)
-    np.maximum(x, -1, out=x)
-    x *= good.repeat(3, axis=1).reshape(x.shape) if scale else 0
-    return {part: x[:, columns].astype(dtype) for part, columns in _COLUMNS.items()}
+    seen = points[:, body][good[:, body]]  # (n,)
+    low = high = 0j
+    if len(seen) >= MIN_BODY_POINTS:
+        across, down = seen.real, seen.imag
+        low, high = complex(across.min(), down.min()), complex(across.max(), down.max())
+    scale = max((high - low).real, (high - low).imag)
+    if not scale:
+        return np.zeros((*sure.shape, 3), dtype)
+    origins = points.take(_ORIGINS, axis=1)
+    origins[:, body] = (low + high) / 2
+    points -= origins
+    places = points.view(np.float64)  # (T, 138), the same memory
+    places *= _SIZES / scale
+    places, sure, kept = (values.astype(dtype, copy=False) for values in (places, sure, good))
+    x = np.empty((*sure.shape, 3), dtype)
+    for coordinate, values in enumerate((places[:, ::2], places[:, 1::2], sure)):
+        np.multiply(values, kept, out=x[..., coordinate])
+    return np.clip(x, -1, 1, out=x)
 
 
 def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
@@ -206,10 +243,13 @@ def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
 
     Args:
         pose: the clip.
-        frames: (T,) places within the clip (not counted from `pose.start`).
+        frames: (T,) places within the clip (not counted from `pose.start`), distinct and in order.
 
     Returns:
         part -> (T, V, 3) float32.
     """
-    parts = normalize_keypoints(pose.keypoints[frames], pose.scores[frames])
-    return {part: torch.from_numpy(x.astype(np.float32, copy=False)) for part, x in parts.items()}
+    keypoints, scores = pose.keypoints, pose.scores
+    if len(frames) < len(pose):  # otherwise they are all there, in order
+        keypoints, scores = keypoints[frames], scores[frames]
+    x = torch.from_numpy(_normalised(keypoints, scores, np.dtype(np.float32)))  # (T, 69, 3)
+    return {part: x[:, columns] for part, columns in _COLUMNS.items()}

@@ -15,9 +15,9 @@ import torch
 import fine_tuning
 from config import DatasetSpec
 from labels import split_labels
+from packed import open_descriptions, open_poses
 from pose import read_pose
 from rgb_fusion import HandCrops, check_n_frames, count_frames
-from temporal_alignment import DescriptionLoader
 from utils import progress, under_root
 
 SAMPLE = 200  # of more than twice as many files, this many or somewhat more are opened unless all are
@@ -80,19 +80,21 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     labels, spec = split_labels(spec, split), spec.for_split(split)
     report.say("✓", f"labels: {len(labels)} clips in {spec.labels[split]}")
     poses = {name: spec.pose_path(label) for name, label in labels.items()}
-    faults = [f"{path.name} is missing" for path in poses.values() if not path.is_file()]
+    source = open_poses(spec.pose_dir)
+    missing = {name for name, size in zip(poses, source.sizes(list(poses.values())), strict=True) if not size}
+    faults = [f"{path.name} is missing" for name, path in poses.items() if name in missing]
     n_missing = len(faults)
     directory = Path(spec.description_dir) / spec.folder(split)
-    loader = DescriptionLoader(directory) if spec.description_dir and directory.is_dir() else None
-    filed = [name for name in labels if loader and (directory / f"{name}.json").is_file()]
+    loader = open_descriptions(directory) if spec.description_dir and directory.is_dir() else None
+    filed = [name for name in labels if loader and loader.has(name)]
     to_measure, to_read = (dict.fromkeys(names[:: max(1, len(names) // limit)]) for names in ([*labels], filed))
     lengths: dict[str, int] = {}
     texts: dict[str, int] = {}  # how many
     for name in progress(to_measure | to_read, split):
         start, end = 0, None
-        if poses[name].is_file():
+        if name not in missing:
             try:
-                pose = read_pose(poses[name], labels[name].get("frames"))
+                pose = source.read(poses[name], labels[name].get("frames"))
                 lengths[name], start, end = len(pose), pose.start, pose.start + len(pose)
             except ValueError as error:
                 faults.append(str(error))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import pickletools
 import re
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran_order, data = state
-        super().__setstate__((version, shape, dtype.dtype, fortran_order, data))
+        np.ndarray.__setstate__(self, (version, shape, dtype.dtype, fortran_order, data))
 
     def __reduce__(self) -> Any:
         return np.asarray(self).__reduce__()  # whoever saves it saves an ordinary array
@@ -58,14 +60,11 @@ def _from_bytes(data: Any, dtype: _Dtype, shape: Any = (), order: Any = "C", axe
 # Runs of those with a fixed length are skipped by an expression, which is several times as fast.
 _ARGUMENT = {op.code.encode("latin1"): op.arg.n if op.arg else 0 for op in pickletools.opcodes}
 _CHECKED = (pickle.PUT, pickle.LONG_BINPUT, pickle.STOP)
-_FIXED = re.compile(
-    rb"(?:%s|r..\0\0)*+"  # LONG_BINPUT with a small number is harmless, and frequent in protocols 2 and 3
-    % b"|".join(
-        b"[%s]%s"
-        % (b"".join(re.escape(op) for op, n in _ARGUMENT.items() if n == size and op not in _CHECKED), b"." * size)
-        for size in sorted({n for n in _ARGUMENT.values() if n >= 0})
-    ),
-    re.DOTALL,
+# LONG_BINPUT (r) with a small number is harmless, and frequent in protocols 2 and 3.
+_FIXED = rb"r..\0\0|%s" % b"|".join(
+    b"[%s]%s"
+    % (b"".join(re.escape(op) for op, n in _ARGUMENT.items() if n == size and op not in _CHECKED), b"." * size)
+    for size in sorted({n for n in _ARGUMENT.values() if n >= 0})
 )
 _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
@@ -75,14 +74,31 @@ _LENGTH_BYTES = {
 }
 
 
+_STEP = 200  # bytes of instructions that are looked for again; numpy's arrays have some 40
+
+
+@lru_cache(maxsize=64)
+def _run(step: bytes, size: int) -> re.Pattern[bytes]:
+    """An expression for a run of harmless instructions.
+
+    Args:
+        step: some that were found harmless, the last of which tells its own length: a pose file repeats them for every
+            frame. b"" for none.
+        size: bytes that belong to the last.
+    """
+    repeated = rb"%s.{%d}|" % (re.escape(step), size) if step else b""
+    return re.compile(rb"(?:%s%s)*+" % (repeated, _FIXED), re.DOTALL)
+
+
 def _check_memory(data: bytes) -> None:
     """Refuse what would make the unpickler reserve memory that the file does not fill: lengths and memo numbers.
 
     A file of twelve bytes could otherwise ask for a table of 32 GB.
     """
-    place = 0
+    place, begun = 0, 0  # begun: where the last instruction that tells its length ended
+    run, last_step = _run(b"", 0), b""
     while True:
-        place = _FIXED.match(data, place).end()  # type: ignore[union-attr]
+        place = run.match(data, place).end()  # type: ignore[union-attr]
         op, place = data[place : place + 1], place + 1
         size = _ARGUMENT.get(op, 0)
         if size == pickletools.UP_TO_NEWLINE:
@@ -97,9 +113,15 @@ def _check_memory(data: bytes) -> None:
             place += 4
         elif size < 0:
             width = _LENGTH_BYTES[size]
-            place += width + int.from_bytes(data[place : place + width], "little")
+            n = int.from_bytes(data[place : place + width], "little")
+            place += width
+            step = data[begun:place] if place - begun <= _STEP else b""
+            place += n
             if place > len(data):
                 break
+            if step == last_step:
+                run = _run(step, n)
+            begun, last_step = place, step
         else:
             return  # the end, or no pickle: the unpickler says so
     raise pickle.UnpicklingError("it is cut short, or asks for more memory than its size can need")
@@ -139,7 +161,7 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
     """
     try:
         with gzip.open(path) if compressed else open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAX_BYTES + 1 if compressed else min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     except FileNotFoundError:
         raise
     except gzip.BadGzipFile:

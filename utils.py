@@ -65,6 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
     add("--task", default="SLT", choices=config.TASKS, help="default: SLT")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
+    add("--packed", default="", metavar="DIR", help="read poses and descriptions from what pack_dataset.py wrote there")
     add("--mt5_path", default=config.mt5_path, metavar="DIR", help=f"mT5; default: {config.mt5_path} under --root")
     add("--max_length", type=int, default=256, help="longest clip in frames; default: 256")
     add(

@@ -250,7 +250,7 @@ def test_evaluation_by_length_has_every_clip_once_and_the_longest_first():
 
 
 def test_lengths_are_known_without_reading(corpus, monkeypatch):
-    monkeypatch.setattr("datasets.read_pose", lambda *_: pytest.fail("a pose was read"))
+    monkeypatch.setattr("pose.read_pose", lambda *_: pytest.fail("a pose was read"))
     dataset = S2T_Dataset(spec_of(corpus), "train")
     monkeypatch.undo()
     frames = [len(dataset[i].pose_sample["body"]) for i in range(len(dataset))]

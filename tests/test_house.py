@@ -27,10 +27,10 @@ LEVELS = {
         "description_files",
     ],
     1: ["labels", "pose", "text_fusion_modules", "distributed", "utils", "vlm_client"],
-    2: ["batch", "rgb_fusion", "text_cache", "zero_state", "small_mt5", "posecodes", "pictures"],
+    2: ["batch", "packed", "search", "rgb_fusion", "text_cache", "zero_state", "small_mt5", "posecodes", "pictures"],
     3: ["datasets", "models", "sample_data", "checkpoint", "bad_clips", "pose_sentences", "describe_by_model"],
     4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator"],
-    5: ["fine_tuning", "describe", "inference"],
+    5: ["fine_tuning", "describe", "inference", "pack_dataset"],
     6: ["readiness", "benchmark"],
     7: ["pre_training_checklist"],
 }

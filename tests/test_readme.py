@@ -12,6 +12,7 @@ import torch
 import describe
 import fine_tuning
 import inference
+import pack_dataset
 import pre_training_checklist
 import utils
 from labels import read_labels
@@ -159,7 +160,8 @@ def test_every_flag_has_one_row_with_its_default(readme):
 
 @both
 def test_no_flag_is_made_up(readme):
-    parsers = (utils.get_args_parser(), describe.get_args_parser(), inference.get_args_parser())
+    programs = (utils, describe, inference, pack_dataset)
+    parsers = [program.get_args_parser() for program in programs]
     known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) <= known | OTHER_FLAGS
 

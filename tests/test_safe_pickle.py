@@ -169,6 +169,34 @@ def test_internal_flags_in_a_file_are_not_believed(tmp_path: Path) -> None:
     assert load_pickle(path).dtype.flags == np.dtype("f8").flags
 
 
+def test_repeated_instructions_are_skipped_only_where_they_are_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged poses get the verdict that they get when every instruction is looked at by itself."""
+
+    def verdict(data: bytes) -> str:
+        try:
+            safe_pickle._check_memory(data)
+        except (pickle.UnpicklingError, ValueError) as error:
+            return str(error)
+        return ""
+
+    rng = np.random.default_rng(0)
+    frames = [rng.random((1, 7)).astype(np.float32) for _ in range(12)]
+    verdicts = set()
+    for protocol in range(2, 6):
+        good = pickle.dumps({"keypoints": frames, "scores": [frame[:, :3].copy() for frame in frames]}, protocol)
+        assert verdict(good) == ""
+        for _ in range(300):
+            data = bytearray(good)
+            for place in rng.integers(len(good), size=rng.integers(1, 4)):
+                data[place] = rng.choice([rng.integers(256), *b"rpB\x8e\xff\x00."])
+            fast = verdict(bytes(data))
+            with monkeypatch.context() as patch:
+                patch.setattr(safe_pickle, "_STEP", -1)
+                assert fast == verdict(bytes(data))
+            verdicts.add(fast[:10])
+    assert len(verdicts) > 1
+
+
 def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
     path = tmp_path / "change.pkl"
     # The state (None, {"__defaults__": (1,)}) would be set on the function that the pickle names.

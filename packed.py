@@ -1,0 +1,436 @@
+"""Packed poses and descriptions: a folder of four files in place of a file per clip, mapped into memory.
+
+    pack.json     what is packed, from where, and size and SHA-256 of the other files
+    names.npy     the keys, sorted: bytes of one length
+    clips.npy     for each key where its content lies, its sum, and how many frames or texts it has
+    content.bin   the contents one after the other
+
+A clip is found by bisection and read where it lies: opening a pack costs a look at its index, and all processes of a
+machine share one copy, that of the system's file cache. Nothing in it is ever executed. What a pack gives is what the
+files give, bit for bit; a file that cannot be read stands there as the message that says so.
+
+`open_poses` and `open_descriptions` take a pack wherever a folder of files could stand. Letters: F frames of a clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from config import DatasetSpec
+from disk import UNFINISHED, new_folder, sha256, write_text, write_whole
+from pose import N_KEYPOINTS, Pose, PoseFolder, check_length, read_pose
+from temporal_alignment import DescriptionCounts, DescriptionLoader
+
+FORMAT = "uni-sign-pack 1"
+POSES, DESCRIPTIONS = "poses", "descriptions"
+ALIGN = 64  # where a content may begin: a line of the processor's cache
+_FILES = ("names.npy", "clips.npy", "content.bin")
+_CLIP = np.dtype([("offset", "<u8"), ("size", "<u8"), ("sum", "<u8"), ("length", "<u4")])
+_POSE = struct.Struct("<III4s4s4s4s")  # F, start, n_after; dtypes: of keypoints, as stored, of scores, as stored
+
+
+class Content(NamedTuple):
+    """What is packed of a clip.
+
+    Attributes:
+        key: by which it is found.
+        length: frames of a pose, texts of a description; 0: `data` says why it cannot be read.
+        data: the bytes.
+    """
+
+    key: str
+    length: int
+    data: bytes
+
+
+def is_pack(folder: str | Path) -> bool:
+    """Whether a folder is a pack, whole or damaged."""
+    return (Path(folder) / "pack.json").is_file()
+
+
+def packs_in(place: Path) -> list[Path]:
+    """The packs that `pack_dataset.py --out` has written, without what a kill has left."""
+    folders = [path.parent for path in sorted(place.glob("*/*/pack.json"))]
+    return [folder for folder in folders if not folder.name.startswith(UNFINISHED)]
+
+
+def use_packs(spec: DatasetSpec, folder: str, root: str | Path) -> DatasetSpec:
+    """Return a data set's record with its paths taken from `root`, poses and descriptions from packs.
+
+    Args:
+        spec: the record, as configured.
+        folder: what `pack_dataset.py --out` wrote.
+        root: that relative paths start from.
+
+    Raises:
+        FileNotFoundError: no packs there.
+        ValueError: they were made of other folders than those of the record.
+    """
+    place = Path(root) / folder
+    packs = packs_in(place)
+    if not packs:
+        raise FileNotFoundError(f"--packed: {place} holds no packs. Make them: python pack_dataset.py --out {folder}.")
+    for pack in packs:
+        kind = pack.parent.name
+        wanted = {POSES: spec.pose_dir, DESCRIPTIONS: spec.description_dir}.get(kind)
+        if wanted and (source := _manifest(pack, kind)["source"]) != wanted:
+            raise ValueError(
+                f"--packed: {pack} was packed from {source}, but the data set {spec.name} has its {kind} in {wanted}. "
+                "Pack that folder, or drop --packed."
+            )
+    packed = dataclasses.replace(
+        spec,
+        pose_dir=f"{folder}/{POSES}/{{split}}",
+        description_dir=f"{folder}/{DESCRIPTIONS}" if spec.description_dir else "",
+    )
+    return packed.under(root)
+
+
+def open_poses(folder: str | Path) -> PosePack | PoseFolder:
+    """The poses of a folder, packed or in files.
+
+    Raises:
+        ValueError: the pack is damaged.
+    """
+    return PosePack(folder) if is_pack(folder) else PoseFolder()
+
+
+def open_descriptions(folder: str | Path) -> DescriptionPack | DescriptionLoader:
+    """The descriptions of a split's folder, packed or in files.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the pack is damaged.
+    """
+    return DescriptionPack(folder) if is_pack(folder) else DescriptionLoader(folder)
+
+
+def _manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """What pack.json says, checked."""
+    path = folder / "pack.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        sizes = {
+            name: (int(manifest["files"][name]["size"]), str(manifest["files"][name]["sha256"])) for name in _FILES
+        }
+        found = manifest["format"], manifest["kind"], str(manifest["source"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: no pack of {kind} is there. Make it with pack_dataset.py.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: is damaged, or no pack's. Pack again with pack_dataset.py.") from None
+    if found[:2] != (FORMAT, kind):
+        raise ValueError(
+            f"{path}: is a pack of {found[1]!r} in the format {found[0]!r}; wanted {kind!r} in {FORMAT!r}."
+        )
+    return {"source": found[2], "files": sizes}
+
+
+class Pack:
+    """A pack of one kind, open for reading; it keeps nothing of what is read.
+
+    Args:
+        folder: of the pack.
+
+    Raises:
+        FileNotFoundError: no pack there.
+        ValueError: a foreign or damaged one.
+    """
+
+    kind = ""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        files = _manifest(self.folder, self.kind)["files"]
+        for name, (size, digest) in files.items():
+            path = self.folder / name
+            seen = path.stat().st_size if path.is_file() else 0
+            if seen != size or not size:
+                raise self.damaged(f"{name} has {seen} bytes, not {size}")
+            if name != "content.bin" and sha256(path) != digest:  # the index is small: it is looked at each time
+                raise self.damaged(f"{name} is not what was written")
+        names, clips = (np.load(self.folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[:2])
+        self.names, self._clips = np.asarray(names), np.asarray(clips)
+        if self.names.dtype.kind != "S" or self._clips.dtype != _CLIP or len(self.names) != len(self._clips):
+            raise self.damaged("the index is of another form")
+        self._content = np.asarray(np.memmap(self.folder / "content.bin", np.uint8, "r"))
+
+    def __reduce__(self) -> Any:
+        """Another process opens the files itself: it must not be sent their content."""
+        return type(self), (self.folder,)
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.names)
+
+    def damaged(self, what: str) -> ValueError:
+        """One line about this pack."""
+        return ValueError(f"{self.folder}: damaged: {what}. Copy the pack again, or pack again with pack_dataset.py.")
+
+    def lengths(self, keys: Sequence[str]) -> np.ndarray:
+        """Frames or texts of clips: 0 for one that is not in the pack, 1 for one that cannot be read."""
+        if not keys:
+            return np.zeros(0, np.int64)
+        wanted = np.array([_encoded(key) for key in keys])
+        rows = np.searchsorted(self.names, wanted)
+        there = rows < len(self)
+        there[there] = self.names[rows[there]] == wanted[there]
+        lengths = np.zeros(len(wanted), np.int64)
+        lengths[there] = np.maximum(self._clips["length"][rows[there]], 1)
+        return lengths
+
+    def find(self, key: str) -> int | None:
+        """Row of a clip in the index; None for one that is not in the pack."""
+        name = _encoded(key)
+        if len(name) > self.names.dtype.itemsize:
+            return None
+        row = int(np.searchsorted(self.names, np.array(name, self.names.dtype)))
+        return row if row < len(self) and self.names[row] == name else None
+
+    def content(self, key: str) -> tuple[int, np.ndarray] | None:
+        """A clip's length and bytes, as they lie in the file; None for one that is not in the pack.
+
+        Raises:
+            ValueError: the bytes are not those that were written, or say that the clip could not be read.
+        """
+        row = self.find(key)
+        if row is None:
+            return None
+        offset, size, expected, length = self._clips[row].item()
+        padded = self._content[offset : offset + _padded(size)]
+        if len(padded) != _padded(size) or _sum(padded) != expected:
+            raise self.damaged(f"{key} is not what was written")
+        data = padded[:size]
+        if not length:
+            reason = data.tobytes().decode("utf-8", "replace")
+            raise ValueError(f"{reason} So it was when {self.folder} was packed: mend the file, and pack again.")
+        return length, data
+
+    def verify(self, progress: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:
+        """Read everything, and the index as a whole once more.
+
+        Args:
+            progress: wraps the keys.
+
+        Returns:
+            What is wrong, a line each.
+        """
+        faults = []
+        for key in progress([name.decode("utf-8", "surrogatepass") for name in self.names.tolist()]):
+            try:
+                self.decode(key)
+            except ValueError as error:
+                if "damaged" in str(error):
+                    faults.append(str(error))
+        digest = _manifest(self.folder, self.kind)["files"]["content.bin"][1]
+        if not faults and sha256(self.folder / "content.bin") != digest:
+            faults.append(str(self.damaged("content.bin is not what was written")))
+        return faults
+
+    def decode(self, key: str) -> Any:
+        """A clip as it is used."""
+        raise NotImplementedError
+
+
+class PosePack(Pack):
+    """Poses by the path of their file within the folder that was packed."""
+
+    kind = POSES
+
+    def decode(self, key: str) -> Pose:
+        """A clip's pose, in the file's own memory.
+
+        Raises:
+            ValueError: it is not there, could not be read when it was packed, or is damaged.
+        """
+        found = self.content(key)
+        if found is None:
+            raise ValueError(f"{self.folder / key} is not in the pack. Pack again with pack_dataset.py.")
+        length, data = found
+        try:
+            n_frames, start, n_after, *kinds = _POSE.unpack_from(data.data)
+            dtypes = [np.dtype(kind.rstrip(b"\0").decode("ascii")) for kind in kinds]
+            if n_frames != length or any(dtype.kind not in "fiu" for dtype in dtypes):
+                raise ValueError("not a pose")
+            places = np.frombuffer(data, dtypes[1], n_frames * N_KEYPOINTS * 2, ALIGN).reshape(-1, N_KEYPOINTS, 2)
+            sure = np.frombuffer(data, dtypes[3], n_frames * N_KEYPOINTS, ALIGN + _padded(places.nbytes))
+        except (ValueError, TypeError, struct.error):
+            raise self.damaged(f"{key} is no pose") from None
+        keypoints = places.astype(dtypes[0], copy=False)
+        scores = sure.reshape(-1, N_KEYPOINTS).astype(dtypes[2], copy=False)
+        return Pose(keypoints, scores, start, n_after)
+
+    def read(self, path: Path, n_frames: int | None = None) -> Pose:
+        """`pose.read_pose` of a packed file."""
+        pose = self.decode(self._key(path))
+        check_length(path, pose, n_frames)
+        return pose
+
+    def sizes(self, paths: Sequence[Path]) -> np.ndarray:
+        """Frames of each clip, 0 for one that is missing."""
+        return self.lengths([self._key(path) for path in paths])
+
+    def _key(self, path: Path) -> str:
+        return path.as_posix().removeprefix(f"{self.folder.as_posix()}/")
+
+
+class DescriptionPack(Pack):
+    """Descriptions by the name of their clip; what was no valid description is not in it.
+
+    Attributes:
+        counts: as of `DescriptionLoader`, but for what was left out when it was packed.
+    """
+
+    kind = DESCRIPTIONS
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.counts = DescriptionCounts()
+
+    def decode(self, key: str) -> dict[int, str]:
+        """All texts of a clip, {} where there are none.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        found = self.content(key)
+        if found is None:
+            return {}
+        try:
+            frames, texts = json.loads(found[1].tobytes())
+            return dict(zip(frames, texts, strict=True))
+        except (ValueError, TypeError):
+            raise self.damaged(f"{key} has no texts") from None
+
+    def load(self, name: str, n_frames: int | None = None) -> dict[int, str]:
+        """`DescriptionLoader.load` of a packed file."""
+        found = self.decode(name)
+        texts = found if n_frames is None else {frame: text for frame, text in found.items() if frame < n_frames}
+        missing = not found and not self.has(name)
+        self.counts += DescriptionCounts(
+            files_found=int(not missing),
+            files_missing=int(missing),
+            entries=len(found),
+            out_of_range=len(found) - len(texts),
+            frames=len(texts),
+        )
+        return texts
+
+    def has(self, name: str) -> bool:
+        """Whether a clip has a file."""
+        return self.find(name) is not None
+
+
+# -- encoding ----------------------------------------------------------------------------------------------------------
+
+
+def pack_pose(job: tuple[str, str]) -> Content | None:
+    """Read a pose file for a pack; None where there is none.
+
+    Args:
+        job: the folder that is packed, and the file within it.
+    """
+    folder, key = job
+    try:
+        pose = read_pose(Path(folder) / key)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        return Content(key, 0, str(error).encode("utf-8", "replace"))
+    arrays = [(values, _narrowed(values)) for values in (pose.keypoints, pose.scores)]
+    kinds = [values.dtype.str.encode("ascii") for pair in arrays for values in pair]
+    head = _POSE.pack(len(pose), pose.start, pose.n_after, *kinds)
+    parts = [head, *(np.ascontiguousarray(stored).tobytes() for _, stored in arrays)]
+    return Content(key, len(pose), b"".join(part.ljust(_padded(len(part)), b"\0") for part in parts))
+
+
+def pack_descriptions(job: tuple[str, str]) -> Content | None:
+    """Read a description file for a pack; None where there is none, or none that can be read.
+
+    Args:
+        job: the folder that is packed, and the clip's name.
+    """
+    folder, name = job
+    loader = DescriptionLoader(folder)
+    texts = loader.load(name)
+    if not loader.counts.files_found:
+        return None
+    data = json.dumps([list(texts), list(texts.values())], ensure_ascii=False).encode("utf-8")
+    return Content(name, max(len(texts), 1), data)
+
+
+def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]) -> None:
+    """Write a pack, whole or not at all; an older one stays as it is until then.
+
+    Args:
+        folder: of the pack.
+        kind: `POSES` or `DESCRIPTIONS`.
+        source: the folder that is packed, as the data set's record names it.
+        contents: in any order.
+
+    Raises:
+        ValueError: no contents; or the folder is there and is no pack.
+        OSError: it cannot be written.
+    """
+    if folder.exists() and not is_pack(folder) and any(folder.iterdir()):
+        raise ValueError(f"--out: {folder} is there and is no pack. Name another folder, or remove it.")
+    index: list[tuple[bytes, tuple[int, int, int, int]]] = []
+
+    def write_contents(file: Any) -> None:
+        offset = 0
+        for content in contents:
+            data = content.data.ljust(_padded(len(content.data)), b"\0")
+            file.write(data)
+            words = _sum(np.frombuffer(data, np.uint8))
+            index.append((_encoded(content.key), (offset, len(content.data), words, content.length)))
+            offset += len(data)
+        if not index:
+            raise ValueError(f"{source}: holds no {kind} of this split's clips. Nothing is packed.")
+
+    with new_folder(folder) as unfinished:
+        digests = {"content.bin": write_whole(unfinished / "content.bin", write_contents)}
+        index.sort()
+        arrays = {
+            "names.npy": np.array([name for name, _ in index]),
+            "clips.npy": np.array([c for _, c in index], _CLIP),
+        }
+        for name, array in arrays.items():
+            digests[name] = write_whole(unfinished / name, lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+        files = {
+            name: {"size": (unfinished / name).stat().st_size, "sha256": digest} for name, digest in digests.items()
+        }
+        manifest = {"format": FORMAT, "kind": kind, "source": source, "clips": len(index), "files": files}
+        write_text(unfinished / "pack.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _encoded(key: str) -> bytes:
+    name = key.encode("utf-8", "surrogatepass")
+    if b"\0" in name or not name:
+        raise ValueError(f"clip {key!r}: such a name cannot be packed. Rename it in the labels.")
+    return name
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+def _sum(data: np.ndarray) -> int:
+    """The sum of a content's words of 64 bits: it costs no more than reading them."""
+    return int(np.add.reduce(data.view(np.uint64), dtype=np.uint64))
+
+
+def _narrowed(values: np.ndarray) -> np.ndarray:
+    """The same numbers in the fewest bytes that hold them exactly."""
+    for kind in (np.float16, np.float32):
+        if values.dtype.kind == "f" and values.dtype.itemsize > np.dtype(kind).itemsize:
+            with np.errstate(over="ignore"):
+                fewer = values.astype(kind)
+            if np.array_equal(fewer, values):
+                return fewer
+    return values
