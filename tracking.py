@@ -68,7 +68,7 @@ class Tracker:
             OSError: run.json cannot be written.
             ValueError: Weights & Biases does not let the run in.
         """
-        record = read_record(self.folder) or {"id": secrets.token_hex(4), "starts": []}
+        record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
         record["starts"].append(_facts(self.args, step) | {"dataset": dataclasses.asdict(spec), "data": data})
         write_text(self.folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         if step is not None and self.args.tensorboard:
@@ -175,7 +175,8 @@ class WandB:
 def read_record(folder: str | Path) -> dict[str, Any] | None:
     """Read a run.json: its `id` and its `starts`, the oldest first; None where there is none.
 
-    A damaged one is renamed to run.json.damaged, so that a start can be recorded.
+    Raises:
+        ValueError: it is damaged.
     """
     path = Path(folder) / RECORD
     if not path.is_file():
@@ -185,10 +186,18 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
         if not (isinstance(record["id"], str) and isinstance(record["starts"], list)):
             raise ValueError("no list of starts")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        path.rename(path.with_name(f"{RECORD}.damaged"))
-        logger.warning("%s is damaged (%s); it is kept as %s.damaged.", path, error, RECORD)
-        return None
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
     return record
+
+
+def _record_so_far(folder: Path) -> dict[str, Any] | None:
+    """The record that a start is added to; a damaged one is set aside."""
+    try:
+        return read_record(folder)
+    except ValueError as error:
+        os.replace(folder / RECORD, folder / f"{RECORD}.damaged")
+        logger.warning("%s It is kept as %s.damaged.", error, RECORD)
+        return None
 
 
 def _facts(args: argparse.Namespace, step: int | None) -> dict[str, Any]:

@@ -31,6 +31,16 @@ class Candidate(NamedTuple):
     score: float
 
 
+class Explained(NamedTuple):
+    """A clip's sentences, the best first, and its gate (T,): how much of each frame's text was added, 0 to 1.
+
+    Without descriptions in the model the gate is None.
+    """
+
+    candidates: list[Candidate]
+    gate: list[float] | None
+
+
 class Translator:
     """Writes sentences for clips.
 
@@ -153,16 +163,20 @@ class Translator:
             raise ValueError("--descriptions, --describe: this checkpoint was trained without descriptions; drop them.")
         return Sample(name, part_keypoints(pose, frames), "", "", {}, texts, own)
 
-    @torch.no_grad()
     def candidates(self, samples: Sequence[Sample], n_best: int = 1) -> list[list[Candidate]]:
-        """Search the sentences of a batch of clips.
+        """Search the sentences of a batch of clips; arguments and errors are those of `explain`."""
+        return [explained.candidates for explained in self.explain(samples, n_best)]
+
+    @torch.no_grad()
+    def explain(self, samples: Sequence[Sample], n_best: int = 1) -> list[Explained]:
+        """Search the sentences of a batch of clips, and keep what the gate did.
 
         Args:
             samples: B clips of `sample`.
             n_best: N; at most `num_beams`.
 
         Returns:
-            For each clip N sentences, the best first.
+            For each clip N sentences, the best first, and its gate.
 
         Raises:
             ValueError: more sentences than beams, or too many clips for the GPU's memory.
@@ -178,7 +192,11 @@ class Translator:
         except torch.OutOfMemoryError as error:
             raise ValueError(f"out of GPU memory ({str(error)[:80]}). Lower --batch-size or --num_beams.") from None
         found = [Candidate(*pair) for pair in zip(self.model.sentences(ids), scores, strict=True)]
-        return [found[first : first + n_best] for first in range(0, len(found), n_best)]
+        gates: list[list[float] | None] = [None] * len(samples)
+        if encoded.gate is not None:  # (B, T, 1)
+            lengths = [len(sample.pose_sample["body"]) for sample in samples]
+            gates = [gate[:n].tolist() for gate, n in zip(encoded.gate.squeeze(-1).float(), lengths, strict=True)]
+        return [Explained(found[i * n_best : (i + 1) * n_best], gate) for i, gate in enumerate(gates)]
 
 
 class FrozenTextEncoder:
