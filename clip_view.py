@@ -181,11 +181,11 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
     stage = element("div", element("canvas", role="img", aria_label=shown), class_="stage live", hidden=True)
     now = [element("p", class_="now small") for _ in lanes]
     place = element("small", class_="place")
-    top = element("div", stage, element("div", spoken, controls, place, now), class_="clip-top")
+    lists = [_text_list(viewer, lane, content["frames"], lanes) for viewer, lane in lanes]
+    top = element("div", stage, element("div", spoken, controls, place, now, lists), class_="clip-top")
     film = element("div", _film(points, width, height), class_="film", role="img", aria_label=shown)
     timeline = element("div", film, [_lane(viewer, lane) for viewer, lane in lanes], class_="timeline")
-    lists = [_text_list(viewer, lane, content["frames"], lanes) for viewer, lane in lanes]
-    return element("section", element("h3", name), top, timeline, lists, data(content, "clip-data"), class_="clip")
+    return element("section", element("h3", name), top, timeline, data(content, "clip-data"), class_="clip")
 
 
 def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]:
@@ -259,7 +259,7 @@ def _stretches(texts: Sequence[str | None]) -> Iterator[tuple[int, int, str | No
 
 
 def _lane(viewer: Viewer, lane: Lane) -> Html:
-    """The gate as a line of colour, and below it which stretch has which text; dark where it is the frame's own."""
+    """The gate as a line of colour, and below it which stretch has which text; strong where it is the frame's own."""
     low, high = min(lane.gate), max(lane.gate)
     told = f"Gate of {viewer.label}, from {low:.3f} to {high:.3f}"
     cells = []
@@ -285,11 +285,12 @@ def _lane(viewer: Viewer, lane: Lane) -> Html:
     )
     below = element(
         "small",
-        element("span", f"texts: a shade for each, black where it is the frame's own ({own} of {len(lane.own)} frames)")
+        element("span", f"texts: a shade for each, strong where it is the frame's own ({own} of {len(lane.own)} frames)")
         if described
         else element("span", "no text"),
     )
-    return element("div", scale, heat(lane.gate, told), texts if described else "", below, class_="lane")
+    strip = element("div", heat(lane.gate, told), texts if described else "", class_="strip")
+    return element("div", scale, strip, below, class_="lane")
 
 
 def _text_list(viewer: Viewer, lane: Lane, frames: list[int], lanes: Sequence[tuple[Viewer, Lane]]) -> Html:
@@ -300,7 +301,7 @@ def _text_list(viewer: Viewer, lane: Lane, frames: list[int], lanes: Sequence[tu
         return Html()
     rows = [(_span(frames, first, end), _mean(lane.gate[first:end]), text or "") for first, end, text in stretches]
     title = f"{len(rows)} texts in order" + ("" if len(lanes) == 1 else f", {viewer.label}")
-    return folded(title, table(rows, ("frames", "mean gate", "text"), "texts-table"))
+    return folded(title, table(rows, ("frames", "mean gate", "text")), open_=True)
 
 
 def _span(frames: Sequence[int], first: int, end: int) -> str:

@@ -112,7 +112,7 @@ def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = F
 
     Args:
         title: of the chart.
-        lines: those without any value are left out.
+        lines: those without any value are left out; one without a name is not in the legend.
         x_name: what is counted from left to right.
         from_zero: whether the y axis begins at 0.
         note: more about the lines.
@@ -148,9 +148,10 @@ def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = F
         f"{line.name}: {number(_values(line)[0])} at first, {number(_values(line)[-1])} at last, "
         f"between {number(min(_values(line)))} and {number(max(_values(line)))}"
         for line in lines
+        if line.name
     )
     svg = element("svg", drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", tabindex=0, aria_label=f"{title}. {told}.")
-    legend = [element("span", element("i", class_=line.style), line.name) for line in lines]
+    legend = [element("span", element("i", class_=line.style), line.name) for line in lines if line.name]
     facts = {
         "x": x_name,
         "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, left, right],
@@ -258,7 +259,7 @@ def heat(values: Sequence[float], told: str) -> Html:
     cells = []
     for i, value in enumerate(values):
         share = (value - low) / (high - low) if high > low else 0.5
-        cells.append(element("rect", x=i, y=0, width=1.05, height=1, fill_opacity=round(0.08 + 0.92 * share, 3)))
+        cells.append(element("rect", x=i, y=0, width=1, height=1, fill_opacity=round(0.08 + 0.92 * share, 3)))
     box = f"0 0 {len(values)} 1"
     return element("svg", cells, class_="heat", viewBox=box, preserveAspectRatio="none", role="img", aria_label=told)
 

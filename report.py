@@ -6,7 +6,7 @@ import argparse
 import difflib
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,9 +97,10 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
 
     def smooth(line: Line) -> Line:
         window = max(1, len(line.points) // 20)
-        return Line(f"{line.name}, mean of {window}", smoothed(line.points, window), line.style.replace(" faint", ""))
+        return Line(line.name, smoothed(line.points, window), line.style.replace(" faint", ""))
 
-    raw = over("loss", "each step", "faint", steps=True)
+    losses = over("loss", "", "", steps=True)
+    raw = [line._replace(name="", style=f"{line.style} faint") for line in losses]
     metric = MAIN_METRIC[runs[0].task][0]
     waiting = over("waited", "", "")
     for i, run_ in enumerate(runs):
@@ -110,7 +111,7 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
         ]
         waiting[i] = waiting[i]._replace(points=shares)
     charts = [
-        ("Training loss", raw + [smooth(line) for line in raw if len(line.points) >= 40], "step", False),
+        ("Training loss, and its running mean", raw + list(map(smooth, losses)), "step", False),
         ("Loss with smoothing", over("loss", "train", "") + over("dev_loss", "dev", "dashed"), "epoch", False),
         ("Loss without smoothing", over("nll", "train", "") + over("dev_nll", "dev", "dashed"), "epoch", False),
         (f"{title(metric)} on dev", over(f"dev_{metric}", "dev", "dashed"), "epoch", True),
@@ -216,6 +217,7 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     parts: list[Html] = []
     for of_split in judged:
         main = metrics.MAIN_METRIC[of_split.runs[0].task][0]
+        heads = ["95 % intervals", *labels, *(["difference", "p"] if len(labels) == 2 else [])]
         rows = []
         for metric in of_split.tallies[0]:
             tallies = [of_run[metric] for of_run in of_split.tallies]
@@ -224,26 +226,21 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
                 for style, tally in zip(STYLES, tallies, strict=False)
             ]
             cells: list[str] = [intervals(bars, min(b[2][0] for b in bars), max(b[2][1] for b in bars))]
-            for _, value, (low, high) in bars:
-                cells.append(join(element("b", f"{value:.2f}"), element("small", f" {low:.2f} to {high:.2f}")))
+            cells += [join(element("b", f"{value:.2f}"), between(*bounds)) for _, value, bounds in bars]
             if len(tallies) == 2:
                 found = metrics.compare([tallies[1]], [tallies[0]], of_split.weights)
-                low, high = found["interval"]
-                cells.append(join(element("b", f"{found['difference']:+.2f}"), f" {low:+.2f} to {high:+.2f}"))
-                cells.append(f"{found['p']:.3f}")
-            rows.append(
-                element(
-                    "tr",
-                    element("th", title(metric), scope="row"),
-                    [element("td", cell) for cell in cells],
-                    class_="main" if metric == main else None,
-                )
-            )
-        keys = [join(element("span", class_=f"key {s}"), label) for s, label in zip(STYLES, labels, strict=False)]
-        head = ["", "95 % intervals", *keys, *(["difference, 95 %", "p"] if len(labels) == 2 else [])]
-        head_row = element("tr", [element("th", cell, scope="col") for cell in head])
+                cells += [join(element("b", signed(found["difference"])), between(*found["interval"], signed))]
+                cells += [f"{found['p']:.3f}"]
+            row = [element("td", cell, data_label=name) for name, cell in zip(heads, cells, strict=True)]
+            name = element("th", title(metric), scope="row")
+            rows.append(element("tr", name, row, class_="main" if metric == main else None))
+        keys = [element("span", class_=f"key {style}") for style in STYLES[: len(labels)]]
+        keys = [Html(), *keys, *[Html()] * (len(heads) - 1 - len(keys))]
+        head = [element("th", key, name, scope="col") for key, name in zip(keys, heads, strict=True)]
         parts.append(element("h3", f"{of_split.split}, {len(of_split.names)} clips"))
-        parts.append(element("div", element("table", head_row, rows), class_="wide", tabindex=0))
+        parts.append(
+            element("div", element("table", element("tr", element("th"), head), rows, class_="scores"), class_="wide")
+        )
         if of_split.unshared:
             parts.append(
                 element(
@@ -258,10 +255,23 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     if len(labels) == 2:
         how += " Difference: second run minus first, on the same draws; p is two-sided (paired bootstrap, Koehn 2004)."
     how += " Clips count as random, the training as fixed: another seed of the same training would differ as well."
-    signatures = [(title(kind), element("code", text)) for kind, text in judged[0].signatures.items()]
-    rows = [element("tr", element("th", kind, scope="row"), element("td", text)) for kind, text in signatures]
-    signed = folded("Signatures", element("table", rows, class_="settings"), open_=True)
-    return section("Scores", parts, element("p", how, class_="small"), signed)
+    signatures = [element("li", f"{kind}: ", element("code", text)) for kind, text in judged[0].signatures.items()]
+    listed = folded("Signatures", element("ul", signatures), open_=True)
+    return section("Scores", parts, element("p", how, class_="small"), listed)
+
+
+def signed(value: float) -> str:
+    """A difference with its sign.
+
+    >>> signed(0.5), signed(-0.5)
+    ('+0.50', '−0.50')
+    """
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def between(low: float, high: float, form: Callable[[float], str] = "{:.2f}".format) -> Html:
+    """An interval, small."""
+    return element("small", f" {form(low)} to {form(high)}")
 
 
 # -- sentences -------------------------------------------------------------------------------------------------------
@@ -297,7 +307,9 @@ def sentences_section(judged: Judged, labels: Sequence[str]) -> Html:
     """The best and the worst sentences or, of two runs, those that changed most."""
     order = judged.order()
     worst, best = order[:SHOWN], order[::-1][:SHOWN]
-    names = ("Gained most", "Lost most") if len(labels) == 2 else ("Best", "Worst")
+    names = ("Best", "Worst")
+    if len(labels) == 2:
+        names = (f"Where {labels[1]} gained most", f"Where {labels[1]} lost most")
     lists = [(names[0], best), (names[1], worst)]
     told = f"{judged.split}, by {title(judged.clip_metric)} of each sentence. "
     told = join(told, element("ins", "not in the reference"), " ", element("del", "missing from it"))
@@ -462,8 +474,8 @@ def headline(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     if len(tallies) == 2:
         found = metrics.compare([tallies[1]], [tallies[0]], of_split.weights)
         low, high = found["interval"]
-        below = element("small", f"95 % {low:+.2f} to {high:+.2f}, p = {found['p']:.3f}")
-        tiles.append(element("div", element("span", "difference"), element("b", f"{found['difference']:+.2f}"), below))
+        below = element("small", f"95 % {signed(low)} to {signed(high)}, p = {found['p']:.3f}")
+        tiles.append(element("div", element("span", "difference"), element("b", signed(found["difference"])), below))
     return element("div", tiles, class_="headline")
 
 
