@@ -285,7 +285,9 @@ def _lane(viewer: Viewer, lane: Lane) -> Html:
     )
     below = element(
         "small",
-        element("span", f"texts: a shade for each, strong where it is the frame's own ({own} of {len(lane.own)} frames)")
+        element(
+            "span", f"texts: a shade for each, strong where it is the frame's own ({own} of {len(lane.own)} frames)"
+        )
         if described
         else element("span", "no text"),
     )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 STATIC = Path(__file__).parent / "static"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"  # no network
 VOID = {"br", "img", "input", "meta"}  # elements without content
 
 WIDTH, HEIGHT = 360, 200  # of a chart, in its own units: as wide as a phone, so that letters keep their size
@@ -83,6 +84,7 @@ def page(title: str, *body: str | Iterable[str], script: str = "", language: str
     """
     head = [
         element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
@@ -231,24 +233,26 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 10000 else f"{value:.0f}"
 
 
-def intervals(bars: Sequence[tuple[str, float, tuple[float, float] | None]], low: float, high: float) -> Html:
-    """Scores as dots on one scale with their intervals as bars, each with its style.
+class Bar(NamedTuple):
+    """A score and its interval, drawn in a style."""
 
-    Args:
-        bars: style, score and interval of each.
-        low: where the scale begins.
-        high: where it ends.
-    """
+    style: str
+    value: float
+    interval: tuple[float, float]
+
+
+def intervals(bars: Sequence[Bar]) -> Html:
+    """Scores as dots with their intervals as bars, on one scale from the lowest bound to the highest."""
+    low, high = min(bar.interval[0] for bar in bars), max(bar.interval[1] for bar in bars)
 
     def at(value: float) -> float:
         return round(4 + 132 * (value - low) / ((high - low) or 1), 1)
 
     drawn = []
-    for row, (style, value, bounds) in enumerate(bars):
+    for row, bar in enumerate(bars):
         y = 6 + 9 * row
-        if bounds:
-            drawn.append(element("path", d=f"M{at(bounds[0])} {y}H{at(bounds[1])}", class_=f"line {style}"))
-        drawn.append(element("circle", cx=at(value), cy=y, r=3, class_=style))
+        drawn.append(element("path", d=f"M{at(bar.interval[0])} {y}H{at(bar.interval[1])}", class_=f"line {bar.style}"))
+        drawn.append(element("circle", cx=at(bar.value), cy=y, r=3, class_=bar.style))
     height = 3 + 9 * len(bars)
     return element("svg", drawn, viewBox=f"0 0 140 {height}", width=140, height=height, aria_hidden="true")
 
@@ -262,8 +266,3 @@ def heat(values: Sequence[float], told: str) -> Html:
         cells.append(element("rect", x=i, y=0, width=1, height=1, fill_opacity=round(0.08 + 0.92 * share, 3)))
     box = f"0 0 {len(values)} 1"
     return element("svg", cells, class_="heat", viewBox=box, preserveAspectRatio="none", role="img", aria_label=told)
-
-
-def attributes(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys and values of a record as texts."""
-    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items()]

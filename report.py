@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disk import write_text
-from pages import Html, Line, chart, element, folded, intervals, join, number, page, smoothed, table
+from pages import Bar, Html, Line, chart, element, folded, intervals, join, number, page, smoothed, table
 from utils import Parser, get_args_parser, progress, run
 
 if TYPE_CHECKING:
@@ -201,6 +201,31 @@ class Judged:
         self.higher_is_better = metrics.MAIN_METRIC[first.task][1]
         self.each = [of_run[self.clip_metric].each() for of_run in self.tallies]
 
+    @property
+    def main(self) -> str:
+        """The score that chooses the best epoch."""
+        import metrics
+
+        return metrics.MAIN_METRIC[self.runs[0].task][0]
+
+    def bars(self, metric: str) -> list[Bar]:
+        """A score of each run with its interval."""
+        import metrics
+
+        tallies = [of_run[metric] for of_run in self.tallies]
+        return [
+            Bar(style, tally.total(), metrics.interval(tally.drawn(self.weights)))
+            for style, tally in zip(STYLES, tallies, strict=False)
+        ]
+
+    def difference(self, metric: str) -> tuple[float, tuple[float, float], float]:
+        """How much the second run's score is above the first's, the interval of that, and p."""
+        import metrics
+
+        first, second = (of_run[metric] for of_run in self.tallies)
+        found = metrics.compare([second], [first], self.weights)
+        return found["difference"], found["interval"], found["p"]
+
     def order(self) -> list[int]:
         """Clips from the worst to the best; of two runs from what the second has lost most to what it has gained."""
         sign = 1 if self.higher_is_better else -1
@@ -212,28 +237,20 @@ class Judged:
 
 def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     """A table per split: score and interval of each run and, of two, the difference."""
-    import metrics
-
     parts: list[Html] = []
     for of_split in judged:
-        main = metrics.MAIN_METRIC[of_split.runs[0].task][0]
         heads = ["95 % intervals", *labels, *(["difference", "p"] if len(labels) == 2 else [])]
         rows = []
         for metric in of_split.tallies[0]:
-            tallies = [of_run[metric] for of_run in of_split.tallies]
-            bars = [
-                (style, tally.total(), metrics.interval(tally.drawn(of_split.weights)))
-                for style, tally in zip(STYLES, tallies, strict=False)
-            ]
-            cells: list[str] = [intervals(bars, min(b[2][0] for b in bars), max(b[2][1] for b in bars))]
-            cells += [join(element("b", f"{value:.2f}"), between(*bounds)) for _, value, bounds in bars]
-            if len(tallies) == 2:
-                found = metrics.compare([tallies[1]], [tallies[0]], of_split.weights)
-                cells += [join(element("b", signed(found["difference"])), between(*found["interval"], signed))]
-                cells += [f"{found['p']:.3f}"]
+            bars = of_split.bars(metric)
+            cells: list[str] = [intervals(bars)]
+            cells += [join(element("b", f"{bar.value:.2f}"), between(bar.interval)) for bar in bars]
+            if len(bars) == 2:
+                difference, bounds, p = of_split.difference(metric)
+                cells += [join(element("b", signed(difference)), between(bounds, signed)), f"{p:.3f}"]
             row = [element("td", cell, data_label=name) for name, cell in zip(heads, cells, strict=True)]
             name = element("th", title(metric), scope="row")
-            rows.append(element("tr", name, row, class_="main" if metric == main else None))
+            rows.append(element("tr", name, row, class_="main" if metric == of_split.main else None))
         keys = [element("span", class_=f"key {style}") for style in STYLES[: len(labels)]]
         keys = [Html(), *keys, *[Html()] * (len(heads) - 1 - len(keys))]
         head = [element("th", key, name, scope="col") for key, name in zip(keys, heads, strict=True)]
@@ -241,6 +258,8 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
         parts.append(
             element("div", element("table", element("tr", element("th"), head), rows, class_="scores"), class_="wide")
         )
+        for run_, label in zip(of_split.runs, labels, strict=True):
+            parts += [element("p", f"{label}: {told}", class_="small") for told in which_weights(run_, of_split.split)]
         if of_split.unshared:
             parts.append(
                 element(
@@ -260,6 +279,17 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     return section("Scores", parts, element("p", how, class_="small"), listed)
 
 
+def which_weights(run_: RunFolder, split: str) -> list[str]:
+    """A sentence where a split was written with other weights than those that are kept as the best."""
+    after, best = run_.written_after(split), run_.best_epoch()
+    if after is None or best is None or best["epoch"] == after:
+        return []
+    return [
+        f"these sentences were written after epoch {after + 1}; best_checkpoint.pth is of epoch {best['epoch'] + 1}. "
+        "To see its sentences, evaluate it into this folder with --eval."
+    ]
+
+
 def signed(value: float) -> str:
     """A difference with its sign.
 
@@ -269,9 +299,9 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def between(low: float, high: float, form: Callable[[float], str] = "{:.2f}".format) -> Html:
+def between(bounds: tuple[float, float], form: Callable[[float], str] = "{:.2f}".format) -> Html:
     """An interval, small."""
-    return element("small", f" {form(low)} to {form(high)}")
+    return element("small", f" {form(bounds[0])} to {form(bounds[1])}")
 
 
 # -- sentences -------------------------------------------------------------------------------------------------------
@@ -306,7 +336,8 @@ def marked(text: str, reference: str, *, task: str, text_unit: str) -> Html:
 def sentences_section(judged: Judged, labels: Sequence[str]) -> Html:
     """The best and the worst sentences or, of two runs, those that changed most."""
     order = judged.order()
-    worst, best = order[:SHOWN], order[::-1][:SHOWN]
+    count = min(SHOWN, -(-len(order) // 2))  # of a few clips none stands in both lists, but one in the middle
+    worst, best = order[:count], order[::-1][:count]
     names = ("Best", "Worst")
     if len(labels) == 2:
         names = (f"Where {labels[1]} gained most", f"Where {labels[1]} lost most")
@@ -324,7 +355,7 @@ def sentences_section(judged: Judged, labels: Sequence[str]) -> Html:
             "Best and worst of both",
             element("div", [
                 element("div", element("h3", name), [sentence(judged, i, labels) for i in clips])
-                for name, clips in (("Best", together[::-1][:SHOWN]), ("Worst", together[:SHOWN]))
+                for name, clips in (("Best", together[::-1][:count]), ("Worst", together[:count]))
             ], class_="columns"),
         )  # fmt: skip
     return section("Sentences", element("p", told), element("div", columns, class_="columns"), more)
@@ -458,24 +489,18 @@ def chosen(judged: Judged, count: int, described: set[str]) -> list[str]:
 
 def headline(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     """The main score, large."""
-    import metrics
-
     if not judged:
         return Html()
     of_split = judged[0]
-    metric = metrics.MAIN_METRIC[of_split.runs[0].task][0]
-    tallies = [of_run[metric] for of_run in of_split.tallies]
     tiles = []
-    for style, label, tally in zip(STYLES, labels, tallies, strict=False):
-        low, high = metrics.interval(tally.drawn(of_split.weights))
-        below = element("small", f"{of_split.split} {title(metric)}, 95 % {low:.2f} to {high:.2f}")
-        name = element("span", element("span", class_=f"key {style}"), label)
-        tiles.append(element("div", name, element("b", f"{tally.total():.2f}"), below))
-    if len(tallies) == 2:
-        found = metrics.compare([tallies[1]], [tallies[0]], of_split.weights)
-        low, high = found["interval"]
-        below = element("small", f"95 % {signed(low)} to {signed(high)}, p = {found['p']:.3f}")
-        tiles.append(element("div", element("span", "difference"), element("b", signed(found["difference"])), below))
+    for bar, label in zip(of_split.bars(of_split.main), labels, strict=True):
+        name = element("span", element("span", class_=f"key {bar.style}"), label)
+        below = element("small", f"{of_split.split} {title(of_split.main)}, 95 %", between(bar.interval))
+        tiles.append(element("div", name, element("b", f"{bar.value:.2f}"), below))
+    if len(labels) == 2:
+        difference, bounds, p = of_split.difference(of_split.main)
+        below = element("small", "95 %", between(bounds, signed), f", p = {p:.3f}")
+        tiles.append(element("div", element("span", "difference"), element("b", signed(difference)), below))
     return element("div", tiles, class_="headline")
 
 
@@ -511,6 +536,12 @@ def build(args: argparse.Namespace) -> str:
         settings_section(runs, labels),
     ]
     if not judged:
+        left_out += [
+            f"{label}, {split} (its sentences are not there): "
+            + ", ".join(f"{title(key)} {value:.2f}" for key, value in found.items() if value is not None)
+            for run_, label in zip(runs, labels, strict=True)
+            for split, found in run_.metrics.items()
+        ]
         left_out.append("Scores and sentences: no split was written by " + ("both runs." if len(runs) == 2 else "it."))
     names = [("Scores", 1), ("Learning curves", 2), ("Sentences", 3), ("Clips", 4), ("Settings", 5)]
     links = [element("a", name, href=f"#{anchor(name)}") for name, i in names if parts[i]]

@@ -26,7 +26,7 @@ class RunFolder:
         epochs: lines of log.txt, numbers alone; what is not finite is None.
         steps: lines of steps.jsonl, likewise.
         predictions: split -> name -> reference and hypothesis.
-        metrics: split -> what `{split}_metrics.json` holds.
+        metrics: split -> the numbers of `{split}_metrics.json`.
         task: SLT, ISLR or CSLR.
         text_unit: what scores count, "char" or "word".
         bleu_tokenizer: sacrebleu's.
@@ -100,6 +100,11 @@ class RunFolder:
                 best = line
         return best
 
+    def written_after(self, split: str) -> int | None:
+        """The epoch after which the training itself wrote this split's sentences; None if an evaluation did."""
+        trained_last = bool(self.starts) and self.starts[-1]["what"] == "training"
+        return self.epochs[-1]["epoch"] if trained_last and split == "dev" and self.epochs else None
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _try(self, read: Callable[[Path], Any], path: Path, argument: Path | None = None) -> Any:
@@ -111,10 +116,7 @@ class RunFolder:
             found = read(argument or path)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             found = None
-            self.left_out.append(f"{path.name} cannot be read ({type(error).__name__}).")
-        else:
-            if found is None:
-                self.left_out.append(f"{path.name} is damaged.")
+            self.left_out.append(f"{path.name} cannot be read: {str(error).removeprefix(f'{path} ')}")
         return found
 
     def _curve(self, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -130,7 +132,7 @@ class RunFolder:
 
     def _read_split(self, split: str) -> None:
         path = self.folder / f"{split}_metrics.json"
-        if path.is_file() and isinstance(found := self._try(_read_json, path), dict):
+        if path.is_file() and (found := self._try(_read_scores, path)) is not None:
             self.metrics[split] = found
         path = self.folder / f"{split}_predictions.jsonl"
         if not path.is_file():
@@ -164,8 +166,11 @@ class RunFolder:
         )
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read_scores(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("it is no table of scores.")
+    return _numbers(found)
 
 
 def _is_start(start: object) -> bool:
