@@ -126,6 +126,8 @@ class RunFolder:
         good = [_numbers(line) for line in lines if isinstance(line, dict)]
         good = [line for line in good if isinstance(line.get(keys[0]), int) and all(key in line for key in keys)]
         total = len([line for line in path.read_bytes().splitlines() if line.strip()]) if path.is_file() else 0
+        if path.is_file() and not total:
+            self.left_out.append(f"{name} is empty.")
         if len(good) < total:
             self.left_out.append(f"{name}: {total - len(good)} of {total} lines cannot be read.")
         return good
