@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import utils
 from disk import write_text
 from pages import Bar, Html, Line, chart, element, folded, intervals, join, number, page, smoothed, table
-from utils import Parser, get_args_parser, progress, run
+from utils import Parser, progress, run
 
 if TYPE_CHECKING:
     from metrics import Tally
@@ -37,7 +38,7 @@ STYLES = ("a", "b")
 NAMES = {"bleu": "BLEU-", "chrf": "chrF", "rouge_l": "ROUGE-L", "wer": "WER", "top1_per_": "top-1 per "}
 
 
-def get_args_parser_of_report() -> argparse.ArgumentParser:
+def get_args_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = Parser(
         prog="report.py",
@@ -65,7 +66,7 @@ def get_args_parser_of_report() -> argparse.ArgumentParser:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line and refuse what cannot be, before anything heavy is imported."""
-    parser = get_args_parser_of_report()
+    parser = get_args_parser()
     args = parser.parse_args(argv)
     if len(args.runs) > 2:
         parser.error(f"{len(args.runs)} runs: a page has one, or compares two.")
@@ -382,7 +383,7 @@ def settings_section(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
         return Html()
     flags = [{f"--{key}": shown(value) for key, value in run_.last["arguments"].items()} for run_, _ in known]
     facts = [{key: shown(value) for key, value in facts_of(run_.last).items()} for run_, _ in known]
-    defaults = {f"--{a.dest}": shown(a.default) for a in get_args_parser()._actions if a.dest != "help"}
+    defaults = {f"--{a.dest}": shown(a.default) for a in utils.get_args_parser()._actions if a.dest != "help"}
     both = [a | b for a, b in zip(facts, flags, strict=True)]
     keys = list(dict.fromkeys(key for of_run in both for key in of_run))
     head = ("", *(label for _, label in known))

@@ -14,6 +14,7 @@ import fine_tuning
 import inference
 import pack_dataset
 import pre_training_checklist
+import report
 import utils
 from labels import read_labels
 from pose import read_pose
@@ -90,6 +91,8 @@ def test_commands_parse(readme):
             describe.parse_args(shlex.split(command)[2:])
         if "inference.py" in command:
             inference.parse_args(shlex.split(command)[2:])
+        if "report.py" in command:
+            report.parse_args([*shlex.split(command)[2:], "--out", "report.html"])
         if "pre_training_checklist.py" in command:
             utils.parse_args([word for word in shlex.split(command)[2:] if word not in ("--strict", "--full")])
 
@@ -160,7 +163,7 @@ def test_every_flag_has_one_row_with_its_default(readme):
 
 @both
 def test_no_flag_is_made_up(readme):
-    programs = (utils, describe, inference, pack_dataset)
+    programs = (utils, describe, inference, pack_dataset, report)
     parsers = [program.get_args_parser() for program in programs]
     known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) <= known | OTHER_FLAGS
