@@ -182,7 +182,8 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
     now = [element("p", class_="now small") for _ in lanes]
     place = element("small", class_="place")
     lists = [_text_list(viewer, lane, content["frames"], lanes) for viewer, lane in lanes]
-    top = element("div", stage, element("div", spoken, controls, place, now, lists), class_="clip-top")
+    player = element("div", stage, controls, place)
+    top = element("div", player, element("div", spoken, now, lists), class_="clip-top")
     film = element("div", _film(points, width, height), class_="film", role="img", aria_label=shown)
     timeline = element("div", film, [_lane(viewer, lane) for viewer, lane in lanes], class_="timeline")
     return element("section", element("h3", name), top, timeline, data(content, "clip-data"), class_="clip")
