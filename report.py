@@ -17,7 +17,7 @@ from pages import Bar, Html, Line, chart, element, folded, intervals, join, numb
 from utils import Parser, progress, run
 
 if TYPE_CHECKING:
-    from metrics import Tally
+    from judged import Judged
     from run_folder import RunFolder
 
 logger = logging.getLogger("report")
@@ -164,78 +164,6 @@ def title(metric: str) -> str:
 # -- scores ----------------------------------------------------------------------------------------------------------
 
 
-class Judged:
-    """The sentences of one split, scored: of one run, or of two on the clips that both have.
-
-    Args:
-        runs: one or two.
-        split: that all of them have written.
-
-    Raises:
-        ValueError: runs that cannot be compared.
-    """
-
-    def __init__(self, runs: Sequence[RunFolder], split: str) -> None:
-        import metrics
-
-        first = runs[0]
-        rows = [run_.predictions[split] for run_ in runs]
-        self.names = [name for name in rows[0] if all(name in of_run for of_run in rows)]
-        if not self.names:
-            raise ValueError(f"{split}: the runs have no clip in common.")
-        if differing := [n for n in self.names if len({of_run[n]["reference"] for of_run in rows}) > 1]:
-            raise ValueError(f"{split}: {len(differing)} clips have other references, the first is {differing[0]}.")
-        self.runs, self.split = runs, split
-        self.unshared = max(len(of_run) for of_run in rows) - len(self.names)
-        self.references = [rows[0][name]["reference"] for name in self.names]
-        self.reference = dict(zip(self.names, self.references, strict=True))
-        self.hypotheses = [[of_run[name]["hypothesis"] for name in self.names] for of_run in rows]
-        self.tallies: list[dict[str, Tally]] = []
-        self.signatures: dict[str, str] = {}
-        for texts in self.hypotheses:
-            found, self.signatures = metrics.tally(
-                first.task, texts, self.references, first.text_unit, first.bleu_tokenizer
-            )
-            self.tallies.append(found)
-        self.weights = metrics.draw_clips(len(self.names))
-        self.clip_metric = metrics.CLIP_METRIC[first.task]
-        self.higher_is_better = metrics.MAIN_METRIC[first.task][1]
-        self.each = [of_run[self.clip_metric].each() for of_run in self.tallies]
-
-    @property
-    def main(self) -> str:
-        """The score that chooses the best epoch."""
-        import metrics
-
-        return metrics.MAIN_METRIC[self.runs[0].task][0]
-
-    def bars(self, metric: str) -> list[Bar]:
-        """A score of each run with its interval."""
-        import metrics
-
-        tallies = [of_run[metric] for of_run in self.tallies]
-        return [
-            Bar(style, tally.total(), metrics.interval(tally.drawn(self.weights)))
-            for style, tally in zip(STYLES, tallies, strict=False)
-        ]
-
-    def difference(self, metric: str) -> tuple[float, tuple[float, float], float]:
-        """How much the second run's score is above the first's, the interval of that, and p."""
-        import metrics
-
-        first, second = (of_run[metric] for of_run in self.tallies)
-        found = metrics.compare([second], [first], self.weights)
-        return found["difference"], found["interval"], found["p"]
-
-    def order(self) -> list[int]:
-        """Clips from the worst to the best; of two runs from what the second has lost most to what it has gained."""
-        sign = 1 if self.higher_is_better else -1
-        worth = [
-            sign * (scores[-1] - scores[0] if len(scores) > 1 else scores[0]) for scores in zip(*self.each, strict=True)
-        ]
-        return sorted(range(len(self.names)), key=lambda i: worth[i])
-
-
 def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     """A table per split: score and interval of each run and, of two, the difference."""
     parts: list[Html] = []
@@ -243,7 +171,7 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
         heads = ["95 % intervals", *labels, *(["difference", "p"] if len(labels) == 2 else [])]
         rows = []
         for metric in of_split.tallies[0]:
-            bars = of_split.bars(metric)
+            bars = bars_of(of_split, metric)
             cells: list[str] = [intervals(bars)]
             cells += [join(element("b", f"{bar.value:.2f}"), between(bar.interval)) for bar in bars]
             if len(bars) == 2:
@@ -278,6 +206,11 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     signatures = [element("li", f"{kind}: ", element("code", text)) for kind, text in judged[0].signatures.items()]
     listed = folded("Signatures", element("ul", signatures), open_=True)
     return section("Scores", parts, element("p", how, class_="small"), listed)
+
+
+def bars_of(judged: Judged, metric: str) -> list[Bar]:
+    """A score of each run in the run's colour."""
+    return [Bar(style, *found) for style, found in zip(STYLES, judged.standing(metric), strict=False)]
 
 
 def which_weights(run_: RunFolder, split: str) -> list[str]:
@@ -467,7 +400,8 @@ def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespac
     for viewer in viewers:
         viewer.open(args.device)
         left_out += [f"{viewer.label}: {why}" for why in viewer.left_out]
-    names = chosen(judged, int(wanted[0]), set().union(*(v.described() for v in viewers))) if counted else wanted
+    described = set().union(*(viewer.described() for viewer in viewers))
+    names = judged.spread(int(wanted[0]), described) if counted else wanted
     run_ = judged.runs[0]
     parts = []
     for name in progress(names, "clips", total=len(names)):
@@ -480,21 +414,13 @@ def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespac
     return section("Clips", element("p", told, class_="small"), parts)
 
 
-def chosen(judged: Judged, count: int, described: set[str]) -> list[str]:
-    """So many clips at even distances from the best to the worst; of those with descriptions, if there are any."""
-    names = [judged.names[i] for i in reversed(judged.order())]
-    names = [name for name in names if name in described] or names
-    count = min(count, len(names))
-    return [names[round(i * (len(names) - 1) / max(count - 1, 1))] for i in range(count)]
-
-
 def headline(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     """The main score, large."""
     if not judged:
         return Html()
     of_split = judged[0]
     tiles = []
-    for bar, label in zip(of_split.bars(of_split.main), labels, strict=True):
+    for bar, label in zip(bars_of(of_split, of_split.main), labels, strict=True):
         name = element("span", element("span", class_=f"key {bar.style}"), label)
         below = element("small", f"{of_split.split} {title(of_split.main)}, 95 %", between(bar.interval))
         tiles.append(element("div", name, element("b", f"{bar.value:.2f}"), below))
@@ -563,6 +489,8 @@ def build(args: argparse.Namespace) -> str:
 
 def judge(runs: Sequence[RunFolder], split: str, left_out: list[str]) -> list[Judged]:
     """Score every split that all runs have written, the one whose sentences are shown first."""
+    from judged import Judged
+
     found = []
     if len({(run_.task, run_.text_unit, run_.bleu_tokenizer) for run_ in runs}) > 1:
         left_out.append(

@@ -156,7 +156,7 @@ class WandB:
             self._run = wandb.init(dir=folder, id=record["id"], resume="allow", config=record["starts"][-1], **names)
         except wandb.Error as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"--wandb: {reason} Run `wandb login`, or set WANDB_MODE=offline.") from None
+            raise ValueError(f"--wandb: {reason} WANDB_MODE=offline needs no account.") from None
         # A resumed run repeats steps that were drawn before it was interrupted; wandb's own counter only rises.
         self._run.define_metric("*", step_metric="step")
 

@@ -50,7 +50,7 @@ LEVELS = {
         "describe_by_model",
         "run_folder",
     ],
-    4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator"],
+    4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator", "judged"],
     5: ["fine_tuning", "describe", "inference", "pack_dataset", "clip_view"],
     6: ["readiness", "benchmark", "report"],
     7: ["pre_training_checklist"],

@@ -67,40 +67,6 @@ def test_differences_are_marked(ours, reference, unit, task, wanted):
     assert report.marked(ours, reference, task=task, text_unit=unit) == wanted
 
 
-def test_order_is_by_gain(two_runs):
-    from run_folder import RunFolder
-
-    judged = report.Judged([RunFolder.read(run) for run in two_runs], "test")
-    gains = [judged.each[1][i] - judged.each[0][i] for i in judged.order()]
-    assert gains == sorted(gains)
-    assert gains[0] < 0 < gains[-1]
-    alone = report.Judged([RunFolder.read(two_runs[1])], "test")
-    assert alone.each[0][alone.order()[-1]] == 100
-
-
-def test_worse_word_error_rates_come_first(two_runs, tmp_path):
-    from run_folder import RunFolder
-
-    run = RunFolder.read(two_runs[0])
-    run.task = "CSLR"
-    run.predictions["test"] = {
-        name: {"name": name, "reference": "A B", "hypothesis": text}
-        for name, text in {"half": "A", "none": "X Y Z", "all": "A B"}.items()
-    }
-    judged = report.Judged([run], "test")
-    assert [judged.names[i] for i in judged.order()] == ["none", "half", "all"]
-
-
-def test_clips_are_spread_over_the_ranking(two_runs):
-    from run_folder import RunFolder
-
-    judged = report.Judged([RunFolder.read(two_runs[0])], "test")
-    ranking = [judged.names[i] for i in reversed(judged.order())]
-    assert report.chosen(judged, 3, set()) == [ranking[0], ranking[3], ranking[6]]
-    assert report.chosen(judged, 1, {ranking[5]}) == [ranking[5]]
-    assert report.chosen(judged, 99, set()) == ranking
-
-
 # -- what may be missing -----------------------------------------------------------------------------------------------
 
 
