@@ -94,7 +94,7 @@ class S2T_Dataset(Dataset[Sample]):
         self.aligner = TemporalAligner()
         if use_descriptions:
             self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split))
-            found = sum(map(self.descriptions.has, self.names))
+            found = np.count_nonzero(self.descriptions.sizes(self.names))
             share = 100 * found / len(self.names)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
 
@@ -134,18 +134,10 @@ class S2T_Dataset(Dataset[Sample]):
         sizes = zip(self.names, self.lengths.tolist(), strict=True)
         found["poses_sha256"] = _digest(f"{name} {size}" for name, size in sizes)
         if self.descriptions is not None:
-            there = [f"{name} {size}" for name, size in self._description_sizes().items() if size]
+            sizes = zip(self.names, self.descriptions.sizes(self.names).tolist(), strict=True)
+            there = [f"{name} {size}" for name, size in sizes if size]
             found |= {"described": len(there), "descriptions_sha256": _digest(there)}
         return found
-
-    def _description_sizes(self) -> dict[str, int]:
-        """Bytes of each clip's description file or, in a pack, its number of texts; 0 where there is none."""
-        if isinstance(self.descriptions, DescriptionPack):
-            sizes = self.descriptions.lengths(self.names)
-        else:
-            assert self.descriptions is not None, "asked for with descriptions alone"
-            sizes = file_sizes(self.descriptions.directory / f"{name}.json" for name in self.names)
-        return dict(zip(self.names, sizes.tolist(), strict=True))
 
     def target(self, name: str) -> str:
         """The sentence (or, for CSLR, the glosses) that the model should write."""

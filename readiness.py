@@ -86,7 +86,7 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     n_missing = len(faults)
     directory = Path(spec.description_dir) / spec.folder(split)
     loader = open_descriptions(directory) if spec.description_dir and directory.is_dir() else None
-    filed = [name for name in labels if loader and loader.has(name)]
+    filed = [name for name, size in zip(labels, loader.sizes([*labels]), strict=True) if size] if loader else []
     to_measure, to_read = (dict.fromkeys(names[:: max(1, len(names) // limit)]) for names in ([*labels], filed))
     lengths: dict[str, int] = {}
     texts: dict[str, int] = {}  # how many
