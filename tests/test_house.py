@@ -25,6 +25,7 @@ LEVELS = {
         "optimization",
         "sample_signer",
         "description_files",
+        "video",
     ],
     1: ["labels", "pose", "text_fusion_modules", "distributed", "utils", "vlm_client"],
     2: ["batch", "packed", "search", "rgb_fusion", "text_cache", "zero_state", "small_mt5", "posecodes", "pictures"],
@@ -41,7 +42,8 @@ OWNERS = {
     "sacrebleu": {"metrics"},
     "tqdm": {"utils"},
     "pose_format": {"pose_files"},
-    "av": {"rgb_fusion"},
+    "av": {"video"},
+    "cv2": {"video"},
     "PIL": {"rgb_fusion", "pictures"},
     "safetensors": {"checkpoint", "small_mt5"},
 }
