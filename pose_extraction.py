@@ -21,10 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from disk import write_whole
-from pose import N_KEYPOINTS, SCORE_THRESHOLD, Pose
+from pose import N_KEYPOINTS, PART_JOINTS, SCORE_THRESHOLD, Pose
 from pose_files import to_whole_body
 
-EXTRACTORS = ("rtmlib", "mediapipe")
 MODELS = "pretrained_weight/rtmlib"  # where rtmlib's files are looked for
 
 HEAD_AND_SHOULDERS = np.arange(7)  # they tell how large a person is; arms would change it with every sign
@@ -38,7 +37,6 @@ class Extractor(Protocol):
     """Finds the people in pictures."""
 
     label: str  # which model this is, for the files that it makes
-    one_person: bool  # it never finds more
 
     def start(self) -> None:
         """Begin a clip: pictures seen before no longer count."""
@@ -51,7 +49,7 @@ def load_extractor(name: str, models: str | Path = "", device: str = "") -> Extr
     """Load a model.
 
     Args:
-        name: one of `EXTRACTORS`.
+        name: one of `config.EXTRACTORS`.
         models: the folder with rtmlib's two ONNX files; by default `MODELS`.
         device: "cpu" or "cuda", for rtmlib; by default a GPU if onnxruntime can use one.
 
@@ -73,8 +71,6 @@ class Rtmlib:
         ValueError: as `load_extractor`.
         FileNotFoundError: likewise.
     """
-
-    one_person = False
 
     def __init__(self, folder: str | Path, device: str = "") -> None:
         detector, whole_body = self._files(Path(folder))
@@ -150,8 +146,6 @@ class MediaPipe:
         ValueError: the package is not there, or not in a version that has its models.
     """
 
-    one_person = True
-
     def __init__(self) -> None:
         install = "pip install -r requirements-mediapipe.txt; pip install --no-deps mediapipe==0.10.21"
         os.environ.setdefault("GLOG_minloglevel", "2")
@@ -164,9 +158,10 @@ class MediaPipe:
         if int((protobuf := importlib.metadata.version("protobuf")).split(".")[0]) > 4:
             raise ValueError(f"mediapipe {mediapipe.__version__} does not work with protobuf {protobuf}: {install}")
         holistic = mediapipe.solutions.holistic
+        # Level 1 is the only one whose files are in the package: the others would be downloaded.
         with _no_native_messages():
-            # Level 1 is the only one whose files are in the package: the others would be downloaded.
             self.model = holistic.Holistic(model_complexity=1)
+            self._start()
         self.points = {
             "POSE_LANDMARKS": [landmark.name for landmark in holistic.PoseLandmark],
             "FACE_LANDMARKS": [str(i) for i in range(468)],
@@ -179,6 +174,10 @@ class MediaPipe:
         """Forget where the person of the last clip was."""
         with _no_native_messages():
             self.model.reset()
+            self._start()
+
+    def _start(self) -> None:
+        self.model.process(np.zeros((64, 64, 3), np.uint8))  # returns when all models stand, and have had their say
 
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Extractor`, with P = 1, or 0 where nobody is found."""
@@ -201,7 +200,7 @@ class MediaPipe:
 
 @contextlib.contextmanager
 def _no_native_messages() -> Iterator[None]:
-    """Drop what C++ code writes to the terminal: MediaPipe has some lines of warnings for every model that it starts."""
+    """Drop what C++ code writes to the terminal: MediaPipe has a warning for every model that it starts."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -222,14 +221,23 @@ class Extraction(NamedTuple):
     pose: Pose
     people: int
 
+    def seen(self) -> dict[str, int]:
+        """In how many frames the body and each hand are found."""
+        parts = {"body": "body", "left hand": "left", "right hand": "right"}
+        good = self.pose.scores > SCORE_THRESHOLD
+        return {name: int((good[:, PART_JOINTS[part]].mean(1) >= 0.5).sum()) for name, part in parts.items()}
 
-def extract_pose(pictures: Iterable[np.ndarray], extractor: Extractor, person: int = 0) -> Extraction:
+
+def extract_pose(
+    pictures: Iterable[np.ndarray], extractor: Extractor, person: int = 0, name: str | Path = "the video"
+) -> Extraction:
     """Find the signer in every picture of a clip.
 
     Args:
         pictures: T pictures (H, W, 3) uint8, red, green, blue.
         extractor: of `load_extractor`.
         person: which of several people, as `one_person` counts them.
+        name: what messages call the clip.
 
     Raises:
         ValueError: no pictures, pictures that cannot be read, or nobody in them.
@@ -237,12 +245,14 @@ def extract_pose(pictures: Iterable[np.ndarray], extractor: Extractor, person: i
     extractor.start()
     people = [extractor(picture) for picture in pictures]
     if not people:
-        raise ValueError("the video has no frames.")
-    most = max(len(scores) for _, scores in people)
+        raise ValueError(f"{name}: has no frames.")
     if not any((scores > SCORE_THRESHOLD).any() for _, scores in people):
-        raise ValueError(f"nobody is found in any of its {len(people)} frames.")
-    keypoints, scores = one_person([frame[0] for frame in people], [frame[1] for frame in people], person)
-    return Extraction(Pose(keypoints, scores), most)
+        raise ValueError(f"{name}: nobody is found in any of its {len(people)} frames.")
+    try:
+        keypoints, scores = one_person([frame[0] for frame in people], [frame[1] for frame in people], person)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return Extraction(Pose(keypoints, scores), max(len(scores) for _, scores in people))
 
 
 def one_person(
@@ -297,8 +307,8 @@ def _longest_path(
         return set()
     worth = size / size.max()  # of the best chain that ends here
     before = np.full(len(size), -1)
-    for n in np.flatnonzero(size):
-        end = np.searchsorted(times, times[n])  # everything in earlier frames
+    for n in np.flatnonzero(size).tolist():
+        end = int(np.searchsorted(times, times[n]))  # everything in earlier frames
         start = max(0, end - REACH)
         if start < end:
             jumps = np.hypot(*(centre[start:end] - centre[n]).T) / size[n]
@@ -306,25 +316,24 @@ def _longest_path(
             if values.max() > 0:
                 before[n] = start + values.argmax()
                 worth[n] += values.max()
-    chain, n = set(), int(worth.argmax())
-    while n >= 0:
-        chain.add(detections[n])
-        n = int(before[n])
+    chain, last = set(), int(worth.argmax())
+    while last >= 0:
+        chain.add(detections[last])
+        last = int(before[last])
     return chain
 
 
-def write_pose(path: str | Path, pose: Pose, made_by: str) -> None:
+def write_pose(path: str | Path, pose: Pose) -> None:
     """Write a pose file as Uni-Sign's, whole or not at all: {"keypoints": T x (1, 133, 2), "scores": T x (1, 133)}.
 
     Args:
         path: `.pkl`.
         pose: the clip.
-        made_by: kept beside, under "extractor".
 
     Raises:
         OSError: it cannot be written.
     """
-    content = {"keypoints": list(pose.keypoints[:, None]), "scores": list(pose.scores[:, None]), "extractor": made_by}
+    content = {"keypoints": list(pose.keypoints[:, None]), "scores": list(pose.scores[:, None])}
     # numpy 2 calls its core _core, which numpy 1 does not know; protocol 3 has names as lines of text.
     data = pickle.dumps(content, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
     Path(path).parent.mkdir(parents=True, exist_ok=True)

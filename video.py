@@ -142,15 +142,17 @@ def _video(path: str | Path) -> Iterator[Any]:
     except ImportError:
         raise ValueError("reading videos needs av: pip install -r requirements-rgb.txt") from None
 
+    fault = "cannot be read"
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path}: holds no video.")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # many videos are read at once, each in a process of its own
+            fault = "is cut short or damaged"
             yield stream
     except av.FFmpegError as error:
-        raise ValueError(f"{path}: the video cannot be read: {error.strerror}.") from None
+        raise ValueError(f"{path}: the video {fault}: {error.strerror}.") from None
 
 
 def _frames(path: str | Path, stream: Any) -> Iterator[Any]:
