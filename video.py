@@ -81,7 +81,7 @@ def count_frames(path: str | Path) -> int:
         ValueError: no video.
     """
     with _video(path) as stream:
-        return sum(packet.size > 0 and not packet.is_discard for packet in stream.container.demux(stream))
+        return sum(map(_is_frame, stream.container.demux(stream)))
 
 
 def check_n_frames(path: str | Path, n_frames: int, n_expected: int) -> None:
@@ -155,30 +155,40 @@ def _video(path: str | Path) -> Iterator[Any]:
         raise ValueError(f"{path}: the video {fault}: {error.strerror}.") from None
 
 
+def _is_frame(packet: Any) -> bool:
+    return packet.size > 0 and not packet.is_discard
+
+
 def _frames(path: str | Path, stream: Any) -> Iterator[Any]:
     """Decode all frames; FFmpeg alone would end a damaged file early, or go on with what it made up, in silence."""
-    container, end = stream.container, 0.0
-    n_packets = n_discarded = n_decoded = n_corrupt = 0
-    for packet in container.demux():
+    n_packets = n_decoded = n_corrupt = 0
+    end, end_of_all = 0.0, 0.0  # seconds
+    for packet in stream.container.demux():
         if packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            end_of_all = max(end_of_all, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index != stream.index:
             continue
-        n_packets += packet.size > 0
-        n_discarded += packet.is_discard
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        n_packets += _is_frame(packet)
         for frame in packet.decode():
             n_decoded += 1
             n_corrupt += frame.is_corrupt
             yield frame
-    # Either a file states how many frames it has, or how long it is, or (a stream that was recorded live) nothing.
-    stated = max(stream.frames, n_packets) - n_discarded
-    starts, lasts = ((value or 0) / 1e6 for value in (container.start_time, container.duration))
-    if n_decoded < stated:
-        raise ValueError(f"{path}: the video is cut short or damaged: {n_decoded} of its {stated} frames can be read.")
-    if not stream.frames and end < starts + lasts - MISSING_SECONDS:
-        raise ValueError(f"{path}: the video is cut short: it ends after {end - starts:.1f} of {lasts:.1f} seconds.")
+    if n_decoded < n_packets:
+        raise ValueError(f"{path}: the video is damaged: {n_decoded} of its {n_packets} frames can be decoded.")
     if n_corrupt:
         raise ValueError(f"{path}: the video is damaged: {n_corrupt} of its {n_decoded} frames are not whole.")
+    # A file that was cut at its ends, without encoding it again, states more frames than it shows, but the right time;
+    # a stream that was recorded live states nothing.
+    if stream.frames and stream.duration:
+        stated = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        lacks = n_packets < stream.frames and end < stated - 0.5 / float(stream.average_rate or 25)
+    else:
+        stated = ((stream.container.start_time or 0) + (stream.container.duration or 0)) / 1e6
+        end, lacks = end_of_all, end_of_all < stated - MISSING_SECONDS
+    if lacks:
+        raise ValueError(f"{path}: the video is cut short: it ends after {end:.2f} of {stated:.2f} seconds.")
 
 
 def _picture(frame: Any) -> np.ndarray:

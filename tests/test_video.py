@@ -2,6 +2,7 @@
 
 import builtins
 import re
+import struct
 import sys
 import types
 
@@ -62,6 +63,19 @@ def test_frames_are_counted_without_decoding(real_video, write_video, tmp_path):
         check_n_frames(tmp_path / "short.mp4", 20, 21)
 
 
+def test_a_film_that_begins_late(write_video, tmp_path):
+    """A cut without encoding: MP4 keeps all frames, and an edit list says that it begins with the sixth."""
+    path = write_video(tmp_path / "a.mp4", greys(20))
+    content = path.read_bytes()
+    place = content.index(b"elst") + 12
+    milliseconds, start = struct.unpack(">Ii", content[place : place + 8])
+    assert (milliseconds, start) == (800, 0)
+    path.write_bytes(content[:place] + struct.pack(">Ii", 600, 5 * 512) + content[place + 8 :])
+    pictures = list(read_pictures(path))
+    np.testing.assert_allclose([picture.mean() for picture in pictures], 40 + 4 * np.arange(5, 20), atol=1.5)
+    assert count_frames(path) == 15
+
+
 @pytest.mark.parametrize(("a", "b", "c", "d", "quarters"), [(0, 1, -1, 0, 1), (-1, 0, 0, -1, 2), (0, -1, 1, 0, 3)])
 def test_phones_film_lying_pictures(write_video, tmp_path, a, b, c, d, quarters):
     """MP4 notes a matrix: (x, y), y downwards, is to be seen at (a x + c y, b x + d y). Turned clockwise, here."""
@@ -94,6 +108,10 @@ def damaged(kind, path, real_video):
         path.touch()
     elif kind == "cut":
         path.write_bytes(content[:200_000])
+    elif kind == "cut between frames":
+        with av.open(str(real_video)) as container:
+            packets = [packet for packet in container.demux(video=0) if packet.pos is not None]
+        path.write_bytes(content[: packets[55].pos])
     elif kind == "cut mkv":
         whole = copy_packets(real_video, path.with_name("whole.mkv"))
         assert len(list(read_pictures(whole))) == 58
@@ -116,9 +134,10 @@ def damaged(kind, path, real_video):
     [
         ("text", "the video cannot be read: Invalid data"),
         ("empty", "the video cannot be read: Invalid data"),
-        ("cut", "the video cannot be read|is cut short or damaged: .. of its 58 frames"),
-        ("cut mkv", "is cut short: it ends after 0.. of 1.9 seconds"),
-        ("flipped bits", "the video cannot be read|is damaged"),
+        ("cut", "is cut short or damaged: Invalid data"),
+        ("cut between frames", "is cut short: it ends after 1.91 of 1.94 seconds"),
+        ("cut mkv", "is cut short: it ends after 0... of 1.94 seconds"),
+        ("flipped bits", "is (cut short or )?damaged"),
         ("sound", "holds no video"),
     ],
 )
