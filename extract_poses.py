@@ -157,8 +157,8 @@ def compare(video: Video, person: int) -> Result:
             n_frames = sum(1 for _ in read_pictures(video.path))
         check_n_frames(video.path, n_frames, n_expected)
     except (ValueError, OSError) as error:
-        return Result(Counter(differing=1), str(error))
-    return Result(Counter(there=1))
+        return Result(Counter({"of another video": 1}), str(error))
+    return Result(Counter({"there already": 1}))
 
 
 def extract(video: Video, person: int) -> Result:
@@ -271,23 +271,17 @@ def main(args: argparse.Namespace) -> int:
             counts += result.counts
             faults += [result.fault] if result.fault else []
     sys.stderr.write("".join(f"failed: {fault}\n" for fault in sorted(faults)))
-    sys.stderr.write(summary(counts, len(videos)))
+    sys.stderr.write(summary(counts))
     return 1 if faults else 0
 
 
-def summary(counts: Counter[str], n_videos: int) -> str:
+def summary(counts: Counter[str]) -> str:
     """What was done, in a line or two."""
-    words = {
-        "made": "pose files made",
-        "there": "there already and as long as their videos",
-        "differing": "there that do not belong to their videos",
-        "missing": "missing",
-        "failed": "videos failed",
-    }
-    lines = [f"{n_videos} videos: " + ", ".join(f"{counts[key]} {said}" for key, said in words.items() if counts[key])]
+    words = ("made", "there already", "of another video", "missing", "failed")
+    lines = ["pose files: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word])]
     if frames := counts["frames"]:
         seen = ", ".join(f"{part} in {counts[part] / frames:.0%}" for part in ("body", "left hand", "right hand"))
-        several = f"; {counts['several']} clips show several people" if counts["several"] else ""
+        several = f"; several people in {counts['several']} clips" if counts["several"] else ""
         lines.append(f"{frames} frames, {seen}{several}")
     return "".join(f"{line}.\n" for line in lines)
 

@@ -104,7 +104,8 @@ class Rtmlib:
                 f"--models {folder}: {seen}. Wanted are two files there: a detector of people, yolox*.onnx, and a "
                 "whole-body model, such as yolox_tiny_8xb8-300e_humanart-6f3252f9.onnx and "
                 "rtmw-dw-l-m_simcc-cocktail14_270e-256x192_20231122.onnx. Where they are published: python -c 'from "
-                "rtmlib import Wholebody; print(Wholebody.MODE)'. Unpack, and name each end2end.onnx as its archive."
+                "rtmlib import Wholebody; print(Wholebody.MODE)'. Unpack, and name each end2end.onnx as its archive. "
+                "Or take --extractor mediapipe."
             )
         return detectors[0], others[0]
 

@@ -68,7 +68,7 @@ def test_a_folder_is_mirrored(videos, tmp_path, capsys):
     status, lines = call(capsys, videos, "--out", out, "--look", tmp_path / "look")
     assert (status, lines) == (
         0,
-        ["3 videos: 3 pose files made.", "18 frames, body in 100%, left hand in 100%, right hand in 100%."],
+        ["pose files: 3 made.", "18 frames, body in 100%, left hand in 100%, right hand in 100%."],
     )
     assert files(out) == ["a.pkl", "c.pkl", "deep/er/b.pkl", "extractor.txt"]
     pose = read_pose(out / "deep" / "er" / "b.pkl")
@@ -90,12 +90,12 @@ def test_what_is_there_is_not_made_again(videos, tmp_path, capsys):
     (out / "c.pkl.unfinished").write_bytes(b"of a process that was killed")
     status, lines = call(capsys, videos, "--out", out)
     assert status == 0
-    assert lines[0] == "3 videos: 1 pose files made, 2 there already and as long as their videos."
+    assert lines[0] == "pose files: 1 made, 2 there already."
     assert {path: path.stat().st_mtime_ns for path in before if path.name != "c.pkl"} == {
         path: time for path, time in before.items() if path.name != "c.pkl"
     }
     assert files(out) == ["a.pkl", "c.pkl", "deep/er/b.pkl", "extractor.txt"]
-    assert call(capsys, videos, "--out", out, "--overwrite")[1][0] == "3 videos: 3 pose files made."
+    assert call(capsys, videos, "--out", out, "--overwrite")[1][0] == "pose files: 3 made."
 
 
 def test_poses_of_another_length_are_named(videos, tmp_path, capsys):
@@ -107,13 +107,11 @@ def test_poses_of_another_length_are_named(videos, tmp_path, capsys):
     assert status == 1
     assert lines[0].startswith(f"failed: {out}/deep/er/b.pkl: is not there, for {videos}/deep/er/b.MP4.")
     assert lines[1].startswith(f"failed: {videos}/c.avi: the video has 6 frames, its pose file 5.")
-    assert lines[2] == (
-        "3 videos: 1 there already and as long as their videos, 1 there that do not belong to their videos, 1 missing."
-    )
+    assert lines[2] == "pose files: 1 there already, 1 of another video, 1 missing."
     assert not (out / "deep" / "er" / "b.pkl").exists()
     status, lines = call(capsys, videos, "--out", out)  # what is missing is made, what differs stays as it is
     assert status == 1
-    assert lines[1].startswith("3 videos: 1 pose files made, 1 there already")
+    assert lines[1] == "pose files: 1 made, 1 there already, 1 of another video."
     assert len(read_pose(out / "c.pkl")) == 5
 
 
@@ -134,7 +132,7 @@ def test_damaged_videos_are_listed_and_cost_no_other(videos, write_video, shared
         "0_empty.mp4: the video cannot be read: Invalid data found when processing input.",
         "0_text.mp4: the video cannot be read: Invalid data found when processing input.",
     ]
-    assert lines[4] == "7 videos: 3 pose files made, 4 videos failed."
+    assert lines[4] == "pose files: 3 made, 4 failed."
 
 
 def test_a_process_that_dies_costs_one_video(videos, write_video, tmp_path, capsys):
@@ -146,7 +144,7 @@ def test_a_process_that_dies_costs_one_video(videos, write_video, tmp_path, caps
     status, lines = call(capsys, videos, "--out", out)
     assert status == 1
     assert lines[:2] == [f"failed: {videos}/0_{i}.mp4: the process that worked on it died." for i in range(2)]
-    assert lines[2] == "11 videos: 9 pose files made, 2 videos failed."
+    assert lines[2] == "pose files: 9 made, 2 failed."
     assert len(list(out.rglob("*.pkl"))) == 9
 
 
@@ -204,5 +202,5 @@ def test_a_real_video_with_mediapipe(shared_real, tmp_path):
     command = f"extract_poses.py {shared_real / 'video'} --out {tmp_path} --extractor mediapipe --num_workers 2"
     run = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0
-    assert run.stderr.startswith("1 videos: 1 pose files made.\n58 frames, body in 100%, left hand in 0%, right hand")
+    assert run.stderr.startswith("pose files: 1 made.\n58 frames, body in 100%, left hand in 0%, right hand")
     assert len(read_pose(tmp_path / "test_video.pkl")) == 58
