@@ -17,8 +17,9 @@ from config import DatasetSpec
 from labels import split_labels
 from packed import open_descriptions, open_poses
 from pose import read_pose
-from rgb_fusion import HandCrops, check_n_frames, count_frames
+from rgb_fusion import HandCrops
 from utils import progress, under_root
+from video import check_n_frames, count_frames
 
 SAMPLE = 200  # of more than twice as many files, this many or somewhat more are opened unless all are
 

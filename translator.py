@@ -13,13 +13,15 @@ import torch
 
 from batch import Sample, collate_fn, to_device
 from checkpoint import TEXT_ENCODER_PREFIX, read_weights
-from config import POSE_SUFFIXES, ModelConfig
+from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from models import Uni_Sign, load_mt5
 from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
+from pose_extraction import Extractor, extract_pose
 from rgb_fusion import PREFIXES as RGB_PREFIXES
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
+from video import read_pictures
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -132,19 +134,25 @@ class Translator:
         model.load_state_dict(weights)
         return cls(model, max_length=max_length or facts.get("max_length", 256), **options)
 
-    def __call__(self, clip: str | Path | Pose, descriptions: Mapping[int, str] | str | Path | None = None) -> str:
+    def __call__(
+        self,
+        clip: str | Path | Pose,
+        descriptions: Mapping[int, str] | str | Path | None = None,
+        extractor: Extractor | None = None,
+    ) -> str:
         """Translate one clip.
 
         Args:
-            clip: a pose file, or what `pose.read_pose` made of one.
+            clip: a pose file, a video, or what `pose.read_pose` made of a file.
             descriptions: {frame number in the recording: text}, or a JSON file of them; None for none, which a model
                 with descriptions takes as well.
+            extractor: for a video: of `pose_extraction.load_extractor`.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: a file that cannot be used, or descriptions for a model without.
         """
-        pose = clip if isinstance(clip, Pose) else load_pose(clip)
+        pose = clip if isinstance(clip, Pose) else load_pose(clip, extractor=extractor)
         if isinstance(descriptions, str | Path):
             descriptions = load_descriptions(descriptions, pose)
         return self.candidates([self.sample(pose, descriptions)])[0][0].text
@@ -254,20 +262,26 @@ def _config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, An
     return config
 
 
-def load_pose(path: str | Path, person: int = 0) -> Pose:
-    """Read a pose file; anything else gets a line that says what to do.
+def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = None) -> Pose:
+    """Read a pose file, or a video with an extractor; anything else gets a line that says what to do.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a video, no pose, or one that shows nobody.
+        ValueError: neither of them, or nobody in it.
     """
-    if Path(path).suffix not in POSE_SUFFIXES:
+    path = Path(path)
+    if path.suffix not in POSE_SUFFIXES and path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(
-            f"{path}: is no pose file ({', '.join(POSE_SUFFIXES)}). A video is not read here yet: extract its poses "
-            "first, with MediaPipe Holistic, OpenPose or an extractor of the 133 COCO-WholeBody points."
+            f"{path}: is no pose file ({', '.join(POSE_SUFFIXES)}) and no video ({VIDEO_SUFFIXES[0]}, ...)."
         )
-    if not Path(path).is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
+    if path.suffix not in POSE_SUFFIXES:
+        if extractor is None:
+            raise ValueError(
+                f"{path}: is a video: give an extractor as well, pose_extraction.load_extractor('rtmlib') for example."
+            )
+        return extract_pose(read_pictures(path), extractor, person, path).pose
     pose = read_pose(path, person=person)
     if not (pose.scores > SCORE_THRESHOLD).any():
         raise ValueError(f"{path}: no point of person {person} was found in any frame; there is nothing to translate.")

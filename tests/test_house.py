@@ -26,6 +26,7 @@ LEVELS = {
         "sample_signer",
         "description_files",
         "pages",
+        "video",
     ],
     1: ["labels", "pose", "text_fusion_modules", "distributed", "utils", "vlm_client"],
     2: [
@@ -39,6 +40,7 @@ LEVELS = {
         "posecodes",
         "pictures",
         "tracking",
+        "pose_extraction",
     ],
     3: [
         "datasets",
@@ -51,7 +53,7 @@ LEVELS = {
         "run_folder",
     ],
     4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator", "judged"],
-    5: ["fine_tuning", "describe", "inference", "pack_dataset", "clip_view"],
+    5: ["fine_tuning", "describe", "inference", "pack_dataset", "clip_view", "extract_poses"],
     6: ["readiness", "benchmark", "report"],
     7: ["pre_training_checklist"],
 }
@@ -62,7 +64,11 @@ OWNERS = {
     "sacrebleu": {"metrics"},
     "tqdm": {"utils"},
     "pose_format": {"pose_files"},
-    "av": {"rgb_fusion"},
+    "av": {"video"},
+    "cv2": {"video"},
+    "mediapipe": {"pose_extraction"},
+    "rtmlib": {"pose_extraction"},
+    "onnxruntime": {"pose_extraction"},
     "PIL": {"rgb_fusion", "pictures"},
     "safetensors": {"checkpoint", "small_mt5"},
 }

@@ -10,6 +10,7 @@ import test_house
 import torch
 
 import describe
+import extract_poses
 import fine_tuning
 import inference
 import pack_dataset
@@ -93,8 +94,19 @@ def test_commands_parse(readme):
             inference.parse_args(shlex.split(command)[2:])
         if "report.py" in command:
             report.parse_args([*shlex.split(command)[2:], "--out", "report.html"])
+        if "extract_poses.py" in command:
+            extract_poses.parse_args(shlex.split(command)[2:])
         if "pre_training_checklist.py" in command:
             utils.parse_args([word for word in shlex.split(command)[2:] if word not in ("--strict", "--full")])
+
+
+def test_commands_of_the_guide_to_videos_parse():
+    guide = (ROOT / "docs" / "INFERENCE.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^ *(?:\$ )?python (inference|extract_poses)\.py (.*)$", guide, re.M)
+    lines += re.findall(r"`python (inference|extract_poses)\.py ([^`]*)`", guide)
+    assert len(lines) >= 8
+    for program, flags in lines:
+        {"inference": inference, "extract_poses": extract_poses}[program].parse_args(shlex.split(flags))
 
 
 @both
@@ -163,7 +175,7 @@ def test_every_flag_has_one_row_with_its_default(readme):
 
 @both
 def test_no_flag_is_made_up(readme):
-    programs = (utils, describe, inference, pack_dataset, report)
+    programs = (utils, describe, inference, pack_dataset, extract_poses, report)
     parsers = [program.get_args_parser() for program in programs]
     known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) <= known | OTHER_FLAGS

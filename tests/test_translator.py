@@ -199,8 +199,11 @@ def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
 
 def test_wrong_calls(described, clip, tmp_path):
     translate = Translator.from_checkpoint(described[0], **OPTIONS)
-    with pytest.raises(ValueError, match="A video is not read here yet: extract its poses"):
-        translate("talk.mp4")
+    with pytest.raises(ValueError, match=r"talk.txt: is no pose file \(.pkl, .npz, .pose\) and no video \(.mp4, ...\)"):
+        translate("talk.txt")
+    (tmp_path / "talk.MP4").touch()
+    with pytest.raises(ValueError, match=r"talk.MP4: is a video: give an extractor as well, pose_extraction.load_ex"):
+        translate(tmp_path / "talk.MP4")
     with pytest.raises(FileNotFoundError, match=r"none.pkl does not exist"):
         translate(tmp_path / "none.pkl")
     np.savez(tmp_path / "nobody.npz", keypoints=np.zeros((4, 133, 2)), scores=np.zeros((4, 133)))
