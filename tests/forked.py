@@ -6,9 +6,9 @@ A server process imports everything once; each run is a fork of it, so it can be
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
-import runpy
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -23,8 +23,10 @@ _PATH = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().
 os.environ["PYTHONPATH"] = os.pathsep.join([*_PATH, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _write_to(log: str) -> None:
-    """Let what this process and its children print go to a file."""
+def _begin(log: str) -> None:
+    """Be a process as the shell starts them, whose output goes to a file."""
+    # The server has handed down its own way of starting processes, each of which would import everything anew.
+    multiprocessing.set_start_method("fork", force=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -34,7 +36,7 @@ def _write_to(log: str) -> None:
 
 def _run(flags: list[str], environment: dict[str, str], log: str, before: Callable[[], None] | None) -> None:
     os.environ.update(environment)
-    _write_to(log)
+    _begin(log)
     import torch
 
     import distributed
@@ -51,10 +53,14 @@ def _run(flags: list[str], environment: dict[str, str], log: str, before: Callab
 
 
 def _program(words: list[str], folder: str, log: str) -> None:
-    _write_to(log)
+    _begin(log)
     os.chdir(folder)
     sys.argv = words
-    runpy.run_path(str(Path(_PATH[0]) / words[0]), run_name="__main__")
+    spec = importlib.util.spec_from_file_location("__main__", Path(_PATH[0]) / words[0])
+    assert spec is not None, words[0]
+    assert spec.loader is not None, words[0]
+    sys.modules["__main__"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["__main__"])
     sys.stdout.flush()
 
 

@@ -4,12 +4,17 @@ What is made small is the model (`TINY` comes after the documented flags, so it 
 here stands in `NOT_RUN`, with the reason.
 """
 
+import contextlib
 import json
+import os
 import re
-import shlex
 import shutil
+import socket
 import subprocess
+import sys
+import threading
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,9 +23,11 @@ from forked import run_program
 
 from config import DATASETS
 from rgb_fusion import efficientnet_b0
+from sample_data import write_corpus
 from small_mt5 import write_small_mt5
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "description" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY = {
     "fine_tuning.py": "--hidden_dim 8 --epochs 1 --num_workers 0 --num_beams 1 --max_new_tokens 2 --max_length 16",
@@ -28,33 +35,35 @@ TINY = {
     "sample_data.py": "--clips 6 2 2",
     "ablate.py": "--quick --seeds 1 --arms pose own",
 }
+DETERMINED = re.compile(r"python describe\.py .*--root sample")  # the same words on every machine
 NOT_RUN = {
-    r"make |pip install|python3 -m venv|source ": "installs and makes; continuous integration does both",
-    r"torchrun --nnodes|deepspeed --hostfile": "needs two machines",
-    r"python benchmark.py": "minutes; test_benchmark.py runs it small",
-    r"python describe.py .*--endpoint": "needs a model; test_describe.py has a server in its place",
-    r"export ": "of a key",
+    r"benchmark.py": "minutes; test_benchmark.py runs it small",
+    r"demo_page.py": "serves until it is ended; test_demo_page.py has a browser",
+    r"describe.py .*--endpoint": "needs a model; test_describe.py has a server in its place",
+    r"extract_poses.py|inference.py .*--extractor": "needs an extractor; test_extract_poses.py has one in its place",
 }
-LAUNCHER = re.compile(r"^(deepspeed --num_gpus|torchrun --nproc-per-node) \d+ ")  # test_fine_tuning.py has them
+# What the documents call beside this project's programs, and what stands in its place: installers, launchers (which
+# test_fine_tuning.py has; here one process runs what they start), other people's programs.
+STANDS_IN = {
+    "python": f'exec {sys.executable} -S {HERE / "doc_client.py"} "$@"',
+    "deepspeed": '[ "$1" = --hostfile ] || { shift 2; exec python "$@"; }',
+    "torchrun": '[ "$1" = --nnodes ] || { shift 2; exec python "$@"; }',
+    **dict.fromkeys(("make", "pip", "python3", "tensorboard", "wandb", "scontrol"), "true"),
+}
 
 
 def blocks(document):
-    """(language, content) of every code block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.M | re.S)
+    """(language, content) of every code block, also of those in lists."""
+    text = document.read_text(encoding="utf-8")
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^ *```$", text, re.M | re.S)
+    return [(language, re.sub(rf"^{indent}", "", content, flags=re.M)) for indent, language, content in found]
 
 
-def commands(language, content):
-    """The commands of a shell block or transcript, without comments; each with the lines that it is said to print."""
-    lines = content.replace("\\\n", " ").splitlines()
-    found = []
-    for line in lines:
-        command = line.removeprefix("$ ") if language == "console" and line.startswith("$ ") else line
-        if language == "console" and command == line:
-            if found:
-                found[-1][1].append(line)
-        elif command := " ".join(shlex.split(command, comments=True, posix=False)):
-            found.append((command, []))
-    return found
+def transcript(content):
+    """The commands of a transcript, each with the lines that it is said to print."""
+    first, *parts = re.split(r"^\$ ", content.replace("\\\n", " "), flags=re.M)
+    assert not first or not parts, content
+    return [(command, printed.splitlines()) for command, _, printed in (part.partition("\n") for part in parts)]
 
 
 class Place:
@@ -64,12 +73,10 @@ class Place:
         self.folder, self.log = folder, folder.with_suffix(".log")
         shutil.copytree(world, folder)
         shutil.copytree(ROOT / "examples", folder / "examples")
-        (folder / "description" / "prompts").mkdir()
         texts = ["今天很高兴。", "右手食指伸直，位于胸前。", "How are you today?", "the left hand is at the chin"] * 3
-        shutil.rmtree(folder / "pretrained_weight" / "mt5-base")
-        write_small_mt5(
-            folder / "pretrained_weight" / "mt5-base", texts, d_model=16, heads=2, d_kv=8, d_ff=16, layers=1
-        )
+        mt5 = folder / "pretrained_weight" / "mt5-base"
+        shutil.rmtree(mt5)
+        write_small_mt5(mt5, texts, d_model=16, heads=2, d_kv=8, d_ff=16, layers=1)
         spec = DATASETS["CSL_Daily"].under(folder)
         spelled = folder / "my_corpus" / "fingerspelling"
         shutil.copytree(spec.pose_dir, spelled / "pose_format")
@@ -78,35 +85,85 @@ class Place:
         shutil.copytree(spec.description_dir, folder / "my_corpus" / "descriptions")
         shutil.copytree(spec.pose_dir, folder / "my_poses")
         (folder / "my_poses" / "train_0.pkl").rename(folder / "my_poses" / "S000317_P0009_T00.pkl")
+        (folder / "my_pictures").mkdir()
+        for file in (".venv/bin/activate", "requirements.txt", "hello.srt"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
+        tools = folder / "tools"
+        tools.mkdir()
+        for name, script in STANDS_IN.items():
+            (tools / name).write_text(f"#!/bin/bash\n{script}\n")
+            (tools / name).chmod(0o755)
+        self.environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "DOCS": str(folder / "docs.socket")}
 
-    def run(self, command, printed=()):
-        """Run one command; it must succeed, and print the lines that the text shows."""
-        words = shlex.split(LAUNCHER.sub("python ", command))
-        assert words[0] == "python", f"{command}: neither run nor in NOT_RUN"
+    def shell(self, script):
+        """Run a script as a reader would; its exit status and output."""
+        done = subprocess.run(
+            ["bash", "-e", "-c", script],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    def python(self, words):
+        """Run a program of this project, small; its exit status and output."""
+        if any(re.match(pattern, " ".join(words)) for pattern in NOT_RUN):
+            return 0, ""
         self.provide(words)
-        words += shlex.split(TINY.get(words[1], ""))
-        status, output = run_program(words[1:], self.folder, self.log)
-        assert status == 0, f"{command}\n{output}"
-        missing = [line for line in printed if line not in output.splitlines() and line != "..."]
-        assert not missing, f"{command}\n{output}"
+        return run_program([*words, *TINY.get(words[0], "").split()], self.folder, self.log)
+
+    @contextlib.contextmanager
+    def serving(self):
+        """Answer every `python` of the shell."""
+        listener = socket.socket(socket.AF_UNIX)
+        os.chdir(self.folder)
+        listener.bind("docs.socket")  # a path from here: that of the folder may be too long
+        listener.listen()
+
+        def serve():
+            while True:
+                with contextlib.suppress(OSError), listener.accept()[0] as call, call.makefile("rw") as file:
+                    words = json.loads(file.readline())
+                    if words is None:
+                        return
+                    file.write(json.dumps(self.python(words)) + "\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            with socket.socket(socket.AF_UNIX) as call:
+                call.connect("docs.socket")
+                call.sendall(b"null\n")
+                thread.join()
+            listener.close()
 
     def provide(self, words):
-        """Files that the text says to have: from an earlier run, or published elsewhere."""
-        for word in words:
+        """What the text says to have: from an earlier run, or published elsewhere."""
+        if "sample" in words and "sample_data.py" not in words and not (self.folder / "sample").exists():
+            write_corpus(self.folder / "sample", {"train": 400, "dev": 60, "test": 60})
+        for flag, word in pairwise(words):
             path = self.folder / word
-            if not word.endswith(".pth") or path.exists():
+            if flag == "--out" or not word.endswith(".pth") or path.exists():
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.name == "efficientnet_b0.pth":
                 weights = {f"features.{name}": value for name, value in efficientnet_b0().state_dict().items()}
                 torch.save(weights, path)
-            else:
-                source = "output_multimodal" if "fusion" in path.name or "multimodal" in word else "output_baseline"
-                rgb = ["--rgb_support"] if path.name == "rgb_pose.pth" else []
-                flags = ["--use_descriptions"] * (source == "output_multimodal") + rgb
-                made = self.folder / f"{source}{'_rgb' * bool(rgb)}"
-                if not (made / "best_checkpoint.pth").exists():
-                    self.run(shlex.join(["python", "fine_tuning.py", *flags, "--output_dir", made.name]))
+                continue
+            source = "output_multimodal" if "fusion" in path.name or "multimodal" in word else "output_baseline"
+            rgb = ["--rgb_support"] if path.name == "rgb_pose.pth" else []
+            flags = ["--use_descriptions"] * (source == "output_multimodal") + rgb
+            made = self.folder / f"{source}{'_rgb' * bool(rgb)}"
+            if not (made / "best_checkpoint.pth").exists():
+                status, output = self.python(["fine_tuning.py", *flags, "--output_dir", made.name])
+                assert status == 0, output
+            if not path.exists():
                 shutil.copy(made / ("best_fusion.pth" if "fusion" in path.name else "best_checkpoint.pth"), path)
 
 
@@ -114,24 +171,32 @@ class Place:
 def test_every_block_runs(document, world, filmed_world, tmp_path, monkeypatch):
     place = Place(world, tmp_path / "place")
     monkeypatch.chdir(place.folder)
-    for language, content in blocks(document):
-        if language in ("sh", "console") and content.startswith("#!"):
-            subprocess.run(["bash", "-n"], input=content, text=True, check=True)
-        elif language in ("sh", "console"):
-            for command, printed in commands(language, content):
-                if not any(re.match(pattern, command) for pattern in NOT_RUN):
-                    place.run(command, printed)
-        elif language == "python":
-            exec(compile(content, str(document), "exec"), {})
-        elif language == "json":
-            json.loads(content.strip().removesuffix(","))
-        elif language == "toml":
-            tomllib.loads(content)
-        else:
-            assert language == "text", f"{document.name}: a block of {language or 'no language'}"
+    with place.serving():
+        for language, content in blocks(document):
+            if language == "sh" and content.startswith("#!"):
+                subprocess.run(["bash", "-n"], input=content, text=True, check=True)
+            elif language == "sh":
+                status, output = place.shell(content)
+                assert status == 0, f"{content}\n{output}"
+            elif language == "console":
+                for command, printed in transcript(content):
+                    status, output = place.shell(command)
+                    fails = any(line.startswith(("error: ", "failed: ")) for line in printed)
+                    assert fails or status == 0, f"{command}\n{output}"
+                    if DETERMINED.match(command):
+                        missing = [line for line in printed if line not in output.splitlines() and line != "..."]
+                        assert not missing, f"{command}\n{output}"
+            elif language == "python" and "load_extractor" not in content:
+                exec(compile(content, str(document), "exec"), {})
+            elif language == "json":
+                json.loads(content.strip().removesuffix(","))
+            elif language == "toml":
+                tomllib.loads(content)
+            else:
+                assert language in ("text", "python"), f"{document.name}: a block of {language or 'no language'}"
 
 
 def test_what_is_not_run_is_still_there():
-    everything = [command for path in DOCUMENTS for block in blocks(path) for command, _ in commands(*block)]
+    everything = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS).replace("\\\n", " ")
     for pattern in NOT_RUN:
-        assert any(re.match(pattern, command) for command in everything), pattern
+        assert re.search(rf"python ({pattern})", everything), pattern
