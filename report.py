@@ -399,7 +399,6 @@ def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespac
     ]
     for viewer in viewers:
         viewer.open(args.device)
-        left_out += [f"{viewer.label}: {why}" for why in viewer.left_out]
     described = set().union(*(viewer.described() for viewer in viewers))
     names = judged.spread(int(wanted[0]), described) if counted else wanted
     run_ = judged.runs[0]
@@ -408,6 +407,7 @@ def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespac
         reference = judged.reference[name]
         mark = partial(marked, reference=reference, task=run_.task, text_unit=run_.text_unit)
         parts.append(clip_section(name, viewers, reference, mark, args.aspect))
+    left_out += [f"{viewer.label}: {why}" for viewer in viewers for why in viewer.left_out]
     weights = [f"{v.label}: {v.run.weights}" for v in viewers if v.translator]
     told = "Written anew with " + ", ".join(weights) + "." if weights else "As they were evaluated."
     told += " The number beside a sentence is the mean log-probability of its tokens."
