@@ -102,7 +102,9 @@ class Viewer:
         """Names of the clips that have a description file."""
         if self.descriptions is None:
             return set()
-        return set(filter(self.descriptions.has, self.run.predictions[self.split]))
+        names = list(self.run.predictions[self.split])
+        sizes = self.descriptions.sizes(names)
+        return {name for name, size in zip(names, sizes, strict=True) if size}
 
     def pose(self, name: str) -> Pose:
         """Read a clip.

@@ -512,9 +512,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    content = build(args)
-    write_text(args.out, content)
-    logger.info("%s written, %.1f MB.", args.out, len(content.encode()) / 1e6)
+    write_text(args.out, build(args))
+    logger.info("%s written.", args.out)
 
 
 if __name__ == "__main__":

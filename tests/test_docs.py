@@ -34,6 +34,8 @@ NOT_RUN = {
     r"python benchmark.py": "minutes; test_benchmark.py runs it small",
     r"python describe.py .*--endpoint": "needs a model; test_describe.py has a server in its place",
     r"export ": "of a key",
+    r"(WANDB_MODE=\w+ )?python fine_tuning.py .*--(tensorboard|wandb)": "needs packages; see test_tracking.py",
+    r"tensorboard |wandb ": "another program",
 }
 LAUNCHER = re.compile(r"^(deepspeed --num_gpus|torchrun --nproc-per-node) \d+ ")  # test_fine_tuning.py has them
 
