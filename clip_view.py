@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from config import DatasetSpec
 from datasets import S2T_Dataset
+from packed import DescriptionPack, open_descriptions
 from pages import Html, data, element, folded, heat, join, table
 from pictures import LINES, picture_box
-from pose import SCORE_THRESHOLD, Pose, read_pose
+from pose import SCORE_THRESHOLD, Pose
 from run_folder import RunFolder
 from temporal_alignment import DescriptionLoader, sample_frames
 from translator import Candidate, Translator
@@ -65,18 +65,18 @@ class Viewer:
     run: RunFolder
     split: str
     left_out: list[str] = field(default_factory=list)
-    spec: DatasetSpec | None = None
     dataset: S2T_Dataset | None = None
     translator: Translator | None = None
+    descriptions: DescriptionLoader | DescriptionPack | None = None
 
     def open(self, device: str) -> None:
         """Load labels and weights; what does not work is said in `left_out`."""
-        self.spec = self.run.spec
-        if self.spec is None:
+        spec = self.run.spec
+        if spec is None:
             self.left_out.append("skeletons, gate and new translations: run.json does not say where the data lie.")
             return
         try:
-            self.dataset = S2T_Dataset(self.spec, self.split, task=self.run.task, max_bad_clips=1.0)
+            self.dataset = S2T_Dataset(spec, self.split, task=self.run.task, max_bad_clips=1.0)
         except (ValueError, OSError) as error:
             self.left_out.append(f"skeletons, gate and new translations: {error}")
             return
@@ -91,12 +91,20 @@ class Viewer:
             self.translator = Translator.from_checkpoint(path, device=device, **options)
         except (ValueError, OSError) as error:
             self.left_out.append(f"gate and new translations: {error}")
+            return
+        if self.translator.model.config.use_descriptions:
+            try:
+                self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(self.split))
+            except (ValueError, OSError) as error:
+                self.left_out.append(f"descriptions: {error}")
 
     def described(self) -> set[str]:
         """Names of the clips that have a description file."""
-        if self.translator is None or not self.translator.model.config.use_descriptions or self.spec is None:
+        if self.descriptions is None:
             return set()
-        return {path.stem for path in self._descriptions().glob("*.json")}
+        names = list(self.run.predictions[self.split])
+        sizes = self.descriptions.sizes(names)
+        return {name for name, size in zip(names, sizes, strict=True) if size}
 
     def pose(self, name: str) -> Pose:
         """Read a clip.
@@ -108,19 +116,23 @@ class Viewer:
         """
         if self.dataset is None:
             raise KeyError(name)
-        return read_pose(self.dataset.pose_paths[name], self.dataset.labels[name].get("frames"))
+        return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name].get("frames"))
 
     def says(self, name: str, pose: Pose | None) -> tuple[list[Said], Lane | None]:
         """The run's sentences for a clip, and its gate; without a model what the run has written itself."""
-        if self.translator is None or pose is None:
-            row = self.run.predictions[self.split][name]
-            return [Said("as evaluated", Candidate(row["hypothesis"], 0.0))], None
-        if not self.translator.model.config.use_descriptions:
-            explained = self.translator.explain([self.translator.sample(pose)])
-            return [Said("", explained[0].candidates[0])], None
-        texts = DescriptionLoader(self._descriptions()).load(name, pose.start + len(pose))
-        samples = [self.translator.sample(pose, texts)] + ([self.translator.sample(pose, {})] if texts else [])
-        explained = self.translator.explain(samples)
+        if self.translator is not None and pose is not None:
+            try:
+                return self._says_anew(self.translator, name, pose)
+            except ValueError as error:
+                self.left_out.append(f"gate and new translations of {name}: {error}")
+        return [Said("as evaluated", Candidate(self.run.predictions[self.split][name]["hypothesis"], 0.0))], None
+
+    def _says_anew(self, translator: Translator, name: str, pose: Pose) -> tuple[list[Said], Lane | None]:
+        if not translator.model.config.use_descriptions:
+            return [Said("", translator.explain([translator.sample(pose)])[0].candidates[0])], None
+        texts = self.descriptions.load(name, pose.start + len(pose)) if self.descriptions else {}
+        samples = [translator.sample(pose, texts)] + ([translator.sample(pose, {})] if texts else [])
+        explained = translator.explain(samples)
         hows = ["with descriptions", "without"] if texts else ["has no description"]
         said = [Said(how, found.candidates[0]) for how, found in zip(hows, explained, strict=True)]
         gate, with_texts = explained[0].gate, samples[0]
@@ -128,10 +140,6 @@ class Viewer:
         assert with_texts.descriptions is not None, "so have its samples"
         assert with_texts.has_description is not None, "so have its samples"
         return said, Lane(gate, list(with_texts.descriptions), list(with_texts.has_description))
-
-    def _descriptions(self) -> Path:
-        assert self.spec is not None, "asked for by a run with data alone"
-        return Path(self.spec.description_dir) / self.spec.folder(self.split)
 
 
 def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mark, aspect: float) -> Html:

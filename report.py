@@ -399,7 +399,6 @@ def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespac
     ]
     for viewer in viewers:
         viewer.open(args.device)
-        left_out += [f"{viewer.label}: {why}" for why in viewer.left_out]
     described = set().union(*(viewer.described() for viewer in viewers))
     names = judged.spread(int(wanted[0]), described) if counted else wanted
     run_ = judged.runs[0]
@@ -408,6 +407,7 @@ def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespac
         reference = judged.reference[name]
         mark = partial(marked, reference=reference, task=run_.task, text_unit=run_.text_unit)
         parts.append(clip_section(name, viewers, reference, mark, args.aspect))
+    left_out += [f"{viewer.label}: {why}" for viewer in viewers for why in viewer.left_out]
     weights = [f"{v.label}: {v.run.weights}" for v in viewers if v.translator]
     told = "Written anew with " + ", ".join(weights) + "." if weights else "As they were evaluated."
     told += " The number beside a sentence is the mean log-probability of its tokens."
@@ -512,9 +512,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    content = build(args)
-    write_text(args.out, content)
-    logger.info("%s written, %.1f MB.", args.out, len(content.encode()) / 1e6)
+    write_text(args.out, build(args))
+    logger.info("%s written.", args.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -82,8 +83,6 @@ def test_two_runs_stand_beside_each_other(two_runs, fusion):
 
 
 def test_without_weights_the_skeleton_is_there(two_runs, tmp_path):
-    import shutil
-
     shutil.copytree(two_runs[1], tmp_path / "run")
     (tmp_path / "run/best_checkpoint.pth").unlink()
     found = viewer(tmp_path / "run")
@@ -94,8 +93,6 @@ def test_without_weights_the_skeleton_is_there(two_runs, tmp_path):
 
 
 def test_without_data_the_sentences_are_there(two_runs, tmp_path):
-    import shutil
-
     shutil.copytree(two_runs[1], tmp_path / "run")
     record = json.loads((tmp_path / "run/run.json").read_text())
     record["starts"][0]["dataset"]["pose_dir"] = str(tmp_path / "gone")
@@ -106,3 +103,41 @@ def test_without_data_the_sentences_are_there(two_runs, tmp_path):
     made = section([found], name)
     assert "as evaluated" in made
     assert "The skeleton is left out" in made
+
+
+def test_without_descriptions_the_model_speaks_all_the_same(two_runs, tmp_path):
+    shutil.copytree(two_runs[1], tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["starts"][0]["dataset"]["description_dir"] = str(tmp_path / "gone")
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    found = viewer(tmp_path / "run")
+    assert found.left_out[0].startswith("descriptions: ")
+    assert found.described() == set()
+    said, lane = found.says(found.dataset.names[0], found.pose(found.dataset.names[0]))
+    assert [how for how, _ in said] == ["has no description"]
+    assert lane.own == [0] * len(lane.gate)
+
+
+def test_packed_data_show_the_same(two_runs, fusion, tmp_path):
+    from packed import POSES, pack_pose, write_pack
+
+    pose_dir = fusion.run.last["dataset"]["pose_dir"]
+    contents = [pack_pose((pose_dir, path.name)) for path in fusion.dataset.pose_paths.values()]
+    write_pack(tmp_path / "pack", POSES, pose_dir, contents)
+    shutil.copytree(two_runs[1], tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["starts"][0]["dataset"]["pose_dir"] = str(tmp_path / "pack")
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    name = fusion.dataset.names[0]
+    assert section([viewer(tmp_path / "run", "fusion", "b")], name) == section([fusion], name)
+
+
+def test_a_clip_that_fails_is_told(fusion, monkeypatch):
+    def fail(*_):
+        raise ValueError("out of GPU memory")
+
+    monkeypatch.setattr(fusion.translator, "explain", fail)
+    monkeypatch.setattr(fusion, "left_out", [])
+    name = fusion.dataset.names[0]
+    assert [how for how, _ in fusion.says(name, fusion.pose(name))[0]] == ["as evaluated"]
+    assert fusion.left_out == [f"gate and new translations of {name}: out of GPU memory"]

@@ -40,6 +40,7 @@ NOT_RUN = {
     r"benchmark.py": "minutes; test_benchmark.py runs it small",
     r"demo_page.py": "serves until it is ended; test_demo_page.py has a browser",
     r"describe.py .*--endpoint": "needs a model; test_describe.py has a server in its place",
+    r"fine_tuning.py .*--(tensorboard|wandb)": "needs packages; see test_tracking.py",
     r"extract_poses.py|inference.py .*--extractor": "needs an extractor; test_extract_poses.py has one in its place",
 }
 # What the documents call beside this project's programs, and what stands in its place: installers, launchers (which

@@ -1,6 +1,8 @@
 """run.json says what is needed to repeat a run, and boards get the numbers of the files."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -68,8 +70,6 @@ def test_a_new_run_in_the_folder_has_a_new_record(corpus, tmp_path):
 
 
 def test_fingerprints_change_with_the_data(corpus, tmp_path):
-    import shutil
-
     shutil.copytree(corpus, tmp_path / "copy")
     spec = DATASETS["CSL_Daily"].under(tmp_path / "copy")
 
@@ -86,6 +86,21 @@ def test_fingerprints_change_with_the_data(corpus, tmp_path):
     next((tmp_path / "copy/description/CSL-Daily/split_data/dev").glob("*.json")).unlink()
     changed = {key for key, value in fingerprint().items() if value != before[key]}
     assert changed == {"poses_sha256", "described", "descriptions_sha256"}
+
+
+def test_packs_have_fingerprints_too(corpus, tmp_path):
+    import pack_dataset
+
+    pack_dataset.main(["--root", str(corpus), "--out", str(tmp_path / "packs"), "--workers", "1"])
+    spec = DATASETS["CSL_Daily"].under(corpus)
+    places = {
+        "pose_dir": str(tmp_path / "packs/poses/{split}"),
+        "description_dir": str(tmp_path / "packs/descriptions"),
+    }
+    packed = S2T_Dataset(dataclasses.replace(spec, **places), "dev", use_descriptions=True).fingerprint()
+    files = S2T_Dataset(spec, "dev", use_descriptions=True).fingerprint()
+    assert packed.keys() == files.keys()
+    assert packed["described"] == files["described"]
 
 
 def test_a_damaged_record_is_set_aside(corpus, tmp_path, caplog):
