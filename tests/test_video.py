@@ -24,12 +24,12 @@ def real_video(shared_real):
     return shared_real / "video" / "test_video.mp4"
 
 
-def copy_packets(source, target, **options):
-    """The same pictures in another container."""
-    with av.open(str(source)) as old, av.open(str(target), "w", **options) as new:
+def copy_packets(source, target, first=0):
+    """The same pictures in another container, from some packet on."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
-        for packet in old.demux(video=0):
-            if packet.dts is not None:
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.dts is not None and number >= first:
                 packet.stream = stream
                 new.mux(packet)
     return target
@@ -116,6 +116,8 @@ def damaged(kind, path, real_video):
         whole = copy_packets(real_video, path.with_name("whole.mkv"))
         assert len(list(read_pictures(whole))) == 58
         path.write_bytes(whole.read_bytes()[:170_000])
+    elif kind == "no key frame":
+        copy_packets(real_video, path, first=1)
     elif kind == "flipped bits":
         broken = np.frombuffer(content, np.uint8).copy()
         broken[np.random.default_rng(0).integers(100_000, 250_000, 100)] ^= 255
@@ -137,6 +139,7 @@ def damaged(kind, path, real_video):
         ("cut", "is cut short or damaged: Invalid data"),
         ("cut between frames", "is cut short: it ends after 1.91 of 1.94 seconds"),
         ("cut mkv", "is cut short: it ends after 0... of 1.94 seconds"),
+        ("no key frame", "is damaged: 0 of its .. frames can be decoded"),
         ("flipped bits", "is (cut short or )?damaged"),
         ("sound", "holds no video"),
     ],
