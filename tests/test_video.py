@@ -76,6 +76,33 @@ def test_a_film_that_begins_late(write_video, tmp_path):
     assert count_frames(path) == 15
 
 
+def test_pictures_that_are_never_shown(tmp_path):
+    """WebM of VP8 may hold them: here, a copy of a picture whose bit for showing it is taken away."""
+    shown, path = tmp_path / "shown.webm", tmp_path / "a.webm"
+    with av.open(str(shown), "w") as container:
+        stream = container.add_stream("libvpx", rate=25, options={"deadline": "realtime"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for picture in greys(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(shown)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.dts is None:
+                continue
+            if number == 5:
+                hidden = av.Packet(bytes([bytes(packet)[0] & ~16, *bytes(packet)[1:]]))
+                hidden.pts, hidden.dts, hidden.time_base, hidden.stream = (
+                    packet.pts - 1, packet.dts - 1, packet.time_base, stream
+                )  # fmt: skip
+                new.mux(hidden)
+            packet.stream = stream
+            new.mux(packet)
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 11
+    assert count_frames(path) == len(list(read_pictures(path))) == 10
+
+
 @pytest.mark.parametrize(("a", "b", "c", "d", "quarters"), [(0, 1, -1, 0, 1), (-1, 0, 0, -1, 2), (0, -1, 1, 0, 3)])
 def test_phones_film_lying_pictures(write_video, tmp_path, a, b, c, d, quarters):
     """MP4 notes a matrix: (x, y), y downwards, is to be seen at (a x + c y, b x + d y). Turned clockwise, here."""
