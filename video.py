@@ -156,7 +156,10 @@ def _video(path: str | Path) -> Iterator[Any]:
 
 
 def _is_frame(packet: Any) -> bool:
-    return packet.size > 0 and not packet.is_discard
+    if packet.size == 0 or packet.is_discard:
+        return False
+    # VP8 may send pictures that are never shown, for others to refer to: a bit of the first byte (RFC 6386, 9.1).
+    return packet.stream.codec_context.codec.canonical_name != "vp8" or bool(bytes(packet)[0] & 16)
 
 
 def _frames(path: str | Path, stream: Any) -> Iterator[Any]:

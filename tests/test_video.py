@@ -24,12 +24,12 @@ def real_video(shared_real):
     return shared_real / "video" / "test_video.mp4"
 
 
-def copy_packets(source, target, **options):
-    """The same pictures in another container."""
-    with av.open(str(source)) as old, av.open(str(target), "w", **options) as new:
+def copy_packets(source, target, first=0):
+    """The same pictures in another container, from some packet on."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
-        for packet in old.demux(video=0):
-            if packet.dts is not None:
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.dts is not None and number >= first:
                 packet.stream = stream
                 new.mux(packet)
     return target
@@ -76,6 +76,33 @@ def test_a_film_that_begins_late(write_video, tmp_path):
     assert count_frames(path) == 15
 
 
+def test_pictures_that_are_never_shown(tmp_path):
+    """WebM of VP8 may hold them: here, a copy of a picture whose bit for showing it is taken away."""
+    shown, path = tmp_path / "shown.webm", tmp_path / "a.webm"
+    with av.open(str(shown), "w") as container:
+        stream = container.add_stream("libvpx", rate=25, options={"deadline": "realtime"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for picture in greys(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(shown)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.dts is None:
+                continue
+            if number == 5:
+                hidden = av.Packet(bytes([bytes(packet)[0] & ~16, *bytes(packet)[1:]]))
+                hidden.pts, hidden.dts, hidden.time_base, hidden.stream = (
+                    packet.pts - 1, packet.dts - 1, packet.time_base, stream
+                )  # fmt: skip
+                new.mux(hidden)
+            packet.stream = stream
+            new.mux(packet)
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 11
+    assert count_frames(path) == len(list(read_pictures(path))) == 10
+
+
 @pytest.mark.parametrize(("a", "b", "c", "d", "quarters"), [(0, 1, -1, 0, 1), (-1, 0, 0, -1, 2), (0, -1, 1, 0, 3)])
 def test_phones_film_lying_pictures(write_video, tmp_path, a, b, c, d, quarters):
     """MP4 notes a matrix: (x, y), y downwards, is to be seen at (a x + c y, b x + d y). Turned clockwise, here."""
@@ -116,6 +143,8 @@ def damaged(kind, path, real_video):
         whole = copy_packets(real_video, path.with_name("whole.mkv"))
         assert len(list(read_pictures(whole))) == 58
         path.write_bytes(whole.read_bytes()[:170_000])
+    elif kind == "no key frame":
+        copy_packets(real_video, path, first=1)
     elif kind == "flipped bits":
         broken = np.frombuffer(content, np.uint8).copy()
         broken[np.random.default_rng(0).integers(100_000, 250_000, 100)] ^= 255
@@ -137,6 +166,7 @@ def damaged(kind, path, real_video):
         ("cut", "is cut short or damaged: Invalid data"),
         ("cut between frames", "is cut short: it ends after 1.91 of 1.94 seconds"),
         ("cut mkv", "is cut short: it ends after 0... of 1.94 seconds"),
+        ("no key frame", "is damaged: 0 of its .. frames can be decoded"),
         ("flipped bits", "is (cut short or )?damaged"),
         ("sound", "holds no video"),
     ],
