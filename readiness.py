@@ -16,7 +16,6 @@ import fine_tuning
 from config import DatasetSpec
 from labels import split_labels
 from packed import open_descriptions, open_poses
-from pose import read_pose
 from rgb_fusion import HandCrops
 from utils import progress, under_root
 from video import check_n_frames, count_frames
@@ -132,6 +131,7 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) ->
     """Look for every video, and compare about `limit` of them with their pose files."""
     HandCrops()  # refuses where a package is missing
     labels, spec = split_labels(spec, split), spec.for_split(split)
+    poses = open_poses(spec.pose_dir)
     videos = {name: spec.video_path(label) for name, label in labels.items()}
     faults = [f"{path.name} is missing" for path in videos.values() if not path.is_file()]
     n_missing = len(faults)
@@ -139,7 +139,7 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) ->
     opened = found[:: max(1, len(found) // limit)]
     for name in progress(opened, split):
         try:
-            pose = read_pose(spec.pose_path(labels[name]), labels[name].get("frames"))
+            pose = poses.read(spec.pose_path(labels[name]), labels[name].get("frames"))
             check_n_frames(videos[name], count_frames(videos[name]), pose.n_recorded)
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
