@@ -29,21 +29,14 @@ import run_lock
 import survival
 from batch import to_device
 from checkpoint import (
-    FUSION_PREFIXES,
-    MAPPER_PREFIX,
     TrainState,
     check_resumable,
     find_state,
     forget_checkpoints,
-    fusion_weights,
-    load_finetune,
-    load_fusion,
     load_model_state,
     load_optimizer_state,
-    read_weights,
     resume_dir,
     save_state,
-    save_weights,
     set_aside,
     trim_curves,
     write_on_main,
@@ -61,6 +54,15 @@ from text_cache import build_text_cache
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
 from utils import git_revision, progress, run, seed_everything, start_log, under_root
+from weights import (
+    FUSION_PREFIXES,
+    MAPPER_PREFIX,
+    fusion_weights,
+    load_finetune,
+    load_fusion,
+    read_weights,
+    save_weights,
+)
 from zero_state import full_state_dict
 
 logger = logging.getLogger(__name__)

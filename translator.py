@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 
 from batch import Sample, collate_fn, to_device
-from checkpoint import TEXT_ENCODER_PREFIX, read_weights
 from config import POSE_SUFFIXES, ModelConfig
 from models import Uni_Sign, load_mt5
 from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
@@ -20,6 +19,7 @@ from rgb_fusion import PREFIXES as RGB_PREFIXES
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
+from weights import TEXT_ENCODER_PREFIX, read_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

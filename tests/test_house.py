@@ -28,7 +28,16 @@ LEVELS = {
     ],
     1: ["labels", "pose", "text_fusion_modules", "distributed", "utils", "vlm_client"],
     2: ["batch", "packed", "search", "rgb_fusion", "text_cache", "zero_state", "small_mt5", "posecodes", "pictures"],
-    3: ["datasets", "models", "sample_data", "checkpoint", "bad_clips", "pose_sentences", "describe_by_model"],
+    3: [
+        "datasets",
+        "models",
+        "sample_data",
+        "weights",
+        "checkpoint",
+        "bad_clips",
+        "pose_sentences",
+        "describe_by_model",
+    ],
     4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator"],
     5: ["fine_tuning", "describe", "inference", "pack_dataset"],
     6: ["readiness", "benchmark"],
@@ -43,7 +52,7 @@ OWNERS = {
     "pose_format": {"pose_files"},
     "av": {"rgb_fusion"},
     "PIL": {"rgb_fusion", "pictures"},
-    "safetensors": {"checkpoint", "small_mt5"},
+    "safetensors": {"weights", "small_mt5"},
 }
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
