@@ -236,6 +236,7 @@ FIXED_FLAGS = (
     "text_max_tokens",
     "description_alignment",
     "missing_text",
+    "trim_vocab",
     "trainable",
     "finetune",
     "fusion_checkpoint",

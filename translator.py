@@ -19,7 +19,7 @@ from rgb_fusion import PREFIXES as RGB_PREFIXES
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
-from weights import TEXT_ENCODER_PREFIX, read_weights
+from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -101,20 +101,22 @@ class Translator:
                 f"--checkpoint: {path} does not say where its mT5 is; name the folder with its config.json and "
                 "spiece.model with --mt5_path."
             )
-        mt5 = load_mt5(mt5_folder, with_weights=False)
+        kept = kept_tokens(weights, path, "--checkpoint")
+        mt5 = load_mt5(mt5_folder, with_weights=False, kept=kept)
         texts: TextFeatures | None = None
         if config.use_descriptions:
             folder = config.text_encoder or mt5_folder
             if any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):
-                texts = TextEncoder(folder, config.text_max_tokens, with_weights=False)
+                own = None if config.text_encoder else kept
+                texts = TextEncoder(folder, config.text_max_tokens, with_weights=False, kept=own)
             else:
                 projection = weights.get("text_projection.weight")  # (D, W)
                 width = mt5.config.d_model if projection is None else projection.shape[1]
                 texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
-        model = Uni_Sign(config, mt5, Tokenizer(mt5_folder), texts)
-        own = {name: value.shape for name, value in model.state_dict().items()}
+        model = Uni_Sign(config, mt5, Tokenizer(mt5_folder, kept), texts)
+        wanted = {name: value.shape for name, value in model.state_dict().items()}
         given = {name: value.shape for name, value in weights.items()}
-        if differing := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
+        if differing := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
             raise ValueError(
                 f"--checkpoint: {path} does not fit the mT5 in {mt5_folder}, or is no whole model of this code: "
                 f"{len(differing)} weights differ, the first is {differing[0]}. Name the mT5 of training: --mt5_path."

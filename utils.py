@@ -87,6 +87,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
+    add(
+        "--trim_vocab",
+        action="store_true",
+        help="keep only the tokens of mT5's vocabulary that the training texts need: less memory, other losses",
+    )
     add("--uni_sign_padding", action="store_true", help="let padded frames leak as in Uni-Sign; for comparison only")
     add("--rgb_support", action="store_true", help="look at crops of the hands, too; needs the videos")
     add(
@@ -222,6 +227,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"{given[0]} needs --use_descriptions.")
     if args.eval and not args.finetune:
         parser.error("--eval needs --finetune FILE, the weights to evaluate.")
+    if args.eval and args.trim_vocab:
+        parser.error("--eval takes the vocabulary that the weights of --finetune have; drop --trim_vocab.")
     if args.eval and args.resume:
         parser.error("--eval and --resume exclude each other: --eval trains nothing.")
     if args.offload and args.zero_stage == 0:

@@ -20,6 +20,7 @@ from torch import nn
 
 from config import ModelConfig
 from disk import write_whole
+from kept_tokens import KEPT_TOKENS, matrices, move_rows
 from rgb_fusion import PREFIXES as RGB_PREFIXES
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
             from safetensors.torch import load_file
 
             return load_file(path), {}
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, what is not used is not read: the vocabulary of a checkpoint is asked for before its weights are.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
@@ -77,6 +79,25 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
 
 def _is_weight(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
+def kept_tokens(weights: Mapping[str, torch.Tensor], path: str | Path, flag: str) -> torch.Tensor | None:
+    """The tokens that weights have rows for, (V,); None for all of mT5's.
+
+    Args:
+        weights: a state dict.
+        path: where it was read.
+        flag: the flag that named it.
+
+    Raises:
+        ValueError: what stands there cannot be token numbers.
+    """
+    kept = weights.get(KEPT_TOKENS)
+    if kept is None:
+        return None
+    if kept.dtype != torch.int64 or kept.ndim != 1 or not len(kept) or kept[0] < 0 or (kept.diff() <= 0).any():
+        raise ValueError(f"{flag}: {path}: its {KEPT_TOKENS} are no sorted token numbers; the file is damaged.")
+    return kept.clone()
 
 
 def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> list[str]:
@@ -102,6 +123,8 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
                 f"{getattr(config, key) or '(none)'}. Give the same."
             )
     own = model.state_dict()
+    if KEPT_TOKENS in own:
+        _fit_vocabulary(weights, own, kept_tokens(weights, path, "--finetune"), config)
     holds_rgb = any(name.startswith(RGB_PREFIXES) for name in weights)
     if holds_rgb and not config.rgb_support:
         raise ValueError(f"--finetune: {path} is an RGB-pose checkpoint; add --rgb_support.")
@@ -129,6 +152,19 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
     told = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
     logger.info("--finetune %s: %d tensors loaded, new is %s.", path, len(weights), told or "nothing")
     return new
+
+
+def _fit_vocabulary(
+    weights: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], saved: torch.Tensor | None, config: ModelConfig
+) -> None:
+    """Bring the rows of weights to the tokens of a trimmed model; of tokens that they lack, the model's own stay."""
+    kept = own[KEPT_TOKENS]
+    for name in matrices(weights, config):
+        rows, into = weights[name], own.get(name)
+        # What is no pair stays as it is, and is told with the rest that does not fit.
+        if into is not None and rows.shape[1:] == into.shape[1:] and len(rows) > (kept.max() if saved is None else 0):
+            weights[name] = move_rows(rows, saved, into, kept)
+    weights[KEPT_TOKENS] = kept
 
 
 def _misfit(

@@ -152,12 +152,14 @@ def main() -> None:
     target, limit = sys.argv[1], float(sys.argv[2])
     import atheris
 
-    with atheris.instrument_imports(include=["temporal_alignment", "labels", "pose", "checkpoint", "weights", "safe_pickle"]):
+    with atheris.instrument_imports(
+        include=["temporal_alignment", "labels", "pose", "checkpoint", "weights", "safe_pickle"]
+    ):
         import checkpoint  # noqa: F401
         import labels as _labels  # noqa: F401
         import pose  # noqa: F401
         import temporal_alignment  # noqa: F401
-        import weights  # noqa: F401
+        import weights as _weights  # noqa: F401
     folder = FOLDER / "corpus"
     folder.mkdir()
     for number, seed in enumerate(seeds(target)):

@@ -26,7 +26,7 @@ LEVELS = {
         "sample_signer",
         "description_files",
     ],
-    1: ["labels", "pose", "text_fusion_modules", "distributed", "utils", "vlm_client"],
+    1: ["labels", "pose", "text_fusion_modules", "kept_tokens", "distributed", "utils", "vlm_client"],
     2: ["batch", "packed", "search", "rgb_fusion", "text_cache", "zero_state", "small_mt5", "posecodes", "pictures"],
     3: [
         "datasets",
