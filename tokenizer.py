@@ -39,7 +39,7 @@ class Tokenizer:
         self.kept = kept
         self.model = path.read_bytes()  # what `spiece.model` holds, for these tokens
         try:
-            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
             if kept is not None:
                 self.model = keep_pieces(self.model, kept)
                 self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model)

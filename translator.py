@@ -19,7 +19,7 @@ from rgb_fusion import PREFIXES as RGB_PREFIXES
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
-from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_weights
+from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,13 +76,13 @@ class Translator:
         max_length: int = 0,
         **options: Any,
     ) -> Translator:
-        """Load a checkpoint of `fine_tuning.py`, or pose-only weights of Uni-Sign.
+        """Load a checkpoint of `fine_tuning.py`, a folder of `export.py`, or pose-only weights of Uni-Sign.
 
         What is left out is as in training, as far as the checkpoint says it. Of mT5 only config.json and spiece.model
         are read.
 
         Args:
-            path: `best_checkpoint.pth` for example.
+            path: `best_checkpoint.pth` for example, or an exported folder.
             mt5_path: mT5's folder; by default the one of training.
             text_encoder: the folder of the text encoder, likewise.
             language: the language of the prompt; to be given for weights that have no config, if it is not Chinese.
@@ -93,8 +93,9 @@ class Translator:
             FileNotFoundError: the checkpoint, or a folder that belongs to it, is not there.
             ValueError: no whole model without crops of the hands, or files that do not fit.
         """
-        weights, facts = read_weights(path, "--checkpoint")
-        config = _config(path, facts, weights, text_encoder=text_encoder, language=language)
+        weights, facts = read_model(path, "--checkpoint")
+        config = read_config(path, facts, weights, text_encoder=text_encoder, language=language)
+        refuse_rgb(path, config)
         mt5_folder = mt5_path or facts.get("mt5_path")
         if not mt5_folder:
             raise ValueError(
@@ -219,23 +220,37 @@ class FrozenTextEncoder:
             return self.encoder(texts)
 
 
-def _config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
-    """The config in a checkpoint, with what was given in its place."""
+def read_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
+    """The config in a checkpoint, with what was given in its place.
+
+    Raises:
+        ValueError: it has keys that are not known here, or its weights are no whole model.
+    """
     # What Uni-Sign publishes has no config; the width shows in its weights.
-    plain = {"hidden_dim": len(weights["part_para"]) // len(PART_JOINTS)} if "part_para" in weights else {}
+    plain: dict[str, Any] = {"rgb_support": any(name.startswith(RGB_PREFIXES) for name in weights)}
+    if "part_para" in weights:
+        plain["hidden_dim"] = len(weights["part_para"]) // len(PART_JOINTS)
     saved = facts.get("config", plain)
     try:
         config = ModelConfig(**{**saved, **{key: value for key, value in given.items() if value}})
     except TypeError as error:
         raise ValueError(f"--checkpoint: {path} is of another version of this code ({error}).") from None
-    if config.rgb_support or any(name.startswith(RGB_PREFIXES) for name in weights):
+    if not any(name.startswith("mt5_model.") for name in weights):
+        raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
+    return config
+
+
+def refuse_rgb(path: str | Path, config: ModelConfig) -> None:
+    """Refuse a model that poses are not enough for.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if config.rgb_support:
         raise ValueError(
             f"--checkpoint: {path} looks at crops of the hands: it needs videos beside the poses, which is not "
             "supported here yet. Give a checkpoint that was trained without --rgb_support."
         )
-    if not any(name.startswith("mt5_model.") for name in weights):
-        raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
-    return config
 
 
 def load_pose(path: str | Path, person: int = 0) -> Pose:

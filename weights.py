@@ -1,13 +1,16 @@
 """Weights on disk, without the training around them: read safely, saved whole, fitted to a model.
 
 A file of weights (`checkpoint_{epoch}.pth`, `best_checkpoint.pth`) is `{"model": state_dict, ...}` with Uni-Sign's
-names; the fusion modules' weights lie beside them in the same dict, and alone in `best_fusion.pth`.
+names; the fusion modules' weights lie beside them in the same dict, and alone in `best_fusion.pth`. A folder that
+`export.py` wrote holds the same in parts that others can read (see `read_model`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +22,7 @@ import torch
 from torch import nn
 
 from config import ModelConfig
-from disk import write_whole
+from disk import sync_file, write_whole
 from kept_tokens import KEPT_TOKENS, matrices, move_rows
 from rgb_fusion import PREFIXES as RGB_PREFIXES
 
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 MAPPER_PREFIX = "description_mapper."
 FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_projection.", MAPPER_PREFIX)
 TEXT_ENCODER_PREFIX = "text_encoder."
+ENCODER_PREFIX = "text_encoder.encoder."
+MODEL_JSON = "model.json"  # in an exported folder: config and facts
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: ModelConfig, **facts: Any) -> None:
@@ -63,9 +68,7 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
                 if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
                     raise ValueError("it is a packed archive, and torch.save packs nothing")
         if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path), {}
+            return _read_safetensors(path), {}
         # Mapped, what is not used is not read: the vocabulary of a checkpoint is asked for before its weights are.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
@@ -75,6 +78,74 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
     if not isinstance(model, Mapping) or not all(_is_weight(name, value) for name, value in model.items()):
         raise ValueError(f"{flag}: {path} holds no state dict; wanted {{'model': state_dict}}.")
     return dict(model), {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
+
+
+def repeated(name: str) -> str:
+    """The weight that a name of the state dict repeats, or the name itself.
+
+    Both hands share their modules, mT5's encoder and decoder its embeddings.
+
+    >>> repeated("gcn_modules.right.layer0_0.gcn.A"), repeated("mt5_model.decoder.embed_tokens.weight")
+    ('gcn_modules.left.layer0_0.gcn.A', 'mt5_model.shared.weight')
+    """
+    name = re.sub(r"^(proj_linear|gcn_modules|fusion_gcn_modules)\.right\.", r"\1.left.", name)
+    return re.sub(r"(?:en|de)coder\.embed_tokens\.weight$", "shared.weight", name)
+
+
+def save_safetensors(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write a .safetensors file; what two names share is in it once, and its metadata names the other, as usual.
+
+    Args:
+        path: in a folder that appears when it is whole.
+        weights: a state dict, or a part of one.
+    """
+    from safetensors.torch import save_file
+
+    shared = {name: repeated(name) for name in weights if repeated(name) != name and repeated(name) in weights}
+    own = {name: value.contiguous().clone() for name, value in weights.items() if name not in shared}
+    save_file(own, path, metadata={"format": "pt", **shared})
+    sync_file(path)
+
+
+def _read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
+        shared = file.metadata() or {}
+    return weights | {name: weights[other] for name, other in shared.items() if other in weights}
+
+
+def read_model(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a whole model: a file of weights, or a folder that `export.py` wrote.
+
+    Returns:
+        As `read_weights`; the facts of a folder name its mT5 and text encoder where they are now.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or a part of the folder is missing.
+        ValueError: no weights, or a folder of something else.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return read_weights(path, flag)
+    if not (folder / MODEL_JSON).is_file():
+        raise FileNotFoundError(f"{flag}: {folder} holds no {MODEL_JSON}: it is no folder that export.py wrote.")
+    try:
+        facts = json.loads((folder / MODEL_JSON).read_text(encoding="utf-8"))
+        encoder = facts["text_encoder"]
+        facts["config"]["text_encoder"] = str(folder / "text_encoder") if encoder else ""
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{flag}: {folder / MODEL_JSON} is damaged ({reason}). Export the model again.") from None
+    parts = [("", folder), ("mt5_model.", folder / "mt5")]
+    if encoder == "trained":
+        parts.append((ENCODER_PREFIX, folder / "text_encoder"))
+    weights: dict[str, torch.Tensor] = {}
+    for prefix, part in parts:
+        found, _ = read_weights(part / "model.safetensors", flag)
+        weights |= {prefix + name: value for name, value in found.items()}
+    return weights, {**facts, "mt5_path": str(folder / "mt5")}
 
 
 def _is_weight(name: Any, value: Any) -> bool:
