@@ -5,7 +5,8 @@ Letters: B clips of a batch, T sampled frames, N sentences of a clip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 
 from batch import Sample, collate_fn, to_device
 from config import POSE_SUFFIXES, ModelConfig
-from models import Uni_Sign, load_mt5
+from models import Encoded, Uni_Sign, load_mt5
 from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from rgb_fusion import PREFIXES as RGB_PREFIXES
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
@@ -170,18 +171,41 @@ class Translator:
         Raises:
             ValueError: more sentences than beams, or too many clips for the GPU's memory.
         """
+        return self.search(self.encode(samples), n_best)
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[Sample]) -> Encoded:
+        """Encode a batch of clips, gate included.
+
+        Raises:
+            ValueError: too many clips for the GPU's memory.
+        """
+        with self._computing():
+            return self.model.encode(to_device(collate_fn(samples)[0], self.device))
+
+    @torch.no_grad()
+    def search(self, encoded: Encoded, n_best: int = 1) -> list[list[Candidate]]:
+        """Search the sentences of a batch that was encoded, see `candidates`.
+
+        Raises:
+            ValueError: more sentences than beams, or too many clips for the GPU's memory.
+        """
         if n_best > self.num_beams:
             raise ValueError(f"--n_best {n_best}: a search with {self.num_beams} beams has no more; raise --num_beams.")
+        with self._computing():
+            ids = self.model.generate(encoded, self.num_beams, self.max_new_tokens, n_best=n_best)
+            scores = self.model.log_probs(encoded, ids).tolist()
+        found = [Candidate(*pair) for pair in zip(self.model.sentences(ids), scores, strict=True)]
+        return [found[first : first + n_best] for first in range(0, len(found), n_best)]
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
         kind, autocast = self.device.type, self.dtype in DTYPES
         try:
             with torch.autocast(kind, dtype=DTYPES.get(self.dtype, torch.bfloat16), enabled=autocast):
-                encoded = self.model.encode(to_device(collate_fn(samples)[0], self.device))
-                ids = self.model.generate(encoded, self.num_beams, self.max_new_tokens, n_best=n_best)
-                scores = self.model.log_probs(encoded, ids).tolist()
+                yield
         except torch.OutOfMemoryError as error:
             raise ValueError(f"out of GPU memory ({str(error)[:80]}). Lower --batch-size or --num_beams.") from None
-        found = [Candidate(*pair) for pair in zip(self.model.sentences(ids), scores, strict=True)]
-        return [found[first : first + n_best] for first in range(0, len(found), n_best)]
 
 
 class FrozenTextEncoder:
