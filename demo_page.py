@@ -281,7 +281,10 @@ class Handler(BaseHTTPRequestHandler):
             ("Content-Type", kind),
             ("Content-Length", str(len(body))),
             ("Cache-Control", "no-store"),
-            ("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+            (
+                "Content-Security-Policy",
+                "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+            ),
             ("Cross-Origin-Resource-Policy", "same-origin"),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
@@ -345,9 +348,10 @@ def main(args: argparse.Namespace) -> None:
     demo = Demo(translator)
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-        sys.stdout.write(f"http://{HOST}:{server.server_port}/ is the page, for this computer alone. Ctrl-C ends it.\n")
-        sys.stdout.flush()
         try:
+            where = f"http://{HOST}:{server.server_port}/"
+            sys.stdout.write(f"{where} is the page, for this computer alone. Ctrl-C ends it.\n")
+            sys.stdout.flush()
             server.serve_forever()
         except KeyboardInterrupt:
             sys.stdout.write("\nended\n")

@@ -16,6 +16,7 @@ const WORDS = {
     aspect: "Video's width : height",
     person: "Person",
     ready: "Waiting for a file.",
+    nothing: "Here the skeleton will play, with the descriptions of its frames and the gate beneath.",
     working: (name) => `Translating ${name} …`,
     done: (name, seconds) => `${name}: translated in ${seconds} s.`,
     sampled: (shown, all) => ` Of its ${all} frames the model looks at ${shown}.`,
@@ -52,6 +53,7 @@ const WORDS = {
     aspect: "视频宽高比",
     person: "人物序号",
     ready: "等待文件。",
+    nothing: "这里将播放骨架，下方显示帧描述和门控。",
     working: (name) => `正在翻译 ${name} …`,
     done: (name, seconds) => `${name}：翻译用时 ${seconds} 秒。`,
     sampled: (shown, all) => `共 ${all} 帧，模型看了其中 ${shown} 帧。`,
@@ -145,6 +147,7 @@ async function ask() {
 function show(answer) {
   clip = answer;
   $("sentences").hidden = $("clip").hidden = false;
+  $("nothing").hidden = true;
   $("gates").hidden = !clip.gate;
   showSentences();
   if (player) player.close();

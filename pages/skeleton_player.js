@@ -7,7 +7,7 @@ export class SkeletonPlayer {
   // onFrame(frame) is called whenever another frame is shown, onState(playing) when it starts or stops.
   constructor(canvas, clip, { fps = 25, onFrame = () => {}, onState = () => {} } = {}) {
     Object.assign(this, { canvas, clip, fps, onFrame, onState, frame: 0, playing: false });
-    this.canvas.style.aspectRatio = String(clip.ratio);
+    this.canvas.style.setProperty("--ratio", clip.ratio); // for the page's style sheet
     this.observer = new ResizeObserver(() => this.draw());
     this.observer.observe(canvas);
     this.seek(0);

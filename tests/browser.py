@@ -103,7 +103,7 @@ class Browser:
         """Choose a file in a file input, as a person does."""
         root = self._call("DOM.getDocument")["root"]["nodeId"]
         node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self._call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+        self._call("DOM.setFileInputFiles", files=[str(path.resolve())], nodeId=node)
 
     def screenshot(self, path: Path) -> None:
         """Take a picture of the whole page."""

@@ -39,7 +39,7 @@ LEVELS = {
         "describe_by_model",
     ],
     4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator"],
-    5: ["fine_tuning", "describe", "inference", "export", "pack_dataset"],
+    5: ["fine_tuning", "describe", "inference", "export", "demo_page", "pack_dataset"],
     6: ["readiness", "benchmark"],
     7: ["pre_training_checklist"],
 }
