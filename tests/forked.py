@@ -54,12 +54,13 @@ def _program(words: list[str], folder: str, log: str) -> None:
     _write_to(log)
     os.chdir(folder)
     sys.argv = words
-    runpy.run_path(str(Path(_PATH[0]) / words[0]), run_name="__main__")
+    exported = Path(folder) / words[0]
+    runpy.run_path(str(exported if exported.is_file() else Path(_PATH[0]) / words[0]), run_name="__main__")
     sys.stdout.flush()
 
 
 def run_program(words: list[str], folder: Path, log: Path, timeout: float = 120) -> tuple[int, str]:
-    """Run `python PROGRAM.py ...` of this project in a folder.
+    """Run `python PROGRAM.py ...` of this project, or of an exported model, in a folder.
 
     Returns:
         The exit status, and what it wrote to the terminal.

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ NOT_RUN = {
     r"torchrun --nnodes|deepspeed --hostfile": "needs two machines",
     r"python benchmark.py": "minutes; test_benchmark.py runs it small",
     r"python describe.py .*--endpoint": "needs a model; test_describe.py has a server in its place",
+    r"python demo_page.py": "serves until it is ended; test_demo_page.py has a browser",
     r"export ": "of a key",
 }
 LAUNCHER = re.compile(r"^(deepspeed --num_gpus|torchrun --nproc-per-node) \d+ ")  # test_fine_tuning.py has them
@@ -92,9 +94,9 @@ class Place:
 
     def provide(self, words):
         """Files that the text says to have: from an earlier run, or published elsewhere."""
-        for word in words:
+        for flag, word in pairwise(words):
             path = self.folder / word
-            if not word.endswith(".pth") or path.exists():
+            if flag == "--out" or not word.endswith(".pth") or path.exists():
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.name == "efficientnet_b0.pth":
