@@ -301,11 +301,16 @@ def test_drop_watch_read(browser, servers, translators, clip, tmp_path, width):
     assert browser.run("document.querySelector('#with h2').textContent") == "使用描述"
     browser.run("document.querySelector('#language').click()")
 
+    browser.run(
+        "(() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'dropped.pkl'));"
+        "document.querySelector('h1').dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true})); })()"
+    )
+    browser.wait(f"{STATUS}.startsWith('dropped.pkl: not a readable pickle')")
     wrong = tmp_path / "<b>wrong.pkl"
     wrong.write_bytes(b"nothing")
     browser.choose("#file", wrong)
-    browser.wait("document.querySelector('#status').className === 'fault'")
-    assert browser.run(STATUS).startswith("<b>wrong.pkl: not a readable pickle")
+    browser.wait(f"{STATUS}.startsWith('<b>wrong.pkl: not a readable pickle')")
+    assert browser.run("document.querySelector('#status').className") == "fault"
     large = tmp_path / "large.npz"
     large.write_bytes(bytes(1_000_001))
     browser.choose("#file", large)

@@ -109,7 +109,8 @@ class Place:
                 made = self.folder / f"{source}{'_rgb' * bool(rgb)}"
                 if not (made / "best_checkpoint.pth").exists():
                     self.run(shlex.join(["python", "fine_tuning.py", *flags, "--output_dir", made.name]))
-                shutil.copy(made / ("best_fusion.pth" if "fusion" in path.name else "best_checkpoint.pth"), path)
+                if not path.exists():
+                    shutil.copy(made / ("best_fusion.pth" if "fusion" in path.name else "best_checkpoint.pth"), path)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

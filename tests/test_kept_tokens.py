@@ -53,7 +53,7 @@ def new_model(folder, kept=None, **config):
 # -- which tokens ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_kept(full, kept):
+def test_what_is_kept(full, kept, small_mt5_folder):
     pieces = full.pieces
     ids = set(kept.tolist())
     assert kept.tolist() == sorted(ids)
@@ -67,6 +67,9 @@ def test_what_is_kept(full, kept):
     assert outside != UNK
     assert outside not in ids
     assert len(kept) < len(pieces)
+    trimmed = Tokenizer(small_mt5_folder, kept).pieces
+    # What an unknown character costs follows from the worst score.
+    assert min(map(trimmed.get_score, range(len(trimmed)))) == min(map(pieces.get_score, range(len(pieces))))
     again = choose(full, [], also=kept)
     assert again.tolist() == kept.tolist()
 
