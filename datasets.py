@@ -159,8 +159,9 @@ class S2T_Dataset(Dataset[Sample]):
 
     def description_texts(self) -> set[str]:
         """All texts that a clip may show; read without its pose, so frames beyond the clip count too."""
-        loader = self.descriptions
-        return set().union(*(loader.load(name).values() for name in self.names)) if loader else set()
+        if self.descriptions is None:
+            return set()
+        return set().union(*(self.descriptions.load(name).values() for name in self.names))
 
 
 class _Slots(Dataset[Sample | BadClip]):
