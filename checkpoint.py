@@ -164,7 +164,8 @@ def read_progress(folder: Path) -> TrainState:
 
 def set_aside(output_dir: str | Path) -> None:
     """Move states and curves of an earlier run to `earlier/`, so that a new run in its folder is not mixed with it."""
-    left = [Path(output_dir) / name for name in ("resume", "log.txt", "steps.jsonl", "bad_clips.jsonl")]
+    names = ("resume", "run.json", "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl")
+    left = [Path(output_dir) / name for name in names]
     left = [path for path in left if path.exists()]
     if left:
         earlier = Path(output_dir) / "earlier"

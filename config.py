@@ -24,6 +24,9 @@ TASKS = ("SLT", "ISLR", "CSLR")
 TEXT_UNITS = ("char", "word")
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none")
 POSE_SUFFIXES = (".pkl", ".npz", ".pose")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")  # in small letters
+EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos
+ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
 MISSING_TEXT = ("mask", "mapper")
 

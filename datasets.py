@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import multiprocessing
@@ -9,8 +10,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
 from config import DatasetSpec
-from disk import file_sizes
+from disk import file_sizes, sha256
 from labels import gloss, split_labels, target
 from packed import DescriptionPack, open_descriptions, open_poses
 from pose import part_keypoints
@@ -69,29 +71,30 @@ class S2T_Dataset(Dataset[Sample]):
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
         if task not in spec.tasks:
             raise ValueError(f"--task {task}: the labels of {spec.name} allow {', '.join(spec.tasks)}.")
-        self.spec, self.split, self.task = spec.for_split(split), split, task
+        self.spec, self.split, self.task = spec, split, task
+        places = spec.for_split(split)
         self.max_length, self.random_frames, self.seed = max_length, random_frames, seed
         self.epoch = 0
         self.labels = split_labels(spec, split)
         self.names = list(self.labels)
-        self.pose_paths = {name: self.spec.pose_path(label) for name, label in self.labels.items()}
+        self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
         # For the order of clips by length alone: bytes are as good as frames, and nothing has to be read.
-        self.poses = open_poses(self.spec.pose_dir)
+        self.poses = open_poses(places.pose_dir)
         sizes = self.poses.sizes(list(self.pose_paths.values()))
-        self.lengths = self._check_files("poses", self.spec.pose_dir, self.pose_paths, sizes, max_bad_clips)
+        self.lengths = self._check_files("poses", places.pose_dir, self.pose_paths, sizes, max_bad_clips)
         self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
-        self.video_paths = {name: self.spec.video_path(label) for name, label in self.labels.items()}
+        self.video_paths = {name: places.video_path(label) for name, label in self.labels.items()}
         if rgb_support:
             if not spec.rgb_dir:
                 raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
             sizes = file_sizes(self.video_paths.values())
-            self._check_files("videos", self.spec.rgb_dir, self.video_paths, sizes, max_bad_clips)
+            self._check_files("videos", places.rgb_dir, self.video_paths, sizes, max_bad_clips)
         self.descriptions: DescriptionLoader | DescriptionPack | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
             self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split))
-            found = sum(map(self.descriptions.has, self.names))
+            found = np.count_nonzero(self.descriptions.sizes(self.names))
             share = 100 * found / len(self.names)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
 
@@ -124,6 +127,17 @@ class S2T_Dataset(Dataset[Sample]):
     def __len__(self) -> int:
         """Number of clips."""
         return len(self.names)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this split's data from others: the labels' content, and the other files' names and sizes."""
+        found: dict[str, Any] = {"clips": len(self), "labels_sha256": sha256(self.spec.labels[self.split])}
+        sizes = zip(self.names, self.lengths.tolist(), strict=True)
+        found["poses_sha256"] = _digest(f"{name} {size}" for name, size in sizes)
+        if self.descriptions is not None:
+            sizes = zip(self.names, self.descriptions.sizes(self.names).tolist(), strict=True)
+            there = [f"{name} {size}" for name, size in sizes if size]
+            found |= {"described": len(there), "descriptions_sha256": _digest(there)}
+        return found
 
     def target(self, name: str) -> str:
         """The sentence (or, for CSLR, the glosses) that the model should write."""
@@ -162,6 +176,10 @@ class S2T_Dataset(Dataset[Sample]):
         if self.descriptions is None:
             return set()
         return set().union(*(self.descriptions.load(name).values() for name in self.names))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class _Slots(Dataset[Sample | BadClip]):

@@ -1,8 +1,8 @@
-"""A page to try a model on: drop a pose file, watch the skeleton with its texts and the gate, read the sentence.
+"""A page to try a model on: drop a clip, watch the skeleton with its texts and the gate, read the sentence.
 
-The page is served to this computer alone, by Python's own http.server; its files lie in `pages`. Other web pages cannot
-use it: every request must name this server as its host, and one that translates must come from its own page. A file
-that is dropped is written to a temporary folder to be read, and removed at once.
+The page is served to this computer alone, by Python's own http.server; its files lie in `static`. Other web pages
+cannot use it: every request must name this server as its host, and one that translates must come from its own page. A
+file that is dropped is written to a temporary folder to be read, and removed at once.
 
 Letters: T sampled frames.
 """
@@ -24,14 +24,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import POSE_SUFFIXES
+from config import EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES
 from utils import Parser, run
 
 if TYPE_CHECKING:
+    from pose import Pose
+    from pose_extraction import Extractor
     from translator import Translator
 
 HOST = "127.0.0.1"
-PAGES = Path(__file__).resolve().parent / "pages"
+PAGES = Path(__file__).resolve().parent / "static"
 FILES = {
     "/": ("demo.html", "text/html"),
     "/demo.css": ("demo.css", "text/css"),
@@ -42,6 +44,7 @@ SECONDS = 30  # that a browser may keep the server waiting
 N_BEST = 3
 EXAMPLES = """examples:
   python demo_page.py --checkpoint output_multimodal/best_checkpoint.pth
+  python demo_page.py --checkpoint best_checkpoint.pth --extractor mediapipe
   python demo_page.py --checkpoint my_model --port 9000 --device cpu
 
 Open the address that is printed, in a browser on this computer. Ctrl-C ends it.
@@ -61,6 +64,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or an exported folder")
     add("--port", type=int, default=8642, help="default: 8642")
     add("--max_upload", type=int, default=64, metavar="MB", help="larger files are refused; default: 64")
+    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="finds the poses in videos; default: rtmlib")
+    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
     add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
     add("--text_encoder", default="", metavar="DIR", help="default: that of training")
     add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
@@ -93,7 +98,7 @@ class Question:
         name: of the file.
         texts: where descriptions come from: "rules", "file" or "none".
         content: of the description file, with "file".
-        aspect: width of the original images / their height.
+        aspect: width of the original images / their height; a video says its own.
         person: where frames show several people.
     """
 
@@ -140,10 +145,12 @@ class Demo:
 
     Args:
         translator: with its model.
+        extractor: finds the poses in videos; without it videos are refused.
+        no_extractor: why there is none.
     """
 
-    def __init__(self, translator: Translator) -> None:
-        self.translator = translator
+    def __init__(self, translator: Translator, extractor: Extractor | None = None, no_extractor: str = "") -> None:
+        self.translator, self.extractor, self.no_extractor = translator, extractor, no_extractor
         self.busy = threading.Lock()  # one clip is computed at a time
 
     def facts(self, checkpoint: str, max_bytes: int) -> dict[str, Any]:
@@ -154,7 +161,8 @@ class Demo:
             "language": config.language,
             "descriptions": config.use_descriptions,
             "max_bytes": max_bytes,
-            "suffixes": list(POSE_SUFFIXES),
+            "suffixes": [*POSE_SUFFIXES, *(VIDEO_SUFFIXES if self.extractor else ())],
+            "no_videos": "" if self.extractor else self.no_extractor,
         }
 
     def answer(self, question: Question, file: bytes) -> dict[str, Any]:
@@ -168,29 +176,39 @@ class Demo:
         """
         from pictures import player_data
         from temporal_alignment import sample_frames
-        from translator import load_pose
 
-        with tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
+        with self.busy, tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
             path = Path(folder) / f"clip{Path(question.name).suffix}"
             try:
-                if path.suffix in POSE_SUFFIXES:
-                    path.write_bytes(file)
-                pose = load_pose(path, question.person)
-                texts = self._texts(question, path.with_suffix(".json"), pose)
+                path.write_bytes(file)
+                pose, aspect, fps = self._pose(path, question)
+                texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
             except (ValueError, OSError) as error:
                 raise ValueError(str(error).replace(str(path), question.name).replace(folder, "")) from None
-        with self.busy:
             sentences = self._sentences(pose, texts)
         frames = sample_frames(len(pose), self.translator.max_length)
         return {
             "name": question.name,
             "recorded": len(pose),
             "frames": (frames + pose.start).tolist(),
-            **player_data(pose, frames, question.aspect),
+            "fps": fps,
+            **player_data(pose, frames, aspect),
             **sentences,
         }
 
-    def _texts(self, question: Question, path: Path, pose: Any) -> Mapping[int, str] | None:
+    def _pose(self, path: Path, question: Question) -> tuple[Pose, float, float]:
+        """A file's pose, the aspect of its pictures, and how many there are in a second; 0 where that is not known."""
+        from translator import load_pose
+        from video import read_facts
+
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            return load_pose(path, question.person), question.aspect, 0
+        if self.extractor is None:
+            raise ValueError(f"{path}: is a video. {self.no_extractor}")
+        facts = read_facts(path)
+        return load_pose(path, question.person, self.extractor), facts.width / facts.height, round(facts.fps, 3)
+
+    def _texts(self, question: Question, path: Path, pose: Pose, aspect: float) -> Mapping[int, str] | None:
         """A clip's descriptions; None where none are wanted or the model takes none."""
         from pose_sentences import describe_pose
         from translator import load_descriptions
@@ -201,19 +219,17 @@ class Demo:
             path.write_text(question.content, encoding="utf-8")
             return load_descriptions(path, pose)
         language = "zh" if self.translator.model.config.language == "Chinese" else "en"
-        return describe_pose(pose, language, question.aspect)
+        return describe_pose(pose, language, aspect)
 
-    def _sentences(self, pose: Any, texts: Mapping[int, str] | None) -> dict[str, Any]:
+    def _sentences(self, pose: Pose, texts: Mapping[int, str] | None) -> dict[str, Any]:
         """Sentences with and without descriptions; with them, also each frame's text and gate."""
         translator = self.translator
-        without = translator.sample(pose)
-        samples = [without] if texts is None else [without, translator.sample(pose, texts)]
-        encoded = translator.encode(samples)
-        found = [[candidate._asdict() for candidate in clip] for clip in translator.search(encoded, N_BEST)]
+        samples = [translator.sample(pose), *([] if texts is None else [translator.sample(pose, texts)])]
+        explained = translator.explain(samples, N_BEST)
+        found = [[candidate._asdict() for candidate in clip.candidates] for clip in explained]
         if texts is None:
             return {"without": found[0], "with": None, "texts": None, "own": None, "gate": None}
-        assert encoded.gate is not None
-        gate = [round(value, 4) for value in encoded.gate[1, : len(samples[1].descriptions or ()), 0].tolist()]
+        gate = [round(value, 4) for value in explained[1].gate or ()]
         shown = {"texts": samples[1].descriptions, "own": samples[1].has_description, "gate": gate}
         return {"without": found[0], "with": found[1], **shown}
 
@@ -332,6 +348,16 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
+    """What finds poses in videos, or why there is nothing: the page works without."""
+    from pose_extraction import load_extractor
+
+    try:
+        return load_extractor(args.extractor, args.models, args.device), ""
+    except (ValueError, FileNotFoundError) as error:
+        return None, str(error)
+
+
 def main(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
     from translator import Translator
@@ -345,7 +371,7 @@ def main(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         num_beams=args.num_beams,
     )
-    demo = Demo(translator)
+    demo = Demo(translator, *find_extractor(args))
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
         try:

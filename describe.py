@@ -8,7 +8,6 @@ python describe.py audit DIR                             look at description fil
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import logging
 import os
@@ -21,20 +20,13 @@ from typing import Any, NamedTuple
 
 import config
 from description_files import Clip, makers, write_descriptions, write_text
+from pages import element, page
 from utils import Parser, in_processes, progress, run, spellings
 
 logger = logging.getLogger("describe")
 
 BATCH = 32  # clips that are described at once
 PREVIEWED = 5  # clips of a page
-PAGE = """<!doctype html><html lang="{language}"><meta charset="utf-8"><title>Descriptions</title>
-<meta name="viewport" content="width=device-width">
-<style>body{{font:16px/1.5 sans-serif;margin:1em auto;max-width:1100px;padding:0 1em;color:#222}}
-section{{display:flex;flex-wrap:wrap;gap:1em;border-top:1px solid #ccc;padding:.5em 0}}
-img{{height:210px;max-width:33%;object-fit:contain}}
-section>div,section>p{{flex:1 1 340px;margin:0}}</style>
-{body}</html>
-"""
 EXAMPLES = """examples:
   python describe.py                                     every clip of CSL-Daily that has no file yet, in Chinese
   python describe.py --root sample --out sample/rules    the sample corpus, into another folder
@@ -278,21 +270,21 @@ def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
     from pose_sentences import stretches
 
     require_packages("--preview", "PIL")
-    rows = []
+    sections = []
     for clip in clips if args.clips else clips[:PREVIEWED]:
         pose = read_pose(clip.pose)
         box = picture_box(pose)
-        rows.append(f"<h2>{html.escape(clip.name)}</h2>")
+        rows = []
         for stretch in stretches([pose], language, args.aspect)[0]:
             frames = sorted({stretch.first, (stretch.first + stretch.last) // 2, stretch.last})
             drawn = [encode(draw_pose(pose, frame, box, 240, args.aspect), "png") for frame in frames]
-            images = "".join(f'<img alt="" src="data:image/png;base64,{b64encode(png).decode()}">' for png in drawn)
+            images = [element("img", alt="", src=f"data:image/png;base64,{b64encode(png).decode()}") for png in drawn]
             where = f"{pose.start + stretch.first}-{pose.start + stretch.last}"
-            rows.append(
-                f"<section><div>{images}</div><p><b>{where}</b> {html.escape(stretch.text) or '-'}</p></section>"
-            )
-    write_text(args.preview, PAGE.format(language=language, body="\n".join(rows)))
-    logger.info("%s: %d clips.", args.preview, len(rows) and sum(row.startswith("<h2>") for row in rows))
+            text = element("p", element("b", where), f" {stretch.text or '-'}")
+            rows.append(element("div", element("div", images), text, class_="preview"))
+        sections.append(element("section", element("h2", clip.name), rows))
+    write_text(args.preview, page("Descriptions", element("h1", "Descriptions"), sections, language=language))
+    logger.info("%s: %d clips.", args.preview, len(sections))
     return 0
 
 

@@ -6,7 +6,6 @@ python describe.py audit DIR [--html FILE] [--repair OTHER_DIR]
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 import config
 from description_files import makers_by_frame, write_descriptions, write_text
+from pages import Html, element, folded, page
 from temporal_alignment import DescriptionCounts, DescriptionLoader
 from utils import Parser, in_processes, progress
 
@@ -253,62 +253,35 @@ def table(splits: Sequence[SplitReport]) -> str:
     return "\n".join(lines)
 
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit of descriptions</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body{{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:1.5rem auto;padding:0 1rem;color:#222;background:#fff}}
-h1{{font-size:1.5rem;overflow-wrap:anywhere}}
-h2{{font-size:1.2rem;margin-top:2rem;border-top:1px solid #ddd;padding-top:1rem}}
-.wide{{overflow-x:auto}}
-table{{border-collapse:collapse}}
-td,th{{padding:.2rem .7rem;text-align:right;vertical-align:top}}
-td:first-child,th:first-child{{text-align:left;padding-left:0}}
-tr+tr{{border-top:1px solid #eee}}
-td.bad{{color:#a3220d;font-weight:600}}
-.bar{{background:#eee;height:.8rem;max-width:30rem}}
-.bar div{{background:#1f6fd6;height:100%}}
-.hist{{display:flex;align-items:flex-end;gap:2px;height:5rem;max-width:30rem}}
-.hist div{{flex:1;background:#1f6fd6;min-height:1px}}
-details{{margin-top:.8rem}}
-ul{{padding-left:1.2rem;margin:.3rem 0}}
-li{{overflow-wrap:anywhere}}
-.small{{color:#555;font-size:.85rem}}
-</style>
-<h1>Descriptions in {folder}</h1>
-{body}
-</html>
-"""
-
-
-def page(folder: str, splits: Sequence[SplitReport]) -> str:
+def page_of(folder: str, splits: Sequence[SplitReport]) -> str:
     """One HTML page of it all."""
     rows = [split.row() for split in splits]
-    head = "".join(f"<th>{html.escape(split.name or 'all')}</th>" for split in splits)
-    body = [f"<div class=wide><table><tr><th></th>{head}</tr>"]
     bad = set(FAULTS.values())
+    lines = [element("tr", element("th"), [element("th", split.name or "all", scope="col") for split in splits])]
     for key in rows[0]:
-        cells = "".join(
-            f"<td{' class=bad' if key in bad and row[key] not in ('0', '?') else ''}>{html.escape(row[key])}</td>"
-            for row in rows
-        )
-        body.append(f"<tr><td>{html.escape(key)}</td>{cells}</tr>")
-    body.append("</table></div>")
-    return _PAGE.format(folder=html.escape(folder), body="\n".join([*body, *map(_section, splits)]))
+        cells = [
+            element("td", row[key], class_="bad" if key in bad and row[key] not in ("0", "?") else None) for row in rows
+        ]
+        lines.append(element("tr", element("th", key, scope="row"), cells))
+    counts = element("div", element("table", lines), class_="wide")
+    name = f"Descriptions in {folder}"
+    return page(name, element("h1", name), counts, map(_section, splits))
 
 
-def _section(split: SplitReport) -> str:
-    parts = [f"<h2>{html.escape(split.name or 'all files')}</h2>"]
+def _section(split: SplitReport) -> Html:
+    parts = [element("h2", split.name or "all files")]
     described = split.totals().frames
     if split.n_frames:
         share = 100 * described / split.n_frames
-        parts.append(f"<p>{described} of {split.n_frames} frames have a text of their own ({share:.1f} %).</p>")
-        parts.append(f'<div class=bar><div style="width:{share:.1f}%"></div></div>')
+        parts.append(element("p", f"{described} of {split.n_frames} frames have a text of their own ({share:.1f} %)."))
+        parts.append(element("div", element("div", style=f"width:{share:.1f}%"), class_="bar"))
     lengths = [length for report in split.files for length in report.lengths]
     if lengths:
         longest = max(lengths)
         bins = Counter(min(length * 24 // (longest + 1), 23) for length in lengths)
-        bars = "".join(f'<div style="height:{100 * bins[i] / max(bins.values()):.0f}%"></div>' for i in range(24))
-        parts.append(f"<p>Length of the texts, up to {longest} characters:</p><div class=hist>{bars}</div>")
+        bars = [element("div", style=f"height:{100 * bins[i] / max(bins.values()):.0f}%") for i in range(24)]
+        parts.append(element("p", f"Length of the texts, up to {longest} characters:"))
+        parts.append(element("div", bars, class_="hist"))
     made_by = sum((report.made_by for report in split.files), Counter())
     if made_by:
         parts.append(
@@ -326,12 +299,11 @@ def _section(split: SplitReport) -> str:
             ]
             lines += [f"and {len(having) - SHOWN} more"] if len(having) > SHOWN else []
             parts.append(_list(f"{title[0].upper()}{title[1:]}", lines))
-    return "\n".join(parts)
+    return element("section", parts)
 
 
-def _list(title: str, lines: Iterable[str]) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f"<details open><summary>{html.escape(title)}</summary><ul class=small>{items}</ul></details>"
+def _list(title: str, lines: Iterable[str]) -> Html:
+    return folded(title, element("ul", [element("li", line) for line in lines], class_="small"), open_=True)
 
 
 # -- cleaning --------------------------------------------------------------------------------------------------------
@@ -384,7 +356,7 @@ def main(argv: Sequence[str]) -> int:
     splits = [SplitReport(split, [next(reports) for _ in of_split], knows) for split, of_split in jobs.items()]
     sys.stdout.write(table(splits) + "\n")
     if args.html:
-        write_text(args.html, page(str(args.folder), splits))
+        write_text(args.html, page_of(str(args.folder), splits))
         logger.info("%s written.", args.html)
     if args.repair:
         count = repair(jobs, splits, target)

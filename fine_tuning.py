@@ -88,11 +88,12 @@ def main(args: argparse.Namespace) -> None:
     guards = Guards.of(args)
     if args.eval:
         model.to(distributed.device())
+        record_start(loaders, guards)
         for loader in loaders.values():
             scores, _ = evaluate(model, loader, guards, args)
         logger.info("\n".join(f"{name}: {signature}" for name, signature in scores.signatures.items()))
     else:
-        with guards.stop:
+        with guards.stop, guards.tracker:
             train(args, model, loaders, guards, resumed)
     guards.saves.finish()
 
@@ -111,6 +112,7 @@ def train(
     if folder:
         state = load_optimizer_state(engine, folder, state)
     log_plan(args, steps_per_epoch)
+    record_start(loaders, guards, state.step)
 
     while state.epoch < args.epochs:
         begun = time.monotonic()
@@ -420,6 +422,13 @@ def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
     )
 
 
+def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | None = None) -> None:
+    """Put this start of the program into run.json: a training from `step` on, or an evaluation."""
+    if distributed.is_main():
+        datasets = [loader.dataset for loader in loaders.values()]
+        guards.tracker.start(datasets[0].spec, {dataset.split: dataset.fingerprint() for dataset in datasets}, step)
+
+
 Resumed = tuple[Path, TrainState]  # a state's folder, and where it stands
 
 
@@ -474,7 +483,8 @@ def log_epoch(
 ) -> None:
     """Tell how an epoch went: one line in the log, and all numbers as JSON in log.txt."""
     if distributed.is_main():
-        guards.epoch_lines.add({"epoch": state.epoch, **numbers, "seconds": round(time.monotonic() - begun, 1)})
+        line = {"epoch": state.epoch, **numbers, "seconds": round(time.monotonic() - begun, 1)}
+        guards.tracker.epoch(state.step, line)
     shown = ("loss", "nll", "lr", "waited", "dev_nll", f"dev_{metrics.MAIN_METRIC[args.task][0]}")
     text = ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
     logger.info("epoch %d of %d: %s%s.", state.epoch + 1, args.epochs, text, " (best)" if improved else "")
@@ -484,7 +494,7 @@ def log_step(state: TrainState, loss: float, taken: bool, guards: Guards) -> Non
     """Add an optimizer step to steps.jsonl; one that was skipped has no loss."""
     if distributed.is_main():
         line = {"step": state.step, "epoch": state.epoch, "loss": loss if taken else None, "lr": state.lr}
-        guards.step_lines.add(line if taken else {**line, "skipped": True})
+        guards.tracker.step(line if taken else {**line, "skipped": True})
     if not taken:
         logger.warning("step %d is skipped: its loss or gradient is not finite (loss %.4g).", state.step, loss)
 

@@ -1,4 +1,4 @@
-"""Translate clips of your own: pose files in, sentences out. `translator.py` does the same from Python."""
+"""Translate clips of your own: videos or pose files in, sentences out. `translator.py` does the same from Python."""
 
 from __future__ import annotations
 
@@ -10,25 +10,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import POSE_SUFFIXES
+from config import EXTRACTORS, ONE_PERSON, POSE_SUFFIXES, VIDEO_SUFFIXES
 from disk import write_text
 from utils import Parser, progress, run
 
 if TYPE_CHECKING:
     from batch import Sample
+    from pose import Pose
+    from pose_extraction import Extractor
     from translator import Candidate, Translator
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
+LONGEST = 60  # seconds of a camera: its pictures are all kept in memory until their poses are found
 EXAMPLES = """examples:
-  python inference.py clip.pose --checkpoint output_multimodal/best_checkpoint.pth
+  python inference.py talk.mp4 --checkpoint output_multimodal/best_checkpoint.pth --extractor mediapipe
+  python inference.py 0 --checkpoint best_checkpoint.pth --seconds 6
+  python inference.py clip.pose --checkpoint best_checkpoint.pth
   python inference.py my_poses --checkpoint best_checkpoint.pth --out translations.jsonl
   python inference.py my_poses --checkpoint best_checkpoint.pth --descriptions my_texts
   python inference.py clip.npz --checkpoint best_checkpoint.pth --describe --n_best 3
   python inference.py talk --checkpoint best_checkpoint.pth --out talk.srt --fps 25
 
-A clip is a .pkl, .npz or .pose file. Each gives a line: NAME, tab, sentence; with --n_best N lines: NAME, tab, score,
-tab, sentence, where a score is the mean log-probability of the sentence's tokens. A clip that cannot be read is named
-on the terminal and left out. Exit status: 0 when all clips are translated, 1 when one is left out.
+A clip is a video or a .pkl, .npz or .pose file, and should hold one sentence: cut longer recordings. A video whose
+poses lie beside it, under the same name, is not read. Each clip gives a line: NAME, tab, sentence; with --n_best N
+lines: NAME, tab, score, tab, sentence, where a score is the mean log-probability of the sentence's tokens. A clip that
+cannot be read is named on the terminal and left out. Exit status: 0 when all clips are translated, 1 when one is left
+out.
+
+Of several people in a video, --person 0 is the one whose head and shoulders are seen largest and longest, followed from
+frame to frame; 1 is the next. In a pose file it is a place in the file's order, which may change from frame to frame.
+Many videos are quicker with extract_poses.py first, which works in several processes.
 The checkpoint says where its mT5 is and how it was trained; mT5's weights are not needed. From Python:
 
   from translator import Translator
@@ -41,29 +52,31 @@ def get_args_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = Parser(
         prog="inference.py",
-        description="Translate clips of your own from their poses.",
+        description="Translate clips of your own, from videos or from their poses.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    parser.add_argument("clips", metavar="CLIPS", help="a pose file, or a folder of them (and of folders)")
+    parser.add_argument("clips", metavar="CLIPS", help="a video, a pose file, a folder of them, or a camera's number")
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or weights of Uni-Sign")
     add("--out", default="", metavar="FILE", help="also write a .json, .jsonl or .srt file")
-    add("--fps", type=float, default=0, help="frames per second, for .srt; a clip stands where its `start` puts it")
+    add("--fps", type=float, default=0, help="frames per second of pose files, for .srt; a video says its own")
     add("--n_best", type=int, default=1, metavar="N", help="sentences of each clip, with scores; default: 1")
-    add(
-        "--person",
-        type=int,
-        default=0,
-        metavar="I",
-        help="where a frame shows several people: the one at place I in the file's order, from 0, in every frame; "
-        "extractors may change the order from frame to frame; default: 0, as in training",
-    )
+    add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
+
+    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="finds the poses in videos; default: rtmlib")
+    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add("--seconds", type=float, default=8, help="how long a camera is watched; default: 8")
 
     add("--descriptions", default="", metavar="FILE|DIR", help="a clip's description file, or a folder of NAME.json")
     add("--describe", action="store_true", help="describe the clips by the rules of describe.py")
-    add("--aspect", type=float, default=1.0, metavar="W/H", help="for --describe: width of the videos / their height")
+    add(
+        "--aspect",
+        type=float,
+        metavar="W/H",
+        help="for --describe: width of the pictures / their height; default: the video's, 1 for pose files",
+    )
 
     add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
     add("--text_encoder", default="", metavar="DIR", help="default: that of training")
@@ -92,8 +105,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--descriptions and --describe exclude each other.": args.descriptions and args.describe,
         f"--out {out}: must end in {', '.join(OUT_SUFFIXES)}.": args.out and out.suffix not in OUT_SUFFIXES,
         f"--out {out}: its folder does not exist.": args.out and not out.parent.is_dir(),
-        "--out FILE.srt needs --fps, the frames per second of the videos.": out.suffix == ".srt" and not args.fps > 0,
-        f"--aspect {args.aspect}: must be between 0.2 and 5.": not 0.2 <= args.aspect <= 5,
+        f"--fps {args.fps}: must be positive.": args.fps < 0,
+        ONE_PERSON: args.person and args.extractor == "mediapipe",
+        f"--aspect {args.aspect}: must be between 0.2 and 5.": args.aspect is not None and not 0.2 <= args.aspect <= 5,
+        f"--seconds {args.seconds}: must be between 1 and {LONGEST}.": not 1 <= args.seconds <= LONGEST,
     }
     for message in (message for message, holds in wrong.items() if holds):
         parser.error(message)
@@ -107,18 +122,27 @@ class Clip:
     Attributes:
         name: the file's path under the folder given, without its ending.
         path: the file.
+        camera: the number of a camera in place of a file.
         first: its first frame in the recording that it was cut from.
         end: the frame after its last.
+        fps: frames per second; 0 where that is not known.
         candidates: sentences, the best first.
         fault: why there are none.
     """
 
     name: str
     path: Path
+    camera: int | None = None
     first: int = 0
     end: int = 0
+    fps: float = 0
     candidates: list[Candidate] = field(default_factory=list)
     fault: str = ""
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether its poses are still to be found."""
+        return self.camera is not None or self.path.suffix.lower() in VIDEO_SUFFIXES
 
     def as_json(self) -> dict:
         """What goes into the file of results."""
@@ -131,39 +155,76 @@ class Clip:
 
 
 def find_clips(place: str) -> list[Clip]:
-    """The clips of a folder, in the order of their names, or the one of a file.
+    """The clips of a folder, in the order of their names, or the one of a file or a camera.
 
     Raises:
-        FileNotFoundError: nothing of that name, or no pose file in the folder.
+        FileNotFoundError: neither pose file nor video in the folder.
     """
     folder = Path(place)
+    if place.isdecimal() and not folder.exists():
+        return [Clip("camera", folder, int(place))]
     if not folder.is_dir():
         return [Clip(folder.stem, folder)]
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in POSE_SUFFIXES and path.is_file())
-    if not paths:
-        raise FileNotFoundError(
-            f"{place}: holds no pose files ({', '.join(POSE_SUFFIXES)}). Videos are not read here yet: extract poses."
-        )
-    return [Clip(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    poses = [path for path in files if path.suffix in POSE_SUFFIXES]
+    known = {path.with_suffix("") for path in poses}
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.with_suffix("") not in known]
+    if not poses and not videos:
+        suffixes = ", ".join((*POSE_SUFFIXES, *VIDEO_SUFFIXES))
+        raise FileNotFoundError(f"{place}: holds no pose files and no videos ({suffixes}).")
+    return [Clip(path.relative_to(folder).with_suffix("").as_posix(), path) for path in sorted(poses + videos)]
 
 
-def read_clip(translator: Translator, clip: Clip, args: argparse.Namespace) -> Sample:
-    """Read a clip and its descriptions.
+def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float]:
+    """Read a clip's poses or find them in its pictures; and the aspect of the pictures, as far as it is known.
 
     Raises:
         ValueError: a file that cannot be used.
         OSError: one that cannot be opened.
     """
-    from translator import load_descriptions, load_pose
+    if not clip.has_pictures:
+        from translator import load_pose
 
-    pose = load_pose(clip.path, args.person)
+        clip.fps = args.fps
+        return load_pose(clip.path, args.person), args.aspect or 1
+    from pose_extraction import extract_pose
+    from video import count_frames, read_facts, read_pictures, record
+
+    assert extractor is not None, "loaded for clips with pictures"
+    if clip.camera is not None:
+        sys.stderr.write(f"camera {clip.camera}: recording for {args.seconds:g} seconds, now.\n")
+        taken, clip.fps = record(clip.camera, args.seconds)
+        aspect, pictures, total = taken[0].shape[1] / taken[0].shape[0], iter(taken), len(taken)
+    else:
+        if not clip.path.is_file():
+            raise FileNotFoundError(f"{clip.path} does not exist.")
+        facts = read_facts(clip.path)
+        aspect, clip.fps = facts.width / facts.height, args.fps or facts.fps
+        pictures, total = read_pictures(clip.path), count_frames(clip.path)
+    found = extract_pose(progress(pictures, clip.name, total=total), extractor, args.person, clip.path)
+    seen = ", ".join(f"{what} in {count}" for what, count in found.seen().items())
+    several = f"; up to {found.people} people, --person {args.person} is taken" if found.people > 1 else ""
+    sys.stderr.write(f"{clip.name}: {len(found.pose)} frames, {clip.fps:.4g} per second; {seen}{several}\n")
+    return found.pose, args.aspect or aspect
+
+
+def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> Sample:
+    """Bring a clip and its descriptions to the model's input.
+
+    Raises:
+        ValueError: a file that cannot be used.
+        OSError: one that cannot be opened.
+    """
+    from translator import load_descriptions
+
+    pose, aspect = find_pose(clip, extractor, args)
     clip.first, clip.end = pose.start, pose.start + len(pose)
     texts = None
     if args.describe:
         from pose_sentences import describe_pose
 
         language = "zh" if translator.model.config.language == "Chinese" else "en"
-        texts = describe_pose(pose, language, args.aspect)
+        texts = describe_pose(pose, language, aspect)
     elif args.descriptions:
         path = Path(args.descriptions)
         if path.is_dir():
@@ -174,14 +235,16 @@ def read_clip(translator: Translator, clip: Clip, args: argparse.Namespace) -> S
     return translator.sample(pose, texts, clip.name)
 
 
-def translate(translator: Translator, clips: list[Clip], args: argparse.Namespace) -> Iterator[Clip]:
+def translate(
+    translator: Translator, clips: list[Clip], extractor: Extractor | None, args: argparse.Namespace
+) -> Iterator[Clip]:
     """Give each clip its sentences, or the reason why it has none, a batch at a time."""
     for first in range(0, len(clips), args.batch_size):
         batch = clips[first : first + args.batch_size]
         samples = []
         for clip in batch:
             try:
-                samples.append(read_clip(translator, clip, args))
+                samples.append(read_clip(translator, clip, extractor, args))
             except (ValueError, OSError) as error:
                 clip.fault = str(error)
         found = iter(translator.candidates(samples, args.n_best) if samples else [])
@@ -190,10 +253,10 @@ def translate(translator: Translator, clips: list[Clip], args: argparse.Namespac
             yield clip
 
 
-def write_results(path: str, clips: Sequence[Clip], fps: float) -> None:
+def write_results(path: str, clips: Sequence[Clip]) -> None:
     """Write all results as JSON, JSON lines or subtitles, whole or not at all."""
     if path.endswith(".srt"):
-        content = subtitles(clips, fps)
+        content = subtitles(clips)
     elif path.endswith(".jsonl"):
         content = "".join(json.dumps(clip.as_json(), ensure_ascii=False) + "\n" for clip in clips)
     else:
@@ -201,29 +264,53 @@ def write_results(path: str, clips: Sequence[Clip], fps: float) -> None:
     write_text(path, content)
 
 
-def subtitles(clips: Sequence[Clip], fps: float) -> str:
+def subtitles(clips: Sequence[Clip]) -> str:
     """SubRip subtitles in the order of the clips' first frames."""
 
-    def time(frame: int) -> str:
+    def time(frame: int, fps: float) -> str:
         ms = round(1000 * frame / fps)
         return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02},{ms % 1000:03}"
 
     translated = sorted((clip for clip in clips if not clip.fault), key=lambda clip: clip.first)
     return "".join(
-        f"{number}\n{time(clip.first)} --> {time(clip.end)}\n{clip.candidates[0].text}\n\n"
+        f"{number}\n{time(clip.first, clip.fps)} --> {time(clip.end, clip.fps)}\n{clip.candidates[0].text}\n\n"
         for number, clip in enumerate(translated, 1)
     )
 
 
-def main(args: argparse.Namespace) -> int:
-    """Translate; returns the exit status."""
-    clips = find_clips(args.clips)
+def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
+    """Refuse what cannot be had from these clips, before anything heavy is loaded.
+
+    Raises:
+        FileNotFoundError: no descriptions at that place.
+        ValueError: one file of descriptions for several clips, or subtitles whose times nobody knows.
+    """
     if args.descriptions and not Path(args.descriptions).exists():
         raise FileNotFoundError(f"--descriptions: {args.descriptions} does not exist.")
     if args.descriptions and Path(args.descriptions).is_file() and len(clips) > 1:
         raise ValueError(f"--descriptions: {args.descriptions} is one file for {len(clips)} clips; give a folder.")
+    if not args.out.endswith(".srt"):
+        return
+    if not args.fps and not all(clip.has_pictures for clip in clips):
+        raise ValueError("--out FILE.srt needs --fps for pose files, which do not say how many frames a second has.")
+    if len(clips) > 1 and any(clip.has_pictures for clip in clips):
+        raise ValueError("--out FILE.srt: the subtitles of one recording; translate several videos one by one.")
+
+
+def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Translator, Extractor | None]:
+    """The checkpoint's model, and one that finds poses if any clip needs it.
+
+    Raises:
+        FileNotFoundError: a file of them is not there.
+        ValueError: they cannot be used, or not for what is asked.
+    """
+    from pose_extraction import load_extractor
     from translator import Translator
 
+    extractor = None
+    if any(clip.has_pictures for clip in clips):
+        # A GPU for the translation need not be one that onnxruntime can use.
+        extractor = load_extractor(args.extractor, args.models, "cpu" if args.device == "cpu" else "")
     translator = Translator.from_checkpoint(
         args.checkpoint,
         mt5_path=args.mt5_path,
@@ -237,10 +324,18 @@ def main(args: argparse.Namespace) -> int:
     )
     if (args.descriptions or args.describe) and not translator.model.config.use_descriptions:
         raise ValueError(f"--descriptions, --describe: {args.checkpoint} was trained without descriptions; drop them.")
+    return translator, extractor
+
+
+def main(args: argparse.Namespace) -> int:
+    """Translate; returns the exit status."""
+    clips = find_clips(args.clips)
+    check_request(args, clips)
+    translator, extractor = load_models(args, clips)
     if args.descriptions and Path(args.descriptions).is_dir():
         found = sum((Path(args.descriptions) / f"{clip.name}.json").is_file() for clip in clips)
         sys.stderr.write(f"{found} of {len(clips)} clips have a description file.\n")
-    done = translate(translator, clips, args)
+    done = translate(translator, clips, extractor, args)
     # Where a person reads the sentences as they come, a bar would only cross them.
     for clip in progress(done, "translating", shown=not sys.stdout.isatty(), total=len(clips)):
         if clip.fault:
@@ -250,7 +345,7 @@ def main(args: argparse.Namespace) -> int:
             sys.stdout.write(f"{clip.name}\t{score}{' '.join(candidate.text.split())}\n")
         sys.stdout.flush()
     if args.out:
-        write_results(args.out, clips, args.fps)
+        write_results(args.out, clips)
     left_out = sum(bool(clip.fault) for clip in clips)
     if left_out:
         sys.stderr.write(f"{left_out} of {len(clips)} clips could not be read.\n")

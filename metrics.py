@@ -8,13 +8,13 @@ per word; `jiwer` gives every error the same cost, and the published rates come 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
 
 # task -> (the score that chooses the best epoch, whether higher is better)
 MAIN_METRIC: dict[str, tuple[str, bool]] = {
@@ -22,6 +22,8 @@ MAIN_METRIC: dict[str, tuple[str, bool]] = {
     "ISLR": ("top1_per_instance", True),
     "CSLR": ("wer", False),
 }
+# task -> the score by which single clips are told apart: BLEU-4 of one short sentence is mostly zero
+CLIP_METRIC = {"SLT": "chrf", "ISLR": "top1_per_instance", "CSLR": "wer"}
 
 
 @dataclass(frozen=True)
@@ -183,36 +185,92 @@ def bleu_scorers(tokenizer: str) -> list[BLEU]:
         raise ValueError(f"bleu_tokenizer {tokenizer!r}: {why}. Mend the data set's record.") from None
 
 
-def _bleu(scorers: Sequence[BLEU], hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    return {f"bleu{n}": bleu.corpus_score(hypotheses, [references]).score for n, bleu in enumerate(scorers, start=1)}
+@dataclass(frozen=True)
+class Tally:
+    """One score, as a function of sums over clips: so it can be had of all clips, of each, and of any draw of them.
+
+    Attributes:
+        counts: (clips, k) what a clip adds to the k sums.
+        of: k sums -> percentage.
+    """
+
+    counts: np.ndarray
+    of: Callable[[np.ndarray], float]
+
+    def total(self) -> float:
+        """The score of all clips."""
+        return self.of(self.counts.sum(0))
+
+    def each(self) -> list[float]:
+        """The score of each clip alone."""
+        return [self.of(row) for row in self.counts]
+
+    def drawn(self, weights: np.ndarray) -> np.ndarray:
+        """The score of each draw, (draws,); `weights` (draws, clips) says how often it holds a clip."""
+        return np.array([self.of(sums) for sums in weights @ self.counts])
 
 
-def score_prepared(task: str, hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
-    """Score texts that already have the form to be scored; arguments and result as for `score`."""
+def _tally_of(scorer: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> Tally:
+    """A score of sacrebleu, by the two functions that its own bootstrap stands on."""
+    counts = np.array(scorer._extract_corpus_statistics(hypotheses, [references]), np.float64)
+    return Tally(counts, lambda sums: float(scorer._compute_score_from_stats(sums.tolist()).score))
+
+
+def _ratio(sums: np.ndarray) -> float:
+    return 100 * float(sums[0]) / float(sums[1])
+
+
+def _mean_of_classes(sums: np.ndarray) -> float:
+    """Mean accuracy of the classes that occur; sums: hits of each class, then clips of each."""
+    hits, clips = sums.reshape(2, -1)
+    return 100 * float((hits[clips > 0] / clips[clips > 0]).mean())
+
+
+def tally_prepared(
+    task: str, hypotheses: Sequence[str], references: Sequence[str]
+) -> tuple[dict[str, Tally], dict[str, str]]:
+    """Count what the scores of a task need in texts that already have the form to be scored.
+
+    Returns:
+        score -> tally, and kind of score -> signature.
+    """
+    one = np.ones(len(references))
     if task == "SLT":
         bleus, chrf = bleu_scorers("13a"), CHRF()
-        values = _bleu(bleus, hypotheses, references)
-        values["chrf"] = chrf.corpus_score(hypotheses, [references]).score
-        values["rouge_l"] = 100 * sum(map(rouge_l, hypotheses, references)) / len(references)
+        tallies = {f"bleu{n}": _tally_of(bleu, hypotheses, references) for n, bleu in enumerate(bleus, start=1)}
+        tallies["chrf"] = _tally_of(chrf, hypotheses, references)
+        tallies["rouge_l"] = Tally(np.stack([list(map(rouge_l, hypotheses, references)), one], 1), _ratio)
         signatures = {
             "bleu": str(bleus[-1].get_signature()),
             "chrf": str(chrf.get_signature()),
             "rouge_l": "mean F per clip, equal to rouge 1.0.1",
         }
-        return Scores(values, signatures)
+        return tallies, signatures
     if task == "ISLR":
-        hits = defaultdict(list)
-        for hypothesis, reference in zip(hypotheses, references, strict=True):
-            hits[reference].append(hypothesis == reference)
-        per_class = [sum(of_class) / len(of_class) for of_class in hits.values()]
-        per_instance = sum(map(sum, hits.values())) / len(references)
-        values = {"top1_per_instance": 100 * per_instance, "top1_per_class": 100 * sum(per_class) / len(per_class)}
-        return Scores(values, {"top1": "exact match of the whole text"})
-    counts = map(sum, zip(*map(word_errors, hypotheses, references), strict=True))
-    words = sum(len(reference.split()) for reference in references)
-    dels, ins, subs = (100 * count / words for count in counts)
-    values = {"wer": dels + ins + subs, "wer_del": dels, "wer_ins": ins, "wer_sub": subs}
-    return Scores(values, {"wer": "words between blanks; costs: deletion 3, insertion 3, substitution 4"})
+        hits = np.array([h == r for h, r in zip(hypotheses, references, strict=True)], np.float64)
+        classes, number = np.unique(np.array(references), return_inverse=True)
+        of_class = np.zeros((len(references), 2, len(classes)))
+        clips = np.arange(len(references))
+        of_class[clips, 0, number], of_class[clips, 1, number] = hits, 1
+        tallies = {
+            "top1_per_instance": Tally(np.stack([hits, one], 1), _ratio),
+            "top1_per_class": Tally(of_class.reshape(len(references), -1), _mean_of_classes),
+        }
+        return tallies, {"top1": "exact match of the whole text"}
+    counts = np.array(list(map(word_errors, hypotheses, references)), np.float64)  # (clips, 3)
+    words = [len(reference.split()) for reference in references]
+    errors = {"wer": counts.sum(1), "wer_del": counts[:, 0], "wer_ins": counts[:, 1], "wer_sub": counts[:, 2]}
+    tallies = {name: Tally(np.stack([of, words], 1), _ratio) for name, of in errors.items()}
+    return tallies, {"wer": "words between blanks; costs: deletion 3, insertion 3, substitution 4"}
+
+
+def score_prepared(task: str, hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
+    """Score texts that already have the form to be scored; arguments and result as for `score`."""
+    return _scores(*tally_prepared(task, hypotheses, references))
+
+
+def _scores(tallies: Mapping[str, Tally], signatures: dict[str, str]) -> Scores:
+    return Scores({name: tally.total() for name, tally in tallies.items()}, signatures)
 
 
 def score(
@@ -231,6 +289,17 @@ def score(
     Raises:
         ValueError: unknown task, text unit or tokenizer, no clips, unequal numbers of texts, or an empty reference.
     """
+    return _scores(*tally(task, hypotheses, references, text_unit, bleu_tokenizer))
+
+
+def tally(
+    task: str, hypotheses: Sequence[str], references: Sequence[str], text_unit: str, bleu_tokenizer: str = "13a"
+) -> tuple[dict[str, Tally], dict[str, str]]:
+    """Count what the scores need, clip by clip; arguments and errors are those of `score`.
+
+    Returns:
+        score -> tally, in the order of the table, and kind of score -> signature.
+    """
     if task not in MAIN_METRIC:
         raise ValueError(f"--task {task}: cannot be scored; known are {', '.join(MAIN_METRIC)}.")
     if text_unit not in ("char", "word"):
@@ -245,18 +314,57 @@ def score(
             "Give these clips a text in the label file, or take them out."
         )
     if task != "SLT":
-        return score_prepared(task, hypotheses, references)
-    scores = score_prepared(
+        return tally_prepared(task, hypotheses, references)
+    tallies, signatures = tally_prepared(
         task,
         [prepare_hypothesis(text, text_unit) for text in hypotheses],
         [prepare_reference(text, text_unit) for text in references],
     )
     if bleu_tokenizer == "13a":
-        return scores
+        return tallies, signatures
     scorers = bleu_scorers(bleu_tokenizer)
-    whole = [_narrow(text) if text_unit == "char" else text for text in references]
-    values = _bleu(scorers, [text.strip() for text in hypotheses], [text.strip() for text in whole])
-    return Scores(scores.values | values, scores.signatures | {"bleu": str(scorers[-1].get_signature())})
+    whole = [_narrow(text).strip() if text_unit == "char" else text.strip() for text in references]
+    ours = [text.strip() for text in hypotheses]
+    tallies |= {f"bleu{n}": _tally_of(bleu, ours, whole) for n, bleu in enumerate(scorers, start=1)}
+    return tallies, signatures | {"bleu": str(scorers[-1].get_signature())}
+
+
+# -- how sure a score is ---------------------------------------------------------------------------------------------
+
+
+def draw_clips(n_clips: int, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """How often each draw holds each clip, (draws, clips); a draw is as many clips as there are, with repetition."""
+    drawn = np.random.default_rng(seed).integers(n_clips, size=(draws, n_clips))
+    return np.stack([np.bincount(clips, minlength=n_clips) for clips in drawn]).astype(np.float64)
+
+
+def interval(scores: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the scores of draws."""
+    low, high = np.quantile(scores, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def compare(ours: Sequence[Tally], theirs: Sequence[Tally], weights: np.ndarray) -> dict[str, Any]:
+    """Compare a score of two systems that were trained with the same seeds, by drawing the test clips anew.
+
+    Every draw takes the same clips of all seeds, so clips count as random and seeds as fixed.
+
+    Args:
+        ours: for each seed, a tally of all clips.
+        theirs: the same of the other system.
+        weights: of `draw_clips`.
+
+    Returns:
+        `difference` (ours - theirs, mean over seeds), its 95 % `interval`, and `p`, two-sided: how often draws whose
+        mean is moved to zero differ by as much.
+
+    Source: paired bootstrap of Koehn (2004), as sacrebleu counts p.
+    """
+    seen = float(np.mean([tally.total() for tally in ours]) - np.mean([tally.total() for tally in theirs]))
+    mine, other = (np.mean([tally.drawn(weights) for tally in system], axis=0) for system in (ours, theirs))
+    drawn = mine - other  # (draws,)
+    p = (1 + int((np.abs(drawn - drawn.mean()) >= abs(seen)).sum())) / (1 + len(drawn))
+    return {"difference": seen, "interval": interval(drawn), "p": p}
 
 
 def paired_bootstrap(
@@ -267,9 +375,7 @@ def paired_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare BLEU-4 of two systems that were trained with the same seeds, by drawing the test clips anew.
-
-    Every draw takes the same clips of all seeds, so clips count as random and seeds as fixed.
+    """Compare BLEU-4 of two systems, as `compare` does.
 
     Args:
         ours: for each seed, the texts of all clips.
@@ -278,42 +384,14 @@ def paired_bootstrap(
         text_unit: "char" or "word".
         resamples: draws.
         seed: of the draws.
-
-    Returns:
-        `difference` (ours - theirs, mean over seeds), its 95 % `interval`, and `p`, two-sided: how often draws whose
-        mean is moved to zero differ by as much.
-
-    Source: paired bootstrap of Koehn (2004), as sacrebleu counts p.
     """
     prepared = [prepare_reference(text, text_unit) for text in references]
-    sums = [
-        np.array([_bleu_counts([prepare_hypothesis(text, text_unit) for text in texts], prepared) for texts in system])
+    bleu4 = bleu_scorers("13a")[-1]
+    mine, other = (
+        [_tally_of(bleu4, [prepare_hypothesis(text, text_unit) for text in texts], prepared) for texts in system]
         for system in (ours, theirs)
-    ]  # (seeds, clips, 10) each
-    draws = np.random.default_rng(seed).integers(len(prepared), size=(resamples, len(prepared)))
-    everything = np.arange(len(prepared))
-
-    def difference(clips: np.ndarray) -> float:
-        mine, other = (np.mean([_bleu_of(counts[clips].sum(0)) for counts in system]) for system in sums)
-        return float(mine - other)
-
-    seen = difference(everything)
-    drawn = np.array([difference(clips) for clips in draws])
-    p = (1 + int((np.abs(drawn - drawn.mean()) >= abs(seen)).sum())) / (1 + resamples)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"difference": seen, "interval": (float(low), float(high)), "p": p}
-
-
-def _bleu_counts(hypotheses: Sequence[str], references: Sequence[str]) -> list[list[int]]:
-    """For each clip: matches of 1- to 4-grams, their numbers, and both lengths."""
-    bleu = BLEU(effective_order=True)
-    scores = [bleu.sentence_score(ours, [theirs]) for ours, theirs in zip(hypotheses, references, strict=True)]
-    return [[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores]
-
-
-def _bleu_of(counts: np.ndarray) -> float:
-    correct, total, (ours, theirs) = counts[:4].tolist(), counts[4:8].tolist(), counts[8:].tolist()
-    return BLEU.compute_bleu(correct, total, ours, theirs, smooth_method="exp").score
+    )
+    return compare(mine, other, draw_clips(len(prepared), resamples, seed))
 
 
 def is_better(task: str, new: float, best: float | None) -> bool:

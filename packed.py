@@ -312,7 +312,7 @@ class DescriptionPack(Pack):
         """`DescriptionLoader.load` of a packed file."""
         found = self.decode(name)
         texts = found if n_frames is None else {frame: text for frame, text in found.items() if frame < n_frames}
-        missing = not found and not self.has(name)
+        missing = not found and self.find(name) is None
         self.counts += DescriptionCounts(
             files_found=int(not missing),
             files_missing=int(missing),
@@ -322,9 +322,9 @@ class DescriptionPack(Pack):
         )
         return texts
 
-    def has(self, name: str) -> bool:
-        """Whether a clip has a file."""
-        return self.find(name) is not None
+    def sizes(self, names: Sequence[str]) -> np.ndarray:
+        """Texts of each clip, 0 for one that is missing."""
+        return self.lengths(names)
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,19 +58,43 @@ def draw_pose(
         height: of the picture in pixels.
         aspect: width of the original images / their height.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
     left, top, right, bottom = box
     width = round(min(max(height * aspect * (right - left) / (bottom - top), height / 4), height * 4))
     image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
     where = (pose.keypoints[frame] - [left, top]) * [width / (right - left), height / (bottom - top)]  # (133, 2)
-    good = pose.scores[frame] > SCORE_THRESHOLD
+    _draw_lines(image, where, pose.scores[frame])
+    return image
+
+
+def draw_pose_over(picture: np.ndarray, pose: Pose, frame: int, height: int = 384) -> Image:
+    """Draw a frame's pose over the video's picture of it, (H, W, 3) uint8: what was found, and what was not."""
+    image = video_picture(picture, height)
+    _draw_lines(image, pose.keypoints[frame] * image.size, pose.scores[frame])
+    return image
+
+
+def _draw_lines(image: Image, where: np.ndarray, scores: np.ndarray) -> None:
+    from PIL import ImageDraw
+
+    draw, good = ImageDraw.Draw(image), scores > SCORE_THRESHOLD
     for joints, colour, thickness in LINES:
         for a, b in zip(joints, joints[1:], strict=False):
             if good[a] and good[b]:
-                draw.line([*where[a], *where[b]], fill=colour, width=max(1, round(thickness * height / 1000)))
-    return image
+                draw.line([*where[a], *where[b]], fill=colour, width=max(1, round(thickness * image.height / 1000)))
+
+
+def side_by_side(images: Sequence[Image]) -> Image:
+    """One picture of several of one height."""
+    from PIL import Image
+
+    row = Image.new("RGB", (sum(image.width for image in images), images[0].height))
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
+    return row
 
 
 def encode(image: Image, kind: str) -> bytes:
@@ -100,7 +125,7 @@ def require_packages(flag: str, *names: str) -> None:
 
 
 def player_data(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> dict[str, Any]:
-    """What `pages/skeleton_player.js` draws: some frames of a clip, in thousandths of the picture that shows them.
+    """What `static/skeleton_player.js` draws: some frames of a clip, in thousandths of the picture that shows them.
 
     Args:
         pose: the clip.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,11 @@ def _frames(path: str | Path, content: Mapping, what: str) -> list:
     return list(frames)
 
 
+_KIND = attrgetter("shape", "dtype")
+
+
 def _one_person(path: str | Path, frames: list, shape: tuple[int, ...], what: str, person: int) -> np.ndarray:
-    kinds = {(frame.shape, frame.dtype) if isinstance(frame, np.ndarray) else None for frame in frames}
+    kinds = set(map(_KIND, frames)) if all(isinstance(frame, np.ndarray) for frame in frames) else set()
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is not None and kind[0][1:] == shape and person < kind[0][0] and kind[1].kind in "fiu":
         array = np.concatenate(frames)[person :: kind[0][0]]  # frames of one kind, as nearly all files have them

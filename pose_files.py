@@ -126,27 +126,45 @@ def _load_pose_format(path: str | Path) -> dict[str, Any]:
         raise _unreadable(path, ".pose", error) from None
     if not size.all():
         raise ValueError(f"{path}: the header gives no width and height, which the coordinates are divided by.")
-    sources = _sources(path, points)
+    try:
+        keypoints, scores = to_whole_body(points, coordinates[..., :2] / size, confidence)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return {"keypoints": keypoints, "scores": scores}
+
+
+def to_whole_body(
+    points: Mapping[str, Sequence[str]], coordinates: np.ndarray, confidence: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put the points of another system in the order of the 133.
+
+    Args:
+        points: component -> names of its points, in the order of the columns.
+        coordinates: (F, P, N, 2).
+        confidence: (F, P, N); 0 where a point was not found.
+
+    Returns:
+        keypoints (F, P, 133, 2) and scores (F, P, 133), float32; 0 where there is no such point.
+
+    Raises:
+        ValueError: a system that is not known.
+    """
+    sources = _sources(points)
     keypoints = np.zeros((*coordinates.shape[:2], len(sources), 2), np.float32)
     scores = np.zeros(keypoints.shape[:3], np.float32)
     for point, wanted in enumerate(sources):
         if wanted:
-            keypoints[:, :, point] = coordinates[:, :, wanted, :2].mean(2) / size
+            keypoints[:, :, point] = coordinates[:, :, wanted].mean(2)
             scores[:, :, point] = confidence[:, :, wanted].min(2)
     keypoints[scores == 0] = 0  # what was not found may hold anything
-    return {"keypoints": keypoints, "scores": scores}
+    return keypoints, scores
 
 
-def _sources(path: str | Path, points: Mapping[str, Sequence[str]]) -> list[list[int]]:
-    """The columns of a `.pose` file that make each of the 133 points; none for a point that the file does not have.
-
-    Args:
-        path: for the message.
-        points: component -> names of its points, in the order of the columns.
-    """
+def _sources(points: Mapping[str, Sequence[str]]) -> list[list[int]]:
+    """The columns that make each of the 133 points; none for a point that the system does not have."""
     system = next((parts for parts in SYSTEMS.values() if next(iter(parts)) in points), None)
     if system is None:
-        raise ValueError(f"{path}: has the components {list(points)}; known systems are {', '.join(SYSTEMS)}.")
+        raise ValueError(f"has the components {list(points)}; known systems are {', '.join(SYSTEMS)}.")
     first = dict(zip(points, accumulate(map(len, points.values()), initial=0), strict=False))
     sources: list[list[int]] = []
     for component, wanted in system.items():
@@ -158,7 +176,7 @@ def _sources(path: str | Path, points: Mapping[str, Sequence[str]]) -> list[list
         elif len(names) >= wanted:
             sources += [[first[component] + place] for place in range(wanted)]
         elif names:
-            raise ValueError(f"{path}: {component} has {len(names)} points; wanted {wanted}.")
+            raise ValueError(f"{component} has {len(names)} points; wanted {wanted}.")
         else:
             sources += [[]] * wanted
     return sources

@@ -18,9 +18,10 @@ from kept_tokens import choose
 from labels import split_labels, target
 from packed import open_descriptions, open_poses
 from pose import read_pose
-from rgb_fusion import HandCrops, check_n_frames, count_frames
+from rgb_fusion import HandCrops
 from tokenizer import Tokenizer
 from utils import progress, under_root
+from video import check_n_frames, count_frames
 
 SAMPLE = 200  # of more than twice as many files, this many or somewhat more are opened unless all are
 
@@ -88,7 +89,7 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     n_missing = len(faults)
     directory = Path(spec.description_dir) / spec.folder(split)
     loader = open_descriptions(directory) if spec.description_dir and directory.is_dir() else None
-    filed = [name for name in labels if loader and loader.has(name)]
+    filed = [name for name, size in zip(labels, loader.sizes([*labels]), strict=True) if size] if loader else []
     to_measure, to_read = (dict.fromkeys(names[:: max(1, len(names) // limit)]) for names in ([*labels], filed))
     lengths: dict[str, int] = {}
     texts: dict[str, int] = {}  # how many

@@ -12,12 +12,10 @@ Source: Uni-Sign (Li et al., ICLR 2025), section 3.3, "prior-guided fusion".
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from torch import nn
 from distributed import total
 from pose import PART_JOINTS, SCORE_THRESHOLD, Pose
 from stgcn import ClipLayout
+from video import read_frames
 
 HANDS = ("left", "right")
 FINGERTIPS = np.array([4, 8, 12, 16, 20])
@@ -168,67 +167,6 @@ def hand_boxes(joints: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray],
         for side, (low, high) in corners.items()
     }
     return boxes, 2 * half
-
-
-def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> dict[int, np.ndarray]:
-    """Read some frames of a video.
-
-    Args:
-        path: the video.
-        wanted: numbers of frames, counted from 0.
-        n_expected: how many frames the video should have.
-
-    Returns:
-        number -> (height, width, 3) uint8, red, green, blue.
-
-    Raises:
-        ValueError: no video, or one with another number of frames.
-    """
-    pictures, n_frames = {}, 0
-    with _video(path) as stream:
-        stream.codec_context.thread_count = 1  # many clips are read at once, each in a process of its own
-        for n_frames, frame in enumerate(stream.container.decode(stream), start=1):
-            if n_frames - 1 in wanted:
-                pictures[n_frames - 1] = frame.to_ndarray(format="rgb24")
-    check_n_frames(path, n_frames, n_expected)
-    return pictures
-
-
-def count_frames(path: str | Path) -> int:
-    """Count a video's frames without decoding them.
-
-    Raises:
-        ValueError: no video.
-    """
-    with _video(path) as stream:
-        return sum(packet.size > 0 for packet in stream.container.demux(stream))
-
-
-def check_n_frames(path: str | Path, n_frames: int, n_expected: int) -> None:
-    """Refuse a video that its poses do not belong to.
-
-    Raises:
-        ValueError: the numbers differ.
-    """
-    if n_frames != n_expected:
-        raise ValueError(
-            f"{path}: the video has {n_frames} frames, its pose file {n_expected}. Extract the poses from this very "
-            "video, or remove the clip from the labels."
-        )
-
-
-@contextlib.contextmanager
-def _video(path: str | Path) -> Iterator[Any]:
-    """The first stream of pictures in a file; whatever cannot be read in it is a ValueError."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path}: holds no video.")
-            yield container.streams.video[0]
-    except av.FFmpegError as error:
-        raise ValueError(f"{path}: the video cannot be read: {error.strerror}.") from None
 
 
 # -- the network -----------------------------------------------------------------------------------------------------

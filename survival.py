@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +20,7 @@ import distributed
 from bad_clips import BadClips
 from batch import SrcInput
 from checkpoint import SaveError
-from disk import Lines
+from tracking import Tracker
 from zero_state import lower_gradient_scale
 
 logger = logging.getLogger(__name__)
@@ -163,14 +162,13 @@ class Saves:
 
 @dataclass
 class Guards:
-    """What a run is guarded by, in one hand, and the curves that it writes."""
+    """What a run is guarded by, in one hand, and what keeps its curves."""
 
     clips: BadClips
     stop: StopRequest
     steps: SkippedSteps
     saves: Saves
-    step_lines: Lines
-    epoch_lines: Lines
+    tracker: Tracker
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Guards:
@@ -180,8 +178,7 @@ class Guards:
             StopRequest(),
             SkippedSteps(args.max_skipped_steps),
             Saves(args.max_failed_saves),
-            Lines(Path(args.output_dir) / "steps.jsonl"),
-            Lines(Path(args.output_dir) / "log.txt"),
+            Tracker(args),
         )
 
 

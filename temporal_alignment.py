@@ -195,9 +195,10 @@ class DescriptionLoader:
                 f"--use_descriptions: {directory} {fault}. Put the JSON files there, or drop --use_descriptions."
             )
 
-    def has(self, name: str) -> bool:
-        """Whether a clip has a file."""
-        return (self.directory / f"{name}.json").is_file()
+    def sizes(self, names: Sequence[str]) -> np.ndarray:
+        """Bytes of each clip's file, 0 for one that is missing."""
+        paths = (self.directory / f"{name}.json" for name in names)
+        return np.array([path.stat().st_size if path.is_file() else 0 for path in paths])
 
     def load(self, name: str, n_frames: int | None = None) -> dict[int, str]:
         """Read a clip's valid descriptions; what is missing or bad is left out and counted.

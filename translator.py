@@ -5,21 +5,22 @@ Letters: B clips of a batch, T sampled frames, N sentences of a clip.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from batch import Sample, collate_fn, to_device
-from config import POSE_SUFFIXES, ModelConfig
-from models import Encoded, Uni_Sign, load_mt5
+from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
+from models import Uni_Sign, load_mt5
 from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
+from pose_extraction import Extractor, extract_pose
 from rgb_fusion import PREFIXES as RGB_PREFIXES
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
+from video import read_pictures
 from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +31,16 @@ class Candidate(NamedTuple):
 
     text: str
     score: float
+
+
+class Explained(NamedTuple):
+    """A clip's sentences, the best first, and its gate (T,): how much of each frame's text was added, 0 to 1.
+
+    Without descriptions in the model the gate is None.
+    """
+
+    candidates: list[Candidate]
+    gate: list[float] | None
 
 
 class Translator:
@@ -126,19 +137,25 @@ class Translator:
         model.load_state_dict(weights)
         return cls(model, max_length=max_length or facts.get("max_length", 256), **options)
 
-    def __call__(self, clip: str | Path | Pose, descriptions: Mapping[int, str] | str | Path | None = None) -> str:
+    def __call__(
+        self,
+        clip: str | Path | Pose,
+        descriptions: Mapping[int, str] | str | Path | None = None,
+        extractor: Extractor | None = None,
+    ) -> str:
         """Translate one clip.
 
         Args:
-            clip: a pose file, or what `pose.read_pose` made of one.
+            clip: a pose file, a video, or what `pose.read_pose` made of a file.
             descriptions: {frame number in the recording: text}, or a JSON file of them; None for none, which a model
                 with descriptions takes as well.
+            extractor: for a video: of `pose_extraction.load_extractor`.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: a file that cannot be used, or descriptions for a model without.
         """
-        pose = clip if isinstance(clip, Pose) else load_pose(clip)
+        pose = clip if isinstance(clip, Pose) else load_pose(clip, extractor=extractor)
         if isinstance(descriptions, str | Path):
             descriptions = load_descriptions(descriptions, pose)
         return self.candidates([self.sample(pose, descriptions)])[0][0].text
@@ -157,55 +174,40 @@ class Translator:
             raise ValueError("--descriptions, --describe: this checkpoint was trained without descriptions; drop them.")
         return Sample(name, part_keypoints(pose, frames), "", "", {}, texts, own)
 
-    @torch.no_grad()
     def candidates(self, samples: Sequence[Sample], n_best: int = 1) -> list[list[Candidate]]:
-        """Search the sentences of a batch of clips.
+        """Search the sentences of a batch of clips; arguments and errors are those of `explain`."""
+        return [explained.candidates for explained in self.explain(samples, n_best)]
+
+    @torch.no_grad()
+    def explain(self, samples: Sequence[Sample], n_best: int = 1) -> list[Explained]:
+        """Search the sentences of a batch of clips, and keep what the gate did.
 
         Args:
             samples: B clips of `sample`.
             n_best: N; at most `num_beams`.
 
         Returns:
-            For each clip N sentences, the best first.
-
-        Raises:
-            ValueError: more sentences than beams, or too many clips for the GPU's memory.
-        """
-        return self.search(self.encode(samples), n_best)
-
-    @torch.no_grad()
-    def encode(self, samples: Sequence[Sample]) -> Encoded:
-        """Encode a batch of clips, gate included.
-
-        Raises:
-            ValueError: too many clips for the GPU's memory.
-        """
-        with self._computing():
-            return self.model.encode(to_device(collate_fn(samples)[0], self.device))
-
-    @torch.no_grad()
-    def search(self, encoded: Encoded, n_best: int = 1) -> list[list[Candidate]]:
-        """Search the sentences of a batch that was encoded, see `candidates`.
+            For each clip N sentences, the best first, and its gate.
 
         Raises:
             ValueError: more sentences than beams, or too many clips for the GPU's memory.
         """
         if n_best > self.num_beams:
             raise ValueError(f"--n_best {n_best}: a search with {self.num_beams} beams has no more; raise --num_beams.")
-        with self._computing():
-            ids = self.model.generate(encoded, self.num_beams, self.max_new_tokens, n_best=n_best)
-            scores = self.model.log_probs(encoded, ids).tolist()
-        found = [Candidate(*pair) for pair in zip(self.model.sentences(ids), scores, strict=True)]
-        return [found[first : first + n_best] for first in range(0, len(found), n_best)]
-
-    @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
         kind, autocast = self.device.type, self.dtype in DTYPES
         try:
             with torch.autocast(kind, dtype=DTYPES.get(self.dtype, torch.bfloat16), enabled=autocast):
-                yield
+                encoded = self.model.encode(to_device(collate_fn(samples)[0], self.device))
+                ids = self.model.generate(encoded, self.num_beams, self.max_new_tokens, n_best=n_best)
+                scores = self.model.log_probs(encoded, ids).tolist()
         except torch.OutOfMemoryError as error:
             raise ValueError(f"out of GPU memory ({str(error)[:80]}). Lower --batch-size or --num_beams.") from None
+        found = [Candidate(*pair) for pair in zip(self.model.sentences(ids), scores, strict=True)]
+        gates: list[list[float] | None] = [None] * len(samples)
+        if encoded.gate is not None:  # (B, T, 1)
+            lengths = [len(sample.pose_sample["body"]) for sample in samples]
+            gates = [gate[:n].tolist() for gate, n in zip(encoded.gate.squeeze(-1).float(), lengths, strict=True)]
+        return [Explained(found[i * n_best : (i + 1) * n_best], gate) for i, gate in enumerate(gates)]
 
 
 class FrozenTextEncoder:
@@ -277,20 +279,26 @@ def refuse_rgb(path: str | Path, config: ModelConfig) -> None:
         )
 
 
-def load_pose(path: str | Path, person: int = 0) -> Pose:
-    """Read a pose file; anything else gets a line that says what to do.
+def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = None) -> Pose:
+    """Read a pose file, or a video with an extractor; anything else gets a line that says what to do.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a video, no pose, or one that shows nobody.
+        ValueError: neither of them, or nobody in it.
     """
-    if Path(path).suffix not in POSE_SUFFIXES:
+    path = Path(path)
+    if path.suffix not in POSE_SUFFIXES and path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(
-            f"{path}: is no pose file ({', '.join(POSE_SUFFIXES)}). A video is not read here yet: extract its poses "
-            "first, with MediaPipe Holistic, OpenPose or an extractor of the 133 COCO-WholeBody points."
+            f"{path}: is no pose file ({', '.join(POSE_SUFFIXES)}) and no video ({VIDEO_SUFFIXES[0]}, ...)."
         )
-    if not Path(path).is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
+    if path.suffix not in POSE_SUFFIXES:
+        if extractor is None:
+            raise ValueError(
+                f"{path}: is a video: give an extractor as well, pose_extraction.load_extractor('rtmlib') for example."
+            )
+        return extract_pose(read_pictures(path), extractor, person, path).pose
     pose = read_pose(path, person=person)
     if not (pose.scores > SCORE_THRESHOLD).any():
         raise ValueError(f"{path}: no point of person {person} was found in any frame; there is nothing to translate.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import subprocess
@@ -204,6 +205,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also save checkpoint.pth and a state every N micro-batches, for long epochs; default: 0, off",
     )
+    add("--tensorboard", action="store_true", help="draw the curves in OUTPUT_DIR/tensorboard as well")
+    add("--wandb", action="store_true", help="and in Weights & Biases; WANDB_MODE=offline keeps them in OUTPUT_DIR")
     add("--keep_last", type=int, default=2, metavar="N", help="checkpoints and states kept; 0 keeps all; default: 2")
     return parser
 
@@ -225,16 +228,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         }
         if given := [flag for flag, value in wanted.items() if value]:
             parser.error(f"{given[0]} needs --use_descriptions.")
-    if args.eval and not args.finetune:
-        parser.error("--eval needs --finetune FILE, the weights to evaluate.")
-    if args.eval and args.trim_vocab:
-        parser.error("--eval takes the vocabulary that the weights of --finetune have; drop --trim_vocab.")
-    if args.eval and args.resume:
-        parser.error("--eval and --resume exclude each other: --eval trains nothing.")
+    if args.eval:
+        _check_evaluation(parser, args)
+    for package in ("tensorboard", "wandb"):
+        if getattr(args, package) and not installed(package):
+            parser.error(f"--{package} needs a package: pip install -r requirements-tracking.txt")
     if args.offload and args.zero_stage == 0:
         parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
     _check_numbers(parser, args)
     return args
+
+
+def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if not args.finetune:
+        parser.error("--eval needs --finetune FILE, the weights to evaluate.")
+    if args.trim_vocab:
+        parser.error("--eval takes the vocabulary that the weights of --finetune have; drop --trim_vocab.")
+    if args.resume:
+        parser.error("--eval and --resume exclude each other: --eval trains nothing.")
+    if args.tensorboard or args.wandb:
+        parser.error("--tensorboard and --wandb draw a training; --eval writes its scores to {split}_metrics.json.")
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported; a mere folder of that name, as wandb leaves one, is none."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -152,3 +152,95 @@ def small_mt5_folder(tmp_path_factory) -> Path:
     weights["lm_head.weight"] *= 0.6 / weights["lm_head.weight"].std()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
+    """Folders as two runs leave them, of a model with poses alone and of one with descriptions; read only.
+
+    The models are random, their sentences made up: the second run has learnt more.
+    """
+    import json
+
+    import torch
+
+    import utils
+    from config import DATASETS, ModelConfig
+    from datasets import S2T_Dataset
+    from models import Uni_Sign, load_mt5
+    from text_fusion_modules import TextEncoder
+    from tokenizer import Tokenizer
+    from tracking import Tracker
+    from weights import save_weights
+
+    folders = []
+    for name in ("pose", "fusion"):
+        described = name == "fusion"
+        folder = tmp_path_factory.mktemp("runs") / name
+        folder.mkdir()
+        flags = f"--root {corpus} --hidden_dim 16 --dtype fp32 --num_beams 2 --max_new_tokens 12 --output_dir {folder}"
+        args = utils.parse_args([*flags.split(), *(["--use_descriptions"] if described else [])])
+        spec = DATASETS["CSL_Daily"].under(corpus)
+        test = S2T_Dataset(spec, "test", use_descriptions=described)
+        tracker = Tracker(args)
+        tracker.start(spec, {"test": test.fingerprint()}, 0)
+        for step in range(1, 61):
+            tracker.step({"step": step, "epoch": (step - 1) // 20, "loss": 6 / step**0.3, "lr": 1e-3 / step})
+        for epoch, bleu in enumerate([1.0, 3.0, 2.0 + described]):
+            line = {"epoch": epoch, "loss": 4 - epoch, "nll": 3 - epoch, "waited": 1.0, "lr": 1e-3, "dev_bleu4": bleu}
+            line |= {"dev_loss": 4 - epoch / 2, "dev_nll": 3 - epoch / 2, "seconds": 20.0}
+            tracker.epoch(20 * epoch + 20, line)
+        lines = []
+        for i, clip in enumerate(test.names):
+            right = test.target(clip)
+            lines.append(
+                {"name": clip, "reference": right, "hypothesis": right if i % (3 - described) == 0 else "我很累。"}
+            )
+        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / "test_predictions.jsonl").write_text(content, encoding="utf-8")
+        torch.manual_seed(0)
+        config = ModelConfig(hidden_dim=16, use_descriptions=described)
+        texts = TextEncoder(small_mt5_folder) if described else None
+        model = Uni_Sign(config, load_mt5(small_mt5_folder), Tokenizer(small_mt5_folder), texts)
+        best = folder / "best_checkpoint.pth"
+        save_weights(best, model.state_dict(), config, mt5_path=str(small_mt5_folder), max_length=256)
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+@pytest.fixture(scope="session")
+def in_browser(tmp_path_factory):
+    """Open a page in a real browser and let a script act on it: `in_browser(html, script, width)`.
+
+    What the script puts into `document.documentElement.dataset` comes back, and `error` if one was raised.
+    """
+    import json
+    import re
+    import shutil
+    import subprocess
+    from html import unescape
+
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")]
+    program = next((name for name in found if name), None)
+    if program is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    home = tmp_path_factory.mktemp("browser")
+
+    def look(html, script="", width=1200):
+        watch = "<script>onerror = message => { document.documentElement.dataset.error = message }</script>"
+        tell = "parent.postMessage({...document.documentElement.dataset}, '*')"
+        act = f"<script>addEventListener('load', () => {{ {script}; {tell} }})</script>"
+        inner = html.replace("<head>", f"<head>{watch}", 1).replace("</body>", f"{act}</body>")
+        (home / "page.html").write_text(inner, encoding="utf-8")
+        # A frame, for a window has a least width that is wider than a phone.
+        hear = "onmessage = event => { document.documentElement.dataset.found = JSON.stringify(event.data) }"
+        frame = f"<iframe src=page.html width={width} height=900 style=border:0></iframe>"
+        (home / "frame.html").write_text(f"<!doctype html><html><script>{hear}</script>{frame}</html>")
+        command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home / 'profile'}"]
+        command += ["--virtual-time-budget=2000", "--dump-dom", (home / "frame.html").as_uri()]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if run.returncode or "</html>" not in run.stdout:
+            pytest.skip(f"{program} does not run here: {run.stderr.strip().splitlines()[-1:]}")
+        return json.loads(unescape(re.search(r'data-found="([^"]*)"', run.stdout)[1]))
+
+    return look

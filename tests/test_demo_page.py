@@ -92,8 +92,7 @@ def test_the_sentences_are_the_translators(translators, clip):
     assert answer["frames"] == sorted(set(answer["frames"]))
     sample = translator.sample(pose, texts)
     assert (answer["texts"], answer["own"]) == (sample.descriptions, sample.has_description)
-    gate = translator.encode([sample]).gate[0, :, 0].tolist()
-    assert answer["gate"] == pytest.approx(gate, abs=1e-3)
+    assert answer["gate"] == pytest.approx(translator.explain([sample])[0].gate, abs=1e-3)
     assert len({len(answer[key]) for key in ("frames", "points", "texts", "own", "gate")}) == 1
 
 
@@ -124,14 +123,15 @@ def test_points_are_in_thousandths_of_the_picture(translators, clip):
     [
         ("a.npz", b"PK nothing", "a.npz: "),
         ("a.pkl", b"", "a.pkl: the file is empty"),
-        ("a.mp4", b"\0", "a.mp4: is no pose file"),
+        ("a.mp4", b"\0", "a.mp4: is a video. no extractor here"),
+        ("a.jpg", b"\0", "a.jpg: is no pose file"),
         ("../../etc/passwd", b"", "passwd: is no pose file"),
         ("no ending", b"", "no ending: is no pose file"),
     ],
 )
 def test_bad_files_are_named_as_the_user_names_them(translators, name, content, words):
     with pytest.raises(ValueError, match="^") as error:
-        Demo(translators[True]).answer(Question(name), content)
+        Demo(translators[True], None, "no extractor here").answer(Question(name), content)
     assert words in str(error.value)
     assert "demo_page_" not in str(error.value)
 
@@ -142,6 +142,28 @@ def test_hostile_files_are_read_safely(translators, shared_real, monkeypatch, tm
         with pytest.raises(ValueError, match=path.name):
             Demo(translators[False]).answer(Question(path.name), path.read_bytes())
     assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_video_is_read_with_an_extractor(translators, write_video, tmp_path):
+    """What the extractor finds is shown and translated; the video says its own aspect and rate."""
+    film = write_video(tmp_path / "film.mp4", [np.full((48, 96, 3), shade, np.uint8) for shade in range(0, 200, 20)])
+
+    class Extractor:
+        label, one_person = "shades", True
+
+        def start(self):
+            pass
+
+        def __call__(self, picture):
+            keypoints = np.linspace(0.2, 0.8, 266).reshape(1, 133, 2) + picture.mean() / 2000
+            return keypoints, np.ones((1, 133))
+
+    answer = Demo(translators[True], Extractor()).answer(Question("film.mp4", "rules", aspect=5), film.read_bytes())
+    assert (answer["recorded"], answer["fps"]) == (10, 25)
+    assert answer["points"][9][5][0] > answer["points"][0][5][0]
+    assert answer["ratio"] == pytest.approx(2, abs=0.3)  # the points fill a square of the film, which is 2 : 1
+    with pytest.raises(ValueError, match=r"^broken.mp4: "):
+        Demo(translators[True], Extractor()).answer(Question("broken.mp4"), b"no film")
 
 
 @pytest.mark.parametrize(

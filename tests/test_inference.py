@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 import inference
+import pose_extraction
+import pose_sentences
+import video
 from config import ModelConfig
 from models import Uni_Sign, load_mt5
 from text_fusion_modules import TextEncoder
 from tokenizer import Tokenizer
 from translator import Translator
+from video import read_pictures
 from weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,8 +113,8 @@ def test_subtitles_stand_where_the_clips_do(checkpoint, poses, tmp_path, capsys)
     number, time, text, *_ = out.read_text(encoding="utf-8").split("\n")
     assert (number, time) == ("1", "00:00:00,500 --> 00:00:02,500")
     assert " ".join(text.split()) == lines[0].split("\t")[1]
-    late = inference.Clip("x", Path("x"), 93_600, 93_625, [inference_candidate("later")])
-    assert "01:02:24,000 --> 01:02:25,000" in inference.subtitles([late], 25)
+    late = inference.Clip("x", Path("x"), None, 93_600, 93_625, 25, [inference_candidate("later")])
+    assert "01:02:24,000 --> 01:02:25,000" in inference.subtitles([late])
 
 
 def inference_candidate(text):
@@ -145,6 +149,92 @@ def test_person(checkpoint, poses, capsys):
     assert "no frame has more than 1 people; person 1 (from 0) is not there" in err
 
 
+# -- videos and cameras ------------------------------------------------------------------------------------------------
+
+
+class Extractor:
+    """Stands in for a model: a signer who waves differently in bright and in dark pictures, and somebody small."""
+
+    label = "stand-in"
+
+    def start(self):
+        self.rng = np.random.default_rng(0)
+
+    def __call__(self, picture):
+        signer = 0.2 + 0.6 * self.rng.random((133, 2)) * picture.mean() / 255
+        return np.stack([signer * 0.05, signer]), np.ones((2, 133))
+
+
+@pytest.fixture
+def extractor(monkeypatch):
+    monkeypatch.setattr(pose_extraction, "load_extractor", lambda name, models, device: Extractor())
+    return Extractor()
+
+
+@pytest.fixture
+def talk(write_video, tmp_path):
+    """12 frames, 25 in a second, twice as wide as high."""
+    pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
+    return write_video(tmp_path / "videos" / "talk.MP4", [np.full((32, 64, 3), 200, np.uint8)] * 12)
+
+
+def test_a_video_is_translated_as_its_poses_are(checkpoint, extractor, talk, tmp_path, capsys):
+    out = tmp_path / "talk.srt"
+    status, lines, err = call(capsys, talk, "--checkpoint", checkpoint, "--out", out, "--n_best", 2)
+    assert status == 0
+    assert err == (
+        "talk: 12 frames, 25 per second; body in 12, left hand in 12, right hand in 12; "
+        "up to 2 people, --person 0 is taken\n"
+    )
+    assert out.read_text(encoding="utf-8").startswith("1\n00:00:00,000 --> 00:00:00,480\n")
+    found = pose_extraction.extract_pose(read_pictures(talk), extractor)
+    pose_extraction.write_pose(tmp_path / "talk.pkl", found.pose)
+    assert lines == call(capsys, tmp_path / "talk.pkl", "--checkpoint", checkpoint, "--n_best", 2)[1]
+    translate = Translator.from_checkpoint(checkpoint, dtype="fp32", num_beams=2, max_new_tokens=6)
+    assert " ".join(translate(talk, extractor=extractor).split()) == lines[0].split("\t")[2]
+    other = call(capsys, talk, "--checkpoint", checkpoint, "--person", 1)
+    assert other[0] == 0
+    assert "--person 1 is taken" in other[2]
+    slow = tmp_path / "slow.srt"
+    call(capsys, talk, "--checkpoint", checkpoint, "--out", slow, "--fps", 12)  # what the user says counts
+    assert "--> 00:00:01,000" in slow.read_text(encoding="utf-8")
+
+
+def test_videos_and_poses_in_a_folder(checkpoint, extractor, talk, poses, tmp_path, capsys):
+    """A video whose poses lie beside it is not read; a damaged one is left out."""
+    shutil.copytree(poses, talk.parent, dirs_exist_ok=True)
+    (talk.parent / "a.mp4").write_text("not read, since a.npz is there")
+    (talk.parent / "b" / "bad.mp4").write_text("<html>")
+    status, lines, err = call(capsys, talk.parent, "--checkpoint", checkpoint)
+    assert status == 1
+    assert [line.split("\t")[0] for line in lines] == ["a", "b/c", "d", "talk"]
+    assert f"left out: {talk.parent}/b/bad.mp4: the video cannot be read" in err
+    assert "1 of 5 clips could not be read." in err
+    with pytest.raises(ValueError, match="the subtitles of one recording; translate several videos one by one"):
+        call(capsys, talk.parent, "--checkpoint", checkpoint, "--out", tmp_path / "x.srt", "--fps", 25)
+
+
+@pytest.mark.parametrize(("flags", "aspect"), [((), 2.0), (("--aspect", 1.5), 1.5)])
+def test_rules_know_the_aspect_of_a_video(checkpoint, extractor, talk, capsys, monkeypatch, flags, aspect):
+    seen = []
+    monkeypatch.setattr(pose_sentences, "describe_pose", lambda pose, language, aspect: seen.append(aspect) or {})
+    assert call(capsys, talk, "--checkpoint", checkpoint, "--describe", *flags)[0] == 0
+    assert seen == [aspect]
+
+
+def test_a_camera(checkpoint, extractor, talk, tmp_path, capsys, monkeypatch):
+    asked = []
+    taken = list(read_pictures(talk))
+    monkeypatch.setattr(video, "record", lambda camera, seconds: asked.append((camera, seconds)) or (taken, 20.0))
+    out = tmp_path / "out.srt"
+    status, lines, err = call(capsys, "3", "--checkpoint", checkpoint, "--seconds", 2, "--out", out)
+    assert (status, asked) == (0, [(3, 2)])
+    assert err.startswith("camera 3: recording for 2 seconds, now.\ncamera: 12 frames, 20 per second; body")
+    assert [line.split("\t")[0] for line in lines] == ["camera"]
+    assert "--> 00:00:00,600" in out.read_text(encoding="utf-8")
+    assert lines[0].split("\t")[1] == call(capsys, talk, "--checkpoint", checkpoint)[1][0].split("\t")[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -153,7 +243,9 @@ def test_person(checkpoint, poses, capsys):
         ("--descriptions x --describe", "exclude each other"),
         ("--out x.txt", "must end in .json, .jsonl, .srt"),
         ("--out nowhere/x.json", "its folder does not exist"),
-        ("--out x.srt", "needs --fps"),
+        ("--fps -1", "--fps -1.0: must be positive"),
+        ("--seconds 0.5", "--seconds 0.5: must be between 1 and 60"),
+        ("--person 1 --extractor mediapipe", "MediaPipe finds one person only"),
         ("--person -1", "--person -1: must be at least 0"),
         ("--aspect 0", "--aspect 0.0: must be between"),
     ],
@@ -165,7 +257,7 @@ def test_flags_that_cannot_be(flags, said, capsys):
 
 
 def test_places_that_cannot_be(plain_checkpoint, poses, tmp_path, capsys):
-    with pytest.raises(FileNotFoundError, match="holds no pose files.*Videos are not read here yet"):
+    with pytest.raises(FileNotFoundError, match=r"holds no pose files and no videos \(.pkl.*.mp4"):
         call(capsys, tmp_path, "--checkpoint", plain_checkpoint)
     with pytest.raises(FileNotFoundError, match="--descriptions: .*nothing does not exist"):
         call(capsys, poses, "--checkpoint", plain_checkpoint, "--descriptions", tmp_path / "nothing")
@@ -174,9 +266,10 @@ def test_places_that_cannot_be(plain_checkpoint, poses, tmp_path, capsys):
         call(capsys, poses, "--checkpoint", plain_checkpoint, "--descriptions", tmp_path / "one.json")
     with pytest.raises(ValueError, match="was trained without descriptions; drop them"):
         call(capsys, poses, "--checkpoint", plain_checkpoint, "--describe")
-    status, lines, err = call(capsys, "talk.mp4", "--checkpoint", plain_checkpoint)
-    assert (status, lines) == (1, [])
-    assert "A video is not read here yet: extract its poses first" in err
+    with pytest.raises(ValueError, match="--out FILE.srt needs --fps for pose files"):
+        call(capsys, poses, "--checkpoint", plain_checkpoint, "--out", tmp_path / "x.srt")
+    with pytest.raises(FileNotFoundError, match="--models nowhere: no such folder. Wanted are two files"):
+        call(capsys, "talk.mp4", "--checkpoint", plain_checkpoint, "--models", "nowhere")
 
 
 def test_as_a_program(tmp_path):

@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
 
@@ -290,3 +291,41 @@ def test_bootstrap_agrees_with_sacrebleu():
     theirs = scores["BLEU"]
     assert result["difference"] == pytest.approx(theirs[1].score - theirs[0].score)
     assert result["p"] == pytest.approx(theirs[1].p_value, abs=0.03)
+
+
+def test_a_clip_alone_scores_as_sacrebleu_scores_a_sentence():
+    from sacrebleu.metrics import CHRF
+
+    tallies, _ = metrics.tally("SLT", OTHERS[:4], SENTENCES[:4], "word")
+    wanted = [CHRF().sentence_score(ours, [right]).score for ours, right in zip(OTHERS[:4], SENTENCES[:4], strict=True)]
+    assert tallies["chrf"].each() == pytest.approx(wanted)
+    tallies, _ = metrics.tally("CSLR", ["A B", "A X", "A B C D"], ["A B", "A B", "A B"], "char")
+    assert tallies["wer"].each() == pytest.approx([0, 50, 100])
+
+
+@pytest.mark.parametrize("name", ["bleu4", "chrf"])
+def test_intervals_are_as_wide_as_sacrebleus(name):
+    from sacrebleu.metrics import BLEU, CHRF
+
+    ours = [*SENTENCES[:6], *OTHERS[6:]]
+    tallies, _ = metrics.tally("SLT", ours, SENTENCES, "word")
+    low, high = metrics.interval(tallies[name].drawn(metrics.draw_clips(len(ours))))
+    theirs = {"bleu4": BLEU(), "chrf": CHRF()}[name].corpus_score(ours, [SENTENCES], n_bootstrap=1000)
+    assert (high - low) / 2 == pytest.approx(theirs._ci, rel=0.15)
+    assert low < theirs.score < high
+
+
+def test_draws_of_accuracies_by_hand():
+    """Classes that a draw leaves out do not count in it."""
+    tallies, _ = metrics.tally("ISLR", ["a", "b", "x"], ["a", "a", "c"], "word")
+    weights = np.array([[1.0, 1, 1], [2, 1, 0], [0, 0, 3]])
+    assert tallies["top1_per_instance"].drawn(weights) == pytest.approx([100 / 3, 200 / 3, 0])
+    assert tallies["top1_per_class"].drawn(weights) == pytest.approx([25, 200 / 3, 0])
+
+
+def test_draws_hold_as_many_clips_as_there_are():
+    weights = metrics.draw_clips(7, 50)
+    assert weights.shape == (50, 7)
+    assert (weights.sum(1) == 7).all()
+    assert len({tuple(row) for row in weights}) > 40
+    assert (weights == metrics.draw_clips(7, 50)).all()

@@ -6,7 +6,15 @@ from test_posecodes import hand, make_pose
 
 pytest.importorskip("PIL", reason="pillow is not installed (requirements-rgb.txt)")
 
-from pictures import draw_pose, encode, picture_box, require_packages, video_picture
+from pictures import (
+    draw_pose,
+    draw_pose_over,
+    encode,
+    picture_box,
+    require_packages,
+    side_by_side,
+    video_picture,
+)
 
 RED, BLUE = np.array([0xD6, 0x45, 0x2F]), np.array([0x1F, 0x6F, 0xD6])
 
@@ -37,6 +45,26 @@ def test_a_pose_without_points_gives_a_blank_picture():
     pose = make_pose()
     pose.scores[:] = 0
     assert (np.asarray(draw_pose(pose, 0, picture_box(pose), 64)) == 255).all()
+
+
+def test_a_pose_over_the_picture_that_it_was_found_in():
+    pose = make_pose(right=(hand(), -0.6 - 0.4j), left=(hand(), 0.6 - 0.4j))
+    pose.keypoints[3, 112:] = [0.25, 0.5]
+    pose.keypoints[3, 116] = [0.25, 0.75]  # the end of the thumb, straight below: 200 of a picture of 400 x 800
+    pose.scores[3] = 0
+    pose.scores[3, [115, 116]] = 1
+    image = draw_pose_over(np.full((400, 800, 3), 250, np.uint8), pose, 3, 200)
+    assert image.size == (400, 200)
+    rows, columns = np.nonzero((np.abs(np.asarray(image).astype(int) - RED) < 30).all(-1))
+    assert columns.mean() == pytest.approx(100, abs=1)
+    assert (rows.min(), rows.max()) == (pytest.approx(100, abs=1), pytest.approx(150, abs=1))
+    assert np.asarray(image)[20, 300].tolist() == [250, 250, 250]
+
+
+def test_side_by_side():
+    row = np.asarray(side_by_side([video_picture(np.full((20, n, 3), 50 * n, np.uint8), 20) for n in (2, 3)]))
+    assert row.shape == (20, 5, 3)
+    assert row[0, :, 0].tolist() == [100, 100, 150, 150, 150]
 
 
 def test_encoding():

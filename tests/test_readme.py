@@ -12,10 +12,12 @@ import torch
 import demo_page
 import describe
 import export
+import extract_poses
 import fine_tuning
 import inference
 import pack_dataset
 import pre_training_checklist
+import report
 import utils
 from labels import read_labels
 from pose import read_pose
@@ -96,8 +98,21 @@ def test_commands_parse(readme):
             demo_page.parse_args(shlex.split(command)[2:])
         if "inference.py" in command:
             inference.parse_args(shlex.split(command)[2:])
+        if "report.py" in command:
+            report.parse_args([*shlex.split(command)[2:], "--out", "report.html"])
+        if "extract_poses.py" in command:
+            extract_poses.parse_args(shlex.split(command)[2:])
         if "pre_training_checklist.py" in command:
             utils.parse_args([word for word in shlex.split(command)[2:] if word not in ("--strict", "--full")])
+
+
+def test_commands_of_the_guide_to_videos_parse():
+    guide = (ROOT / "docs" / "INFERENCE.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^ *(?:\$ )?python (inference|extract_poses)\.py (.*)$", guide, re.M)
+    lines += re.findall(r"`python (inference|extract_poses)\.py ([^`]*)`", guide)
+    assert len(lines) >= 8
+    for program, flags in lines:
+        {"inference": inference, "extract_poses": extract_poses}[program].parse_args(shlex.split(flags))
 
 
 @both
@@ -166,7 +181,7 @@ def test_every_flag_has_one_row_with_its_default(readme):
 
 @both
 def test_no_flag_is_made_up(readme):
-    programs = (utils, describe, inference, pack_dataset, export, demo_page)
+    programs = (utils, describe, inference, pack_dataset, extract_poses, report, export, demo_page)
     parsers = [program.get_args_parser() for program in programs]
     known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) <= known | OTHER_FLAGS

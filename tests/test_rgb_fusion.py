@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -29,14 +28,13 @@ from rgb_fusion import (
     HANDS,
     HandCrops,
     choose_frames,
-    count_frames,
     efficientnet_b0,
     hand_boxes,
     hand_fusion_modules,
-    read_frames,
 )
 from sample_data import write_corpus
 from tokenizer import EOS, Tokenizer
+from video import read_frames
 from weights import save_weights
 
 av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
@@ -518,11 +516,6 @@ def test_another_number_of_frames_is_named(real_video, write_video, tmp_path):
         HandCrops().load(short, pose, np.arange(58), np.random.default_rng(0))
 
 
-def test_frames_are_counted_without_decoding(real_video, write_video, tmp_path):
-    assert count_frames(real_video) == 58
-    assert count_frames(write_video(tmp_path / "short.mp4", greys(20))) == 20
-
-
 def test_a_clip_of_a_longer_recording(write_video, tmp_path):
     """Frames count from the recording's start, and so do those that were sampled."""
     pose = hands_of_the_video()
@@ -538,28 +531,6 @@ def test_a_clip_of_a_longer_recording(write_video, tmp_path):
         for crop, index in zip(clip[f"{side}_hands"], clip[f"{side}_sampled_indices"].tolist(), strict=True):
             grey = (crop.numpy() * rgb_fusion.STD[:, None, None] + rgb_fusion.MEAN[:, None, None]).mean() * 255
             assert grey == pytest.approx(40 + 4 * (8 + 2 * index), abs=1.9)
-
-
-@pytest.mark.parametrize("damage", ["text", "cut", "sound"])
-def test_what_is_no_video_is_named(real_video, tmp_path, damage):
-    path = tmp_path / "broken.mp4"
-    if damage == "text":
-        path.write_text("<html>not found</html>")
-    elif damage == "cut":
-        path.write_bytes(real_video.read_bytes()[:200_000])
-    else:
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("aac", rate=16000, layout="mono")
-            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            sound.sample_rate = 16000
-            container.mux(stream.encode(sound))
-            container.mux(stream.encode())
-    with pytest.raises(ValueError, match=r"broken.mp4: (the video cannot be read|holds no video)") as error:
-        read_frames(path, {0}, 58)
-    assert "\n" not in str(error.value)
-    if damage != "cut":
-        with pytest.raises(ValueError, match=re.escape(str(error.value))):
-            count_frames(path)
 
 
 @pytest.mark.parametrize("package", ["av", "PIL"])

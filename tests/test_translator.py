@@ -199,8 +199,11 @@ def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
 
 def test_wrong_calls(described, clip, tmp_path):
     translate = Translator.from_checkpoint(described[0], **OPTIONS)
-    with pytest.raises(ValueError, match="A video is not read here yet: extract its poses"):
-        translate("talk.mp4")
+    with pytest.raises(ValueError, match=r"talk.txt: is no pose file \(.pkl, .npz, .pose\) and no video \(.mp4, ...\)"):
+        translate("talk.txt")
+    (tmp_path / "talk.MP4").touch()
+    with pytest.raises(ValueError, match=r"talk.MP4: is a video: give an extractor as well, pose_extraction.load_ex"):
+        translate(tmp_path / "talk.MP4")
     with pytest.raises(FileNotFoundError, match=r"none.pkl does not exist"):
         translate(tmp_path / "none.pkl")
     np.savez(tmp_path / "nobody.npz", keypoints=np.zeros((4, 133, 2)), scores=np.zeros((4, 133)))
@@ -229,3 +232,27 @@ def test_weights_without_a_config_take_what_is_given(small_mt5_folder, tmp_path,
     assert loaded(clip) == Translator(model, **OPTIONS)(clip)
     with pytest.raises(ValueError, match="trained without descriptions"):
         loaded(clip, {0: "up"})
+
+
+# -- the gate ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_is_the_models_without_padding(described, clip, tmp_path):
+    translate = Translator.from_checkpoint(described[0], **OPTIONS)
+    rng = np.random.default_rng(1)
+    np.savez(tmp_path / "short.npz", keypoints=rng.random((5, 133, 2)), scores=np.ones((5, 133)))
+    samples = [translate.sample(read_pose(tmp_path / "short.npz"), {1: "up"}), translate.sample(read_pose(clip), {})]
+    both = translate.explain(samples)
+    assert [len(explained.gate) for explained in both] == [5, 12]
+    alone = [translate.explain([sample])[0] for sample in samples]
+    for one, other in zip(both, alone, strict=True):
+        assert one.gate == pytest.approx(other.gate, abs=1e-5)
+        assert one.candidates[0].text == other.candidates[0].text
+    assert both[0].gate != pytest.approx(
+        translate.explain([translate.sample(read_pose(tmp_path / "short.npz"))])[0].gate
+    )
+
+
+def test_without_descriptions_there_is_no_gate(small_mt5_folder, clip):
+    translate = Translator(new_model(small_mt5_folder), **OPTIONS)
+    assert translate.explain([translate.sample(read_pose(clip))])[0].gate is None

@@ -6,9 +6,9 @@ const WORDS = {
   en: {
     title: "Sign language translation",
     other: "中文",
-    drop: "Drop a pose file here, or choose one",
+    drop: "Drop a pose file or a video here, or choose one",
     accepted: (facts) => `${facts.suffixes.join(" ")}, up to ${facts.max_bytes / 1e6} MB`,
-    no_video: "A video is not read here: extract its poses first.",
+    no_video: (facts) => `Videos cannot be read now: ${facts.no_videos}`,
     descriptions: "Descriptions of the frames",
     by_rules: "made from the keypoints, by rules",
     from_file: "from a JSON file",
@@ -43,9 +43,9 @@ const WORDS = {
   zh: {
     title: "手语翻译",
     other: "English",
-    drop: "把姿态文件拖到这里，或点击选择",
+    drop: "把姿态文件或视频拖到这里，或点击选择",
     accepted: (facts) => `${facts.suffixes.join(" ")}，最大 ${facts.max_bytes / 1e6} MB`,
-    no_video: "这里不读取视频：请先提取姿态。",
+    no_video: (facts) => `目前无法读取视频：${facts.no_videos}`,
     descriptions: "帧描述",
     by_rules: "按规则由关键点生成",
     from_file: "来自 JSON 文件",
@@ -100,6 +100,8 @@ function translatePage() {
   if (facts) {
     $("model").textContent = t().about(facts);
     $("accepted").textContent = t().accepted(facts);
+    $("no_video").textContent = t().no_video(facts);
+    $("no_video").hidden = !facts.no_videos;
   }
   $("place").setAttribute("aria-label", t().frame("", "").trim());
   $("status").textContent = say(t());
@@ -152,9 +154,16 @@ function show(answer) {
   showSentences();
   if (player) player.close();
   $("place").max = clip.points.length - 1;
+  if (clip.fps) $("fps").value = closestRate(clip.fps);
   player = new SkeletonPlayer($("skeleton"), clip, { fps: Number($("fps").value), onFrame: showFrame, onState: showState });
   showState(false);
   if (!window.matchMedia("(prefers-reduced-motion: reduce)").matches) player.play();
+}
+
+// Of the rates that can be chosen, the one nearest to a video's.
+function closestRate(fps) {
+  const rates = [...$("fps").options].map((option) => Number(option.value));
+  return String(rates.reduce((best, rate) => (Math.abs(rate - fps) < Math.abs(best - fps) ? rate : best)));
 }
 
 function showSentences() {

@@ -1,0 +1,290 @@
+"""Poses from a folder of videos: one file for each, as Uni-Sign's, that `datasets.py` and `inference.py` read."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from config import EXTRACTORS, ONE_PERSON, VIDEO_SUFFIXES
+from utils import Parser, progress, run
+
+if TYPE_CHECKING:
+    from pose import Pose
+    from pose_extraction import Extractor
+
+START = "spawn"  # how processes are made
+NOTE = "extractor.txt"  # in the folder of pose files: who made them
+SHOWN = 6  # frames of a clip in a picture of --look
+EXAMPLES = """examples:
+  python extract_poses.py my_videos --out my_poses --extractor mediapipe
+  python extract_poses.py dataset/CSL_Daily/sentence-crop --out dataset/CSL_Daily/pose_format --num_workers 4
+  python extract_poses.py my_videos --out my_poses --look pictures
+  python extract_poses.py my_videos --out my_poses --check
+
+my_videos/a/b.mp4 becomes my_poses/a/b.pkl. A file that is there is not made again: it is only compared with its video,
+and a difference in the number of frames is an error. So the same command goes on where an earlier one stopped.
+A damaged video is named, the others go on. Exit status: 0 when every video has its file, 1 otherwise.
+
+rtmlib finds the 133 points of COCO-WholeBody, as in Uni-Sign's data, and several people. It needs two model files of
+yours, --models. MediaPipe finds one person, runs on the CPU, and brings its models along; its points differ from those
+that released weights were trained on. Both are installed apart: requirements-rtmlib.txt, requirements-mediapipe.txt.
+
+Of several people, --person 0 is the one whose head and shoulders are seen largest and longest, followed from frame to
+frame; 1 is the next, such as an interpreter beside a speaker. Look at the result: --look draws it over the frames.
+"""
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = Parser(
+        prog="extract_poses.py",
+        description="Find the poses in a folder of videos.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    parser.add_argument("videos", metavar="VIDEOS", help="a video, or a folder of them (and of folders)")
+    add("--out", required=True, metavar="DIR", help="where the pose files go")
+    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="default: rtmlib")
+    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add("--device", default="", choices=("cpu", "cuda"), help="for rtmlib; default: cuda if onnxruntime can use one")
+    add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
+    add(
+        "--num_workers",
+        type=int,
+        default=min(8, max(1, (os.cpu_count() or 1) // 2)),
+        metavar="N",
+        help="processes, each with a model of its own; default: one for two cores, at most 8",
+    )
+    add("--overwrite", action="store_true", help="make files again that are there")
+    add("--check", action="store_true", help="only compare the files that are there with their videos; make none")
+    add("--look", default="", metavar="DIR", help="also draw some frames of each new file, NAME.jpg; needs pillow")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line and refuse what cannot be, before anything heavy is imported."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    wrong = {
+        f"--num_workers {args.num_workers}: must be at least 1.": args.num_workers < 1,
+        f"--person {args.person}: must be at least 0.": args.person < 0,
+        ONE_PERSON: args.person and args.extractor == "mediapipe",
+        "--device cuda: MediaPipe computes on the CPU.": args.device == "cuda" and args.extractor == "mediapipe",
+        "--check and --overwrite exclude each other: --check makes no files.": args.check and args.overwrite,
+    }
+    for message in (message for message, holds in wrong.items() if holds):
+        parser.error(message)
+    return args
+
+
+class Video(NamedTuple):
+    """A video, and where its pose file goes."""
+
+    path: Path
+    out: Path
+    picture: Path | None
+
+
+class Result(NamedTuple):
+    """What became of a video: numbers to add up, and what is wrong."""
+
+    counts: Counter
+    fault: str = ""
+
+
+def find_videos(args: argparse.Namespace) -> list[Video]:
+    """All videos, in the order of their names.
+
+    Raises:
+        FileNotFoundError: none.
+        ValueError: two of them would make the same file.
+    """
+    place, out = Path(args.videos), Path(args.out)
+    folder = place if place.is_dir() else place.parent
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    paths = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    if not paths:
+        raise FileNotFoundError(f"{place}: no video there ({', '.join(VIDEO_SUFFIXES)}).")
+    look = Path(args.look) if args.look else None
+    videos = []
+    by_name: dict[Path, Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("")
+        if name in by_name:
+            raise ValueError(f"{by_name[name]} and {path} would both become {out / name}.pkl. Rename or move one.")
+        by_name[name] = path
+        videos.append(Video(path, out / f"{name}.pkl", look / f"{name}.jpg" if look else None))
+    return videos
+
+
+# -- one video -------------------------------------------------------------------------------------------------------
+
+_extractor: Extractor | None = None  # of a process that works on videos
+
+
+def _start(args: argparse.Namespace) -> None:
+    """Begin a process: it dies of Ctrl-C without a word, since its files are whole or not there."""
+    global _extractor
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not args.check:
+        from pose_extraction import load_extractor
+
+        _extractor = load_extractor(args.extractor, args.models, args.device)
+
+
+def compare(video: Video, person: int) -> Result:
+    """Compare a pose file with its video."""
+    from pose import read_pose
+    from video import check_n_frames, count_frames, read_pictures
+
+    if not video.out.is_file():
+        return Result(Counter(missing=1), f"{video.out}: is not there, for {video.path}.")
+    try:
+        n_expected = read_pose(video.out).n_recorded
+        n_frames = count_frames(video.path)
+        if n_frames != n_expected:  # or the container has other packets than one for each frame
+            n_frames = sum(1 for _ in read_pictures(video.path))
+        check_n_frames(video.path, n_frames, n_expected)
+    except (ValueError, OSError) as error:
+        return Result(Counter({"of another video": 1}), str(error))
+    return Result(Counter({"there already": 1}))
+
+
+def extract(video: Video, person: int) -> Result:
+    """Find a video's poses and write them."""
+    from pose_extraction import extract_pose, write_pose
+    from video import read_pictures
+
+    assert _extractor is not None, "loaded when the process started"
+    try:
+        found = extract_pose(read_pictures(video.path), _extractor, person, video.path)
+        if video.picture:
+            look(video.path, found.pose, video.picture)
+        write_pose(video.out, found.pose)
+    except (ValueError, OSError) as error:
+        return Result(Counter(failed=1), str(error))
+    return Result(Counter({"made": 1, "frames": len(found.pose), "several": int(found.people > 1), **found.seen()}))
+
+
+def look(path: Path, pose: Pose, picture: Path) -> None:
+    """Draw some frames of a clip with the poses over them."""
+    import numpy as np
+
+    from disk import write_whole
+    from pictures import draw_pose_over, encode, side_by_side
+    from video import read_frames
+
+    shown: list[int] = np.unique(np.linspace(0, len(pose) - 1, SHOWN).round().astype(int)).tolist()
+    frames = read_frames(path, set(shown), len(pose))
+    row = encode(side_by_side([draw_pose_over(frames[number], pose, number) for number in shown]), "jpeg")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(picture, lambda file: file.write(row))
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+
+def in_pool(
+    work: Callable[[Video, int], Result], videos: Sequence[Video], args: argparse.Namespace
+) -> Iterator[Result]:
+    """Yield what becomes of each video, in the order in which they are done.
+
+    A process may die of a video, or of a full memory. What was under way then is done again, one video at a time; one
+    that a process dies of again is given up, and the others go on.
+    """
+    waiting = deque(videos)
+    while waiting:
+        running: dict[Future[Result], Video] = {}
+        pool = _pool(args, min(args.num_workers, len(waiting)))
+        try:
+            while waiting or running:
+                while waiting and len(running) < 2 * args.num_workers:
+                    running[pool.submit(work, waiting[0], args.person)] = waiting[0]
+                    waiting.popleft()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield future.result()
+                    del running[future]
+        except BrokenProcessPool:
+            yield from (_alone(work, video, args) for video in running.values())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _pool(args: argparse.Namespace, n_processes: int) -> ProcessPoolExecutor:
+    # New processes, since threads and a GPU of this one would not outlive a fork.
+    context = multiprocessing.get_context(START)
+    return ProcessPoolExecutor(n_processes, context, initializer=_start, initargs=(args,))
+
+
+def _alone(work: Callable[[Video, int], Result], video: Video, args: argparse.Namespace) -> Result:
+    with _pool(args, 1) as pool:
+        try:
+            return pool.submit(work, video, args.person).result()
+        except BrokenProcessPool:
+            return Result(Counter(failed=1), f"{video.path}: the process that worked on it died.")
+
+
+def keep_to_one_extractor(args: argparse.Namespace) -> None:
+    """Load the model, so that what it lacks is said once, and refuse to mix its poses with another's.
+
+    Raises:
+        FileNotFoundError: the model's files are not there.
+        ValueError: it cannot be loaded, or the folder holds the poses of another.
+    """
+    from disk import write_text
+    from pose_extraction import load_extractor
+
+    label = f"{load_extractor(args.extractor, args.models, args.device).label}, person {args.person}"
+    note = Path(args.out) / NOTE
+    there = note.read_text(encoding="utf-8").strip() if note.is_file() else label
+    if there != label and not args.overwrite:
+        raise ValueError(f"--out {args.out}: its poses were made by {there}, not by {label}. Name another folder.")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_text(note, label + "\n")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Extract or compare; returns the exit status."""
+    from pictures import require_packages
+
+    videos = find_videos(args)
+    if args.look:
+        require_packages("--look", "PIL")
+    if not args.check:
+        keep_to_one_extractor(args)
+    there = [video for video in videos if args.check or (video.out.is_file() and not args.overwrite)]
+    new = sorted(set(videos) - set(there))
+    counts, faults = Counter[str](), list[str]()
+    for work, title, todo in ((compare, "comparing", there), (extract, "extracting", new)):
+        for result in progress(in_pool(work, todo, args), title, shown=bool(todo), total=len(todo)):
+            counts += result.counts
+            faults += [result.fault] if result.fault else []
+    sys.stderr.write("".join(f"failed: {fault}\n" for fault in sorted(faults)))
+    sys.stderr.write(summary(counts))
+    return 1 if faults else 0
+
+
+def summary(counts: Counter[str]) -> str:
+    """What was done, in a line or two."""
+    words = ("made", "there already", "of another video", "missing", "failed")
+    lines = ["pose files: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word])]
+    if frames := counts["frames"]:
+        seen = ", ".join(f"{part} in {counts[part] / frames:.0%}" for part in ("body", "left hand", "right hand"))
+        several = f"; several people in {counts['several']} clips" if counts["several"] else ""
+        lines.append(f"{frames} frames, {seen}{several}")
+    return "".join(f"{line}.\n" for line in lines)
+
+
+if __name__ == "__main__":
+    run(lambda: sys.exit(main(parse_args())))

@@ -1,0 +1,268 @@
+"""Pages: HTML in which nothing is forgotten to be escaped, and charts as SVG. A page is one file that needs no other.
+
+Texts are escaped where they meet an element; what is HTML already is of the type `Html`. How pages look stands in
+`static/page.css`, in light and in dark, on paper and on a phone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+STATIC = Path(__file__).parent / "static"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"  # no network
+VOID = {"br", "img", "input", "meta"}  # elements without content
+
+WIDTH, HEIGHT = 360, 200  # of a chart, in its own units: as wide as a phone, so that letters keep their size
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24  # its margins
+MOST_POINTS = 400  # of a line; more are averaged
+
+
+class Html(str):
+    """Text that is HTML."""
+
+    __slots__ = ()
+
+
+def element(name: str, /, *content: str | Iterable[str], **attributes: object) -> Html:
+    """Make an element.
+
+    Args:
+        name: of the element.
+        content: texts, which are escaped unless they are `Html`, and lists of them.
+        attributes: `class_` is class, `aria_label` is aria-label; None and False leave one out, True gives its name.
+
+    >>> element("p", "a < b", class_="small", hidden=False)
+    '<p class="small">a &lt; b</p>'
+    """
+    parts = []
+    for key, value in attributes.items():
+        if value is not None and value is not False:
+            key = key.rstrip("_").replace("_", "-")
+            parts.append(f" {key}" if value is True else f' {key}="{escape(str(value))}"')
+    start = f"<{name}{''.join(parts)}>"
+    return Html(start if name in VOID else f"{start}{join(*content)}</{name}>")
+
+
+def join(*content: str | Iterable[str]) -> Html:
+    """Texts and elements, one after the other."""
+    flat = (part for item in content for part in ([item] if isinstance(item, str) else item))
+    return Html("".join(part if isinstance(part, Html) else escape(part) for part in flat))
+
+
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), class_: str = "") -> Html:
+    """A table whose first column names the rows; a wide one is scrolled by itself."""
+    lines = [element("tr", [element("th", cell, scope="col") for cell in head])] if head else []
+    for first, *cells in rows:
+        lines.append(element("tr", element("th", first, scope="row"), [element("td", cell) for cell in cells]))
+    return element("div", element("table", lines, class_=class_ or None), class_="wide", tabindex=0)
+
+
+def folded(title: str, *content: str | Iterable[str], open_: bool = False) -> Html:
+    """Content under a title that folds it away."""
+    return element("details", element("summary", title), *content, open=open_)
+
+
+def data(content: object, class_: str) -> Html:
+    """Data for a script, as JSON that no text in it can leave."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return Html(f'<script type="application/json" class="{class_}">{text}</script>')
+
+
+def page(title: str, *body: str | Iterable[str], script: str = "", language: str = "en") -> str:
+    """A whole page.
+
+    Args:
+        title: of the page.
+        body: its content.
+        script: a file of `static` that brings it to life.
+        language: of its words.
+    """
+    head = [
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Html((STATIC / "page.css").read_text(encoding="utf-8"))),
+    ]
+    end = element("script", Html((STATIC / script).read_text(encoding="utf-8"))) if script else Html()
+    content = join(element("head", head), "\n", element("body", element("main", *body), "\n", end))
+    return f"<!doctype html>\n{element('html', content, lang=language)}\n"
+
+
+# -- charts ----------------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """A line of a chart: its name, points (x, y) where y may be None, and how it is drawn.
+
+    `style` holds words for the style sheet: "a" or "b" for the colour, "dashed", "faint".
+    """
+
+    name: str
+    points: Sequence[tuple[float, float | None]]
+    style: str
+
+
+def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = False, note: str = "") -> Html:
+    """Lines over a common x, with a legend; static/report.js reads out the values under a finger or pointer.
+
+    Args:
+        title: of the chart.
+        lines: those without any value are left out; one without a name is not in the legend.
+        x_name: what is counted from left to right.
+        from_zero: whether the y axis begins at 0.
+        note: more about the lines.
+    """
+    lines = [line._replace(points=thinned(line.points)) for line in lines if _values(line)]
+    values = [value for line in lines for value in _values(line)]
+    places = [x for line in lines for x, _ in line.points]
+    x_ticks = ticks(min(places), max(places), 5, whole=True)
+    y_ticks = ticks(0 if from_zero else min(values), max(values), 4)
+    left, right = min(places), max(places)
+    bottom, top = min(y_ticks[0], *values), max(y_ticks[-1], *values)
+
+    def x_of(x: float) -> float:
+        span = right - left
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((x - left) / span if span else 0.5)
+
+    def y_of(y: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - bottom) / ((top - bottom) or 1)
+
+    drawn: list[Html] = []
+    for y in y_ticks:
+        at = round(y_of(y), 1)
+        drawn.append(element("path", d=f"M{LEFT} {at}H{WIDTH - RIGHT}", class_="grid"))
+        drawn.append(element("text", number(y), x=LEFT - 6, y=at + 4, text_anchor="end"))
+    drawn += [element("text", number(x), x=round(x_of(x), 1), y=HEIGHT - 6, text_anchor="middle") for x in x_ticks]
+    for line in lines:
+        dots = [(round(x_of(x), 1), None if y is None else round(y_of(y), 1)) for x, y in line.points]
+        drawn.append(element("path", d=_path(dots), class_=f"line {line.style}"))
+        if len(dots) <= 30 and "faint" not in line.style:
+            drawn += [element("circle", cx=x, cy=y, r=2.5, class_=line.style) for x, y in dots if y is not None]
+    drawn.append(element("path", class_="cursor", d=""))
+    told = "; ".join(
+        f"{line.name}: {number(_values(line)[0])} at first, {number(_values(line)[-1])} at last, "
+        f"between {number(min(_values(line)))} and {number(max(_values(line)))}"
+        for line in lines
+        if line.name
+    )
+    svg = element("svg", drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", tabindex=0, aria_label=f"{title}. {told}.")
+    legend = [element("span", element("i", class_=line.style), line.name) for line in lines if line.name]
+    facts = {
+        "x": x_name,
+        "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, left, right],
+        "lines": [{"name": line.name, "points": line.points} for line in lines],
+    }
+    caption = [element("b", title), element("span", legend, class_="legend"), note and element("small", note)]
+    below = element("output", f"by {x_name}", class_="read", aria_live="polite")
+    return element("figure", element("figcaption", caption), svg, below, data(facts, "chart-data"), class_="chart")
+
+
+def _values(line: Line) -> list[float]:
+    return [y for _, y in line.points if y is not None]
+
+
+def _path(dots: Sequence[tuple[float, float | None]]) -> str:
+    """Lines between neighbouring points; a point without a value leaves a gap."""
+    parts, pen_down = [], False
+    for x, y in dots:
+        if y is not None:
+            parts.append(f"{'L' if pen_down else 'M'}{x:g} {y:g}")
+        pen_down = y is not None
+    return "".join(parts)
+
+
+def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
+    """At most `MOST_POINTS` points, each the mean of as many neighbours.
+
+    >>> len(thinned([(x, 1.0) for x in range(1000)])), thinned([(1, 2.0), (2, None)])
+    (334, [(1, 2.0), (2, None)])
+    """
+    size = -(-len(points) // MOST_POINTS)
+    if size <= 1:
+        return list(points)
+    found: list[tuple[float, float | None]] = []
+    for first in range(0, len(points), size):
+        part = points[first : first + size]
+        values = [y for _, y in part if y is not None]
+        found.append((part[-1][0], math.fsum(values) / len(values) if values else None))
+    return found
+
+
+def smoothed(points: Sequence[tuple[float, float | None]], window: int) -> list[tuple[float, float | None]]:
+    """The mean over the last `window` values at each point.
+
+    >>> smoothed([(1, 4.0), (2, None), (3, 2.0), (4, 6.0)], 2)
+    [(1, 4.0), (2, 4.0), (3, 3.0), (4, 4.0)]
+    """
+    found: list[tuple[float, float | None]] = []
+    last: list[float] = []
+    for x, y in points:
+        last = [*last, y][-window:] if y is not None else last
+        found.append((x, math.fsum(last) / len(last) if last else None))
+    return found
+
+
+def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
+    """Round numbers between two values, about so many; with `whole` none has a fraction.
+
+    >>> ticks(0, 1, 4), ticks(1, 3, 5, whole=True), ticks(7, 7, 4)
+    ([0.0, 0.5, 1.0], [1.0, 2.0, 3.0], [7])
+    """
+    if low == high:
+        return [low]
+    step = 10 ** math.floor(math.log10((high - low) / about))
+    step *= next((factor for factor in (1, 2, 5) if (high - low) / (step * factor) <= about), 10)
+    step = max(step, 1) if whole else step
+    first = math.ceil(low / step - 1e-9)
+    return [float(f"{step * i:.10g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """A number as short as its use allows.
+
+    >>> number(0.001), number(12.3456), number(1500.0), number(0), number(1.5e-7)
+    ('0.001', '12.35', '1500', '0', '1.5e-07')
+    """
+    return f"{value:.4g}" if abs(value) < 10000 else f"{value:.0f}"
+
+
+class Bar(NamedTuple):
+    """A score and its interval, drawn in a style."""
+
+    style: str
+    value: float
+    interval: tuple[float, float]
+
+
+def intervals(bars: Sequence[Bar]) -> Html:
+    """Scores as dots with their intervals as bars, on one scale from the lowest bound to the highest."""
+    low, high = min(bar.interval[0] for bar in bars), max(bar.interval[1] for bar in bars)
+
+    def at(value: float) -> float:
+        return round(4 + 132 * (value - low) / ((high - low) or 1), 1)
+
+    drawn = []
+    for row, bar in enumerate(bars):
+        y = 6 + 9 * row
+        drawn.append(element("path", d=f"M{at(bar.interval[0])} {y}H{at(bar.interval[1])}", class_=f"line {bar.style}"))
+        drawn.append(element("circle", cx=at(bar.value), cy=y, r=3, class_=bar.style))
+    height = 3 + 9 * len(bars)
+    return element("svg", drawn, viewBox=f"0 0 140 {height}", width=140, height=height, aria_hidden="true")
+
+
+def heat(values: Sequence[float], told: str) -> Html:
+    """Values in time as a line of colour, from the smallest, nearly blank, to the largest."""
+    low, high = min(values), max(values)
+    cells = []
+    for i, value in enumerate(values):
+        share = (value - low) / (high - low) if high > low else 0.5
+        cells.append(element("rect", x=i, y=0, width=1, height=1, fill_opacity=round(0.08 + 0.92 * share, 3)))
+    box = f"0 0 {len(values)} 1"
+    return element("svg", cells, class_="heat", viewBox=box, preserveAspectRatio="none", role="img", aria_label=told)

@@ -1,0 +1,236 @@
+"""What a run says of itself: run.json, its curves as files, and the same curves in TensorBoard and Weights & Biases.
+
+Only the process that writes has a tracker. What can be read elsewhere is not repeated here: scores stand in log.txt and
+`{split}_metrics.json`, progress in the states, sizes of the model in the checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import secrets
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import distributed
+from config import DatasetSpec
+from disk import Lines, explain, write_text
+from utils import git_revision
+
+logger = logging.getLogger(__name__)
+
+RECORD = "run.json"
+PACKAGES = ("torch", "transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
+
+
+class Board(Protocol):
+    """Where curves are drawn."""
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Draw numbers, named "group/name", at an optimizer step."""
+
+    def close(self, failed: bool) -> None:
+        """Bring the rest to the disk."""
+
+
+class Tracker:
+    """Keeps run.json and the curves of a run; leaving it brings to the disk what a board still holds.
+
+    Args:
+        args: the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.folder = args, Path(args.output_dir)
+        self._steps, self._epochs = Lines(self.folder / "steps.jsonl"), Lines(self.folder / "log.txt")
+        self._boards: dict[str, Board] = {}
+
+    def start(self, spec: DatasetSpec, data: Mapping[str, Any], step: int | None = None) -> None:
+        """Add this start of the program to run.json, and open the boards of --tensorboard and --wandb.
+
+        Args:
+            spec: the data set's record.
+            data: split -> what tells its data from others.
+            step: optimizer steps that are done, 0 for a new training; None for an evaluation.
+
+        Raises:
+            OSError: run.json cannot be written.
+            ValueError: Weights & Biases does not let the run in.
+        """
+        record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
+        record["starts"].append(_facts(self.args, step) | {"dataset": dataclasses.asdict(spec), "data": data})
+        write_text(self.folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        if step is not None and self.args.tensorboard:
+            self._boards["--tensorboard"] = TensorBoard(self.folder, step)
+        if step is not None and self.args.wandb:
+            self._boards["--wandb"] = WandB(self.folder, record)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """Add a line to steps.jsonl."""
+        self._steps.add(line)
+        self._draw(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr")})
+
+    def epoch(self, step: int, line: Mapping[str, Any]) -> None:
+        """Add a line to log.txt; on the boards it stands at the epoch's last step."""
+        self._epochs.add(line)
+        self._draw(step, {_board_name(name): value for name, value in line.items()})
+
+    def _draw(self, step: int, numbers: Mapping[str, float | None]) -> None:
+        for flag, board in list(self._boards.items()):
+            try:
+                board.add(step, {name: value for name, value in numbers.items() if value is not None})
+            except OSError as error:  # curves are worth less than the run, and they are in the files as well
+                logger.warning("%s stops here, the run goes on: %s", flag, explain(error, self.folder))
+                del self._boards[flag]
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        while self._boards:
+            self._boards.popitem()[1].close(failed=kind is not None)
+
+
+def _board_name(name: str) -> str:
+    """The group and name of a number of log.txt.
+
+    >>> _board_name("dev_bleu4"), _board_name("nll")
+    ('dev/bleu4', 'epoch/nll')
+    """
+    return f"dev/{name.removeprefix('dev_')}" if name.startswith("dev_") else f"epoch/{name}"
+
+
+class TensorBoard:
+    """Event files in OUTPUT_DIR/tensorboard, for `tensorboard --logdir`.
+
+    Args:
+        folder: of the run.
+        step: what an interrupted run has drawn after it does not count.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Draw numbers at a step."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, failed: bool) -> None:
+        """Write the rest."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases; its environment variables (WANDB_MODE, WANDB_PROJECT ...) say where and how.
+
+    Args:
+        folder: of the run.
+        record: of run.json; its `id` is the run's, so that a resumed run goes on in its own curves.
+
+    Raises:
+        ValueError: nobody is logged in, or the server does not answer.
+    """
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        import wandb
+
+        names = {
+            "project": os.environ.get("WANDB_PROJECT", "uni-sign"),
+            "name": os.environ.get("WANDB_NAME", folder.name),
+        }
+        try:
+            self._run = wandb.init(dir=folder, id=record["id"], resume="allow", config=record["starts"][-1], **names)
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"--wandb: {reason} WANDB_MODE=offline needs no account.") from None
+        # A resumed run repeats steps that were drawn before it was interrupted; wandb's own counter only rises.
+        self._run.define_metric("*", step_metric="step")
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Draw numbers at a step."""
+        self._run.log({"step": step, **numbers})
+
+    def close(self, failed: bool) -> None:
+        """Send or store the rest."""
+        self._run.finish(exit_code=int(failed))
+
+
+# -- run.json --------------------------------------------------------------------------------------------------------
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """Read a run.json: its `id` and its `starts`, the oldest first; None where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(record["id"], str) and isinstance(record["starts"], list)):
+            raise ValueError("no list of starts")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+    return record
+
+
+def _record_so_far(folder: Path) -> dict[str, Any] | None:
+    """The record that a start is added to; a damaged one is set aside."""
+    try:
+        return read_record(folder)
+    except ValueError as error:
+        os.replace(folder / RECORD, folder / f"{RECORD}.damaged")
+        logger.warning("%s It is kept as %s.damaged.", error, RECORD)
+        return None
+
+
+def _facts(args: argparse.Namespace, step: int | None) -> dict[str, Any]:
+    """What must be known to repeat this start of the program."""
+    world = distributed.world_size()
+    return {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "what": "evaluation" if step is None else "training",
+        "from_step": step,
+        "command": shlex.join(sys.argv),
+        "folder": str(Path.cwd()),
+        "revision": git_revision(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "device": _device(),
+        "processes": world,
+        "global_batch": args.batch_size * args.gradient_accumulation_steps * world,
+        "arguments": vars(args),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _device() -> str:
+    """What one process computes on.
+
+    A CPU's name stands nowhere that every system has; its threads say more of the time a run takes.
+    """
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(distributed.device())
+        return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
