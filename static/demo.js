@@ -6,9 +6,9 @@ const WORDS = {
   en: {
     title: "Sign language translation",
     other: "中文",
-    drop: "Drop a pose file or a video here, or choose one",
+    drop: (facts) => `Drop a pose file${facts.no_videos ? "" : " or a video"} here, or choose one`,
     accepted: (facts) => `${facts.suffixes.join(" ")}, up to ${facts.max_bytes / 1e6} MB`,
-    no_video: (facts) => `Videos cannot be read now: ${facts.no_videos}`,
+    no_videos: "Videos cannot be read now",
     descriptions: "Descriptions of the frames",
     by_rules: "made from the keypoints, by rules",
     from_file: "from a JSON file",
@@ -43,9 +43,9 @@ const WORDS = {
   zh: {
     title: "手语翻译",
     other: "English",
-    drop: "把姿态文件或视频拖到这里，或点击选择",
+    drop: (facts) => `把姿态文件${facts.no_videos ? "" : "或视频"}拖到这里，或点击选择`,
     accepted: (facts) => `${facts.suffixes.join(" ")}，最大 ${facts.max_bytes / 1e6} MB`,
-    no_video: (facts) => `目前无法读取视频：${facts.no_videos}`,
+    no_videos: "目前无法读取视频",
     descriptions: "帧描述",
     by_rules: "按规则由关键点生成",
     from_file: "来自 JSON 文件",
@@ -100,8 +100,7 @@ function translatePage() {
   if (facts) {
     $("model").textContent = t().about(facts);
     $("accepted").textContent = t().accepted(facts);
-    $("no_video").textContent = t().no_video(facts);
-    $("no_video").hidden = !facts.no_videos;
+    $("what").textContent = t().drop(facts);
   }
   $("place").setAttribute("aria-label", t().frame("", "").trim());
   $("status").textContent = say(t());
@@ -250,6 +249,8 @@ try {
   facts = await (await fetch("/facts")).json();
   $("file").accept = facts.suffixes.join(",");
   $("descriptions").hidden = !facts.descriptions;
+  $("no_videos").hidden = !facts.no_videos;
+  $("no_videos").querySelector("p").textContent = facts.no_videos;
   translatePage();
 } catch {
   status((words) => words.unreachable, "fault");

@@ -51,7 +51,8 @@ def servers(translators):
     """Running, by whether their model takes descriptions."""
     running = {}
     for described, translator in translators.items():
-        running[described] = Server(0, Demo(translator), "best_checkpoint.pth", 1_000_000)
+        demo = Demo(translator, None, "no extractor here")
+        running[described] = Server(0, demo, "best_checkpoint.pth", 1_000_000)
         threading.Thread(target=running[described].serve_forever, daemon=True).start()
     yield running
     for server in running.values():
@@ -297,6 +298,8 @@ def test_drop_watch_read(browser, servers, translators, clip, tmp_path, width):
     browser.size(width)
     browser.open(f"http://{HOST}:{server.server_port}/")
     browser.wait("document.querySelector('#model').textContent.includes('best_checkpoint.pth')")
+    assert "video" not in browser.run("document.querySelector('#what').textContent")
+    assert browser.run("document.querySelector('#no_videos p').textContent") == "no extractor here"
     texts = tmp_path / "texts.json"
     texts.write_text(json.dumps(TEXTS), encoding="utf-8")
     browser.run("document.querySelector('[value=file]').click()")
