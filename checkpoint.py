@@ -1,8 +1,6 @@
-"""What a run leaves on disk: weights to use elsewhere, and states to resume from. Every write is complete or absent.
+"""States to resume a run from: folders under `output_dir/resume`. Every write is complete or absent.
 
-Weights (`checkpoint_{epoch}.pth`, `best_checkpoint.pth`) are `{"model": state_dict, ...}` with Uni-Sign's names; the
-fusion modules' weights lie beside them in the same dict, and alone in `best_fusion.pth`. States are folders under
-`output_dir/resume`.
+Weights to use elsewhere are `weights.py`'s.
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ import logging
 import math
 import re
 import shutil
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,165 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import ModelConfig
 from disk import UNFINISHED, explain, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
 from distributed import from_main, gather, is_main, rank, share_weights, world_size
-from rgb_fusion import PREFIXES as RGB_PREFIXES
 from zero_state import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
 
 logger = logging.getLogger(__name__)
-
-MAPPER_PREFIX = "description_mapper."
-FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_projection.", MAPPER_PREFIX)
-TEXT_ENCODER_PREFIX = "text_encoder."
-
-
-# -- weights ---------------------------------------------------------------------------------------------------------
-
-
-def save_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: ModelConfig, **facts: Any) -> None:
-    """Write weights that load here and in Uni-Sign; the file appears only when it is whole."""
-    content = {"model": dict(state_dict), "config": dataclasses.asdict(config), **facts}
-    write_whole(path, partial(torch.save, content))
-
-
-def fusion_weights(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of the fusion modules alone."""
-    return {name: value for name, value in state_dict.items() if name.startswith(FUSION_PREFIXES)}
-
-
-def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a .pth or .safetensors file without running anything that it may hold.
-
-    Args:
-        path: the file.
-        flag: the flag that named it, for the message.
-
-    Returns:
-        The state dict, and whatever lies beside it in the file (config, epoch ...).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file holds no weights.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{flag}: {path} does not exist.")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
-                    raise ValueError("it is a packed archive, and torch.save packs nothing")
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path), {}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
-    model = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(model, Mapping) or not all(_is_weight(name, value) for name, value in model.items()):
-        raise ValueError(f"{flag}: {path} holds no state dict; wanted {{'model': state_dict}}.")
-    return dict(model), {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
-
-
-def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
-
-
-def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> list[str]:
-    """Start from the weights of `--finetune`: all of the base model must be there, text and RGB branch may be new.
-
-    Returns:
-        Names of the model's weights that are new.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: weights that do not fit, and why that may be.
-    """
-    weights, facts = read_weights(path, "--finetune")
-    saved = facts.get("config")
-    saved = saved if isinstance(saved, Mapping) else {}
-    if saved.get("use_descriptions") and not config.use_descriptions:
-        raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")
-    of_text = ["text_encoder", "text_max_tokens"] if saved.get("use_descriptions") else []
-    for key in ["hidden_dim", *of_text]:
-        if key in saved and saved[key] != getattr(config, key):
-            raise ValueError(
-                f"--finetune: {path} was trained with --{key} {saved[key] or '(none)'}; this run has "
-                f"{getattr(config, key) or '(none)'}. Give the same."
-            )
-    own = model.state_dict()
-    holds_rgb = any(name.startswith(RGB_PREFIXES) for name in weights)
-    if holds_rgb and not config.rgb_support:
-        raise ValueError(f"--finetune: {path} is an RGB-pose checkpoint; add --rgb_support.")
-    text_branch = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
-    holds_encoder = [any(name.startswith(TEXT_ENCODER_PREFIX) for name in names) for names in (weights, own)]
-    if holds_encoder == [True, False] and config.use_descriptions:
-        raise ValueError(
-            f"--finetune: {path} holds a trained text encoder; --text_encoder_freeze would use the one of its folder. "
-            "Drop --text_encoder_freeze (with --trainable fusion the encoder stays as it is)."
-        )
-    if config.use_descriptions and not config.uses_mapper and any(name.startswith(MAPPER_PREFIX) for name in weights):
-        raise ValueError(
-            f"--finetune: {path} holds a mapper from poses to texts. Add --missing_text mapper to use it where a text "
-            "is missing, or --description_alignment W to leave missing texts to the mask embedding."
-        )
-    may_be_new = text_branch if holds_rgb else (*text_branch, *RGB_PREFIXES)
-    missing = [name for name in own if name not in weights and not name.startswith(may_be_new)]
-    unknown = [name for name in weights if name not in own]
-    reshaped = [name for name, value in weights.items() if name in own and value.shape != own[name].shape]
-    if missing or unknown or reshaped:
-        raise ValueError(_misfit(path, weights, own, missing, unknown, reshaped))
-    model.load_state_dict(weights, strict=False)
-    new = [name for name in own if name not in weights]
-    modules = Counter(name.partition(".")[0] for name in new)
-    told = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
-    logger.info("--finetune %s: %d tensors loaded, new is %s.", path, len(weights), told or "nothing")
-    return new
-
-
-def _misfit(
-    path: str | Path,
-    weights: Mapping[str, torch.Tensor],
-    own: Mapping[str, torch.Tensor],
-    missing: list[str],
-    unknown: list[str],
-    reshaped: list[str],
-) -> str:
-    seen = []
-    if missing:
-        seen.append(f"{len(missing)} weights are missing (first {missing[0]})")
-    if unknown:
-        seen.append(f"{len(unknown)} are unknown (first {unknown[0]})")
-    if reshaped:
-        first = reshaped[0]
-        shapes = f"{tuple(weights[first].shape)} for {tuple(own[first].shape)}"
-        seen.append(f"{len(reshaped)} have another shape (first {first}: {shapes})")
-    cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
-    return f"--finetune: {path} does not fit this model: {'; '.join(seen)}. {cause}"
-
-
-def load_fusion(model: nn.Module, path: str | Path) -> None:
-    """Load the fusion modules of `--fusion_checkpoint` (a `best_fusion.pth`, or a whole checkpoint that has them).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a weight of the fusion modules is missing or has another shape.
-    """
-    weights = fusion_weights(read_weights(path, "--fusion_checkpoint")[0])
-    own = fusion_weights(model.state_dict())
-    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
-        differing = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]
-        raise ValueError(
-            f"--fusion_checkpoint: {path} does not hold this model's fusion modules (first difference {differing[0]}). "
-            "Give a best_fusion.pth made with the same mT5 and text encoder."
-        )
-    model.load_state_dict(weights, strict=False)
-    logger.info("--fusion_checkpoint %s: %d tensors loaded.", path, len(weights))
-
-
-# -- states to resume from -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -395,6 +237,7 @@ FIXED_FLAGS = (
     "text_max_tokens",
     "description_alignment",
     "missing_text",
+    "trim_vocab",
     "trainable",
     "finetune",
     "fusion_checkpoint",

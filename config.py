@@ -268,6 +268,11 @@ class ModelConfig:
                 raise ValueError(f"--{flag} {value}: must be at least 2.")
 
     @property
+    def prompt(self) -> str:
+        """What mT5 reads before the frames."""
+        return f"Translate sign language video to {self.language}: "
+
+    @property
     def uses_mapper(self) -> bool:
         """Whether the model predicts text features from poses."""
         return self.use_descriptions and (self.description_alignment > 0 or self.missing_text == "mapper")

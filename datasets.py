@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
 from config import DatasetSpec
 from disk import file_sizes, sha256
-from labels import split_labels
+from labels import gloss, split_labels, target
 from packed import DescriptionPack, open_descriptions, open_poses
 from pose import part_keypoints
 from rgb_fusion import HandCrops, no_crops
@@ -141,12 +141,7 @@ class S2T_Dataset(Dataset[Sample]):
 
     def target(self, name: str) -> str:
         """The sentence (or, for CSLR, the glosses) that the model should write."""
-        return self.gloss(name) if self.task == "CSLR" else str(self.labels[name].get("text") or "")
-
-    def gloss(self, name: str) -> str:
-        """A clip's glosses joined by spaces; "" where there are none."""
-        gloss = self.labels[name].get("gloss") or ""
-        return gloss if isinstance(gloss, str) else " ".join(map(str, gloss))
+        return target(self.labels[name], self.task)
 
     def __getitem__(self, index: int) -> Sample:
         """Read one clip.
@@ -169,12 +164,18 @@ class S2T_Dataset(Dataset[Sample]):
             chooser = np.random.default_rng([*drawn, HAND_FRAMES])
             rgb_dict = self.hand_crops.load(self.video_paths[name], pose, frames, chooser)
         keypoints = part_keypoints(pose, frames)
-        return Sample(name, keypoints, self.target(name), self.gloss(name), rgb_dict, descriptions, has_description)
+        glosses = gloss(self.labels[name])
+        return Sample(name, keypoints, self.target(name), glosses, rgb_dict, descriptions, has_description)
 
-    def description_texts(self, index: int) -> set[str]:
+    def targets(self) -> list[str]:
+        """What the model should write, clip by clip."""
+        return [self.target(name) for name in self.names]
+
+    def description_texts(self) -> set[str]:
         """All texts that a clip may show; read without its pose, so frames beyond the clip count too."""
-        assert self.descriptions is not None, "the data set was made without descriptions"
-        return set(self.descriptions.load(self.names[index]).values())
+        if self.descriptions is None:
+            return set()
+        return set().union(*(self.descriptions.load(name).values() for name in self.names))
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -78,6 +78,35 @@ def write_text(path: str | Path, text: str) -> str:
     return write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 
+def sync_file(path: str | Path) -> None:
+    """Bring to the disk what a library has written by its name."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def require_room(path: str | Path, n_bytes: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        path: to be written; what it replaces does not count, for it goes when the new is whole.
+        n_bytes: needed.
+
+    Raises:
+        ValueError: there is less.
+    """
+    free = shutil.disk_usage(_folder_of(path)).free
+    if free < n_bytes:
+        raise ValueError(f"{path}: needs {n_bytes / 1e6:.0f} MB; {free / 1e6:.0f} MB are free there. Make room first.")
+
+
+def _folder_of(path: str | Path) -> Path:
+    """The folder that exists already and that a path lies or will lie in."""
+    place = Path(path).absolute()
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    return place
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names of a folder to the disk; a file's content alone would not survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -134,9 +163,7 @@ def remove_folder(folder: Path) -> None:
 
 def explain(error: OSError, path: str | Path) -> str:
     """One line that says what could not be written, why, and how much room there is."""
-    place = Path(path)
-    while not place.is_dir() and place != place.parent:
-        place = place.parent
+    place = _folder_of(path)
     try:
         room = f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free there"
     except OSError:

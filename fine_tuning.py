@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,21 +29,14 @@ import run_lock
 import survival
 from batch import to_device
 from checkpoint import (
-    FUSION_PREFIXES,
-    MAPPER_PREFIX,
     TrainState,
     check_resumable,
     find_state,
     forget_checkpoints,
-    fusion_weights,
-    load_finetune,
-    load_fusion,
     load_model_state,
     load_optimizer_state,
-    read_weights,
     resume_dir,
     save_state,
-    save_weights,
     set_aside,
     trim_curves,
     write_on_main,
@@ -52,6 +45,9 @@ from checkpoint import (
 from config import DATASETS, DatasetSpec, ModelConfig
 from datasets import BatchSampler, ClipLoader, S2T_Dataset
 from disk import write_text
+from kept_tokens import choose as choose_tokens
+from kept_tokens import log_coverage
+from labels import split_labels, target
 from models import Uni_Sign, load_mt5
 from optimization import build_optimizer, build_schedule
 from packed import use_packs
@@ -61,6 +57,16 @@ from text_cache import build_text_cache
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
 from utils import git_revision, progress, run, seed_everything, start_log, under_root
+from weights import (
+    FUSION_PREFIXES,
+    MAPPER_PREFIX,
+    fusion_weights,
+    kept_tokens,
+    load_finetune,
+    load_fusion,
+    read_weights,
+    save_weights,
+)
 from zero_state import full_state_dict
 
 logger = logging.getLogger(__name__)
@@ -77,7 +83,8 @@ def main(args: argparse.Namespace) -> None:
     seed_everything(args.seed, distributed.rank())
     spec = dataset_spec(args)
     loaders = build_loaders(args, spec)
-    model = build_model(args, model_config(args, spec), loaders)
+    resumed = find_resumed(args)
+    model = build_model(args, model_config(args, spec), loaders, resumed)
     guards = Guards.of(args)
     if args.eval:
         model.to(distributed.device())
@@ -87,15 +94,17 @@ def main(args: argparse.Namespace) -> None:
         logger.info("\n".join(f"{name}: {signature}" for name, signature in scores.signatures.items()))
     else:
         with guards.stop, guards.tracker:
-            train(args, model, loaders, guards)
+            train(args, model, loaders, guards, resumed)
     guards.saves.finish()
 
 
-def train(args: argparse.Namespace, model: Uni_Sign, loaders: dict[str, ClipLoader], guards: Guards) -> None:
-    """Run the epochs; evaluate on dev and save after each."""
+def train(
+    args: argparse.Namespace, model: Uni_Sign, loaders: dict[str, ClipLoader], guards: Guards, resumed: Resumed | None
+) -> None:
+    """Run the epochs, from the state of --resume if there is one; evaluate on dev and save after each."""
     loader = loaders["train"]
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
-    state, folder = start_state(args, model, len(loader))
+    state, folder = start_state(args, model, len(loader), resumed)
     choose_trainable(args, model)
     optimizer = build_optimizer(model, args)
     schedule = build_schedule(optimizer, args, steps_per_epoch)
@@ -209,7 +218,7 @@ def evaluate(
     written = dict(pair for part in distributed.gather(mine) for pair in part)
     bad_clips = guards.clips.settle(dataset.split, len(dataset))
     hypotheses = ["" if name in bad_clips else written[name] for name in dataset.names]
-    references = [dataset.target(name) for name in dataset.names]
+    references = dataset.targets()
     spec = dataset.spec
     scores = metrics.score(args.task, hypotheses, references, spec.text_unit, spec.bleu_tokenizer)
     loss, nll, n_tokens = torch.stack(distributed.gather(sums)).sum(0).tolist()
@@ -289,10 +298,14 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
     return loaders
 
 
-def build_model(args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader]) -> Uni_Sign:
+def build_model(
+    args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], resumed: Resumed | None = None
+) -> Uni_Sign:
     """Load mT5 and the text branch, then the weights of --finetune, --rgb_backbone and --fusion_checkpoint."""
     mt5_folder = under_root(args.root, args.mt5_path)
-    model = Uni_Sign(config, load_mt5(mt5_folder), Tokenizer(mt5_folder), build_texts(args, mt5_folder, loaders))
+    kept = choose_vocabulary(args, config, loaders, resumed)
+    texts = build_texts(args, mt5_folder, loaders, kept)
+    model = Uni_Sign(config, load_mt5(mt5_folder, kept=kept), Tokenizer(mt5_folder, kept), texts)
     if args.gradient_checkpointing:
         model.recompute_activations()
     new = load_finetune(model, args.finetune, config) if args.finetune else list(model.state_dict())
@@ -316,15 +329,58 @@ def start_backbone(args: argparse.Namespace, model: Uni_Sign, is_new: bool) -> N
         logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
 
 
-def build_texts(args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader]) -> TextFeatures | None:
+def choose_vocabulary(
+    args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], resumed: Resumed | None
+) -> torch.Tensor | None:
+    """The tokens of mT5 that the model has, None for all.
+
+    They are those of the weights that the run goes on from; --trim_vocab adds what the training texts need. Nothing of
+    dev and test decides.
+    """
+    full = Tokenizer(under_root(args.root, args.mt5_path))
+
+    def choose() -> torch.Tensor | None:
+        if resumed:
+            path = resumed[0] / "weights.pt"
+            return kept_tokens(read_weights(path, "--resume")[0], path, "--resume")
+        path = args.finetune
+        kept = kept_tokens(read_weights(path, "--finetune")[0], path, "--finetune") if path else None
+        if not args.trim_vocab:
+            return kept
+        train = loaders["train"].dataset if "train" in loaders else None
+        texts = [*train.targets(), *train.description_texts()] if train else []
+        return choose_tokens(full, [config.prompt, *texts], kept)
+
+    kept = distributed.from_main(choose() if distributed.is_main() else None)
+    if kept is not None and distributed.is_main():
+        log_coverage(full, kept, held_out_texts(args, loaders))
+    return kept
+
+
+def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> dict[str, Iterable[str]]:
+    """What the model will meet in dev and test: their sentences, and the descriptions that its own encoder reads."""
+    texts: dict[str, Iterable[str]] = {}
+    spec = dataset_spec(args)
+    for split in ("dev", "test"):
+        if split in loaders:
+            texts[f"{split}, sentences"] = loaders[split].dataset.targets()
+            if args.use_descriptions and not args.text_encoder and not args.text_encoder_freeze:
+                texts[f"{split}, descriptions"] = loaders[split].dataset.description_texts()
+        elif Path(spec.labels.get(split, "")).is_file():
+            texts[f"{split}, sentences"] = [target(label, args.task) for label in split_labels(spec, split).values()]
+    return texts
+
+
+def build_texts(
+    args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader], kept: torch.Tensor | None
+) -> TextFeatures | None:
     """What encodes descriptions: the encoder itself or, where it is frozen, a cache of its features."""
     if not args.use_descriptions:
         return None
     folder = args.text_encoder or mt5_folder
     if not args.text_encoder_freeze:
-        return TextEncoder(folder, args.text_max_tokens)
-    datasets = [loader.dataset for loader in loaders.values()]
-    texts = set().union(*(dataset.description_texts(i) for dataset in datasets for i in range(len(dataset))))
+        return TextEncoder(folder, args.text_max_tokens, kept=None if args.text_encoder else kept)
+    texts = set().union(*(loader.dataset.description_texts() for loader in loaders.values()))
     cache_root = under_root(args.root, args.text_cache)
     return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device(), progress)
 
@@ -373,21 +429,30 @@ def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | Non
         guards.tracker.start(datasets[0].spec, {dataset.split: dataset.fingerprint() for dataset in datasets}, step)
 
 
-def start_state(args: argparse.Namespace, model: Uni_Sign, n_batches: int) -> tuple[TrainState, Path | None]:
+Resumed = tuple[Path, TrainState]  # a state's folder, and where it stands
+
+
+def find_resumed(args: argparse.Namespace) -> Resumed | None:
+    """The state of --resume; None for a run that starts at the beginning."""
+    mine = find_state(args.resume, args.output_dir) if args.resume and distributed.is_main() else None
+    return distributed.from_main(mine)
+
+
+def start_state(
+    args: argparse.Namespace, model: Uni_Sign, n_batches: int, resumed: Resumed | None
+) -> tuple[TrainState, Path | None]:
     """Where the run starts: at the beginning, or where the state of --resume stands; its weights are in the model then.
 
     Returns:
         The state, and the folder from which the optimizer is still to be loaded.
     """
-    mine = find_state(args.resume, args.output_dir) if args.resume and distributed.is_main() else None
-    found = distributed.from_main(mine)
-    if found is None:
+    if resumed is None:
         if distributed.is_main():
             set_aside(args.output_dir)
         distributed.barrier()
         state = TrainState(revision=git_revision(), arguments=vars(args), n_processes=distributed.world_size())
         return state, None
-    folder, state = found
+    folder, state = resumed
     state = check_resumable(folder, state, vars(args), n_batches)
     load_model_state(model, folder)
     if distributed.is_main():

@@ -64,6 +64,17 @@ def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
     return labels
 
 
+def gloss(label: Label) -> str:
+    """A clip's glosses joined by spaces; "" where there are none."""
+    found = label.get("gloss") or ""
+    return found if isinstance(found, str) else " ".join(map(str, found))
+
+
+def target(label: Label, task: str) -> str:
+    """The sentence (or, for CSLR, the glosses) that the model should write for a clip."""
+    return gloss(label) if task == "CSLR" else str(label.get("text") or "")
+
+
 def read_labels(path: str | Path) -> dict[str, Label]:
     """Read a label file of any kind.
 

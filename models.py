@@ -18,7 +18,8 @@ from transformers import MT5ForConditionalGeneration, PreTrainedModel
 
 from batch import SrcInput, TgtInput
 from config import ModelConfig
-from mt5 import across, encode, use_fused_activation
+from kept_tokens import KEPT_TOKENS
+from mt5 import across, encode, keep_rows, use_fused_activation
 from pose import PART_ANCHOR, PART_JOINTS
 from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
 from search import search
@@ -90,12 +91,15 @@ def untie_embeddings(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGener
     return mt5
 
 
-def load_mt5(folder: str | Path, *, with_weights: bool = True) -> MT5ForConditionalGeneration:
+def load_mt5(
+    folder: str | Path, *, with_weights: bool = True, kept: torch.Tensor | None = None
+) -> MT5ForConditionalGeneration:
     """Load mT5 in fp32 from a local folder.
 
     Args:
         folder: config.json and the weights.
         with_weights: False leaves them out, for a model that gets all of them from a checkpoint.
+        kept: (V,) the tokens that the model is to have, where they are not all.
 
     Raises:
         FileNotFoundError: no such folder or no weights in it.
@@ -109,7 +113,10 @@ def load_mt5(folder: str | Path, *, with_weights: bool = True) -> MT5ForConditio
     if (kind := model_type(Path(folder))) != "mt5":
         raise ValueError(f"{folder}/config.json: model_type is {kind!r}, not 'mt5'. Name mT5's folder with --mt5_path.")
     read = read_pretrained if with_weights else read_architecture
-    return untie_embeddings(read(MT5ForConditionalGeneration, Path(folder), "--mt5_path"))
+    mt5 = untie_embeddings(read(MT5ForConditionalGeneration, Path(folder), "--mt5_path"))
+    if kept is not None:
+        keep_rows(mt5, kept)
+    return mt5
 
 
 class Uni_Sign(nn.Module):
@@ -118,7 +125,7 @@ class Uni_Sign(nn.Module):
     Args:
         config: sizes and switches.
         mt5: the language model; its d_model is the width of everything after the pose encoder.
-        tokenizer: of that mT5.
+        tokenizer: of that mT5, with the same tokens.
         texts: with descriptions, what turns texts into features: a `TextEncoder`, or a cache of its features.
 
     Source: Uni-Sign (Li et al., ICLR 2025), `models.py`.
@@ -164,17 +171,22 @@ class Uni_Sign(nn.Module):
         use_fused_activation(mt5)
         mt5.lm_head = OutputLayer(mt5.lm_head.weight)
         self.mt5_model = mt5
+        if tokenizer.kept is not None:
+            self.register_buffer(KEPT_TOKENS, tokenizer.kept.clone())
         self._frozen: list[nn.Module] = []
         if config.use_descriptions:
             assert texts is not None, "a model with descriptions needs something that encodes them"
-            self.text_features = texts if not isinstance(texts, nn.Module) else None
-            if isinstance(texts, nn.Module):
-                self.text_encoder = texts
-            self.text_projection = nn.Linear(texts.width, d_model) if texts.width != d_model else nn.Identity()
-            self.mask_embedding = LearnableMaskEmbedding(d_model)
-            self.gating_fusion = GatingFusion(d_model)
-            if config.uses_mapper:
-                self.description_mapper = DescriptionMapper(d_model)
+            self._add_text_branch(texts, d_model)
+
+    def _add_text_branch(self, texts: TextFeatures, d_model: int) -> None:
+        self.text_features = texts if not isinstance(texts, nn.Module) else None
+        if isinstance(texts, nn.Module):
+            self.text_encoder = texts
+        self.text_projection = nn.Linear(texts.width, d_model) if texts.width != d_model else nn.Identity()
+        self.mask_embedding = LearnableMaskEmbedding(d_model)
+        self.gating_fusion = GatingFusion(d_model)
+        if self.config.uses_mapper:
+            self.description_mapper = DescriptionMapper(d_model)
 
     # -- the three stages ------------------------------------------------------------------------------------------
 
@@ -274,8 +286,7 @@ class Uni_Sign(nn.Module):
 
     def prepend_prompt(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put "Translate sign language video to {language}: " before the frames, (B, P + T, D)."""
-        prompt = f"Translate sign language video to {self.config.language}: "
-        ids, prompt_mask = self.tokenizer.encode_batch([prompt], max_tokens=512)
+        ids, prompt_mask = self.tokenizer.encode_batch([self.config.prompt], max_tokens=512)
         embedded = self.mt5_model.shared(ids.to(frames.device)).expand(len(frames), -1, -1)  # (B, P, D)
         prompt_mask = prompt_mask.to(mask.device).expand(len(frames), -1)  # (B, P)
         mask = torch.cat([prompt_mask, mask], dim=1).to(frames.device, non_blocking=True)  # (B, P + T)

@@ -19,6 +19,30 @@ def use_fused_activation(mt5: nn.Module) -> None:
             module.act = nn.GELU(approximate="tanh")
 
 
+def keep_rows(mt5: Any, kept: torch.Tensor) -> None:
+    """Leave of the input embeddings, and of the output matrix if there is one, the rows of some tokens.
+
+    Args:
+        mt5: whole or its encoder alone; the two matrices are not tied.
+        kept: (V,) token numbers.
+
+    Raises:
+        ValueError: a token that it does not have.
+    """
+    embeddings = mt5.get_input_embeddings().weight.detach()
+    if int(kept.max()) >= len(embeddings):
+        raise ValueError(
+            f"mT5 has {len(embeddings)} tokens; the weights keep token {int(kept.max())} of a larger one. Name the mT5 "
+            "of training with --mt5_path."
+        )
+    mt5.set_input_embeddings(nn.Embedding.from_pretrained(embeddings[kept], freeze=False))
+    if (head := getattr(mt5, "lm_head", None)) is not None:
+        head.weight, head.out_features = nn.Parameter(head.weight.detach()[kept]), len(kept)
+    for module in mt5.modules():
+        if hasattr(module, "config"):
+            module.config.vocab_size = len(kept)
+
+
 def encode(stack: Any, embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Run mT5's encoder on embedded tokens.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -122,3 +122,25 @@ def require_packages(flag: str, *names: str) -> None:
     """
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
+
+
+def player_data(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> dict[str, Any]:
+    """What `static/skeleton_player.js` draws: some frames of a clip, in thousandths of the picture that shows them.
+
+    Args:
+        pose: the clip.
+        frames: which of its frames, from the clip's start.
+        aspect: width of the original images / their height.
+    """
+    left, top, right, bottom = picture_box(pose)
+    where = (pose.keypoints[frames] - [left, top]) * [1000 / (right - left), 1000 / (bottom - top)]  # (T, 133, 2)
+    good = pose.scores[frames] > SCORE_THRESHOLD
+    points = [
+        [place if seen else None for place, seen in zip(row, shown, strict=True)]
+        for row, shown in zip(where.round().astype(int).tolist(), good.tolist(), strict=True)
+    ]
+    return {
+        "points": points,
+        "lines": [{"joints": joints, "colour": colour, "width": width} for joints, colour, width in LINES],
+        "ratio": min(max(aspect * (right - left) / (bottom - top), 0.25), 4.0),
+    }

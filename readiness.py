@@ -14,9 +14,11 @@ import torch
 
 import fine_tuning
 from config import DatasetSpec
-from labels import split_labels
+from kept_tokens import choose
+from labels import split_labels, target
 from packed import open_descriptions, open_poses
 from rgb_fusion import HandCrops
+from tokenizer import Tokenizer
 from utils import progress, under_root
 from video import check_n_frames, count_frames
 
@@ -161,6 +163,13 @@ def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] 
     whole = size > 1.9 * n_parameters  # else not two bytes each: perhaps what git lfs leaves in place of a file
     cure = "" if whole else ": too small, get the weights again"
     report.say("✓" if whole else "!", f"mT5: {folder}: {what}, {size / 1e9:.3f} GB{cure}")
+    if args.trim_vocab:
+        labels = split_labels(fine_tuning.dataset_spec(args), "train")
+        kept = choose(Tokenizer(folder), [target(label, args.task) for label in labels.values()])
+        sizes["vocab_size"] = len(kept)
+        n_parameters = sum(mt5_parameters(**sizes))
+        what = f"{len(kept)} tokens for the sentences of train: about {n_parameters / 1e6:.1f} M parameters"
+        report.say("·", f"--trim_vocab keeps {what}; descriptions may need some more")
     return sizes
 
 

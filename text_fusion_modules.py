@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedMo
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from mt5 import use_fused_activation
+from mt5 import keep_rows, use_fused_activation
 from tokenizer import Tokenizer
 
 # What it says about mT5 (tied weights, a decoder's weights that an encoder does not take) is known and dealt with.
@@ -45,16 +45,19 @@ class TextEncoder(nn.Module):
         folder: an mT5 folder (only its encoder is loaded) or any Hugging Face text encoder (BERT, XLM-R, MiniLM ...).
         max_tokens: a text is cut to this many tokens.
         with_weights: False leaves an mT5's weights out, for an encoder that gets them from a checkpoint.
+        kept: (V,) the tokens that an mT5 is to have, where they are not all.
 
     Raises:
         FileNotFoundError: no such folder, or files missing in it.
         ValueError: files that cannot be read, or lack weights.
     """
 
-    def __init__(self, folder: str | Path, max_tokens: int = 128, *, with_weights: bool = True) -> None:
+    def __init__(
+        self, folder: str | Path, max_tokens: int = 128, *, with_weights: bool = True, kept: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.max_tokens = max_tokens
-        self.encoder, self._tokenize = _load_encoder(Path(folder), with_weights)
+        self.encoder, self._tokenize = _load_encoder(Path(folder), with_weights, kept)
         self.width = int(self.encoder.config.hidden_size)
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
@@ -152,7 +155,7 @@ def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
         raise ValueError(f"{folder}/config.json is damaged ({reason}). Name another folder with {flag}.") from error
 
 
-def _load_encoder(folder: Path, with_weights: bool) -> tuple[PreTrainedModel, Any]:
+def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -> tuple[PreTrainedModel, Any]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
@@ -161,7 +164,9 @@ def _load_encoder(folder: Path, with_weights: bool) -> tuple[PreTrainedModel, An
         read = read_pretrained if with_weights else read_architecture
         encoder = read(MT5EncoderModel, folder, "--text_encoder")
         use_fused_activation(encoder)
-        return encoder, Tokenizer(folder).encode_batch
+        if kept is not None:
+            keep_rows(encoder, kept)
+        return encoder, Tokenizer(folder, kept).encode_batch
     encoder = read_pretrained(AutoModel, folder, "--text_encoder")
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()

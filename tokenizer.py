@@ -13,6 +13,7 @@ import sentencepiece
 import torch
 
 PAD, EOS, UNK = 0, 1, 2
+SPACE = "\u2581"  # in a piece, the blank before a word
 
 
 class Tokenizer:
@@ -20,21 +21,28 @@ class Tokenizer:
 
     Args:
         folder: an mT5 folder; its `spiece.model` is read.
+        kept: (V,) the tokens to have, sorted, where they are not all: ids are their places then. What is outside of
+            them is written with smaller pieces, down to single bytes, of which there are pieces for everything.
 
     Raises:
         FileNotFoundError: no `spiece.model` there.
         ValueError: it is none.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, kept: torch.Tensor | None = None) -> None:
         path = Path(folder) / "spiece.model"
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist. Put mT5's files there (google/mt5-base: config.json, spiece.model and the "
                 "weights), or name their folder with --mt5_path."
             )
+        self.kept = kept
+        self.model = path.read_bytes()  # what `spiece.model` holds, for these tokens
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            if kept is not None:
+                self.model = keep_pieces(self.model, kept)
+                self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model)
         except RuntimeError:
             raise ValueError(
                 f"{path}: is damaged, or no sentencepiece model. Get it again from google/mt5-base."
@@ -61,3 +69,39 @@ class Tokenizer:
             if token not in (PAD, UNK) and token < len(self.pieces):
                 kept.append(int(token))
         return self.pieces.decode(kept).strip()  # as the official tokenizer does; a cut can leave a space at the end
+
+
+def keep_pieces(model: bytes, kept: torch.Tensor) -> bytes:
+    """The sentencepiece model with some of its pieces, in their order; all else stays, above all their scores.
+
+    A model is a protobuf message; each piece is a field 1 of it. Where tokens go beyond its pieces, as mT5's last
+    twelve do, nothing is lost.
+
+    Args:
+        model: a whole one, as sentencepiece has read it.
+        kept: (V,) numbers of pieces, sorted.
+    """
+    wanted = set(kept.tolist())
+    parts, place, number = [], 0, 0
+    while place < len(model):
+        start = place
+        tag, place = _varint(model, place)
+        assert tag & 7 == 2, "sentencepiece's ModelProto has messages alone"
+        length, place = _varint(model, place)
+        place += length
+        is_piece = tag >> 3 == 1
+        if not is_piece or number in wanted:
+            parts.append(model[start:place])
+        number += is_piece
+    return b"".join(parts)
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """A number of protobuf, and where the next begins."""
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 
 from batch import Sample, collate_fn, to_device
-from checkpoint import TEXT_ENCODER_PREFIX, read_weights
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from models import Uni_Sign, load_mt5
 from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
@@ -22,6 +21,7 @@ from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
 from video import read_pictures
+from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -88,13 +88,13 @@ class Translator:
         max_length: int = 0,
         **options: Any,
     ) -> Translator:
-        """Load a checkpoint of `fine_tuning.py`, or pose-only weights of Uni-Sign.
+        """Load a checkpoint of `fine_tuning.py`, a folder of `export.py`, or pose-only weights of Uni-Sign.
 
         What is left out is as in training, as far as the checkpoint says it. Of mT5 only config.json and spiece.model
         are read.
 
         Args:
-            path: `best_checkpoint.pth` for example.
+            path: `best_checkpoint.pth` for example, or an exported folder.
             mt5_path: mT5's folder; by default the one of training.
             text_encoder: the folder of the text encoder, likewise.
             language: the language of the prompt; to be given for weights that have no config, if it is not Chinese.
@@ -105,28 +105,31 @@ class Translator:
             FileNotFoundError: the checkpoint, or a folder that belongs to it, is not there.
             ValueError: no whole model without crops of the hands, or files that do not fit.
         """
-        weights, facts = read_weights(path, "--checkpoint")
-        config = _config(path, facts, weights, text_encoder=text_encoder, language=language)
+        weights, facts = read_model(path, "--checkpoint")
+        config = read_config(path, facts, weights, text_encoder=text_encoder, language=language)
+        refuse_rgb(path, config)
         mt5_folder = mt5_path or facts.get("mt5_path")
         if not mt5_folder:
             raise ValueError(
                 f"--checkpoint: {path} does not say where its mT5 is; name the folder with its config.json and "
                 "spiece.model with --mt5_path."
             )
-        mt5 = load_mt5(mt5_folder, with_weights=False)
+        kept = kept_tokens(weights, path, "--checkpoint")
+        mt5 = load_mt5(mt5_folder, with_weights=False, kept=kept)
         texts: TextFeatures | None = None
         if config.use_descriptions:
             folder = config.text_encoder or mt5_folder
             if any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):
-                texts = TextEncoder(folder, config.text_max_tokens, with_weights=False)
+                own = None if config.text_encoder else kept
+                texts = TextEncoder(folder, config.text_max_tokens, with_weights=False, kept=own)
             else:
                 projection = weights.get("text_projection.weight")  # (D, W)
                 width = mt5.config.d_model if projection is None else projection.shape[1]
                 texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
-        model = Uni_Sign(config, mt5, Tokenizer(mt5_folder), texts)
-        own = {name: value.shape for name, value in model.state_dict().items()}
+        model = Uni_Sign(config, mt5, Tokenizer(mt5_folder, kept), texts)
+        wanted = {name: value.shape for name, value in model.state_dict().items()}
         given = {name: value.shape for name, value in weights.items()}
-        if differing := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
+        if differing := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
             raise ValueError(
                 f"--checkpoint: {path} does not fit the mT5 in {mt5_folder}, or is no whole model of this code: "
                 f"{len(differing)} weights differ, the first is {differing[0]}. Name the mT5 of training: --mt5_path."
@@ -243,23 +246,37 @@ class FrozenTextEncoder:
             return self.encoder(texts)
 
 
-def _config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
-    """The config in a checkpoint, with what was given in its place."""
+def read_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
+    """The config in a checkpoint, with what was given in its place.
+
+    Raises:
+        ValueError: it has keys that are not known here, or its weights are no whole model.
+    """
     # What Uni-Sign publishes has no config; the width shows in its weights.
-    plain = {"hidden_dim": len(weights["part_para"]) // len(PART_JOINTS)} if "part_para" in weights else {}
+    plain: dict[str, Any] = {"rgb_support": any(name.startswith(RGB_PREFIXES) for name in weights)}
+    if "part_para" in weights:
+        plain["hidden_dim"] = len(weights["part_para"]) // len(PART_JOINTS)
     saved = facts.get("config", plain)
     try:
         config = ModelConfig(**{**saved, **{key: value for key, value in given.items() if value}})
     except TypeError as error:
         raise ValueError(f"--checkpoint: {path} is of another version of this code ({error}).") from None
-    if config.rgb_support or any(name.startswith(RGB_PREFIXES) for name in weights):
+    if not any(name.startswith("mt5_model.") for name in weights):
+        raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
+    return config
+
+
+def refuse_rgb(path: str | Path, config: ModelConfig) -> None:
+    """Refuse a model that poses are not enough for.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if config.rgb_support:
         raise ValueError(
             f"--checkpoint: {path} looks at crops of the hands: it needs videos beside the poses, which is not "
             "supported here yet. Give a checkpoint that was trained without --rgb_support."
         )
-    if not any(name.startswith("mt5_model.") for name in weights):
-        raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
-    return config
 
 
 def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = None) -> Pose:

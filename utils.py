@@ -88,6 +88,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
+    add(
+        "--trim_vocab",
+        action="store_true",
+        help="keep only the tokens of mT5's vocabulary that the training texts need: less memory, other losses",
+    )
     add("--uni_sign_padding", action="store_true", help="let padded frames leak as in Uni-Sign; for comparison only")
     add("--rgb_support", action="store_true", help="look at crops of the hands, too; needs the videos")
     add(
@@ -223,12 +228,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         }
         if given := [flag for flag, value in wanted.items() if value]:
             parser.error(f"{given[0]} needs --use_descriptions.")
-    if args.eval and not args.finetune:
-        parser.error("--eval needs --finetune FILE, the weights to evaluate.")
-    if args.eval and args.resume:
-        parser.error("--eval and --resume exclude each other: --eval trains nothing.")
-    if args.eval and (args.tensorboard or args.wandb):
-        parser.error("--tensorboard and --wandb draw a training; --eval writes its scores to {split}_metrics.json.")
+    if args.eval:
+        _check_evaluation(parser, args)
     for package in ("tensorboard", "wandb"):
         if getattr(args, package) and not installed(package):
             parser.error(f"--{package} needs a package: pip install -r requirements-tracking.txt")
@@ -236,6 +237,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
     _check_numbers(parser, args)
     return args
+
+
+def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if not args.finetune:
+        parser.error("--eval needs --finetune FILE, the weights to evaluate.")
+    if args.trim_vocab:
+        parser.error("--eval takes the vocabulary that the weights of --finetune have; drop --trim_vocab.")
+    if args.resume:
+        parser.error("--eval and --resume exclude each other: --eval trains nothing.")
+    if args.tensorboard or args.wandb:
+        parser.error("--tensorboard and --wandb draw a training; --eval writes its scores to {split}_metrics.json.")
 
 
 def installed(package: str) -> bool:

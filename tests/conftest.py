@@ -165,13 +165,13 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
     import torch
 
     import utils
-    from checkpoint import save_weights
     from config import DATASETS, ModelConfig
     from datasets import S2T_Dataset
     from models import Uni_Sign, load_mt5
     from text_fusion_modules import TextEncoder
     from tokenizer import Tokenizer
     from tracking import Tracker
+    from weights import save_weights
 
     folders = []
     for name in ("pose", "fusion"):

@@ -56,7 +56,9 @@ def _program(words: list[str], folder: str, log: str) -> None:
     _begin(log)
     os.chdir(folder)
     sys.argv = words
-    spec = importlib.util.spec_from_file_location("__main__", Path(_PATH[0]) / words[0])
+    exported = Path(folder) / words[0]
+    program = exported if exported.is_file() else Path(_PATH[0]) / words[0]
+    spec = importlib.util.spec_from_file_location("__main__", program)
     assert spec is not None, words[0]
     assert spec.loader is not None, words[0]
     sys.modules["__main__"] = importlib.util.module_from_spec(spec)
@@ -65,7 +67,7 @@ def _program(words: list[str], folder: str, log: str) -> None:
 
 
 def run_program(words: list[str], folder: Path, log: Path, timeout: float = 120) -> tuple[int, str]:
-    """Run `python PROGRAM.py ...` of this project in a folder.
+    """Run `python PROGRAM.py ...` of this project, or of an exported model, in a folder.
 
     Returns:
         The exit status, and what it wrote to the terminal.

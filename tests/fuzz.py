@@ -98,7 +98,7 @@ def poses(data: bytes) -> None:
 
 def weights(data: bytes) -> None:
     """Of --finetune, in both formats."""
-    from checkpoint import read_weights
+    from weights import read_weights
 
     for name in ("w.pth", "w.safetensors"):
         _refused(lambda path: read_weights(path, "--finetune"), _file(name, data))
@@ -152,11 +152,14 @@ def main() -> None:
     target, limit = sys.argv[1], float(sys.argv[2])
     import atheris
 
-    with atheris.instrument_imports(include=["temporal_alignment", "labels", "pose", "checkpoint", "safe_pickle"]):
+    with atheris.instrument_imports(
+        include=["temporal_alignment", "labels", "pose", "checkpoint", "weights", "safe_pickle"]
+    ):
         import checkpoint  # noqa: F401
         import labels as _labels  # noqa: F401
         import pose  # noqa: F401
         import temporal_alignment  # noqa: F401
+        import weights as _weights  # noqa: F401
     folder = FOLDER / "corpus"
     folder.mkdir()
     for number, seed in enumerate(seeds(target)):

@@ -10,11 +10,11 @@ from torch import nn
 
 import ablate
 from ablate import ARMS, BASE, TEXTS, Runner, constant_texts, markdown, plot, shuffled_texts, summarise, to_toml
-from checkpoint import save_weights
 from config import DATASETS, DatasetSpec, ModelConfig
 from temporal_alignment import DescriptionLoader
 from text_fusion_modules import GatingFusion
 from utils import parse_args
+from weights import save_weights
 
 CLIPS = {
     "a": {2: "one", 4: "two", 9: "three"},

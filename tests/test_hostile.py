@@ -13,12 +13,12 @@ import pytest
 import torch
 from conftest import SHARED
 
-from checkpoint import read_weights
 from config import DatasetSpec
 from datasets import S2T_Dataset
 from labels import read_labels
 from pose import read_pose
 from safe_pickle import load_pickle
+from weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = SHARED / "real" / "hostile"

@@ -28,7 +28,7 @@ LEVELS = {
         "pages",
         "video",
     ],
-    1: ["labels", "pose", "text_fusion_modules", "distributed", "utils", "vlm_client"],
+    1: ["labels", "pose", "text_fusion_modules", "kept_tokens", "distributed", "utils", "vlm_client"],
     2: [
         "batch",
         "packed",
@@ -46,6 +46,7 @@ LEVELS = {
         "datasets",
         "models",
         "sample_data",
+        "weights",
         "checkpoint",
         "bad_clips",
         "pose_sentences",
@@ -53,7 +54,7 @@ LEVELS = {
         "run_folder",
     ],
     4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator", "judged"],
-    5: ["fine_tuning", "describe", "inference", "pack_dataset", "clip_view", "extract_poses"],
+    5: ["fine_tuning", "describe", "inference", "export", "demo_page", "pack_dataset", "clip_view", "extract_poses"],
     6: ["readiness", "benchmark", "report"],
     7: ["pre_training_checklist"],
 }
@@ -70,7 +71,7 @@ OWNERS = {
     "rtmlib": {"pose_extraction"},
     "onnxruntime": {"pose_extraction"},
     "PIL": {"rgb_fusion", "pictures"},
-    "safetensors": {"checkpoint", "small_mt5"},
+    "safetensors": {"weights", "small_mt5"},
 }
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}

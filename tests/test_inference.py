@@ -13,13 +13,13 @@ import inference
 import pose_extraction
 import pose_sentences
 import video
-from checkpoint import save_weights
 from config import ModelConfig
 from models import Uni_Sign, load_mt5
 from text_fusion_modules import TextEncoder
 from tokenizer import Tokenizer
 from translator import Translator
 from video import read_pictures
+from weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = "--dtype fp32 --num_beams 2 --max_new_tokens 6 --device cpu".split()

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import MT5Config, MT5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from checkpoint import load_finetune, save_weights
 from config import ModelConfig
 from models import IGNORE, Uni_Sign, load_mt5, untie_embeddings
 from pose import PART_JOINTS
 from text_fusion_modules import TextEncoder
 from tokenizer import EOS, Tokenizer
+from weights import load_finetune, save_weights
 
 pytestmark = pytest.mark.parity
 

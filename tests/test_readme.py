@@ -9,7 +9,9 @@ import pytest
 import test_house
 import torch
 
+import demo_page
 import describe
+import export
 import extract_poses
 import fine_tuning
 import inference
@@ -90,6 +92,10 @@ def test_commands_parse(readme):
     for command in commands(readme):
         if "describe.py" in command and " audit " not in command:
             describe.parse_args(shlex.split(command)[2:])
+        if "export.py" in command:
+            export.parse_args(shlex.split(command)[2:])
+        if "demo_page.py" in command:
+            demo_page.parse_args(shlex.split(command)[2:])
         if "inference.py" in command:
             inference.parse_args(shlex.split(command)[2:])
         if "report.py" in command:
@@ -175,7 +181,7 @@ def test_every_flag_has_one_row_with_its_default(readme):
 
 @both
 def test_no_flag_is_made_up(readme):
-    programs = (utils, describe, inference, pack_dataset, extract_poses, report)
+    programs = (utils, describe, inference, pack_dataset, extract_poses, report, export, demo_page)
     parsers = [program.get_args_parser() for program in programs]
     known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", readme)) <= known | OTHER_FLAGS

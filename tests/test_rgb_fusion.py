@@ -20,7 +20,6 @@ import fine_tuning
 import rgb_fusion
 import utils
 from batch import collate_fn
-from checkpoint import save_weights
 from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
 from models import Uni_Sign, load_mt5, untie_embeddings
@@ -36,6 +35,7 @@ from rgb_fusion import (
 from sample_data import write_corpus
 from tokenizer import EOS, Tokenizer
 from video import read_frames
+from weights import save_weights
 
 av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
 pytest.importorskip("PIL", reason="pip install -r requirements-rgb.txt")

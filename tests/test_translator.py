@@ -10,7 +10,6 @@ import torch
 
 import fine_tuning
 import utils
-from checkpoint import save_weights
 from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
 from models import Uni_Sign, load_mt5
@@ -18,6 +17,7 @@ from pose import read_pose
 from text_fusion_modules import TextEncoder
 from tokenizer import Tokenizer
 from translator import Translator, load_descriptions
+from weights import save_weights
 
 OPTIONS = {"dtype": "fp32", "num_beams": 2, "max_new_tokens": 24, "device": "cpu"}
 

@@ -1,0 +1,389 @@
+"""A page to try a model on: drop a clip, watch the skeleton with its texts and the gate, read the sentence.
+
+The page is served to this computer alone, by Python's own http.server; its files lie in `static`. Other web pages
+cannot use it: every request must name this server as its host, and one that translates must come from its own page. A
+file that is dropped is written to a temporary folder to be read, and removed at once.
+
+Letters: T sampled frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import signal
+import socketserver
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES
+from utils import Parser, run
+
+if TYPE_CHECKING:
+    from pose import Pose
+    from pose_extraction import Extractor
+    from translator import Translator
+
+HOST = "127.0.0.1"
+PAGES = Path(__file__).resolve().parent / "static"
+FILES = {
+    "/": ("demo.html", "text/html"),
+    "/demo.css": ("demo.css", "text/css"),
+    "/demo.js": ("demo.js", "text/javascript"),
+    "/skeleton_player.js": ("skeleton_player.js", "text/javascript"),
+}
+SECONDS = 30  # that a browser may keep the server waiting
+N_BEST = 3
+EXAMPLES = """examples:
+  python demo_page.py --checkpoint output_multimodal/best_checkpoint.pth
+  python demo_page.py --checkpoint best_checkpoint.pth --extractor mediapipe
+  python demo_page.py --checkpoint my_model --port 9000 --device cpu
+
+Open the address that is printed, in a browser on this computer. Ctrl-C ends it.
+"""
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = Parser(
+        prog="demo_page.py",
+        description="Serve a page on which a model can be tried, to this computer alone.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or an exported folder")
+    add("--port", type=int, default=8642, help="default: 8642")
+    add("--max_upload", type=int, default=64, metavar="MB", help="larger files are refused; default: 64")
+    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="finds the poses in videos; default: rtmlib")
+    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
+    add("--text_encoder", default="", metavar="DIR", help="default: that of training")
+    add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
+    add("--device", default="", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
+    add("--num_beams", type=int, default=4, help=f"of the search for sentences, at least {N_BEST}; default: 4")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line and refuse what cannot be, before anything heavy is imported."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if not 0 <= args.port <= 65535:
+        parser.error(f"--port {args.port}: must lie in 0 to 65535; 0 takes one that is free.")
+    for flag, least in (("max_upload", 1), ("num_beams", N_BEST)):
+        if getattr(args, flag) < least:
+            parser.error(f"--{flag} {getattr(args, flag)}: must be at least {least}.")
+    return args
+
+
+# -- what the page asks for ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the page says about the file that it sends.
+
+    Attributes:
+        name: of the file.
+        texts: where descriptions come from: "rules", "file" or "none".
+        content: of the description file, with "file".
+        aspect: width of the original images / their height; a video says its own.
+        person: where frames show several people.
+    """
+
+    name: str
+    texts: str = "none"
+    content: str = ""
+    aspect: float = 1.0
+    person: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what the page never sends.
+
+        Raises:
+            ValueError: a value that cannot be.
+        """
+        if not (isinstance(self.name, str) and isinstance(self.content, str)):
+            raise ValueError("the request's texts are no texts.")
+        if self.texts not in ("rules", "file", "none"):
+            raise ValueError(f"descriptions: {self.texts!r} is none of rules, file, none.")
+        if not isinstance(self.aspect, int | float) or not 0.2 <= self.aspect <= 5:
+            raise ValueError(f"aspect: {self.aspect!r} must be between 0.2 and 5.")
+        if not isinstance(self.person, int) or not 0 <= self.person < 1000:
+            raise ValueError(f"person: {self.person!r} must be a number from 0.")
+
+    @classmethod
+    def of(cls, body: bytes) -> tuple[Question, bytes]:
+        """Take a request apart: a line of JSON, then the file.
+
+        Raises:
+            ValueError: it is none.
+        """
+        line, _, file = body.partition(b"\n")
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict) or not set(values) <= {field.name for field in fields(cls)}:
+            raise ValueError("the request is none of this page; reload it.")
+        return cls(**{"name": "", **values}), file
+
+
+class Demo:
+    """Answers what the page asks.
+
+    Args:
+        translator: with its model.
+        extractor: finds the poses in videos; without it videos are refused.
+        no_extractor: why there is none.
+    """
+
+    def __init__(self, translator: Translator, extractor: Extractor | None = None, no_extractor: str = "") -> None:
+        self.translator, self.extractor, self.no_extractor = translator, extractor, no_extractor
+        self.busy = threading.Lock()  # one clip is computed at a time
+
+    def facts(self, checkpoint: str, max_bytes: int) -> dict[str, Any]:
+        """What the page says about model and server."""
+        config = self.translator.model.config
+        return {
+            "checkpoint": Path(checkpoint).name,
+            "language": config.language,
+            "descriptions": config.use_descriptions,
+            "max_bytes": max_bytes,
+            "suffixes": [*POSE_SUFFIXES, *(VIDEO_SUFFIXES if self.extractor else ())],
+            "no_videos": "" if self.extractor else self.no_extractor,
+        }
+
+    def answer(self, question: Question, file: bytes) -> dict[str, Any]:
+        """Translate a file.
+
+        Returns:
+            The clip as the page shows it, T frames, and its sentences with and without descriptions.
+
+        Raises:
+            ValueError: the file cannot be used; the text names it as the user does.
+        """
+        from pictures import player_data
+        from temporal_alignment import sample_frames
+
+        with self.busy, tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
+            path = Path(folder) / f"clip{Path(question.name).suffix}"
+            try:
+                path.write_bytes(file)
+                pose, aspect, fps = self._pose(path, question)
+                texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
+            except (ValueError, OSError) as error:
+                raise ValueError(str(error).replace(str(path), question.name).replace(folder, "")) from None
+            sentences = self._sentences(pose, texts)
+        frames = sample_frames(len(pose), self.translator.max_length)
+        return {
+            "name": question.name,
+            "recorded": len(pose),
+            "frames": (frames + pose.start).tolist(),
+            "fps": fps,
+            **player_data(pose, frames, aspect),
+            **sentences,
+        }
+
+    def _pose(self, path: Path, question: Question) -> tuple[Pose, float, float]:
+        """A file's pose, the aspect of its pictures, and how many there are in a second; 0 where that is not known."""
+        from translator import load_pose
+        from video import read_facts
+
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            return load_pose(path, question.person), question.aspect, 0
+        if self.extractor is None:
+            raise ValueError(f"{path}: is a video. {self.no_extractor}")
+        facts = read_facts(path)
+        return load_pose(path, question.person, self.extractor), facts.width / facts.height, round(facts.fps, 3)
+
+    def _texts(self, question: Question, path: Path, pose: Pose, aspect: float) -> Mapping[int, str] | None:
+        """A clip's descriptions; None where none are wanted or the model takes none."""
+        from pose_sentences import describe_pose
+        from translator import load_descriptions
+
+        if not self.translator.model.config.use_descriptions or question.texts == "none":
+            return None
+        if question.texts == "file":
+            path.write_text(question.content, encoding="utf-8")
+            return load_descriptions(path, pose)
+        language = "zh" if self.translator.model.config.language == "Chinese" else "en"
+        return describe_pose(pose, language, aspect)
+
+    def _sentences(self, pose: Pose, texts: Mapping[int, str] | None) -> dict[str, Any]:
+        """Sentences with and without descriptions; with them, also each frame's text and gate."""
+        translator = self.translator
+        samples = [translator.sample(pose), *([] if texts is None else [translator.sample(pose, texts)])]
+        explained = translator.explain(samples, N_BEST)
+        found = [[candidate._asdict() for candidate in clip.candidates] for clip in explained]
+        if texts is None:
+            return {"without": found[0], "with": None, "texts": None, "own": None, "gate": None}
+        gate = [round(value, 4) for value in explained[1].gate or ()]
+        shown = {"texts": samples[1].descriptions, "own": samples[1].has_description, "gate": gate}
+        return {"without": found[0], "with": found[1], **shown}
+
+
+# -- the server ------------------------------------------------------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request; only the page's files, its facts and its question are known."""
+
+    server: Server
+    timeout = SECONDS
+    server_version, sys_version = "demo_page", ""
+
+    def do_GET(self) -> None:
+        """Send a file of the page, or the facts."""
+        if not self._is_for_us():
+            return
+        if self.path == "/facts":
+            self._send_json(HTTPStatus.OK, self.server.facts)
+        elif self.path in FILES:
+            name, kind = FILES[self.path]
+            self._send(HTTPStatus.OK, (PAGES / name).read_bytes(), f"{kind}; charset=utf-8")
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "nothing is here.")
+
+    def do_POST(self) -> None:
+        """Answer a question."""
+        if not self._is_for_us():
+            return
+        length = self.headers.get("Content-Length", "")
+        if self.headers.get("Origin") != f"http://{self.headers['Host']}":
+            self._refuse(HTTPStatus.FORBIDDEN, "only the page itself may ask.")
+        elif self.path != "/translate" or not length.isdecimal():
+            self._refuse(HTTPStatus.BAD_REQUEST, "the request is none of this page.")
+        elif int(length) > self.server.facts["max_bytes"]:
+            size = f"{int(length) / 1e6:.1f} MB; the limit is {self.server.facts['max_bytes'] / 1e6:.0f} MB"
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file has {size} (--max_upload).")
+        else:
+            try:
+                self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(self.rfile.read(int(length)))))
+            except ValueError as error:
+                self._refuse(HTTPStatus.BAD_REQUEST, " ".join(str(error).split()))
+            except TimeoutError:
+                self.close_connection = True
+
+    def _is_for_us(self) -> bool:
+        """Refuse a request for another host: a foreign name that was made to point here."""
+        if self.headers.get("Host") in self.server.hosts:
+            return True
+        self._refuse(HTTPStatus.FORBIDDEN, "this server answers to its own address alone.")
+        return False
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        self.close_connection = True
+        self._send_json(status, {"error": reason})
+
+    def _send_json(self, status: HTTPStatus, content: Mapping[str, Any]) -> None:
+        body = json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        self._send(status, body, "application/json; charset=utf-8")
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        for name, value in (
+            ("Content-Type", kind),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+            (
+                "Content-Security-Policy",
+                "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+            ),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the name is http.server's
+        """Say nothing: the page shows what went wrong."""
+
+
+class Server(ThreadingHTTPServer):
+    """The page's server.
+
+    Args:
+        port: 0 for one that is free.
+        demo: what answers.
+        checkpoint: of its model.
+        max_bytes: of a request.
+
+    Raises:
+        ValueError: the port is taken or not to be had.
+    """
+
+    daemon_threads = True  # one that waits for a browser must not keep the program from ending
+
+    def __init__(self, port: int, demo: Demo, checkpoint: str, max_bytes: int) -> None:
+        try:
+            super().__init__((HOST, port), Handler)
+        except OSError as error:
+            cause = "is in use, perhaps by another demo_page.py" if error.errno == errno.EADDRINUSE else error.strerror
+            raise ValueError(f"--port {port}: {cause}. Give another one; 0 takes any that is free.") from None
+        self.demo, self.facts = demo, demo.facts(checkpoint, max_bytes)
+        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
+
+    def server_bind(self) -> None:
+        """Bind without asking for the host's full name, which can take long without a network."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Leave out browsers that went away; anything else is a fault, and its origin is shown."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
+    """What finds poses in videos, or why there is nothing: the page works without."""
+    from pose_extraction import load_extractor
+
+    try:
+        return load_extractor(args.extractor, args.models, args.device), ""
+    except (ValueError, FileNotFoundError) as error:
+        return None, str(error)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Serve until Ctrl-C."""
+    from translator import Translator
+
+    translator = Translator.from_checkpoint(
+        args.checkpoint,
+        mt5_path=args.mt5_path,
+        text_encoder=args.text_encoder,
+        language=args.language,
+        device=args.device,
+        dtype=args.dtype,
+        num_beams=args.num_beams,
+    )
+    demo = Demo(translator, *find_extractor(args))
+    with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+        try:
+            where = f"http://{HOST}:{server.server_port}/"
+            sys.stdout.write(f"{where} is the page, for this computer alone. Ctrl-C ends it.\n")
+            sys.stdout.flush()
+            server.serve_forever()
+        except KeyboardInterrupt:
+            sys.stdout.write("\nended\n")
+        with demo.busy:  # what is being computed is not torn apart
+            pass
+
+
+if __name__ == "__main__":
+    run(lambda: main(parse_args()))
