@@ -207,7 +207,9 @@ class Translator:
         if encoded.gate is not None:  # (B, T, 1)
             lengths = [len(sample.pose_sample["body"]) for sample in samples]
             gates = [gate[:n].tolist() for gate, n in zip(encoded.gate.squeeze(-1).float(), lengths, strict=True)]
-        return [Explained(found[i * n_best : (i + 1) * n_best], gate) for i, gate in enumerate(gates)]
+        # The search's own scores may differ in the last digit, and so may its order where two are nearly equal.
+        best = [sorted(found[i : i + n_best], key=lambda c: -c.score) for i in range(0, len(found), n_best)]
+        return [Explained(candidates, gate) for candidates, gate in zip(best, gates, strict=True)]
 
 
 class FrozenTextEncoder:

@@ -20,7 +20,7 @@ STAGES = [
     "training step",
     "evaluation, beam 4",
     "step with frozen texts",
-    "text branch",
+    "text branch, one clip",
     "step with trained texts",
 ]
 
