@@ -363,8 +363,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="ablate.py",
         description="Train and test with and without descriptions, and with control texts; write one table.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--root", default="sample", metavar="DIR", help="folder of the data; default: sample")
     parser.add_argument("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")

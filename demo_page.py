@@ -57,8 +57,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         prog="demo_page.py",
         description="Serve a page on which a model can be tried, to this computer alone.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or an exported folder")

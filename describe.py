@@ -46,8 +46,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         prog="describe.py",
         description="Describe the frames of clips: by rules on their keypoints, or by a vision-language model.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
     def add(*names: str, **options: Any) -> None:

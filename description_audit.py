@@ -334,8 +334,6 @@ def main(argv: Sequence[str]) -> int:
         prog="describe.py audit",
         description="Say what a folder of descriptions covers and what is wrong with it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--dataset", default="", choices=sorted(config.DATASETS), help="whose clips they describe")

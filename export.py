@@ -65,8 +65,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         prog="export.py",
         description="Take a trained model elsewhere.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or weights of Uni-Sign")

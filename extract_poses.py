@@ -49,8 +49,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         prog="extract_poses.py",
         description="Find the poses in a folder of videos.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     parser.add_argument("videos", metavar="VIDEOS", help="a video, or a folder of them (and of folders)")

@@ -54,8 +54,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         prog="inference.py",
         description="Translate clips of your own, from videos or from their poses.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     parser.add_argument("clips", metavar="CLIPS", help="a video, a pose file, a folder of them, or a camera's number")

@@ -43,8 +43,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(
         description="Pack a data set's poses and descriptions into a few files that are mapped into memory.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")

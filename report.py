@@ -44,8 +44,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         prog="report.py",
         description="Write one HTML page about a run, or two runs side by side.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN_DIR", help="one run, or two to compare")

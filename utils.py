@@ -45,7 +45,10 @@ def spellings(*names: str) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes every flag with hyphens and with underscores."""
+    """Takes every flag with hyphens and with underscores, never cut short; texts keep their lines."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
         return super().add_argument(*spellings(*names), **options)
@@ -57,8 +60,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         prog="fine_tuning.py",
         description="Train or evaluate Uni-Sign stage 3, with or without descriptions of the frames.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     parser.add_argument_group("data")
