@@ -101,7 +101,7 @@ class Words(Tokenizer):
     """A stand-in for mT5's tokenizer: a word is a token."""
 
     def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+        self.vocab_size, self.kept = vocab_size, None
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
         """The same ids for the same words, in every process."""
