@@ -337,7 +337,7 @@ def choose_vocabulary(
     They are those of the weights that the run goes on from; --trim_vocab adds what the training texts need. Nothing of
     dev and test decides.
     """
-    full = Tokenizer(under_root(args.root, args.mt5_path))
+    mt5_folder = under_root(args.root, args.mt5_path)
 
     def choose() -> torch.Tensor | None:
         if resumed:
@@ -349,11 +349,11 @@ def choose_vocabulary(
             return kept
         train = loaders["train"].dataset if "train" in loaders else None
         texts = [*train.targets(), *train.description_texts()] if train else []
-        return choose_tokens(full, [config.prompt, *texts], kept)
+        return choose_tokens(Tokenizer(mt5_folder), [config.prompt, *texts], kept)
 
     kept = distributed.from_main(choose() if distributed.is_main() else None)
     if kept is not None and distributed.is_main():
-        log_coverage(full, kept, held_out_texts(args, loaders))
+        log_coverage(Tokenizer(mt5_folder), kept, held_out_texts(args, loaders))
     return kept
 
 

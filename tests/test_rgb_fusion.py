@@ -322,7 +322,7 @@ def test_state_dict_of_the_full_size(shared_reference):
     recorded = json.loads((shared_reference / "state_dict_keys_rgb.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         mt5 = untie_embeddings(MT5ForConditionalGeneration(MT5Config(**recorded["mt5_config"])))
-        model = Uni_Sign(ModelConfig(rgb_support=True), mt5, tokenizer=None)
+        model = Uni_Sign(ModelConfig(rgb_support=True), mt5, Tokenizer(shared_reference / "tiny_mt5"))
     state = model.state_dict(keep_vars=True)
     entries = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()}
     assert entries == {name: [shape, dtype] for name, shape, dtype in recorded["entries"]}
