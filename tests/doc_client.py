@@ -5,12 +5,19 @@ import os
 import socket
 import sys
 
-with socket.socket(socket.AF_UNIX) as call:
+
+def main() -> int:
+    """Ask, print, and return the exit status."""
     os.chdir(os.path.dirname(os.environ["DOCS"]))
-    call.connect("docs.socket")
-    with call.makefile("rw") as file:
-        file.write(json.dumps(sys.argv[1:]) + "\n")
-        file.flush()
-        status, output = json.loads(file.readline())
-sys.stdout.write(output)
-sys.exit(status)
+    with socket.socket(socket.AF_UNIX) as call:
+        call.connect("docs.socket")
+        with call.makefile("rw") as file:
+            file.write(json.dumps(sys.argv[1:]) + "\n")
+            file.flush()
+            status, output = json.loads(file.readline())
+    sys.stdout.write(output)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
