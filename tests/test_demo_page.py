@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -260,11 +261,15 @@ def test_the_program_starts_and_ends(small_mt5_folder, tmp_path, number):
     save_weights(tmp_path / "best.pth", model.state_dict(), model.config, mt5_path=str(small_mt5_folder))
     command = [sys.executable, "demo_page.py", "--checkpoint", str(tmp_path / "best.pth"), "--port", "0"]
     root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell has what it runs in the background ignore it
+    process = subprocess.Popen(command, cwd=root, stdout=-1, stderr=-1, text=True, preexec_fn=heed)
+    try:
         address = process.stdout.readline()
         assert address.startswith("http://127.0.0.1:"), process.stderr.read()
         process.send_signal(number)
         said, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, said.split(), errors) == (0, ["ended"], "")
 
 
