@@ -371,7 +371,7 @@ def main(args: argparse.Namespace) -> None:
     )
     demo = Demo(translator, *find_extractor(args))
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             where = f"http://{HOST}:{server.server_port}/"
             sys.stdout.write(f"{where} is the page, for this computer alone. Ctrl-C ends it.\n")

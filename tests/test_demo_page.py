@@ -255,14 +255,18 @@ def test_a_port_in_use_is_one_line(servers, translators):
         Server(port, Demo(translators[True]), "x", 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_the_program_starts_and_ends(small_mt5_folder, tmp_path, number):
+# A shell has what it runs in the background ignore SIGINT: then SIGTERM must do.
+@pytest.mark.parametrize(
+    ("number", "of_sigint"),
+    [(signal.SIGINT, signal.SIG_DFL), pytest.param(signal.SIGTERM, signal.SIG_IGN, marks=pytest.mark.slow)],
+)
+def test_the_program_starts_and_ends(small_mt5_folder, tmp_path, number, of_sigint):
     model = new_model(small_mt5_folder)
     save_weights(tmp_path / "best.pth", model.state_dict(), model.config, mt5_path=str(small_mt5_folder))
     command = [sys.executable, "demo_page.py", "--checkpoint", str(tmp_path / "best.pth"), "--port", "0"]
     root = Path(__file__).resolve().parents[1]
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell has what it runs in the background ignore it
-    process = subprocess.Popen(command, cwd=root, stdout=-1, stderr=-1, text=True, preexec_fn=heed)
+    begin = partial(signal.signal, signal.SIGINT, of_sigint)
+    process = subprocess.Popen(command, cwd=root, stdout=-1, stderr=-1, text=True, preexec_fn=begin)
     try:
         address = process.stdout.readline()
         assert address.startswith("http://127.0.0.1:"), process.stderr.read()
