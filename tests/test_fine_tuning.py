@@ -150,7 +150,11 @@ def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
     before = lines(tmp_path / "steps.jsonl")
     state = sorted((tmp_path / "resume").iterdir())[0]
     finish(start(corpus, tmp_path, *flags, "--resume", state, launcher=launcher))
-    assert lines(tmp_path / "steps.jsonl") == before
+    after = lines(tmp_path / "steps.jsonl")
+    if stage == "3" and launcher is TWO:  # DeepSpeed sends weights in bf16 there; in fp32 test_zero_state.py is exact
+        assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=1e-4)
+    else:
+        assert after == before
     assert all(w.dtype == torch.float32 for n, w in weights(tmp_path / "checkpoint_1.pth").items() if "running" in n)
 
 
