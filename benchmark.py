@@ -311,7 +311,8 @@ class Training:
         """Of the step with descriptions, which is compared with that without."""
         # Of the first clip alone: with a call for each frame a batch would take minutes.
         fields = ("descriptions", "has_description")
-        src: Any = {**self.on_device, **{key: self.src_input[key][:1] for key in fields}}  # type: ignore[literal-required]
+        texts: Any = self.src_input
+        src: Any = {**self.on_device, **{key: texts[key][:1] for key in fields}}
         ours = self.both_ways(lambda x: self.model.fuse_text(x, src)[0], self.pose[:1])
         other = self.both_ways(lambda x: self.reference.fuse_text(x, src), self.pose[:1])
         yield Stage("text branch, one clip", ours, other, 1, self.pose.shape[1])

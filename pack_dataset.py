@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,7 +155,7 @@ def verify(out: Path) -> None:
         kinds = {POSES: PosePack, DESCRIPTIONS: DescriptionPack}
         try:
             pack = kinds.get(folder.parent.name, PosePack)(folder)
-            faults = pack.verify(lambda keys, folder=folder: shown(keys, folder))  # type: ignore[misc]
+            faults = pack.verify(partial(shown, folder=folder))
         except ValueError as error:
             faults = [str(error)]
         sys.stdout.write(f"{folder}: {f'{len(faults)} faults' if faults else f'{len(pack)} clips, whole'}\n")

@@ -15,7 +15,7 @@ import packed
 from config import DatasetSpec
 from datasets import BatchSampler, ClipLoader, S2T_Dataset
 from pack_dataset import main
-from packed import DESCRIPTIONS, POSES, Content, DescriptionPack, PosePack, use_packs, write_pack
+from packed import DESCRIPTIONS, POSES, Content, DescriptionPack, PosePack, pack_pose, use_packs, write_pack
 from pose import read_pose
 from temporal_alignment import DescriptionLoader
 
@@ -213,6 +213,13 @@ def test_a_changed_byte_is_found_where_it_is_read(small):
         pack.decode("a.pkl")
     with pytest.raises(ValueError, match="--verify: 1 faults; the first: .*damaged"):
         verify(small)
+
+
+def test_a_file_that_could_not_be_read_is_no_fault_of_the_pack(tmp_path):
+    (tmp_path / "damaged.pkl").write_bytes(b"no pickle")
+    content = pack_pose((str(tmp_path), "damaged.pkl"))
+    write_pack(tmp_path / "pack", POSES, "poses", [content])
+    assert PosePack(tmp_path / "pack").verify(iter) == []
 
 
 def test_two_words_that_changed_places_are_found_by_verifying(small):
