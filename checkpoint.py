@@ -251,6 +251,7 @@ FIXED_FLAGS = (
     "weight_decay",
     "seed",
     "dtype",
+    "joint_hands",
     "uni_sign_padding",
 )
 

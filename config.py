@@ -229,6 +229,7 @@ class ModelConfig:
         description_alignment: weight of the loss of predicting a frame's text feature from its pose; 0 for none.
         missing_text: what stands for a text that is missing, "mask" (an embedding) or "mapper" (the prediction).
         rgb_support: whether the model looks at crops of the hands.
+        joint_hands: both hands in one pass, so that in training they share their batch statistics as in a test.
         uni_sign_padding: let padded frames and empty crops take part, as in Uni-Sign; for comparison only.
     """
 
@@ -243,6 +244,7 @@ class ModelConfig:
     description_alignment: float = 0.0
     missing_text: str = "mask"
     rgb_support: bool = False
+    joint_hands: bool = False
     uni_sign_padding: bool = False
 
     def __post_init__(self) -> None:

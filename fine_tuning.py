@@ -255,6 +255,7 @@ def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
         description_alignment=args.description_alignment,
         missing_text=args.missing_text,
         rgb_support=args.rgb_support,
+        joint_hands=args.joint_hands,
         uni_sign_padding=args.uni_sign_padding,
     )
 

@@ -44,6 +44,7 @@ from vocabulary import OutputLayer
 logger = logging.getLogger(__name__)
 
 IGNORE = -100  # label of padding
+JOINT_HANDS = (("body",), ("left", "right"), ("face_all",))  # the parts of each pass, in the order of `PART_JOINTS`
 
 
 @dataclass
@@ -219,24 +220,34 @@ class Uni_Sign(nn.Module):
         """Keypoints, and crops of the hands where the model looks at them -> one embedding per frame, (B, T, D)."""
         mask = src_input["attention_mask"]
         # With Uni-Sign's padding the repeated last frames go through the convolutions; mT5 never sees them either way.
-        layout = ClipLayout(torch.ones_like(mask) if self.config.uni_sign_padding else mask, src_input["body"].device)
-        pooled = []
+        mask = torch.ones_like(mask) if self.config.uni_sign_padding else mask
+        layout = ClipLayout(mask, src_input["body"].device)
+        pooled: list[torch.Tensor] = []
         body = None
-        for part in PART_JOINTS:
-            x = layout.pack(src_input[part])  # type: ignore[literal-required]  # (N, V, 3)
-            x = self.proj_linear[part](x)  # (N, V, hidden / 4)
-            x = self.gcn_modules[part](x, layout)  # (N, V, hidden)
-            if self.config.rgb_support and part in HANDS:
-                x = fuse_hand(self, x, part, src_input, layout, self.config.uni_sign_padding)  # type: ignore[arg-type]
-            if part == "body":
+        for parts in JOINT_HANDS if self.config.joint_hands else [(part,) for part in PART_JOINTS]:
+            # Parts of a pass share their weights and stand one after another, like further clips.
+            n_parts, (first, *_) = len(parts), parts
+            passed = layout if n_parts == 1 else ClipLayout(mask.repeat(n_parts, 1), src_input["body"].device)
+            x = torch.cat([layout.pack(src_input[part]) for part in parts])  # type: ignore[literal-required]  # (N, V, 3)
+            x = self.proj_linear[first](x)  # (N, V, hidden / 4)
+            x = self.gcn_modules[first](x, passed)  # (N, V, hidden)
+            if body is None:
                 body = x
             else:
-                assert body is not None
-                x = x + body[:, PART_ANCHOR[part], None].detach()  # where the hand or face is
-            x = self.fusion_gcn_modules[part](x, layout)  # (N, V, hidden)
-            pooled.append(x.mean(1))  # (N, hidden)
+                each = zip(parts, x.chunk(n_parts), strict=True)
+                x = torch.cat([self._placed(part, own, body, src_input, layout) for part, own in each])
+            x = self.fusion_gcn_modules[first](x, passed)  # (N, V, hidden)
+            pooled.extend(x.mean(1).chunk(n_parts))  # (N, hidden) each
         x = torch.cat(pooled, dim=-1) + self.part_para  # (N, 4 hidden)
         return layout.unpack(self.pose_proj(x))  # (B, T, D)
+
+    def _placed(
+        self, part: str, x: torch.Tensor, body: torch.Tensor, src_input: SrcInput, layout: ClipLayout
+    ) -> torch.Tensor:
+        """A hand's or the face's features, (N, V, hidden), with its crops, and with where it is on the body."""
+        if self.config.rgb_support and part in HANDS:
+            x = fuse_hand(self, x, part, src_input, layout, self.config.uni_sign_padding)  # type: ignore[arg-type]
+        return x + body[:, PART_ANCHOR[part], None].detach()
 
     def fuse_text(
         self, pose: torch.Tensor, src_input: SrcInput

@@ -89,8 +89,10 @@ def random_weights(
 
     The scales are those of transformers' own initialisation, with two exceptions. An untied `lm_head` is drawn there
     with standard deviation 1, which makes logits of size sqrt(d_model) and a first loss of about 50; with 0.02 the
-    first loss is about ln(vocab_size). And what attention and feed-forward add to the residual stream starts at a
-    tenth: untrained attention is an average over all frames, which would drown what each frame shows.
+    first loss is about ln(vocab_size). And what self-attention and feed-forward add to the residual stream starts at
+    a tenth: untrained attention is an average over all frames, which would drown what each frame shows. The decoder's
+    look at the frames starts in full: where it too starts faint, the decoder learns sentences by heart before it has
+    learnt to look.
 
     Returns:
         name -> float32 array; `shared.weight` and `lm_head.weight` are different tensors.
@@ -101,13 +103,13 @@ def random_weights(
     def normal(rows: int, columns: int, std: float) -> np.ndarray:
         return (rng.standard_normal((rows, columns)) * std).astype(np.float32)
 
-    def attention(prefix: str) -> dict[str, np.ndarray]:
+    def attention(prefix: str, share: float) -> dict[str, np.ndarray]:
         return {
             # mT5 does not divide attention scores by sqrt(d_kv): the queries are drawn that much smaller.
             f"{prefix}.q.weight": normal(inner, d_model, (d_model * d_kv) ** -0.5),
             f"{prefix}.k.weight": normal(inner, d_model, d_model**-0.5),
             f"{prefix}.v.weight": normal(inner, d_model, d_model**-0.5),
-            f"{prefix}.o.weight": normal(d_model, inner, branch * inner**-0.5),
+            f"{prefix}.o.weight": normal(d_model, inner, share * inner**-0.5),
         }
 
     weights = {"shared.weight": normal(vocab_size, d_model, 1.0), "lm_head.weight": normal(vocab_size, d_model, 0.02)}
@@ -115,7 +117,7 @@ def random_weights(
         for block in range(layers):
             layer = f"{stack}.block.{block}.layer"
             for i, kind in enumerate(attentions):
-                weights |= attention(f"{layer}.{i}.{kind}")
+                weights |= attention(f"{layer}.{i}.{kind}", branch if kind == "SelfAttention" else 1.0)
             feed_forward = f"{layer}.{len(attentions)}.DenseReluDense"
             weights[f"{feed_forward}.wi_0.weight"] = normal(d_ff, d_model, d_model**-0.5)
             weights[f"{feed_forward}.wi_1.weight"] = normal(d_ff, d_model, d_model**-0.5)

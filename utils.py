@@ -94,6 +94,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep only the tokens of mT5's vocabulary that the training texts need: less memory, other losses",
     )
+    add(
+        "--joint_hands",
+        action="store_true",
+        help="normalise both hands together in training, as a test does; Uni-Sign normalises each by itself",
+    )
     add("--uni_sign_padding", action="store_true", help="let padded frames leak as in Uni-Sign; for comparison only")
     add("--rgb_support", action="store_true", help="look at crops of the hands, too; needs the videos")
     add(

@@ -154,6 +154,7 @@ def test_defaults_of_the_model():
         "description_alignment": 0.0,
         "missing_text": "mask",
         "rgb_support": False,
+        "joint_hands": False,
         "uni_sign_padding": False,
     }
 

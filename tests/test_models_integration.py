@@ -173,6 +173,23 @@ def test_with_uni_signs_padding_neighbours_do_count(make):
 
 
 @torch.no_grad()
+def test_joint_hands_are_trained_as_they_are_tested(make):
+    """Each hand by its own statistics in training, both by common ones in a test, are two different models."""
+    src_input, _ = collate_fn([clip(number, False) for number in range(6)])
+    src_input["left"] = 0.2 * src_input["left"]  # a hand that rests
+    apart, joint = (make(use_descriptions=False, joint_hands=value) for value in (False, True))
+    joint.load_state_dict(apart.state_dict())
+    torch.testing.assert_close(joint.encode_pose(src_input), apart.encode_pose(src_input))
+    gaps = []
+    for model in (apart, joint):
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm1d)):
+            norm.momentum = 1.0
+        trained = model.train().encode_pose(src_input)
+        gaps.append((model.eval().encode_pose(src_input) - trained).abs().mean() / trained.abs().mean())
+    assert gaps[1] < 0.02 < 0.1 < gaps[0]
+
+
+@torch.no_grad()
 def test_texts_and_poses_count(described):
     """Nor is the property true because nothing counts."""
     src_input, tgt_input = collate_fn([clip(0)])

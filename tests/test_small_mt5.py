@@ -194,7 +194,8 @@ def test_weights_have_the_scale_that_mt5_is_made_for():
         "lm_head.weight": 0.02,
         "encoder.block.0.layer.0.SelfAttention.q.weight": 1 / math.sqrt(256 * 64),
         "decoder.block.0.layer.1.EncDecAttention.k.weight": 1 / 16,
-        "decoder.block.0.layer.1.EncDecAttention.o.weight": 0.1 / 16,
+        "decoder.block.0.layer.0.SelfAttention.o.weight": 0.1 / 16,
+        "decoder.block.0.layer.1.EncDecAttention.o.weight": 1 / 16,
         "decoder.block.0.layer.2.DenseReluDense.wo.weight": 0.1 / math.sqrt(512),
     }
     assert {name: pytest.approx(float(weights[name].std()), rel=0.05) for name in expected} == expected
