@@ -172,6 +172,18 @@ def test_command_line(tmp_path, capfd):
     small_mt5.main(["--out", str(out), "--texts", *map(str, sources(tmp_path))])
     assert "from 5 texts" in capfd.readouterr().out
     assert UNK not in Tokenizer(out).encode("妈妈握拳 one", 30)
+    assert json.loads((out / "config.json").read_text())["d_model"] == 256
+
+
+def test_another_width(tmp_path, capfd):
+    out, texts = tmp_path / "model", [*map(str, sources(tmp_path))]
+    small_mt5.main(["--out", str(out), "--d_model", "64", "--texts", *texts])
+    weights = load_file(out / "model.safetensors")
+    assert weights["encoder.block.0.layer.0.SelfAttention.q.weight"].shape == (64, 64)
+    assert weights["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape == (128, 64)
+    with pytest.raises(SystemExit, match="2"):
+        small_mt5.main(["--out", str(out), "--d_model", "30", "--texts", *texts])
+    assert "--d_model 30" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["missing", "missing.txt", "list.pkl", "plain"])
