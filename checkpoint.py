@@ -27,6 +27,8 @@ from zero_state import full_state_dict, optimizer_numbers, optimizer_tensors, re
 
 logger = logging.getLogger(__name__)
 
+STATE_WEIGHTS = "weights.pt"  # in a state's folder
+
 
 @dataclass
 class TrainState:
@@ -121,7 +123,7 @@ def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
     yield "processes.pt", gather(own)
-    yield "weights.pt", full_state_dict(engine)
+    yield STATE_WEIGHTS, full_state_dict(engine)
     for kind, tensors in optimizer_tensors(engine):
         yield f"optimizer_{kind}.pt", tensors
     yield "optimizer.pt", optimizer_numbers(engine)
@@ -295,7 +297,7 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
 def load_model_state(model: nn.Module, folder: Path) -> None:
     """Put a state's weights into the model, before it gets its engine; every process calls this."""
     if is_main():
-        model.load_state_dict(_read(folder / "weights.pt"))
+        model.load_state_dict(_read(folder / STATE_WEIGHTS))
     share_weights(model)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import MT5Config, MT5ForConditionalGeneration
 
+import building
 import fine_tuning
 import utils
 from batch import collate_fn
@@ -251,8 +252,6 @@ def test_train_evaluate_resume_translate(corpus, tmp_path, caplog):
     arguments = json.loads((state / "state.json").read_text())["arguments"]
     assert arguments["trim_vocab"]
     args = utils.parse_args([*flags, "--trim_vocab", "--epochs", "1", "--output_dir", str(out), "--resume", "auto"])
-    resumed = fine_tuning.find_resumed(args)
-    model = fine_tuning.build_model(args, fine_tuning.model_config(args, spec), {}, resumed)
+    model = building.build_model(args, building.model_config(args, spec), {}, state)
     assert torch.equal(model.kept_tokens, kept)
-    fine_tuning.start_state(args, model, 3, resumed)  # its weights fit
     assert torch.equal(model.state_dict()["mt5_model.lm_head.weight"], weights["mt5_model.lm_head.weight"])

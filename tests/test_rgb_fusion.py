@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import MT5Config, MT5ForConditionalGeneration
 
+import building
 import fine_tuning
 import rgb_fusion
 import utils
@@ -646,7 +647,7 @@ def test_weights_with_and_without_crops(fused, filmed, tmp_path, caplog):
 
     def build(rgb_support, file, **more):
         changed = dict(vars(args), rgb_support=rgb_support, finetune=str(file), **more)
-        return fine_tuning.build_model(type(args)(**changed), dataclasses.replace(config, rgb_support=rgb_support), {})
+        return building.build_model(type(args)(**changed), dataclasses.replace(config, rgb_support=rgb_support), {})
 
     model = build(True, path)
     assert all(torch.equal(x, whole[name]) for name, x in model.state_dict().items())
@@ -672,13 +673,13 @@ def test_backbone_from_imagenet(filmed, tmp_path):
     torch.save(own | {"classifier.1.weight": torch.zeros(1000, 1280)}, tmp_path / "b0.pth")
     args = utils.parse_args(["--root", str(filmed), *FLAGS, "--rgb_backbone", str(tmp_path / "b0.pth")])
     config = ModelConfig(hidden_dim=16, rgb_support=True)
-    model = fine_tuning.build_model(args, config, {})
+    model = building.build_model(args, config, {})
     for name, x in model.rgb_support_backbone[0].state_dict().items():
         assert torch.equal(x, own[f"features.{name}"])
     del own["features.8.1.bias"]
     torch.save(own, tmp_path / "b0.pth")
     with pytest.raises(ValueError, match=r"--rgb_backbone: .*b0.pth does not hold EfficientNet-B0 .*features.8.1.bias"):
-        fine_tuning.build_model(args, config, {})
+        building.build_model(args, config, {})
 
 
 def test_missing_videos_stop_the_run_before_training(filmed, tmp_path):
