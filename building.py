@@ -153,17 +153,17 @@ def choose_vocabulary(
     when a run is resumed. Nothing of dev and test decides.
     """
     path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
+    mt5_folder = under_root(args.root, args.mt5_path)
     kept = None
     if distributed.is_main():
         if path:
             kept = kept_tokens(read_weights(path, flag)[0], path, flag)
-        full = Tokenizer(under_root(args.root, args.mt5_path))
         if args.trim_vocab and not state:
             train = loaders["train"].dataset if "train" in loaders else None
             texts = [*train.targets(), *train.description_texts()] if train else []
-            kept = choose_tokens(full, [config.prompt, *texts], kept)
+            kept = choose_tokens(Tokenizer(mt5_folder), [config.prompt, *texts], kept)
         if kept is not None:
-            log_coverage(full, kept, held_out_texts(args, loaders))
+            log_coverage(Tokenizer(mt5_folder), kept, held_out_texts(args, loaders))
     return distributed.from_main(kept)
 
 

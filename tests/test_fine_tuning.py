@@ -22,7 +22,7 @@ from small_mt5 import write_small_mt5
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
     "--hidden_dim 32 --epochs 2 --batch-size 4 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
-    "--num_beams 2 --max_new_tokens 8"
+    "--num_beams 2 --max_new_tokens 8 --max_length 24"
 ).split()
 
 
@@ -114,10 +114,9 @@ def test_evaluation_repeats_the_scores_of_training(corpus, described, tmp_path):
 
 
 def test_two_processes_write_the_same_files(corpus, described, tmp_path):
-    flags = ("--use_descriptions", "--eval", "--finetune", described / "best_checkpoint.pth")
-    one, two = start(corpus, tmp_path / "1", *flags), start(corpus, tmp_path / "2", *flags, launcher=TWO)
-    finish(one)
-    finish(two)
+    flags = ("--use_descriptions", "--eval", "--finetune", str(described / "best_checkpoint.pth"))
+    train(corpus, tmp_path / "1", *flags)
+    finish(start(corpus, tmp_path / "2", *flags, launcher=TWO))
     for split, count in (("dev", 9), ("test", 7)):
         for name in ("predictions.jsonl", "tmp_pres.txt", "tmp_refs.txt"):
             assert (tmp_path / "1" / f"{split}_{name}").read_text() == (tmp_path / "2" / f"{split}_{name}").read_text()
@@ -131,6 +130,7 @@ def test_two_processes_write_the_same_files(corpus, described, tmp_path):
 def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
     """On two processes: same losses, a checkpoint with every weight, and two processes decode in step."""
     flags = ["--root", str(corpus), *SMALL, "--use_descriptions", "--epochs", "1"]
+    flags += ["--max_length", "16", "--max_new_tokens", "4"]
     for stage in "03":
         run = [*flags, "--zero_stage", stage, "--output_dir", str(tmp_path / stage)]
         Run(tmp_path / f"{stage}.log", run, n_processes=2).finish()
@@ -300,7 +300,7 @@ def test_real_signing_goes_through(shared_real, tmp_path):
     (tmp_path / "real.toml").write_text(config.replace('"fingerspelling/labels', f'"{tmp_path}/labels'))
     write_small_mt5(tmp_path / "mt5", ["red car", "右手在胸前", "the left hand rises"] * 5, d_model=64, layers=1)
     flags = ("--dataset_config", tmp_path / "real.toml", "--mt5_path", tmp_path / "mt5", "--use_descriptions")
-    out = train(shared_real, tmp_path / "out", *map(str, flags), "--epochs", "1")
+    out = train(shared_real, tmp_path / "out", *map(str, flags), "--epochs", "1", "--max_length", "256")
     assert 0 < lines(out / "log.txt")[0]["loss"] < 20
     assert len(lines(out / "dev_predictions.jsonl")) == 5
 
@@ -318,7 +318,7 @@ def test_real_signing_is_learnt(shared_real, tmp_path):
     subprocess.run([sys.executable, "small_mt5.py", "--out", mt5, "--texts", *texts], cwd=ROOT, check=True)
     flags = ["--dataset_config", str(config), "--mt5_path", str(mt5), "--text_cache", str(tmp_path / "cache")]
     flags += "--hidden_dim 32 --lr 4e-4 --warmup-epochs 0.5 --epochs 20 --batch-size 4".split()
-    flags += "--gradient-accumulation-steps 1 --num_beams 1 --max_new_tokens 40".split()
+    flags += "--gradient-accumulation-steps 1 --num_beams 1 --max_new_tokens 40 --max_length 256".split()
     for name, more in (("pose", []), ("described", ["--use_descriptions", "--text_encoder_freeze"])):
         out = train(shared_real, tmp_path / name, *flags, *more)
         epochs = lines(out / "log.txt")
