@@ -37,18 +37,10 @@ def shared_reference() -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample corpus of a few clips; read only. Its mT5 is a smaller one: many tests train it."""
-    from sample_data import write_corpus
-    from small_mt5 import read_texts, write_small_mt5
+    """A sample corpus of a few clips, with a small mT5; read only."""
+    from small_corpus import write_small_corpus
 
-    folder = tmp_path_factory.mktemp("corpus") / "sample"
-    write_corpus(folder, {"train": 24, "dev": 9, "test": 7})
-    mt5 = folder / "pretrained_weight" / "mt5-base"
-    shutil.rmtree(mt5)
-    sources = (folder / "data/CSL_Daily/labels.train", folder / "description/CSL-Daily/split_data/train")
-    texts = [text for source in sources for text in read_texts(source)]
-    write_small_mt5(mt5, texts, d_model=64, layers=1, heads=2, d_kv=16, d_ff=96)
-    return folder
+    return write_small_corpus(tmp_path_factory.mktemp("corpus") / "sample", {"train": 24, "dev": 9, "test": 7})
 
 
 @pytest.fixture(scope="session")

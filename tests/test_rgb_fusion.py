@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_corpus import write_small_corpus
 from torch import nn
 from transformers import MT5Config, MT5ForConditionalGeneration
 
@@ -33,7 +34,6 @@ from rgb_fusion import (
     hand_boxes,
     hand_fusion_modules,
 )
-from sample_data import write_corpus
 from tokenizer import EOS, Tokenizer
 from video import read_frames
 from weights import save_weights
@@ -548,8 +548,7 @@ def test_a_missing_package_is_one_line(monkeypatch, package):
 @pytest.fixture(scope="module")
 def filmed(write_video, tmp_path_factory):
     """A sample corpus with videos in Uni-Sign's folder."""
-    root = tmp_path_factory.mktemp("filmed") / "sample"
-    write_corpus(root, {"train": 6, "dev": 2, "test": 2})
+    root = write_small_corpus(tmp_path_factory.mktemp("filmed") / "sample", {"train": 6, "dev": 2, "test": 2})
     spec = DATASETS["CSL_Daily"].under(root)
     for split in spec.labels:
         dataset = S2T_Dataset(spec, split)
