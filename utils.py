@@ -264,13 +264,18 @@ def installed(package: str) -> bool:
 
 def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     counts = ("epochs", "batch_size", "gradient_accumulation_steps", "max_length", "num_beams", "max_new_tokens")
-    for flag in (*counts, "max_skipped_steps"):
-        if getattr(args, flag) < 1:
-            parser.error(f"--{flag} {getattr(args, flag)}: must be at least 1.")
+    others = ("seed", "num_workers", "save_steps", "quick_break", "keep_last", "max_failed_saves", "warmup_epochs")
+    others += ("weight_decay", "gradient_clipping", "opt_eps", "min_lr")
+    least = dict.fromkeys((*counts, "max_skipped_steps"), 1) | dict.fromkeys(others, 0)
+    for flag, bound in least.items():
+        if not getattr(args, flag) >= bound:  # so that NaN is refused as well
+            parser.error(f"--{flag} {getattr(args, flag)}: must be at least {bound}.")
     if not 0 <= args.max_bad_clips <= 1:
         parser.error(f"--max_bad_clips {args.max_bad_clips}: must be a share, from 0 to 1.")
-    if args.lr <= 0:
+    if not args.lr > 0:
         parser.error(f"--lr {args.lr}: must be positive.")
+    if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
+        parser.error(f"--opt_betas {' '.join(map(str, args.opt_betas))}: each must lie in [0, 1).")
 
 
 def run(main: Callable[[], None]) -> None:
