@@ -263,10 +263,10 @@ def installed(package: str) -> bool:
 
 
 def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    counts = ("epochs", "batch_size", "gradient_accumulation_steps", "max_length", "num_beams", "max_new_tokens")
-    others = ("seed", "num_workers", "save_steps", "quick_break", "keep_last", "max_failed_saves", "warmup_epochs")
-    others += ("weight_decay", "gradient_clipping", "opt_eps", "min_lr")
-    least = dict.fromkeys((*counts, "max_skipped_steps"), 1) | dict.fromkeys(others, 0)
+    counts = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
+    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs weight_decay "
+    others += "gradient_clipping opt_eps min_lr"
+    least = dict.fromkeys(counts.split(), 1) | dict.fromkeys(others.split(), 0)
     for flag, bound in least.items():
         if not getattr(args, flag) >= bound:  # so that NaN is refused as well
             parser.error(f"--{flag} {getattr(args, flag)}: must be at least {bound}.")
