@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from forked import Run
 
 import fine_tuning
 import utils
+from checkpoint import TrainState
 from safe_pickle import load_pickle
 from small_mt5 import write_small_mt5
+from survival import Guards
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -68,6 +71,62 @@ def described(corpus, tmp_path_factory):
 def baseline(corpus, tmp_path_factory):
     """A finished run without descriptions."""
     return train(corpus, tmp_path_factory.mktemp("baseline"))
+
+
+class Engine:
+    """Takes down what the loop asks of an engine."""
+
+    device = "cpu"
+
+    def __init__(self, losses):
+        self.losses, self.backwards, self.boundaries = iter(losses), [], []
+
+    def __call__(self, src_input, tgt_input):
+        loss = torch.tensor(next(self.losses))
+        return SimpleNamespace(loss=loss, nll=loss / 2)
+
+    def backward(self, loss):
+        self.backwards.append(float(loss))
+
+    def set_gradient_accumulation_boundary(self, is_boundary):
+        self.boundaries.append(is_boundary)
+
+    def get_lr(self):
+        return [0.1]
+
+    def was_step_applied(self):
+        return True
+
+    def train(self):
+        pass
+
+    step = train
+
+
+def test_the_loop_by_hand(tmp_path):
+    """Five micro-batches in steps of two: the last is a step of its own, and one without clips counts nothing."""
+
+    class Clips(list):
+        split = "train"
+
+    class Loader:
+        dataset, waited = Clips(range(10)), 0.0
+
+        def __len__(self):
+            return 5
+
+        def epoch(self, number, first):
+            for names in (["a"], ["b"], [], ["d"], ["e"]):
+                yield {"name_batch": names, "attention_mask": torch.ones(1, 1)}, {}
+
+    args = utils.parse_args(["--gradient-accumulation-steps", "2", "--output_dir", str(tmp_path)])
+    engine, state = Engine([1.0, 2.0, 3.0, 4.0, 5.0]), TrainState()
+    numbers = fine_tuning.train_one_epoch(engine, Loader(), state, Guards.of(args), args)
+    assert engine.boundaries == [False, True, False, True, True]
+    assert engine.backwards == [1, 2, 0, 4, 5]
+    assert [line["loss"] for line in lines(tmp_path / "steps.jsonl")] == [1.5, 4, 5]
+    assert (state.step, state.micro_batch) == (3, 5)
+    assert numbers == {"loss": 3, "nll": 1.5, "lr": 0.1, "waited": 0}
 
 
 def test_what_a_run_leaves_behind(described):
