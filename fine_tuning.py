@@ -38,6 +38,7 @@ from checkpoint import (
     resume_dir,
     save_state,
     set_aside,
+    set_later_aside,
     trim_curves,
     write_on_main,
     write_progress,
@@ -263,6 +264,7 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState
     folder, state = resumed
     if distributed.is_main():
         trim_curves(args.output_dir, state)
+        set_later_aside(args.output_dir, state)
     logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch + 1, state.step)
     return state
 
@@ -345,7 +347,7 @@ def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: a
             if config.use_descriptions:
                 save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
         save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
-        forget_checkpoints(output_dir, args.keep_last)
+        forget_checkpoints(output_dir, epoch, args.keep_last)
 
     write_on_main(output_dir, write)
     return True

@@ -15,6 +15,7 @@ import pytest
 import torch
 from forked import Run
 
+import building
 import fine_tuning
 import utils
 from checkpoint import TrainState
@@ -276,9 +277,24 @@ def test_resume_of_another_experiment_is_refused(corpus, baseline):
 
 
 def test_keep_last_bounds_the_disk(corpus, tmp_path):
+    (tmp_path / "checkpoint_7.pth").write_text("of an earlier, longer run")
     train(corpus, tmp_path, "--epochs", "3", "--keep_last", "1")
-    assert [path.name for path in tmp_path.glob("checkpoint_*.pth")] == ["checkpoint_2.pth"]
+    assert {path.name for path in tmp_path.glob("checkpoint_*.pth")} == {"checkpoint_2.pth", "checkpoint_7.pth"}
     assert len(list((tmp_path / "resume").iterdir())) == 1
+
+
+def test_going_back_to_an_older_state(corpus, described, tmp_path):
+    """What was saved after it is of another course of the run: the next --resume auto must not take it."""
+    out = shutil.copytree(described, tmp_path / "out")
+    older, *_, newest = sorted((out / "resume").iterdir())
+    flags = ("--use_descriptions", "--save_steps", "1", "--keep_last", "2")
+    args = utils.parse_args(["--root", str(corpus), *SMALL, "--output_dir", str(out), *flags, "--resume", str(older)])
+    loaders = building.build_loaders(args, building.dataset_spec(args))
+    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders))
+    assert f"step_{state.step:08d}" == older.name != newest.name
+    assert [path.name for path in (out / "resume").iterdir()] == [older.name]
+    assert newest.name in {path.name for path in (out / "earlier" / "resume").iterdir()}
+    assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(1, state.step + 1))
 
 
 @pytest.mark.parametrize(
