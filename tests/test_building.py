@@ -55,6 +55,15 @@ def test_evaluation_has_dev_and_test_in_an_order_that_repeats(command):
     assert all(loader.sampler.batches(0) == loader.sampler.batches(1) for loader in loaders.values())
 
 
+def test_training_draws_clips_and_frames_anew_in_each_epoch(command):
+    args = command("--seed", 1)
+    loaders = building.build_loaders(args, building.dataset_spec(args))
+    assert [loader.dataset.random_frames for loader in loaders.values()] == [True, False]
+    orders = [loaders["train"].sampler.batches(epoch) for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+    assert [sorted(sum(order, [])) for order in orders] == [list(range(24))] * 2
+
+
 def test_a_state_is_all_that_a_resumed_run_reads(command, tmp_path):
     """What --finetune and --fusion_checkpoint named may be gone: their weights are in the state, trained."""
     first = build(command("--use_descriptions"))
