@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := output_demo
+# Most tests are one process on one thread.
+WORKERS := 2
 SHELL := /bin/bash
 
 .PHONY: setup demo test test-slow fuzz check format bench clean
@@ -32,7 +34,7 @@ DEMO_FLAGS := --hidden_dim 32 --epochs 8 --warmup-epochs 1 --batch-size 8 --grad
     --dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40
 
 test: setup
-	$(RUN) -m pytest -m "not slow and not gpu"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup
 	$(RUN) -m pytest

@@ -27,6 +27,8 @@ from zero_state import full_state_dict, optimizer_numbers, optimizer_tensors, re
 
 logger = logging.getLogger(__name__)
 
+STATE_WEIGHTS = "weights.pt"  # in a state's folder
+
 
 @dataclass
 class TrainState:
@@ -105,7 +107,8 @@ def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0)
                     digests[name] = write_whole(unfinished / name, partial(torch.save, content))
                 write_progress(unfinished, dataclasses.replace(state, digests=digests))
             state.digests = digests
-            _forget(sorted(folder.glob("step_*")), keep_last)
+            for old in sorted(folder.glob("step_*"))[:-keep_last] if keep_last else ():
+                remove_folder(old)
         except OSError as error:
             failure = explain(error, target)
     for _ in parts:  # those who do not write, or cannot, take part all the same
@@ -121,7 +124,7 @@ def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
     yield "processes.pt", gather(own)
-    yield "weights.pt", full_state_dict(engine)
+    yield STATE_WEIGHTS, full_state_dict(engine)
     for kind, tensors in optimizer_tensors(engine):
         yield f"optimizer_{kind}.pt", tensors
     yield "optimizer.pt", optimizer_numbers(engine)
@@ -183,6 +186,19 @@ def trim_curves(output_dir: str | Path, state: TrainState) -> None:
         if path.is_file():
             lines = [json.dumps(line, ensure_ascii=False) for line in read_lines(path) if line[key] <= kept]
             write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def set_later_aside(output_dir: str | Path, state: TrainState) -> None:
+    """Move states that were saved after this one to `earlier/`: the run goes on without what they hold."""
+    target = Path(output_dir) / "earlier" / "resume"
+    for folder in sorted(resume_dir(output_dir).glob("step_*")):
+        if int(folder.name.removeprefix("step_")) > state.step:
+            shutil.rmtree(target / folder.name, ignore_errors=True)
+            target.mkdir(parents=True, exist_ok=True)
+            folder.rename(target / folder.name)
+            logger.warning(
+                "%s was saved after step %d, where the run goes on; it lies in %s.", folder, state.step, target
+            )
 
 
 def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] | None:
@@ -295,7 +311,7 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
 def load_model_state(model: nn.Module, folder: Path) -> None:
     """Put a state's weights into the model, before it gets its engine; every process calls this."""
     if is_main():
-        model.load_state_dict(_read(folder / "weights.pt"))
+        model.load_state_dict(_read(folder / STATE_WEIGHTS))
     share_weights(model)
 
 
@@ -328,17 +344,11 @@ def _read(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def forget_checkpoints(output_dir: str | Path, keep_last: int) -> None:
-    """Delete all but the newest `checkpoint_{epoch}.pth`; 0 keeps all."""
-    numbered = [
-        path for path in Path(output_dir).glob("checkpoint_*.pth") if re.fullmatch(r"checkpoint_\d+", path.stem)
-    ]
-    _forget(sorted(numbered, key=lambda path: int(path.stem.split("_")[1])), keep_last)
+def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> None:
+    """Delete `checkpoint_{n}.pth` of all but the last epochs up to this one; 0 keeps all.
 
-
-def _forget(paths: list[Path], keep_last: int) -> None:
-    for path in paths[:-keep_last] if keep_last else []:
-        if path.is_dir():
-            remove_folder(path)
-        else:
+    Those of later epochs are another run's, which was longer.
+    """
+    for path in Path(output_dir).glob("checkpoint_*.pth") if keep_last else ():
+        if (name := re.fullmatch(r"checkpoint_(\d+)", path.stem)) and int(name[1]) <= epoch - keep_last:
             path.unlink()

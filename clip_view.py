@@ -5,7 +5,6 @@ Letters: T sampled frames, J drawn joints.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,16 +17,14 @@ import torch
 from datasets import S2T_Dataset
 from packed import DescriptionPack, open_descriptions
 from pages import Html, data, element, folded, heat, join, table
-from pictures import LINES, picture_box
-from pose import SCORE_THRESHOLD, Pose
+from pictures import FULL, PATHS, picture_points, player_data
+from pose import Pose
 from run_folder import RunFolder
 from temporal_alignment import DescriptionLoader, sample_frames
 from translator import Candidate, Translator
 
-KINDS = {"#1f6fd6": "left", "#d6452f": "right", "#999999": "faint"}  # colours of `LINES` as the style sheet calls them
-DRAWN = sorted({joint for joints, _, _ in LINES for joint in joints})
-PATHS = [([DRAWN.index(joint) for joint in joints], KINDS.get(colour, "bone"), w) for joints, colour, w in LINES]
 FILM = 8  # pictures of a film strip
+FILM_HEIGHT = 300  # of each, in its own units
 MOST_FRAMES = 256  # of a clip that no model with descriptions has sampled
 
 Mark = Callable[[str], Html]  # a sentence with its differences from the reference
@@ -168,15 +165,11 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
         return element("section", element("h3", name), element("p", why, class_="small"), spoken, class_="clip")
     frames = sample_frames(len(pose), len(lanes[0][1].gate) if lanes else MOST_FRAMES)
     lanes = [(viewer, _fit(lane, len(frames))) for viewer, lane in lanes]
-    width, height, points = _points(pose, frames, aspect)
+    points, ratio = picture_points(pose, frames, aspect)
     content = {
         "frames": (frames + pose.start).tolist(),
-        "width": width,
-        "height": height,
-        "joints": len(DRAWN),
-        "lines": PATHS,
-        "points": base64.b64encode(points.astype("<u2").tobytes()).decode(),
         "lanes": [_numbered(lane) for _, lane in lanes],
+        **player_data(points, ratio),
     }
     shown = f"Skeleton of {name}, {len(frames)} frames; right hand and arm red, left blue"
     controls = element(
@@ -192,7 +185,7 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
     lists = [_text_list(viewer, lane, content["frames"], lanes) for viewer, lane in lanes]
     player = element("div", stage, controls, place)
     top = element("div", player, element("div", spoken, now, lists), class_="clip-top")
-    film = element("div", _film(points, width, height), class_="film", role="img", aria_label=shown)
+    film = element("div", _film(points, ratio), class_="film", role="img", aria_label=shown)
     timeline = element("div", film, [_lane(viewer, lane) for viewer, lane in lanes], class_="timeline")
     return element("section", element("h3", name), top, timeline, data(content, "clip-data"), class_="clip")
 
@@ -210,27 +203,22 @@ def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]
     return None, why
 
 
-def _points(pose: Pose, frames: np.ndarray, aspect: float) -> tuple[int, int, np.ndarray]:
-    """Width and height of the picture, and the drawn joints' places in it, (T, J, 2) uint16; 0 where one is unseen."""
-    left, top, right, bottom = picture_box(pose)
-    share = min(max(aspect * (right - left) / (bottom - top), 0.4), 2.5)
-    at = (pose.keypoints[frames][:, DRAWN] - [left, top]) / [right - left, bottom - top]
-    seen = (pose.scores[frames][:, DRAWN] > SCORE_THRESHOLD)[..., None]
-    points = np.where(seen, (np.clip(at, 0, 1) * 65534 + 1), 0).astype(np.uint16)
-    return round(300 * share), 300, points
+def _film(points: np.ndarray, ratio: float) -> list[Html]:
+    """Small pictures at even distances, each in the middle of its share of the time.
 
-
-def _film(points: np.ndarray, width: int, height: int) -> list[Html]:
-    """Small pictures at even distances, each in the middle of its share of the time."""
-    n = min(FILM, len(points))
+    Args:
+        points: (T, J, 2), of `picture_points`.
+        ratio: width of the picture / its height.
+    """
+    n, size = min(FILM, len(points)), [round(FILM_HEIGHT * ratio), FILM_HEIGHT]
     pictures = []
     for i in range(n):
-        where = points[int((i + 0.5) * len(points) / n)] / 65535 * [width, height]  # (J, 2)
+        where = points[int((i + 0.5) * len(points) / n)] / FULL * size  # (J, 2)
         shapes = []
         for (kind, thickness), group in groupby(sorted(PATHS, key=lambda p: p[1:]), key=lambda p: p[1:]):
             d = "".join(_polyline([where[joint] for joint in joints]) for joints, _, _ in group)
             shapes.append(element("path", d=d, class_=kind, stroke_width=thickness * 0.6))
-        pictures.append(element("svg", shapes, viewBox=f"0 0 {width} {height}", aria_hidden="true"))
+        pictures.append(element("svg", shapes, viewBox=f"0 0 {size[0]} {size[1]}", aria_hidden="true"))
     return pictures
 
 

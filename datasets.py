@@ -79,7 +79,7 @@ class S2T_Dataset(Dataset[Sample]):
         self.names = list(self.labels)
         self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
-        # For the order of clips by length alone: bytes are as good as frames, and nothing has to be read.
+        # For the order of clips by length alone: bytes are nearly as good as frames, and nothing has to be read.
         self.poses = open_poses(places.pose_dir)
         sizes = self.poses.sizes(list(self.pose_paths.values()))
         self.lengths = self._check_files("poses", places.pose_dir, self.pose_paths, sizes, max_bad_clips)

@@ -172,7 +172,7 @@ class Demo:
         Raises:
             ValueError: the file cannot be used; the text names it as the user does.
         """
-        from pictures import player_data
+        from pictures import picture_points, player_data
         from temporal_alignment import sample_frames
 
         with self.busy, tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
@@ -190,7 +190,7 @@ class Demo:
             "recorded": len(pose),
             "frames": (frames + pose.start).tolist(),
             "fps": fps,
-            **player_data(pose, frames, aspect),
+            **player_data(*picture_points(pose, frames, aspect)),
             **sentences,
         }
 

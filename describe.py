@@ -16,12 +16,12 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import config
 from description_files import Clip, makers, write_descriptions, write_text
 from pages import element, page
-from utils import Parser, in_processes, progress, run, spellings
+from utils import Parser, in_processes, progress, run
 
 logger = logging.getLogger("describe")
 
@@ -47,11 +47,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         description="Describe the frames of clips: by rules on their keypoints, or by a vision-language model.",
         epilog=EXAMPLES,
     )
-
-    def add(*names: str, **options: Any) -> None:
-        group.add_argument(*spellings(*names), **options)
-
-    group = parser.add_argument_group("which clips, and where to")
+    add = parser.group("which clips, and where to")
     add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
     add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
@@ -69,11 +65,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
     add("--preview", default="", metavar="FILE", help="show the first clips, or --clips, in a page; needs pillow")
 
-    group = parser.add_argument_group("by rules")
+    add = parser.group("by rules")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
     add("--overwrite", action="store_true", help="write files of the rules again, of other versions too")
 
-    group = parser.add_argument_group("by a vision-language model")
+    add = parser.group("by a vision-language model")
     add("--endpoint", default="", metavar="URL", help="an OpenAI-compatible API, such as http://localhost:8000/v1")
     add("--model", default="", metavar="NAME", help="the model's name there")
     add("--api_key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable that holds the key")

@@ -26,7 +26,11 @@ class Clip:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file that appears under its name only when it is whole."""
+    """Write a file that appears under its name only when it is whole.
+
+    Unlike `disk.write_text` this does not wait for the disk: a data set has 20,000 of these files, and what a power cut
+    takes can be made again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")

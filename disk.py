@@ -200,7 +200,8 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     if not Path(path).is_file():
         return []
     lines = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not splitlines(), which ends a line within a sentence that holds U+2028 or the like.
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
         try:
             lines.append(json.loads(line))
         except ValueError:

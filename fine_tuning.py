@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,45 +28,28 @@ import metrics
 import run_lock
 import survival
 from batch import to_device
+from building import build_loaders, build_model, choose_trainable, dataset_spec, model_config
 from checkpoint import (
     TrainState,
     check_resumable,
     find_state,
     forget_checkpoints,
-    load_model_state,
     load_optimizer_state,
     resume_dir,
     save_state,
     set_aside,
+    set_later_aside,
     trim_curves,
     write_on_main,
     write_progress,
 )
-from config import DATASETS, DatasetSpec, ModelConfig
-from datasets import BatchSampler, ClipLoader, S2T_Dataset
+from datasets import ClipLoader, S2T_Dataset
 from disk import write_text
-from kept_tokens import choose as choose_tokens
-from kept_tokens import log_coverage
-from labels import split_labels, target
-from models import Uni_Sign, load_mt5
+from models import Uni_Sign
 from optimization import build_optimizer, build_schedule
-from packed import use_packs
-from rgb_fusion import BACKBONE, load_backbone
 from survival import Guards
-from text_cache import build_text_cache
-from text_fusion_modules import TextEncoder, TextFeatures
-from tokenizer import Tokenizer
 from utils import git_revision, progress, run, seed_everything, start_log, under_root
-from weights import (
-    FUSION_PREFIXES,
-    MAPPER_PREFIX,
-    fusion_weights,
-    kept_tokens,
-    load_finetune,
-    load_fusion,
-    read_weights,
-    save_weights,
-)
+from weights import fusion_weights, save_weights
 from zero_state import full_state_dict
 
 logger = logging.getLogger(__name__)
@@ -83,8 +66,8 @@ def main(args: argparse.Namespace) -> None:
     seed_everything(args.seed, distributed.rank())
     spec = dataset_spec(args)
     loaders = build_loaders(args, spec)
-    resumed = find_resumed(args)
-    model = build_model(args, model_config(args, spec), loaders, resumed)
+    resumed = find_resumed(args, loaders)
+    model = build_model(args, model_config(args, spec), loaders, resumed and resumed[0])
     guards = Guards.of(args)
     if args.eval:
         model.to(distributed.device())
@@ -104,13 +87,13 @@ def train(
     """Run the epochs, from the state of --resume if there is one; evaluate on dev and save after each."""
     loader = loaders["train"]
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
-    state, folder = start_state(args, model, len(loader), resumed)
+    state = start_state(args, resumed)
     choose_trainable(args, model)
     optimizer = build_optimizer(model, args)
     schedule = build_schedule(optimizer, args, steps_per_epoch)
     engine = distributed.start_engine(distributed.synchronised_batch_norm(model), optimizer, schedule, args)
-    if folder:
-        state = load_optimizer_state(engine, folder, state)
+    if resumed:
+        state = load_optimizer_state(engine, resumed[0], state)
     log_plan(args, steps_per_epoch)
     record_start(loaders, guards, state.step)
 
@@ -235,177 +218,6 @@ def evaluate(
 # -- what main is made of --------------------------------------------------------------------------------------------
 
 
-def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
-    """The data set of the command line, with its paths resolved."""
-    spec = DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
-    metrics.bleu_scorers(spec.bleu_tokenizer)  # a tokenizer that is not there should not wait for the first evaluation
-    return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
-
-
-def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
-    """The model of the command line."""
-    return ModelConfig(
-        hidden_dim=args.hidden_dim,
-        language=spec.language,
-        label_smoothing=args.label_smoothing,
-        use_descriptions=args.use_descriptions,
-        text_dropout_p=args.text_dropout_p,
-        text_encoder=args.text_encoder,
-        text_max_tokens=args.text_max_tokens,
-        description_alignment=args.description_alignment,
-        missing_text=args.missing_text,
-        rgb_support=args.rgb_support,
-        joint_hands=args.joint_hands,
-        uni_sign_padding=args.uni_sign_padding,
-    )
-
-
-def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:
-    """Loaders of the splits that the run needs: train and dev, or with --eval dev and test."""
-    splits = ("dev", "test") if args.eval else ("train", "dev")
-    loaders = {}
-    for split in splits:
-        if split not in spec.labels and split != "train":
-            logger.info("%s has no %s split.", spec.name, split)
-            continue
-        training = split == "train"
-        dataset = S2T_Dataset(
-            spec,
-            split,
-            task=args.task,
-            max_length=args.max_length,
-            random_frames=training or args.eval_sampling == "random",
-            use_descriptions=args.use_descriptions,
-            rgb_support=args.rgb_support,
-            uni_sign_crops=args.uni_sign_padding,
-            seed=args.seed,
-            max_bad_clips=args.max_bad_clips,
-        )
-        sampler = BatchSampler(
-            len(dataset),
-            args.batch_size,
-            distributed.rank(),
-            distributed.world_size(),
-            seed=args.seed if training else None,
-            # With Uni-Sign's padding a clip's result depends on the clips beside it: in evaluation those must stay.
-            lengths=dataset.lengths if (args.length_grouping if training else not args.uni_sign_padding) else None,
-            accumulation=args.gradient_accumulation_steps,
-        )
-        loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
-    if not loaders:
-        raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
-    if spec.folder("dev") == "test":
-        logger.warning("%s has no dev split: the best checkpoint is chosen on test.", spec.name)
-    return loaders
-
-
-def build_model(
-    args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], resumed: Resumed | None = None
-) -> Uni_Sign:
-    """Load mT5 and the text branch, then the weights of --finetune, --rgb_backbone and --fusion_checkpoint."""
-    mt5_folder = under_root(args.root, args.mt5_path)
-    kept = choose_vocabulary(args, config, loaders, resumed)
-    texts = build_texts(args, mt5_folder, loaders, kept)
-    model = Uni_Sign(config, load_mt5(mt5_folder, kept=kept), Tokenizer(mt5_folder, kept), texts)
-    if args.gradient_checkpointing:
-        model.recompute_activations()
-    new = load_finetune(model, args.finetune, config) if args.finetune else list(model.state_dict())
-    start_backbone(args, model, any(name.startswith(BACKBONE) for name in new))
-    if args.eval and args.missing_text == "mapper" and any(name.startswith(MAPPER_PREFIX) for name in new):
-        raise ValueError(f"--missing_text mapper: {args.finetune} has no mapper; it was not trained with one.")
-    if args.fusion_checkpoint:
-        load_fusion(model, args.fusion_checkpoint)
-    return model
-
-
-def start_backbone(args: argparse.Namespace, model: Uni_Sign, is_new: bool) -> None:
-    """Load --rgb_backbone where the hand backbone is new; a random one is worth a warning, and useless for --eval."""
-    if is_new and args.eval:
-        raise ValueError(f"--eval: {args.finetune} has no RGB branch; drop --rgb_support.")
-    if args.rgb_backbone:
-        if not is_new:
-            raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
-        load_backbone(model, read_weights(args.rgb_backbone, "--rgb_backbone")[0], args.rgb_backbone)
-    elif is_new:
-        logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
-
-
-def choose_vocabulary(
-    args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], resumed: Resumed | None
-) -> torch.Tensor | None:
-    """The tokens of mT5 that the model has, None for all.
-
-    They are those of the weights that the run goes on from; --trim_vocab adds what the training texts need. Nothing of
-    dev and test decides.
-    """
-    mt5_folder = under_root(args.root, args.mt5_path)
-
-    def choose() -> torch.Tensor | None:
-        if resumed:
-            path = resumed[0] / "weights.pt"
-            return kept_tokens(read_weights(path, "--resume")[0], path, "--resume")
-        path = args.finetune
-        kept = kept_tokens(read_weights(path, "--finetune")[0], path, "--finetune") if path else None
-        if not args.trim_vocab:
-            return kept
-        train = loaders["train"].dataset if "train" in loaders else None
-        texts = [*train.targets(), *train.description_texts()] if train else []
-        return choose_tokens(Tokenizer(mt5_folder), [config.prompt, *texts], kept)
-
-    kept = distributed.from_main(choose() if distributed.is_main() else None)
-    if kept is not None and distributed.is_main():
-        log_coverage(Tokenizer(mt5_folder), kept, held_out_texts(args, loaders))
-    return kept
-
-
-def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> dict[str, Iterable[str]]:
-    """What the model will meet in dev and test: their sentences, and the descriptions that its own encoder reads."""
-    texts: dict[str, Iterable[str]] = {}
-    spec = dataset_spec(args)
-    for split in ("dev", "test"):
-        if split in loaders:
-            texts[f"{split}, sentences"] = loaders[split].dataset.targets()
-            if args.use_descriptions and not args.text_encoder and not args.text_encoder_freeze:
-                texts[f"{split}, descriptions"] = loaders[split].dataset.description_texts()
-        elif Path(spec.labels.get(split, "")).is_file():
-            texts[f"{split}, sentences"] = [target(label, args.task) for label in split_labels(spec, split).values()]
-    return texts
-
-
-def build_texts(
-    args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader], kept: torch.Tensor | None
-) -> TextFeatures | None:
-    """What encodes descriptions: the encoder itself or, where it is frozen, a cache of its features."""
-    if not args.use_descriptions:
-        return None
-    folder = args.text_encoder or mt5_folder
-    if not args.text_encoder_freeze:
-        return TextEncoder(folder, args.text_max_tokens, kept=None if args.text_encoder else kept)
-    texts = set().union(*(loader.dataset.description_texts() for loader in loaders.values()))
-    cache_root = under_root(args.root, args.text_cache)
-    return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device(), progress)
-
-
-def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
-    """Freeze what --trainable and --text_encoder_freeze say, and tell which parameters train and why."""
-    fusion_only = args.trainable == "fusion" or (
-        args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
-    )
-    prefixes = FUSION_PREFIXES
-    if fusion_only:
-        model.freeze([module for name, module in model.named_children() if f"{name}." not in prefixes])
-        model.part_para.requires_grad_(False)
-        why = "--trainable fusion" if args.trainable == "fusion" else "--text_encoder_freeze with --finetune"
-        what = "the fusion modules alone"
-    else:
-        why = "--trainable all" if args.trainable == "all" else "--text_encoder_freeze without --finetune"
-        why = why if args.text_encoder_freeze or args.trainable == "all" else "the default"
-        what = "everything but the text encoder" if args.text_encoder_freeze else "everything"
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    held = sum(parameter.numel() for parameter in model.parameters())
-    logger.info("training %s (%s): %.2f M of %.2f M parameters.", what, why, trained / 1e6, held / 1e6)
-
-
 def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
     """Tell the global batch, which is what makes two runs comparable."""
     world = distributed.world_size()
@@ -433,33 +245,28 @@ def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | Non
 Resumed = tuple[Path, TrainState]  # a state's folder, and where it stands
 
 
-def find_resumed(args: argparse.Namespace) -> Resumed | None:
-    """The state of --resume; None for a run that starts at the beginning."""
+def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> Resumed | None:
+    """The state of --resume, if it is one of this experiment; None for a run that starts at the beginning."""
     mine = find_state(args.resume, args.output_dir) if args.resume and distributed.is_main() else None
-    return distributed.from_main(mine)
+    if (found := distributed.from_main(mine)) is None:
+        return None
+    folder, state = found
+    return folder, check_resumable(folder, state, vars(args), len(loaders["train"]))
 
 
-def start_state(
-    args: argparse.Namespace, model: Uni_Sign, n_batches: int, resumed: Resumed | None
-) -> tuple[TrainState, Path | None]:
-    """Where the run starts: at the beginning, or where the state of --resume stands; its weights are in the model then.
-
-    Returns:
-        The state, and the folder from which the optimizer is still to be loaded.
-    """
+def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState:
+    """Where the run starts; what an earlier run has left in its folder is moved out of its way."""
     if resumed is None:
         if distributed.is_main():
             set_aside(args.output_dir)
         distributed.barrier()
-        state = TrainState(revision=git_revision(), arguments=vars(args), n_processes=distributed.world_size())
-        return state, None
+        return TrainState(revision=git_revision(), arguments=vars(args), n_processes=distributed.world_size())
     folder, state = resumed
-    state = check_resumable(folder, state, vars(args), n_batches)
-    load_model_state(model, folder)
     if distributed.is_main():
         trim_curves(args.output_dir, state)
+        set_later_aside(args.output_dir, state)
     logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch + 1, state.step)
-    return state, folder
+    return state
 
 
 def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespace) -> Path | None:
@@ -540,7 +347,7 @@ def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: a
             if config.use_descriptions:
                 save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
         save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
-        forget_checkpoints(output_dir, args.keep_last)
+        forget_checkpoints(output_dir, epoch, args.keep_last)
 
     write_on_main(output_dir, write)
     return True

@@ -2,7 +2,7 @@
 
     pack.json     what is packed, from where, and size and SHA-256 of the other files
     names.npy     the keys, sorted: bytes of one length
-    clips.npy     for each key where its content lies, its sum, and how many frames or texts it has
+    clips.npy     for each key where its content lies, its sum, how many frames or texts it has, its file's size
     content.bin   the contents one after the other
 
 A clip is found by bisection and read where it lies: opening a pack costs a look at its index, and all processes of a
@@ -30,11 +30,11 @@ from disk import UNFINISHED, new_folder, sha256, write_text, write_whole
 from pose import N_KEYPOINTS, Pose, PoseFolder, check_length, read_pose
 from temporal_alignment import DescriptionCounts, DescriptionLoader
 
-FORMAT = "uni-sign-pack 1"
+FORMAT = "uni-sign-pack 2"
 POSES, DESCRIPTIONS = "poses", "descriptions"
 ALIGN = 64  # where a content may begin: a line of the processor's cache
 _FILES = ("names.npy", "clips.npy", "content.bin")
-_CLIP = np.dtype([("offset", "<u8"), ("size", "<u8"), ("sum", "<u8"), ("length", "<u4")])
+_CLIP = np.dtype([("offset", "<u8"), ("size", "<u8"), ("sum", "<u8"), ("length", "<u4"), ("file_size", "<u8")])
 _POSE = struct.Struct("<III4s4s4s4s")  # F, start, n_after; dtypes: of keypoints, as stored, of scores, as stored
 
 
@@ -45,11 +45,13 @@ class Content(NamedTuple):
         key: by which it is found.
         length: frames of a pose, texts of a description; 0: `data` says why it cannot be read.
         data: the bytes.
+        file_size: bytes of the file; clips are ordered by it, from packs as from files.
     """
 
     key: str
     length: int
     data: bytes
+    file_size: int = 1
 
 
 def is_pack(folder: str | Path) -> bool:
@@ -181,17 +183,17 @@ class Pack(abc.ABC):
             f"{self.folder}: damaged: {what}. Copy the pack again, or pack again with pack_dataset.py."
         )
 
-    def lengths(self, keys: Sequence[str]) -> np.ndarray:
-        """Frames or texts of clips: 0 for one that is not in the pack, 1 for one that cannot be read."""
+    def file_sizes(self, keys: Sequence[str]) -> np.ndarray:
+        """Bytes of the files that were packed, 0 for a clip that is not in the pack."""
         if not keys:
             return np.zeros(0, np.int64)
         wanted = np.array([_encoded(key) for key in keys])
         rows = np.searchsorted(self.names, wanted)
         there = rows < len(self)
         there[there] = self.names[rows[there]] == wanted[there]
-        lengths = np.zeros(len(wanted), np.int64)
-        lengths[there] = np.maximum(self._clips["length"][rows[there]], 1)
-        return lengths
+        sizes = np.zeros(len(wanted), np.int64)
+        sizes[there] = self._clips["file_size"][rows[there]]
+        return sizes
 
     def find(self, key: str) -> int | None:
         """Row of a clip in the index; None for one that is not in the pack."""
@@ -210,7 +212,7 @@ class Pack(abc.ABC):
         row = self.find(key)
         if row is None:
             return None
-        offset, size, expected, length = self._clips[row].item()
+        offset, size, expected, length, _ = self._clips[row].item()
         padded = self._content[offset : offset + _padded(size)]
         if len(padded) != _padded(size) or _sum(padded) != expected:
             raise self.damaged(f"{key} is not what was written")
@@ -282,8 +284,8 @@ class PosePack(Pack):
         return pose
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
-        """Frames of each clip, 0 for one that is missing."""
-        return self.lengths([self._key(path) for path in paths])
+        """Bytes of each clip's file, 0 for one that is missing."""
+        return self.file_sizes([self._key(path) for path in paths])
 
     def _key(self, path: Path) -> str:
         return path.as_posix().removeprefix(f"{self.folder.as_posix()}/")
@@ -332,8 +334,8 @@ class DescriptionPack(Pack):
         return texts
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
-        """Texts of each clip, 0 for one that is missing."""
-        return self.lengths(names)
+        """Bytes of each clip's file, 0 for one that is missing."""
+        return self.file_sizes(names)
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------
@@ -346,17 +348,19 @@ def pack_pose(job: tuple[str, str]) -> Content | None:
         job: the folder that is packed, and the file within it.
     """
     folder, key = job
+    path = Path(folder) / key
     try:
-        pose = read_pose(Path(folder) / key)
+        pose = read_pose(path)
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        return Content(key, 0, str(error).encode("utf-8", "replace"))
+        return Content(key, 0, str(error).encode("utf-8", "replace"), _file_size(path))
     arrays = [(values, _narrowed(values)) for values in (pose.keypoints, pose.scores)]
     kinds = [values.dtype.str.encode("ascii") for pair in arrays for values in pair]
     head = _POSE.pack(len(pose), pose.start, pose.n_after, *kinds)
     parts = [head, *(np.ascontiguousarray(stored).tobytes() for _, stored in arrays)]
-    return Content(key, len(pose), b"".join(part.ljust(_padded(len(part)), b"\0") for part in parts))
+    data = b"".join(part.ljust(_padded(len(part)), b"\0") for part in parts)
+    return Content(key, len(pose), data, _file_size(path))
 
 
 def pack_descriptions(job: tuple[str, str]) -> Content | None:
@@ -371,7 +375,7 @@ def pack_descriptions(job: tuple[str, str]) -> Content | None:
     if not loader.counts.files_found:
         return None
     data = json.dumps([list(texts), list(texts.values())], ensure_ascii=False).encode("utf-8")
-    return Content(name, max(len(texts), 1), data)
+    return Content(name, max(len(texts), 1), data, _file_size(loader.directory / f"{name}.json"))
 
 
 def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]) -> None:
@@ -389,7 +393,7 @@ def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]
     """
     if folder.exists() and not is_pack(folder) and any(folder.iterdir()):
         raise ValueError(f"--out: {folder} is there and is no pack. Name another folder, or remove it.")
-    index: list[tuple[bytes, tuple[int, int, int, int]]] = []
+    index: list[tuple[bytes, tuple[int, int, int, int, int]]] = []
 
     def write_contents(file: Any) -> None:
         offset = 0
@@ -397,7 +401,8 @@ def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]
             data = content.data.ljust(_padded(len(content.data)), b"\0")
             file.write(data)
             words = _sum(np.frombuffer(data, np.uint8))
-            index.append((_encoded(content.key), (offset, len(content.data), words, content.length)))
+            place = offset, len(content.data), words, content.length, content.file_size
+            index.append((_encoded(content.key), place))
             offset += len(data)
         if not index:
             raise ValueError(f"{source}: holds no {kind} of this split's clips. Nothing is packed.")
@@ -416,6 +421,11 @@ def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]
         }
         manifest = {"format": FORMAT, "kind": kind, "source": source, "clips": len(index), "files": files}
         write_text(unfinished / "pack.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _file_size(path: Path) -> int:
+    """Bytes of a file; at least one, for 0 would say that there is none."""
+    return max(1, path.stat().st_size)
 
 
 def _encoded(key: str) -> bytes:

@@ -73,13 +73,13 @@ def data(content: object, class_: str) -> Html:
     return Html(f'<script type="application/json" class="{class_}">{text}</script>')
 
 
-def page(title: str, *body: str | Iterable[str], script: str = "", language: str = "en") -> str:
+def page(title: str, *body: str | Iterable[str], scripts: Sequence[str] = (), language: str = "en") -> str:
     """A whole page.
 
     Args:
         title: of the page.
         body: its content.
-        script: a file of `static` that brings it to life.
+        scripts: files of `static` that bring it to life, as one module.
         language: of its words.
     """
     head = [
@@ -90,7 +90,8 @@ def page(title: str, *body: str | Iterable[str], script: str = "", language: str
         element("title", title),
         element("style", Html((STATIC / "page.css").read_text(encoding="utf-8"))),
     ]
-    end = element("script", Html((STATIC / script).read_text(encoding="utf-8"))) if script else Html()
+    code = "".join((STATIC / script).read_text(encoding="utf-8") for script in scripts)
+    end = element("script", Html(code), type="module") if code else Html()
     content = join(element("head", head), "\n", element("body", element("main", *body), "\n", end))
     return f"<!doctype html>\n{element('html', content, lang=language)}\n"
 

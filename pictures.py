@@ -1,10 +1,13 @@
 """Pictures for a vision-language model to look at, and for people to check texts by: skeletons, and frames of videos.
 
-Pillow (requirements-rgb.txt) is imported when the first picture is wanted.
+Pillow (requirements-rgb.txt) is imported when the first picture is wanted; pages draw skeletons by themselves.
+
+Letters: T frames, J drawn joints.
 """
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import io
 from collections.abc import Sequence
@@ -21,18 +24,22 @@ _HAND = [(0, 1, 2, 3, 4), *((0, *range(knuckle, knuckle + 4)) for knuckle in ran
 _FACE = [(0, 17), (17, 22), (22, 27), (27, 31), (31, 36)]  # jaw, brows, bridge and base of the nose: open lines
 _RINGS = [(36, 42), (42, 48), (48, 60), (60, 68)]  # eyes, outer and inner lips: closed lines
 
-# Lines through points of the 133, with their colour and width in thousandths of the picture.
+# Lines through points of the 133: what they show, and their width in thousandths of the picture's height.
 LINES: list[tuple[list[int], str, float]] = [
-    ([7, 5, 6, 8], "#444444", 5),
-    ([5, 11], "#999999", 3),
-    ([6, 12], "#999999", 3),
-    ([5, 7, 9], "#1f6fd6", 6),
-    ([6, 8, 10], "#d6452f", 6),
-    *(([91 + joint for joint in finger], "#1f6fd6", 4) for finger in _HAND),
-    *(([112 + joint for joint in finger], "#d6452f", 4) for finger in _HAND),
-    *((list(range(23 + first, 23 + end)), "#555555", 2) for first, end in _FACE),
-    *(([*range(23 + first, 23 + end), 23 + first], "#555555", 2) for first, end in _RINGS),
+    ([7, 5, 6, 8], "bone", 5),
+    ([5, 11], "faint", 3),
+    ([6, 12], "faint", 3),
+    ([5, 7, 9], "left", 6),
+    ([6, 8, 10], "right", 6),
+    *(([91 + joint for joint in finger], "left", 4) for finger in _HAND),
+    *(([112 + joint for joint in finger], "right", 4) for finger in _HAND),
+    *((list(range(23 + first, 23 + end)), "bone", 2) for first, end in _FACE),
+    *(([*range(23 + first, 23 + end), 23 + first], "bone", 2) for first, end in _RINGS),
 ]
+COLOURS = {"left": "#1f6fd6", "right": "#d6452f", "bone": "#555555", "faint": "#999999"}  # on white
+DRAWN = sorted({joint for joints, _, _ in LINES for joint in joints})
+PATHS = [([DRAWN.index(joint) for joint in joints], kind, width) for joints, kind, width in LINES]  # among the drawn
+FULL = 65535  # the picture's width and height, in `picture_points`
 
 
 def picture_box(pose: Pose) -> tuple[float, float, float, float]:
@@ -79,10 +86,11 @@ def _draw_lines(image: Image, where: np.ndarray, scores: np.ndarray) -> None:
     from PIL import ImageDraw
 
     draw, good = ImageDraw.Draw(image), scores > SCORE_THRESHOLD
-    for joints, colour, thickness in LINES:
+    for joints, kind, thickness in LINES:
         for a, b in zip(joints, joints[1:], strict=False):
             if good[a] and good[b]:
-                draw.line([*where[a], *where[b]], fill=colour, width=max(1, round(thickness * image.height / 1000)))
+                width = max(1, round(thickness * image.height / 1000))
+                draw.line([*where[a], *where[b]], fill=COLOURS[kind], width=width)
 
 
 def side_by_side(images: Sequence[Image]) -> Image:
@@ -124,23 +132,26 @@ def require_packages(flag: str, *names: str) -> None:
         raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
 
 
-def player_data(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> dict[str, Any]:
-    """What `static/skeleton_player.js` draws: some frames of a clip, in thousandths of the picture that shows them.
+def picture_points(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> tuple[np.ndarray, float]:
+    """Where the joints of `DRAWN` are in the picture of a clip.
 
     Args:
         pose: the clip.
-        frames: which of its frames, from the clip's start.
+        frames: (T,) which of its frames, from the clip's start.
         aspect: width of the original images / their height.
+
+    Returns:
+        (T, J, 2) uint16, x and y from 1 at the left and top to `FULL`, 0 where a joint was not found; and the
+        picture's width / its height.
     """
     left, top, right, bottom = picture_box(pose)
-    where = (pose.keypoints[frames] - [left, top]) * [1000 / (right - left), 1000 / (bottom - top)]  # (T, 133, 2)
-    good = pose.scores[frames] > SCORE_THRESHOLD
-    points = [
-        [place if seen else None for place, seen in zip(row, shown, strict=True)]
-        for row, shown in zip(where.round().astype(int).tolist(), good.tolist(), strict=True)
-    ]
-    return {
-        "points": points,
-        "lines": [{"joints": joints, "colour": colour, "width": width} for joints, colour, width in LINES],
-        "ratio": min(max(aspect * (right - left) / (bottom - top), 0.25), 4.0),
-    }
+    at = (pose.keypoints[frames][:, DRAWN] - [left, top]) / [right - left, bottom - top]
+    seen = (pose.scores[frames][:, DRAWN] > SCORE_THRESHOLD)[..., None]
+    points = np.where(seen, np.clip(at, 0, 1) * (FULL - 1) + 1, 0).astype(np.uint16)
+    return points, min(max(aspect * (right - left) / (bottom - top), 0.4), 2.5)
+
+
+def player_data(points: np.ndarray, ratio: float) -> dict[str, Any]:
+    """What `static/skeleton_player.js` draws, of `picture_points`."""
+    content = base64.b64encode(points.astype("<u2").tobytes()).decode()
+    return {"points": content, "joints": points.shape[1], "lines": PATHS, "ratio": ratio}

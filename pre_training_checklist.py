@@ -140,7 +140,7 @@ def check_fine_tuning(_root: str) -> None:
             gradients = [p.grad.abs().sum() for p in getattr(model, part).parameters() if p.grad is not None]
             learns = 0 < float(sum(gradients)) < math.inf
             reason = f"no gradient reaches {part} (loss {output.loss.item():g})"
-            require(learns, reason, "Mend build_model in fine_tuning.py, or fuse_text in models.py.")
+            require(learns, reason, "Mend build_model in building.py, or fuse_text in models.py.")
         sentences = model.sentences(model.generate(output, 1, 4))
         metrics.score(args.task, sentences, tgt_input["gt_sentence"], spec.text_unit)
 

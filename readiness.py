@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-import fine_tuning
+import building
 from config import DatasetSpec
 from kept_tokens import choose
 from labels import split_labels, target
@@ -66,7 +66,7 @@ def examine(args: argparse.Namespace, everything: bool) -> int:
 
 def examine_data(report: Report, args: argparse.Namespace, limit: int) -> tuple[int, float] | None:
     """Look at every split; see `examine_split` for what is told of train."""
-    spec = fine_tuning.dataset_spec(args)
+    spec = building.dataset_spec(args)
     splits = {split: report.attempt(f"{spec.name} {split}", examine_split, spec, split, limit) for split in spec.labels}
     for split in spec.labels if args.rgb_support else ():
         report.attempt(f"{spec.name} {split}, videos", examine_videos, spec, split, limit)
@@ -164,7 +164,7 @@ def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] 
     cure = "" if whole else ": too small, get the weights again"
     report.say("✓" if whole else "!", f"mT5: {folder}: {what}, {size / 1e9:.3f} GB{cure}")
     if args.trim_vocab:
-        labels = split_labels(fine_tuning.dataset_spec(args), "train")
+        labels = split_labels(building.dataset_spec(args), "train")
         kept = choose(Tokenizer(folder), [target(label, args.task) for label in labels.values()])
         sizes["vocab_size"] = len(kept)
         n_parameters = sum(mt5_parameters(**sizes))
@@ -175,9 +175,9 @@ def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] 
 
 def examine_checkpoints(report: Report, args: argparse.Namespace) -> None:
     """Load mT5 and the checkpoints as the run would."""
-    config = fine_tuning.model_config(args, fine_tuning.dataset_spec(args))
+    config = building.model_config(args, building.dataset_spec(args))
     # For a frozen text encoder, a cache would be filled.
-    fine_tuning.build_model(argparse.Namespace(**{**vars(args), "text_encoder_freeze": False}), config, {})
+    building.build_model(argparse.Namespace(**{**vars(args), "text_encoder_freeze": False}), config, {})
     report.say("✓", f"{' and '.join(filter(None, (args.finetune, args.fusion_checkpoint)))}: readable, and fits")
 
 

@@ -482,7 +482,8 @@ def build(args: argparse.Namespace) -> str:
         element("p", about, class_="small"),
         element("nav", links, aria_label="Sections"),
     ]
-    return page(f"{heading}: report", top, missing if left_out else "", parts, script="report.js")
+    scripts = ("skeleton_player.js", "report.js")
+    return page(f"{heading}: report", top, missing if left_out else "", parts, scripts=scripts)
 
 
 def judge(runs: Sequence[RunFolder], split: str, left_out: list[str]) -> list[Judged]:

@@ -172,7 +172,7 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
         encoder = encoder.get_encoder()
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # unused weights get no gradient, which data-parallel training does not forgive
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")  # it is cut off
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where there is no vocabulary
         raise FileNotFoundError(f"text encoder: {folder} has no vocabulary. Put tokenizer.json or vocab.txt there.")
 

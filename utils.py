@@ -53,6 +53,11 @@ class Parser(argparse.ArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
         return super().add_argument(*spellings(*names), **options)
 
+    def group(self, title: str) -> Callable[..., argparse.Action]:
+        """What adds flags that stand under a heading of their own in --help."""
+        group = self.add_argument_group(title)
+        return lambda *names, **options: group.add_argument(*spellings(*names), **options)
+
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Build the command line of `fine_tuning.py`; names and defaults of Uni-Sign's flags are kept."""
@@ -61,8 +66,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         description="Train or evaluate Uni-Sign stage 3, with or without descriptions of the frames.",
         epilog=EXAMPLES,
     )
-    add = parser.add_argument
-    parser.add_argument_group("data")
+    add = parser.group("data")
     add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
     add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
     add("--task", default="SLT", choices=config.TASKS, help="default: SLT")
@@ -87,6 +91,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--pin-mem", action="store_true", default=True, help="pin memory for the GPU; the default")
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="do not")
 
+    add = parser.group("model")
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
     add(
@@ -108,6 +113,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="start the new RGB branch from torchvision's ImageNet weights of EfficientNet-B0; default: random weights",
     )
 
+    add = parser.group("descriptions")
     add("--use_descriptions", action="store_true", help="fuse the descriptions of frames")
     add(
         "--text_dropout_p",
@@ -146,6 +152,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="auto: only the fusion modules with --text_encoder_freeze and --finetune, else all; default: auto",
     )
 
+    add = parser.group("training")
     add("--epochs", type=int, default=20, help="default: 20")
     add("--batch-size", type=int, default=16, help="clips per process and micro-batch; default: 16")
     add("--gradient-accumulation-steps", type=int, default=8, help="micro-batches per step; default: 8")
@@ -165,11 +172,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--warmup-epochs", type=float, default=0, help="default: 0")
     add("--seed", type=int, default=42, help="default: 42")
 
+    add = parser.group("processes and precision")
     add("--zero_stage", type=int, default=2, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO; default: 2")
     add("--offload", action="store_true", help="keep the optimizer's state in main memory")
     add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
     add("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
 
+    add = parser.group("what a run starts from, evaluates and leaves behind")
     add("--finetune", default="", metavar="FILE", help="start from these weights (.pth or .safetensors)")
     add("--eval", action="store_true", help="evaluate --finetune on dev and test, train nothing")
     add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
@@ -263,14 +272,19 @@ def installed(package: str) -> bool:
 
 
 def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    counts = ("epochs", "batch_size", "gradient_accumulation_steps", "max_length", "num_beams", "max_new_tokens")
-    for flag in (*counts, "max_skipped_steps"):
-        if getattr(args, flag) < 1:
-            parser.error(f"--{flag} {getattr(args, flag)}: must be at least 1.")
+    counts = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
+    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs weight_decay "
+    others += "gradient_clipping opt_eps min_lr"
+    least = dict.fromkeys(counts.split(), 1) | dict.fromkeys(others.split(), 0)
+    for flag, bound in least.items():
+        if not getattr(args, flag) >= bound:  # so that NaN is refused as well
+            parser.error(f"--{flag} {getattr(args, flag)}: must be at least {bound}.")
     if not 0 <= args.max_bad_clips <= 1:
         parser.error(f"--max_bad_clips {args.max_bad_clips}: must be a share, from 0 to 1.")
-    if args.lr <= 0:
+    if not args.lr > 0:
         parser.error(f"--lr {args.lr}: must be positive.")
+    if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
+        parser.error(f"--opt_betas {' '.join(map(str, args.opt_betas))}: each must lie in [0, 1).")
 
 
 def run(main: Callable[[], None]) -> None:

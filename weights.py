@@ -60,6 +60,8 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
         FileNotFoundError: no such file.
         ValueError: the file holds no weights.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{flag}: {path} is a folder; wanted a .pth or .safetensors file.")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{flag}: {path} does not exist.")
     try:

@@ -140,7 +140,7 @@ async function ask() {
   if (number !== asked) return;
   if (answer.error) return status(() => answer.error, "fault");
   const seconds = ((performance.now() - begun) / 1000).toFixed(1);
-  const [shown, all] = [answer.points.length, answer.recorded];
+  const [shown, all] = [answer.frames.length, answer.recorded];
   status((words) => words.done(name, seconds) + (shown < all ? words.sampled(shown, all) : ""));
   show(answer);
 }
@@ -152,7 +152,7 @@ function show(answer) {
   $("gates").hidden = !clip.gate;
   showSentences();
   if (player) player.close();
-  $("place").max = clip.points.length - 1;
+  $("place").max = clip.frames.length - 1;
   if (clip.fps) $("fps").value = closestRate(clip.fps);
   player = new SkeletonPlayer($("skeleton"), clip, { fps: Number($("fps").value), onFrame: showFrame, onState: showState });
   showState(false);

@@ -1,20 +1,21 @@
 // Draws a clip's skeleton frame by frame, and a line of values under it. Used by every page that shows poses.
 //
-// A clip is what `pictures.player_data` makes: points[frame][joint] is [x, y] in thousandths of the picture, or null for
-// a joint that was not found; lines are [{joints, colour, width}]; ratio is the picture's width / its height.
+// A clip is what `pictures.player_data` makes: points are 16-bit x and y of each joint, frame by frame, from 1 to FULL, or
+// 0 for a joint that was not found; lines are [joints, kind, width], and the page's style sheet has a colour --kind for
+// each kind; ratio is the picture's width / its height.
+
+const FULL = 65535;
 
 export class SkeletonPlayer {
   // onFrame(frame) is called whenever another frame is shown, onState(playing) when it starts or stops.
   constructor(canvas, clip, { fps = 25, onFrame = () => {}, onState = () => {} } = {}) {
     Object.assign(this, { canvas, clip, fps, onFrame, onState, frame: 0, playing: false });
+    this.points = decode(clip.points);
+    this.length = this.points.length / 2 / clip.joints;
     this.canvas.style.setProperty("--ratio", clip.ratio); // for the page's style sheet
     this.observer = new ResizeObserver(() => this.draw());
     this.observer.observe(canvas);
     this.seek(0);
-  }
-
-  get length() {
-    return this.clip.points.length;
   }
 
   seek(frame) {
@@ -55,21 +56,27 @@ export class SkeletonPlayer {
 
   draw() {
     const { context, width, height } = cleared(this.canvas);
-    const points = this.clip.points[this.frame];
+    const style = getComputedStyle(this.canvas);
+    const first = this.frame * this.clip.joints;
     context.lineCap = context.lineJoin = "round";
-    for (const { joints, colour, width: thickness } of this.clip.lines) {
-      context.strokeStyle = colour;
+    for (const [joints, kind, thickness] of this.clip.lines) {
+      context.strokeStyle = style.getPropertyValue(`--${kind}`);
       context.lineWidth = Math.max(1, (thickness * height) / 1000);
       context.beginPath();
-      for (let i = 1; i < joints.length; i++) {
-        const [from, to] = [points[joints[i - 1]], points[joints[i]]];
-        if (!from || !to) continue;
-        context.moveTo((from[0] * width) / 1000, (from[1] * height) / 1000);
-        context.lineTo((to[0] * width) / 1000, (to[1] * height) / 1000);
+      let down = false;
+      for (const joint of joints) {
+        const [x, y] = this.points.subarray(2 * (first + joint));
+        if (x) context[down ? "lineTo" : "moveTo"]((x / FULL) * width, (y / FULL) * height);
+        down = x > 0;
       }
       context.stroke();
     }
   }
+}
+
+function decode(base64) {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  return new Uint16Array(bytes.buffer);
 }
 
 // A heat line: values from 0 to 1, one per frame, white to dark; marks stand under the frames where they are 1.

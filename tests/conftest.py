@@ -37,12 +37,10 @@ def shared_reference() -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample corpus of a few clips, with its small mT5; read only."""
-    from sample_data import write_corpus
+    """A sample corpus of a few clips, with a small mT5; read only."""
+    from small_corpus import write_small_corpus
 
-    folder = tmp_path_factory.mktemp("corpus") / "sample"
-    write_corpus(folder, {"train": 24, "dev": 9, "test": 7})
-    return folder
+    return write_small_corpus(tmp_path_factory.mktemp("corpus") / "sample", {"train": 24, "dev": 9, "test": 7})
 
 
 @pytest.fixture(scope="session")
@@ -209,38 +207,10 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def in_browser(tmp_path_factory):
-    """Open a page in a real browser and let a script act on it: `in_browser(html, script, width)`.
+def browser(tmp_path_factory):
+    """A real browser, for pages."""
+    from browser import Browser
 
-    What the script puts into `document.documentElement.dataset` comes back, and `error` if one was raised.
-    """
-    import json
-    import re
-    import shutil
-    import subprocess
-    from html import unescape
-
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")]
-    program = next((name for name in found if name), None)
-    if program is None:
-        pytest.skip("no Chromium or Chrome is installed")
-    home = tmp_path_factory.mktemp("browser")
-
-    def look(html, script="", width=1200):
-        watch = "<script>onerror = message => { document.documentElement.dataset.error = message }</script>"
-        tell = "parent.postMessage({...document.documentElement.dataset}, '*')"
-        act = f"<script>addEventListener('load', () => {{ {script}; {tell} }})</script>"
-        inner = html.replace("<head>", f"<head>{watch}", 1).replace("</body>", f"{act}</body>")
-        (home / "page.html").write_text(inner, encoding="utf-8")
-        # A frame, for a window has a least width that is wider than a phone.
-        hear = "onmessage = event => { document.documentElement.dataset.found = JSON.stringify(event.data) }"
-        frame = f"<iframe src=page.html width={width} height=900 style=border:0></iframe>"
-        (home / "frame.html").write_text(f"<!doctype html><html><script>{hear}</script>{frame}</html>")
-        command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home / 'profile'}"]
-        command += ["--virtual-time-budget=2000", "--dump-dom", (home / "frame.html").as_uri()]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        if run.returncode or "</html>" not in run.stdout:
-            pytest.skip(f"{program} does not run here: {run.stderr.strip().splitlines()[-1:]}")
-        return json.loads(unescape(re.search(r'data-found="([^"]*)"', run.stdout)[1]))
-
-    return look
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# DeepSpeed imports torch's compiler when it makes its first engine.
-_COMPILER = ["deepspeed.runtime.zero.muon.original_muon", "deepspeed.runtime.zero.stage3"]
-_CONTEXT.set_forkserver_preload([*_COMPILER, "fine_tuning", "forked"])
+# DeepSpeed imports torch's compiler when it makes its first engine, and setuptools when it asks what can be compiled.
+_LATE = ["deepspeed.runtime.zero.muon.original_muon", "deepspeed.runtime.zero.stage3", "setuptools"]
+_CONTEXT.set_forkserver_preload([*_LATE, "fine_tuning", "warmed", "forked"])
 # The server looks for what it preloads along this path alone, and goes without in silence.
 _PATH = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 os.environ["PYTHONPATH"] = os.pathsep.join([*_PATH, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -96,10 +96,10 @@ def test_another_global_batch_is_refused(tmp_path):
         checkpoint.check_resumable(tmp_path, state, ARGUMENTS, 10)
 
 
-@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 10]), (1, [10]), (2, [2, 10]), (9, [1, 2, 10])])
+@pytest.mark.parametrize(("keep", "left"), [(0, [8, 9, 10, 17]), (1, [10, 17]), (2, [9, 10, 17]), (9, [8, 9, 10, 17])])
 def test_newest_checkpoints_are_kept(tmp_path, keep, left):
-    for epoch in (1, 2, 10):
+    for epoch in (8, 9, 10, 17):
         (tmp_path / f"checkpoint_{epoch}.pth").touch()
     (tmp_path / "checkpoint_mine.pth").touch()
-    checkpoint.forget_checkpoints(tmp_path, keep)
+    checkpoint.forget_checkpoints(tmp_path, 10, keep)
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint_{n}.pth" for n in left} | {"checkpoint_mine.pth"}

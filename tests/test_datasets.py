@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from config import DATASETS, DatasetSpec
-from datasets import BatchSampler, ClipLoader, S2T_Dataset
+from datasets import POOL, BatchSampler, ClipLoader, S2T_Dataset
 from labels import read_labels
 from temporal_alignment import TemporalAligner
 
@@ -222,6 +222,12 @@ def test_grouping_by_length_keeps_the_epoch_and_saves_padding(world_size, accumu
     assert grouped[0] != batches(LENGTHS, 0, epoch=2)
     longest = np.array([LENGTHS[batch].max() for batch in grouped[0]])
     assert np.abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5  # not short first, long last
+
+
+def test_the_steps_of_a_pool_are_shuffled():
+    batches = BatchSampler(700, 8, 0, 1, 5, LENGTHS).batches(1)[: POOL // 8]
+    longest = np.array([LENGTHS[batch].max() for batch in batches])
+    assert np.abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5
 
 
 def test_grouping_does_not_depend_on_how_a_global_batch_is_divided():

@@ -1,5 +1,6 @@
 """The page shows what the translator says, to this computer alone, and keeps nothing."""
 
+import base64
 import http.client
 import json
 import signal
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser
 from test_translator import new_model
 
 import demo_page
 from demo_page import HOST, PAGES, Demo, Question, Server, parse_args
+from pictures import picture_points
 from pose import read_pose
 from translator import Translator
 from weights import save_weights
@@ -75,6 +76,10 @@ def body(file: bytes, **question) -> bytes:
     return json.dumps(question, ensure_ascii=False).encode() + b"\n" + file
 
 
+def points_of(answer):
+    return np.frombuffer(base64.b64decode(answer["points"]), "<u2").reshape(-1, answer["joints"], 2)
+
+
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
@@ -95,7 +100,8 @@ def test_the_sentences_are_the_translators(translators, clip):
     sample = translator.sample(pose, texts)
     assert (answer["texts"], answer["own"]) == (sample.descriptions, sample.has_description)
     assert answer["gate"] == pytest.approx(translator.explain([sample])[0].gate, abs=1e-3)
-    assert len({len(answer[key]) for key in ("frames", "points", "texts", "own", "gate")}) == 1
+    assert len(points_of(answer)) == 16
+    assert len({len(answer[key]) for key in ("frames", "texts", "own", "gate")}) == 1
 
 
 def test_descriptions_by_rules_and_none(translators, shared_real):
@@ -108,16 +114,12 @@ def test_descriptions_by_rules_and_none(translators, shared_real):
     assert len(answer["without"]) == 3
 
 
-def test_points_are_in_thousandths_of_the_picture(translators, clip):
+def test_the_skeleton_is_that_of_the_frames_looked_at(translators, clip):
     answer = Demo(translators[False]).answer(Question(clip.name, "rules", aspect=2.0), clip.read_bytes())
     assert answer["with"] is None
-    pose = read_pose(clip)
-    shown = [point for frame in answer["points"] for point in (frame[5], frame[6], frame[95])]
-    assert all(0 <= x <= 1000 and 0 <= y <= 1000 for x, y in shown)
-    assert all(frame[120] is None for frame in answer["points"])  # its score is low
-    first, last = (pose.keypoints[frame, 5, 0] for frame in (answer["frames"][0], answer["frames"][-1]))
-    assert (answer["points"][-1][5][0] > answer["points"][0][5][0]) == (last > first)
-    assert set(answer["lines"][0]) == {"joints", "colour", "width"}
+    points, ratio = picture_points(read_pose(clip), np.array(answer["frames"]), 2.0)
+    assert np.array_equal(points_of(answer), points)
+    assert answer["ratio"] == ratio
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,8 @@ def test_a_video_is_read_with_an_extractor(translators, write_video, tmp_path):
 
     answer = Demo(translators[True], Extractor()).answer(Question("film.mp4", "rules", aspect=5), film.read_bytes())
     assert (answer["recorded"], answer["fps"]) == (10, 25)
-    assert answer["points"][9][5][0] > answer["points"][0][5][0]
+    points = points_of(answer)
+    assert points[9, 0, 0] > points[0, 0, 0]
     assert answer["ratio"] == pytest.approx(2, abs=0.3)  # the points fill a square of the film, which is 2 : 1
     with pytest.raises(ValueError, match=r"^broken.mp4: "):
         Demo(translators[True], Extractor()).answer(Question("broken.mp4"), b"no film")
@@ -285,13 +288,6 @@ def test_wrong_flags_are_one_line(flags, capsys):
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 STATUS = "document.querySelector('#status').textContent"

@@ -130,3 +130,12 @@ def test_a_cut_last_line_is_left_out(tmp_path):
     (tmp_path / "a").write_text(json.dumps({"a": 1}) + '\n{"a": 2')
     assert disk.read_lines(tmp_path / "a") == [{"a": 1}]
     assert disk.read_lines(tmp_path / "none") == []
+
+
+def test_a_line_ends_at_its_end_alone(tmp_path):
+    """A sentence may hold what Unicode calls a line's end: a model that writes bytes writes anything."""
+    rows = [{"hypothesis": "a\u2028b\x85c\x0bd"}, {"hypothesis": "e"}]
+    lines = disk.Lines(tmp_path / "rows.jsonl")
+    for row in rows:
+        lines.add(row)
+    assert disk.read_lines(tmp_path / "rows.jsonl") == rows

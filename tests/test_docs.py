@@ -162,7 +162,7 @@ class Place:
             source = "output_multimodal" if "fusion" in path.name or "multimodal" in word else "output_baseline"
             rgb = ["--rgb_support"] if path.name == "rgb_pose.pth" else []
             flags = ["--use_descriptions"] * (source == "output_multimodal") + rgb
-            made = self.folder / f"{source}{'_rgb' * bool(rgb)}"
+            made = self.folder / ("output_stage2" if rgb else source)  # the README trains it earlier
             if not (made / "best_checkpoint.pth").exists():
                 status, output = self.python(["fine_tuning.py", *flags, "--output_dir", made.name])
                 assert status == 0, output

@@ -9,20 +9,24 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from forked import Run
 
+import building
 import fine_tuning
 import utils
+from checkpoint import TrainState
 from safe_pickle import load_pickle
 from small_mt5 import write_small_mt5
+from survival import Guards
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
     "--hidden_dim 32 --epochs 2 --batch-size 4 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
-    "--num_beams 2 --max_new_tokens 8"
+    "--num_beams 2 --max_new_tokens 8 --max_length 24"
 ).split()
 
 
@@ -70,6 +74,62 @@ def baseline(corpus, tmp_path_factory):
     return train(corpus, tmp_path_factory.mktemp("baseline"))
 
 
+class Engine:
+    """Takes down what the loop asks of an engine."""
+
+    device = "cpu"
+
+    def __init__(self, losses):
+        self.losses, self.backwards, self.boundaries = iter(losses), [], []
+
+    def __call__(self, src_input, tgt_input):
+        loss = torch.tensor(next(self.losses))
+        return SimpleNamespace(loss=loss, nll=loss / 2)
+
+    def backward(self, loss):
+        self.backwards.append(float(loss))
+
+    def set_gradient_accumulation_boundary(self, is_boundary):
+        self.boundaries.append(is_boundary)
+
+    def get_lr(self):
+        return [0.1]
+
+    def was_step_applied(self):
+        return True
+
+    def train(self):
+        pass
+
+    step = train
+
+
+def test_the_loop_by_hand(tmp_path):
+    """Five micro-batches in steps of two: the last is a step of its own, and one without clips counts nothing."""
+
+    class Clips(list):
+        split = "train"
+
+    class Loader:
+        dataset, waited = Clips(range(10)), 0.0
+
+        def __len__(self):
+            return 5
+
+        def epoch(self, number, first):
+            for names in (["a"], ["b"], [], ["d"], ["e"]):
+                yield {"name_batch": names, "attention_mask": torch.ones(1, 1)}, {}
+
+    args = utils.parse_args(["--gradient-accumulation-steps", "2", "--output_dir", str(tmp_path)])
+    engine, state = Engine([1.0, 2.0, 3.0, 4.0, 5.0]), TrainState()
+    numbers = fine_tuning.train_one_epoch(engine, Loader(), state, Guards.of(args), args)
+    assert engine.boundaries == [False, True, False, True, True]
+    assert engine.backwards == [1, 2, 0, 4, 5]
+    assert [line["loss"] for line in lines(tmp_path / "steps.jsonl")] == [1.5, 4, 5]
+    assert (state.step, state.micro_batch) == (3, 5)
+    assert numbers == {"loss": 3, "nll": 1.5, "lr": 0.1, "waited": 0}
+
+
 def test_what_a_run_leaves_behind(described):
     names = {path.name for path in described.iterdir()}
     assert names >= {"checkpoint_0.pth", "checkpoint_1.pth", "best_checkpoint.pth", "best_fusion.pth", "train.log"}
@@ -114,10 +174,9 @@ def test_evaluation_repeats_the_scores_of_training(corpus, described, tmp_path):
 
 
 def test_two_processes_write_the_same_files(corpus, described, tmp_path):
-    flags = ("--use_descriptions", "--eval", "--finetune", described / "best_checkpoint.pth")
-    one, two = start(corpus, tmp_path / "1", *flags), start(corpus, tmp_path / "2", *flags, launcher=TWO)
-    finish(one)
-    finish(two)
+    flags = ("--use_descriptions", "--eval", "--finetune", str(described / "best_checkpoint.pth"))
+    train(corpus, tmp_path / "1", *flags)
+    finish(start(corpus, tmp_path / "2", *flags, launcher=TWO))
     for split, count in (("dev", 9), ("test", 7)):
         for name in ("predictions.jsonl", "tmp_pres.txt", "tmp_refs.txt"):
             assert (tmp_path / "1" / f"{split}_{name}").read_text() == (tmp_path / "2" / f"{split}_{name}").read_text()
@@ -131,6 +190,7 @@ def test_two_processes_write_the_same_files(corpus, described, tmp_path):
 def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
     """On two processes: same losses, a checkpoint with every weight, and two processes decode in step."""
     flags = ["--root", str(corpus), *SMALL, "--use_descriptions", "--epochs", "1"]
+    flags += ["--max_length", "16", "--max_new_tokens", "4"]
     for stage in "03":
         run = [*flags, "--zero_stage", stage, "--output_dir", str(tmp_path / stage)]
         Run(tmp_path / f"{stage}.log", run, n_processes=2).finish()
@@ -217,9 +277,24 @@ def test_resume_of_another_experiment_is_refused(corpus, baseline):
 
 
 def test_keep_last_bounds_the_disk(corpus, tmp_path):
+    (tmp_path / "checkpoint_7.pth").write_text("of an earlier, longer run")
     train(corpus, tmp_path, "--epochs", "3", "--keep_last", "1")
-    assert [path.name for path in tmp_path.glob("checkpoint_*.pth")] == ["checkpoint_2.pth"]
+    assert {path.name for path in tmp_path.glob("checkpoint_*.pth")} == {"checkpoint_2.pth", "checkpoint_7.pth"}
     assert len(list((tmp_path / "resume").iterdir())) == 1
+
+
+def test_going_back_to_an_older_state(corpus, described, tmp_path):
+    """What was saved after it is of another course of the run: the next --resume auto must not take it."""
+    out = shutil.copytree(described, tmp_path / "out")
+    older, *_, newest = sorted((out / "resume").iterdir())
+    flags = ("--use_descriptions", "--save_steps", "1", "--keep_last", "2")
+    args = utils.parse_args(["--root", str(corpus), *SMALL, "--output_dir", str(out), *flags, "--resume", str(older)])
+    loaders = building.build_loaders(args, building.dataset_spec(args))
+    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders))
+    assert f"step_{state.step:08d}" == older.name != newest.name
+    assert [path.name for path in (out / "resume").iterdir()] == [older.name]
+    assert newest.name in {path.name for path in (out / "earlier" / "resume").iterdir()}
+    assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(1, state.step + 1))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +375,7 @@ def test_real_signing_goes_through(shared_real, tmp_path):
     (tmp_path / "real.toml").write_text(config.replace('"fingerspelling/labels', f'"{tmp_path}/labels'))
     write_small_mt5(tmp_path / "mt5", ["red car", "右手在胸前", "the left hand rises"] * 5, d_model=64, layers=1)
     flags = ("--dataset_config", tmp_path / "real.toml", "--mt5_path", tmp_path / "mt5", "--use_descriptions")
-    out = train(shared_real, tmp_path / "out", *map(str, flags), "--epochs", "1")
+    out = train(shared_real, tmp_path / "out", *map(str, flags), "--epochs", "1", "--max_length", "256")
     assert 0 < lines(out / "log.txt")[0]["loss"] < 20
     assert len(lines(out / "dev_predictions.jsonl")) == 5
 
@@ -318,7 +393,7 @@ def test_real_signing_is_learnt(shared_real, tmp_path):
     subprocess.run([sys.executable, "small_mt5.py", "--out", mt5, "--texts", *texts], cwd=ROOT, check=True)
     flags = ["--dataset_config", str(config), "--mt5_path", str(mt5), "--text_cache", str(tmp_path / "cache")]
     flags += "--hidden_dim 32 --lr 4e-4 --warmup-epochs 0.5 --epochs 20 --batch-size 4".split()
-    flags += "--gradient-accumulation-steps 1 --num_beams 1 --max_new_tokens 40".split()
+    flags += "--gradient-accumulation-steps 1 --num_beams 1 --max_new_tokens 40 --max_length 256".split()
     for name, more in (("pose", []), ("described", ["--use_descriptions", "--text_encoder_freeze"])):
         out = train(shared_real, tmp_path / name, *flags, *more)
         epochs = lines(out / "log.txt")

@@ -53,7 +53,7 @@ LEVELS = {
         "describe_by_model",
         "run_folder",
     ],
-    4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator", "judged"],
+    4: ["survival", "description_audit", "benchmark_reference", "ablate", "translator", "judged", "building"],
     5: ["fine_tuning", "describe", "inference", "export", "demo_page", "pack_dataset", "clip_view", "extract_poses"],
     6: ["readiness", "benchmark", "report"],
     7: ["pre_training_checklist"],

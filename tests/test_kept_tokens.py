@@ -2,11 +2,13 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import MT5Config, MT5ForConditionalGeneration
 
+import building
 import fine_tuning
 import utils
 from batch import collate_fn
@@ -72,6 +74,32 @@ def test_what_is_kept(full, kept, small_mt5_folder):
     assert min(map(trimmed.get_score, range(len(trimmed)))) == min(map(pieces.get_score, range(len(pieces))))
     again = choose(full, [], also=kept)
     assert again.tolist() == kept.tolist()
+
+
+def test_the_piece_of_the_worst_score_is_kept():
+    """What an unknown character costs follows from it. Here no other rule would keep it."""
+
+    class Pieces(list):
+        def id_to_piece(self, token):
+            return self[token]
+
+        def get_score(self, token):
+            return -float(token)
+
+        def is_unknown(self, token):
+            return token == 0
+
+        def never(self, token):
+            return False
+
+        is_control = is_byte = is_unused = never
+
+        def encode(self, text):
+            return [self.index(text)]
+
+    pieces = Pieces(["<unk>", "a", *(f"piece {n}" for n in range(2, 24))])
+    kept = choose(SimpleNamespace(pieces=pieces), ["piece 9"])
+    assert kept.tolist() == [0, 1, 2, 3, 4, 5, 9, 23]  # 2 to 5 fill it up to a multiple of 8
 
 
 def test_texts_are_divided_as_before(full, kept, small_mt5_folder):
@@ -251,8 +279,11 @@ def test_train_evaluate_resume_translate(corpus, tmp_path, caplog):
     arguments = json.loads((state / "state.json").read_text())["arguments"]
     assert arguments["trim_vocab"]
     args = utils.parse_args([*flags, "--trim_vocab", "--epochs", "1", "--output_dir", str(out), "--resume", "auto"])
-    resumed = fine_tuning.find_resumed(args)
-    model = fine_tuning.build_model(args, fine_tuning.model_config(args, spec), {}, resumed)
+    full = Tokenizer(corpus / "pretrained_weight/mt5-base").pieces
+    outside = [full.id_to_piece(n) for n in range(len(full)) if n not in kept.tolist() and not full.is_unused(n)]
+    train = SimpleNamespace(targets=lambda: outside, description_texts=set)
+    loaders = {"train": SimpleNamespace(dataset=train)}
+    assert set(full.encode(outside[0])) - set(kept.tolist())
+    model = building.build_model(args, building.model_config(args, spec), loaders, state)
     assert torch.equal(model.kept_tokens, kept)
-    fine_tuning.start_state(args, model, 3, resumed)  # its weights fit
     assert torch.equal(model.state_dict()["mt5_model.lm_head.weight"], weights["mt5_model.lm_head.weight"])

@@ -87,8 +87,10 @@ def kill_often(tiny, folder, n_kills, epochs, seed):
     rng = random.Random(seed)
     whole, killed, count_file = folder / "whole", folder / "killed", folder / "operations"
     flags = ("--epochs", str(epochs))
+    begun = time.monotonic()
     start(tiny, whole, *flags, before=FileOperations(count_file=count_file)).finish()
     n_steps, operations = len(disk.read_lines(whole / "steps.jsonl")), int(count_file.read_text())
+    pause = (time.monotonic() - begun) / n_steps  # what is left to do takes longer, however fast this machine is
     places = []
     for kill in range(n_kills):
         n = rng.randrange(1, max(2, operations // n_kills)) if kill % 2 == 0 else None
@@ -98,7 +100,7 @@ def kill_often(tiny, folder, n_kills, epochs, seed):
                 target = n_steps * kill // (n_kills + 1)
                 while run.alive and len(disk.read_lines(killed / "steps.jsonl")) < target:
                     time.sleep(0.01)
-                time.sleep(rng.uniform(0, 1))
+                time.sleep(rng.uniform(0, pause))
                 run.signal(signal.SIGKILL)
             assert run.wait() == [-signal.SIGKILL], run.text
         places.append((f"operation {n}" if n else "time", len(disk.read_lines(killed / "steps.jsonl"))))
@@ -109,8 +111,8 @@ def kill_often(tiny, folder, n_kills, epochs, seed):
     return places
 
 
-def test_five_kills_change_nothing(tiny, tmp_path):
-    assert len(kill_often(tiny, tmp_path, n_kills=5, epochs=3, seed=1)) == 5
+def test_three_kills_change_nothing(tiny, tmp_path):
+    assert len(kill_often(tiny, tmp_path, n_kills=3, epochs=2, seed=1)) == 3
 
 
 @pytest.mark.slow

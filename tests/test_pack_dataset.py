@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import building
 import fine_tuning
 from pack_dataset import main
 from utils import parse_args
@@ -86,7 +87,7 @@ def test_the_flag_of_a_run(corpus, tmp_path):
     flags = ["--root", str(corpus), "--use_descriptions", "--batch-size", "24", "--num_workers", "0"]
     batches = []
     for args in (parse_args(flags), parse_args([*flags, "--packed", str(tmp_path / "packs")])):
-        loader = fine_tuning.build_loaders(args, fine_tuning.dataset_spec(args))["train"]
+        loader = building.build_loaders(args, building.dataset_spec(args))["train"]
         batches.append(next(loader.epoch()))
     (a, text), (b, same_text) = batches
     assert text == same_text

@@ -72,8 +72,7 @@ def test_samples_are_those_of_the_files(spelling, split):
     for index in range(0, len(files), 3 if split == "train" else 1):
         same(files[index], packs[index])
     assert files.description_texts() == packs.description_texts() != set()
-    frames = [len(read_pose(path)) for path in files.pose_paths.values()]
-    assert packs.lengths.tolist() == frames
+    assert packs.lengths.tolist() == files.lengths.tolist()
 
 
 def test_every_kind_of_numbers_and_every_dialect(shared_real, tmp_path):
@@ -99,6 +98,27 @@ def test_every_kind_of_numbers_and_every_dialect(shared_real, tmp_path):
             assert a.tobytes() == b.tobytes()
         sizes[name] = pack.content(name)[1].nbytes
     assert sizes["float16l.pkl"] < sizes["float32l.pkl"] < sizes["float64l.pkl"]  # no more than the numbers need
+
+
+def test_the_order_of_clips_is_that_of_the_files(tmp_path):
+    """Clips are ordered by their files' sizes, which several people in a frame make larger than more frames do."""
+    (tmp_path / "poses").mkdir()
+    people = {"a": (5, 3), "b": (8, 1), "c": (2, 1), "d": (6, 2)}  # frames, people
+    for name, (n_frames, n_people) in people.items():
+        pose = {"keypoints": [np.full((n_people, 133, 2), 0.5)] * n_frames}
+        pose["scores"] = [np.ones((n_people, 133)) for _ in range(n_frames)]
+        pose["keypoints"] = [keypoints.copy() for keypoints in pose["keypoints"]]
+        (tmp_path / "poses" / f"{name}.pkl").write_bytes(pickle.dumps(pose))
+    labels = [{"video": f"{name}.mp4", "text": "x"} for name in people]
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    toml = 'name = "mine"\npose_dir = "poses"\n[labels]\ntrain = "labels.json"\n'
+    (tmp_path / "mine.toml").write_text(toml)
+    main(["--dataset_config", str(tmp_path / "mine.toml"), "--root", str(tmp_path), "--out", "packs", "--workers", "1"])
+    spec = DatasetSpec("mine", {"train": "labels.json"}, "poses")
+    files, packs = (S2T_Dataset(s, "train") for s in (spec.under(tmp_path), use_packs(spec, "packs", tmp_path)))
+    orders = [BatchSampler(4, 1, 0, 1, lengths=dataset.lengths).batches() for dataset in (files, packs)]
+    assert orders[0] == orders[1] != BatchSampler(4, 1, 0, 1, lengths=np.array([5, 8, 2, 6])).batches()
+    assert files.fingerprint() == packs.fingerprint()
 
 
 def test_hostile_files_are_the_same_clips_that_cannot_be_read(shared_real, tmp_path):
@@ -242,7 +262,7 @@ def test_two_words_that_changed_places_are_found_by_verifying(small):
         ("clips.npy", lambda data: data[:-1] + b"z", "clips.npy is not what was written"),
         ("pack.json", lambda data: data[:40], "is damaged, or no pack's"),
         ("pack.json", lambda data: b"[]", "is damaged, or no pack's"),
-        ("pack.json", lambda data: data.replace(b"pack 1", b"pack 9"), "in the format 'uni-sign-pack 9'; wanted"),
+        ("pack.json", lambda data: data.replace(b"pack 2", b"pack 9"), "in the format 'uni-sign-pack 9'; wanted"),
         ("pack.json", lambda data: data.replace(b'"poses"', b'"words"', 1), "is a pack of 'words'"),
     ],
 )

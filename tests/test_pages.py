@@ -28,7 +28,7 @@ def test_data_cannot_leave_its_script():
 
 
 def test_a_page_needs_nothing_else():
-    made = page("A title", element("p", "text"), script="report.js")
+    made = page("A title", element("p", "text"), scripts=("skeleton_player.js", "report.js"))
     assert made.startswith("<!doctype html>")
     assert "://" not in made
     assert "default-src 'none'" in made.replace("&#x27;", "'")

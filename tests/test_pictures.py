@@ -1,5 +1,7 @@
 """Pictures of poses and of videos."""
 
+import base64
+
 import numpy as np
 import pytest
 from test_posecodes import hand, make_pose
@@ -7,10 +9,14 @@ from test_posecodes import hand, make_pose
 pytest.importorskip("PIL", reason="pillow is not installed (requirements-rgb.txt)")
 
 from pictures import (
+    DRAWN,
+    FULL,
     draw_pose,
     draw_pose_over,
     encode,
     picture_box,
+    picture_points,
+    player_data,
     require_packages,
     side_by_side,
     video_picture,
@@ -84,3 +90,25 @@ def test_a_package_that_is_missing_is_named():
     require_packages("--preview", "json")
     with pytest.raises(ValueError, match="--preview needs no_such_package: pip install"):
         require_packages("--preview", "json", "no_such_package")
+
+
+def test_points_are_where_the_pose_has_them():
+    pose = make_pose(right=(hand(), -0.6 - 0.4j), left=(hand(), 0.6 - 0.4j))
+    pose.scores[:, 120] = 0.3
+    frames = np.arange(0, len(pose), 2)
+    points, ratio = picture_points(pose, frames, aspect=1.5)
+    left, top, right, bottom = picture_box(pose)
+    back = (points - 1) / (FULL - 1) * [right - left, bottom - top] + [left, top]
+    seen = (pose.scores[frames][:, DRAWN] > 0.3)[..., None]
+    inside = seen & (points > 1) & (points < FULL)  # the picture leaves the few outermost points out
+    assert inside.mean() > 0.9
+    assert np.abs(back - pose.keypoints[frames][:, DRAWN])[inside].max() < 1e-3
+    assert (points[:, DRAWN.index(120)] == 0).all()
+    assert ratio == pytest.approx(1.5 * (right - left) / (bottom - top))
+
+
+def test_a_player_gets_bytes_of_one_order():
+    points = np.array([[[1, 2], [0, 0]], [[FULL, 258], [3, 4]]], np.uint16)
+    data = player_data(points, 1.0)
+    assert base64.b64decode(data["points"]) == bytes([1, 0, 2, 0, 0, 0, 0, 0, 255, 255, 2, 1, 3, 0, 4, 0])
+    assert (data["joints"], data["ratio"]) == (2, 1.0)

@@ -54,7 +54,7 @@ def test_a_pointer_in_the_place_of_weights_is_told(tmp_path, capsys, corpus):
     (tmp_path / "pretrained_weight/mt5-base/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     report = readiness.Report()
     args = SimpleNamespace(root=str(tmp_path), mt5_path=config.mt5_path, trim_vocab=False)
-    assert readiness.examine_weights(report, args)["d_model"] == 256
+    assert readiness.examine_weights(report, args)["d_model"] == 64
     assert report.missing == 1
     assert "too small, get the weights again" in capsys.readouterr().out
 

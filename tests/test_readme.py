@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import test_house
 import torch
+from small_corpus import write_small_corpus
 
 import demo_page
 import describe
@@ -21,7 +22,6 @@ import report
 import utils
 from labels import read_labels
 from pose import read_pose
-from sample_data import write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
@@ -229,7 +229,7 @@ def test_files_that_are_named_exist(readme):
 def left_behind(tmp_path_factory):
     """The folder of a run that found an older one there, and then was evaluated."""
     corpus, out = (tmp_path_factory.mktemp("readme") / name for name in ("sample", "out"))
-    write_corpus(corpus, {"train": 4, "dev": 2, "test": 2})
+    write_small_corpus(corpus, {"train": 4, "dev": 2, "test": 2})
     out.mkdir()
     (out / "log.txt").write_text("{}\n")
     flags = (

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_corpus import write_small_corpus
 from torch import nn
 from transformers import MT5Config, MT5ForConditionalGeneration
 
+import building
 import fine_tuning
 import rgb_fusion
 import utils
@@ -32,7 +34,6 @@ from rgb_fusion import (
     hand_boxes,
     hand_fusion_modules,
 )
-from sample_data import write_corpus
 from tokenizer import EOS, Tokenizer
 from video import read_frames
 from weights import save_weights
@@ -547,8 +548,7 @@ def test_a_missing_package_is_one_line(monkeypatch, package):
 @pytest.fixture(scope="module")
 def filmed(write_video, tmp_path_factory):
     """A sample corpus with videos in Uni-Sign's folder."""
-    root = tmp_path_factory.mktemp("filmed") / "sample"
-    write_corpus(root, {"train": 6, "dev": 2, "test": 2})
+    root = write_small_corpus(tmp_path_factory.mktemp("filmed") / "sample", {"train": 6, "dev": 2, "test": 2})
     spec = DATASETS["CSL_Daily"].under(root)
     for split in spec.labels:
         dataset = S2T_Dataset(spec, split)
@@ -646,7 +646,7 @@ def test_weights_with_and_without_crops(fused, filmed, tmp_path, caplog):
 
     def build(rgb_support, file, **more):
         changed = dict(vars(args), rgb_support=rgb_support, finetune=str(file), **more)
-        return fine_tuning.build_model(type(args)(**changed), dataclasses.replace(config, rgb_support=rgb_support), {})
+        return building.build_model(type(args)(**changed), dataclasses.replace(config, rgb_support=rgb_support), {})
 
     model = build(True, path)
     assert all(torch.equal(x, whole[name]) for name, x in model.state_dict().items())
@@ -672,13 +672,13 @@ def test_backbone_from_imagenet(filmed, tmp_path):
     torch.save(own | {"classifier.1.weight": torch.zeros(1000, 1280)}, tmp_path / "b0.pth")
     args = utils.parse_args(["--root", str(filmed), *FLAGS, "--rgb_backbone", str(tmp_path / "b0.pth")])
     config = ModelConfig(hidden_dim=16, rgb_support=True)
-    model = fine_tuning.build_model(args, config, {})
+    model = building.build_model(args, config, {})
     for name, x in model.rgb_support_backbone[0].state_dict().items():
         assert torch.equal(x, own[f"features.{name}"])
     del own["features.8.1.bias"]
     torch.save(own, tmp_path / "b0.pth")
     with pytest.raises(ValueError, match=r"--rgb_backbone: .*b0.pth does not hold EfficientNet-B0 .*features.8.1.bias"):
-        fine_tuning.build_model(args, config, {})
+        building.build_model(args, config, {})
 
 
 def test_missing_videos_stop_the_run_before_training(filmed, tmp_path):

@@ -71,6 +71,16 @@ def test_bert_is_averaged_over_a_texts_own_tokens(bert_folder):
 
 
 @torch.no_grad()
+def test_a_tokenizer_that_pads_at_the_left_loses_nothing(bert_folder, tmp_path):
+    """Some published encoders say so in tokenizer_config.json; where padding is cut off, it must be at the right."""
+    folder = copy_of(bert_folder, tmp_path)
+    texts = ["the left hands.", "手"]
+    wanted = TextEncoder(folder).eval()(texts)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "padding_side": "left"}')
+    torch.testing.assert_close(TextEncoder(folder).eval()(texts), wanted)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["mt5", "bert"])
 def test_a_text_is_cut(request, kind):
     folder = request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])

@@ -87,6 +87,12 @@ def test_every_flag_is_read_somewhere():
         (["--offload", "--zero_stage", "0"], ["--offload", "--zero_stage"]),
         (["--epochs", "0"], ["--epochs 0"]),
         (["--lr", "0"], ["--lr"]),
+        (["--lr", "nan"], ["--lr nan"]),
+        (["--seed", "-1"], ["--seed -1", "at least 0"]),
+        (["--keep_last", "-1"], ["--keep_last -1", "at least 0"]),
+        (["--num_workers", "-1"], ["--num_workers -1", "at least 0"]),
+        (["--gradient-clipping", "nan"], ["--gradient_clipping nan", "at least 0"]),
+        (["--opt-betas", "0.9", "1"], ["--opt_betas", "0.9 1.0"]),
         (["--batch"], ["unrecognized"]),
     ],
 )

@@ -68,6 +68,8 @@ def test_other_contents_are_refused(tmp_path):
         weights.read_weights(tmp_path / "list.pth", "--finetune")
     with pytest.raises(FileNotFoundError, match="--finetune: .*none.pth"):
         weights.read_weights(tmp_path / "none.pth", "--finetune")
+    with pytest.raises(ValueError, match="--finetune: .* is a folder; wanted a .pth or .safetensors file"):
+        weights.read_weights(tmp_path, "--finetune")
 
 
 class Model(nn.Module):

@@ -84,7 +84,7 @@ def test_two_processes_resume_bit_for_bit(tiny, tmp_path, stage):  # noqa: F811
     flags = ("--epochs", "2", "--zero_stage", stage, "--keep_last", "0", "--gradient-accumulation-steps", "1")
     run(tiny, whole, *flags, n_processes=2).finish()
     shutil.copytree(whole, cut)
-    for path in sorted((cut / "resume").iterdir())[-3:]:
+    for path in sorted((cut / "resume").iterdir())[-4:]:  # of six: it goes on within the first epoch
         shutil.rmtree(path)
     assert "resumed" in run(tiny, cut, *flags, n_processes=2).finish()
     assert curves(whole) == curves(cut)

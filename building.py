@@ -1,0 +1,215 @@
+"""What a command line asks for: the data set, its loaders, the model with the weights it starts from."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+import distributed
+import metrics
+from checkpoint import STATE_WEIGHTS, load_model_state
+from config import DATASETS, DatasetSpec, ModelConfig
+from datasets import BatchSampler, ClipLoader, S2T_Dataset
+from kept_tokens import choose as choose_tokens
+from kept_tokens import log_coverage
+from labels import split_labels, target
+from models import Uni_Sign, load_mt5
+from packed import use_packs
+from rgb_fusion import BACKBONE, load_backbone
+from text_cache import build_text_cache
+from text_fusion_modules import TextEncoder, TextFeatures
+from tokenizer import Tokenizer
+from utils import progress, under_root
+from weights import FUSION_PREFIXES, MAPPER_PREFIX, kept_tokens, load_finetune, load_fusion, read_weights
+
+logger = logging.getLogger(__name__)
+
+
+def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
+    """The data set of the command line, with its paths resolved."""
+    spec = DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
+    metrics.bleu_scorers(spec.bleu_tokenizer)  # a tokenizer that is not there should not wait for the first evaluation
+    return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
+
+
+def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
+    """The model of the command line."""
+    return ModelConfig(
+        hidden_dim=args.hidden_dim,
+        language=spec.language,
+        label_smoothing=args.label_smoothing,
+        use_descriptions=args.use_descriptions,
+        text_dropout_p=args.text_dropout_p,
+        text_encoder=args.text_encoder,
+        text_max_tokens=args.text_max_tokens,
+        description_alignment=args.description_alignment,
+        missing_text=args.missing_text,
+        rgb_support=args.rgb_support,
+        joint_hands=args.joint_hands,
+        uni_sign_padding=args.uni_sign_padding,
+    )
+
+
+def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:
+    """Loaders of the splits that the run needs: train and dev, or with --eval dev and test."""
+    splits = ("dev", "test") if args.eval else ("train", "dev")
+    loaders = {}
+    for split in splits:
+        if split not in spec.labels and split != "train":
+            logger.info("%s has no %s split.", spec.name, split)
+            continue
+        training = split == "train"
+        dataset = S2T_Dataset(
+            spec,
+            split,
+            task=args.task,
+            max_length=args.max_length,
+            random_frames=training or args.eval_sampling == "random",
+            use_descriptions=args.use_descriptions,
+            rgb_support=args.rgb_support,
+            uni_sign_crops=args.uni_sign_padding,
+            seed=args.seed,
+            max_bad_clips=args.max_bad_clips,
+        )
+        sampler = BatchSampler(
+            len(dataset),
+            args.batch_size,
+            distributed.rank(),
+            distributed.world_size(),
+            seed=args.seed if training else None,
+            # With Uni-Sign's padding a clip's result depends on the clips beside it: in evaluation those must stay.
+            lengths=dataset.lengths if (args.length_grouping if training else not args.uni_sign_padding) else None,
+            accumulation=args.gradient_accumulation_steps,
+        )
+        loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
+    if not loaders:
+        raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
+    if spec.folder("dev") == "test":
+        logger.warning("%s has no dev split: the best checkpoint is chosen on test.", spec.name)
+    return loaders
+
+
+def build_model(
+    args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], state: Path | None = None
+) -> Uni_Sign:
+    """Load mT5 and the text branch, then the weights that the run goes on from.
+
+    Args:
+        args: the command line.
+        config: of the model.
+        loaders: of the splits, whose texts are looked through.
+        state: a folder to resume from; it has all weights, and those that flags name are not looked at.
+
+    Raises:
+        FileNotFoundError: a file or folder that a flag names is not there.
+        ValueError: weights that do not fit.
+    """
+    mt5_folder = under_root(args.root, args.mt5_path)
+    kept = choose_vocabulary(args, config, loaders, state)
+    texts = build_texts(args, mt5_folder, loaders, kept)
+    model = Uni_Sign(config, load_mt5(mt5_folder, kept=kept), Tokenizer(mt5_folder, kept), texts)
+    if args.gradient_checkpointing:
+        model.recompute_activations()
+    if state:
+        load_model_state(model, state)
+    else:
+        load_first_weights(args, model)
+    return model
+
+
+def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
+    """Load what --finetune, --rgb_backbone and --fusion_checkpoint name.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: weights that do not fit, or an evaluation of weights that were never trained.
+    """
+    new = load_finetune(model, args.finetune, model.config) if args.finetune else list(model.state_dict())
+    backbone_is_new = any(name.startswith(BACKBONE) for name in new)
+    if args.eval and backbone_is_new:
+        raise ValueError(f"--eval: {args.finetune} has no RGB branch; drop --rgb_support.")
+    if args.eval and args.missing_text == "mapper" and any(name.startswith(MAPPER_PREFIX) for name in new):
+        raise ValueError(f"--missing_text mapper: {args.finetune} has no mapper; it was not trained with one.")
+    if args.rgb_backbone:
+        if not backbone_is_new:
+            raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
+        load_backbone(model, read_weights(args.rgb_backbone, "--rgb_backbone")[0], args.rgb_backbone)
+    elif backbone_is_new:
+        logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
+    if args.fusion_checkpoint:
+        load_fusion(model, args.fusion_checkpoint)
+
+
+def choose_vocabulary(
+    args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], state: Path | None
+) -> torch.Tensor | None:
+    """The tokens of mT5 that the model has, None for all.
+
+    They are those of the weights that the run goes on from; --trim_vocab adds what the training texts need, though not
+    when a run is resumed. Nothing of dev and test decides.
+    """
+    path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
+    mt5_folder = under_root(args.root, args.mt5_path)
+    kept = None
+    if distributed.is_main():
+        if path:
+            kept = kept_tokens(read_weights(path, flag)[0], path, flag)
+        if args.trim_vocab and not state:
+            train = loaders["train"].dataset if "train" in loaders else None
+            texts = [*train.targets(), *train.description_texts()] if train else []
+            kept = choose_tokens(Tokenizer(mt5_folder), [config.prompt, *texts], kept)
+        if kept is not None:
+            log_coverage(Tokenizer(mt5_folder), kept, held_out_texts(args, loaders))
+    return distributed.from_main(kept)
+
+
+def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> dict[str, Iterable[str]]:
+    """What the model will meet in dev and test: their sentences, and the descriptions that its own encoder reads."""
+    texts: dict[str, Iterable[str]] = {}
+    spec = dataset_spec(args)
+    for split in ("dev", "test"):
+        if split in loaders:
+            texts[f"{split}, sentences"] = loaders[split].dataset.targets()
+            if args.use_descriptions and not args.text_encoder and not args.text_encoder_freeze:
+                texts[f"{split}, descriptions"] = loaders[split].dataset.description_texts()
+        elif Path(spec.labels.get(split, "")).is_file():
+            texts[f"{split}, sentences"] = [target(label, args.task) for label in split_labels(spec, split).values()]
+    return texts
+
+
+def build_texts(
+    args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader], kept: torch.Tensor | None
+) -> TextFeatures | None:
+    """What encodes descriptions: the encoder itself or, where it is frozen, a cache of its features."""
+    if not args.use_descriptions:
+        return None
+    folder = args.text_encoder or mt5_folder
+    if not args.text_encoder_freeze:
+        return TextEncoder(folder, args.text_max_tokens, kept=None if args.text_encoder else kept)
+    texts = set().union(*(loader.dataset.description_texts() for loader in loaders.values()))
+    cache_root = under_root(args.root, args.text_cache)
+    return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device(), progress)
+
+
+def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
+    """Freeze what --trainable and --text_encoder_freeze say, and tell which parameters train and why."""
+    fusion_only = args.trainable == "fusion" or (
+        args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
+    )
+    prefixes = FUSION_PREFIXES
+    if fusion_only:
+        model.freeze([module for name, module in model.named_children() if f"{name}." not in prefixes])
+        model.part_para.requires_grad_(False)
+        why = "--trainable fusion" if args.trainable == "fusion" else "--text_encoder_freeze with --finetune"
+        what = "the fusion modules alone"
+    else:
+        why = "--trainable all" if args.trainable == "all" else "--text_encoder_freeze without --finetune"
+        why = why if args.text_encoder_freeze or args.trainable == "all" else "the default"
+        what = "everything but the text encoder" if args.text_encoder_freeze else "everything"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    held = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("training %s (%s): %.2f M of %.2f M parameters.", what, why, trained / 1e6, held / 1e6)
