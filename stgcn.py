@@ -134,11 +134,7 @@ class TemporalConvolution(nn.Conv2d):
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
         """(V, N, C) -> (V, N, C)."""
         assert self.bias is not None
-        if (
-            x.device.type == "cpu"
-            and x.dtype in (torch.float32, torch.float64)
-            and not torch.is_autocast_enabled("cpu")
-        ):
+        if precise_on_cpu(x):
             return convolve(x, self.weight.squeeze(3), layout.slots, layout.line_length) + self.bias
         line = layout.on_line(x)[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
         if x.device.type == "cpu":

@@ -100,8 +100,9 @@ def _next(tiles: slice) -> slice:
 
 def _at_points(planes: torch.Tensor, tiles: slice) -> torch.Tensor:
     """The eight frames that each tile's output depends on, seen at the points, (8, chunk, C)."""
-    own, following = OF_FRAMES.split(TILE, dim=1)
-    return _product(own, planes[:, tiles]) + _product(following, planes[:, _next(tiles)])
+    own, following = OF_FRAMES.to(planes).split(TILE, dim=1)
+    seen = own @ planes[:, tiles].flatten(1)
+    return seen.addmm_(following, planes[:, _next(tiles)].flatten(1)).unflatten(1, (-1, planes.shape[2]))
 
 
 def _product(matrix: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
