@@ -36,7 +36,7 @@ from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 import benchmark_reference as reference
 from batch import Sample, collate_fn, to_device
 from config import DatasetSpec, ModelConfig
-from datasets import BatchSampler, S2T_Dataset
+from datasets import SEARCHED, BatchSampler, S2T_Dataset
 from models import Uni_Sign, untie_embeddings
 from mt5 import encode, use_fused_activation
 from optimization import parameter_groups
@@ -52,8 +52,7 @@ MT5_SMALL: dict[str, Any] = dict(zip(NAMES, (32_000, 256, 32, 512, 3, 8), strict
 # Clips of CSL-Daily: 2.5 million frames in 20,654 clips. How far the lengths of clips differ is not published; taken is
 # what its sentences differ by, in characters (standard deviation of the logarithm).
 MEAN_FRAMES, SPREAD, MOST_FRAMES = 121, 0.34, 256
-BATCHES = 4  # of the clips of unequal length
-ENDING = 8  # times the row of </s>: the small model's sentences then have 13 to 40 tokens, 24 on average
+ENDING = 14  # times the row of </s>: of the small model's sentences most then have 10 to 20 tokens, the others 40
 MT5_TINY: dict[str, Any] = dict(zip(NAMES, (500, 32, 8, 48, 1, 2), strict=True))
 
 
@@ -356,17 +355,20 @@ class Training:
 
         return train
 
-    def split_stages(self, samples: list[Sample], batch_size: int, new_tokens: int) -> Iterator[Stage]:
-        """Of clips of unequal length: training steps and an evaluation.
+    def split_stages(
+        self, samples: list[Sample], batch_size: int, new_tokens: int, num_beams: int = 4
+    ) -> Iterator[Stage]:
+        """Of clips of unequal length: an evaluation, losses and sentences, and training steps.
 
         Ours has batches of clips of like length, as a run has; the reference form takes clips as they come, as Uni-Sign
-        does, and computes what they are padded with.
+        does, and computes what they are padded with. With random weights no sentence would end: for the evaluation the
+        row of </s> is made larger, for both forms.
         """
         lengths = np.array([len(sample.pose_sample["body"]) for sample in samples])
         n, n_frames = len(samples), int(lengths.sum())
 
-        def batches(grouped: bool, seed: int | None) -> list[tuple[Any, Any]]:
-            sampler = BatchSampler(n, batch_size, 0, 1, seed=seed, lengths=lengths if grouped else None)
+        def batches(size: int, grouped: bool, seed: int | None = None) -> list[tuple[Any, Any]]:
+            sampler = BatchSampler(n, size, 0, 1, seed=seed, lengths=lengths if grouped else None)
             collated = []
             for clips in sampler.batches():
                 src_input, tgt_input = collate_fn([samples[clip] for clip in clips])
@@ -376,45 +378,29 @@ class Training:
                 collated.append((src_input, tgt_input))
             return collated
 
-        ours, other = (self.whole(fast, batches(fast, seed=0)) for fast in (True, False))
-        yield Stage("training steps, clips of unequal length", ours, other, n, n_frames)
-        yield self.evaluation(batches(True, None), batches(False, None), new_tokens, n, n_frames)
-
-    def evaluation(
-        self,
-        sorted_batches: list[tuple[Any, Any]],
-        batches: list[tuple[Any, Any]],
-        new_tokens: int,
-        n: int,
-        n_frames: int,
-        num_beams: int = 4,
-    ) -> Stage:
-        """Loss and sentences of n clips; sentences end after an unequal number of tokens.
-
-        With random weights no sentence would end: the row of </s> is made larger, for both forms.
-        """
-        self.model.mt5_model.lm_head.weight.data[EOS] *= ENDING
+        large, as_they_come = batches(SEARCHED * batch_size, True), batches(batch_size, False)
 
         @torch.no_grad()
-        def ours() -> None:
-            self.model.zero_grad(set_to_none=True)
-            self.model.eval()
-            for src_input, tgt_input in sorted_batches:
+        def evaluate() -> None:
+            for src_input, tgt_input in large:
                 with self.precision():
                     output = self.model(src_input, tgt_input)
                     ids = self.model.generate(output, num_beams, new_tokens)
                 self.model.sentences(ids)
-            self.model.train()
 
-        def other() -> None:
-            self.model.eval()
-            self.reference.eval()
+        def evaluate_plainly() -> None:
             with self.precision():
-                self.reference.evaluate(batches, num_beams, new_tokens)
-            self.reference.train()
-            self.model.train()
+                self.reference.evaluate(as_they_come, num_beams, new_tokens)
 
-        return Stage(f"evaluation, beam {num_beams}, clips of unequal length", ours, other, n, n_frames)
+        row = self.model.mt5_model.lm_head.weight.data[EOS]
+        row *= ENDING
+        self.reference.eval()  # and the model, which it holds
+        yield Stage(f"evaluation, beam {num_beams}, clips of unequal length", evaluate, evaluate_plainly, n, n_frames)
+        self.reference.train()
+        row /= ENDING
+        ours = self.whole(True, batches(batch_size, True, seed=0))
+        other = self.whole(False, batches(batch_size, False, seed=0))
+        yield Stage("training steps, clips of unequal length", ours, other, n, n_frames)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -599,9 +585,9 @@ def all_stages(
     samples = make_samples([frames] * batch_size, size.texts)  # no padding: it would flatter us
     yield from stages_of_loading(Path(folder), frames, samples)
     training = Training(size, samples, device, dtype, described=False)
-    yield from training.stages()
-    split = make_samples(clip_lengths(BATCHES * batch_size, frames), size.texts)
+    split = make_samples(clip_lengths(SEARCHED * batch_size, frames), size.texts)
     yield from training.split_stages(split, batch_size, size.new_tokens)
+    yield from training.stages()
     frozen = Training(size, samples, device, dtype, described=True, frozen=True)
     yield Stage("step with frozen texts", frozen.whole(True), training.whole(True), frozen.clips, frozen.frames)
     del frozen
