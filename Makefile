@@ -49,7 +49,7 @@ check: setup
 	$(VENV)/bin/mypy
 
 bench: setup
-	$(RUN) benchmark.py --size small --compare --repeats 3 --json benchmark.json
+	$(RUN) benchmark.py --size small --compare --repeats 3 --threads 1 --clock cpu --json benchmark.json
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -36,7 +36,7 @@ from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 import benchmark_reference as reference
 from batch import Sample, collate_fn, to_device
 from config import DatasetSpec, ModelConfig
-from datasets import BatchSampler, S2T_Dataset
+from datasets import SEARCHED, BatchSampler, S2T_Dataset
 from models import Uni_Sign, untie_embeddings
 from mt5 import encode, use_fused_activation
 from optimization import parameter_groups
@@ -49,7 +49,10 @@ from utils import run
 NAMES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 MT5_BASE: dict[str, Any] = dict(zip(NAMES, (250_112, 768, 64, 2048, 12, 12), strict=True))
 MT5_SMALL: dict[str, Any] = dict(zip(NAMES, (32_000, 256, 32, 512, 3, 8), strict=True))
-ENDING = 8  # times the row of </s>: the small model's sentences then have 13 to 40 tokens, 24 on average
+# Clips of CSL-Daily: 2.5 million frames in 20,654 clips. How far the lengths of clips differ is not published; taken is
+# what its sentences differ by, in characters (standard deviation of the logarithm).
+MEAN_FRAMES, SPREAD, MOST_FRAMES = 121, 0.34, 256
+ENDING = 14  # times the row of </s>: of the small model's sentences most then have 10 to 20 tokens, the others 40
 MT5_TINY: dict[str, Any] = dict(zip(NAMES, (500, 32, 8, 48, 1, 2), strict=True))
 
 
@@ -157,12 +160,17 @@ def make_model(size: Size, described: bool, device: torch.device, frozen: bool =
     return Uni_Sign(model_config, mt5, tokenizer, texts).to(device).train()
 
 
-def make_samples(n: int, frames: int, texts: int, mixed: bool) -> list[Sample]:
-    """Clips of one length, or of lengths from a quarter of it up."""
+def clip_lengths(n: int, most: int) -> np.ndarray:
+    """Lengths of n clips as of CSL-Daily, (n,), scaled so that the longest that there may be has `most` frames."""
+    drawn = np.random.default_rng(0).lognormal(np.log(MEAN_FRAMES) - SPREAD**2 / 2, SPREAD, n)
+    return np.ceil(drawn.clip(max=MOST_FRAMES) / MOST_FRAMES * most).astype(int)
+
+
+def make_samples(lengths: Sequence[int] | np.ndarray, texts: int) -> list[Sample]:
+    """Clips of so many frames, with random content."""
     rng = np.random.default_rng(0)
-    lengths = np.linspace(frames / 4, frames, n).round().astype(int) if mixed else np.full(n, frames)
     samples = []
-    for i, length in enumerate(rng.permutation(lengths).tolist()):
+    for i, length in enumerate(np.asarray(lengths).tolist()):
         pose = {
             part: torch.from_numpy(rng.uniform(-1, 1, (length, len(joints), 3)).astype(np.float32))
             for part, joints in PART_JOINTS.items()
@@ -331,57 +339,68 @@ class Training:
 
         return take
 
-    def whole(self, fast: bool) -> Callable[[], None]:
-        """A training step: forward, backward, optimizer."""
-        src: Any = self.on_device
+    def whole(self, fast: bool, batches: Sequence[tuple[Any, Any]] = ()) -> Callable[[], None]:
+        """Training steps, on each of the batches or on that of this object: forward, backward, optimizer."""
+        batches = batches or [(self.src_input if fast else self.on_device, self.tgt_input)]
+        step = self.step(fast)
 
         def train() -> None:
-            self.model.zero_grad(set_to_none=True)
-            with self.precision():
-                one, other = self.model, self.reference
-                loss = one(self.src_input, self.tgt_input).loss if fast else other(src, self.tgt_input)
-            loss.backward()
-            self.step(fast)()
+            for src_input, tgt_input in batches:
+                self.model.zero_grad(set_to_none=True)
+                with self.precision():
+                    ours, other = self.model, self.reference
+                    loss = ours(src_input, tgt_input).loss if fast else other(src_input, tgt_input)
+                loss.backward()
+                step()
 
         return train
 
-    def evaluation(self, samples: list[Sample], batch_size: int, new_tokens: int, num_beams: int = 4) -> Stage:
-        """Loss and sentences of a split: clips of unequal length, sentences that end after an unequal number of tokens.
+    def split_stages(
+        self, samples: list[Sample], batch_size: int, new_tokens: int, num_beams: int = 4
+    ) -> Iterator[Stage]:
+        """Of clips of unequal length: an evaluation, losses and sentences, and training steps.
 
-        With random weights no sentence would end: the row of </s> is made larger, for both forms. Ours sorts the clips
-        by length, as a run does; the reference form takes them as they come.
+        Ours has batches of clips of like length, as a run has; the reference form takes clips as they come, as Uni-Sign
+        does, and computes what they are padded with. With random weights no sentence would end: for the evaluation the
+        row of </s> is made larger, for both forms.
         """
-        self.model.mt5_model.lm_head.weight.data[EOS] *= ENDING
         lengths = np.array([len(sample.pose_sample["body"]) for sample in samples])
-        orders = [BatchSampler(len(samples), batch_size, 0, 1, lengths=n).batches() for n in (lengths, None)]
-        batches: list[list[Any]] = [[], []]
-        for order, collated in zip(orders, batches, strict=True):
-            for clips in order:
+        n, n_frames = len(samples), int(lengths.sum())
+
+        def batches(size: int, grouped: bool, seed: int | None = None) -> list[tuple[Any, Any]]:
+            sampler = BatchSampler(n, size, 0, 1, seed=seed, lengths=lengths if grouped else None)
+            collated = []
+            for clips in sampler.batches():
                 src_input, tgt_input = collate_fn([samples[clip] for clip in clips])
-                collated.append((to_device(src_input, self.device), tgt_input))
-        for src_input, _ in batches[1]:
-            src_input["attention_mask"] = src_input["attention_mask"].to(self.device)
+                src_input = to_device(src_input, self.device)
+                if not grouped:
+                    src_input["attention_mask"] = src_input["attention_mask"].to(self.device)
+                collated.append((src_input, tgt_input))
+            return collated
+
+        large, as_they_come = batches(SEARCHED * batch_size, True), batches(batch_size, False)
 
         @torch.no_grad()
-        def ours() -> None:
-            self.model.zero_grad(set_to_none=True)
-            self.model.eval()
-            for src_input, tgt_input in batches[0]:
+        def evaluate() -> None:
+            for src_input, tgt_input in large:
                 with self.precision():
                     output = self.model(src_input, tgt_input)
                     ids = self.model.generate(output, num_beams, new_tokens)
                 self.model.sentences(ids)
-            self.model.train()
 
-        def other() -> None:
-            self.model.eval()
-            self.reference.eval()
+        def evaluate_plainly() -> None:
             with self.precision():
-                self.reference.evaluate(batches[1], num_beams, new_tokens)
-            self.reference.train()
-            self.model.train()
+                self.reference.evaluate(as_they_come, num_beams, new_tokens)
 
-        return Stage(f"evaluation, beam {num_beams}", ours, other, len(samples), int(lengths.sum()))
+        row = self.model.mt5_model.lm_head.weight.data[EOS]
+        row *= ENDING
+        self.reference.eval()  # and the model, which it holds
+        yield Stage(f"evaluation, beam {num_beams}, clips of unequal length", evaluate, evaluate_plainly, n, n_frames)
+        self.reference.train()
+        row /= ENDING
+        ours = self.whole(True, batches(batch_size, True, seed=0))
+        other = self.whole(False, batches(batch_size, False, seed=0))
+        yield Stage("training steps, clips of unequal length", ours, other, n, n_frames)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -512,8 +531,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--compare", action="store_true", help="also run the straightforward form of each stage, and give the ratio")
     add("--only", nargs="+", default=[], metavar="STAGE", help="stages whose name begins so; default: all")
     add("--batch-size", type=int, help="clips of a batch; default: that of the size")
-    add("--frames", type=int, help="frames of the longest clip; default: that of the size")
-    add("--mixed", action="store_true", help="clips of a quarter of the frames up to all; otherwise all are as long")
+    add("--frames", type=int, help="frames of a clip, of the longest where they differ; default: that of the size")
     add("--dtype", choices=("bf16", "fp32"), help="of matrix products; default: bf16 on a GPU, fp32 on a CPU")
     add("--repeats", type=int, default=5, help="runs of each form; default: 5")
     add("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the time of this process, where others compute")
@@ -544,12 +562,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "frames": frames,
         "model": asdict(size),
     }
-    shown = ("device", "torch", "threads", "size", "batch_size", "frames", "mixed", "dtype", "clock", "repeats")
+    shown = ("device", "torch", "threads", "size", "batch_size", "frames", "dtype", "clock", "repeats")
     sys.stdout.write(", ".join(f"{key} {facts[key]}" for key in shown) + f", ceiling {ceiling / 1e12:.3g} TFLOP/s\n\n")
     sys.stdout.write(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}\n")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for stage in all_stages(size, make_samples(batch_size, frames, size.texts, args.mixed), device, dtype, folder):
+        for stage in all_stages(size, batch_size, frames, device, dtype, folder):
             if args.only and not stage.name.startswith(tuple(args.only)):
                 continue
             ours, other = meter.measure(stage, args.compare)
@@ -560,14 +578,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         Path(args.json).write_text(json.dumps({"run": facts, "stages": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def all_stages(size: Size, samples: list[Sample], device: torch.device, dtype: str, folder: str) -> Iterator[Stage]:
+def all_stages(
+    size: Size, batch_size: int, frames: int, device: torch.device, dtype: str, folder: str
+) -> Iterator[Stage]:
     """Every stage, in the order in which a clip meets them; a model is made when its stages are reached."""
-    frames = max(len(sample.pose_sample["body"]) for sample in samples)
+    samples = make_samples([frames] * batch_size, size.texts)  # no padding: it would flatter us
     yield from stages_of_loading(Path(folder), frames, samples)
     training = Training(size, samples, device, dtype, described=False)
+    split = make_samples(clip_lengths(SEARCHED * batch_size, frames), size.texts)
+    yield from training.split_stages(split, batch_size, size.new_tokens)
     yield from training.stages()
-    split = make_samples(2 * len(samples), frames, size.texts, mixed=True)
-    yield training.evaluation(split, len(samples), size.new_tokens)
     frozen = Training(size, samples, device, dtype, described=True, frozen=True)
     yield Stage("step with frozen texts", frozen.whole(True), training.whole(True), frozen.clips, frozen.frames)
     del frozen

@@ -13,7 +13,7 @@ import distributed
 import metrics
 from checkpoint import STATE_WEIGHTS, load_model_state
 from config import DATASETS, DatasetSpec, ModelConfig
-from datasets import BatchSampler, ClipLoader, S2T_Dataset
+from datasets import SEARCHED, BatchSampler, ClipLoader, S2T_Dataset
 from kept_tokens import choose as choose_tokens
 from kept_tokens import log_coverage
 from labels import split_labels, target
@@ -75,14 +75,15 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             seed=args.seed,
             max_bad_clips=args.max_bad_clips,
         )
+        # With Uni-Sign's padding a clip's result depends on the clips beside it: in evaluation those must stay.
+        free = args.length_grouping if training else not args.uni_sign_padding
         sampler = BatchSampler(
             len(dataset),
-            args.batch_size,
+            args.batch_size * (SEARCHED if free and not training else 1),
             distributed.rank(),
             distributed.world_size(),
             seed=args.seed if training else None,
-            # With Uni-Sign's padding a clip's result depends on the clips beside it: in evaluation those must stay.
-            lengths=dataset.lengths if (args.length_grouping if training else not args.uni_sign_padding) else None,
+            lengths=dataset.lengths if free else None,
             accumulation=args.gradient_accumulation_steps,
         )
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)

@@ -30,6 +30,7 @@ from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 logger = logging.getLogger(__name__)
 
 HAND_FRAMES = 1  # sets the random numbers of the hands' frames apart from those of the clip's
+SEARCHED = 4  # times the training batch are searched together: nothing is kept for a backward pass, and steps are few
 POOL = 256  # clips that are sorted by length together, where an optimizer step has fewer
 
 

@@ -70,10 +70,9 @@ def search(
             continue
         if synced:
             any_process(True)
-        logits = decoder.step(tokens).float()  # (B, K, V)
-        best, words = logits.topk(2 * num_beams, dim=-1)  # (B, K, 2 K): enough even if K of them end
-        best = best - logits.logsumexp(-1, keepdim=True) + running[..., None]
-        best, places = best.flatten(1).topk(2 * num_beams)  # (B, 2 K) of K 2 K
+        log_probs = decoder.step(tokens).float().log_softmax(-1)  # (B, K, V)
+        best, words = log_probs.topk(2 * num_beams, dim=-1)  # (B, K, 2 K): enough even if K of them end
+        best, places = (best + running[..., None]).flatten(1).topk(2 * num_beams)  # (B, 2 K) of K 2 K
         parents, words = places // (2 * num_beams), words.flatten(1).gather(1, places)
         grown = paths.gather(1, parents[..., None].expand(-1, -1, max_new_tokens))  # (B, 2 K, max_new_tokens)
         grown[..., step] = words

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-TEMPORAL_KERNEL = 5
-GAP = TEMPORAL_KERNEL // 2  # empty frames between two clips, so that a convolution never mixes them
+from winograd import KERNEL as TEMPORAL_KERNEL
+from winograd import TILE, convolve, precise_on_cpu
+
+REACH = TEMPORAL_KERNEL // 2  # frames that a convolution looks back and ahead
 
 _HAND_EDGES = [(start, start + 1) for finger in range(5) for start in range(4 * finger + 1, 4 * finger + 4)]
 EDGES: dict[str, list[tuple[int, int]]] = {
@@ -69,9 +71,13 @@ class ClipLayout:
         self.shape = (int(mask.shape[0]), int(mask.shape[1]))
         rows = mask.flatten().nonzero().squeeze(1)
         self.rows = rows.to(device or mask.device, non_blocking=True)  # (N,) each frame's place in B x T
-        # Its place on a line where GAP empty frames stand before, between and after the clips.
-        self.slots = torch.arange(len(rows), device=self.rows.device) + GAP * (self.rows // self.shape[1] + 1)
-        self.line_length = len(rows) + GAP * (self.shape[0] + 1)
+        # Its place on a line of whole tiles of the fast convolution, of which no tile reaches into two clips: so they
+        # are rounded alike in any company.
+        counts = (mask != 0).sum(1)
+        room = -(-(counts + TILE) // TILE) * TILE  # (B,), of a clip and the empty frames behind it
+        moved = TILE + (room.cumsum(0) - room) - (counts.cumsum(0) - counts)
+        self.slots = torch.arange(len(rows), device=self.rows.device) + moved.to(self.rows)[self.rows // self.shape[1]]
+        self.line_length = TILE + int(room.sum())
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, ...) -> (N, ...)."""
@@ -127,11 +133,14 @@ class TemporalConvolution(nn.Conv2d):
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
         """(V, N, C) -> (V, N, C)."""
+        assert self.bias is not None
+        if precise_on_cpu(x):
+            return convolve(x, self.weight.squeeze(3), layout.slots, layout.line_length) + self.bias
         line = layout.on_line(x)[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
-        if line.device.type == "cpu":
+        if x.device.type == "cpu":
             line = line.contiguous()  # there the backward pass takes twice as long with channels last
-        out = F.conv2d(line, self.weight.transpose(2, 3), self.bias).permute(0, 2, 3, 1)[0]  # (V, line - 2 GAP, C)
-        return out.index_select(1, layout.slots - GAP)
+        out = F.conv2d(line, self.weight.transpose(2, 3), self.bias).permute(0, 2, 3, 1)[0]  # (V, line - 2 REACH, C)
+        return out.index_select(1, layout.slots - REACH)
 
 
 class GraphUnit(nn.Module):

@@ -154,7 +154,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     add = parser.group("training")
     add("--epochs", type=int, default=20, help="default: 20")
-    add("--batch-size", type=int, default=16, help="clips per process and micro-batch; default: 16")
+    add(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="clips per process and micro-batch (an evaluation takes four times as many); default: 16",
+    )
     add("--gradient-accumulation-steps", type=int, default=8, help="micro-batches per step; default: 8")
     add("--gradient-clipping", type=float, default=1.0, help="longest gradient norm; default: 1.0")
     add(

@@ -68,14 +68,12 @@ class _ChunkedLoss(torch.autograd.Function):
             matrix = weight.to(dtype)
             for chunk in _slices(len(targets), max(1, CHUNK // len(weight))):
                 own, ids = states[chunk].to(dtype), targets[chunk, None]
-                logits = (own @ matrix.T).to(exact)  # (chunk, V)
-                log_total = logits.logsumexp(-1, keepdim=True)
-                nll = log_total - logits.gather(1, ids)
-                uniform = log_total - logits.mean(-1, keepdim=True)
+                log_probs = (own @ matrix.T).to(exact).log_softmax(-1)  # (chunk, V)
+                nll, uniform = -log_probs.gather(1, ids), -log_probs.mean(-1, keepdim=True)
                 sums += torch.cat([(1 - smoothing) * nll + smoothing * uniform, nll], dim=1).sum(0)
                 if not (of_states or of_weight):
                     continue
-                slope = logits.sub_(log_total).exp_().sub_(smoothing / len(weight))
+                slope = log_probs.exp_().sub_(smoothing / len(weight))
                 slope = slope.scatter_add_(1, ids, torch.full_like(nll, smoothing - 1)).to(dtype)
                 if grad_states is not None:
                     grad_states[chunk] = (slope @ matrix).to(exact)

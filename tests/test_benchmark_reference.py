@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def pair():
     """A small model with descriptions and its straightforward form, in evaluation and float64; and a batch."""
     model = benchmark.make_model(benchmark.SIZES["tiny"], True, CPU).double().eval()
-    src_input, tgt_input = collate_fn(benchmark.make_samples(3, 8, 2, mixed=False))
+    src_input, tgt_input = collate_fn(benchmark.make_samples([8, 8, 8], 2))
     src_input |= {part: src_input[part].double() for part in PART_JOINTS}
     return model, reference.ReferenceModel(model).eval(), (src_input, tgt_input)
 
@@ -36,7 +36,7 @@ def test_normalisation(dtype):
 
 
 def test_collation():
-    samples = benchmark.make_samples(3, 8, 2, mixed=True)
+    samples = benchmark.make_samples([5, 8, 2], 2)
     ours, _ = collate_fn(samples)
     other = reference.collate([{part: x.numpy() for part, x in sample.pose_sample.items()} for sample in samples])
     for part in PART_JOINTS:

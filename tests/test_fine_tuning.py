@@ -173,8 +173,18 @@ def test_evaluation_repeats_the_scores_of_training(corpus, described, tmp_path):
         assert scores[name] == pytest.approx(logged[f"dev_{name}"], rel=1e-5)
 
 
+def test_more_clips_are_searched_together_than_trained_on(corpus):
+    """Four times as many; with Uni-Sign's padding a clip's neighbours count, and must stay."""
+    for more, size in (([], 8), (["--uni_sign_padding"], 2)):
+        args = utils.parse_args(["--root", str(corpus), *SMALL, "--batch-size", "2", *more])
+        loaders = building.build_loaders(args, building.dataset_spec(args))
+        sizes = {split: {len(batch) for batch in loader.sampler.batches()} for split, loader in loaders.items()}
+        assert sizes == {"train": sizes["train"], "dev": {size, 1}}  # 9 clips
+        assert max(sizes["train"]) == 2
+
+
 def test_two_processes_write_the_same_files(corpus, described, tmp_path):
-    flags = ("--use_descriptions", "--eval", "--finetune", str(described / "best_checkpoint.pth"))
+    flags = ("--use_descriptions", "--eval", "--finetune", str(described / "best_checkpoint.pth"), "--batch-size", "1")
     train(corpus, tmp_path / "1", *flags)
     finish(start(corpus, tmp_path / "2", *flags, launcher=TWO))
     for split, count in (("dev", 9), ("test", 7)):
@@ -189,7 +199,7 @@ def test_two_processes_write_the_same_files(corpus, described, tmp_path):
 
 def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
     """On two processes: same losses, a checkpoint with every weight, and two processes decode in step."""
-    flags = ["--root", str(corpus), *SMALL, "--use_descriptions", "--epochs", "1"]
+    flags = ["--root", str(corpus), *SMALL, "--use_descriptions", "--epochs", "1", "--batch-size", "2"]
     flags += ["--max_length", "16", "--max_new_tokens", "4"]
     for stage in "03":
         run = [*flags, "--zero_stage", stage, "--output_dir", str(tmp_path / stage)]

@@ -19,7 +19,7 @@ LEVELS = {
         "pose_files",
         "temporal_alignment",
         "tokenizer",
-        "stgcn",
+        "winograd",
         "mt5",
         "vocabulary",
         "optimization",
@@ -28,7 +28,7 @@ LEVELS = {
         "pages",
         "video",
     ],
-    1: ["labels", "pose", "text_fusion_modules", "kept_tokens", "distributed", "utils", "vlm_client"],
+    1: ["stgcn", "labels", "pose", "text_fusion_modules", "kept_tokens", "distributed", "utils", "vlm_client"],
     2: [
         "batch",
         "packed",
