@@ -97,7 +97,8 @@ def kill_often(tiny, folder, n_kills, epochs, seed):
         run = start(tiny, killed, *flags, before=FileOperations(n) if n else None)
         with ended(run):
             if not n:
-                target = n_steps * kill // (n_kills + 1)
+                # By the second step there is a state to resume from, whatever was killed before.
+                target = max(2, n_steps * kill // (n_kills + 1))
                 while run.alive and len(disk.read_lines(killed / "steps.jsonl")) < target:
                     time.sleep(0.01)
                 time.sleep(rng.uniform(0, pause))
