@@ -40,9 +40,12 @@ SMALL += "--dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40"
 QUICK = "--epochs 1 --num_beams 1 --max_new_tokens 5 --hidden_dim 16"
 RESAMPLES = 1000
 HANDS = ("--joint_hands",)
-TEXTS_TRAINED = (*HANDS, "--use_descriptions", "--text_dropout_p", "0.1")
-FUSE = (*TEXTS_TRAINED, "--text_encoder_freeze", "--trainable", "all")
+DESCRIBED = ("--use_descriptions", "--text_dropout_p", "0.1")
+FROZEN = ("--text_encoder_freeze", "--trainable", "all")
+TRAINED = (*HANDS, *DESCRIBED)
+FUSE = (*HANDS, *DESCRIBED, *FROZEN)
 FUSE_ALIGNED = (*FUSE, "--description_alignment", "0.3")
+APART = (*DESCRIBED, *FROZEN, "--description_alignment", "0.3")
 MAPPED = (*FUSE_ALIGNED, "--missing_text", "mapper")
 
 EXAMPLES = (
@@ -85,7 +88,6 @@ class Arm:
 
 ARMS: dict[str, Arm] = {
     "pose": Arm("none", HANDS, (Row("pose only", "none"),)),
-    "apart": Arm("none", (), (Row("pose only, hands normalised apart in training", "none"),)),
     "own": Arm(
         "own",
         FUSE,
@@ -111,13 +113,14 @@ ARMS: dict[str, Arm] = {
             Row("alignment and mapper, texts in training only", "none", MAPPED),
         ),
     ),
+    "apart": Arm("own", APART, (Row("alignment, own texts, hands apart in training", "own", APART),)),
     # The controls are of the alignment: where texts that mean nothing help, it is not their meaning that helped.
     "shuffled": Arm("shuffled", FUSE_ALIGNED, (Row("alignment, texts of other clips", "shuffled", FUSE_ALIGNED),)),
     "constant": Arm("constant", FUSE_ALIGNED, (Row("alignment, one text for all", "constant", FUSE_ALIGNED),)),
     "rules": Arm("rules", FUSE_ALIGNED, (Row("alignment, texts made by rules", "rules", FUSE_ALIGNED),)),
     "dropout0": Arm("own", (*FUSE, "--text_dropout_p", "0"), (Row("own texts, no text dropout", "own", FUSE),)),
     "dropout2": Arm("own", (*FUSE, "--text_dropout_p", "0.2"), (Row("own texts, text dropout 0.2", "own", FUSE),)),
-    "trained": Arm("own", TEXTS_TRAINED, (Row("own texts, trained text encoder", "own", TEXTS_TRAINED),)),
+    "trained": Arm("own", TRAINED, (Row("own texts, trained text encoder", "own", TRAINED),)),
 }
 BASE = "pose only"
 
