@@ -1,4 +1,4 @@
-# make demo   sets everything up, trains on the sample corpus with descriptions, evaluates: about five minutes
+# make demo   sets everything up, trains on the sample corpus with descriptions, evaluates: five to ten minutes
 # make test   the quick tests; make test-slow: all of them; make check: style and types
 # make bench  times and memory of every stage against its straightforward form, of a small model: a few minutes
 
