@@ -6,7 +6,7 @@ Letters: B clips, T frames of the batch's longest clip, V joints of a part.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -99,7 +99,10 @@ def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
     frames = torch.arange(longest)
     parts = {part: _pad_with_last([sample.pose_sample[part] for sample in samples]) for part in PART_JOINTS}
     src_input = SrcInput(
-        **parts,  # type: ignore[typeddict-item]
+        body=parts["body"],
+        left=parts["left"],
+        right=parts["right"],
+        face_all=parts["face_all"],
         attention_mask=(frames < lengths[:, None]).long(),
         name_batch=names,
         src_length_batch=lengths,
@@ -113,8 +116,8 @@ def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
             assert fields == (length, length), f"{sample.name_sample}: {fields} descriptions for {length} frames"
         src_input["descriptions"] = [_pad(sample.descriptions, None, longest) for sample in samples]
         src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
-    for field in samples[0].rgb_dict:
-        src_input[field] = torch.cat([sample.rgb_dict[field] for sample in samples])  # type: ignore[literal-required]
+    crops = {field: torch.cat([sample.rgb_dict[field] for sample in samples]) for field in samples[0].rgb_dict}
+    src_input |= cast(SrcInput, crops)  # which of the fields there are is the data set's affair
     if bad_clips:
         src_input["bad_clips"] = bad_clips
     tgt_input = TgtInput(gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples])
@@ -149,7 +152,9 @@ ON_THE_CPU = ("attention_mask", "src_length_batch")
 
 def to_device(src_input: SrcInput, device: torch.device | str) -> SrcInput:
     """Move what is computed with; dtypes stay, so that numbers of frames are never rounded to bf16."""
-    return {  # type: ignore[return-value]
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) and key not in ON_THE_CPU else value
+    moved = {
+        key: value.to(device, non_blocking=True)
         for key, value in src_input.items()
+        if isinstance(value, torch.Tensor) and key not in ON_THE_CPU
     }
+    return src_input | cast(SrcInput, moved)

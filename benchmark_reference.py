@@ -21,7 +21,7 @@ from transformers import MT5ForConditionalGeneration
 
 from batch import SrcInput, TgtInput
 from models import IGNORE, Uni_Sign
-from pose import MIN_BODY_POINTS, PART_ANCHOR, PART_JOINTS, PART_ORIGIN, SCORE_THRESHOLD
+from pose import MIN_BODY_POINTS, PART_ANCHOR, PART_JOINTS, PART_ORIGIN, SCORE_THRESHOLD, Part
 from stgcn import TEMPORAL_KERNEL, GraphUnit, STGCNBlock, STGCNChain
 from text_fusion_modules import GatingFusion, TextEncoder
 
@@ -51,7 +51,7 @@ def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, 
     good = np.concatenate(seen)
     low, high = (good.min(0), good.max(0)) if len(good) >= MIN_BODY_POINTS else (np.zeros(2), np.zeros(2))
     scale = (high - low).max()
-    parts = {}
+    parts: dict[str, np.ndarray] = {}
     for part in PART_JOINTS:
         clip = np.stack(frames[part])  # (T, V, 3)
         if scale == 0:
@@ -102,7 +102,7 @@ class ReferenceModel(nn.Module):
         pooled = []
         body = None
         for part in PART_JOINTS:
-            x = self.ours.proj_linear[part](src_input[part])  # type: ignore[literal-required]  # (B, T, V, C)
+            x = self.ours.proj_linear[part](src_input[part])  # (B, T, V, C)
             x = self.chain(self.ours.gcn_modules[part], x.permute(0, 3, 1, 2).contiguous())  # (B, C, T, V)
             if part == "body":
                 body = x
@@ -210,7 +210,7 @@ class ReferenceModel(nn.Module):
         return sentences, losses
 
 
-def collate(samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+def collate(samples: Sequence[Mapping[Part, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Pad clips frame by frame to the longest of them, repeating the last frame.
 
     Args:

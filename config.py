@@ -150,13 +150,13 @@ class DatasetSpec:
         return cls(**values)
 
 
-def _uni_sign_layout(name: str, labels: Mapping[str, str], **values: object) -> DatasetSpec:
+def _uni_sign_layout(name: str, labels: Mapping[str, str], **values: Any) -> DatasetSpec:
     """Uni-Sign keeps labels under ./data and the recordings under ./dataset."""
-    folders = {"pose_dir": f"./dataset/{name}/pose_format"}
+    folders: dict[str, Any] = {"pose_dir": f"./dataset/{name}/pose_format"}
     return DatasetSpec(
         name=name,
         labels={split: f"./data/{name}/{file}" for split, file in labels.items()},
-        **(folders | values),  # type: ignore[arg-type]
+        **(folders | values),
     )
 
 

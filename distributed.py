@@ -200,14 +200,15 @@ def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
     `overflow` is where the engine looks whether the step was taken. All processes have the same gradients by then.
     """
     take_step = optimizer.step
+    seen_by_engine: Any = optimizer  # torch's type knows neither the attribute nor that a step can be replaced
 
     def step(*arguments: Any, **options: Any) -> Any:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
-        optimizer.overflow = not bool(torch.isfinite(norms).all())  # type: ignore[attr-defined]
-        return None if optimizer.overflow else take_step(*arguments, **options)  # type: ignore[attr-defined]
+        seen_by_engine.overflow = not bool(torch.isfinite(norms).all())
+        return None if seen_by_engine.overflow else take_step(*arguments, **options)
 
-    optimizer.step = step  # type: ignore[method-assign]
+    seen_by_engine.step = step
 
 
 def synchronised_batch_norm(model: nn.Module) -> nn.Module:

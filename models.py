@@ -20,7 +20,7 @@ from batch import SrcInput, TgtInput
 from config import ModelConfig
 from kept_tokens import KEPT_TOKENS
 from mt5 import across, encode, keep_rows, use_fused_activation
-from pose import PART_ANCHOR, PART_JOINTS
+from pose import PART_ANCHOR, PART_JOINTS, Part
 from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
 from search import search
 from stgcn import PART_GRAPH, ClipLayout, STGCNChain
@@ -44,7 +44,8 @@ from vocabulary import OutputLayer
 logger = logging.getLogger(__name__)
 
 IGNORE = -100  # label of padding
-JOINT_HANDS = (("body",), ("left", "right"), ("face_all",))  # the parts of each pass, in the order of `PART_JOINTS`
+# The parts of each pass, in the order of `PART_JOINTS`.
+JOINT_HANDS: tuple[tuple[Part, ...], ...] = (("body",), ("left", "right"), ("face_all",))
 
 
 @dataclass
@@ -228,7 +229,7 @@ class Uni_Sign(nn.Module):
             # Parts of a pass share their weights and stand one after another, like further clips.
             n_parts, (first, *_) = len(parts), parts
             passed = layout if n_parts == 1 else ClipLayout(mask.repeat(n_parts, 1), src_input["body"].device)
-            x = torch.cat([layout.pack(src_input[part]) for part in parts])  # type: ignore[literal-required]  # (N, V, 3)
+            x = torch.cat([layout.pack(src_input[part]) for part in parts])  # (N, V, 3)
             x = self.proj_linear[first](x)  # (N, V, hidden / 4)
             x = self.gcn_modules[first](x, passed)  # (N, V, hidden)
             if body is None:
@@ -242,11 +243,11 @@ class Uni_Sign(nn.Module):
         return layout.unpack(self.pose_proj(x))  # (B, T, D)
 
     def _placed(
-        self, part: str, x: torch.Tensor, body: torch.Tensor, src_input: SrcInput, layout: ClipLayout
+        self, part: Part, x: torch.Tensor, body: torch.Tensor, src_input: SrcInput, layout: ClipLayout
     ) -> torch.Tensor:
         """A hand's or the face's features, (N, V, hidden), with its crops, and with where it is on the body."""
         if self.config.rgb_support and part in HANDS:
-            x = fuse_hand(self, x, part, src_input, layout, self.config.uni_sign_padding)  # type: ignore[arg-type]
+            x = fuse_hand(self, x, part, src_input, layout, self.config.uni_sign_padding)
         return x + body[:, PART_ANCHOR[part], None].detach()
 
     def fuse_text(

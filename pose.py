@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ SCORE_THRESHOLD = 0.3  # a point with this score or less is as good as not found
 FAR = 10  # widths or heights of the image from its corner, where most points can only be if they are in pixels
 MIN_BODY_POINTS = 4  # fewer good points do not say how large the body is
 
+Part = Literal["body", "left", "right", "face_all"]
 # The parts in the order in which Uni-Sign concatenates them, and the joints of each.
-PART_JOINTS: dict[str, np.ndarray] = {
+PART_JOINTS: dict[Part, np.ndarray] = {
     "body": np.array([0, *range(3, 11)]),  # nose, ears, shoulders, elbows, wrists
     "left": np.arange(91, 112),
     "right": np.arange(112, 133),
@@ -49,7 +50,7 @@ _ORIGINS = np.concatenate(
 # The length that the box's longer side gets, for x and y of each joint: the body's goes from -1 to 1.
 _SIZES = np.repeat([2.0 if joint < len(PART_JOINTS["body"]) else 1.0 for joint in range(len(_JOINTS))], 2)
 
-PartKeypoints = dict[str, torch.Tensor]
+PartKeypoints = dict[Part, torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from disk import write_whole
-from pose import N_KEYPOINTS, PART_JOINTS, SCORE_THRESHOLD, Pose
+from pose import N_KEYPOINTS, PART_JOINTS, SCORE_THRESHOLD, Part, Pose
 from pose_files import to_whole_body
 
 MODELS = "pretrained_weight/rtmlib"  # where rtmlib's files are looked for
@@ -224,7 +224,7 @@ class Extraction(NamedTuple):
 
     def seen(self) -> dict[str, int]:
         """In how many frames the body and each hand are found."""
-        parts = {"body": "body", "left hand": "left", "right hand": "right"}
+        parts: dict[str, Part] = {"body": "body", "left hand": "left", "right hand": "right"}
         good = self.pose.scores > SCORE_THRESHOLD
         return {name: int((good[:, PART_JOINTS[part]].mean(1) >= 0.5).sum()) for name, part in parts.items()}
 

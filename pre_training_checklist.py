@@ -104,8 +104,8 @@ def toy_corpus() -> Iterator[str]:
 
     with tempfile.TemporaryDirectory() as root:
         labels = {split: f"labels.{split}" for split in config.SPLITS}
-        places = {"labels": labels, "pose_dir": "poses", "rgb_dir": "", "description_dir": "descriptions"}
-        spec = dataclasses.replace(config.DATASETS["CSL_Daily"], **places)  # type: ignore[arg-type]
+        spec = config.DATASETS["CSL_Daily"]
+        spec = dataclasses.replace(spec, labels=labels, pose_dir="poses", rgb_dir="", description_dir="descriptions")
         with mock.patch.dict(config.DATASETS, CSL_Daily=spec), mock.patch.object(config, "mt5_path", "mt5"):
             write_corpus(root, dict.fromkeys(config.SPLITS, 2))
             yield root

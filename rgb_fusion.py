@@ -16,6 +16,7 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +24,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from distributed import total
-from pose import PART_JOINTS, SCORE_THRESHOLD, Pose
+from pose import PART_JOINTS, SCORE_THRESHOLD, Part, Pose
 from stgcn import ClipLayout
 from video import read_frames
 
-HANDS = ("left", "right")
+HANDS: tuple[Part, ...] = ("left", "right")
 FINGERTIPS = np.array([4, 8, 12, 16, 20])
 SHARE = 0.1  # of the frames, at most, get a crop of a hand
 MARGIN = 1.2  # a clip's boxes are this much wider than its largest hand
@@ -122,7 +123,7 @@ def no_crops() -> dict[str, torch.Tensor]:
     return {field: value for side in HANDS for field, value in _no_crop(side).items()}
 
 
-def _no_crop(side: str) -> dict[str, torch.Tensor]:
+def _no_crop(side: Part) -> dict[str, torch.Tensor]:
     return {
         f"{side}_hands": torch.zeros(1, 3, CROP, CROP),
         f"{side}_sampled_indices": torch.tensor([-1]),
@@ -150,7 +151,7 @@ def choose_frames(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.sort(rng.choice(seen, size=n, replace=False, p=weights / weights.sum()))
 
 
-def hand_boxes(joints: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+def hand_boxes(joints: Mapping[Part, np.ndarray]) -> tuple[dict[Part, np.ndarray], int]:
     """Lay a square box around each hand; all boxes of a clip have one size, so that a hand keeps its scale.
 
     Args:
@@ -202,7 +203,7 @@ def fuse_hand(
     model: nn.Module,
     x: torch.Tensor,
     side: str,
-    src_input: Mapping[str, torch.Tensor],
+    src_input: Mapping[str, Any],
     layout: ClipLayout,
     with_empty: bool,
 ) -> torch.Tensor:

@@ -98,7 +98,9 @@ def _check_memory(data: bytes) -> None:
     place, begun = 0, 0  # begun: where the last instruction that tells its length ended
     run, last_step = _run(b"", 0), b""
     while True:
-        place = run.match(data, place).end()  # type: ignore[union-attr]
+        found = run.match(data, place)
+        assert found is not None  # a run of no instruction is one
+        place = found.end()
         op, place = data[place : place + 1], place + 1
         size = _ARGUMENT.get(op, 0)
         if size == pickletools.UP_TO_NEWLINE:

@@ -98,13 +98,17 @@ class ClipLayout:
 
 
 class GraphConvolution(nn.Conv2d):
-    """A 1 x 1 convolution into K groups of channels, each then mixed over the joints by its adjacency."""
+    """A 1 x 1 convolution into K groups of channels, each then mixed over the joints by its adjacency.
+
+    A Conv2d for its parameters, their names and their first values; what goes through it is no picture, so `forward`
+    takes something else.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, n_partitions: int) -> None:
         super().__init__(in_channels, out_channels * n_partitions, kernel_size=1)
         self.n_partitions = n_partitions
 
-    def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # see the class
         """Mix joints first, then channels: the same sum in matrix products alone, and nothing is moved in memory.
 
         Args:
@@ -126,12 +130,15 @@ class GraphConvolution(nn.Conv2d):
 
 
 class TemporalConvolution(nn.Conv2d):
-    """A convolution over time, each joint by itself, that stops at the ends of every clip."""
+    """A convolution over time, each joint by itself, that stops at the ends of every clip.
+
+    A Conv2d for the same reasons as `GraphConvolution`.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=(TEMPORAL_KERNEL, 1))
 
-    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]  # see the class
         """(V, N, C) -> (V, N, C)."""
         assert self.bias is not None
         if precise_on_cpu(x):

@@ -105,8 +105,7 @@ def test_heavy_packages_have_owners(module):
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_module_has_its_tests(module):
-    names = {"models": "test_models_integration.py"}
-    assert (ROOT / "tests" / names.get(module, f"test_{module}.py")).is_file()
+    assert (ROOT / "tests" / f"test_{module}.py").is_file()
 
 
 def test_requirements_are_those_of_the_project():
