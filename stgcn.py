@@ -108,7 +108,7 @@ class GraphConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels * n_partitions, kernel_size=1)
         self.n_partitions = n_partitions
 
-    def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # see the class
+    def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Mix joints first, then channels: the same sum in matrix products alone, and nothing is moved in memory.
 
         Args:
@@ -138,7 +138,7 @@ class TemporalConvolution(nn.Conv2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=(TEMPORAL_KERNEL, 1))
 
-    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]  # see the class
+    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
         """(V, N, C) -> (V, N, C)."""
         assert self.bias is not None
         if precise_on_cpu(x):

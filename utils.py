@@ -45,7 +45,10 @@ def spellings(*names: str) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes every flag with hyphens and with underscores, never cut short; texts keep their lines."""
+    """Takes every flag with hyphens and with underscores, never cut short; texts keep their lines.
+
+    `add_argument` is typed more loosely here than in argparse, whose many options it hands on as they are.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
@@ -321,7 +324,8 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(Path(output_dir) / "train.log", encoding="utf-8")
         file.name = _OURS
-        file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk; the terminal has the line
+        # A full disk must not end the run, and the terminal has the line: of this one handler, not of all.
+        file.handleError = lambda record: None  # type: ignore[method-assign]
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     for name in ("DeepSpeed", "torch", "filelock", "asyncio"):

@@ -18,6 +18,8 @@ ROWS = 1 << 15  # rows of the matrix whose gradient is added at a time where pro
 class OutputLayer(nn.Linear):
     """mT5's `lm_head`, which can also score targets without ever holding all their logits.
 
+    Called with states alone it is the nn.Linear that transformers expects; targets are what `forward` takes beyond.
+
     Args:
         weight: (V, D), shared, not copied.
     """
@@ -51,6 +53,8 @@ class _ChunkedLoss(torch.autograd.Function):
     The gradients are made in the forward pass, while a chunk's logits exist: this loss is the last thing that a forward
     pass computes and the first that its backward pass asks for. They are kept for a loss that is a sum over tokens:
     divided by n they would be too small for fp16.
+
+    Torch declares both functions for any arguments; naming them is what the type check calls an override.
     """
 
     @staticmethod
