@@ -30,8 +30,8 @@ demo: setup sample/sample_corpus.json
 	@echo "the curves in $(DEMO)/log.txt, the weights in $(DEMO)/best_checkpoint.pth."
 
 # A small model: the released weights have --hidden_dim 256 and need a GPU.
-DEMO_FLAGS := --description_alignment 0.3 --joint_hands --hidden_dim 32 --epochs 8 --warmup-epochs 1 --batch-size 8 \
-    --gradient-accumulation-steps 1 --dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40
+DEMO_FLAGS := --text_scale pose --description_alignment 0.3 --joint_hands --hidden_dim 32 --epochs 8 --warmup-epochs 1 \
+    --batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40
 
 test: setup
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"

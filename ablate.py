@@ -42,11 +42,15 @@ RESAMPLES = 1000
 HANDS = ("--joint_hands",)
 DESCRIBED = ("--use_descriptions", "--text_dropout_p", "0.1")
 FROZEN = ("--text_encoder_freeze", "--trainable", "all")
-TRAINED = (*HANDS, *DESCRIBED)
-FUSE = (*HANDS, *DESCRIBED, *FROZEN)
-FUSE_ALIGNED = (*FUSE, "--description_alignment", "0.3")
-APART = (*DESCRIBED, *FROZEN, "--description_alignment", "0.3")
+SCALED = ("--text_scale", "pose")
+ALIGNED = ("--description_alignment", "0.3")
+UNSCALED = (*HANDS, *DESCRIBED, *FROZEN)
+FUSE = (*UNSCALED, *SCALED)
+FUSE_ALIGNED = (*FUSE, *ALIGNED)
 MAPPED = (*FUSE_ALIGNED, "--missing_text", "mapper")
+UNSCALED_ALIGNED = (*UNSCALED, *ALIGNED)
+TRAINED = (*HANDS, *DESCRIBED, *SCALED)
+APART = (*DESCRIBED, *FROZEN, *SCALED)
 
 EXAMPLES = (
     """examples:
@@ -97,6 +101,9 @@ ARMS: dict[str, Arm] = {
             Row("own texts, gate at zero in the test", "own", FUSE, shut=True),
         ),
     ),
+    # Controls: where texts that mean nothing help, it is not their meaning that helped.
+    "shuffled": Arm("shuffled", FUSE, (Row("texts of other clips", "shuffled", FUSE),)),
+    "constant": Arm("constant", FUSE, (Row("one text for all", "constant", FUSE),)),
     "aligned": Arm(
         "own",
         FUSE_ALIGNED,
@@ -113,14 +120,18 @@ ARMS: dict[str, Arm] = {
             Row("alignment and mapper, texts in training only", "none", MAPPED),
         ),
     ),
-    "apart": Arm("own", APART, (Row("alignment, own texts, hands apart in training", "own", APART),)),
-    # The controls are of the alignment: where texts that mean nothing help, it is not their meaning that helped.
-    "shuffled": Arm("shuffled", FUSE_ALIGNED, (Row("alignment, texts of other clips", "shuffled", FUSE_ALIGNED),)),
-    "constant": Arm("constant", FUSE_ALIGNED, (Row("alignment, one text for all", "constant", FUSE_ALIGNED),)),
-    "rules": Arm("rules", FUSE_ALIGNED, (Row("alignment, texts made by rules", "rules", FUSE_ALIGNED),)),
+    "rules": Arm("rules", FUSE, (Row("texts made by rules", "rules", FUSE),)),
+    # The gate of texts at their own scale closes: with the alignment, that is the alignment alone.
+    "unscaled": Arm("own", UNSCALED, (Row("own texts at their own scale", "own", UNSCALED),)),
+    "unscaled_aligned": Arm(
+        "own",
+        UNSCALED_ALIGNED,
+        (Row("alignment, own scale, texts in training only", "none", UNSCALED_ALIGNED),),
+    ),
     "dropout0": Arm("own", (*FUSE, "--text_dropout_p", "0"), (Row("own texts, no text dropout", "own", FUSE),)),
     "dropout2": Arm("own", (*FUSE, "--text_dropout_p", "0.2"), (Row("own texts, text dropout 0.2", "own", FUSE),)),
     "trained": Arm("own", TRAINED, (Row("own texts, trained text encoder", "own", TRAINED),)),
+    "apart": Arm("own", APART, (Row("own texts, hands apart in training", "own", APART),)),
 }
 BASE = "pose only"
 

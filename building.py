@@ -46,6 +46,7 @@ def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
         text_dropout_p=args.text_dropout_p,
         text_encoder=args.text_encoder,
         text_max_tokens=args.text_max_tokens,
+        text_scale=args.text_scale,
         description_alignment=args.description_alignment,
         missing_text=args.missing_text,
         rgb_support=args.rgb_support,
@@ -142,7 +143,7 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
     elif backbone_is_new:
         logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
     if args.fusion_checkpoint:
-        load_fusion(model, args.fusion_checkpoint)
+        load_fusion(model, args.fusion_checkpoint, model.config)
 
 
 def choose_vocabulary(

@@ -251,6 +251,7 @@ FIXED_FLAGS = (
     "text_encoder",
     "text_encoder_freeze",
     "text_max_tokens",
+    "text_scale",
     "description_alignment",
     "missing_text",
     "trim_vocab",

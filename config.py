@@ -29,6 +29,7 @@ EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
 MISSING_TEXT = ("mask", "mapper")
+TEXT_SCALES = ("own", "pose")
 
 mt5_path = "./pretrained_weight/mt5-base"
 
@@ -226,6 +227,7 @@ class ModelConfig:
         text_dropout_p: in training, how likely a described frame loses its text.
         text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
         text_max_tokens: a description is cut to this many tokens.
+        text_scale: of a text feature that is added to a pose: its "own", or that of the "pose".
         description_alignment: weight of the loss of predicting a frame's text feature from its pose; 0 for none.
         missing_text: what stands for a text that is missing, "mask" (an embedding) or "mapper" (the prediction).
         rgb_support: whether the model looks at crops of the hands.
@@ -241,6 +243,7 @@ class ModelConfig:
     text_dropout_p: float = 0.1
     text_encoder: str = ""
     text_max_tokens: int = 128
+    text_scale: str = "own"
     description_alignment: float = 0.0
     missing_text: str = "mask"
     rgb_support: bool = False
@@ -263,6 +266,8 @@ class ModelConfig:
             raise ValueError(f"--text_dropout_p {self.text_dropout_p}: must lie in [0, 1].")
         if not 0 <= self.description_alignment < math.inf:
             raise ValueError(f"--description_alignment {self.description_alignment}: must not be negative.")
+        if self.text_scale not in TEXT_SCALES:
+            raise ValueError(f"--text_scale {self.text_scale}: must be {' or '.join(TEXT_SCALES)}.")
         if self.missing_text not in MISSING_TEXT:
             raise ValueError(f"--missing_text {self.missing_text}: must be {' or '.join(MISSING_TEXT)}.")
         for flag, value in (("max_target_tokens", self.max_target_tokens), ("text_max_tokens", self.text_max_tokens)):

@@ -186,7 +186,7 @@ class Uni_Sign(nn.Module):
             self.text_encoder = texts
         self.text_projection = nn.Linear(texts.width, d_model) if texts.width != d_model else nn.Identity()
         self.mask_embedding = LearnableMaskEmbedding(d_model)
-        self.gating_fusion = GatingFusion(d_model)
+        self.gating_fusion = GatingFusion(d_model, scale=self.config.text_scale)
         if self.config.uses_mapper:
             self.description_mapper = DescriptionMapper(d_model)
 

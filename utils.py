@@ -129,6 +129,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--text_encoder_freeze", action="store_true", help="the text encoder gets no gradient; its features are cached")
     add("--text_max_tokens", type=int, default=128, help="a description is cut to this many tokens; default: 128")
     add(
+        "--text_scale",
+        default="own",
+        choices=config.TEXT_SCALES,
+        help="pose: bring each text feature to the size of its frame's pose feature, and start with the gate open; "
+        "default: own, as the encoder gives it",
+    )
+    add(
         "--description_alignment",
         type=float,
         default=0.0,
@@ -246,6 +253,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--text_encoder": args.text_encoder,
             "--fusion_checkpoint": args.fusion_checkpoint,
             "--trainable fusion": args.trainable == "fusion",
+            "--text_scale pose": args.text_scale == "pose",
             "--description_alignment": args.description_alignment,
             "--missing_text mapper": args.missing_text == "mapper",
         }

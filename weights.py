@@ -184,17 +184,11 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
         ValueError: weights that do not fit, and why that may be.
     """
     weights, facts = read_weights(path, "--finetune")
-    saved = facts.get("config")
-    saved = saved if isinstance(saved, Mapping) else {}
+    saved = _saved_config(facts)
     if saved.get("use_descriptions") and not config.use_descriptions:
         raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")
-    of_text = ["text_encoder", "text_max_tokens"] if saved.get("use_descriptions") else []
-    for key in ["hidden_dim", *of_text]:
-        if key in saved and saved[key] != getattr(config, key):
-            raise ValueError(
-                f"--finetune: {path} was trained with --{key} {saved[key] or '(none)'}; this run has "
-                f"{getattr(config, key) or '(none)'}. Give the same."
-            )
+    of_text = ["text_encoder", "text_max_tokens", "text_scale"] if saved.get("use_descriptions") else []
+    _same_flags(facts, config, ["hidden_dim", *of_text], f"--finetune: {path}")
     own = model.state_dict()
     if KEPT_TOKENS in own:
         _fit_vocabulary(weights, own, kept_tokens(weights, path, "--finetune"), config)
@@ -225,6 +219,21 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
     told = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
     logger.info("--finetune %s: %d tensors loaded, new is %s.", path, len(weights), told or "nothing")
     return new
+
+
+def _saved_config(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    saved = facts.get("config")
+    return saved if isinstance(saved, Mapping) else {}
+
+
+def _same_flags(facts: Mapping[str, Any], config: ModelConfig, names: list[str], file: str) -> None:
+    saved = _saved_config(facts)
+    for name in names:
+        if name in saved and saved[name] != getattr(config, name):
+            raise ValueError(
+                f"{file} was trained with --{name} {saved[name] or '(none)'}; this run has "
+                f"{getattr(config, name) or '(none)'}. Give the same."
+            )
 
 
 def _fit_vocabulary(
@@ -261,14 +270,16 @@ def _misfit(
     return f"--finetune: {path} does not fit this model: {'; '.join(seen)}. {cause}"
 
 
-def load_fusion(model: nn.Module, path: str | Path) -> None:
+def load_fusion(model: nn.Module, path: str | Path, config: ModelConfig) -> None:
     """Load the fusion modules of `--fusion_checkpoint` (a `best_fusion.pth`, or a whole checkpoint that has them).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a weight of the fusion modules is missing or has another shape.
+        ValueError: a weight of the fusion modules is missing or has another shape, or they were trained otherwise.
     """
-    weights = fusion_weights(read_weights(path, "--fusion_checkpoint")[0])
+    content, facts = read_weights(path, "--fusion_checkpoint")
+    _same_flags(facts, config, ["text_scale"], f"--fusion_checkpoint: {path}")
+    weights = fusion_weights(content)
     own = fusion_weights(model.state_dict())
     if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
         differing = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]

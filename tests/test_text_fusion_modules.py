@@ -278,6 +278,26 @@ def test_gate_by_hand():
     torch.testing.assert_close(fused, pose + expected * text)
 
 
+def test_a_text_at_the_scale_of_its_pose():
+    """Whatever its own size, a text is added at the size of its frame's pose, which it does not drive."""
+    torch.manual_seed(0)
+    fusion = GatingFusion(8, scale="pose")
+    assert [(name, value.shape) for name, value in fusion.state_dict().items()] == [
+        (name, value.shape) for name, value in GatingFusion(8).state_dict().items()
+    ]
+    pose = (torch.randn(2, 3, 8) * torch.tensor([0.1, 1.0, 30.0])[:, None]).requires_grad_()
+    text = torch.randn(2, 3, 8)
+    faint, loud = (fusion(pose, factor * text, torch.ones(2, 3)) for factor in (0.01, 10.0))
+    torch.testing.assert_close(faint.fused, loud.fused)
+    assert 0.9 < fusion.gate[-2].bias.sigmoid() < 1  # it starts open
+    added = text * (pose.square().mean(-1) / text.square().mean(-1)).sqrt()[..., None].detach()
+    gate = fusion.gate(torch.cat([pose, added, torch.ones(2, 3, 1)], dim=-1))
+    torch.testing.assert_close(faint.gate, gate)
+    torch.testing.assert_close(faint.fused, pose + gate * added)
+    gradients = [torch.autograd.grad(fused.sum(), pose)[0] for fused in (faint.fused, pose + gate * added)]
+    torch.testing.assert_close(*gradients)
+
+
 # -- the mapper ------------------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ SPEC_DEFAULTS = {
     "warmup_epochs": 0,
     "sched": "cosine",
     "text_max_tokens": 128,
+    "text_scale": "own",
     "rgb_support": False,
     "rgb_backbone": "",
     "root": ".",

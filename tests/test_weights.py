@@ -125,6 +125,18 @@ def test_a_trained_encoder_is_not_replaced_by_a_cache(tmp_path):
         weights.load_finetune(Model(encoder=False), path, ModelConfig(use_descriptions=True))
 
 
+def test_texts_of_another_scale_are_another_model(tmp_path):
+    """The weights have the same names and shapes, so only the record of their training tells."""
+    source, scaled = Model(), ModelConfig(use_descriptions=True, text_scale="pose")
+    path = save(source, tmp_path / "scaled.pth", scaled)
+    assert weights.load_finetune(Model(), path, scaled) == []
+    weights.load_fusion(Model(), path, scaled)
+    with pytest.raises(ValueError, match="--finetune: .* trained with --text_scale pose; this run has own"):
+        weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
+    with pytest.raises(ValueError, match="--fusion_checkpoint: .* trained with --text_scale pose; this run has own"):
+        weights.load_fusion(Model(), path, ModelConfig(use_descriptions=True))
+
+
 def test_another_text_encoder_is_named(tmp_path):
     path = save(Model(), tmp_path / "fusion.pth", ModelConfig(use_descriptions=True, text_encoder="bert"))
     with pytest.raises(ValueError, match=r"--text_encoder bert; this run has \(none\)"):
@@ -158,8 +170,8 @@ def test_fusion_weights_load_alone(tmp_path):
     path = tmp_path / "best_fusion.pth"
     weights.save_weights(path, weights.fusion_weights(source.state_dict()), ModelConfig())
     kept = model.pose_proj.weight.clone()
-    weights.load_fusion(model, path)
+    weights.load_fusion(model, path, ModelConfig())
     assert torch.equal(model.gating_fusion.weight, source.gating_fusion.weight)
     assert torch.equal(model.pose_proj.weight, kept)
     with pytest.raises(ValueError, match="--fusion_checkpoint: .* does not hold"):
-        weights.load_fusion(model, save(Model(fusion=False), tmp_path / "none.pth", ModelConfig()))
+        weights.load_fusion(model, save(Model(fusion=False), tmp_path / "none.pth", ModelConfig()), ModelConfig())
