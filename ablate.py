@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -245,7 +246,9 @@ class Runner:
         logger.info("python %s", shlex.join(command))
         done.parent.mkdir(parents=True, exist_ok=True)
         with open(done.parent / "output.txt", "ab") as output:
-            child = subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(
+                [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=self._environment()
+            )
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
@@ -254,6 +257,11 @@ class Runner:
         facts = {"command": command, "cpu_seconds": cpu, "peak_mib": usage.ru_maxrss // 1024}
         write_text(done, json.dumps(facts) + "\n")
         return facts
+
+    def _environment(self) -> dict[str, str]:
+        """Jobs at once divide the cores, unless the user has said how many threads each is to have."""
+        threads = max(1, (os.cpu_count() or 1) // self.args.jobs)
+        return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
     def fine_tuning(self, texts: str, flags: Sequence[str], seed: int, out: Path) -> list[str]:
         """A command of `fine_tuning.py`."""
@@ -380,18 +388,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
     parser.add_argument("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each arm; default: 3")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, on a CPU; default: 1")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="default: all")
     parser.add_argument("--quick", action="store_true", help="one epoch of a tiny model: proves only that it runs")
     parser.add_argument("--out", required=True, metavar="DIR", help="results; a stopped run goes on from what is there")
     args = parser.parse_args(own)
     args.flags = flags
-    if args.seeds < 1:
-        parser.error(f"--seeds {args.seeds}: must be at least 1.")
+    for flag in ("seeds", "jobs"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag} {getattr(args, flag)}: must be at least 1.")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all arms, seed by seed, and write the table after each."""
+    """Run all arms, seed by seed, and write the table after each.
+
+    Raises:
+        ValueError: a command failed; what runs beside it ends first, and nothing more is started.
+    """
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     spec = config.DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else config.DATASETS[args.dataset]
@@ -400,9 +414,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions: dict[str, dict[int, list[dict]]] = {}
     facts: dict[str, list[dict]] = {}
     out = Path(args.out)
-    for seed in range(1, args.seeds + 1):
-        for name in args.arms:
-            rows, fact = runner.arm(name, seed)
+    for arm in (ARMS[name] for name in args.arms):
+        for texts in (arm.texts, *(test.texts for test in arm.tests)):
+            runner.record(texts)  # now, before jobs meet over it
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [(seed, pool.submit(runner.arm, name, seed)) for seed in range(1, args.seeds + 1) for name in args.arms]
+        for seed, job in jobs:
+            try:
+                rows, fact = job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
             for row, lines in rows.items():
                 predictions.setdefault(row, {})[seed] = lines
                 facts.setdefault(row, []).append(fact)

@@ -228,16 +228,10 @@ class GatingFusion(nn.Module):
     def __init__(self, d_model: int, hidden: tuple[int, int] = (512, 256), scale: str = "own") -> None:
         super().__init__()
         self.scale = scale
-        self.gate = nn.Sequential(
-            nn.Linear(2 * d_model + 1, hidden[0]),
-            nn.ReLU(),
-            nn.Linear(hidden[0], hidden[1]),
-            nn.ReLU(),
-            nn.Linear(hidden[1], 1),
-            nn.Sigmoid(),
-        )
+        layers = [nn.Linear(2 * d_model + 1, hidden[0]), nn.Linear(*hidden), nn.Linear(hidden[1], 1)]
         if scale == "pose":
-            nn.init.constant_(self.gate[-2].bias, OPEN)
+            nn.init.constant_(layers[-1].bias, OPEN)
+        self.gate = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.Sigmoid())
 
     def forward(self, pose: torch.Tensor, text: torch.Tensor, has_description: torch.Tensor) -> Fusion:
         """Fuse.

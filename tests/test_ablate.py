@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def tiny(corpus, tmp_path):
 @pytest.mark.slow
 def test_it_runs_and_goes_on(tiny, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
-    line = ["--root", str(tiny), "--quick", "--seeds", "1", "--out", str(tmp_path / "out"), "--arms", *ARMS]
+    line = ["--root", str(tiny), "--quick", "--seeds", "1", "--out", str(tmp_path / "out"), "--jobs", "2"]
     ablate.main(line)
     table = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [entry["row"] for entry in table] == [test.name for arm in ARMS.values() for test in arm.tests]
@@ -128,3 +129,30 @@ def test_a_command_that_fails_is_shown(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"status 1 of: python .*--hidden_dim 30"):
         runner.arm("pose", 1)
     assert "must be a positive multiple of 4" in (tmp_path / "out" / "runs" / "pose-seed1" / "output.txt").read_text()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_is_started_after_a_failure(tmp_path, monkeypatch, jobs):
+    begun = []
+
+    def arm(self, name, seed):
+        begun.append(name)
+        time.sleep(0.1)
+        raise ValueError("status 1")
+
+    monkeypatch.setattr(Runner, "arm", arm)
+    monkeypatch.setattr(Runner, "record", lambda self, kind: None)
+    line = ["--root", str(tmp_path), "--out", str(tmp_path / "out"), "--jobs", str(jobs)]
+    with pytest.raises(ValueError, match="status 1"):
+        ablate.main(line)
+    assert len(begun) < len(ARMS)
+
+
+def test_jobs_divide_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate.os, "cpu_count", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    args = ablate.parse_args(["--out", str(tmp_path), "--jobs", "4"])
+    runner = Runner(args, DATASETS["CSL_Daily"])
+    assert runner._environment()["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert runner._environment()["OMP_NUM_THREADS"] == "3"
