@@ -196,6 +196,8 @@ def explain_memory(src_input: SrcInput, args: argparse.Namespace) -> Iterator[No
         texts = {text for clip in src_input.get("descriptions", []) for text in clip if text}
         shape = f"{clips} clips x {frames} frames" + (f" with {len(texts)} distinct texts" if texts else "")
         advice = {
+            "--gradient_checkpointing (the same result in more time)": not args.gradient_checkpointing
+            and args.trainable != "fusion",
             "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)": clips > 1,
             "--text_encoder_freeze": bool(texts) and not args.text_encoder_freeze,
             "--dtype bf16": args.dtype == "fp32",
