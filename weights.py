@@ -69,9 +69,9 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
                     raise ValueError("it is a packed archive, and torch.save packs nothing")
-        if Path(path).suffix == ".safetensors":
-            return _read_safetensors(path), {}
         # Mapped, what is not used is not read: the vocabulary of a checkpoint is asked for before its weights are.
+        if Path(path).suffix == ".safetensors":
+            return _read_safetensors(path), {}  # mapped by safetensors itself
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
