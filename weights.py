@@ -180,10 +180,10 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
         Names of the model's weights that are new.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or a folder of something else.
         ValueError: weights that do not fit, and why that may be.
     """
-    weights, facts = read_weights(path, "--finetune")
+    weights, facts = read_model(path, "--finetune")
     saved = _saved_config(facts)
     if saved.get("use_descriptions") and not config.use_descriptions:
         raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")
