@@ -86,8 +86,12 @@ class BadClips:
 def statistics_kept(model: nn.Module, src_input: SrcInput) -> Iterator[None]:
     """Undo what a batch of which no clip could be read does to the batch statistics.
 
-    Its process has to take part in the step, with an empty clip. (Nothing else may be done about that: on several GPUs
-    all processes normalise together and would wait for one that does not. There the others see its one empty frame.)
+    It cannot be left out of the step: on several GPUs all processes normalise together and would wait for the one that
+    does not. (There the others' statistics of this step hold its one empty frame.)
+
+    Args:
+        model: in training; forward and backward pass and step are in the block.
+        src_input: the batch.
     """
     if src_input["name_batch"]:
         yield
