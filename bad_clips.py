@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+
+from torch import nn
 
 from batch import SrcInput
 from disk import explain, read_lines, write_text
@@ -76,3 +80,23 @@ class BadClips:
             write_text(self.path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries))
         except OSError as error:
             logger.warning("%s It is written with the next clip.", explain(error, self.path))
+
+
+@contextlib.contextmanager
+def statistics_kept(model: nn.Module, src_input: SrcInput) -> Iterator[None]:
+    """Undo what a batch of which no clip could be read does to the batch statistics.
+
+    It cannot be left out of the step: on several GPUs all processes normalise together and would wait for the one that
+    does not. (There the others' statistics of this step hold its one empty frame.)
+
+    Args:
+        model: in training; forward and backward pass and step are in the block.
+        src_input: the batch.
+    """
+    if src_input["name_batch"]:
+        yield
+        return
+    before = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)

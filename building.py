@@ -24,7 +24,7 @@ from text_cache import build_text_cache
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
 from utils import progress, under_root
-from weights import FUSION_PREFIXES, MAPPER_PREFIX, kept_tokens, load_finetune, load_fusion, read_weights
+from weights import FUSION_PREFIXES, MAPPER_PREFIX, kept_tokens, load_finetune, load_fusion, read_model, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def choose_vocabulary(
     kept = None
     if distributed.is_main():
         if path:
-            kept = kept_tokens(read_weights(path, flag)[0], path, flag)
+            kept = kept_tokens(read_model(path, flag)[0], path, flag)
         if args.trim_vocab and not state:
             train = loaders["train"].dataset if "train" in loaders else None
             texts = [*train.targets(), *train.description_texts()] if train else []

@@ -27,6 +27,7 @@ import distributed
 import metrics
 import run_lock
 import survival
+from bad_clips import statistics_kept
 from batch import to_device
 from building import build_loaders, build_model, choose_trainable, dataset_spec, model_config
 from checkpoint import (
@@ -136,7 +137,7 @@ def train_one_epoch(
         # The last group of an epoch may be smaller; it steps all the same, and nothing is carried over.
         last_of_group = state.micro_batch % args.gradient_accumulation_steps == 0 or state.micro_batch == n_batches
         engine.set_gradient_accumulation_boundary(last_of_group)
-        with survival.explain_memory(src_input, args):
+        with survival.explain_memory(src_input, args), statistics_kept(engine.module, src_input):
             output = engine(to_device(src_input, engine.device), tgt_input)
             engine.backward(counts * output.loss)
             state.lr = engine.get_lr()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from translator import Candidate, Translator
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
+SAVED_EVERY = 10  # seconds, the file of --out while clips are translated
 LONGEST = 60  # seconds of a camera: its pictures are all kept in memory until their poses are found
 EXAMPLES = """examples:
   python inference.py talk.mp4 --checkpoint output_multimodal/best_checkpoint.pth --extractor mediapipe
@@ -35,7 +37,7 @@ A clip is a video or a .pkl, .npz or .pose file, and should hold one sentence: c
 poses lie beside it, under the same name, is not read. Each clip gives a line: NAME, tab, sentence; with --n_best N
 lines: NAME, tab, score, tab, sentence, where a score is the mean log-probability of the sentence's tokens. A clip that
 cannot be read is named on the terminal and left out. Exit status: 0 when all clips are translated, 1 when one is left
-out.
+out. A run that is ended early leaves in --out what it has done.
 
 Of several people in a video, --person 0 is the one whose head and shoulders are seen largest and longest, followed from
 frame to frame; 1 is the next. In a pose file it is a place in the file's order, which may change from frame to frame.
@@ -162,7 +164,7 @@ def find_clips(place: str) -> list[Clip]:
     if place.isdecimal() and not folder.exists():
         return [Clip("camera", folder, int(place))]
     if not folder.is_dir():
-        return [Clip(folder.stem, folder)]
+        return [Clip(sayable(folder.stem), folder)]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     poses = [path for path in files if path.suffix in POSE_SUFFIXES]
     known = {path.with_suffix("") for path in poses}
@@ -170,7 +172,12 @@ def find_clips(place: str) -> list[Clip]:
     if not poses and not videos:
         suffixes = ", ".join((*POSE_SUFFIXES, *VIDEO_SUFFIXES))
         raise FileNotFoundError(f"{place}: holds no pose files and no videos ({suffixes}).")
-    return [Clip(path.relative_to(folder).with_suffix("").as_posix(), path) for path in sorted(poses + videos)]
+    return [Clip(sayable(path.relative_to(folder).with_suffix("").as_posix()), path) for path in sorted(poses + videos)]
+
+
+def sayable(what: object) -> str:
+    """As UTF-8 can have it: of file names in another encoding, as archives bring them, some letters become "?"."""
+    return str(what).encode("utf-8", "replace").decode("utf-8")
 
 
 def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float]:
@@ -244,22 +251,47 @@ def translate(
             try:
                 samples.append(read_clip(translator, clip, extractor, args))
             except (ValueError, OSError) as error:
-                clip.fault = str(error)
+                clip.fault = sayable(error)
         found = iter(translator.candidates(samples, args.n_best) if samples else [])
         for clip in batch:
             clip.candidates = [] if clip.fault else next(found)
             yield clip
 
 
-def write_results(path: str, clips: Sequence[Clip]) -> None:
-    """Write all results as JSON, JSON lines or subtitles, whole or not at all."""
-    if path.endswith(".srt"):
-        content = subtitles(clips)
-    elif path.endswith(".jsonl"):
-        content = "".join(json.dumps(clip.as_json(), ensure_ascii=False) + "\n" for clip in clips)
-    else:
-        content = json.dumps([clip.as_json() for clip in clips], ensure_ascii=False, indent=1) + "\n"
-    write_text(path, content)
+class Results:
+    """The file of --out: whole at any time, and however a run ends, it holds the clips that are done.
+
+    Args:
+        path: of a .json, .jsonl or .srt file; "" for none.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.saved = path, time.monotonic()
+        self.clips: list[Clip] = []
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    def add(self, clip: Clip) -> None:
+        """Take a clip that is done."""
+        self.clips.append(clip)
+        if time.monotonic() - self.saved >= SAVED_EVERY:
+            self._write()
+
+    def _write(self) -> None:
+        if not (self.path and self.clips):  # a run that has done nothing leaves the file of an earlier one
+            return
+        if self.path.endswith(".srt"):
+            content = subtitles(self.clips)
+        elif self.path.endswith(".jsonl"):
+            content = "".join(json.dumps(clip.as_json(), ensure_ascii=False) + "\n" for clip in self.clips)
+        else:
+            content = json.dumps([clip.as_json() for clip in self.clips], ensure_ascii=False, indent=1) + "\n"
+        write_text(self.path, content)
+        self.saved = time.monotonic()
 
 
 def subtitles(clips: Sequence[Clip]) -> str:
@@ -334,16 +366,16 @@ def main(args: argparse.Namespace) -> int:
         found = sum((Path(args.descriptions) / f"{clip.name}.json").is_file() for clip in clips)
         sys.stderr.write(f"{found} of {len(clips)} clips have a description file.\n")
     done = translate(translator, clips, extractor, args)
-    # Where a person reads the sentences as they come, a bar would only cross them.
-    for clip in progress(done, "translating", shown=not sys.stdout.isatty(), total=len(clips)):
-        if clip.fault:
-            sys.stderr.write(f"left out: {clip.fault}\n")
-        for candidate in clip.candidates:
-            score = f"{candidate.score:.3f}\t" if args.n_best > 1 else ""
-            sys.stdout.write(f"{clip.name}\t{score}{' '.join(candidate.text.split())}\n")
-        sys.stdout.flush()
-    if args.out:
-        write_results(args.out, clips)
+    with Results(args.out) as results:
+        # Where a person reads the sentences as they come, a bar would only cross them.
+        for clip in progress(done, "translating", shown=not sys.stdout.isatty(), total=len(clips)):
+            results.add(clip)
+            if clip.fault:
+                sys.stderr.write(f"left out: {clip.fault}\n")
+            for candidate in clip.candidates:
+                score = f"{candidate.score:.3f}\t" if args.n_best > 1 else ""
+                sys.stdout.write(f"{clip.name}\t{score}{' '.join(candidate.text.split())}\n")
+            sys.stdout.flush()
     left_out = sum(bool(clip.fault) for clip in clips)
     if left_out:
         sys.stderr.write(f"{left_out} of {len(clips)} clips could not be read.\n")

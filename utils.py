@@ -194,7 +194,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
 
     add = parser.group("what a run starts from, evaluates and leaves behind")
-    add("--finetune", default="", metavar="FILE", help="start from these weights (.pth or .safetensors)")
+    add(
+        "--finetune",
+        default="",
+        metavar="FILE|DIR",
+        help="start from these weights: .pth, .safetensors, or a folder of export.py, whose mT5 is taken as well",
+    )
     add("--eval", action="store_true", help="evaluate --finetune on dev and test, train nothing")
     add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
     add("--max_new_tokens", type=int, default=100, help="longest sentence that is written; default: 100")
@@ -245,6 +250,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line and refuse flags that exclude each other, before anything heavy is imported."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
+    _take_from_export(args)
     if args.rgb_backbone and not args.rgb_support:
         parser.error("--rgb_backbone needs --rgb_support.")
     if not args.use_descriptions:
@@ -268,6 +274,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
     _check_numbers(parser, args)
     return args
+
+
+def _take_from_export(args: argparse.Namespace) -> None:
+    """A folder of `export.py` brings its own mT5 and text encoder; flags may name others."""
+    folder = Path(args.finetune)
+    if not args.finetune or not (folder / "mt5").is_dir():
+        return
+    if args.mt5_path == config.mt5_path:
+        args.mt5_path = str((folder / "mt5").absolute())
+    if args.use_descriptions and not args.text_encoder and (folder / "text_encoder").is_dir():
+        args.text_encoder = str(folder / "text_encoder")
 
 
 def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

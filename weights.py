@@ -69,9 +69,9 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
                     raise ValueError("it is a packed archive, and torch.save packs nothing")
-        if Path(path).suffix == ".safetensors":
-            return _read_safetensors(path), {}
         # Mapped, what is not used is not read: the vocabulary of a checkpoint is asked for before its weights are.
+        if Path(path).suffix == ".safetensors":
+            return _read_safetensors(path), {}  # mapped by safetensors itself
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -180,10 +180,10 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
         Names of the model's weights that are new.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or a folder of something else.
         ValueError: weights that do not fit, and why that may be.
     """
-    weights, facts = read_weights(path, "--finetune")
+    weights, facts = read_model(path, "--finetune")
     saved = _saved_config(facts)
     if saved.get("use_descriptions") and not config.use_descriptions:
         raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from batch import BadClip, collate_fn, empty_sample
 from config import DATASETS
 from datasets import BatchSampler, ClipLoader, S2T_Dataset
 from disk import read_lines
+from models import Uni_Sign
 from rgb_fusion import no_crops
 
 SMALL = (
@@ -53,7 +55,7 @@ HOW = {
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
-    """A corpus with six bad clips in train, of which two make a whole micro-batch, and one in dev."""
+    """A corpus with six bad clips in train, which make three micro-batches as they are drawn, and one in dev."""
     from sample_data import write_corpus
     from small_mt5 import write_small_mt5
 
@@ -127,6 +129,24 @@ def test_a_run_lists_them_and_goes_on(damaged, tmp_path):
 
 def train(folder, out, *flags):
     fine_tuning.main(utils.parse_args(["--root", str(folder), *SMALL, "--output_dir", str(out), *flags]))
+
+
+def test_a_batch_that_lost_all_its_clips_leaves_the_statistics_as_they_were(damaged, tmp_path, monkeypatch):
+    folder, *_ = damaged
+    seen = []  # of each batch: whether it had clips, and the model's buffers before it
+    forward = Uni_Sign.forward
+
+    def watched(self, src_input, tgt_input):
+        if self.training:
+            seen.append((bool(src_input["name_batch"]), [buffer.clone() for buffer in self.buffers()]))
+        return forward(self, src_input, tgt_input)
+
+    monkeypatch.setattr(Uni_Sign, "forward", watched)
+    train(folder, tmp_path, "--max_bad_clips", "0.5", "--no_length_grouping")
+    moved = {True: [], False: []}
+    for (had_clips, before), (_, after) in pairwise(seen):
+        moved[had_clips].append(not all(map(torch.equal, before, after)))
+    assert moved == {True: [True] * 3, False: [False] * 3}
 
 
 def test_too_many_end_the_run(damaged, tmp_path):

@@ -13,11 +13,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, MT5EncoderModel, MT5ForConditionalGeneration
 
+import building
 import disk
 import export
+import fine_tuning
+import utils
 from config import ModelConfig
 from export import TOKENIZER_CONFIG, main, needed_modules, parse_args
-from kept_tokens import choose
+from kept_tokens import KEPT_TOKENS, choose
 from models import Uni_Sign, load_mt5
 from pose import read_pose
 from text_fusion_modules import TextEncoder
@@ -159,6 +162,40 @@ def test_a_folder_stands_alone(save, clip, tmp_path):
     assert [pin.partition("==")[0] for pin in pins] == [
         "torch", "transformers", "sentencepiece", "safetensors", "numpy", "tqdm"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pose trimmed", "described trained trimmed", "described frozen"])
+def test_training_starts_from_a_folder(kind, save, corpus, tmp_path):
+    """Nothing but --finetune names it: mT5, its tokens and the text encoder come along."""
+    checkpoint, out = save(kind), tmp_path / "model"
+    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    flags = f"--root {corpus} --hidden_dim 16 --finetune {out}/ --text_cache {tmp_path}".split()
+    flags += ["--use_descriptions"] if "described" in kind else []
+    flags += ["--text_encoder_freeze"] if "frozen" in kind else []
+    args = utils.parse_args(flags)
+    config = building.model_config(args, building.dataset_spec(args))
+    model = building.build_model(args, config, {})
+    wanted = {name: value for name, value in read_weights(checkpoint, "")[0].items() if name != KEPT_TOKENS}
+    found = model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    again = tmp_path / "again.pth"
+    save_weights(again, found, config, **fine_tuning.weights_facts(args))
+    kept = Translator.from_checkpoint(checkpoint).model.tokenizer
+    assert Translator.from_checkpoint(again).model.tokenizer.model == kept.model
+
+
+def test_a_folder_and_flags_that_name_something_else(save, corpus, tmp_path):
+    out = tmp_path / "model"
+    run("--checkpoint", save("described trained trimmed"), "--to", "folder", "--out", out)
+    named = utils.parse_args(f"--finetune {out} --mt5_path a --use_descriptions --text_encoder b".split())
+    assert (named.mt5_path, named.text_encoder) == ("a", "b")
+    args = utils.parse_args(f"--root {corpus} --hidden_dim 16 --finetune {out}".split())
+    with pytest.raises(ValueError, match="was trained with descriptions; add --use_descriptions"):
+        building.build_model(args, building.model_config(args, building.dataset_spec(args)), {})
+    args = utils.parse_args(f"--root {corpus} --finetune {tmp_path}".split())
+    with pytest.raises(FileNotFoundError, match=f"--finetune: {tmp_path} holds no model.json: it is no folder that"):
+        building.build_model(args, building.model_config(args, building.dataset_spec(args)), {})
 
 
 def test_modules_of_training_are_not_needed():

@@ -394,8 +394,7 @@ def test_real_signing_goes_through(shared_real, tmp_path):
 def test_real_signing_is_learnt(shared_real, tmp_path):
     """Twenty epochs of a small model on real poses, with and without messy descriptions: the trained loss halves.
 
-    That loss is smoothed: it cannot fall below the entropy of its own targets, about 1.8, and starts near 4.8. At a
-    rate of 1e-3 the small mT5 learns the words of the corpus and hardly looks at the poses.
+    That loss is smoothed: it cannot fall below the entropy of its own targets, about 1.8, and starts near 4.8.
     """
     config = ROOT / "examples" / "fingerspelling.toml"
     mt5 = tmp_path / "mt5"

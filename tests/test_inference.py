@@ -1,6 +1,7 @@
 """The command line of inference: one clip, a folder, what it writes, what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,66 @@ def test_a_folder_with_a_bad_clip_goes_on(checkpoint, poses, tmp_path, capsys, s
     assert written[1].keys() == {"name", "unreadable"}
     alone = call(capsys, folder / "d.npz", "--checkpoint", checkpoint)[1]
     assert alone == lines[2:]
+
+
+ENTRIES = {"json": json.loads, "jsonl": str.splitlines, "srt": lambda text: text.split("\n\n")[:-1]}
+
+
+@pytest.mark.parametrize("suffix", ENTRIES)
+@pytest.mark.parametrize("error", [ValueError("out of GPU memory"), KeyboardInterrupt()])
+def test_what_is_done_survives_the_end_of_the_run(
+    plain_checkpoint, poses, tmp_path, capsys, monkeypatch, suffix, error
+):
+    argv = [poses, "--checkpoint", plain_checkpoint, "--batch-size", 1, "--fps", 25, "--out"]
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    call(capsys, *argv, whole)
+    cut.write_text("of an earlier run")
+    candidates, seen = Translator.candidates, []
+
+    def ended(self, samples, n_best):
+        seen.append(cut.read_text(encoding="utf-8"))
+        if len(seen) in (1, 4):
+            raise error
+        return candidates(self, samples, n_best)
+
+    monkeypatch.setattr(Translator, "candidates", ended)
+    for left in (0, 2):  # clips
+        with pytest.raises(type(error)):
+            call(capsys, *argv, cut)
+        text = cut.read_text(encoding="utf-8")
+        if left:
+            assert ENTRIES[suffix](text) == ENTRIES[suffix](whole.read_text(encoding="utf-8"))[:left]
+        else:
+            assert text == "of an earlier run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [cut.name, whole.name]
+
+
+def test_what_is_done_survives_a_kill(plain_checkpoint, poses, tmp_path, capsys, monkeypatch):
+    """Which leaves no time to write: the file grows while the run goes on."""
+    monkeypatch.setattr(inference, "SAVED_EVERY", 0)
+    out = tmp_path / "out.jsonl"
+    candidates, seen = Translator.candidates, []
+
+    def watched(self, samples, n_best):
+        seen.append(len(out.read_text(encoding="utf-8").splitlines()) if out.exists() else 0)
+        return candidates(self, samples, n_best)
+
+    monkeypatch.setattr(Translator, "candidates", watched)
+    call(capsys, poses, "--checkpoint", plain_checkpoint, "--batch-size", 1, "--out", out)
+    assert seen == [0, 1, 2]
+
+
+def test_a_name_that_is_not_utf_8_costs_nothing_else(plain_checkpoint, poses, tmp_path, capsys):
+    """As archives made under Windows in China unpack here."""
+    shutil.copytree(poses, folder := tmp_path / "poses")
+    for name in (b"\xc4\xe3.npz", b"\xba\xc3.pkl"):
+        (folder / os.fsdecode(name)).write_bytes((poses / "a.npz").read_bytes())  # of which one is no pickle
+    out = tmp_path / "out.jsonl"
+    status, lines, err = call(capsys, folder, "--checkpoint", plain_checkpoint, "--out", out)
+    assert (status, len(lines)) == (1, 4)
+    assert "not a readable pickle" in err
+    names = [json.loads(line)["name"] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert sorted(names) == ["??", "??", "a", "b/c", "d"]
 
 
 def test_n_best_with_scores(checkpoint, poses, tmp_path, capsys):
