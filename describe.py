@@ -21,7 +21,7 @@ from typing import NamedTuple
 import config
 from description_files import Clip, makers, write_descriptions, write_text
 from pages import element, page
-from utils import Parser, in_processes, progress, run
+from utils import Parser, in_processes, progress, require_packages, run
 
 logger = logging.getLogger("describe")
 
@@ -133,15 +133,7 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         ValueError: a name that no clip has.
     """
     if args.poses:
-        if not Path(args.poses).is_dir():
-            raise FileNotFoundError(f"--poses: {args.poses} is not a folder.")
-        videos = Path(args.videos) if args.videos else None
-        clips = [
-            Clip(path.stem, path, videos / f"{path.stem}.mp4" if videos else None, Path(args.out) / f"{path.stem}.json")
-            for path in sorted(Path(args.poses).iterdir())
-            if path.suffix in config.POSE_SUFFIXES
-        ]
-        language = args.language or "zh"
+        clips, language = _clips_in_folder(args), args.language or "zh"
     else:
         spec = dataset_spec(args)
         if not (args.out or args.preview or spec.description_dir):
@@ -152,14 +144,29 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
             raise ValueError(f"--clips: no clip is named {unknown[0]!r}.")
         clips = [clip for clip in clips if clip.name in set(args.clips)]
-    if not clips:
-        raise FileNotFoundError(f"--poses: {args.poses} holds no pose files ({', '.join(config.POSE_SUFFIXES)}).")
     return clips, language
+
+
+def _clips_in_folder(args: argparse.Namespace) -> list[Clip]:
+    if not Path(args.poses).is_dir():
+        raise FileNotFoundError(f"--poses: {args.poses} is not a folder.")
+    paths = sorted(path for path in Path(args.poses).iterdir() if path.suffix in config.POSE_SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"--poses: {args.poses} holds no pose files ({', '.join(config.POSE_SUFFIXES)}).")
+    if twice := [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]:
+        raise ValueError(f"--poses: {args.poses} has several pose files of the clip {twice[0]!r}. Keep one of them.")
+    videos = Path(args.videos) if args.videos else None
+    return [
+        Clip(path.stem, path, videos / f"{path.stem}.mp4" if videos else None, Path(args.out) / f"{path.stem}.json")
+        for path in paths
+    ]
 
 
 def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
     """The splits to describe, without a dev that is the test split under another name."""
     there = [split for split in args.splits if split in spec.labels]
+    if not there:
+        raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)} alone.")
     return list({spec.folder(split): split for split in there}.values())
 
 
@@ -259,7 +266,7 @@ def _is_damaged(path: Path) -> bool:
 
 def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
     """Write a page that shows frames beside what the rules say of them."""
-    from pictures import draw_pose, encode, picture_box, require_packages
+    from pictures import draw_pose, encode, picture_box
     from pose import read_pose
     from pose_sentences import stretches
 

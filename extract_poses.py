@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from config import EXTRACTORS, ONE_PERSON, VIDEO_SUFFIXES
-from utils import Parser, progress, run
+from utils import Parser, progress, require_packages, run
 
 if TYPE_CHECKING:
     from pose import Pose
@@ -254,8 +254,6 @@ def keep_to_one_extractor(args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Extract or compare; returns the exit status."""
-    from pictures import require_packages
-
     videos = find_videos(args)
     if args.look:
         require_packages("--look", "PIL")

@@ -8,7 +8,6 @@ Letters: T frames, J drawn joints.
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -120,16 +119,6 @@ def video_picture(frame: np.ndarray, height: int) -> Image:
     if image.height <= height:
         return image
     return image.resize((max(1, round(image.width * height / image.height)), height))
-
-
-def require_packages(flag: str, *names: str) -> None:
-    """Say which packages a flag needs before work begins.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
 
 
 def picture_points(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> tuple[np.ndarray, float]:

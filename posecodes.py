@@ -296,7 +296,7 @@ def upright_points(poses: Sequence[Pose], clips: _Clips, aspect: float) -> np.nd
     x, y = np.moveaxis(np.concatenate([np.asarray(pose.keypoints, np.float32) for pose in poses]), -1, 0)
     points = np.empty(x.shape, np.complex64)
     points.real, points.imag = x * np.float32(aspect), -y
-    points[np.concatenate([pose.scores for pose in poses]) <= SCORE_THRESHOLD] = np.nan
+    points[~(np.concatenate([pose.scores for pose in poses]) > SCORE_THRESHOLD)] = np.nan  # a NaN is no score, either
     shoulders = points[:, _LEFT_SHOULDER] - points[:, _RIGHT_SHOULDER]  # (F,)
     unit = clips.quantile(_length(shoulders), 0.5)
     palms = clips.quantile(_length(points[:, _HANDS[:, 9]] - points[:, _HANDS[:, 0]]), 0.9)
@@ -318,8 +318,7 @@ def measure(poses: Sequence[Pose], clips: _Clips, aspect: float) -> dict[str, np
     found = {"height": place.imag, "side": place.real}
     found |= _measure_hands(hands, palm_length[:, None])
     found |= _measure_movement(place, clips)
-    found |= _measure_head(points, clips)
-    found |= _measure_hands_at_head(points, hands, centre)
+    found |= _measure_head(points, hands, centre, clips)
     near = hands[..., _NEAR]  # (F, 2, 10)
     between = near[:, 0, :, None] - near[:, 1, None, :]
     found["gap"] = np.fmin.reduce(_length(between).reshape(len(between), -1), axis=1)
@@ -389,31 +388,21 @@ def _measure_movement(place: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]
     return {"speed": speed, "heading": _angle(velocity), "repeat": repeat}
 
 
-def _measure_head(points: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]:
-    brows, nose, chin = _mean(points, _BROWS), points[:, _NOSE], points[:, _CHIN]
-    width = points[:, _LEFT_JAW] - points[:, _RIGHT_JAW]
+def _measure_head(points: np.ndarray, hands: np.ndarray, centre: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]:
+    """Head and mouth of points (F, 133), and where hands (F, 2, 21) with these centres (F, 2) are around the head."""
+    brows, nose, chin = _mean(points, _BROWS), points[:, _NOSE], points[:, _CHIN]  # (F,) each
+    right_eye, left_eye = _mean(points, _RIGHT_EYE), _mean(points, _LEFT_EYE)
+    brow_height = (brows - chin).imag
     middle = (points[:, _LEFT_JAW] + points[:, _RIGHT_JAW]) / 2
-    nod = (brows - nose).imag / (brows - chin).imag
+    width = (points[:, _LEFT_JAW] - points[:, _RIGHT_JAW]).real
+    nod = (brows - nose).imag / brow_height
     corners = points[:, _CORNERS[1]] - points[:, _CORNERS[0]]
     opening = points[:, _LIP_MIDDLES[0]] - points[:, _LIP_MIDDLES[1]]
-    return {
-        "turn": (nose - middle).real / width.real,
-        "tilt": _angle(_mean(points, _LEFT_EYE) - _mean(points, _RIGHT_EYE)),
-        "nod": nod - clips.quantile(nod, 0.5),
-        "mouth": _length(opening) / _length(corners),
-    }
-
-
-def _measure_hands_at_head(points: np.ndarray, hands: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
-    """Where hands (F, 2, 21) with these centres (F, 2) are in respect of the head."""
-    brows, nose, chin = _mean(points, _BROWS), points[:, _NOSE], points[:, _CHIN]
-    middle = (points[:, _LEFT_JAW] + points[:, _RIGHT_JAW]) / 2
-    half_width = (points[:, _LEFT_JAW] - points[:, _RIGHT_JAW]).real / 2
     places = np.stack(  # in the order of "touch"
         [
-            brows + (brows - nose) * np.float32(0.4),
-            _mean(points, _RIGHT_EYE),
-            _mean(points, _LEFT_EYE),
+            brows + (brows - nose) * np.float32(0.4),  # the forehead has no points; it lies that far above the brows
+            right_eye,
+            left_eye,
             nose,
             _mean(points, _LIPS),
             chin,
@@ -427,8 +416,12 @@ def _measure_hands_at_head(points: np.ndarray, hands: np.ndarray, centre: np.nda
     distances[np.isnan(distances)] = _INF
     touch = np.where(distances.min(-1) < TOUCH, distances.argmin(-1) + 1.0, np.where(np.isnan(centre), np.nan, 0))
     return {
-        "face": (centre - chin[:, None]).imag / (brows - chin).imag[:, None],
-        "beside": (centre - middle[:, None]).real / half_width[:, None],
+        "turn": (nose - middle).real / width,
+        "tilt": _angle(left_eye - right_eye),
+        "nod": nod - clips.quantile(nod, 0.5),
+        "mouth": _length(opening) / _length(corners),
+        "face": (centre - chin[:, None]).imag / brow_height[:, None],
+        "beside": (centre - middle[:, None]).real / (width / 2)[:, None],
         "touch": touch,
     }
 
@@ -449,8 +442,9 @@ def posecodes(poses: Sequence[Pose], aspect: float = 1.0) -> list[np.ndarray]:
     """
     if not poses:
         return []
+    assert all(map(len, poses)), "a clip has no frames; read_pose gives none of that kind"
     clips = _Clips([len(pose) for pose in poses])
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         codes = {name: _steps(name, x) for name, x in measure(poses, clips, aspect).items()}
     codes |= dict(zip(FINGERS[1:], np.moveaxis(codes["finger"], -1, 0), strict=True))
     hands = [codes[name][:, side] for side in (0, 1) for name in HAND_CODES]

@@ -12,7 +12,6 @@ Source: Uni-Sign (Li et al., ICLR 2025), section 3.3, "prior-guided fusion".
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 from distributed import total
 from pose import PART_JOINTS, SCORE_THRESHOLD, Part, Pose
 from stgcn import ClipLayout
+from utils import require_packages
 from video import read_frames
 
 HANDS: tuple[Part, ...] = ("left", "right")
@@ -57,8 +57,7 @@ class HandCrops:
 
     def __init__(self, uni_sign: bool = False) -> None:
         self.uni_sign = uni_sign
-        if missing := [name for name in ("av", "PIL") if importlib.util.find_spec(name) is None]:
-            raise ValueError(f"--rgb_support needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
+        require_packages("--rgb_support", "av", "PIL")
 
     def load(
         self, path: str | Path, pose: Pose, frames: np.ndarray, rng: np.random.Generator
@@ -77,14 +76,17 @@ class HandCrops:
             {side}_rgb_len (1,) int64, which is N. A hand that is not to be seen has one empty crop, all zeros, at -1.
 
         Raises:
-            ValueError: the video cannot be read, or has another number of frames than the pose file.
+            ValueError: the video cannot be read, changes its size, or has another number of frames than the pose file.
         """
         keypoints, scores = pose.keypoints[frames], pose.scores[frames]
         chosen = {side: choose_frames(scores[:, PART_JOINTS[side]], rng) for side in HANDS}
         numbers = frames + pose.start
         wanted = {int(numbers[i]) for indices in chosen.values() for i in indices}
         pictures = read_frames(path, wanted, pose.n_recorded) if wanted else {}
-        height, width = next(iter(pictures.values())).shape[:2] if pictures else (1, 1)
+        sizes = {picture.shape[:2] for picture in pictures.values()}
+        if len(sizes) > 1:  # of recorded video calls, for instance; a clip's boxes have one size in pixels
+            raise ValueError(f"{path}: the video changes its size; encode it again, with all frames of one size.")
+        height, width = sizes.pop() if sizes else (1, 1)
         # A joint that a detector puts further away than this is lost anyhow, and its box would take all the memory.
         keypoints = np.clip(keypoints, -1, 2) * [width, height]
         joints = {side: keypoints[indices][:, PART_JOINTS[side]] for side, indices in chosen.items()}

@@ -3,6 +3,9 @@
 Uni-Sign's labels and poses are pickles, and a pickle may name any function to call. The reader here resolves an exact
 list of names, since a whole package cannot be trusted either: `numpy.testing.runstring` would execute text. Even these
 names do not reach numpy's own functions, which believe what the file says about the computer's memory.
+
+What is left to a hostile file is to be a nuisance: tuples that are nested a million times, as the key of a dict, keep
+Python's own hash busy or end the process.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 
 MAX_BYTES = 1 << 30  # of an unpacked file; a real one has a few MB
+MAX_EMPTY = 1 << 16  # the longest side of an array without content; a frame in which nobody was found has (0, 133, 2)
 
 
 class _Dtype:
@@ -30,9 +34,9 @@ class _Dtype:
     """
 
     def __init__(self, code: Any, *_: Any) -> None:
+        if not re.fullmatch("[biufcSU][1-9][0-9]*", code):  # a kind and its bytes, as numpy itself writes it
+            raise pickle.UnpicklingError(f"it has an array of type {code!r:.60}, and only numbers and text are read")
         self.dtype = np.dtype(code)
-        if self.dtype.kind not in "biufcSU":
-            raise pickle.UnpicklingError(f"it has an array of type {code!r}, and only numbers and text are read")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -44,6 +48,7 @@ class _Array(np.ndarray):
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran_order, data = state
         np.ndarray.__setstate__(self, (version, shape, dtype.dtype, fortran_order, data))
+        _check_empty(self)
 
     def __reduce__(self) -> Any:
         return np.asarray(self).__reduce__()  # whoever saves it saves an ordinary array
@@ -53,7 +58,15 @@ def _from_bytes(data: Any, dtype: _Dtype, shape: Any = (), order: Any = "C", axe
     if not isinstance(data, (bytes, bytearray)):  # another array's memory could be freed under this one
         raise pickle.UnpicklingError(f"an array's content is given as {type(data).__name__}, not as bytes")
     array = np.frombuffer(data, dtype.dtype)
-    return array.reshape(shape, order=order) if axes is None else array.reshape(shape).transpose(axes)
+    array = array.reshape(shape, order=order) if axes is None else array.reshape(shape).transpose(axes)
+    _check_empty(array)
+    return array
+
+
+def _check_empty(array: np.ndarray) -> None:
+    """Refuse a trillion empty rows: no byte of the file stands behind them, but a list of them fills the memory."""
+    if not array.size and max(array.shape) > MAX_EMPTY:
+        raise pickle.UnpicklingError(f"it has an empty array of the shape {array.shape}")
 
 
 # How a pickle is cut into instructions: instruction -> bytes of its argument, negative where it tells its own length.

@@ -34,7 +34,6 @@ well. Scores on this corpus say whether the code works, not how good a method is
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import pickle
@@ -48,6 +47,7 @@ import numpy as np
 import config
 from sample_signer import Form, Recording, Signer, record
 from small_mt5 import refuse_other_models, write_small_mt5
+from utils import Parser, run
 
 MARKER = "sample_corpus.json"  # lies in a sample corpus, and says that the folder may be written anew
 
@@ -407,15 +407,12 @@ def _empty_folder(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the sample corpus from the command line."""
-    parser = argparse.ArgumentParser(description="Write the sample corpus: a made-up sign language and a small mT5.")
+    parser = Parser(description="Write the sample corpus: a made-up sign language and a small mT5.")
     parser.add_argument("--out", default="sample", help="folder to write (default: sample)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, nargs=3, default=(400, 60, 60), metavar=config.SPLITS)
     args = parser.parse_args(arguments)
-    try:
-        totals = write_corpus(args.out, dict(zip(config.SPLITS, args.clips, strict=True)), args.seed)
-    except (OSError, ValueError) as error:
-        sys.exit(f"sample_data.py: {error}")
+    totals = write_corpus(args.out, dict(zip(config.SPLITS, args.clips, strict=True)), args.seed)
     summary = ", ".join(f"{count} {what}" for what, count in totals.items())
     sys.stdout.write(
         f"{args.out}: {summary}\n"
@@ -425,4 +422,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

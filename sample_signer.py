@@ -127,7 +127,20 @@ _REST = Form("rest", "rest", "hold", "rest", "mirror")
 
 @dataclass(frozen=True)
 class Signer:
-    """A person before a camera: lengths in body units, positions and `shoulders` in image sizes."""
+    """A person before a camera.
+
+    Attributes:
+        shoulders: the distance between them, in image sizes: what one body unit is.
+        centre: x and y of the point midway between them, in image sizes.
+        head: size of the head, a factor.
+        arm: length of the arms, a factor.
+        hand: length of a hand, in body units.
+        nose: height of its tip above the shoulders, in body units.
+        tempo: of signing, a factor of the frames that a sign takes.
+        reach: size of movements, a factor.
+        lax: how far the fingers are drawn towards a half-bent hand, 0 to 1.
+        habit: (2,), by how much this person misses the place of a sign, in body units.
+    """
 
     shoulders: float
     centre: tuple[float, float]
@@ -252,7 +265,7 @@ def _track(
 
 
 def _aim(form: Form, done: np.ndarray, signer: Signer) -> np.ndarray:
-    """Where both hands should be in a sign, (T, 2, 12)."""
+    """Where both hands should be in a sign, (T, 2, 12); `done` (T,) is the part of its stroke that is done."""
     right = np.zeros((len(done), _N))
     right[:, _POSITION], right[:, _SHAPE] = PLACES[form.place], HANDSHAPES[form.handshape]
     right[:, _ANGLES] = FINGERS[form.fingers]

@@ -304,6 +304,16 @@ def installed(package: str) -> bool:
     return found is not None and found.origin is not None
 
 
+def require_packages(flag: str, *names: str) -> None:
+    """Say which packages for pictures and videos a flag needs, before work begins.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    if missing := [name for name in names if not installed(name)]:
+        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
+
+
 def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     counts = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
     others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs weight_decay "

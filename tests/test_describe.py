@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,40 @@ def test_only_some_clips(few_poses, tmp_path):
         run("--poses", few_poses, "--out", tmp_path / "out", "--clips", name, "nobody")
 
 
+def test_two_files_of_one_clip_are_refused(few_poses, tmp_path):
+    """Each would take the other's place."""
+    path = sorted(few_poses.iterdir())[1]
+    path.with_suffix(".npz").touch()
+    with pytest.raises(ValueError, match=f"several pose files of the clip '{path.stem}'"):
+        run("--poses", few_poses, "--out", tmp_path / "out")
+
+
+def test_a_dev_that_is_the_test_split_is_described_once(world, tmp_path):
+    assert run("--dataset How2Sign --root", world, "--out", tmp_path) == 0
+    assert {folder.name: len(list(folder.iterdir())) for folder in tmp_path.iterdir()} == {"train": 4, "test": 2}
+    texts = next(iter(DescriptionLoader(tmp_path / "test").load("test_0").values()))
+    assert "hand" in texts  # an English data set
+
+
+def test_a_pose_that_is_missing_does_not_stop_the_others(corpus, tmp_path, lines):
+    (tmp_path / "root").mkdir()
+    for name in ("data", "dataset"):
+        shutil.copytree(corpus / name, tmp_path / "root" / name)
+    gone = sorted(read_labels(corpus / "data/CSL_Daily/labels.dev"))[0]
+    (tmp_path / f"root/dataset/CSL_Daily/pose_format/{gone}.pkl").unlink()
+    assert run("--splits dev --workers 1 --root", tmp_path / "root", "--out", tmp_path / "out") == 1
+    assert "8 files written" in lines.text
+    assert f"{gone}.pkl" in lines.text
+
+
+def test_the_aspect_reaches_the_rules(few_poses, tmp_path):
+    path = sorted(few_poses.iterdir())[0]
+    assert run("--aspect 2 --poses", few_poses, "--out", tmp_path / "out", "--clips", path.stem) == 0
+    texts = DescriptionLoader(tmp_path / "out").load(path.stem)
+    assert texts == pose_sentences.describe_pose(read_pose(path), "zh", 2.0)
+    assert texts != pose_sentences.describe_pose(read_pose(path), "zh")
+
+
 def test_a_page_of_pictures(few_poses, tmp_path):
     pytest.importorskip("PIL", reason="pillow is not installed (requirements-rgb.txt)")
     assert run("--language en --poses", few_poses, "--preview", tmp_path / "look.html") == 0
@@ -164,6 +199,7 @@ def test_wrong_flags(line, message, capsys):
         ("--poses nowhere --out x", "--poses: nowhere is not a folder"),
         ("--root nowhere", "labels: .*labels.train does not exist"),
         ("--poses . --out x", "holds no pose files"),
+        ("--dataset CSL_News --splits test", "^--splits test: CSL_News has train, dev alone"),
     ],
 )
 def test_wrong_places(line, message, tmp_path, monkeypatch):

@@ -17,7 +17,6 @@ from pictures import (
     picture_box,
     picture_points,
     player_data,
-    require_packages,
     side_by_side,
     video_picture,
 )
@@ -84,12 +83,6 @@ def test_frames_are_made_no_larger():
     frame = np.full((200, 100, 3), 7, np.uint8)
     assert video_picture(frame, 50).size == (25, 50)
     assert video_picture(frame, 300).size == (100, 200)
-
-
-def test_a_package_that_is_missing_is_named():
-    require_packages("--preview", "json")
-    with pytest.raises(ValueError, match="--preview needs no_such_package: pip install"):
-        require_packages("--preview", "json", "no_such_package")
 
 
 def test_points_are_where_the_pose_has_them():

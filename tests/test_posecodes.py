@@ -263,6 +263,26 @@ def test_low_scores_are_not_talked_about():
     assert not words(hidden)
 
 
+def test_a_score_that_is_no_number_is_low():
+    pose = make_pose(right=(hand(), -0.5 - 0.4j))
+    pose.scores[:, 112:133] = np.nan
+    assert not any(column.startswith("right") for column in words(pose))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_point_at_the_end_of_the_world_is_no_news():
+    pose = make_pose(right=(hand(), -0.5 - 0.4j), left=(hand(), 0.5 - 0.4j))
+    pose.keypoints[:, 112:133] = 1e30
+    said = words(pose)
+    assert not any(column.startswith("right") for column in said)
+    assert "left height" in said
+
+
+def test_a_clip_without_frames_is_a_mistake_of_the_program():
+    with pytest.raises(AssertionError, match="no frames"):
+        posecodes([make_pose(), Pose(np.zeros((0, 133, 2)), np.zeros((0, 133)))])
+
+
 def test_a_hand_out_of_reach_is_no_hand():
     assert "right height" in words(make_pose(right=(hand(), -2.5 + 0j)))
     assert not any(column.startswith("right") for column in words(make_pose(right=(hand(), -3 + 0j))))

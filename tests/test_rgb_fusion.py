@@ -534,6 +534,16 @@ def test_a_clip_of_a_longer_recording(write_video, tmp_path):
             assert grey == pytest.approx(40 + 4 * (8 + 2 * index), abs=1.9)
 
 
+def test_a_video_that_changes_its_size_is_refused(monkeypatch):
+    """As recorded calls do: the boxes of a clip have one size in pixels."""
+    monkeypatch.setattr(
+        rgb_fusion, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9 + i % 2, 3), np.uint8) for i in wanted}
+    )
+    pose = hands_of_the_video()
+    with pytest.raises(ValueError, match=r"^call.webm: the video changes its size; encode it again"):
+        HandCrops().load("call.webm", pose, np.arange(58), np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("package", ["av", "PIL"])
 def test_a_missing_package_is_one_line(monkeypatch, package):
     find = importlib.util.find_spec

@@ -58,8 +58,8 @@ def _dtype(code: str, flags: int) -> _Call:
     return _Call(np.dtype, code, False, True, state=(3, "|", None, None, None, -1, -1, flags))
 
 
-def _array(dtype: Any, data: Any) -> _Call:
-    return _Call(_RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2,), dtype, False, data))
+def _array(dtype: Any, data: Any, shape: tuple[int, ...] = (2,)) -> _Call:
+    return _Call(_RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, shape, dtype, False, data))
 
 
 def test_files_with_code_are_refused_and_nothing_runs(
@@ -153,6 +153,10 @@ def test_all_protocols_and_plain_types(tmp_path: Path, protocol: int) -> None:
         pytest.param(_array(np.dtype([("a", "O")]), [(1,), (2,)]), id="objects in a record"),
         pytest.param(_Call(_FROM_BUFFER, np.arange(3.0), np.dtype("f8"), (3,), "C"), id="a view of another array"),
         pytest.param(_Call(np.ndarray, (3,)), id="memory that was never written"),
+        pytest.param(_Call(_FROM_BUFFER, b"", np.dtype("f8"), (1 << 40, 0), "C"), id="a trillion empty rows"),
+        pytest.param(_array(np.dtype("f8"), b"", (1 << 40, 0)), id="a trillion empty rows, the older way"),
+        pytest.param(_array(np.dtype("S0"), b"", (1 << 40,)), id="a trillion texts of no length"),
+        pytest.param(_Call(np.dtype, ["f8"]), id="a type that is no text"),
         pytest.param(_array(np.dtype("f8"), b"A" * 15), id="too few bytes"),
     ],
 )
@@ -255,3 +259,5 @@ def test_missing_folder_and_too_large(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "labels.train"
     path.write_bytes(gzip.compress(pickle.dumps("x" * 1000)))
     assert_refused(path, "larger than 100 bytes", compressed=True)
+    path.write_bytes(pickle.dumps("x" * 1000))
+    assert_refused(path, "larger than 100 bytes")

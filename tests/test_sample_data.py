@@ -16,7 +16,7 @@ import sample_data
 from pose import read_pose
 from safe_pickle import load_pickle
 from sample_data import FAULTS, SIGNS, SPLIT_SIGNERS, minimal_pairs, plan_clips, sentence_text, write_corpus
-from sample_signer import Signer, record
+from sample_signer import Recording, Signer, record
 from small_mt5 import MADE_BY
 from temporal_alignment import DescriptionLoader, is_error_text
 
@@ -160,9 +160,8 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path, prepare, arguments, m
     out.mkdir()
     prepare(out)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(ValueError, match=message) as stop:
         sample_data.main(["--out", str(out), *arguments])
-    assert message in str(stop.value)
     assert "\n" not in str(stop.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -195,6 +194,32 @@ def described(gloss: str) -> set[str]:
     rng = np.random.default_rng(0)
     texts = {sample_data.describe_frame(SIGNS[gloss], True, rng) for _ in range(40)}
     return texts | {sample_data.describe_frame(SIGNS[gloss], False, rng)}
+
+
+def test_one_part_in_ten_is_left_out_and_the_handshape_never():
+    rng = np.random.default_rng(0)
+    texts = [sample_data.describe_frame(SIGNS["妈妈"], True, rng) for _ in range(2000)]
+    assert all(sample_data.HANDSHAPE_WORDS["thumb"] in text for text in texts)
+    for part in ("位于脸颊旁", "指尖朝上", "保持静止", "左手自然垂放", "手与身体接触"):
+        assert np.mean([part in text for text in texts]) == pytest.approx(0.9, abs=0.03)
+
+
+def test_each_frame_is_told_of_its_own_sign():
+    sign, settled = np.repeat([-1, 0, 1, 2], 12), np.tile(np.repeat([False, True], 6), 4)
+    nothing = np.zeros(0)
+    recording = Recording(nothing, nothing, sign, settled)
+    for seed in range(10):
+        for entry in sample_data.describe_clip(("妈妈", "忙"), recording, np.random.default_rng(seed)):
+            frame, text = int(entry["filename"][:6]), entry["description"]
+            place, shape = {0: ("脸颊旁", "拇指伸直"), 1: ("下巴前", "食指和中指伸直")}.get(sign[frame], ("", ""))
+            if text in FAULTS:
+                continue
+            if not place:
+                assert text == "双手自然垂放在身前。"
+            elif settled[frame]:
+                assert shape in text
+            else:
+                assert text == f"右手正移向{place}，手形变化中。"
 
 
 def test_sixty_signs_a_fifth_of_them_in_pairs():

@@ -130,6 +130,48 @@ def test_movements_go_where_they_say(movement, axis, sign):
     assert moved[1 - axis] == 0
 
 
+def test_a_hand_opens_and_turns():
+    def aims(movement, done):
+        form = Form("vee", "chest", movement, "up", "one")
+        return sample_signer._aim(form, np.array(done), signer())[:, RIGHT]
+
+    closed, opened = aims("open", [0.0, 1.0])
+    np.testing.assert_array_equal(closed[2:7], 1)
+    np.testing.assert_array_equal(opened[2:7], HANDSHAPES["vee"][:5])
+    there, back = aims("twist", [0.25, 0.75])
+    np.testing.assert_allclose([there[11], back[11]], FINGERS["up"][2] + np.array([1, -1]))
+
+
+def test_a_base_lies_below_the_right_hand():
+    aims = sample_signer._aim(Form("fist", "chest", "tap", "up", "base"), np.linspace(0, 1, 3), signer())
+    np.testing.assert_allclose(aims[:, LEFT, :2], np.tile([0, PLACES["chest"][1] - 0.35], (3, 1)))
+    np.testing.assert_array_equal(aims[:, LEFT, 2:9], np.tile(HANDSHAPES["flat"], (3, 1)))
+
+
+def test_the_fingers_run_ahead_of_the_wrist(monkeypatch):
+    """Between two signs, by 0.8 frames: the area between the two courses from 0 to 1."""
+    monkeypatch.setattr(sample_signer, "_JITTER", 0)
+    forms = [Form("fist", "chest", "hold", "up", "one"), Form("five", "brow", "hold", "up", "one")]
+    for seed in range(5):
+        track, *_ = sample_signer._track(forms, signer(seed), np.random.default_rng(seed))
+        wrist, finger = ((x - x[0]) / (x[-1] - x[0]) for x in (track[:, RIGHT, 1], track[:, RIGHT, 3]))
+        assert (finger >= wrist - 1e-12).all()
+        assert (finger - wrist).sum() == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_detector_is_less_sure_of_hands_that_move_or_rest():
+    falls, rests = [], []
+    for seed in range(10):
+        form = Form("fist", "chest", "hold", "up", "one")
+        recording = record([form], signer(seed), np.random.default_rng(seed))
+        left, right = (recording.scores[:, hand : hand + 21].mean(1) for hand in (91, 112))
+        held, on_the_way = recording.settled & (recording.sign == 0), ~recording.settled & (recording.sign == 0)
+        falls.append(np.median(right[held]) - right[on_the_way].min())
+        rests.append(np.median(right[held]) - np.median(left))
+    assert np.median(rests) == pytest.approx(0.3, abs=0.05)
+    assert np.median(falls) > 0.1
+
+
 def test_signs_follow_each_other_in_order():
     for _, recording in recordings(10):
         sign = recording.sign

@@ -135,6 +135,12 @@ def test_a_defect_keeps_its_traceback():
         utils.run(main)
 
 
+def test_a_package_that_is_missing_is_named():
+    utils.require_packages("--preview", "json")
+    with pytest.raises(ValueError, match="--preview needs no_such_package: pip install -r requirements-rgb.txt"):
+        utils.require_packages("--preview", "json", "no_such_package")
+
+
 def test_log_goes_to_the_file_and_other_ranks_are_quiet(tmp_path, capsys):
     utils.start_log(tmp_path, is_main=True)
     logging.getLogger("models").info("hello")
