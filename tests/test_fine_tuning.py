@@ -78,6 +78,7 @@ class Engine:
     """Takes down what the loop asks of an engine."""
 
     device = "cpu"
+    module = torch.nn.Identity()
 
     def __init__(self, losses):
         self.losses, self.backwards, self.boundaries = iter(losses), [], []
