@@ -343,6 +343,13 @@ def run(main: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
+class _LogFile(logging.FileHandler):
+    """On a full disk a line is in the terminal alone, where logging itself would print a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
+        """Go on."""
+
+
 def start_log(output_dir: str | Path, is_main: bool) -> None:
     """Log to the terminal and to `train.log`; other processes than the first say warnings only."""
     root = logging.getLogger()
@@ -357,10 +364,8 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
     root.addHandler(terminal)
     if is_main:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(Path(output_dir) / "train.log", encoding="utf-8")
+        file = _LogFile(Path(output_dir) / "train.log", encoding="utf-8")
         file.name = _OURS
-        # A full disk must not end the run, and the terminal has the line: of this one handler, not of all.
-        file.handleError = lambda record: None  # type: ignore[method-assign]
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     for name in ("DeepSpeed", "torch", "filelock", "asyncio"):

@@ -28,7 +28,7 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
         if program is None:
-            pytest.skip("no chromium is installed")
+            pytest.skip("the page is tried in a browser, and none is installed: apt-get install chromium")
         (self._commands_end, self._commands), (self._answers, self._answers_end) = os.pipe(), os.pipe()
         flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
         ends = f"exec {program} {flags} --user-data-dir={profile} 3<&{self._commands_end} 4>&{self._answers_end}"

@@ -1,5 +1,6 @@
 """States on disk."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import checkpoint
 import utils
 from checkpoint import TrainState
+from config import ModelConfig
 from disk import sha256
 
 
@@ -17,6 +19,12 @@ def state_folder(output_dir, step, whole=True):
         (folder / "weights.pt").write_bytes(b"weights")
         checkpoint.write_progress(folder, TrainState(step=step, digests={"weights.pt": sha256(folder / "weights.pt")}))
     return folder
+
+
+def test_no_switch_of_the_model_may_change_between_the_parts_of_a_run():
+    switches = {field.name for field in dataclasses.fields(ModelConfig)} & vars(utils.parse_args([])).keys()
+    assert len(switches) > 10
+    assert switches <= set(checkpoint.FIXED_FLAGS)
 
 
 def test_auto_finds_the_newest_whole_state(tmp_path, caplog):

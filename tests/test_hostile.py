@@ -70,7 +70,7 @@ def read_split(path: Path) -> S2T_Dataset:
 READERS = {"pose": read_pose, "labels": read_split, "checkpoint": lambda path: read_weights(path, "--finetune")}
 
 
-@pytest.mark.skipif(not INDEX, reason="the hostile files are not here")
+@pytest.mark.skipif(not INDEX, reason=f"{HOSTILE} is not here: the hostile files are no part of the project")
 def test_every_file_is_looked_at():
     assert set(WORDS) == set(INDEX)
 

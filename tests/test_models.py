@@ -347,6 +347,20 @@ def test_features_of_another_width_are_projected(make, small_mt5_folder):
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+@torch.no_grad()
+def test_texts_at_the_scale_of_the_poses(make, described):
+    model = make(text_scale="pose")
+    model.load_state_dict(described.state_dict())
+    src_input, _ = batch_of([[UP, None, DOWN], [LONG, LONG, UP]], [[1, 0, 1], [0, 1, 0]])
+    pose = model.encode_pose(src_input)
+    fused, gate, _ = model.fuse_text(pose, src_input)
+    added = (fused - pose) / gate
+    torch.testing.assert_close(added.square().mean(-1), pose.square().mean(-1))
+    plain, plain_gate, _ = described.fuse_text(pose, src_input)
+    directions = torch.cosine_similarity(added, (plain - pose) / plain_gate, dim=-1)
+    torch.testing.assert_close(directions, torch.ones_like(directions))
+
+
 # -- the mapper ------------------------------------------------------------------------------------------------------
 
 

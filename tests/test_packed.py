@@ -341,7 +341,7 @@ pack.content("clip500")
 print(opened - before, held() - opened)
 """
     if not sys.platform.startswith("linux"):
-        pytest.skip("measures memory as Linux does")
+        pytest.skip("what a process holds is read from /proc/self/statm, which only Linux has")
     command = [sys.executable, "-c", code, tmp_path / "train"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     opening, reading = map(int, run.stdout.split())

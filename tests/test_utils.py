@@ -1,6 +1,7 @@
 """The command line: spellings, contradictions, and that every flag has a reader."""
 
 import ast
+import contextlib
 import logging
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def test_every_flag_is_read_somewhere():
         (["--dataset", "Nobody"], ["--dataset", "Nobody", "CSL_Daily"]),
         (["--text_encoder_freeze"], ["--text_encoder_freeze", "--use_descriptions"]),
         (["--fusion_checkpoint", "x.pth"], ["--fusion_checkpoint", "--use_descriptions"]),
+        (["--text_scale", "pose"], ["--text_scale pose", "--use_descriptions"]),
         (["--trainable", "fusion"], ["--trainable fusion", "--use_descriptions"]),
         (["--rgb_backbone", "x.pth"], ["--rgb_backbone", "--rgb_support"]),
         (["--eval"], ["--eval", "--finetune"]),
@@ -139,6 +141,20 @@ def test_a_package_that_is_missing_is_named():
     utils.require_packages("--preview", "json")
     with pytest.raises(ValueError, match="--preview needs no_such_package: pip install -r requirements-rgb.txt"):
         utils.require_packages("--preview", "json", "no_such_package")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is full")
+def test_a_full_disk_costs_the_log_file_alone(tmp_path, capsys):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    utils.start_log(tmp_path, is_main=True)
+    logging.getLogger("models").info("hello")
+    printed = capsys.readouterr().err
+    assert printed.endswith(" hello\n")
+    assert len(printed.splitlines()) == 1
+    [file] = [handler for handler in logging.getLogger().handlers if isinstance(handler, utils._LogFile)]
+    logging.getLogger().removeHandler(file)
+    with contextlib.suppress(OSError):  # the line that is left in it cannot be written on closing, either
+        file.close()
 
 
 def test_log_goes_to_the_file_and_other_ranks_are_quiet(tmp_path, capsys):
