@@ -1,7 +1,7 @@
 """Do descriptions help? One command trains and tests all that the question needs, and writes one table.
 
     python sample_data.py --out sample --clips 2000 100 200
-    python ablate.py --root sample --seeds 3 --out runs/ablation
+    python ablate.py --root sample --jobs 2 --out runs/ablation
 
 Everything is done by commands of `fine_tuning.py`, which are printed, so that each can be run by hand. What differs
 between two trainings is the folder of descriptions and a few flags; what differs between two tests of one training is
@@ -55,9 +55,10 @@ APART = (*DESCRIBED, *FROZEN, *SCALED)
 
 EXAMPLES = (
     """examples:
-  python ablate.py --root sample --seeds 3 --out runs/ablation
+  python ablate.py --root sample --jobs 2 --out runs/ablation
+  python ablate.py --root sample --jobs 2 --out runs/ablation --seeds 5    goes on from what is there
   python ablate.py --root sample --arms pose own shuffled --out runs/small
-  python ablate.py --root sample --quick --out runs/quick             proves only that it runs
+  python ablate.py --root sample --quick --out runs/quick                  proves only that it runs
   python ablate.py --root my_data --dataset_config my.toml --out runs/mine -- --hidden_dim 64 --epochs 20
 
 Flags after -- go to every training and test, after these: """
@@ -387,7 +388,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", default="sample", metavar="DIR", help="folder of the data; default: sample")
     parser.add_argument("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
     parser.add_argument("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each arm; default: 3")
+    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="trainings of each arm; default: 2")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, on a CPU; default: 1")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="default: all")
     parser.add_argument("--quick", action="store_true", help="one epoch of a tiny model: proves only that it runs")
