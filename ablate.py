@@ -51,6 +51,7 @@ FUSE_ALIGNED = (*FUSE, *ALIGNED)
 MAPPED = (*FUSE_ALIGNED, "--missing_text", "mapper")
 UNSCALED_ALIGNED = (*UNSCALED, *ALIGNED)
 TRAINED = (*HANDS, *DESCRIBED, *SCALED)
+HELD = ("--hold_gate", "2")
 APART = (*DESCRIBED, *FROZEN, *SCALED)
 
 EXAMPLES = (
@@ -120,6 +121,23 @@ ARMS: dict[str, Arm] = {
         (
             Row("alignment and mapper, own texts", "own", MAPPED),
             Row("alignment and mapper, texts in training only", "none", MAPPED),
+        ),
+    ),
+    # The gate learns only when the decoder has had time to learn to read texts.
+    "held": Arm(
+        "own",
+        (*FUSE, *HELD),
+        (
+            Row("gate held, own texts", "own", FUSE),
+            Row("gate held, texts in training only", "none", FUSE),
+        ),
+    ),
+    "held_mapped": Arm(
+        "own",
+        (*MAPPED, *HELD),
+        (
+            Row("gate held, alignment and mapper, own texts", "own", MAPPED),
+            Row("gate held, alignment and mapper, texts in training only", "none", MAPPED),
         ),
     ),
     "rules": Arm("rules", FUSE, (Row("texts made by rules", "rules", FUSE),)),

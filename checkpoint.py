@@ -252,6 +252,7 @@ FIXED_FLAGS = (
     "text_encoder_freeze",
     "text_max_tokens",
     "text_scale",
+    "hold_gate",
     "description_alignment",
     "missing_text",
     "trim_vocab",

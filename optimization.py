@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
+GATE = "gating_fusion.gate."  # what the names of the gate's parameters begin with
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -17,14 +18,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Biases, norms and other vectors do not decay; matrices do.
 
     Returns:
-        The group without decay, then the group with it; parameters that do not train are in neither.
+        The group without decay, then the group with it, and after them the same two of the gate, if there is one;
+        parameters that do not train are in none.
 
     Source: `create_optimizer` of timm 0.8, as Uni-Sign uses it.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": weight_decay}]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = []
+    for gate in (False, True):
+        own = [parameter for name, parameter in trained if name.startswith(GATE) == gate]
+        vectors, matrices = ([p for p in own if (p.ndim > 1) == decays] for decays in (False, True))
+        groups.append({"params": vectors, "weight_decay": 0.0, "gate": gate})
+        groups.append({"params": matrices, "weight_decay": weight_decay, "gate": gate})
     return [group for group in groups if group["params"]]
 
 
@@ -67,11 +72,18 @@ def rate_factor(name: str, warmup_steps: int, total_steps: int, floor: float = 0
 def build_schedule(
     optimizer: torch.optim.Optimizer, args: argparse.Namespace, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Make the schedule of `--sched`, counted in optimizer steps."""
+    """Make the schedule of `--sched`, counted in optimizer steps; the gate's rate is zero as long as it is held."""
     factor = rate_factor(
         args.sched,
         warmup_steps=int(args.warmup_epochs * steps_per_epoch),
         total_steps=args.epochs * steps_per_epoch,
         floor=args.min_lr / args.lr,
     )
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    held_steps = int(args.hold_gate * steps_per_epoch)
+
+    def of_gate(step: int) -> float:
+        return factor(step) if step >= held_steps else 0.0
+
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, [of_gate if group["gate"] else factor for group in optimizer.param_groups]
+    )

@@ -136,6 +136,14 @@ def get_args_parser() -> argparse.ArgumentParser:
         "default: own, as the encoder gives it",
     )
     add(
+        "--hold_gate",
+        type=float,
+        default=0,
+        metavar="EPOCHS",
+        help="the gate learns only after so many epochs, so that it cannot close before the model can read texts; "
+        "default: 0",
+    )
+    add(
         "--description_alignment",
         type=float,
         default=0.0,
@@ -260,6 +268,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--fusion_checkpoint": args.fusion_checkpoint,
             "--trainable fusion": args.trainable == "fusion",
             "--text_scale pose": args.text_scale == "pose",
+            "--hold_gate": args.hold_gate,
             "--description_alignment": args.description_alignment,
             "--missing_text mapper": args.missing_text == "mapper",
         }
@@ -316,8 +325,8 @@ def require_packages(flag: str, *names: str) -> None:
 
 def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     counts = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
-    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs weight_decay "
-    others += "gradient_clipping opt_eps min_lr"
+    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs hold_gate "
+    others += "weight_decay gradient_clipping opt_eps min_lr"
     least = dict.fromkeys(counts.split(), 1) | dict.fromkeys(others.split(), 0)
     for flag, bound in least.items():
         if not getattr(args, flag) >= bound:  # so that NaN is refused as well

@@ -216,7 +216,7 @@ def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
 @pytest.mark.parametrize("stage", "0123")
 @pytest.mark.parametrize("launcher", [(sys.executable,), TWO])
 def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
-    flags = ("--use_descriptions", "--zero_stage", stage, "--dtype", "bf16")
+    flags = ("--use_descriptions", "--hold_gate", "1", "--zero_stage", stage, "--dtype", "bf16")
     finish(start(corpus, tmp_path, *flags, launcher=launcher))
     before = lines(tmp_path / "steps.jsonl")
     state = sorted((tmp_path / "resume").iterdir())[0]

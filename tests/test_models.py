@@ -9,6 +9,7 @@ from torch import nn
 from batch import Sample, collate_fn
 from config import ModelConfig
 from models import IGNORE, Uni_Sign, load_mt5
+from optimization import parameter_groups
 from pose import PART_JOINTS
 from text_fusion_modules import TextEncoder, alignment_loss
 from tokenizer import Tokenizer
@@ -359,6 +360,13 @@ def test_texts_at_the_scale_of_the_poses(make, described):
     plain, plain_gate, _ = described.fuse_text(pose, src_input)
     directions = torch.cosine_similarity(added, (plain - pose) / plain_gate, dim=-1)
     torch.testing.assert_close(directions, torch.ones_like(directions))
+
+
+def test_the_gate_has_groups_of_its_own_in_the_optimizer(described):
+    groups = parameter_groups(described, weight_decay=0.1)
+    held = {id(parameter) for group in groups if group["gate"] for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in described.gating_fusion.gate.parameters()}
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.1, 0.0, 0.1]
 
 
 # -- the mapper ------------------------------------------------------------------------------------------------------
