@@ -147,7 +147,8 @@ def _pad(values: list | None, filler: str | int | None, length: int) -> list:
 
 
 # Counted before a GPU has work to do: asking it for its own copies would make it finish all it has been given first.
-ON_THE_CPU = ("attention_mask", "src_length_batch")
+ON_THE_CPU = {"attention_mask", "src_length_batch"}
+ON_THE_CPU |= {f"{side}_{key}" for side in ("left", "right") for key in ("sampled_indices", "rgb_len")}
 
 
 def to_device(src_input: SrcInput, device: torch.device | str) -> SrcInput:

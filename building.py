@@ -134,6 +134,11 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
     backbone_is_new = any(name.startswith(BACKBONE) for name in new)
     if args.eval and backbone_is_new:
         raise ValueError(f"--eval: {args.finetune} has no RGB branch; drop --rgb_support.")
+    if args.eval and not args.fusion_checkpoint and any(name.startswith("gating_fusion.") for name in new):
+        raise ValueError(
+            f"--eval: {args.finetune} has no fusion modules; it was trained without descriptions. Drop "
+            "--use_descriptions, or name trained ones with --fusion_checkpoint."
+        )
     if args.eval and args.missing_text == "mapper" and any(name.startswith(MAPPER_PREFIX) for name in new):
         raise ValueError(f"--missing_text mapper: {args.finetune} has no mapper; it was not trained with one.")
     if args.rgb_backbone:

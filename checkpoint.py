@@ -262,6 +262,8 @@ FIXED_FLAGS = (
     "epochs",
     "gradient_clipping",
     "opt",
+    "opt_betas",
+    "opt_eps",
     "sched",
     "lr",
     "min_lr",

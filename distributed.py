@@ -191,7 +191,23 @@ def start_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(args), dist_init_required=False
     )
+    if args.zero_stage and args.dtype == "fp16":
+        _clip_scaled(engine.optimizer, args.gradient_clipping)
     return engine
+
+
+def _clip_scaled(optimizer: Any, longest: float) -> None:
+    """In fp16, let ZeRO 1 to 3 clip gradients at a norm that is multiplied like the gradients.
+
+    DeepSpeed 0.19 clips them before its GradScaler divides: a gradient of norm 1 would be cut to 1 / 65536.
+    """
+    take_step = optimizer.step
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        optimizer.clip_grad = longest * optimizer.torch_autocast_gradscaler.get_scale()
+        return take_step(*arguments, **options)
+
+    optimizer.step = step
 
 
 def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:

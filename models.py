@@ -266,14 +266,14 @@ class Uni_Sign(nn.Module):
                 "use_descriptions=True (flag --use_descriptions), or use a model without them."
             )
         texts, rows = distinct_texts(src_input["descriptions"])  # n, (B, T)
-        rows = rows.to(pose.device)
-        has_description = torch.tensor(src_input["has_description"], device=pose.device)  # (B, T)
+        has_description = torch.tensor(src_input["has_description"])  # (B, T)
         table = self.text_table(texts, pose)  # (1 + n, D)
         predicted = self.description_mapper(pose) if self.config.uses_mapper else None  # (B, T, D)
         alignment = None
+        if self.training and predicted is not None and self.config.description_alignment:
+            alignment = alignment_loss(predicted, table, rows, has_description)
+        rows, has_description = (x.to(pose.device, non_blocking=True) for x in (rows, has_description))
         if self.training:
-            if predicted is not None and self.config.description_alignment:
-                alignment = alignment_loss(predicted, table, rows, has_description)
             rows, has_description = self._apply_text_dropout(rows, has_description)
         text = F.embedding(rows, table)  # (B, T, D)
         if predicted is not None and self.config.missing_text == "mapper":
@@ -288,7 +288,7 @@ class Uni_Sign(nn.Module):
             # text encodes an empty one, which no frame points at.
             texts = [""]
         encode = self.text_encoder if self.text_features is None else self.text_features
-        features = encode(texts).to(like.device)  # (n, W)
+        features = encode(texts).to(like.device, non_blocking=True)  # (n, W)
         return torch.cat([self.mask_embedding(), self.text_projection(features)])
 
     def _apply_text_dropout(
@@ -299,7 +299,8 @@ class Uni_Sign(nn.Module):
     def prepend_prompt(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put "Translate sign language video to {language}: " before the frames, (B, P + T, D)."""
         ids, prompt_mask = self.tokenizer.encode_batch([self.config.prompt], max_tokens=512)
-        embedded = self.mt5_model.shared(ids.to(frames.device)).expand(len(frames), -1, -1)  # (B, P, D)
+        embedded = self.mt5_model.shared(ids.to(frames.device, non_blocking=True))  # (1, P, D)
+        embedded = embedded.expand(len(frames), -1, -1)  # (B, P, D)
         prompt_mask = prompt_mask.to(mask.device).expand(len(frames), -1)  # (B, P)
         mask = torch.cat([prompt_mask, mask], dim=1).to(frames.device, non_blocking=True)  # (B, P + T)
         return torch.cat([embedded, frames.to(embedded.dtype)], dim=1), mask
@@ -310,7 +311,7 @@ class Uni_Sign(nn.Module):
         """Label-smoothed and plain loss of the sentences, and how many tokens they have."""
         labels = self.labels(sentences)  # (B, L)
         real = (labels != IGNORE).flatten().nonzero().squeeze(1)  # counted here, where nobody waits for a GPU
-        labels, real = labels.to(encoder_states.device), real.to(encoder_states.device)
+        labels, real = (x.to(encoder_states.device, non_blocking=True) for x in (labels, real))
         states = self.decode(encoder_states, attention_mask, labels)  # (B, L, D)
         # Only the positions that count meet the output matrix: it has 250,112 rows.
         loss, nll = self.mt5_model.lm_head(

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distributed import total
 from pose import PART_JOINTS, SCORE_THRESHOLD, Part, Pose
@@ -233,10 +234,11 @@ def fuse_hand(
             "rgb_support=True (flag --rgb_support), or use a model without the RGB branch."
         )
     crops, frames = src_input[f"{side}_hands"], src_input[f"{side}_sampled_indices"]  # (N, 3, 112, 112), (N,)
-    clips = torch.arange(layout.shape[0], device=x.device).repeat_interleave(src_input[f"{side}_rgb_len"])  # (N,)
-    real = frames >= 0
+    clips = torch.arange(layout.shape[0]).repeat_interleave(src_input[f"{side}_rgb_len"])  # (N,)
+    real = (frames >= 0).nonzero().squeeze(1)
+    clips, frames, real = (index.to(x.device, non_blocking=True) for index in (clips[real], frames[real], real))
     maps = crop_features(model, crops)[real] if with_empty else crop_features(model, crops[real])  # (N, C, H, W)
-    rows = layout.rows_of(clips[real], frames[real])  # (N,)
+    rows = layout.rows_of(clips, frames)  # (N,)
     pose = x[rows]  # (N, V, C)
     found = model.get_submodule("fusion_pose_rgb_DA")(pose, maps, src_input[f"{side}_skeletons_norm"][real])
     both = torch.cat([found, pose.to(found.dtype)], dim=2)  # (N, V, 2 C)
@@ -300,7 +302,8 @@ class PriorGuidedAttention(nn.Module):
 
         # First the whole crop, to know what to look for,
         seen = maps.flatten(2).transpose(1, 2) + self.map_positions  # (N, H W, C)
-        context, _ = self.cross_attn(pose + self.pe_layer(prior), seen, seen, need_weights=False)  # (N, V, C)
+        with sdpa_kernel(SDPBackend.MATH):  # a GPU's own kernels refuse a batch without a crop
+            context, _ = self.cross_attn(pose + self.pe_layer(prior), seen, seen, need_weights=False)  # (N, V, C)
         q = self.to_q((pose + context).transpose(1, 2))  # (N, C, V)
         # then, for each head, a place near each joint.
         joints = (2 * prior - 1).repeat_interleave(heads, dim=0)  # (N heads, V, 2), from -1 to 1

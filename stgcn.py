@@ -76,7 +76,8 @@ class ClipLayout:
         counts = (mask != 0).sum(1)
         room = -(-(counts + TILE) // TILE) * TILE  # (B,), of a clip and the empty frames behind it
         moved = TILE + (room.cumsum(0) - room) - (counts.cumsum(0) - counts)
-        self.slots = torch.arange(len(rows), device=self.rows.device) + moved.to(self.rows)[self.rows // self.shape[1]]
+        slots = torch.arange(len(rows), device=rows.device) + moved[rows // self.shape[1]]
+        self.slots = slots.to(self.rows.device, non_blocking=True)  # (N,)
         self.line_length = TILE + int(room.sum())
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:

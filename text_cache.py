@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -89,6 +89,8 @@ def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         keys = np.load(path / "keys.npy", mmap_mode="r", allow_pickle=False)
         features = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
+    except PermissionError:
+        raise  # somebody else's, and whole perhaps: not to be removed
     except (OSError, ValueError, EOFError):
         return None
     whole = len(keys) > 0 and keys.dtype == np.uint64 and features.dtype == np.float32 and features.ndim == 2
@@ -150,7 +152,8 @@ def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
     keys = np.array([text_key(text) for text in texts], np.uint64)
     order = np.argsort(keys)
     name = f"shard-{hashlib.blake2b(keys[order].tobytes(), digest_size=8).hexdigest()}"
-    work = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder))
+    work = folder / f"unfinished-{secrets.token_hex(8)}"
+    work.mkdir()  # open to whom the cache is open to
     np.save(work / "keys.npy", keys[order])
     np.save(work / "features.npy", features[order])
     try:

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedMo
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from mt5 import keep_rows, use_fused_activation
+from mt5 import encode, keep_rows, use_fused_activation
 from tokenizer import Tokenizer
 
 # What it says about mT5 (tied weights, a decoder's weights that an encoder does not take) is known and dealt with.
@@ -74,14 +74,17 @@ class TextEncoder(nn.Module):
             self._means(ids[rows, : lengths[rows[-1]]], mask[rows, : lengths[rows[-1]]])
             for rows in order.split(calls_within(lengths[order].tolist(), CALL_TOKENS))
         ]
-        return torch.cat(features)[order.argsort().to(features[0].device)]
+        return torch.cat(features)[order.argsort().to(features[0].device, non_blocking=True)]
 
     def _means(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         device = next(self.encoder.parameters()).device
         ids, mask = ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
-        states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (n, L, W)
+        if isinstance(self.encoder, MT5EncoderModel):
+            states = encode(self.encoder.encoder, self.encoder.get_input_embeddings()(ids), mask)  # (n, L, W)
+        else:
+            states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         weights = mask.unsqueeze(-1).float()  # (n, L, 1)
-        return (states * weights).sum(1) / weights.sum(1)
+        return (states.float() * weights).sum(1) / weights.sum(1)
 
 
 def calls_within(lengths: Sequence[int], budget: int) -> list[int]:
@@ -276,7 +279,7 @@ def alignment_loss(
     Args:
         predicted: (B, T, D).
         table: (1 + n, D), features of the n texts below the mask embedding.
-        rows: (B, T), each frame's row of the table.
+        rows: (B, T), each frame's row of the table. On the CPU, like `own`, nobody has to wait for a GPU.
         own: (B, T), 1 where the text is the frame's own.
         temperature: that the cosines are divided by.
 
@@ -286,8 +289,10 @@ def alignment_loss(
     Source: the aim of MMSLT's mapper, and its two terms; contrasting distinct texts rather than frames is our own, for
     neighbouring frames often have the same one.
     """
-    described = (rows != NO_TEXT) & (own > 0)
-    predicted, labels = predicted[described].float(), rows[described] - 1  # (n described, D), (n described,)
+    described = ((rows != NO_TEXT) & (own > 0)).flatten().nonzero().squeeze(1)  # (n described,)
+    labels = rows.flatten()[described] - 1
+    described, labels = (index.to(predicted.device, non_blocking=True) for index in (described, labels))
+    predicted = predicted.flatten(0, 1)[described].float()  # (n described, D)
     if not len(labels):
         return predicted.sum()
     texts = table[1:].detach().float()  # (n, D)

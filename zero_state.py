@@ -27,7 +27,7 @@ def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
         if id(value) not in copies:
             # DeepSpeed's own gathering would round to the dtype of autocast.
             whole = _join(value.ds_tensor, value.ds_shape) if hasattr(value, "ds_id") else value
-            copies[id(value)] = whole.detach().cpu().clone() if is_main() else torch.empty(0)
+            copies[id(value)] = whole.detach().to("cpu", copy=True) if is_main() else torch.empty(0)
         if is_main():
             full[name] = copies[id(value)]
     return full
@@ -59,7 +59,7 @@ def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor
             else:
                 value = state[parameter].get(kind, torch.zeros_like(parameter)) if parameter in state else None
             if is_main() and value is not None:
-                tensors[name] = value.detach().cpu().clone()
+                tensors[name] = value.detach().to("cpu", copy=True)
         yield kind, tensors
 
 
@@ -126,7 +126,7 @@ def _make_room(engine: Any, kinds: list[str], step: float | None) -> None:
     for flat in held:
         inner.state[flat] = {kind: torch.zeros_like(flat) for kind in kinds}
         if step is not None:
-            inner.state[flat]["step"] = torch.tensor(step)
+            inner.state[flat]["step"] = torch.tensor(step, device=flat.device)  # a fused optimizer wants it there
     _link(engine)
 
 

@@ -53,6 +53,42 @@ def test_autocast_is_that_of_training(dtype, result):
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == result
 
 
+UPDATES = """
+import sys, torch
+import distributed, utils
+from optimization import build_optimizer, build_schedule
+from zero_state import full_state_dict
+
+distributed.start()
+for stage in "023":
+    flags = f"--dtype {sys.argv[1]} --zero_stage {stage} --opt sgd --lr 1 --weight-decay 0 --gradient-clipping 0.01"
+    args = utils.parse_args([*flags.split(), "--gradient-accumulation-steps", "1"])
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 1))
+    before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    optimizer = build_optimizer(model, args)
+    engine = distributed.start_engine(model, optimizer, build_schedule(optimizer, args, 1), args)
+    loss = (engine(torch.ones(4, 64, device=engine.device)).float() - 1).square().mean() / 10
+    engine.backward(loss)
+    engine.step()
+    after = torch.cat([value.flatten() for value in full_state_dict(engine).values()])
+    print("update", *(after - before).tolist())
+"""
+
+
+def test_gradients_are_clipped_in_fp16_as_in_fp32():
+    """In processes of their own, for DeepSpeed keeps autocast on for every later engine."""
+    updates = []
+    for dtype in ("fp32", "fp16"):
+        run = subprocess.run(
+            [sys.executable, "-c", UPDATES, dtype], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        lines = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("update")]
+        updates.append(torch.tensor([[float(number) for number in line] for line in lines]))
+    assert updates[0].norm(dim=1).tolist() == pytest.approx([0.019] * 3, rel=1e-3)  # 0.01, and Nesterov's momentum
+    torch.testing.assert_close(updates[1], updates[0], rtol=0.02, atol=1e-5)
+
+
 def test_batch_statistics_stay_in_fp32_under_autocast():
     norm = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     with distributed.autocast("bf16"):

@@ -342,6 +342,9 @@ def test_weights_of_another_model_are_refused(corpus, baseline, described, tmp_p
         train(corpus, tmp_path, "--finetune", str(described / "best_checkpoint.pth"))
     with pytest.raises(ValueError, match="--hidden_dim 32; this run has 64"):
         train(corpus, tmp_path, "--finetune", str(baseline / "best_checkpoint.pth"), "--hidden_dim", "64")
+    flags = ("--use_descriptions", "--eval", "--finetune", str(baseline / "best_checkpoint.pth"))
+    with pytest.raises(ValueError, match="--eval: .*best_checkpoint.pth has no fusion modules"):
+        train(corpus, tmp_path, *flags)
     flags = ("--use_descriptions", "--fusion_checkpoint", str(baseline / "best_checkpoint.pth"))
     with pytest.raises(ValueError, match="does not hold this model's fusion modules"):
         train(corpus, tmp_path, *flags)

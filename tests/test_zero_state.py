@@ -1,13 +1,16 @@
 """The whole of what ZeRO scatters: the same state for any number of processes and any stage."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from forked import Run
 from test_kills import FLAGS, curves, tiny  # noqa: F401 -- a fixture
+from torch import nn
 
 import disk
+import zero_state
 
 # Dropout would be drawn anew on another number of processes, and batch statistics are each process's own on a CPU:
 # what is compared is the state itself, and the way it is read.
@@ -44,6 +47,20 @@ class SaveAtOnce:
             raise ValueError("saved")
 
         fine_tuning.train_one_epoch = train_one_epoch
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_number_of_the_step_lies_beside_the_moments(monkeypatch, stage):
+    """On a GPU, a fused optimizer refuses one on the CPU; the meta device stands for the GPU."""
+    flat = nn.Parameter(torch.zeros(3, device="meta"))
+    inner = SimpleNamespace(state={})
+    held = SimpleNamespace(fp32_partitioned_groups_flat=[flat], single_partition_of_fp32_groups=[flat])
+    engine = SimpleNamespace(optimizer=held, zero_optimization_stage=lambda: stage)
+    monkeypatch.setattr(zero_state, "_inner_optimizer", lambda _: inner)
+    monkeypatch.setattr(zero_state, "_trained", lambda _: [("flat", flat)])
+    monkeypatch.setattr(zero_state, "_link", lambda _: None)
+    zero_state._make_room(engine, ["exp_avg"], 7.0)
+    assert {value.device.type for value in inner.state[flat].values()} == {"meta"}
 
 
 CHANGES = [(2, 1, "2", "0"), (1, 2, "0", "3"), (2, 1, "3", "2"), (1, 2, "2", "1"), (2, 2, "1", "3"), (2, 1, "0", "1")]
