@@ -241,6 +241,7 @@ FIXED_FLAGS = (
     "dataset_config",
     "task",
     "max_length",
+    "eval_sampling",
     "length_grouping",
     "hidden_dim",
     "label_smoothing",

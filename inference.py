@@ -59,9 +59,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     parser.add_argument("clips", metavar="CLIPS", help="a video, a pose file, a folder of them, or a camera's number")
-    add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or weights of Uni-Sign")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help="best_checkpoint.pth of a run, weights of Uni-Sign, or a folder of export.py",
+    )
     add("--out", default="", metavar="FILE", help="also write a .json, .jsonl or .srt file")
-    add("--fps", type=float, default=0, help="frames per second of pose files, for .srt; a video says its own")
+    add("--fps", type=float, default=0, help="frames per second, for .srt: pose files need it, a video says its own")
     add("--n_best", type=int, default=1, metavar="N", help="sentences of each clip, with scores; default: 1")
     add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
 

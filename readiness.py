@@ -207,8 +207,8 @@ def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any],
     keeps one more copy of the weights, which stages 1 and 2 hold whole.
 
     Activations, as measured in fp32: the graph convolutions keep 34 floats a joint and channel (half of it in bf16),
-    mT5's encoder 190 bytes a layer and channel, its decoder a fifth of that; a description has some 40 tokens; the
-    crop of a hand takes 24 MiB (14 in bf16).
+    mT5's encoder 190 bytes a layer and channel, its decoder a fifth of that; in a description of some 40 tokens, where
+    attention sees less, the encoder keeps 110 bytes (70 in bf16); the crop of a hand takes 24 MiB (14 in bf16).
     """
     encoder, decoder = mt5_parameters(**sizes)
     text_encoder = args.use_descriptions and not args.text_encoder_freeze
@@ -223,11 +223,14 @@ def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any],
         per_parameter = 8
     state = parameters * per_parameter / 2**30
     frames = min(args.max_length, longest or args.max_length)
-    encoding = 190 * sizes.get("num_layers", 12) * sizes.get("d_model", 768)
-    clip = frames * (34 * 69 * args.hidden_dim * (4 if args.dtype == "fp32" else 2) + 1.2 * encoding)
+    whole = args.dtype == "fp32"
+    channels = sizes.get("num_layers", 12) * sizes.get("d_model", 768)
+    clip = frames * (34 * 69 * args.hidden_dim * (4 if whole else 2) + 1.2 * 190 * channels)
     if args.rgb_support:
-        clip += 2 * 0.1 * frames * (24 if args.dtype == "fp32" else 14) * 2**20  # both hands, in a tenth of the frames
-    clip += 40 * texts * encoding * text_encoder + 25 * 12 * sizes.get("vocab_size", 250112)  # a sentence's logits
+        clip += 2 * 0.1 * frames * (24 if whole else 14) * 2**20  # both hands, in a tenth of the frames
+    clip += 40 * texts * (110 if whole else 70) * channels * text_encoder + 25 * 12 * sizes.get(
+        "vocab_size", 250112
+    )  # a sentence's logits
     activations = args.batch_size * clip / 2**30
     batch = f"{args.batch_size} clips of {frames} frames" + (f" and {texts:.0f} texts" if text_encoder else "")
     parts = f"{state:.1f} weights and optimizer, {activations:.1f} for {batch}"

@@ -54,8 +54,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["3"],
         metavar="N|NAME",
-        help="clips to look at: so many, from the best to the worst (of two runs: from the most lost to the most "
-        "gained), or by name; default: 3",
+        help="clips to look at: so many, from the best to the worst (of two runs: from the most gained to the most "
+        "lost), or by name; default: 3",
     )
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
     add("--device", default="", choices=("cpu", "cuda"), help="for new translations; default: cuda if there is one")

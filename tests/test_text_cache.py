@@ -1,6 +1,7 @@
 """The cache of a frozen encoder's features."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -71,6 +72,21 @@ def test_a_damaged_shard_is_made_again(encoder_folder, tmp_path, damage, caplog)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(build(tmp_path, encoder_folder)(TEXTS), good)
     assert "damaged" in caplog.text
+
+
+def test_a_shard_of_somebody_else_is_left_alone(encoder_folder, tmp_path, monkeypatch):
+    """A cache is shared: what the umask lets others read they can read, and what they cannot is not called damaged."""
+    shard = next(build(tmp_path, encoder_folder).folder.glob("shard-*"))
+    (tmp_path / "folder").mkdir()
+    assert shard.stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+    def refused(path, **_options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(np, "load", refused)
+    with pytest.raises(PermissionError, match=re.escape(str(shard))):
+        build(tmp_path, encoder_folder)
+    assert {path.name for path in shard.iterdir()} == {"keys.npy", "features.npy"}
 
 
 def test_unfinished_work_is_not_taken_for_a_shard(encoder_folder, tmp_path):

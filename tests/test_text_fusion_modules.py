@@ -86,7 +86,7 @@ def test_a_text_is_cut(request, kind):
     folder = request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])
     short, whole = TextEncoder(folder, max_tokens=5).eval(), TextEncoder(folder).eval()
     seen = []
-    short.encoder.register_forward_pre_hook(lambda *call: seen.append(call[2]["input_ids"]), with_kwargs=True)
+    short.encoder.get_input_embeddings().register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     texts = ["the left hand the left hand", "the"]
     features = short(texts)
     assert seen[0].shape == (2, 5)
@@ -359,7 +359,8 @@ def test_texts_of_a_batch_do_not_change_each_other(small_mt5_folder, monkeypatch
         "the left hand is at the chin " * 3,
     ]
     calls = []
-    hook = encoder.encoder.register_forward_hook(lambda _module, _inputs, out: calls.append(out[0].shape[:2]))
+    embeddings = encoder.encoder.get_input_embeddings()
+    hook = embeddings.register_forward_hook(lambda _module, _inputs, out: calls.append(out.shape[:2]))
     together = encoder(texts)
     assert len(calls) == 1
     monkeypatch.setattr("text_fusion_modules.CALL_TOKENS", 24)
