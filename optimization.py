@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
-GATE = "gating_fusion.gate."  # what the names of the gate's parameters begin with
 SCHEDULES = ("cosine", "linear", "constant")
+GATE = "gating_fusion.gate."  # what the names of the gate's parameters begin with
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -228,9 +228,8 @@ def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any],
     clip = frames * (34 * 69 * args.hidden_dim * (4 if whole else 2) + 1.2 * 190 * channels)
     if args.rgb_support:
         clip += 2 * 0.1 * frames * (24 if whole else 14) * 2**20  # both hands, in a tenth of the frames
-    clip += 40 * texts * (110 if whole else 70) * channels * text_encoder + 25 * 12 * sizes.get(
-        "vocab_size", 250112
-    )  # a sentence's logits
+    clip += 40 * texts * (110 if whole else 70) * channels * text_encoder
+    clip += 25 * 12 * sizes.get("vocab_size", 250112)  # a sentence's logits
     activations = args.batch_size * clip / 2**30
     batch = f"{args.batch_size} clips of {frames} frames" + (f" and {texts:.0f} texts" if text_encoder else "")
     parts = f"{state:.1f} weights and optimizer, {activations:.1f} for {batch}"
