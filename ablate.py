@@ -28,7 +28,7 @@ import numpy as np
 
 import config
 from description_files import write_descriptions, write_text
-from metrics import paired_bootstrap, score
+from metrics import Tally, compare, draw_clips, tally
 from temporal_alignment import DescriptionLoader
 from utils import Parser, run
 
@@ -204,7 +204,8 @@ def write_texts(spec: config.DatasetSpec, kind: str, folder: Path) -> None:
     for split in {spec.folder(split) for split in spec.labels}:
         source = Path(spec.description_dir) / split
         loader = DescriptionLoader(source)
-        clips = {path.stem: loader.load(path.stem) for path in sorted(source.glob("*.json"))}
+        names = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.json"))
+        clips = {name: loader.load(name) for name in names}
         (folder / split).mkdir(parents=True, exist_ok=True)
         for name, texts in make(clips, 0).items():
             write_descriptions(folder / split / f"{name}.json", texts, dict.fromkeys(texts, f"ablation: {kind}"))
@@ -336,24 +337,27 @@ def summarise(
         spec: the data set's record.
     """
     table = []
-    for row, by_seed in predictions.items():
-        values = []
-        for lines in by_seed.values():
-            hypotheses, references = ([line[key] for line in lines] for key in ("hypothesis", "reference"))
-            values.append(score("SLT", hypotheses, references, spec.text_unit, spec.bleu_tokenizer).values["bleu4"])
+    tallies = {row: {seed: bleu4(lines, spec) for seed, lines in by.items()} for row, by in predictions.items()}
+    base = tallies.get(BASE, {})
+    for row, by_seed in tallies.items():
+        values = [counted.total() for counted in by_seed.values()]
         entry = {"row": row, "seeds": len(values), "bleu4": float(np.mean(values))}
         entry["deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         entry["each"] = values
-        base = predictions.get(BASE, {})
         if row != BASE and (common := sorted(set(base) & set(by_seed))):
-            ours, theirs = ([[line["hypothesis"] for line in by[seed]] for seed in common] for by in (by_seed, base))
-            references = [line["reference"] for line in base[common[0]]]
-            entry |= paired_bootstrap(ours, theirs, references, spec.text_unit, RESAMPLES)
+            ours, theirs = ([by[seed] for seed in common] for by in (by_seed, base))
+            entry |= compare(ours, theirs, draw_clips(len(predictions[row][common[0]]), RESAMPLES))
         steps = sum(fact["steps"] for fact in facts[row])
         entry["cpu_seconds_per_step"] = sum(fact["cpu_seconds"] for fact in facts[row]) / max(steps, 1)
         entry["peak_mib"] = max(fact["peak_mib"] for fact in facts[row])
         table.append(entry)
     return table
+
+
+def bleu4(lines: Sequence[dict], spec: config.DatasetSpec) -> Tally:
+    """What the score of a test counts, clip by clip."""
+    hypotheses, references = ([line[key] for line in lines] for key in ("hypothesis", "reference"))
+    return tally("SLT", hypotheses, references, spec.text_unit, spec.bleu_tokenizer)[0]["bleu4"]
 
 
 def markdown(table: Sequence[dict]) -> str:

@@ -120,7 +120,7 @@ class Viewer:
         if self.translator is not None and pose is not None:
             try:
                 return self._says_anew(self.translator, name, pose)
-            except ValueError as error:
+            except (ValueError, OSError) as error:  # a text encoder may have moved away
                 self.left_out.append(f"gate and new translations of {name}: {error}")
         return [Said("as evaluated", Candidate(self.run.predictions[self.split][name]["hypothesis"], 0.0))], None
 

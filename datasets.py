@@ -233,6 +233,8 @@ class BatchSampler:
         lengths: np.ndarray | None = None,
         accumulation: int = 1,
     ) -> None:
+        if seed is not None and n_clips < world_size:
+            raise ValueError(f"{n_clips} clips to train on, and {world_size} processes: each needs one. Start fewer.")
         self.n_clips, self.batch_size, self.rank, self.world_size = n_clips, batch_size, rank, world_size
         self.seed, self.lengths = seed, lengths
         self.global_batch = batch_size * accumulation * world_size

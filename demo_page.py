@@ -269,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             try:
                 self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(self.rfile.read(int(length)))))
-            except ValueError as error:
+            except (ValueError, FileNotFoundError) as error:  # a text encoder may have moved away
                 self._refuse(HTTPStatus.BAD_REQUEST, " ".join(str(error).split()))
             except TimeoutError:
                 self.close_connection = True
@@ -333,7 +333,8 @@ class Server(ThreadingHTTPServer):
             cause = "is in use, perhaps by another demo_page.py" if error.errno == errno.EADDRINUSE else error.strerror
             raise ValueError(f"--port {port}: {cause}. Give another one; 0 takes any that is free.") from None
         self.demo, self.facts = demo, demo.facts(checkpoint, max_bytes)
-        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
+        ending = "" if self.server_port == 80 else f":{self.server_port}"  # browsers leave the usual one out
+        self.hosts = {f"{name}{ending}" for name in (HOST, "localhost")}
 
     def server_bind(self) -> None:
         """Bind without asking for the host's full name, which can take long without a network."""
@@ -351,7 +352,8 @@ def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
     from pose_extraction import load_extractor
 
     try:
-        return load_extractor(args.extractor, args.models, args.device), ""
+        device = "cpu" if args.device == "cpu" else ""  # a GPU for mT5 need not be one that onnxruntime can use
+        return load_extractor(args.extractor, args.models, device), ""
     except (ValueError, FileNotFoundError) as error:
         return None, str(error)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from config import SPLITS
 from description_files import Clip, makers_by_frame, write_descriptions, write_text
 from pictures import draw_pose, encode, picture_box, video_picture
 from pose import Pose, read_pose
@@ -65,7 +66,7 @@ class GrowingFile:
         self.foreign = clip.out.exists()
         if not self.foreign:
             return
-        self.texts = DescriptionLoader(clip.out.parent).load(clip.name)
+        self.texts = DescriptionLoader(clip.out.parent).load(clip.out.stem)
         self.made_by = makers_by_frame(clip.out)
         self.foreign = not (self.texts and self.made_by.keys() >= self.texts.keys())
 
@@ -132,7 +133,7 @@ def by_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
     finally:
         client.stop()
         folder = Path(args.out) if args.out else clips[0].out.parent.parent
-        report(client, outcome, folder / "failures.jsonl", whole=not args.clips)
+        report(client, outcome, folder / "failures.jsonl", whole=not args.clips and set(args.splits) == set(SPLITS))
     return 1 if outcome.failures or outcome.stopped else 0
 
 

@@ -111,7 +111,8 @@ class SplitReport:
     def n_frames(self) -> int | None:
         """Frames of all clips; None if a length is not known."""
         lengths = [report.n_frames for report in self.files]
-        return sum(length for length in lengths if length is not None) if self.knows_clips else None
+        known = [length for length in lengths if length is not None]
+        return sum(known) if self.knows_clips and len(known) == len(lengths) else None
 
     def row(self) -> dict[str, str]:
         """The split's row of the table."""

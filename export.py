@@ -155,17 +155,16 @@ def with_vocabulary(model: Model, args: argparse.Namespace) -> Model:
 
 def trimmed(model: Model, sources: Sequence[str]) -> Model:
     """Leave the tokens that texts need."""
-    from kept_tokens import KEPT_TOKENS, choose, log_coverage, matrices
+    from kept_tokens import KEPT_TOKENS, choose, matrices
     from small_mt5 import read_texts
     from tokenizer import Tokenizer
 
     if model.kept is not None:
         raise ValueError("--vocabulary trimmed: this model's vocabulary is trimmed already; leave the flag out.")
     full = Tokenizer(model.mt5_folder)
-    texts = [text for source in sources for text in read_texts(source)]
+    texts = [text for source in sources for text in read_texts(source, glosses=True)]
     kept = choose(full, [model.config.prompt, *texts])
     rows = {name: model.weights[name][kept] for name in matrices(model.weights, model.config)}
-    log_coverage(full, kept, {})
     return replace(model, weights={**model.weights, **rows, KEPT_TOKENS: kept}, kept=kept)
 
 

@@ -233,8 +233,10 @@ def _alone(work: Callable[[Video, int], Result], video: Video, args: argparse.Na
             return Result(Counter(failed=1), f"{video.path}: the process that worked on it died.")
 
 
-def keep_to_one_extractor(args: argparse.Namespace) -> None:
+def keep_to_one_extractor(args: argparse.Namespace, videos: Sequence[Video]) -> None:
     """Load the model, so that what it lacks is said once, and refuse to mix its poses with another's.
+
+    With --overwrite another's may be replaced, if none of them is left.
 
     Raises:
         FileNotFoundError: the model's files are not there.
@@ -245,8 +247,9 @@ def keep_to_one_extractor(args: argparse.Namespace) -> None:
 
     label = f"{load_extractor(args.extractor, args.models, args.device).label}, person {args.person}"
     note = Path(args.out) / NOTE
-    there = note.read_text(encoding="utf-8").strip() if note.is_file() else label
-    if there != label and not args.overwrite:
+    poses = set(Path(args.out).rglob("*.pkl"))
+    there = note.read_text(encoding="utf-8").strip() if note.is_file() else "somebody else" if poses else label
+    if there != label and not (args.overwrite and poses <= {video.out for video in videos}):
         raise ValueError(f"--out {args.out}: its poses were made by {there}, not by {label}. Name another folder.")
     note.parent.mkdir(parents=True, exist_ok=True)
     write_text(note, label + "\n")
@@ -258,7 +261,7 @@ def main(args: argparse.Namespace) -> int:
     if args.look:
         require_packages("--look", "PIL")
     if not args.check:
-        keep_to_one_extractor(args)
+        keep_to_one_extractor(args, videos)
     there = [video for video in videos if args.check or (video.out.is_file() and not args.overwrite)]
     new = sorted(set(videos) - set(there))
     counts, faults = Counter[str](), list[str]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,8 @@ out. A run that is ended early leaves in --out what it has done.
 Of several people in a video, --person 0 is the one whose head and shoulders are seen largest and longest, followed from
 frame to frame; 1 is the next. In a pose file it is a place in the file's order, which may change from frame to frame.
 Many videos are quicker with extract_poses.py first, which works in several processes.
-The checkpoint says where its mT5 is and how it was trained; mT5's weights are not needed. From Python:
+The checkpoint says where its mT5 is and how it was trained. Of mT5's weights only the encoder is read, and that only
+where it encodes texts and was frozen in training. From Python:
 
   from translator import Translator
   translate = Translator.from_checkpoint("best_checkpoint.pth")
@@ -210,6 +212,8 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
             raise FileNotFoundError(f"{clip.path} does not exist.")
         facts = read_facts(clip.path)
         aspect, clip.fps = facts.width / facts.height, args.fps or facts.fps
+        if args.out.endswith(".srt") and not clip.fps:
+            raise ValueError(f"{clip.path} does not say how many frames a second has; .srt needs it: give --fps.")
         pictures, total = read_pictures(clip.path), count_frames(clip.path)
     found = extract_pose(progress(pictures, clip.name, total=total), extractor, args.person, clip.path)
     seen = ", ".join(f"{what} in {count}" for what, count in found.seen().items())
@@ -371,6 +375,7 @@ def main(args: argparse.Namespace) -> int:
         found = sum((Path(args.descriptions) / f"{clip.name}.json").is_file() for clip in clips)
         sys.stderr.write(f"{found} of {len(clips)} clips have a description file.\n")
     done = translate(translator, clips, extractor, args)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is written
     with Results(args.out) as results:
         # Where a person reads the sentences as they come, a bar would only cross them.
         for clip in progress(done, "translating", shown=not sys.stdout.isatty(), total=len(clips)):

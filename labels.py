@@ -67,7 +67,7 @@ def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
 def gloss(label: Label) -> str:
     """A clip's glosses joined by spaces; "" where there are none."""
     found = label.get("gloss") or ""
-    return found if isinstance(found, str) else " ".join(map(str, found))
+    return " ".join(map(str, found)) if isinstance(found, list | tuple) else str(found)
 
 
 def target(label: Label, task: str) -> str:
@@ -111,6 +111,10 @@ def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tu
         raise ValueError(f"{path}: {where} has neither name nor video; its fields are {_names(entry)}.")
     if not isinstance(label.get("text", ""), str | int):  # NaN, for instance, is how some programs write "none"
         raise ValueError(f"{path}: clip {name!r} has the text {label['text']!r:.60}; wanted a text.")
+    if not isinstance(label.get("gloss", ""), str | int | list | tuple):
+        raise ValueError(
+            f"{path}: clip {name!r} has the gloss {label['gloss']!r:.60}; wanted a text, or a list of them."
+        )
     label["name"] = name = str(name)
     label["video_path"] = str(video or f"{name}.mp4")
     for place in filter(None, (name, label["video_path"], pose)):

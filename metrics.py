@@ -367,33 +367,6 @@ def compare(ours: Sequence[Tally], theirs: Sequence[Tally], weights: np.ndarray)
     return {"difference": seen, "interval": interval(drawn), "p": p}
 
 
-def paired_bootstrap(
-    ours: Sequence[Sequence[str]],
-    theirs: Sequence[Sequence[str]],
-    references: Sequence[str],
-    text_unit: str,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Compare BLEU-4 of two systems, as `compare` does.
-
-    Args:
-        ours: for each seed, the texts of all clips.
-        theirs: the same of the other system.
-        references: of the clips.
-        text_unit: "char" or "word".
-        resamples: draws.
-        seed: of the draws.
-    """
-    prepared = [prepare_reference(text, text_unit) for text in references]
-    bleu4 = bleu_scorers("13a")[-1]
-    mine, other = (
-        [_tally_of(bleu4, [prepare_hypothesis(text, text_unit) for text in texts], prepared) for texts in system]
-        for system in (ours, theirs)
-    )
-    return compare(mine, other, draw_clips(len(prepared), resamples, seed))
-
-
 def is_better(task: str, new: float, best: float | None) -> bool:
     """Tell whether `new` beats the best main score so far (None: there is none yet); the earlier of equals stays.
 

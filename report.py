@@ -384,7 +384,7 @@ def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespac
         ValueError: a name that no clip of both runs has.
     """
     wanted = args.clips
-    counted = len(wanted) == 1 and wanted[0].isdecimal()
+    counted = len(wanted) == 1 and wanted[0].isdecimal() and wanted[0] not in judged.reference
     if counted and int(wanted[0]) == 0:
         return Html()
     if not counted and (unknown := [name for name in wanted if name not in judged.reference]):

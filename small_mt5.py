@@ -22,7 +22,7 @@ import numpy as np
 import sentencepiece
 from safetensors.numpy import save_file
 
-from labels import read_labels
+from labels import read_labels, target
 from temporal_alignment import DescriptionLoader
 from utils import Parser, run
 
@@ -226,8 +226,12 @@ def refuse_other_models(folder: str | Path) -> None:
         raise ValueError(f"{folder} holds something else than a small mT5. Name an empty folder; nothing was written.")
 
 
-def read_texts(source: str | Path) -> Iterator[str]:
+def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
     """Texts of one source: a label file, a folder of description files, or a .txt file with one per line.
+
+    Args:
+        source: the file or folder.
+        glosses: those of a label file as well.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -244,7 +248,10 @@ def read_texts(source: str | Path) -> Iterator[str]:
             f"--texts: {path} does not exist. Name a label file, a description folder or a .txt file."
         )
     else:
-        yield from (label.get("text", "") for label in read_labels(path).values())
+        for label in read_labels(path).values():
+            yield target(label, "SLT")
+            if glosses:
+                yield target(label, "CSLR")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -91,7 +91,7 @@ class Translator:
         """Load a checkpoint of `fine_tuning.py`, a folder of `export.py`, or pose-only weights of Uni-Sign.
 
         What is left out is as in training, as far as the checkpoint says it. Of mT5 only config.json and spiece.model
-        are read.
+        are read, and with the first text its encoder, where that was frozen in training.
 
         Args:
             path: `best_checkpoint.pth` for example, or an exported folder.
@@ -191,6 +191,7 @@ class Translator:
 
         Raises:
             ValueError: more sentences than beams, or too many clips for the GPU's memory.
+            FileNotFoundError: the frozen text encoder of the model has moved away.
         """
         if n_best > self.num_beams:
             raise ValueError(f"--n_best {n_best}: a search with {self.num_beams} beams has no more; raise --num_beams.")

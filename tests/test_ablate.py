@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import ablate
 from ablate import ARMS, BASE, TEXTS, Runner, constant_texts, markdown, plot, shuffled_texts, summarise, to_toml
 from config import DATASETS, DatasetSpec, ModelConfig
+from description_files import write_descriptions
 from temporal_alignment import DescriptionLoader
 from text_fusion_modules import GatingFusion
 from utils import parse_args
@@ -96,6 +98,26 @@ def test_the_table():
     drawn = plot(table)
     assert drawn.count("<circle") == 4
     assert re.search(r"<svg .*own texts.*</svg>", drawn)
+
+
+@pytest.mark.parametrize("tokenizer", ["13a", "char"])
+def test_the_difference_is_that_of_the_scores(tokenizer):
+    good, bad = lines("the cat sat on a mat today", "a dog runs", "we read"), lines("the cat sat on the mat", "x", "y")
+    spec = replace(DATASETS["How2Sign"], bleu_tokenizer=tokenizer)
+    fact = {"cpu_seconds": 1.0, "peak_mib": 1, "steps": 1}
+    base, own = summarise({BASE: {1: bad}, "own texts": {1: good}}, {BASE: [fact], "own texts": [fact]}, spec)
+    assert own["difference"] == pytest.approx(own["bleu4"] - base["bleu4"])
+
+
+def test_clips_in_folders_get_their_texts(tmp_path):
+    spec = replace(DATASETS["How2Sign"], labels={"train": "labels.train"}, description_dir=str(tmp_path / "own"))
+    for name, text in (("a/one", "up"), ("b/two", "down"), ("flat", "left")):
+        write_descriptions(tmp_path / "own" / "train" / f"{name}.json", {0: text}, {0: "somebody"})
+    ablate.write_texts(spec, "shuffled", tmp_path / "shuffled")
+    loader = DescriptionLoader(tmp_path / "shuffled" / "train")
+    found = [loader.load(name)[0] for name in ("a/one", "b/two", "flat")]
+    assert sorted(found) == ["down", "left", "up"]
+    assert found != ["up", "down", "left"]
 
 
 @pytest.fixture

@@ -125,9 +125,10 @@ def test_packed_data_show_the_same(two_runs, fusion, tmp_path):
     assert section([viewer(tmp_path / "run", "fusion", "b")], name) == section([fusion], name)
 
 
-def test_a_clip_that_fails_is_told(fusion, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError("out of GPU memory"), FileNotFoundError("out of GPU memory")])
+def test_a_clip_that_fails_is_told(fusion, monkeypatch, error):
     def fail(*_):
-        raise ValueError("out of GPU memory")
+        raise error
 
     monkeypatch.setattr(fusion.translator, "explain", fail)
     monkeypatch.setattr(fusion, "left_out", [])

@@ -175,6 +175,8 @@ def test_evaluation_batches_do_not_depend_on_processes(world_size):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_training_epoch_has_every_clip_once(world_size):
     samplers = [BatchSampler(23, 4, rank, world_size, seed=5) for rank in range(world_size)]
+    with pytest.raises(ValueError, match=rf"{world_size - 1} clips to train on, and {world_size} processes"):
+        BatchSampler(world_size - 1, 4, 0, world_size, seed=5)
     clips = [clip for sampler in samplers for batch in sampler.batches(epoch=2) for clip in batch]
     assert len(clips) == len(set(clips)) == 23 - 23 % world_size
     sizes = [[len(batch) for batch in sampler.batches(epoch=2)] for sampler in samplers]

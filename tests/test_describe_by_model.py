@@ -13,7 +13,8 @@ from vlm_server import GOOD, at_random, server, slowly
 pytest.importorskip("PIL", reason="pillow is not installed (requirements-rgb.txt)")
 
 import describe
-from describe_by_model import Segment, segments
+from describe_by_model import GrowingFile, Segment, segments
+from description_files import Clip
 from pose import read_pose
 from temporal_alignment import DescriptionLoader
 
@@ -146,6 +147,17 @@ def test_a_wrong_key_stops_at_once(poses, tmp_path, monkeypatch, lines):
         assert httpd.requests[0]["key"] == "Bearer sk-0123456789"
     files = "".join(path.read_text() for path in (tmp_path / "out").iterdir())
     assert "sk-0123456789" not in files + lines.text
+
+
+def test_a_file_in_a_folder_of_its_own_grows(tmp_path):
+    """Names may hold a folder; texts that were paid for must not be written over."""
+    clip = Clip("a/nested", tmp_path, None, tmp_path / "train" / "a" / "nested.json")
+    clip.out.parent.mkdir(parents=True)
+    GrowingFile(clip, "a model").add((0, 15), "A hand.")
+    again = GrowingFile(clip, "a model")
+    assert again.texts == {0: "A hand.", 15: "A hand."}
+    again.add((16,), "Another hand.")
+    assert DescriptionLoader(tmp_path / "train").load("a/nested").keys() == {0, 15, 16}
 
 
 def test_a_file_that_is_there_keeps_its_texts(poses, tmp_path):

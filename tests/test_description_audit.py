@@ -1,6 +1,7 @@
 """The audit of description files: every kind of fault is counted, and a cleaned copy has none."""
 
 import json
+import shutil
 
 import pytest
 
@@ -131,6 +132,15 @@ def test_coverage_of_a_data_set(corpus, capsys):
     assert table["clips"] == ["24", "9", "7"]
     share = [100 * int(part) / int(whole) for part, whole in zip(table["described"], table["frames"], strict=True)]
     assert table["coverage"] == [f"{value:.1f} %" for value in share]
+
+
+def test_no_coverage_where_a_length_is_not_known(corpus, tmp_path, capsys):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    for pose in sorted((copy / "dataset").rglob("*.pkl")):
+        pose.write_bytes(b"no pickle")
+    assert audit(copy / "description" / "CSL-Daily" / "split_data", "--dataset", "CSL_Daily", "--root", copy) == 0
+    table = rows(capsys.readouterr().out)
+    assert (table["clips"], set(table["frames"]), set(table["coverage"])) == (["24", "9", "7"], {"?"}, {"?"})
 
 
 @pytest.mark.parametrize("splits", [("dev", "test"), pytest.param(("train",), marks=pytest.mark.slow)])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,7 @@ ENTRIES = {"json": json.loads, "jsonl": str.splitlines, "srt": lambda text: text
 
 
 @pytest.mark.parametrize("suffix", ENTRIES)
-@pytest.mark.parametrize("error", [ValueError("out of GPU memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ValueError("out of GPU memory"), KeyboardInterrupt(), signal.SIGTERM])
 def test_what_is_done_survives_the_end_of_the_run(
     plain_checkpoint, poses, tmp_path, capsys, monkeypatch, suffix, error
 ):
@@ -114,12 +115,14 @@ def test_what_is_done_survives_the_end_of_the_run(
     def ended(self, samples, n_best):
         seen.append(cut.read_text(encoding="utf-8"))
         if len(seen) in (1, 4):
+            if error is signal.SIGTERM:
+                signal.raise_signal(error)
             raise error
         return candidates(self, samples, n_best)
 
     monkeypatch.setattr(Translator, "candidates", ended)
     for left in (0, 2):  # clips
-        with pytest.raises(type(error)):
+        with pytest.raises(KeyboardInterrupt if error is signal.SIGTERM else type(error)):
             call(capsys, *argv, cut)
         text = cut.read_text(encoding="utf-8")
         if left:

@@ -161,6 +161,7 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         ("labels.json", '[{"name": "a", "frames": "12.5"}]', "clip 'a' has '12.5' frames; wanted a whole number"),
         ("labels.json", '[{"name": "a", "frames": true}]', "clip 'a' has True frames"),
         ("labels.json", '[{"name": "a", "text": NaN}]', "clip 'a' has the text nan; wanted a text"),
+        ("labels.json", '[{"name": "a", "gloss": NaN}]', "clip 'a' has the gloss nan; wanted a text, or a list"),
         ("labels.json", '[{"name": "a", "text": ["t"]}]', "clip 'a' has the text ['t']; wanted a text"),
         ("labels.json", '[{"name": "../a"}]', "points out of the data folder: '../a'"),
         ("labels.json", '[{"name": "a", "pose": "/b.pkl"}]', "points out of the data folder: '/b.pkl'"),

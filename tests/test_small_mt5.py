@@ -148,7 +148,10 @@ def test_a_damaged_config_is_another_model(tmp_path, content):
 
 
 def sources(folder):
-    labels = {"a": {"name": "a", "text": "妈妈很累。"}, "b": {"name": "b", "text": "你喝茶吗？"}}
+    labels = {
+        "a": {"name": "a", "text": "妈妈很累。", "gloss": ["妈妈", "累"]},
+        "b": {"name": "b", "text": "你喝茶吗？"},
+    }
     (folder / "labels.train").write_bytes(gzip.compress(pickle.dumps(labels)))
     (folder / "train").mkdir()
     entries = [
@@ -163,6 +166,7 @@ def sources(folder):
 def test_texts_are_read_from_labels_descriptions_and_lines(tmp_path):
     labels, descriptions, lines = sources(tmp_path)
     assert list(read_texts(labels)) == ["妈妈很累。", "你喝茶吗？"]
+    assert list(read_texts(labels, glosses=True)) == ["妈妈很累。", "妈妈 累", "你喝茶吗？", ""]
     assert list(read_texts(descriptions)) == ["握拳"]
     assert list(read_texts(lines)) == ["one", "two"]
 
