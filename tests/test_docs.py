@@ -160,7 +160,7 @@ class Place:
                 torch.save(weights, path)
                 continue
             source = "output_multimodal" if "fusion" in path.name or "multimodal" in word else "output_baseline"
-            rgb = ["--rgb_support"] if path.name == "rgb_pose.pth" else []
+            rgb = ["--rgb_support"] if path.name == "csl_daily_rgb_pose_slt.pth" else []
             flags = ["--use_descriptions"] * (source == "output_multimodal") + rgb
             made = self.folder / ("output_stage2" if rgb else source)  # the README trains it earlier
             if not (made / "best_checkpoint.pth").exists():

@@ -108,10 +108,10 @@ def spy(module, results):
 def encoded_ids(model, run):
     """The ids that the text encoder is given while `run` runs, one (n, L) for each call."""
     calls = []
-    hook = spy(model.text_encoder.encoder, calls)
+    hook = spy(model.text_encoder.encoder.get_input_embeddings(), calls)
     run()
     hook.remove()
-    return [kwargs["input_ids"] for _, kwargs in calls]
+    return [arguments[0] for arguments, _ in calls]
 
 
 def gate_inputs(model, src_input):
