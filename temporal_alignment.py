@@ -192,7 +192,8 @@ class DescriptionLoader:
         if not self.directory.is_dir():
             fault = "is not a folder" if self.directory.exists() else "does not exist"
             raise FileNotFoundError(
-                f"--use_descriptions: {directory} {fault}. Put the JSON files there, or drop --use_descriptions."
+                f"--use_descriptions: {directory} {fault}. Put the JSON files there (with --packed, pack them), "
+                "or drop --use_descriptions."
             )
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
