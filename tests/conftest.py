@@ -19,7 +19,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def _shared(name: str) -> Path:
     folder = SHARED / name
     if not folder.is_dir():
-        pytest.skip(f"{folder} is not here")
+        pytest.skip(f"{folder} is not here: recordings and files of others, which this repository does not hold")
     return folder
 
 

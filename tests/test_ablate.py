@@ -14,6 +14,7 @@ import ablate
 from ablate import ARMS, BASE, TEXTS, Runner, constant_texts, markdown, plot, shuffled_texts, summarise, to_toml
 from config import DATASETS, DatasetSpec, ModelConfig
 from description_files import write_descriptions
+from metrics import score
 from temporal_alignment import DescriptionLoader
 from text_fusion_modules import GatingFusion
 from utils import parse_args
@@ -106,6 +107,8 @@ def test_the_difference_is_that_of_the_scores(tokenizer):
     spec = replace(DATASETS["How2Sign"], bleu_tokenizer=tokenizer)
     fact = {"cpu_seconds": 1.0, "peak_mib": 1, "steps": 1}
     base, own = summarise({BASE: {1: bad}, "own texts": {1: good}}, {BASE: [fact], "own texts": [fact]}, spec)
+    texts = [[line[key] for line in good] for key in ("hypothesis", "reference")]
+    assert own["bleu4"] == pytest.approx(score("SLT", *texts, spec.text_unit, tokenizer).values["bleu4"])
     assert own["difference"] == pytest.approx(own["bleu4"] - base["bleu4"])
 
 

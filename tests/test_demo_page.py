@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from test_translator import new_model
 
 import demo_page
+import pose_extraction
 from demo_page import HOST, PAGES, Demo, Question, Server, parse_args
 from pictures import picture_points
 from pose import read_pose
@@ -256,6 +258,14 @@ def test_a_port_in_use_is_one_line(servers, translators):
     port = servers[True].server_port
     with pytest.raises(ValueError, match=rf"--port {port}: is in use, perhaps by another demo_page.py. Give another"):
         Server(port, Demo(translators[True]), "x", 1)
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("", ""), ("cpu", "cpu"), ("cuda", "")])
+def test_a_gpu_for_the_model_need_not_be_one_for_the_extractor(monkeypatch, device, wanted):
+    seen = []
+    monkeypatch.setattr(pose_extraction, "load_extractor", lambda *arguments: seen.append(arguments[2]))
+    demo_page.find_extractor(Namespace(extractor="rtmlib", models="", device=device))
+    assert seen == [wanted]
 
 
 # A shell has what it runs in the background ignore SIGINT: then SIGTERM must do.

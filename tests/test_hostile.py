@@ -158,7 +158,7 @@ def test_json_labels_have_a_limit(tmp_path, monkeypatch):
 def test_the_trap_of_the_checkpoints_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if not INDEX:
-        pytest.skip("the hostile files are not here")
+        pytest.skip(f"{HOSTILE} is not here: malicious files, which this repository does not hold")
     with open(HOSTILE / "checkpoint_plain_pickle.pth", "rb") as file:
         pickle.load(file)
     assert (tmp_path / "PWNED").exists()

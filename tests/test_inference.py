@@ -264,6 +264,13 @@ def test_a_video_is_translated_as_its_poses_are(checkpoint, extractor, talk, tmp
     assert "--> 00:00:01,000" in slow.read_text(encoding="utf-8")
 
 
+def test_subtitles_of_a_video_that_does_not_say_its_rate(checkpoint, extractor, talk, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(video, "read_facts", lambda _: video.Facts(64, 32, 0.0))
+    status, _, err = call(capsys, talk, "--checkpoint", checkpoint, "--out", tmp_path / "talk.srt")
+    assert status == 1
+    assert "talk.MP4 does not say how many frames a second has; .srt needs it: give --fps." in err
+
+
 def test_videos_and_poses_in_a_folder(checkpoint, extractor, talk, poses, tmp_path, capsys):
     """A video whose poses lie beside it is not read; a damaged one is left out."""
     shutil.copytree(poses, talk.parent, dirs_exist_ok=True)

@@ -116,6 +116,15 @@ def test_clips_that_one_run_lacks_are_left_out(run, two_runs):
     assert "Up to 3 clips of one run are left out" in made
 
 
+def test_a_name_that_is_a_number_is_no_count(run):
+    lines = [json.loads(line) for line in (run / "test_predictions.jsonl").read_text().splitlines()]
+    lines[-1]["name"] = "0"
+    (run / "test_predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with_clip, with_none = (build(run, "--clips", wanted) for wanted in ("0", "00"))
+    assert 'id="clips"' in with_clip
+    assert 'id="clips"' not in with_none
+
+
 def test_what_cannot_be_is_one_line(two_runs, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="holds nothing of a run"):
         build(tmp_path)
