@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import signal
 import socketserver
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES
-from utils import Parser, run
+from utils import Parser, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from pose import Pose
@@ -372,8 +371,7 @@ def main(args: argparse.Namespace) -> None:
         num_beams=args.num_beams,
     )
     demo = Demo(translator, *find_extractor(args))
-    with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server, sigterm_as_ctrl_c():
         try:
             where = f"http://{HOST}:{server.server_port}/"
             sys.stdout.write(f"{where} is the page, for this computer alone. Ctrl-C ends it.\n")

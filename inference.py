@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from config import EXTRACTORS, ONE_PERSON, POSE_SUFFIXES, VIDEO_SUFFIXES
 from disk import write_text
-from utils import Parser, progress, run
+from utils import Parser, progress, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from batch import Sample
@@ -375,8 +374,7 @@ def main(args: argparse.Namespace) -> int:
         found = sum((Path(args.descriptions) / f"{clip.name}.json").is_file() for clip in clips)
         sys.stderr.write(f"{found} of {len(clips)} clips have a description file.\n")
     done = translate(translator, clips, extractor, args)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is written
-    with Results(args.out) as results:
+    with sigterm_as_ctrl_c(), Results(args.out) as results:  # what is done is written
         # Where a person reads the sentences as they come, a bar would only cross them.
         for clip in progress(done, "translating", shown=not sys.stdout.isatty(), total=len(clips)):
             results.add(clip)

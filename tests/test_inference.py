@@ -121,9 +121,11 @@ def test_what_is_done_survives_the_end_of_the_run(
         return candidates(self, samples, n_best)
 
     monkeypatch.setattr(Translator, "candidates", ended)
+    before = signal.getsignal(signal.SIGTERM)
     for left in (0, 2):  # clips
         with pytest.raises(KeyboardInterrupt if error is signal.SIGTERM else type(error)):
             call(capsys, *argv, cut)
+        assert signal.getsignal(signal.SIGTERM) == before
         text = cut.read_text(encoding="utf-8")
         if left:
             assert ENTRIES[suffix](text) == ENTRIES[suffix](whole.read_text(encoding="utf-8"))[:left]
