@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 
 import config
-from description_files import write_descriptions, write_text
+from cli import Parser, add_dataset_flags, run
+from description_files import write_descriptions
+from disk import write_text
 from metrics import Tally, compare, draw_clips, tally
 from temporal_alignment import DescriptionLoader
-from utils import Parser, run
 
 logger = logging.getLogger("ablate")
 
@@ -408,8 +409,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLES,
     )
     parser.add_argument("--root", default="sample", metavar="DIR", help="folder of the data; default: sample")
-    parser.add_argument("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
-    parser.add_argument("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML")
+    add_dataset_flags(parser.add_argument)
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="trainings of each arm; default: 2")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, on a CPU; default: 1")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="default: all")
@@ -417,9 +417,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, metavar="DIR", help="results; a stopped run goes on from what is there")
     args = parser.parse_args(own)
     args.flags = flags
-    for flag in ("seeds", "jobs"):
-        if getattr(args, flag) < 1:
-            parser.error(f"--{flag} {getattr(args, flag)}: must be at least 1.")
+    parser.at_least(args, seeds=1, jobs=1)
     return args
 
 
@@ -431,8 +429,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    spec = config.DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else config.DATASETS[args.dataset]
-    spec = spec.under(args.root)
+    spec = config.dataset_of(args).under(args.root)
     runner = Runner(args, spec)
     predictions: dict[str, dict[int, list[dict]]] = {}
     facts: dict[str, list[dict]] = {}

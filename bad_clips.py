@@ -12,7 +12,7 @@ from torch import nn
 
 from batch import SrcInput
 from disk import explain, read_lines, write_text
-from distributed import gather, is_main
+from distributed import all_gather, is_main
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class BadClips:
         Raises:
             ValueError: more than `max_share` of the split's clips cannot be read.
         """
-        everyone = gather(self.reasons.get(split, {}))
+        everyone = all_gather(self.reasons.get(split, {}))
         self.reasons[split] = {name: reason for part in everyone for name, reason in part.items()}
         if is_main():
             self._list(split)

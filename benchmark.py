@@ -12,7 +12,6 @@ and one minute to the next.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import ctypes
 import gc
@@ -35,8 +34,10 @@ from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 
 import benchmark_reference as reference
 from batch import Sample, collate_fn, to_device
+from cli import run
 from config import DatasetSpec, ModelConfig
 from datasets import SEARCHED, BatchSampler, S2T_Dataset
+from distributed import autocast
 from models import Uni_Sign, untie_embeddings
 from mt5 import encode, use_fused_activation
 from optimization import parameter_groups
@@ -44,7 +45,6 @@ from packed import POSES, pack_pose, write_pack
 from pose import N_KEYPOINTS, PART_JOINTS, normalize_keypoints
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import EOS, PAD, Tokenizer
-from utils import run
 
 NAMES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 MT5_BASE: dict[str, Any] = dict(zip(NAMES, (250_112, 768, 64, 2048, 12, 12), strict=True))
@@ -249,7 +249,7 @@ class Training:
         self, size: Size, samples: list[Sample], device: torch.device, dtype: str, described: bool, frozen: bool = False
     ) -> None:
         self.device = device
-        self.kind = {"bf16": torch.bfloat16, "fp32": None}[dtype]
+        self.dtype = dtype
         self.model = make_model(size, described, device, frozen)
         self.reference = reference.ReferenceModel(self.model).train()
         self.src_input, self.tgt_input = collate_fn(samples)
@@ -269,11 +269,9 @@ class Training:
             self.embeds = embeds.float()
             self.states = encode(self.model.mt5_model.encoder, self.embeds, self.mask).float()
 
-    @contextlib.contextmanager
-    def precision(self) -> Iterator[None]:
+    def precision(self) -> torch.autocast:
         """Matrix products in the precision that is measured."""
-        with torch.autocast(self.device.type, dtype=self.kind or torch.bfloat16, enabled=self.kind is not None):
-            yield
+        return autocast(self.dtype, self.device)
 
     def both_ways(self, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
         """A forward and backward pass, from inputs that want a gradient."""

@@ -12,7 +12,8 @@ import torch
 import distributed
 import metrics
 from checkpoint import STATE_WEIGHTS, load_model_state
-from config import DATASETS, DatasetSpec, ModelConfig
+from cli import progress
+from config import DatasetSpec, ModelConfig, dataset_of, under_root
 from datasets import SEARCHED, BatchSampler, ClipLoader, S2T_Dataset
 from kept_tokens import choose as choose_tokens
 from kept_tokens import log_coverage
@@ -23,7 +24,6 @@ from rgb_fusion import BACKBONE, load_backbone
 from text_cache import build_text_cache
 from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
-from utils import progress, under_root
 from weights import FUSION_PREFIXES, MAPPER_PREFIX, kept_tokens, load_finetune, load_fusion, read_model, read_weights
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     """The data set of the command line, with its paths resolved."""
-    spec = DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
+    spec = dataset_of(args)
     metrics.bleu_scorers(spec.bleu_tokenizer)  # a tokenizer that is not there should not wait for the first evaluation
     return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
 
@@ -171,7 +171,7 @@ def choose_vocabulary(
             kept = choose_tokens(Tokenizer(mt5_folder), [config.prompt, *texts], kept)
         if kept is not None:
             log_coverage(Tokenizer(mt5_folder), kept, held_out_texts(args, loaders))
-    return distributed.from_main(kept)
+    return distributed.broadcast_object(kept)
 
 
 def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> dict[str, Iterable[str]]:

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepspeed_engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
 from disk import UNFINISHED, explain, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
-from distributed import from_main, gather, is_main, rank, share_weights, world_size
-from zero_state import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
+from distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def write_on_main(path: str | Path, write: Callable[..., object], *arguments: An
             write(*arguments)
         except OSError as error:
             failure = explain(error, path)
-    if failure := from_main(failure):
+    if failure := broadcast_object(failure):
         raise SaveError(failure)
 
 
@@ -113,7 +113,7 @@ def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0)
             failure = explain(error, target)
     for _ in parts:  # those who do not write, or cannot, take part all the same
         pass
-    if failure := from_main(failure):
+    if failure := broadcast_object(failure):
         raise SaveError(failure)
     return target
 
@@ -123,7 +123,7 @@ def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
     own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": state.epoch_sums}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
-    yield "processes.pt", gather(own)
+    yield "processes.pt", all_gather(own)
     yield STATE_WEIGHTS, full_state_dict(engine)
     for kind, tensors in optimizer_tensors(engine):
         yield f"optimizer_{kind}.pt", tensors
@@ -317,7 +317,7 @@ def load_model_state(model: nn.Module, folder: Path) -> None:
     """Put a state's weights into the model, before it gets its engine; every process calls this."""
     if is_main():
         model.load_state_dict(_read(folder / STATE_WEIGHTS))
-    share_weights(model)
+    broadcast_weights(model)
 
 
 def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainState:
@@ -326,10 +326,10 @@ def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainS
     Returns:
         The state with this process's sums over the epoch.
     """
-    kinds = from_main(sorted(path.stem.removeprefix("optimizer_") for path in folder.glob("optimizer_*.pt")))
-    numbers = from_main(_read(folder / "optimizer.pt") if is_main() else None)
+    kinds = broadcast_object(sorted(path.stem.removeprefix("optimizer_") for path in folder.glob("optimizer_*.pt")))
+    numbers = broadcast_object(_read(folder / "optimizer.pt") if is_main() else None)
     restore_optimizer(engine, numbers, kinds, lambda kind: _read(folder / f"optimizer_{kind}.pt"))
-    processes = from_main(_read(folder / "processes.pt") if is_main() else None)
+    processes = broadcast_object(_read(folder / "processes.pt") if is_main() else None)
     if len(processes) == world_size():
         own = processes[rank()]
         torch.set_rng_state(own["cpu"])

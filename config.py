@@ -10,6 +10,7 @@ under the names that Uni-Sign's users know.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import os
@@ -26,6 +27,7 @@ BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none")
 POSE_SUFFIXES = (".pkl", ".npz", ".pose")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")  # in small letters
 EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos
+ASPECTS = (0.2, 5)  # width / height of a video, the least and the most
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
 MISSING_TEXT = ("mask", "mapper")
@@ -283,3 +285,22 @@ class ModelConfig:
     def uses_mapper(self) -> bool:
         """Whether the model predicts text features from poses."""
         return self.use_descriptions and (self.description_alignment > 0 or self.missing_text == "mapper")
+
+
+def description_language(language: str) -> str:
+    """The language that `describe.py` writes for a data set with sentences in this one: "zh" or "en"."""
+    return "zh" if language == "Chinese" else "en"
+
+
+def dataset_of(args: argparse.Namespace) -> DatasetSpec:
+    """The data set of a command line, its paths as they are written.
+
+    Raises:
+        FileNotFoundError, ValueError: see `DatasetSpec.from_toml`.
+    """
+    return DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
+
+
+def under_root(root: str | Path, path: str) -> str:
+    """A configured path, taken from `--root` unless it is absolute."""
+    return os.path.normpath(Path(root) / path)

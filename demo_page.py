@@ -23,8 +23,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES
-from utils import Parser, run, sigterm_as_ctrl_c
+from cli import Parser, run, sigterm_as_ctrl_c
+from config import ASPECTS, EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 
 if TYPE_CHECKING:
     from pose import Pose
@@ -50,7 +50,7 @@ Open the address that is printed, in a browser on this computer. Ctrl-C ends it.
 """
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line."""
     parser = Parser(
         prog="demo_page.py",
@@ -78,9 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port}: must lie in 0 to 65535; 0 takes one that is free.")
-    for flag, least in (("max_upload", 1), ("num_beams", N_BEST)):
-        if getattr(args, flag) < least:
-            parser.error(f"--{flag} {getattr(args, flag)}: must be at least {least}.")
+    parser.at_least(args, max_upload=1, num_beams=N_BEST)
     return args
 
 
@@ -115,8 +113,8 @@ class Question:
             raise ValueError("the request's texts are no texts.")
         if self.texts not in ("rules", "file", "none"):
             raise ValueError(f"descriptions: {self.texts!r} is none of rules, file, none.")
-        if not isinstance(self.aspect, int | float) or not 0.2 <= self.aspect <= 5:
-            raise ValueError(f"aspect: {self.aspect!r} must be between 0.2 and 5.")
+        if not isinstance(self.aspect, int | float) or not ASPECTS[0] <= self.aspect <= ASPECTS[1]:
+            raise ValueError(f"aspect: {self.aspect!r} must be between {ASPECTS[0]} and {ASPECTS[1]}.")
         if not isinstance(self.person, int) or not 0 <= self.person < 1000:
             raise ValueError(f"person: {self.person!r} must be a number from 0.")
 
@@ -215,7 +213,7 @@ class Demo:
         if question.texts == "file":
             path.write_text(question.content, encoding="utf-8")
             return load_descriptions(path, pose)
-        language = "zh" if self.translator.model.config.language == "Chinese" else "en"
+        language = description_language(self.translator.model.config.language)
         return describe_pose(pose, language, aspect)
 
     def _sentences(self, pose: Pose, texts: Mapping[int, str] | None) -> dict[str, Any]:

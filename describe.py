@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import config
-from description_files import Clip, makers, write_descriptions, write_text
+from cli import Parser, add_dataset_flags, in_processes, progress, require_packages, run
+from description_files import Clip, makers, write_descriptions
+from disk import write_text
 from pages import element, page
-from utils import Parser, in_processes, progress, require_packages, run
 
 logger = logging.getLogger("describe")
 
@@ -40,7 +41,7 @@ A model's texts are added frame by frame to the files: what failed is listed and
 Exit status: 0 when all is described, 1 when something is left."""
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line, without `audit`, which has its own."""
     parser = Parser(
         prog="describe.py",
@@ -48,8 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     add = parser.group("which clips, and where to")
-    add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
-    add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
+    add_dataset_flags(add)
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
     add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
     add("--poses", default="", metavar="DIR", help="a folder of pose files, in place of a data set")
@@ -104,11 +104,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     }
     for flag in ("workers", "segment", "pictures", "picture_height", "concurrency", "timeout", "backoff", "max_tokens"):
         wrong[f"--{flag} {getattr(args, flag)}: must be positive."] = not getattr(args, flag) > 0
-    for flag in ("retries", "max_requests", "max_cost", "price_in", "price_out"):
-        wrong[f"--{flag} {getattr(args, flag)}: must not be negative."] = not getattr(args, flag) >= 0
-    wrong[f"--aspect {args.aspect}: must be between 0.2 and 5."] = not 0.2 <= args.aspect <= 5
-    for message in (message for message, holds in wrong.items() if holds):
-        parser.error(message)
+    parser.at_least(args, retries=0, max_requests=0, max_cost=0, price_in=0, price_out=0)
+    parser.between(args, "aspect", *config.ASPECTS)
+    parser.refuse(wrong)
     try:
         json.loads(args.fields).items()
     except (ValueError, AttributeError):
@@ -121,7 +119,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def dataset_spec(args: argparse.Namespace) -> config.DatasetSpec:
     """The data set of the command line, with its paths resolved."""
-    spec = config.DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else config.DATASETS[args.dataset]
+    spec = config.dataset_of(args)
     return spec.under(args.root)
 
 
@@ -139,7 +137,7 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         if not (args.out or args.preview or spec.description_dir):
             raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
         clips = [clip for split in _splits(args, spec) for clip in _clips_of(spec, split, args.out)]
-        language = args.language or ("zh" if spec.language == "Chinese" else "en")
+        language = args.language or config.description_language(spec.language)
     if args.clips:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
             raise ValueError(f"--clips: no clip is named {unknown[0]!r}.")

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from cli import progress, require_packages
 from config import SPLITS
-from description_files import Clip, makers_by_frame, write_descriptions, write_text
+from description_files import Clip, makers_by_frame, write_descriptions
+from disk import write_text
 from pictures import draw_pose, encode, picture_box, video_picture
 from pose import Pose, read_pose
 from temporal_alignment import DescriptionLoader
-from utils import progress, require_packages
 from video import read_frames
 from vlm_client import EndpointError, FailedRequestError, LimitReachedError, Limits, VlmClient, api_key
 

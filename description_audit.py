@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import config
-from description_files import makers_by_frame, write_descriptions, write_text
+from cli import Parser, in_processes, progress
+from description_files import makers_by_frame, write_descriptions
+from disk import write_text
 from pages import Html, element, folded, page
 from temporal_alignment import DescriptionCounts, DescriptionLoader
-from utils import Parser, in_processes, progress
 
 logger = logging.getLogger(__name__)
 
@@ -211,10 +212,7 @@ def find_jobs(args: argparse.Namespace) -> dict[str, list[Job]]:
     if args.dataset or args.dataset_config:
         from datasets import S2T_Dataset
 
-        spec = (
-            config.DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else config.DATASETS[args.dataset]
-        )
-        spec = spec.under(args.root)
+        spec = config.dataset_of(args).under(args.root)
         jobs = {}
         for split in spec.labels:
             if (folder / split).is_dir():

@@ -8,11 +8,12 @@ original frames.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from disk import write_text
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,6 @@ class Clip:
     pose: Path
     video: Path | None
     out: Path
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file that appears under its name only when it is whole.
-
-    Unlike `disk.write_text` this does not wait for the disk: a data set has 20,000 of these files, and what a power cut
-    takes can be made again.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapping[int, str]) -> None:
@@ -52,7 +40,7 @@ def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapp
         for frame, text in sorted(texts.items())
     ]
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
-    write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")
+    write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n", sync=False)
 
 
 def read_entries(path: str | Path) -> Any:

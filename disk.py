@@ -41,12 +41,13 @@ class _Hashing:
         self.file.flush()
 
 
-def write_whole(path: str | Path, write: Callable[[Any], object]) -> str:
+def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool = True) -> str:
     """Write a file under another name, and give it its own when all of it is on the disk.
 
     Args:
         path: the file; an older one stays as it is until the new one takes its place.
         write: is given the open file.
+        sync: wait for the disk. Not for thousands of small files that can be made again after a power cut.
 
     Returns:
         The content's SHA-256.
@@ -63,19 +64,22 @@ def write_whole(path: str | Path, write: Callable[[Any], object]) -> str:
             except RuntimeError:  # torch hides what the file said
                 raise file.error or RuntimeError from None
             raw.flush()
-            os.fsync(raw.fileno())
+            if sync:
+                os.fsync(raw.fileno())
         os.replace(unfinished, path)
     except BaseException:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
-    sync_folder(Path(path).parent)
+    if sync:
+        sync_folder(Path(path).parent)
     return file.sum.hexdigest()
 
 
-def write_text(path: str | Path, text: str) -> str:
-    """Write a text file as `write_whole` does."""
-    return write_whole(path, lambda file: file.write(text.encode("utf-8")))
+def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
+    """Write a text file as `write_whole` does, in a folder that is made if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return write_whole(path, lambda file: file.write(text.encode("utf-8")), sync=sync)
 
 
 def sync_file(path: str | Path) -> None:

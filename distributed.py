@@ -1,11 +1,10 @@
-"""Processes and the training engine: ranks, gathering, DeepSpeed.
+"""The processes of a run: ranks, devices, collectives.
 
 A plain `python` process is a group of one; `torchrun` and `deepspeed` say through the environment which they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import warnings
@@ -95,7 +94,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Every process's value, in the order of ranks, on every process."""
     if world_size() == 1:
         return [value]
@@ -104,9 +103,9 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def from_main(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Rank 0's value, on every process."""
-    return gather(value if is_main() else None)[0]
+    return all_gather(value if is_main() else None)[0]
 
 
 def any_process(*flags: bool) -> list[bool]:
@@ -118,29 +117,29 @@ def any_process(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in union.tolist()]
 
 
-def share(tensor: torch.Tensor) -> torch.Tensor:
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
     """Overwrite a tensor with rank 0's, in place."""
     if world_size() > 1:
         dist.broadcast(tensor, 0)
     return tensor
 
 
-def share_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Give every process rank 0's batch statistics: those that are saved.
 
     On several GPUs they are the same anyway; on CPUs each process has seen its own clips.
     """
     for buffer in model.buffers():
-        share(buffer)
+        broadcast(buffer)
 
 
-def share_weights(model: nn.Module) -> None:
+def broadcast_weights(model: nn.Module) -> None:
     """Give every process rank 0's weights and buffers; the model is still on the CPU."""
     for value in model.state_dict().values():
-        value.copy_(share(value.to(device())))
+        value.copy_(broadcast(value.to(device())))
 
 
-def total(n: int) -> int:
+def all_reduce_sum(n: int) -> int:
     """Sum of every process's number."""
     if world_size() == 1:
         return n
@@ -149,94 +148,17 @@ def total(n: int) -> int:
     return int(numbers)
 
 
-def engine_config(args: argparse.Namespace) -> dict[str, Any]:
-    """Make DeepSpeed's configuration from the command line.
+def check_dtype(dtype: str, device: torch.device) -> None:
+    """Refuse the precision that a device does not have.
 
-    Parameters, their gradients' sums and batch statistics stay in fp32; matrix products run in bf16 or fp16 under
-    autocast. (A model cast to bf16 as a whole would keep batch statistics in 8 bits of mantissa on a GPU, and fail on
-    a CPU.)
+    Raises:
+        ValueError: fp16 on a CPU.
     """
-    zero: dict[str, Any] = {"stage": args.zero_stage}
-    if args.offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": args.pin_mem}
-    dtypes = {"bf16": "bfloat16", "fp16": "float16"}
-    return {
-        "train_micro_batch_size_per_gpu": args.batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "gradient_clipping": args.gradient_clipping,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": args.dtype != "fp32", "dtype": dtypes.get(args.dtype, "bfloat16")},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
+    if dtype == "fp16" and device.type == "cpu":
+        raise ValueError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.")
 
 
-def start_engine(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    args: argparse.Namespace,
-) -> Any:
-    """Wrap a model for training on all processes.
-
-    Returns:
-        DeepSpeed's engine; `engine.module` is the model.
-    """
-    import deepspeed
-
-    if args.zero_stage == 0:
-        _skip_non_finite(optimizer)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=engine_config(args), dist_init_required=False
-    )
-    if args.zero_stage and args.dtype == "fp16":
-        _clip_scaled(engine.optimizer, args.gradient_clipping)
-    return engine
-
-
-def _clip_scaled(optimizer: Any, longest: float) -> None:
-    """In fp16, let ZeRO 1 to 3 clip gradients at a norm that is multiplied like the gradients.
-
-    DeepSpeed 0.19 clips them before its GradScaler divides: a gradient of norm 1 would be cut to 1 / 65536.
-    """
-    take_step = optimizer.step
-
-    def step(*arguments: Any, **options: Any) -> Any:
-        optimizer.clip_grad = longest * optimizer.torch_autocast_gradscaler.get_scale()
-        return take_step(*arguments, **options)
-
-    optimizer.step = step
-
-
-def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
-    """Let a step do nothing when a gradient is not finite, as the optimizers of ZeRO 1 to 3 do.
-
-    `overflow` is where the engine looks whether the step was taken. All processes have the same gradients by then.
-    """
-    take_step = optimizer.step
-    seen_by_engine: Any = optimizer  # torch's type knows neither the attribute nor that a step can be replaced
-
-    def step(*arguments: Any, **options: Any) -> Any:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
-        seen_by_engine.overflow = not bool(torch.isfinite(norms).all())
-        return None if seen_by_engine.overflow else take_step(*arguments, **options)
-
-    seen_by_engine.step = step
-
-
-def synchronised_batch_norm(model: nn.Module) -> nn.Module:
-    """On several GPUs, let batch normalisation see the frames of all; elsewhere the model as it is."""
-    if world_size() > 1 and device().type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
-
-
-@contextlib.contextmanager
-def autocast(dtype: str) -> Iterator[None]:
-    """The precision of training, for what runs outside the engine."""
+def autocast(dtype: str, device: torch.device) -> torch.autocast:
+    """The precision of matrix products, outside the engine: "bf16", "fp16" or "fp32"."""
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    with torch.autocast(device().type, dtype=kinds.get(dtype, torch.bfloat16), enabled=dtype in kinds):
-        yield
+    return torch.autocast(device.type, dtype=kinds.get(dtype, torch.bfloat16), enabled=dtype in kinds)

@@ -27,8 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli import Parser, run
 from disk import new_folder, require_room, write_text, write_whole
-from utils import Parser, run
 
 if TYPE_CHECKING:
     import torch
@@ -49,17 +49,9 @@ Vocabularies: `trimmed` leaves the tokens that --texts need, and ASCII, punctuat
 writes is what the full one would write if it were held to these tokens. `full` gives a model that was trained with
 --trim_vocab all tokens of mT5 again: the rows that it has not trained come from --base, or else from --mt5_path.
 """
-# What a tokenizer of transformers is told, so that it adds no tokens of its own.
-TOKENIZER_CONFIG = {
-    "tokenizer_class": "T5Tokenizer",
-    "extra_ids": 0,
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-}
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line."""
     parser = Parser(
         prog="export.py",
@@ -93,8 +85,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--base is for --vocabulary full.": args.base and args.vocabulary != "full",
         "--drop_descriptions is for --to uni_sign.": args.drop_descriptions and not is_file,
     }
-    for message in (message for message, holds in wrong.items() if holds):
-        parser.error(message)
+    parser.refuse(wrong)
     return args
 
 
@@ -282,6 +273,7 @@ def frozen_encoder(folder: Path) -> dict[str, torch.Tensor]:
 
 def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, tokenizer: Any) -> None:
     """Write an mT5 that transformers loads."""
+    from tokenizer import TOKENIZER_CONFIG
     from weights import save_safetensors
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))

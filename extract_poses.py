@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cli import Parser, progress, require_packages, run
 from config import EXTRACTORS, ONE_PERSON, VIDEO_SUFFIXES
-from utils import Parser, progress, require_packages, run
 
 if TYPE_CHECKING:
     from pose import Pose
@@ -43,7 +43,7 @@ frame; 1 is the next, such as an interpreter beside a speaker. Look at the resul
 """
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line."""
     parser = Parser(
         prog="extract_poses.py",
@@ -74,15 +74,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line and refuse what cannot be, before anything heavy is imported."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
+    parser.at_least(args, num_workers=1, person=0)
     wrong = {
-        f"--num_workers {args.num_workers}: must be at least 1.": args.num_workers < 1,
-        f"--person {args.person}: must be at least 0.": args.person < 0,
         ONE_PERSON: args.person and args.extractor == "mediapipe",
         "--device cuda: MediaPipe computes on the CPU.": args.device == "cuda" and args.extractor == "mediapipe",
         "--check and --overwrite exclude each other: --check makes no files.": args.check and args.overwrite,
     }
-    for message in (message for message, holds in wrong.items() if holds):
-        parser.error(message)
+    parser.refuse(wrong)
     return args
 
 

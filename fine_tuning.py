@@ -44,22 +44,23 @@ from checkpoint import (
     write_on_main,
     write_progress,
 )
+from cli import progress, run
+from config import under_root
 from datasets import ClipLoader, S2T_Dataset
+from deepspeed_engine import full_state_dict, start_engine, synchronised_batch_norm
 from disk import write_text
 from models import Uni_Sign
 from optimization import build_optimizer, build_schedule
 from survival import Guards
-from utils import git_revision, progress, run, seed_everything, start_log, under_root
+from utils import git_revision, seed_everything, start_log
 from weights import fusion_weights, save_weights
-from zero_state import full_state_dict
 
 logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> None:
     """Set up, then evaluate or train."""
-    if args.dtype == "fp16" and distributed.device().type == "cpu":
-        raise ValueError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.")
+    distributed.check_dtype(args.dtype, distributed.device())
     distributed.start()
     if distributed.is_main():
         run_lock.hold(args.output_dir)
@@ -92,7 +93,7 @@ def train(
     choose_trainable(args, model)
     optimizer = build_optimizer(model, args)
     schedule = build_schedule(optimizer, args, steps_per_epoch)
-    engine = distributed.start_engine(distributed.synchronised_batch_norm(model), optimizer, schedule, args)
+    engine = start_engine(synchronised_batch_norm(model), optimizer, schedule, args)
     if resumed:
         state = load_optimizer_state(engine, resumed[0], state)
     log_plan(args, steps_per_epoch)
@@ -101,7 +102,7 @@ def train(
     while state.epoch < args.epochs:
         begun = time.monotonic()
         trained = train_one_epoch(engine, loader, state, guards, args)
-        distributed.share_buffers(engine.module)
+        distributed.broadcast_buffers(engine.module)
         folder = save(engine, state, guards, args)  # an evaluation can be killed as well
         scores, losses = evaluate(engine, loaders["dev"], guards, args) if "dev" in loaders else (None, {})
         score = scores.values[metrics.MAIN_METRIC[args.task][0]] if scores else None
@@ -191,7 +192,7 @@ def evaluate(
     batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main(), total=len(loader))
     for number, (src_input, tgt_input) in enumerate(batches):
         guards.clips.note(src_input, dataset.split, len(dataset))
-        with survival.explain_memory(src_input, args), distributed.autocast(args.dtype):
+        with survival.explain_memory(src_input, args), distributed.autocast(args.dtype, distributed.device()):
             output = model(to_device(src_input, distributed.device()), tgt_input)
             ids = bare.generate(output, args.num_beams, args.max_new_tokens, synced=in_step)
         if number < loader.sampler.n_own and src_input["name_batch"]:
@@ -199,13 +200,13 @@ def evaluate(
             sums += output.n_tokens * torch.tensor([output.loss.item(), output.nll.item(), 1.0], dtype=torch.float64)
         if guards.stop.agreed():
             guards.stop.leave(f"in the evaluation of {dataset.split}")
-    written = dict(pair for part in distributed.gather(mine) for pair in part)
+    written = dict(pair for part in distributed.all_gather(mine) for pair in part)
     bad_clips = guards.clips.settle(dataset.split, len(dataset))
     hypotheses = ["" if name in bad_clips else written[name] for name in dataset.names]
     references = dataset.targets()
     spec = dataset.spec
     scores = metrics.score(args.task, hypotheses, references, spec.text_unit, spec.bleu_tokenizer)
-    loss, nll, n_tokens = torch.stack(distributed.gather(sums)).sum(0).tolist()
+    loss, nll, n_tokens = torch.stack(distributed.all_gather(sums)).sum(0).tolist()
     losses = {"loss": loss / max(n_tokens, 1), "nll": nll / max(n_tokens, 1)}
     results = Results(dataset, hypotheses, references, scores, losses, bad_clips)
     out = Path(args.output_dir)
@@ -249,7 +250,7 @@ Resumed = tuple[Path, TrainState]  # a state's folder, and where it stands
 def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> Resumed | None:
     """The state of --resume, if it is one of this experiment; None for a run that starts at the beginning."""
     mine = find_state(args.resume, args.output_dir) if args.resume and distributed.is_main() else None
-    if (found := distributed.from_main(mine)) is None:
+    if (found := distributed.broadcast_object(mine)) is None:
         return None
     folder, state = found
     return folder, check_resumable(folder, state, vars(args), len(loaders["train"]))
@@ -282,7 +283,7 @@ def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, ar
     Raises:
         ValueError: with all that there is to look at.
     """
-    clips = sorted(name for part in distributed.gather(names) for name in part)
+    clips = sorted(name for part in distributed.all_gather(names) for name in part)
     folder = guards.saves.attempt("the state", save_state, engine, state, Path(args.output_dir) / "non_finite")
     raise ValueError(guards.steps.report(state.step, state.lr, clips, f"The state is saved in {folder}."))
 
@@ -310,7 +311,7 @@ def log_step(state: TrainState, loss: float, taken: bool, guards: Guards) -> Non
 
 def average(sums: dict[str, float]) -> dict[str, float]:
     """Means over the micro-batches of all processes."""
-    parts = distributed.gather(sums)
+    parts = distributed.all_gather(sums)
     loss, nll, n_batches = (sum(part.get(name, 0.0) for part in parts) for name in ("loss", "nll", "batches"))
     return {"loss": loss / max(n_batches, 1), "nll": nll / max(n_batches, 1)}
 

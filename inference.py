@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import EXTRACTORS, ONE_PERSON, POSE_SUFFIXES, VIDEO_SUFFIXES
+from cli import Parser, progress, run, sigterm_as_ctrl_c
+from config import ASPECTS, EXTRACTORS, ONE_PERSON, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from disk import write_text
-from utils import Parser, progress, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from batch import Sample
@@ -51,7 +51,7 @@ where it encodes texts and was frozen in training. From Python:
 """
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line."""
     parser = Parser(
         prog="inference.py",
@@ -101,9 +101,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line and refuse what cannot be, before anything heavy is imported."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    for flag, least in (("n_best", 1), ("person", 0), ("max_length", 0), ("batch_size", 1), ("max_new_tokens", 1)):
-        if getattr(args, flag) < least:
-            parser.error(f"--{flag} {getattr(args, flag)}: must be at least {least}.")
+    parser.at_least(args, n_best=1, person=0, max_length=0, batch_size=1, max_new_tokens=1)
+    parser.between(args, "seconds", 1, LONGEST)
+    if args.aspect is not None:
+        parser.between(args, "aspect", *ASPECTS)
     out = Path(args.out)
     wrong = {
         f"--num_beams {args.num_beams}: must be at least --n_best, which is {args.n_best}.": args.num_beams
@@ -113,11 +114,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         f"--out {out}: its folder does not exist.": args.out and not out.parent.is_dir(),
         f"--fps {args.fps}: must be positive.": args.fps < 0,
         ONE_PERSON: args.person and args.extractor == "mediapipe",
-        f"--aspect {args.aspect}: must be between 0.2 and 5.": args.aspect is not None and not 0.2 <= args.aspect <= 5,
-        f"--seconds {args.seconds}: must be between 1 and {LONGEST}.": not 1 <= args.seconds <= LONGEST,
     }
-    for message in (message for message, holds in wrong.items() if holds):
-        parser.error(message)
+    parser.refuse(wrong)
     return args
 
 
@@ -236,7 +234,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
     if args.describe:
         from pose_sentences import describe_pose
 
-        language = "zh" if translator.model.config.language == "Chinese" else "en"
+        language = description_language(translator.model.config.language)
         texts = describe_pose(pose, language, aspect)
     elif args.descriptions:
         path = Path(args.descriptions)

@@ -8,7 +8,6 @@ DIR/poses/{split} and DIR/descriptions/{split} are packs; what is in one stands 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import config  # `packed` is imported where it is used: it needs torch, and --help answers at once
+from cli import Parser, add_dataset_flags, in_processes, progress, run
 from disk import explain
 from labels import split_labels
-from utils import Parser, in_processes, progress, run
 
 if TYPE_CHECKING:
     from packed import Content
@@ -39,15 +38,14 @@ whole; one that was stopped starts from the beginning.
 """
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line."""
     parser = Parser(
         description="Pack a data set's poses and descriptions into a few files that are mapped into memory.",
         epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
-    add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
+    add_dataset_flags(add)
     add("--root", default=".", metavar="DIR", help="folder that all paths start from, --out too; default: .")
     add("--out", required=True, metavar="DIR", help="where the packs go, or are")
     add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
@@ -60,13 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pack, or verify."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error(f"--workers {args.workers}: must be at least 1.")
+    parser.at_least(args, workers=1)
     out = Path(args.root) / args.out
     if args.verify:
         verify(out)
         return
-    spec = config.DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else config.DATASETS[args.dataset]
+    spec = config.dataset_of(args)
     splits = [split for split in args.splits if split in spec.labels]
     if not splits:
         raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)}.")

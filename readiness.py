@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 import building
-from config import DatasetSpec
+from cli import progress
+from config import DatasetSpec, under_root
 from kept_tokens import choose
 from labels import split_labels, target
 from packed import open_descriptions, open_poses
 from rgb_fusion import HandCrops
 from tokenizer import Tokenizer
-from utils import progress, under_root
 from video import check_n_frames, count_frames
 
 SAMPLE = 200  # of more than twice as many files, this many or somewhat more are opened unless all are

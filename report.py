@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import config
 import utils
+from cli import Parser, progress, run
 from disk import write_text
 from pages import Bar, Html, Line, chart, element, folded, intervals, join, number, page, smoothed, table
-from utils import Parser, progress, run
 
 if TYPE_CHECKING:
     from judged import Judged
@@ -38,7 +39,7 @@ STYLES = ("a", "b")
 NAMES = {"bleu": "BLEU-", "chrf": "chrF", "rouge_l": "ROUGE-L", "wer": "WER", "top1_per_": "top-1 per "}
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line."""
     parser = Parser(
         prog="report.py",
@@ -68,8 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.runs) > 2:
         parser.error(f"{len(args.runs)} runs: a page has one, or compares two.")
-    if not 0.2 <= args.aspect <= 5:
-        parser.error(f"--aspect {args.aspect}: must be between 0.2 and 5.")
+    parser.between(args, "aspect", *config.ASPECTS)
     args.out = args.out or str(Path(args.runs[-1]) / "report.html")
     if not Path(args.out).parent.is_dir():
         parser.error(f"--out {args.out}: its folder does not exist.")

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distributed import total
+from cli import require_packages
+from distributed import all_reduce_sum
 from pose import PART_JOINTS, SCORE_THRESHOLD, Part, Pose
 from stgcn import ClipLayout
-from utils import require_packages
 from video import read_frames
 
 HANDS: tuple[Part, ...] = ("left", "right")
@@ -250,7 +250,8 @@ def crop_features(model: nn.Module, crops: torch.Tensor) -> torch.Tensor:
     """(N, 3, 112, 112) -> (N, C, 4, 4)."""
     backbone, project = model.get_submodule("rgb_support_backbone"), model.get_submodule("rgb_proj")
     trains = backbone.training
-    backbone.train(trains and total(len(crops)) > 0)  # batch statistics need a crop; synchronised ones, in any process
+    # Batch statistics need a crop; synchronised ones, in any process.
+    backbone.train(trains and all_reduce_sum(len(crops)) > 0)
     maps = project(backbone(crops))
     backbone.train(trains)
     return maps

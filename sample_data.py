@@ -45,9 +45,9 @@ from pathlib import Path
 import numpy as np
 
 import config
+from cli import Parser, run
 from sample_signer import Form, Recording, Signer, record
 from small_mt5 import refuse_other_models, write_small_mt5
-from utils import Parser, run
 
 MARKER = "sample_corpus.json"  # lies in a sample corpus, and says that the folder may be written anew
 

@@ -22,9 +22,10 @@ import numpy as np
 import sentencepiece
 from safetensors.numpy import save_file
 
+from cli import Parser, run
 from labels import read_labels, target
 from temporal_alignment import DescriptionLoader
-from utils import Parser, run
+from tokenizer import TOKENIZER_CONFIG
 
 MADE_BY = "small_mt5.py"  # stands in config.json, so that nobody's real mT5 is overwritten
 
@@ -192,18 +193,10 @@ def write_small_mt5(
         "tokenizer_class": "T5Tokenizer",
         "dtype": "float32",
     }
-    # Without extra_ids 0 transformers adds a hundred ids that the model has no rows for.
-    tokenizer = {
-        "tokenizer_class": "T5Tokenizer",
-        "extra_ids": 0,
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "pad_token": "<pad>",
-    }
     weights = random_weights(np.random.default_rng(seed), vocab_size=rows, layers=layers, heads=heads, **sizes)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(spiece)
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n", encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return pieces

@@ -20,8 +20,8 @@ import distributed
 from bad_clips import BadClips
 from batch import SrcInput
 from checkpoint import SaveError
+from deepspeed_engine import lower_gradient_scale
 from tracking import Tracker
-from zero_state import lower_gradient_scale
 
 logger = logging.getLogger(__name__)
 

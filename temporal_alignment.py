@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from disk import file_sizes
+
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20  # of one description file; a real one has some hundred KB
@@ -198,8 +200,7 @@ class DescriptionLoader:
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
         """Bytes of each clip's file, 0 for one that is missing."""
-        paths = (self.directory / f"{name}.json" for name in names)
-        return np.array([path.stat().st_size if path.is_file() else 0 for path in paths])
+        return file_sizes(self.directory / f"{name}.json" for name in names)
 
     def load(self, name: str, n_frames: int | None = None) -> dict[int, str]:
         """Read a clip's valid descriptions; what is missing or bad is left out and counted.

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedMo
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from disk import sha256
 from mt5 import encode, keep_rows, use_fused_activation
 from tokenizer import Tokenizer
 
@@ -192,8 +193,7 @@ def encoder_fingerprint(folder: str | Path, max_tokens: int) -> str:
     digest = hashlib.sha256(f"mean of tokens, {max_tokens}".encode())
     for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
         digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()[:32]
 
 

@@ -13,6 +13,15 @@ import sentencepiece
 import torch
 
 PAD, EOS, UNK = 0, 1, 2
+# What the tokenizer class of transformers reads in an mT5 folder. By default it would add a hundred ids (`extra_ids`)
+# that the model has no rows for.
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "T5Tokenizer",
+    "extra_ids": 0,
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+}
 SPACE = "\u2581"  # in a piece, the blank before a word
 
 

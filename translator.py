@@ -13,6 +13,7 @@ import torch
 
 from batch import Sample, collate_fn, to_device
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
+from distributed import autocast, check_dtype
 from models import Uni_Sign, load_mt5
 from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose_extraction import Extractor, extract_pose
@@ -22,8 +23,6 @@ from text_fusion_modules import TextEncoder, TextFeatures
 from tokenizer import Tokenizer
 from video import read_pictures
 from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Candidate(NamedTuple):
@@ -71,8 +70,7 @@ class Translator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: torch finds no GPU here; use cpu.")
-        if dtype == "fp16" and self.device.type == "cpu":
-            raise ValueError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.")
+        check_dtype(dtype, self.device)
         self.model = model.to(self.device).eval()
         self.max_length, self.dtype = max_length, dtype
         self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
@@ -195,9 +193,8 @@ class Translator:
         """
         if n_best > self.num_beams:
             raise ValueError(f"--n_best {n_best}: a search with {self.num_beams} beams has no more; raise --num_beams.")
-        kind, autocast = self.device.type, self.dtype in DTYPES
         try:
-            with torch.autocast(kind, dtype=DTYPES.get(self.dtype, torch.bfloat16), enabled=autocast):
+            with autocast(self.dtype, self.device):
                 encoded = self.model.encode(to_device(collate_fn(samples)[0], self.device))
                 ids = self.model.generate(encoded, self.num_beams, self.max_new_tokens, n_best=n_best)
                 scores = self.model.log_probs(encoded, ids).tolist()

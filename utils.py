@@ -1,26 +1,18 @@
-"""The run: command line, seed, log, progress. Nothing heavy is imported here, so that `--help` answers at once."""
+"""A run of `fine_tuning.py`: its command line, seed and log. Nothing heavy is imported, so `--help` answers at once."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import logging
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import config
+from cli import Parser, add_dataset_flags, installed
 
 logger = logging.getLogger(__name__)
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 _OURS = "run"  # the name of the log handlers that belong to the run
 
@@ -33,38 +25,7 @@ EXAMPLES = """examples:
 """
 
 
-def spellings(*names: str) -> list[str]:
-    """A flag's names with underscores and with hyphens.
-
-    >>> spellings("--batch-size", "-b")
-    ['--batch-size', '-b', '--batch_size']
-    """
-    found = dict.fromkeys(names)
-    for name in names:
-        if name.startswith("--"):
-            found |= dict.fromkeys(["--" + name[2:].replace("-", "_"), "--" + name[2:].replace("_", "-")])
-    return list(found)
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes every flag with hyphens and with underscores, never cut short; texts keep their lines.
-
-    `add_argument` is typed more loosely here than in argparse, whose many options it hands on as they are.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
-
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
-        return super().add_argument(*spellings(*names), **options)
-
-    def group(self, title: str) -> Callable[..., argparse.Action]:
-        """What adds flags that stand under a heading of their own in --help."""
-        group = self.add_argument_group(title)
-        return lambda *names, **options: group.add_argument(*spellings(*names), **options)
-
-
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line of `fine_tuning.py`; names and defaults of Uni-Sign's flags are kept."""
     parser = Parser(
         prog="fine_tuning.py",
@@ -72,8 +33,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     add = parser.group("data")
-    add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
-    add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
+    add_dataset_flags(add)
     add("--task", default="SLT", choices=config.TASKS, help="default: SLT")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
     add("--packed", default="", metavar="DIR", help="read poses and descriptions from what pack_dataset.py wrote there")
@@ -309,59 +269,18 @@ def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace)
         parser.error("--tensorboard and --wandb draw a training; --eval writes its scores to {split}_metrics.json.")
 
 
-def installed(package: str) -> bool:
-    """Whether a package can be imported; a mere folder of that name, as wandb leaves one, is none."""
-    found = importlib.util.find_spec(package)
-    return found is not None and found.origin is not None
-
-
-def require_packages(flag: str, *names: str) -> None:
-    """Say which packages for pictures and videos a flag needs, before work begins.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    if missing := [name for name in names if not installed(name)]:
-        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
-
-
-def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
     counts = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
     others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs hold_gate "
     others += "weight_decay gradient_clipping opt_eps min_lr"
     least = dict.fromkeys(counts.split(), 1) | dict.fromkeys(others.split(), 0)
-    for flag, bound in least.items():
-        if not getattr(args, flag) >= bound:  # so that NaN is refused as well
-            parser.error(f"--{flag} {getattr(args, flag)}: must be at least {bound}.")
+    parser.at_least(args, **least)
     if not 0 <= args.max_bad_clips <= 1:
         parser.error(f"--max_bad_clips {args.max_bad_clips}: must be a share, from 0 to 1.")
     if not args.lr > 0:
         parser.error(f"--lr {args.lr}: must be positive.")
     if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
         parser.error(f"--opt_betas {' '.join(map(str, args.opt_betas))}: each must lie in [0, 1).")
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a program: what a user can mend is one line on the terminal (its origin goes to the log), status 1."""
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        logging.getLogger().debug("where it came from:", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        raise SystemExit(130) from None
-
-
-@contextlib.contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """While entered, a scheduler that ends the program is as good as a person who does: KeyboardInterrupt."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _LogFile(logging.FileHandler):
@@ -393,23 +312,6 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> Iterator[T]:
-    """Show a bar while a person watches; nothing when the output goes to a file. `total` for items without a length."""
-    from tqdm import tqdm
-
-    hidden = not (shown and sys.stderr.isatty())
-    return iter(tqdm(items, desc=title, total=total, disable=hidden, leave=False, dynamic_ncols=True))
-
-
-def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:
-    """Yield function(job) for each job, in order, computed by several processes."""
-    if workers == 1 or len(jobs) <= chunk:
-        yield from map(function, jobs)
-        return
-    with ProcessPoolExecutor(min(workers, -(-len(jobs) // chunk))) as pool:
-        yield from pool.map(function, jobs, chunksize=chunk)
-
-
 def seed_everything(seed: int, rank: int) -> None:
     """Seed what draws random numbers during a run; each process draws its own."""
     import torch
@@ -427,8 +329,3 @@ def git_revision() -> str:
 
     revision = git("rev-parse", "--short=12", "HEAD")
     return revision + ("+changes" if revision and git("status", "--porcelain", "-uno") else "")
-
-
-def under_root(root: str | Path, path: str) -> str:
-    """A configured path, taken from `--root` unless it is absolute."""
-    return os.path.normpath(Path(root) / path)

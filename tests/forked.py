@@ -39,6 +39,7 @@ def _run(flags: list[str], environment: dict[str, str], log: str, before: Callab
     _begin(log)
     import torch
 
+    import cli
     import distributed
     import fine_tuning
     import utils
@@ -48,7 +49,7 @@ def _run(flags: list[str], environment: dict[str, str], log: str, before: Callab
         before()
     args = utils.parse_args(flags)
     with distributed.naming_the_lost():
-        utils.run(lambda: fine_tuning.main(args))
+        cli.run(lambda: fine_tuning.main(args))
     distributed.stop()
 
 

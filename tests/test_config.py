@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import config
-from config import DATASETS, DatasetSpec, ModelConfig
+from config import DATASETS, DatasetSpec, ModelConfig, under_root
 
 GOOD = """
 name = "Own"
@@ -200,3 +200,8 @@ def test_the_ends_of_the_ranges_are_allowed(good):
 def test_records_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().hidden_dim = 8
+
+
+def test_paths_under_root():
+    assert under_root("sample", "./pretrained_weight/mt5-base") == "sample/pretrained_weight/mt5-base"
+    assert under_root("sample", "/elsewhere") == "/elsewhere"

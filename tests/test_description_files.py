@@ -1,11 +1,10 @@
 """Description files: written whole, in the usual form, with their makers."""
 
 import json
-import os
 
 import pytest
 
-from description_files import makers, makers_by_frame, write_descriptions, write_text
+from description_files import makers, makers_by_frame, write_descriptions
 from temporal_alignment import DescriptionLoader
 
 
@@ -41,16 +40,3 @@ def test_makers_of_strange_files(tmp_path, content, maker):
     assert makers(tmp_path / "a.json") == maker
     assert makers_by_frame(tmp_path / "a.json") == {}
     assert makers(tmp_path / "missing.json") is None
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_text(path, "old")
-
-    def break_down(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "replace", break_down)
-    with pytest.raises(OSError, match="no space left"):
-        write_text(path, "new")
-    assert path.read_text() == "old"

@@ -144,7 +144,7 @@ def test_a_folder_stands_alone(save, clip, tmp_path):
     run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
     lacking = tmp_path / "lacking"
     lacking.mkdir()
-    for module in ("deepspeed", "fine_tuning", "checkpoint", "zero_state", "datasets", "survival", "sacrebleu"):
+    for module in ("deepspeed", "fine_tuning", "checkpoint", "deepspeed_engine", "datasets", "survival", "sacrebleu"):
         assert not (out / "code" / f"{module}.py").exists()
         (lacking / f"{module}.py").write_text(f"raise SystemExit('{module} was imported')")
     copy = tmp_path / "copy.npz"
@@ -201,7 +201,7 @@ def test_a_folder_and_flags_that_name_something_else(save, corpus, tmp_path):
 def test_modules_of_training_are_not_needed():
     needed = needed_modules("inference")
     assert {"inference", "translator", "models", "pose_files", "posecodes"} <= needed
-    assert not needed & {"fine_tuning", "checkpoint", "zero_state", "datasets", "optimization", "text_cache"}
+    assert not needed & {"fine_tuning", "checkpoint", "deepspeed_engine", "datasets", "optimization", "text_cache"}
 
 
 @pytest.mark.parametrize("kind", ["described trained trimmed", pytest.param("described trained", marks=SLOW)])

@@ -16,6 +16,7 @@ import torch
 from forked import Run
 
 import building
+import cli
 import fine_tuning
 import utils
 from checkpoint import TrainState
@@ -222,7 +223,7 @@ def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
     state = sorted((tmp_path / "resume").iterdir())[0]
     finish(start(corpus, tmp_path, *flags, "--resume", state, launcher=launcher))
     after = lines(tmp_path / "steps.jsonl")
-    if stage == "3" and launcher is TWO:  # DeepSpeed sends weights in bf16 there; in fp32 test_zero_state.py is exact
+    if stage == "3" and launcher is TWO:  # DeepSpeed sends weights in bf16 there; test_deepspeed_engine.py is in fp32
         assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=1e-4)
     else:
         assert after == before
@@ -330,7 +331,7 @@ def test_what_a_user_can_mend_is_one_line(corpus, tmp_path, flags, words, capsys
     (tmp_path / "README.md").write_text("no weights")
     flags = [str(tmp_path / flag) if "nowhere" in flag or flag == "README.md" else flag for flag in flags]
     with pytest.raises(SystemExit) as stopped:
-        utils.run(lambda: train(corpus, tmp_path / "out", *flags))
+        cli.run(lambda: train(corpus, tmp_path / "out", *flags))
     assert stopped.value.code == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1

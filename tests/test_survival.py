@@ -13,6 +13,7 @@ import torch
 from forked import Run
 from test_kills import FLAGS, assert_same_run, tiny  # noqa: F401 -- a fixture
 
+import cli
 import disk
 import survival
 import utils
@@ -206,7 +207,7 @@ def test_a_run_whose_last_save_failed_does_not_claim_success():
 def test_a_read_only_folder_is_one_line(tmp_path, capsys):
     tmp_path.chmod(0o500)
     with pytest.raises(SystemExit):
-        utils.run(lambda: disk.write_text(tmp_path / "a", "b"))
+        cli.run(lambda: disk.write_text(tmp_path / "a", "b"))
     assert "error: " in capsys.readouterr().err
 
 

@@ -122,30 +122,6 @@ def test_help_imports_nothing_heavy():
     assert out.splitlines()[-1] == "heavy: []"
 
 
-def test_what_a_user_can_mend_is_one_line(capsys, tmp_path):
-    def main():
-        raise ValueError("--lr: too large.")
-
-    with pytest.raises(SystemExit) as stopped:
-        utils.run(main)
-    assert stopped.value.code == 1
-    assert capsys.readouterr().err == "error: --lr: too large.\n"
-
-
-def test_a_defect_keeps_its_traceback():
-    def main():
-        raise TypeError("a defect")
-
-    with pytest.raises(TypeError):
-        utils.run(main)
-
-
-def test_a_package_that_is_missing_is_named():
-    utils.require_packages("--preview", "json")
-    with pytest.raises(ValueError, match="--preview needs no_such_package: pip install -r requirements-rgb.txt"):
-        utils.require_packages("--preview", "json", "no_such_package")
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is full")
 def test_a_full_disk_costs_the_log_file_alone(tmp_path, capsys):
     (tmp_path / "train.log").symlink_to("/dev/full")
@@ -170,8 +146,3 @@ def test_log_goes_to_the_file_and_other_ranks_are_quiet(tmp_path, capsys):
     logging.getLogger("models").warning("said")
     assert not (tmp_path / "other").exists()
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["said"]
-
-
-def test_paths_under_root():
-    assert utils.under_root("sample", "./pretrained_weight/mt5-base") == "sample/pretrained_weight/mt5-base"
-    assert utils.under_root("sample", "/elsewhere") == "/elsewhere"

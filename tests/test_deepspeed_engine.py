@@ -1,6 +1,9 @@
 """The whole of what ZeRO scatters: the same state for any number of processes and any stage."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +12,11 @@ from forked import Run
 from test_kills import FLAGS, curves, tiny  # noqa: F401 -- a fixture
 from torch import nn
 
+import deepspeed_engine
 import disk
-import zero_state
+import utils
 
+ROOT = Path(__file__).resolve().parents[1]
 # Dropout would be drawn anew on another number of processes, and batch statistics are each process's own on a CPU:
 # what is compared is the state itself, and the way it is read.
 
@@ -56,10 +61,10 @@ def test_the_number_of_the_step_lies_beside_the_moments(monkeypatch, stage):
     inner = SimpleNamespace(state={})
     held = SimpleNamespace(fp32_partitioned_groups_flat=[flat], single_partition_of_fp32_groups=[flat])
     engine = SimpleNamespace(optimizer=held, zero_optimization_stage=lambda: stage)
-    monkeypatch.setattr(zero_state, "_inner_optimizer", lambda _: inner)
-    monkeypatch.setattr(zero_state, "_trained", lambda _: [("flat", flat)])
-    monkeypatch.setattr(zero_state, "_link", lambda _: None)
-    zero_state._make_room(engine, ["exp_avg"], 7.0)
+    monkeypatch.setattr(deepspeed_engine, "_inner_optimizer", lambda _: inner)
+    monkeypatch.setattr(deepspeed_engine, "_trained", lambda _: [("flat", flat)])
+    monkeypatch.setattr(deepspeed_engine, "_link", lambda _: None)
+    deepspeed_engine._make_room(engine, ["exp_avg"], 7.0)
     assert {value.device.type for value in inner.state[flat].values()} == {"meta"}
 
 
@@ -107,3 +112,64 @@ def test_two_processes_resume_bit_for_bit(tiny, tmp_path, stage):  # noqa: F811
     assert curves(whole) == curves(cut)
     newest = [sorted((out / "resume").iterdir())[-1] for out in (whole, cut)]
     assert_same(*(state(path) for path in newest))
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [
+        ([], "zero_optimization", {"stage": 2}),
+        (
+            ["--zero_stage", "3", "--offload"],
+            "zero_optimization",
+            {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
+        ),
+        ([], "torch_autocast", {"enabled": True, "dtype": "bfloat16"}),
+        (["--dtype", "fp16"], "torch_autocast", {"enabled": True, "dtype": "float16"}),
+        (["--dtype", "fp32"], "torch_autocast", {"enabled": False, "dtype": "bfloat16"}),
+        (["--gradient-clipping", "0.5"], "gradient_clipping", 0.5),
+        (["--gradient-accumulation-steps", "3"], "gradient_accumulation_steps", 3),
+        (["--batch-size", "5"], "train_micro_batch_size_per_gpu", 5),
+    ],
+)
+def test_flags_reach_deepspeed(flags, key, value):
+    assert deepspeed_engine.deepspeed_config(utils.parse_args(flags))[key] == value
+
+
+UPDATES = """
+import sys, torch
+import distributed, utils
+from optimization import build_optimizer, build_schedule
+from deepspeed_engine import full_state_dict, start_engine
+
+distributed.start()
+for stage in "023":
+    flags = f"--dtype {sys.argv[1]} --zero_stage {stage} --opt sgd --lr 1 --weight-decay 0 --gradient-clipping 0.01"
+    args = utils.parse_args([*flags.split(), "--gradient-accumulation-steps", "1"])
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 1))
+    before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    optimizer = build_optimizer(model, args)
+    engine = start_engine(model, optimizer, build_schedule(optimizer, args, 1), args)
+    loss = (engine(torch.ones(4, 64, device=engine.device)).float() - 1).square().mean() / 10
+    engine.backward(loss)
+    engine.step()
+    after = torch.cat([value.flatten() for value in full_state_dict(engine).values()])
+    print("update", *(after - before).tolist())
+"""
+
+
+def test_gradients_are_clipped_in_fp16_as_in_fp32():
+    """In processes of their own, for DeepSpeed keeps autocast on for every later engine."""
+    updates = []
+    for dtype in ("fp32", "fp16"):
+        run = subprocess.run(
+            [sys.executable, "-c", UPDATES, dtype], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        lines = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("update")]
+        updates.append(torch.tensor([[float(number) for number in line] for line in lines]))
+    assert updates[0].norm(dim=1).tolist() == pytest.approx([0.019] * 3, rel=1e-3)  # 0.01, and Nesterov's momentum
+    torch.testing.assert_close(updates[1], updates[0], rtol=0.02, atol=1e-5)
+
+
+def test_batch_norm_is_left_alone_in_one_process():
+    assert type(deepspeed_engine.synchronised_batch_norm(nn.BatchNorm1d(3))) is nn.BatchNorm1d

@@ -1,10 +1,12 @@
-"""The whole of what ZeRO scatters over the processes: weights and the optimizer's memory, by name and in fp32.
+"""DeepSpeed's engine: how it is made, and the whole of what its ZeRO scatters over the processes.
 
-What is gathered here depends neither on the number of processes nor on the ZeRO stage, so a run can go on with others.
+Weights and the optimizer's state are gathered by name and in fp32. They then depend neither on the number of processes
+nor on the ZeRO stage, so a run can be resumed with others.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +14,92 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from distributed import is_main, rank, share, world_size
+from distributed import broadcast, device, is_main, rank, world_size
+
+
+def deepspeed_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Make DeepSpeed's configuration from the command line.
+
+    Parameters, their gradients' sums and batch statistics stay in fp32; matrix products run in bf16 or fp16 under
+    autocast. (A model cast to bf16 as a whole would keep batch statistics in 8 bits of mantissa on a GPU, and fail on
+    a CPU.)
+    """
+    zero: dict[str, Any] = {"stage": args.zero_stage}
+    if args.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": args.pin_mem}
+    dtypes = {"bf16": "bfloat16", "fp16": "float16"}
+    return {
+        "train_micro_batch_size_per_gpu": args.batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "gradient_clipping": args.gradient_clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": args.dtype != "fp32", "dtype": dtypes.get(args.dtype, "bfloat16")},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def start_engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    args: argparse.Namespace,
+) -> Any:
+    """Wrap a model for training on all processes.
+
+    Returns:
+        DeepSpeed's engine; `engine.module` is the model.
+    """
+    import deepspeed
+
+    if args.zero_stage == 0:
+        _skip_non_finite(optimizer)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(args), dist_init_required=False
+    )
+    if args.zero_stage and args.dtype == "fp16":
+        _clip_scaled(engine.optimizer, args.gradient_clipping)
+    return engine
+
+
+def _clip_scaled(optimizer: Any, longest: float) -> None:
+    """In fp16, let ZeRO 1 to 3 clip gradients at a norm that is multiplied like the gradients.
+
+    DeepSpeed 0.19 clips them before its GradScaler divides: a gradient of norm 1 would be cut to 1 / 65536.
+    """
+    take_step = optimizer.step
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        optimizer.clip_grad = longest * optimizer.torch_autocast_gradscaler.get_scale()
+        return take_step(*arguments, **options)
+
+    optimizer.step = step
+
+
+def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Let a step do nothing when a gradient is not finite, as the optimizers of ZeRO 1 to 3 do.
+
+    `overflow` is where the engine looks whether the step was taken. All processes have the same gradients by then.
+    """
+    take_step = optimizer.step
+    seen_by_engine: Any = optimizer  # torch's type knows neither the attribute nor that a step can be replaced
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        seen_by_engine.overflow = not bool(torch.isfinite(norms).all())
+        return None if seen_by_engine.overflow else take_step(*arguments, **options)
+
+    seen_by_engine.step = step
+
+
+def synchronised_batch_norm(model: nn.Module) -> nn.Module:
+    """On several GPUs, let batch normalisation see the frames of all; elsewhere the model as it is."""
+    if world_size() > 1 and device().type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
@@ -91,7 +178,7 @@ def restore_optimizer(engine: Any, numbers: dict[str, Any], kinds: list[str], re
         for name, parameter in _trained(engine):
             shape = getattr(parameter, "ds_shape", parameter.shape)
             value = tensors[name].to(engine.device) if is_main() else torch.empty(shape, device=engine.device)
-            _set_memory(engine, parameter, kind, share(value))
+            _set_memory(engine, parameter, kind, broadcast(value))
     inner = _inner_optimizer(engine)
     engine.lr_scheduler.load_state_dict(numbers["schedule"])
     for group, lr in zip(inner.param_groups, numbers["schedule"]["_last_lr"], strict=True):

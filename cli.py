@@ -1,0 +1,128 @@
+"""What every command line here has in common: flags, errors of one line, bars, processes. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from config import DATASETS
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def spellings(*names: str) -> list[str]:
+    """A flag's names with underscores and with hyphens.
+
+    >>> spellings("--batch-size", "-b")
+    ['--batch-size', '-b', '--batch_size']
+    """
+    found = dict.fromkeys(names)
+    for name in names:
+        if name.startswith("--"):
+            found |= dict.fromkeys(["--" + name[2:].replace("-", "_"), "--" + name[2:].replace("_", "-")])
+    return list(found)
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes every flag with hyphens and with underscores, never cut short; texts keep their lines.
+
+    `add_argument` is typed more loosely here than in argparse, whose many options it hands on as they are.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+        return super().add_argument(*spellings(*names), **options)
+
+    def group(self, title: str) -> Callable[..., argparse.Action]:
+        """What adds flags that stand under a heading of their own in --help."""
+        group = self.add_argument_group(title)
+        return lambda *names, **options: group.add_argument(*spellings(*names), **options)
+
+    def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
+        """End the program where a number is below its bound, or no number."""
+        for name, bound in bounds.items():
+            if not getattr(args, name) >= bound:
+                self.error(f"--{name} {getattr(args, name)}: must be at least {bound}.")
+
+    def between(self, args: argparse.Namespace, name: str, low: float, high: float) -> None:
+        """End the program where a number lies outside its bounds."""
+        if not low <= getattr(args, name) <= high:
+            self.error(f"--{name} {getattr(args, name)}: must be between {low} and {high}.")
+
+    def refuse(self, wrong: Mapping[str, object]) -> None:
+        """End the program with the first message whose condition holds, {message: condition}."""
+        for message, holds in wrong.items():
+            if holds:
+                self.error(message)
+
+
+def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags that `config.dataset_of` reads."""
+    add("--dataset", default="CSL_Daily", choices=sorted(DATASETS), help="default: CSL_Daily")
+    add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program: what a user can mend is one line on the terminal (its origin goes to the log), status 1."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        logging.getLogger().debug("where it came from:", exc_info=True)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """While entered, a scheduler that ends the program is as good as a person who does: KeyboardInterrupt."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported; a mere folder of that name, as wandb leaves one, is none."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
+
+def require_packages(flag: str, *names: str) -> None:
+    """Say which packages for pictures and videos a flag needs, before work begins.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    if missing := [name for name in names if not installed(name)]:
+        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
+
+
+def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> Iterator[T]:
+    """Show a bar while a person watches; nothing when the output goes to a file. `total` for items without a length."""
+    from tqdm import tqdm
+
+    hidden = not (shown and sys.stderr.isatty())
+    return iter(tqdm(items, desc=title, total=total, disable=hidden, leave=False, dynamic_ncols=True))
+
+
+def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:
+    """Yield function(job) for each job, in order, computed by several processes."""
+    if workers == 1 or len(jobs) <= chunk:
+        yield from map(function, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, -(-len(jobs) // chunk))) as pool:
+        yield from pool.map(function, jobs, chunksize=chunk)

@@ -1,0 +1,57 @@
+"""What every command line has in common."""
+
+import pytest
+
+import cli
+from cli import Parser
+
+
+def test_what_a_user_can_mend_is_one_line(capsys, tmp_path):
+    def main():
+        raise ValueError("--lr: too large.")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: --lr: too large.\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    def main():
+        raise TypeError("a defect")
+
+    with pytest.raises(TypeError):
+        cli.run(main)
+
+
+def test_a_package_that_is_missing_is_named():
+    cli.require_packages("--preview", "json")
+    with pytest.raises(ValueError, match="--preview needs no_such_package: pip install -r requirements-rgb.txt"):
+        cli.require_packages("--preview", "json", "no_such_package")
+
+
+@pytest.mark.parametrize("value", ["0", "nan"])
+def test_a_number_below_its_bound_ends_the_program(capsys, value):
+    parser = Parser()
+    parser.add_argument("--jobs", type=float)
+    parser.at_least(parser.parse_args(["--jobs", "1"]), jobs=1)
+    with pytest.raises(SystemExit):
+        parser.at_least(parser.parse_args(["--jobs", value]), jobs=1)
+    assert f"--jobs {float(value)}: must be at least 1." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0.1", "5.1", "nan"])
+def test_a_number_outside_its_bounds_ends_the_program(capsys, value):
+    parser = Parser()
+    parser.add_argument("--aspect", type=float)
+    parser.between(parser.parse_args(["--aspect", "5"]), "aspect", 0.2, 5)
+    with pytest.raises(SystemExit):
+        parser.between(parser.parse_args(["--aspect", value]), "aspect", 0.2, 5)
+    assert f"--aspect {value}: must be between 0.2 and 5." in capsys.readouterr().err
+
+
+def test_the_first_thing_that_is_wrong_is_said(capsys):
+    Parser().refuse({"first": 0, "second": ""})
+    with pytest.raises(SystemExit):
+        Parser().refuse({"right": False, "wrong": "x", "later": True})
+    assert capsys.readouterr().err.endswith("error: wrong\n")
