@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,21 +39,8 @@ def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
 
 def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
     """The model of the command line."""
-    return ModelConfig(
-        hidden_dim=args.hidden_dim,
-        language=spec.language,
-        label_smoothing=args.label_smoothing,
-        use_descriptions=args.use_descriptions,
-        text_dropout_p=args.text_dropout_p,
-        text_encoder=args.text_encoder,
-        text_max_tokens=args.text_max_tokens,
-        text_scale=args.text_scale,
-        description_alignment=args.description_alignment,
-        missing_text=args.missing_text,
-        rgb_support=args.rgb_support,
-        joint_hands=args.joint_hands,
-        uni_sign_padding=args.uni_sign_padding,
-    )
+    names = {field.name for field in dataclasses.fields(ModelConfig)} & vars(args).keys()
+    return ModelConfig(language=spec.language, **{name: getattr(args, name) for name in names})
 
 
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:

@@ -1,10 +1,11 @@
-"""States to resume a run from: folders under `output_dir/resume`. Every write is complete or absent.
+"""What a training saves: states to resume from, folders under `output_dir/resume`, and the weights of its epochs.
 
-Weights to use elsewhere are `weights.py`'s.
+Every write is complete or absent. How weights lie in a file is the matter of `weights.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -21,9 +22,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from config import under_root
 from deepspeed_engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
 from disk import UNFINISHED, explain, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
 from distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
+from weights import fusion_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -235,45 +238,36 @@ def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] |
         raise ValueError(f"--resume: {error} Name another state, or auto.") from None
 
 
-# Flags that must not change between the parts of a run: with another value the resumed run would be another experiment.
-FIXED_FLAGS = (
-    "dataset",
-    "dataset_config",
-    "task",
-    "max_length",
-    "eval_sampling",
-    "length_grouping",
-    "hidden_dim",
-    "label_smoothing",
-    "rgb_support",
-    "rgb_backbone",
-    "use_descriptions",
-    "text_dropout_p",
-    "text_encoder",
-    "text_encoder_freeze",
-    "text_max_tokens",
-    "text_scale",
-    "hold_gate",
-    "description_alignment",
-    "missing_text",
-    "trim_vocab",
-    "trainable",
-    "finetune",
-    "fusion_checkpoint",
-    "epochs",
-    "gradient_clipping",
-    "opt",
-    "opt_betas",
-    "opt_eps",
-    "sched",
-    "lr",
-    "min_lr",
-    "warmup_epochs",
-    "weight_decay",
-    "seed",
-    "dtype",
-    "joint_hands",
-    "uni_sign_padding",
+# What may change when a run goes on: where things lie, how the work is divided, what is shown and kept, and the search.
+# With any other flag changed the resumed run would be another experiment.
+FREE_FLAGS = frozenset(
+    [
+        "root",
+        "mt5_path",
+        "packed",
+        "text_cache",
+        "output_dir",
+        "resume",
+        "eval",
+        "num_workers",
+        "pin_mem",
+        "local_rank",
+        "zero_stage",
+        "offload",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "num_beams",
+        "max_new_tokens",
+        "save_steps",
+        "quick_break",
+        "keep_last",
+        "max_bad_clips",
+        "max_skipped_steps",
+        "max_failed_saves",
+        "tensorboard",
+        "wandb",
+    ]
 )
 
 
@@ -292,11 +286,11 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
     Raises:
         ValueError: another experiment.
     """
-    for name in FIXED_FLAGS:
-        if state.arguments.get(name) != arguments[name]:
+    for name, value in arguments.items():
+        if name not in FREE_FLAGS and state.arguments.get(name) != value:
             raise ValueError(
                 f"--resume: {folder} was saved with --{name} {state.arguments.get(name)}; this run has "
-                f"{arguments[name]}. Give the same, or start a new run in another --output_dir."
+                f"{value}. Give the same, or start a new run in another --output_dir."
             )
     sizes = [
         (given["batch_size"], given["gradient_accumulation_steps"], processes)
@@ -347,6 +341,37 @@ def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainS
 
 def _read(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """What inference needs to know beside a checkpoint's weights and config."""
+    mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
+    return {"mt5_path": mt5_path, "max_length": args.max_length}
+
+
+def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> bool:
+    """Write checkpoint_{epoch}.pth and, for the best so far, best_checkpoint.pth and best_fusion.pth."""
+    weights = full_state_dict(engine)
+    output_dir, config = Path(args.output_dir), engine.module.config
+    facts = {**weights_facts(args), "epoch": epoch, "score": score}
+
+    def write() -> None:
+        if best:
+            save_weights(output_dir / "best_checkpoint.pth", weights, config, **facts)
+            if config.use_descriptions:
+                save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
+        save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
+        forget_checkpoints(output_dir, epoch, args.keep_last)
+
+    write_on_main(output_dir, write)
+    return True
+
+
+def save_quick(engine: Any, epoch: int, args: argparse.Namespace) -> None:
+    """Write checkpoint.pth, which --quick_break asks for within an epoch; every process calls this."""
+    path, weights = Path(args.output_dir) / "checkpoint.pth", full_state_dict(engine)
+    facts = {**weights_facts(args), "epoch": epoch, "score": None}
+    write_on_main(path, partial(save_weights, path, weights, engine.module.config, **facts))
 
 
 def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> None:

@@ -11,13 +11,9 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before anything heavy is imported: --help and wrong flags answer at once
 
 import argparse
-import json
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +30,10 @@ from checkpoint import (
     TrainState,
     check_resumable,
     find_state,
-    forget_checkpoints,
     load_optimizer_state,
     resume_dir,
+    save_epoch,
+    save_quick,
     save_state,
     set_aside,
     set_later_aside,
@@ -45,15 +42,13 @@ from checkpoint import (
     write_progress,
 )
 from cli import progress, run
-from config import under_root
-from datasets import ClipLoader, S2T_Dataset
-from deepspeed_engine import full_state_dict, start_engine, synchronised_batch_norm
-from disk import write_text
+from datasets import ClipLoader
+from deepspeed_engine import start_engine, synchronised_batch_norm
 from models import Uni_Sign
 from optimization import build_optimizer, build_schedule
+from run_folder import Results, write_predictions
 from survival import Guards
 from utils import git_revision, seed_everything, start_log
-from weights import fusion_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -127,28 +122,28 @@ def train_one_epoch(
         `waited`, the seconds in which no batch was there to be computed.
     """
     dataset, n_batches, sums = loader.dataset, len(loader), state.epoch_sums
-    group: list[torch.Tensor] = []  # loss, nll and 1 of each micro-batch since the last step
+    sums_of_step: list[torch.Tensor] = []  # loss, nll and 1 of each micro-batch since the last step
     names: list[str] = []  # their clips
     engine.train()
     batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
     for src_input, tgt_input in progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left):
         guards.clips.note(src_input, dataset.split, len(dataset))
-        counts = bool(src_input["name_batch"])  # not if no clip of the batch could be read
+        has_clips = bool(src_input["name_batch"])  # not if no clip of the batch could be read
         state.micro_batch += 1
         # The last group of an epoch may be smaller; it steps all the same, and nothing is carried over.
         last_of_group = state.micro_batch % args.gradient_accumulation_steps == 0 or state.micro_batch == n_batches
         engine.set_gradient_accumulation_boundary(last_of_group)
         with survival.explain_memory(src_input, args), statistics_kept(engine.module, src_input):
             output = engine(to_device(src_input, engine.device), tgt_input)
-            engine.backward(counts * output.loss)
+            engine.backward(has_clips * output.loss)
             state.lr = engine.get_lr()[0]
             engine.step()
-        group.append(counts * torch.stack([output.loss.detach(), output.nll, torch.ones_like(output.nll)]))
+        sums_of_step.append(has_clips * torch.stack([output.loss.detach(), output.nll, torch.ones_like(output.nll)]))
         names += src_input["name_batch"]
 
         if last_of_group:
             state.step += 1
-            loss, nll, n = torch.stack(group).double().sum(0).tolist()
+            loss, nll, n = torch.stack(sums_of_step).double().sum(0).tolist()
             taken = guards.steps.taken(engine, loss / max(n, 1))
             if taken:
                 for name, value in (("loss", loss), ("nll", nll), ("batches", n)):
@@ -158,10 +153,10 @@ def train_one_epoch(
                 give_up(engine, state, names, guards, args)
             if state.micro_batch < n_batches:  # at the end of the epoch a state is saved anyway
                 stop = guards.stop.agreed()
-                save_within_epoch(engine, state, len(group), stop, guards, args)
+                save_within_epoch(engine, state, len(sums_of_step), stop, guards, args)
                 if stop:
                     guards.stop.leave(f"after step {state.step}")
-            group.clear()
+            sums_of_step.clear()
             names.clear()
     guards.clips.settle(dataset.split, len(dataset))
     return {**average(sums), "waited": round(loader.waited, 2), "lr": state.lr}
@@ -217,7 +212,7 @@ def evaluate(
     return scores, losses
 
 
-# -- what main is made of --------------------------------------------------------------------------------------------
+# -- helpers of the above --------------------------------------------------------------------------------------------
 
 
 def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
@@ -323,69 +318,9 @@ def save_within_epoch(
     # Uni-Sign counts micro-batches here: is a multiple of N among those of this step?
     quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
-        path, config, facts = Path(args.output_dir) / "checkpoint.pth", engine.module.config, weights_facts(args)
-        weights = full_state_dict(engine)
-        write = partial(save_weights, path, weights, config, **facts, epoch=state.epoch, score=None)
-        guards.saves.attempt("checkpoint.pth", write_on_main, path, write)
+        guards.saves.attempt("checkpoint.pth", save_quick, engine, state.epoch, args)
     if quick or stop or (args.save_steps and state.step % args.save_steps == 0):
         save(engine, state, guards, args)
-
-
-def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
-    """What inference needs to know beside a checkpoint's weights and config."""
-    mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
-    return {"mt5_path": mt5_path, "max_length": args.max_length}
-
-
-def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> bool:
-    """Write checkpoint_{epoch}.pth and, for the best so far, best_checkpoint.pth and best_fusion.pth."""
-    weights = full_state_dict(engine)
-    output_dir, config = Path(args.output_dir), engine.module.config
-    facts = {**weights_facts(args), "epoch": epoch, "score": score}
-
-    def write() -> None:
-        if best:
-            save_weights(output_dir / "best_checkpoint.pth", weights, config, **facts)
-            if config.use_descriptions:
-                save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
-        save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
-        forget_checkpoints(output_dir, epoch, args.keep_last)
-
-    write_on_main(output_dir, write)
-    return True
-
-
-@dataclass
-class Results:
-    """What an evaluation gave, in the data set's order."""
-
-    dataset: S2T_Dataset
-    hypotheses: Sequence[str]
-    references: Sequence[str]
-    scores: metrics.Scores
-    losses: dict[str, float]
-    bad_clips: dict[str, str]
-
-
-def write_predictions(output_dir: Path, results: Results) -> None:
-    """Write {split}_predictions.jsonl, {split}_metrics.json, and the two text files that Uni-Sign writes."""
-    dataset, scores, bad_clips = results.dataset, results.scores, results.bad_clips
-    split, unit = dataset.split, dataset.spec.text_unit
-    lines = []
-    for name, reference, hypothesis in zip(dataset.names, results.references, results.hypotheses, strict=True):
-        line = {"name": name, "reference": reference, "hypothesis": hypothesis}
-        line |= {"unreadable": bad_clips[name]} if name in bad_clips else {}
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    write_text(output_dir / f"{split}_predictions.jsonl", "".join(lines))
-    numbers = {**scores.values, **results.losses, "clips": len(dataset), "unreadable": len(bad_clips)}
-    content = json.dumps({**numbers, "signatures": scores.signatures}, indent=1)
-    write_text(output_dir / f"{split}_metrics.json", content + "\n")
-    for file, texts, prepare in (
-        ("pres", results.hypotheses, metrics.prepare_hypothesis),
-        ("refs", results.references, metrics.prepare_reference),
-    ):
-        content = "".join(prepare(text, unit).replace("\n", " ") + "\n" for text in texts)
-        write_text(output_dir / f"{split}_tmp_{file}.txt", content)
 
 
 if __name__ == "__main__":

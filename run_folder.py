@@ -1,19 +1,58 @@
-"""What a run has left in its folder, read for people: whatever is missing or damaged is left out, and said."""
+"""What a run leaves in its folder for people: sentences and scores are written here, and all of it is read.
+
+In reading, whatever is missing or damaged is left out, and said.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config import SPLITS, DatasetSpec
-from disk import read_lines
-from metrics import MAIN_METRIC, is_better
+from disk import read_lines, write_text
+from metrics import MAIN_METRIC, Scores, is_better, prepare_hypothesis, prepare_reference
 from tracking import RECORD, read_record
+
+if TYPE_CHECKING:
+    from datasets import S2T_Dataset
+
+
+@dataclass
+class Results:
+    """What an evaluation gave, in the data set's order."""
+
+    dataset: S2T_Dataset
+    hypotheses: Sequence[str]
+    references: Sequence[str]
+    scores: Scores
+    losses: dict[str, float]
+    bad_clips: dict[str, str]
+
+
+def write_predictions(output_dir: Path, results: Results) -> None:
+    """Write {split}_predictions.jsonl, {split}_metrics.json, and the two text files that Uni-Sign writes."""
+    dataset, scores, bad_clips = results.dataset, results.scores, results.bad_clips
+    split, unit = dataset.split, dataset.spec.text_unit
+    lines = []
+    for name, reference, hypothesis in zip(dataset.names, results.references, results.hypotheses, strict=True):
+        line = {"name": name, "reference": reference, "hypothesis": hypothesis}
+        line |= {"unreadable": bad_clips[name]} if name in bad_clips else {}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(output_dir / f"{split}_predictions.jsonl", "".join(lines))
+    numbers = {**scores.values, **results.losses, "clips": len(dataset), "unreadable": len(bad_clips)}
+    content = json.dumps({**numbers, "signatures": scores.signatures}, indent=1)
+    write_text(output_dir / f"{split}_metrics.json", content + "\n")
+    for file, texts, prepare in (
+        ("pres", results.hypotheses, prepare_hypothesis),
+        ("refs", results.references, prepare_reference),
+    ):
+        content = "".join(prepare(text, unit).replace("\n", " ") + "\n" for text in texts)
+        write_text(output_dir / f"{split}_tmp_{file}.txt", content)
 
 
 @dataclass

@@ -16,8 +16,8 @@ from transformers import BertConfig, BertModel, MT5EncoderModel, MT5ForCondition
 import building
 import disk
 import export
-import fine_tuning
 import utils
+from checkpoint import weights_facts
 from config import ModelConfig
 from export import TOKENIZER_CONFIG, main, needed_modules, parse_args
 from kept_tokens import KEPT_TOKENS, choose
@@ -180,7 +180,7 @@ def test_training_starts_from_a_folder(kind, save, corpus, tmp_path):
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
     again = tmp_path / "again.pth"
-    save_weights(again, found, config, **fine_tuning.weights_facts(args))
+    save_weights(again, found, config, **weights_facts(args))
     kept = Translator.from_checkpoint(checkpoint).model.tokenizer
     assert Translator.from_checkpoint(again).model.tokenizer.model == kept.model
 

@@ -10,6 +10,7 @@ import torch
 
 import fine_tuning
 import utils
+from checkpoint import weights_facts
 from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
 from models import Uni_Sign, load_mt5
@@ -54,7 +55,7 @@ def test_writes_what_the_evaluation_writes(flags, corpus, small_mt5_folder, tmp_
         f"--num_beams 2 --max_new_tokens 24 --eval --finetune {checkpoint} --output_dir {tmp_path}"
     )
     args = utils.parse_args([*common.split(), *flags])
-    save_weights(checkpoint, weights, model.config, **fine_tuning.weights_facts(args))
+    save_weights(checkpoint, weights, model.config, **weights_facts(args))
     fine_tuning.main(args)
     wanted = {
         line["name"]: line["hypothesis"]
