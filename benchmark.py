@@ -38,12 +38,12 @@ from cli import run
 from config import DatasetSpec, ModelConfig
 from datasets import SEARCHED, BatchSampler, S2T_Dataset
 from distributed import autocast
-from models import Uni_Sign, untie_embeddings
-from mt5 import encode, use_fused_activation
+from models import Uni_Sign
+from mt5 import run_encoder, untie_embeddings, use_fused_activation
 from optimization import parameter_groups
 from packed import POSES, pack_pose, write_pack
 from pose import N_KEYPOINTS, PART_JOINTS, normalize_keypoints
-from text_fusion_modules import TextEncoder, TextFeatures
+from text_fusion_modules import EncodesTexts, TextEncoder
 from tokenizer import EOS, PAD, Tokenizer
 
 NAMES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
@@ -106,7 +106,7 @@ class Words(Tokenizer):
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.kept = vocab_size, None
 
-    def encode(self, text: str, max_tokens: int) -> list[int]:
+    def run_encoder(self, text: str, max_tokens: int) -> list[int]:
         """The same ids for the same words, in every process."""
         ids = [3 + int.from_bytes(word.encode()[-6:], "little") % (self.vocab_size - 3) for word in text.split()]
         return [*ids[: max_tokens - 1], EOS]
@@ -153,7 +153,7 @@ def make_model(size: Size, described: bool, device: torch.device, frozen: bool =
     tokenizer = Words(size.mt5["vocab_size"])
     mt5 = untie_embeddings(MT5ForConditionalGeneration(config))
     mt5.lm_head.weight.data.mul_(0.02)  # as a trained one: otherwise the first loss is about 50
-    texts: TextFeatures | None = None
+    texts: EncodesTexts | None = None
     if described:
         texts = RandomFeatures(config.d_model) if frozen else RandomTextEncoder(config, tokenizer)
     model_config = ModelConfig(hidden_dim=size.hidden_dim, use_descriptions=described, text_dropout_p=0.0)
@@ -267,7 +267,7 @@ class Training:
             self.pose = pose.float()
             embeds, self.mask = self.model.prepend_prompt(self.pose, self.src_input["attention_mask"])
             self.embeds = embeds.float()
-            self.states = encode(self.model.mt5_model.encoder, self.embeds, self.mask).float()
+            self.states = run_encoder(self.model.mt5_model.encoder, self.embeds, self.mask).float()
 
     def precision(self) -> torch.autocast:
         """Matrix products in the precision that is measured."""
@@ -299,7 +299,7 @@ class Training:
         yield self.stage("pose encoder", lambda: ours.encode_pose(self.src_input), lambda: other.encode_pose(src))
         yield self.stage(
             "mT5 encoder",
-            lambda x: encode(mt5.encoder, x, self.mask),
+            lambda x: run_encoder(mt5.encoder, x, self.mask),
             lambda x: other.encode(x, self.mask),
             self.embeds,
         )

@@ -19,11 +19,12 @@ from datasets import SEARCHED, BatchSampler, ClipLoader, S2T_Dataset
 from kept_tokens import choose as choose_tokens
 from kept_tokens import log_coverage
 from labels import split_labels, target
-from models import Uni_Sign, load_mt5
+from models import Uni_Sign
+from mt5 import load_mt5
 from packed import use_packs
 from rgb_fusion import BACKBONE, load_backbone
 from text_cache import build_text_cache
-from text_fusion_modules import TextEncoder, TextFeatures
+from text_fusion_modules import EncodesTexts, TextEncoder
 from tokenizer import Tokenizer
 from weights import FUSION_PREFIXES, MAPPER_PREFIX, kept_tokens, load_finetune, load_fusion, read_model, read_weights
 
@@ -100,7 +101,7 @@ def build_model(
     """
     mt5_folder = under_root(args.root, args.mt5_path)
     kept = choose_vocabulary(args, config, loaders, state)
-    texts = build_texts(args, mt5_folder, loaders, kept)
+    texts = build_text_encoder(args, mt5_folder, loaders, kept)
     model = Uni_Sign(config, load_mt5(mt5_folder, kept=kept), Tokenizer(mt5_folder, kept), texts)
     if args.gradient_checkpointing:
         model.recompute_activations()
@@ -176,9 +177,9 @@ def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> 
     return texts
 
 
-def build_texts(
+def build_text_encoder(
     args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader], kept: torch.Tensor | None
-) -> TextFeatures | None:
+) -> EncodesTexts | None:
     """What encodes descriptions: the encoder itself or, where it is frozen, a cache of its features."""
     if not args.use_descriptions:
         return None

@@ -162,7 +162,7 @@ def trimmed(model: Model, sources: Sequence[str]) -> Model:
 def filled_up(model: Model, base: str) -> Model:
     """Put the trained rows into the matrices of a model with all tokens."""
     from kept_tokens import KEPT_TOKENS, matrices, move_rows
-    from models import load_mt5
+    from mt5 import load_mt5
     from weights import ENCODER_PREFIX, read_weights, repeated
 
     if model.kept is None:
@@ -289,7 +289,7 @@ def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, toke
 
 def write_encoder(folder: Path, weights: dict[str, torch.Tensor], source: Path, kept: torch.Tensor | None) -> None:
     """Write a text encoder: an mT5's, or any other with the small files of its folder."""
-    from text_fusion_modules import model_type
+    from mt5 import model_type
     from tokenizer import Tokenizer
     from weights import save_safetensors
 

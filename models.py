@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,8 @@ from transformers import MT5ForConditionalGeneration, PreTrainedModel
 from batch import SrcInput, TgtInput
 from config import ModelConfig
 from kept_tokens import KEPT_TOKENS
-from mt5 import across, encode, keep_rows, use_fused_activation
+from mt5 import cross_attention_mask, run_encoder, use_fused_activation
+from output_layer import OutputLayer
 from pose import PART_ANCHOR, PART_JOINTS, Part
 from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
 from search import search
@@ -27,19 +27,15 @@ from stgcn import PART_GRAPH, ClipLayout, STGCNChain
 from text_fusion_modules import (
     NO_TEXT,
     DescriptionMapper,
+    EncodesTexts,
     Fusion,
     GatingFusion,
     LearnableMaskEmbedding,
-    TextFeatures,
     alignment_loss,
     distinct_texts,
     drop_texts,
-    model_type,
-    read_architecture,
-    read_pretrained,
 )
 from tokenizer import EOS, PAD, Tokenizer
-from vocabulary import OutputLayer
 
 logger = logging.getLogger(__name__)
 
@@ -82,45 +78,6 @@ class ModelOutput(Encoded):
     n_tokens: int
 
 
-def untie_embeddings(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGeneration:
-    """Give the output layer a weight of its own.
-
-    mT5's input embeddings and output layer differ, but transformers 5 ties them whenever a model is made from its
-    config; loading a checkpoint would then silently overwrite the one with the other.
-    """
-    if mt5.lm_head.weight is mt5.shared.weight:
-        mt5.lm_head.weight = nn.Parameter(mt5.shared.weight.detach().clone())
-    return mt5
-
-
-def load_mt5(
-    folder: str | Path, *, with_weights: bool = True, kept: torch.Tensor | None = None
-) -> MT5ForConditionalGeneration:
-    """Load mT5 in fp32 from a local folder.
-
-    Args:
-        folder: config.json and the weights.
-        with_weights: False leaves them out, for a model that gets all of them from a checkpoint.
-        kept: (V,) the tokens that the model is to have, where they are not all.
-
-    Raises:
-        FileNotFoundError: no such folder or no weights in it.
-        ValueError: it holds another model, or files that cannot be read or lack weights.
-    """
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder}/config.json does not exist. Put mT5 there (google/mt5-base) or name its folder with --mt5_path; "
-            "or try the sample corpus, which has a small mT5: python sample_data.py --out sample, then --root sample."
-        )
-    if (kind := model_type(Path(folder))) != "mt5":
-        raise ValueError(f"{folder}/config.json: model_type is {kind!r}, not 'mt5'. Name mT5's folder with --mt5_path.")
-    read = read_pretrained if with_weights else read_architecture
-    mt5 = untie_embeddings(read(MT5ForConditionalGeneration, Path(folder), "--mt5_path"))
-    if kept is not None:
-        keep_rows(mt5, kept)
-    return mt5
-
-
 class Uni_Sign(nn.Module):
     """Sign language translation from keypoints, with or without crops of the hands and descriptions.
 
@@ -128,7 +85,7 @@ class Uni_Sign(nn.Module):
         config: sizes and switches.
         mt5: the language model; its d_model is the width of everything after the pose encoder.
         tokenizer: of that mT5, with the same tokens.
-        texts: with descriptions, what turns texts into features: a `TextEncoder`, or a cache of its features.
+        text_encoder: with descriptions, what turns texts into features: a `TextEncoder`, or a cache of its features.
 
     Source: Uni-Sign (Li et al., ICLR 2025), `models.py`.
     """
@@ -138,7 +95,7 @@ class Uni_Sign(nn.Module):
         config: ModelConfig,
         mt5: MT5ForConditionalGeneration,
         tokenizer: Tokenizer,
-        texts: TextFeatures | None = None,
+        text_encoder: EncodesTexts | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -177,14 +134,15 @@ class Uni_Sign(nn.Module):
             self.register_buffer(KEPT_TOKENS, tokenizer.kept.clone())
         self._frozen: list[nn.Module] = []
         if config.use_descriptions:
-            assert texts is not None, "a model with descriptions needs something that encodes them"
-            self._add_text_branch(texts, d_model)
+            assert text_encoder is not None, "a model with descriptions needs something that encodes them"
+            self._add_text_branch(text_encoder, d_model)
 
-    def _add_text_branch(self, texts: TextFeatures, d_model: int) -> None:
-        self.text_features = texts if not isinstance(texts, nn.Module) else None
-        if isinstance(texts, nn.Module):
-            self.text_encoder = texts
-        self.text_projection = nn.Linear(texts.width, d_model) if texts.width != d_model else nn.Identity()
+    def _add_text_branch(self, text_encoder: EncodesTexts, d_model: int) -> None:
+        self.text_features = text_encoder if not isinstance(text_encoder, nn.Module) else None
+        if isinstance(text_encoder, nn.Module):
+            self.text_encoder = text_encoder
+        width = text_encoder.width
+        self.text_projection = nn.Linear(width, d_model) if width != d_model else nn.Identity()
         self.mask_embedding = LearnableMaskEmbedding(d_model)
         self.gating_fusion = GatingFusion(d_model, scale=self.config.text_scale)
         if self.config.uses_mapper:
@@ -214,7 +172,7 @@ class Uni_Sign(nn.Module):
         pose = self.encode_pose(src_input)  # (B, T, D)
         fused, gate, alignment = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1), scalar
         inputs_embeds, attention_mask = self.prepend_prompt(fused, src_input["attention_mask"])  # (B, P + T, D)
-        states = encode(self.mt5_model.encoder, inputs_embeds, attention_mask)  # (B, P + T, D)
+        states = run_encoder(self.mt5_model.encoder, inputs_embeds, attention_mask)  # (B, P + T, D)
         return Encoded(inputs_embeds, attention_mask, states, gate, alignment)
 
     def encode_pose(self, src_input: SrcInput) -> torch.Tensor:
@@ -287,8 +245,8 @@ class Uni_Sign(nn.Module):
             # Every process must use every weight in every step: gradients are reduced together. So a batch without a
             # text encodes an empty one, which no frame points at.
             texts = [""]
-        encode = self.text_encoder if self.text_features is None else self.text_features
-        features = encode(texts).to(like.device, non_blocking=True)  # (n, W)
+        encoder = self.text_encoder if self.text_features is None else self.text_features
+        features = encoder(texts).to(like.device, non_blocking=True)  # (n, W)
         return torch.cat([self.mask_embedding(), self.text_projection(features)])
 
     def _apply_text_dropout(
@@ -330,7 +288,7 @@ class Uni_Sign(nn.Module):
         return self.mt5_model.decoder(
             input_ids=shifted,
             encoder_hidden_states=encoder_states,
-            encoder_attention_mask=across(attention_mask),
+            encoder_attention_mask=cross_attention_mask(attention_mask),
             use_cache=False,
         ).last_hidden_state
 

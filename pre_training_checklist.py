@@ -151,7 +151,8 @@ def check_models(_root: str) -> None:
 
     from batch import Sample, collate_fn
     from config import ModelConfig
-    from models import Uni_Sign, load_mt5
+    from models import Uni_Sign
+    from mt5 import load_mt5
     from pose import PART_JOINTS
     from small_mt5 import write_small_mt5
     from text_fusion_modules import TextEncoder

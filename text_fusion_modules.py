@@ -6,7 +6,6 @@ Letters: B clips, T frames (padded), D mT5's d_model, W the text encoder's width
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,23 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
 
 from disk import sha256
-from mt5 import encode, keep_rows, use_fused_activation
+from mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
 from tokenizer import Tokenizer
-
-# What it says about mT5 (tied weights, a decoder's weights that an encoder does not take) is known and dealt with.
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
 
 CALL_TOKENS = 1 << 14  # tokens of a call of the text encoder, padding included
 OPEN = 4.0  # the last bias of a gate that starts open, at sigmoid(4) = 0.98
 NO_TEXT = 0  # the row of the mask embedding in a table of text features
 
 
-class TextFeatures(Protocol):
+class EncodesTexts(Protocol):
     """What gives features for texts: the encoder itself, or a cache of what it gave."""
 
     width: int
@@ -81,7 +74,7 @@ class TextEncoder(nn.Module):
         device = next(self.encoder.parameters()).device
         ids, mask = ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
         if isinstance(self.encoder, MT5EncoderModel):
-            states = encode(self.encoder.encoder, self.encoder.get_input_embeddings()(ids), mask)  # (n, L, W)
+            states = run_encoder(self.encoder.encoder, self.encoder.get_input_embeddings()(ids), mask)  # (n, L, W)
         else:
             states = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         weights = mask.unsqueeze(-1).float()  # (n, L, 1)
@@ -104,60 +97,6 @@ def calls_within(lengths: Sequence[int], budget: int) -> list[int]:
         else:
             sizes.append(1)
     return sizes
-
-
-def model_type(folder: Path) -> str:
-    """Read from config.json which kind of model a folder holds; "" if it does not say."""
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
-    except (ValueError, AttributeError):
-        return ""
-
-
-def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
-    """Load a model in fp32 from a local folder; a damaged one is one line, and never a model with random parts.
-
-    Args:
-        kind: the class of transformers to load.
-        folder: config and weights.
-        flag: that names another folder.
-
-    Raises:
-        FileNotFoundError: a file is missing or cannot be opened.
-        ValueError: the files are damaged, do not belong together, or lack weights.
-    """
-    cure = f"Get its files again, or name another folder with {flag}."
-    try:
-        model, info = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
-    except OSError as error:
-        raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]} {cure}") from None
-    except Exception as error:  # damaged weights raise nearly anything; each becomes one line
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: config.json and the weights are damaged or no pair ({reason}). {cure}") from error
-    # A pooler has no part in the mean over tokens, and many published encoders come without.
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} weights are missing, {missing[0]} is one. {cure}")
-    return model
-
-
-def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
-    """Make a model of a folder's config.json in fp32; its weights mean nothing until a checkpoint brings them.
-
-    Args:
-        kind: the class of transformers.
-        folder: with config.json.
-        flag: that names another folder.
-
-    Raises:
-        ValueError: config.json is damaged.
-    """
-    try:
-        with no_init_weights():
-            return kind(kind.config_class.from_pretrained(folder, local_files_only=True)).float()
-    except Exception as error:  # a damaged config raises nearly anything; each becomes one line
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}/config.json is damaged ({reason}). Name another folder with {flag}.") from error
 
 
 def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -> tuple[PreTrainedModel, Any]:

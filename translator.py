@@ -14,12 +14,13 @@ import torch
 from batch import Sample, collate_fn, to_device
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from distributed import autocast, check_dtype
-from models import Uni_Sign, load_mt5
+from models import Uni_Sign
+from mt5 import load_mt5
 from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose_extraction import Extractor, extract_pose
 from rgb_fusion import PREFIXES as RGB_PREFIXES
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
-from text_fusion_modules import TextEncoder, TextFeatures
+from text_fusion_modules import EncodesTexts, TextEncoder
 from tokenizer import Tokenizer
 from video import read_pictures
 from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model
@@ -114,7 +115,7 @@ class Translator:
             )
         kept = kept_tokens(weights, path, "--checkpoint")
         mt5 = load_mt5(mt5_folder, with_weights=False, kept=kept)
-        texts: TextFeatures | None = None
+        texts: EncodesTexts | None = None
         if config.use_descriptions:
             folder = config.text_encoder or mt5_folder
             if any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):

@@ -98,7 +98,8 @@ def reference_model(shared_reference):
     """Make the model that the recorded vectors come from: `reference_model(config)` is a new one, in evaluation."""
     from safetensors.torch import load_file
 
-    from models import Uni_Sign, load_mt5
+    from models import Uni_Sign
+    from mt5 import load_mt5
     from tokenizer import Tokenizer
 
     weights = load_file(shared_reference / "tiny_pose.safetensors")
@@ -165,7 +166,8 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
     import utils
     from config import DATASETS, ModelConfig
     from datasets import S2T_Dataset
-    from models import Uni_Sign, load_mt5
+    from models import Uni_Sign
+    from mt5 import load_mt5
     from text_fusion_modules import TextEncoder
     from tokenizer import Tokenizer
     from tracking import Tracker

@@ -7,7 +7,7 @@ import torch
 
 import building
 import utils
-from config import ModelConfig
+from config import DATASETS, ModelConfig
 from weights import save_weights
 
 SMALL = "--hidden_dim 16 --dtype fp32 --num_workers 0 --batch-size 4".split()
@@ -42,7 +42,7 @@ def test_the_model_is_that_of_the_flags(command):
     flags = [
         word for name, value in given.items() for word in ([f"--{name}"] if value is True else [f"--{name}", value])
     ]
-    config = building.model_config(command(*flags), building.DATASETS["How2Sign"])
+    config = building.model_config(command(*flags), DATASETS["How2Sign"])
     fixed = {"language": "English"}  # the data set's
     assert dataclasses.asdict(config) == dataclasses.asdict(ModelConfig(**given, **fixed))
     assert all(getattr(config, name) != getattr(ModelConfig(), name) for name in given | fixed)

@@ -184,7 +184,7 @@ def test_a_page_of_pictures(few_poses, tmp_path):
         ("--max_cost 1", "--max_cost needs --price_in"),
         ("--segment 0", "--segment 0: must be positive"),
         ("--timeout nan", "--timeout nan: must be positive"),
-        ("--retries -1", "--retries -1: must not be negative"),
+        ("--retries -1", "--retries -1: must be at least 0"),
         ("--aspect 100", "--aspect 100.0: must be between"),
         ("--fields [1]", "wanted a JSON object"),
         ("--fields {", "wanted a JSON object"),

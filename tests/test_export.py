@@ -19,12 +19,13 @@ import export
 import utils
 from checkpoint import weights_facts
 from config import ModelConfig
-from export import TOKENIZER_CONFIG, main, needed_modules, parse_args
+from export import main, needed_modules, parse_args
 from kept_tokens import KEPT_TOKENS, choose
-from models import Uni_Sign, load_mt5
+from models import Uni_Sign
+from mt5 import load_mt5
 from pose import read_pose
 from text_fusion_modules import TextEncoder
-from tokenizer import Tokenizer
+from tokenizer import TOKENIZER_CONFIG, Tokenizer
 from translator import FrozenTextEncoder, Translator
 from weights import read_weights, repeated, save_weights
 

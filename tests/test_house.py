@@ -63,7 +63,7 @@ def test_every_module_has_its_tests(module):
 def test_requirements_are_those_of_the_project():
     """What requirements.txt pins is what pyproject.toml asks for, no lower than its bounds."""
     pins = dict(re.findall(r"^([a-z0-9_-]+)==([0-9.]+)", (ROOT / "requirements.txt").read_text(), re.M))
-    bounds = dict(re.findall(r'^    "([a-z0-9_-]+)>=([0-9.]+)"', (ROOT / "pyproject.toml").read_text(), re.M))
+    bounds = dict(re.findall(r'^    "([a-z0-9_-]+)>=([0-9.]+)[",]', (ROOT / "pyproject.toml").read_text(), re.M))
     assert set(pins) == set(bounds)
     number = {name: [tuple(map(int, v[name].split("."))) for v in (bounds, pins)] for name in pins}
     assert all(low <= pin for low, pin in number.values()), number

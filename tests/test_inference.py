@@ -16,7 +16,8 @@ import pose_extraction
 import pose_sentences
 import video
 from config import ModelConfig
-from models import Uni_Sign, load_mt5
+from models import Uni_Sign
+from mt5 import load_mt5
 from text_fusion_modules import TextEncoder
 from tokenizer import Tokenizer
 from translator import Translator

@@ -15,8 +15,8 @@ from batch import collate_fn
 from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
 from kept_tokens import choose, coverage, log_coverage, move_rows
-from models import Uni_Sign, load_mt5, untie_embeddings
-from mt5 import keep_rows
+from models import Uni_Sign
+from mt5 import keep_rows, load_mt5, untie_embeddings
 from text_fusion_modules import TextEncoder
 from tokenizer import EOS, PAD, UNK, Tokenizer
 from translator import Translator

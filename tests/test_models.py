@@ -8,7 +8,8 @@ from torch import nn
 
 from batch import Sample, collate_fn
 from config import ModelConfig
-from models import IGNORE, Uni_Sign, load_mt5
+from models import IGNORE, Uni_Sign
+from mt5 import load_mt5
 from optimization import parameter_groups
 from pose import PART_JOINTS
 from text_fusion_modules import TextEncoder, alignment_loss

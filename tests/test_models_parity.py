@@ -10,7 +10,8 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from config import ModelConfig
-from models import IGNORE, Uni_Sign, load_mt5, untie_embeddings
+from models import IGNORE, Uni_Sign
+from mt5 import load_mt5, untie_embeddings
 from pose import PART_JOINTS
 from text_fusion_modules import TextEncoder
 from tokenizer import EOS, Tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MT5Config, MT5ForConditionalGeneration
 
-from mt5 import across, encode, use_fused_activation
+from mt5 import cross_attention_mask, run_encoder, use_fused_activation
 
 LENGTHS = (11, 4, 7)
 
@@ -38,7 +38,7 @@ def test_encoder_states_and_gradients_are_the_same(model, batch):
     weight = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
     results = []
     for run in (
-        lambda x: encode(model.encoder, x, mask),
+        lambda x: run_encoder(model.encoder, x, mask),
         lambda x: model.encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state,
     ):
         x = embeds.clone().requires_grad_()
@@ -49,9 +49,9 @@ def test_encoder_states_and_gradients_are_the_same(model, batch):
 
 def test_padding_counts_for_nothing(model, batch):
     embeds, mask = batch
-    states = encode(model.encoder, embeds, mask)
+    states = run_encoder(model.encoder, embeds, mask)
     for i, n in enumerate(LENGTHS):
-        alone = encode(model.encoder, embeds[i : i + 1, :n], mask[i : i + 1, :n])
+        alone = run_encoder(model.encoder, embeds[i : i + 1, :n], mask[i : i + 1, :n])
         torch.testing.assert_close(states[i, :n], alone[0], rtol=1e-4, atol=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_decoder_takes_the_mask_as_it_takes_transformers_own(model, batch):
     ids = torch.randint(60, (3, 5))
     own, plain = (
         model.decoder(input_ids=ids, encoder_hidden_states=states, encoder_attention_mask=m, use_cache=False)[0]
-        for m in (across(mask), mask)
+        for m in (cross_attention_mask(mask), mask)
     )
     torch.testing.assert_close(own, plain)
 
@@ -68,4 +68,4 @@ def test_decoder_takes_the_mask_as_it_takes_transformers_own(model, batch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_finite(model, batch, dtype):
     with torch.autocast("cpu", dtype=dtype):
-        assert encode(model.encoder, *batch).isfinite().all()
+        assert run_encoder(model.encoder, *batch).isfinite().all()

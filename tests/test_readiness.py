@@ -60,7 +60,7 @@ def test_a_pointer_in_the_place_of_weights_is_told(tmp_path, capsys, corpus):
 
 
 def test_parameters_are_estimated_as_they_are(corpus):
-    from models import load_mt5
+    from mt5 import load_mt5
 
     folder = corpus / config.mt5_path
     sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))

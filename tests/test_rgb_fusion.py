@@ -24,7 +24,8 @@ import utils
 from batch import collate_fn
 from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
-from models import Uni_Sign, load_mt5, untie_embeddings
+from models import Uni_Sign
+from mt5 import load_mt5, untie_embeddings
 from pose import PART_JOINTS, Pose, read_pose
 from rgb_fusion import (
     HANDS,

@@ -8,10 +8,10 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 import search as search_module
-from models import load_mt5, untie_embeddings
+from mt5 import load_mt5, untie_embeddings
+from output_layer import OutputLayer
 from search import search
 from tokenizer import EOS, PAD
-from vocabulary import OutputLayer
 
 
 def up_to_end(ids):

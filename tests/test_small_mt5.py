@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import MT5EncoderModel, MT5ForConditionalGeneration
 
 import small_mt5
-from models import load_mt5
+from mt5 import load_mt5
 from small_mt5 import read_texts, train_tokenizer, write_small_mt5
 from tokenizer import UNK, Tokenizer
 

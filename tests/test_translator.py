@@ -13,7 +13,8 @@ import utils
 from checkpoint import weights_facts
 from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
-from models import Uni_Sign, load_mt5
+from models import Uni_Sign
+from mt5 import load_mt5
 from pose import read_pose
 from text_fusion_modules import TextEncoder
 from tokenizer import Tokenizer
