@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -30,8 +31,11 @@ class BadClips:
     def __init__(self, output_dir: str | Path, max_share: float) -> None:
         self.path, self.max_share = Path(output_dir) / FILE_NAME, max_share
         self.reasons: dict[str, dict[str, str]] = {}  # split -> clip -> reason
-        self.entries = read_lines(self.path)
-        self.listed = {(entry["split"], entry["name"]) for entry in self.entries}
+
+    @cached_property
+    def entries(self) -> list[dict[str, str]]:
+        """What is listed; read when first needed, for a new run moves the list of an earlier one away."""
+        return read_lines(self.path)
 
     def note(self, src_input: SrcInput, split: str, n_clips: int) -> None:
         """Take over what a batch had to leave out.
@@ -70,10 +74,10 @@ class BadClips:
             )
 
     def _list(self, split: str) -> None:
-        new = {name: reason for name, reason in self.reasons[split].items() if (split, name) not in self.listed}
+        listed = {entry["name"] for entry in self.entries if entry["split"] == split}
+        new = {name: reason for name, reason in self.reasons[split].items() if name not in listed}
         if not new:
             return
-        self.listed |= {(split, name) for name in new}
         logger.warning("%s: %d clips cannot be read and are left out, see %s.", split, len(new), self.path)
         self.entries += [{"split": split, "name": name, "reason": reason} for name, reason in new.items()]
         try:

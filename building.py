@@ -130,6 +130,11 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
         )
     if args.eval and args.missing_text == "mapper" and any(name.startswith(MAPPER_PREFIX) for name in new):
         raise ValueError(f"--missing_text mapper: {args.finetune} has no mapper; it was not trained with one.")
+    if backbone_is_new and trains_fusion_alone(args):
+        raise ValueError(
+            f"--rgb_support: {args.finetune or 'nothing'} has no RGB branch to start from, and a new one would not "
+            "train with the fusion modules alone. Add --trainable all, or drop --rgb_support."
+        )
     if args.rgb_backbone:
         if not backbone_is_new:
             raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
@@ -191,13 +196,16 @@ def build_text_encoder(
     return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device(), progress)
 
 
+def trains_fusion_alone(args: argparse.Namespace) -> bool:
+    """Whether only the fusion modules train: --trainable fusion, or what "auto" makes of the other flags."""
+    auto = args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
+    return args.trainable == "fusion" or (auto and not args.eval)
+
+
 def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
     """Freeze what --trainable and --text_encoder_freeze say, and tell which parameters train and why."""
-    fusion_only = args.trainable == "fusion" or (
-        args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
-    )
     prefixes = FUSION_PREFIXES
-    if fusion_only:
+    if trains_fusion_alone(args):
         model.freeze([module for name, module in model.named_children() if f"{name}." not in prefixes])
         model.part_para.requires_grad_(False)
         why = "--trainable fusion" if args.trainable == "fusion" else "--text_encoder_freeze with --finetune"

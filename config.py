@@ -27,6 +27,8 @@ BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none")
 POSE_SUFFIXES = (".pkl", ".npz", ".pose")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")  # in small letters
 EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "linear", "constant")
 ASPECTS = (0.2, 5)  # width / height of a video, the least and the most
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 

@@ -20,9 +20,9 @@ from distributed import broadcast, device, is_main, rank, world_size
 def deepspeed_config(args: argparse.Namespace) -> dict[str, Any]:
     """Make DeepSpeed's configuration from the command line.
 
-    Parameters, their gradients' sums and batch statistics stay in fp32; matrix products run in bf16 or fp16 under
-    autocast. (A model cast to bf16 as a whole would keep batch statistics in 8 bits of mantissa on a GPU, and fail on
-    a CPU.)
+    Parameters, sums over micro-batches and batch statistics stay in fp32; matrix products run in bf16 or fp16 under
+    autocast, and in that precision the gradients of linear layers travel between processes. (A model cast to bf16 as a
+    whole would keep batch statistics in 8 bits of mantissa on a GPU, and fail on a CPU.)
     """
     zero: dict[str, Any] = {"stage": args.zero_stage}
     if args.offload:

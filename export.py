@@ -243,6 +243,12 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
     encoder_folder = Path(model.config.text_encoder or model.mt5_folder)
     if kind == "frozen":
         encoder = frozen_encoder(encoder_folder)
+    described = json.loads((encoder_folder / "config.json").read_text(encoding="utf-8"))
+    if encoder and described.get("is_encoder_decoder") and described.get("model_type") != "mt5":
+        raise ValueError(
+            f"--to folder: the text encoder {encoder_folder} is half of an encoder-decoder that is not mT5, and cannot "
+            "stand alone. Take the checkpoint and that folder to where they are needed."
+        )
     require_room(out, sum(map(n_bytes, (mt5, encoder, rest))) + (1 << 22))
     facts = {
         "config": {**asdict(model.config), "text_encoder": ""},

@@ -122,6 +122,7 @@ def train_one_epoch(
         `waited`, the seconds in which no batch was there to be computed.
     """
     dataset, n_batches, sums = loader.dataset, len(loader), state.epoch_sums
+    n_group = args.gradient_accumulation_steps
     sums_of_step: list[torch.Tensor] = []  # loss, nll and 1 of each micro-batch since the last step
     names: list[str] = []  # their clips
     engine.train()
@@ -130,12 +131,15 @@ def train_one_epoch(
         guards.clips.note(src_input, dataset.split, len(dataset))
         has_clips = bool(src_input["name_batch"])  # not if no clip of the batch could be read
         state.micro_batch += 1
-        # The last group of an epoch may be smaller; it steps all the same, and nothing is carried over.
-        last_of_group = state.micro_batch % args.gradient_accumulation_steps == 0 or state.micro_batch == n_batches
+        # The last group of an epoch may be smaller; it steps all the same, and nothing is carried over. The engine
+        # divides every loss by the size of a whole group.
+        before = (state.micro_batch - 1) // n_group * n_group  # micro-batches of the groups before
+        share = n_group / min(n_group, n_batches - before)
+        last_of_group = state.micro_batch % n_group == 0 or state.micro_batch == n_batches
         engine.set_gradient_accumulation_boundary(last_of_group)
         with survival.explain_memory(src_input, args), statistics_kept(engine.module, src_input):
             output = engine(to_device(src_input, engine.device), tgt_input)
-            engine.backward(has_clips * output.loss)
+            engine.backward(has_clips * share * output.loss)
             state.lr = engine.get_lr()[0]
             engine.step()
         sums_of_step.append(has_clips * torch.stack([output.loss.detach(), output.nll, torch.ones_like(output.nll)]))
@@ -179,7 +183,7 @@ def evaluate(
     Returns:
         The scores, and the loss with and without smoothing; the same on every process.
     """
-    dataset, bare = loader.dataset, getattr(model, "module", model)
+    dataset, device, bare = loader.dataset, distributed.device(), getattr(model, "module", model)
     in_step = args.zero_stage == 3 and bare is not model  # ZeRO-3 scatters the weights: all processes search in step
     model.eval()
     mine: list[tuple[str, str]] = []
@@ -187,8 +191,8 @@ def evaluate(
     batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main(), total=len(loader))
     for number, (src_input, tgt_input) in enumerate(batches):
         guards.clips.note(src_input, dataset.split, len(dataset))
-        with survival.explain_memory(src_input, args), distributed.autocast(args.dtype, distributed.device()):
-            output = model(to_device(src_input, distributed.device()), tgt_input)
+        with survival.explain_memory(src_input, args, training=False), distributed.autocast(args.dtype, device):
+            output = model(to_device(src_input, device), tgt_input)
             ids = bare.generate(output, args.num_beams, args.max_new_tokens, synced=in_step)
         if number < loader.sampler.n_own and src_input["name_batch"]:
             mine += zip(src_input["name_batch"], bare.sentences(ids), strict=True)
@@ -203,7 +207,7 @@ def evaluate(
     scores = metrics.score(args.task, hypotheses, references, spec.text_unit, spec.bleu_tokenizer)
     loss, nll, n_tokens = torch.stack(distributed.all_gather(sums)).sum(0).tolist()
     losses = {"loss": loss / max(n_tokens, 1), "nll": nll / max(n_tokens, 1)}
-    results = Results(dataset, hypotheses, references, scores, losses, bad_clips)
+    results = Results(args.task, dataset, hypotheses, references, scores, losses, bad_clips)
     out = Path(args.output_dir)
     guards.saves.attempt("predictions", write_on_main, out, write_predictions, out, results)
     if distributed.is_main():

@@ -72,7 +72,11 @@ def gloss(label: Label) -> str:
 
 def target(label: Label, task: str) -> str:
     """The sentence (or, for CSLR, the glosses) that the model should write for a clip."""
-    return gloss(label) if task == "CSLR" else str(label.get("text") or "")
+    if task == "CSLR":
+        return gloss(label)
+    text = str(label.get("text") or "")
+    # A tokenizer writes one blank where a label has two, and isolated signs must be right as a whole.
+    return " ".join(text.split()) if task == "ISLR" else text
 
 
 def read_labels(path: str | Path) -> dict[str, Label]:

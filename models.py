@@ -232,7 +232,7 @@ class Uni_Sign(nn.Module):
             alignment = alignment_loss(predicted, table, rows, has_description)
         rows, has_description = (x.to(pose.device, non_blocking=True) for x in (rows, has_description))
         if self.training:
-            rows, has_description = self._apply_text_dropout(rows, has_description)
+            rows, has_description = drop_texts(rows, has_description, self.config.text_dropout_p)
         text = F.embedding(rows, table)  # (B, T, D)
         if predicted is not None and self.config.missing_text == "mapper":
             text = torch.where((rows == NO_TEXT)[..., None], predicted.to(text.dtype), text)
@@ -248,11 +248,6 @@ class Uni_Sign(nn.Module):
         encoder = self.text_encoder if self.text_features is None else self.text_features
         features = encoder(texts).to(like.device, non_blocking=True)  # (n, W)
         return torch.cat([self.mask_embedding(), self.text_projection(features)])
-
-    def _apply_text_dropout(
-        self, rows: torch.Tensor, has_description: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return drop_texts(rows, has_description, self.config.text_dropout_p)
 
     def prepend_prompt(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put "Translate sign language video to {language}: " before the frames, (B, P + T, D)."""

@@ -9,8 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("cosine", "linear", "constant")
 GATE = "gating_fusion.gate."  # what the names of the gate's parameters begin with
 
 
@@ -49,10 +47,10 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.O
     return kind(groups, lr=args.lr, betas=(beta1, beta2), eps=args.opt_eps, fused=True)
 
 
-def rate_factor(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:
+def lr_lambda(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:
     """Make the function from the number of steps taken to the share of `--lr` that the next step uses.
 
-    >>> factor = rate_factor("cosine", warmup_steps=0, total_steps=20)
+    >>> factor = lr_lambda("cosine", warmup_steps=0, total_steps=20)
     >>> [round(factor(step), 3) for step in (0, 10, 20)]
     [1.0, 0.5, 0.0]
 
@@ -73,7 +71,7 @@ def build_schedule(
     optimizer: torch.optim.Optimizer, args: argparse.Namespace, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Make the schedule of `--sched`, counted in optimizer steps; the gate's rate is zero as long as it is held."""
-    factor = rate_factor(
+    factor = lr_lambda(
         args.sched,
         warmup_steps=int(args.warmup_epochs * steps_per_epoch),
         total_steps=args.epochs * steps_per_epoch,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Results:
     """What an evaluation gave, in the data set's order."""
 
+    task: str
     dataset: S2T_Dataset
     hypotheses: Sequence[str]
     references: Sequence[str]
@@ -37,7 +38,7 @@ class Results:
 def write_predictions(output_dir: Path, results: Results) -> None:
     """Write {split}_predictions.jsonl, {split}_metrics.json, and the two text files that Uni-Sign writes."""
     dataset, scores, bad_clips = results.dataset, results.scores, results.bad_clips
-    split, unit = dataset.split, dataset.spec.text_unit
+    split = dataset.split
     lines = []
     for name, reference, hypothesis in zip(dataset.names, results.references, results.hypotheses, strict=True):
         line = {"name": name, "reference": reference, "hypothesis": hypothesis}
@@ -47,6 +48,8 @@ def write_predictions(output_dir: Path, results: Results) -> None:
     numbers = {**scores.values, **results.losses, "clips": len(dataset), "unreadable": len(bad_clips)}
     content = json.dumps({**numbers, "signatures": scores.signatures}, indent=1)
     write_text(output_dir / f"{split}_metrics.json", content + "\n")
+    # Sentences as they are scored: of Chinese, one character after another. Glosses and words are scored as they are.
+    unit = dataset.spec.text_unit if results.task == "SLT" else "word"
     for file, texts, prepare in (
         ("pres", results.hypotheses, prepare_hypothesis),
         ("refs", results.references, prepare_reference),

@@ -48,8 +48,13 @@ def search(
     Returns:
         (B N, <= 1 + max_new_tokens) token ids, the decoder's start first, filled up with </s>.
 
+    Raises:
+        ValueError: more beams than the vocabulary allows.
+
     Source: `GenerationMixin._beam_search` of transformers 5, without length penalty and early stopping.
     """
+    if 2 * num_beams > (n_tokens := mt5.config.vocab_size):
+        raise ValueError(f"--num_beams {num_beams}: must be at most half of the model's {n_tokens} tokens.")
     n_clips, device = len(states), states.device
     decoder = _Decoder(mt5, states, mask, num_beams)
     idle = decoder.first() if synced else None

@@ -20,6 +20,7 @@ import distributed
 from bad_clips import BadClips
 from batch import SrcInput
 from checkpoint import SaveError
+from datasets import SEARCHED
 from deepspeed_engine import lower_gradient_scale
 from tracking import Tracker
 
@@ -183,7 +184,7 @@ class Guards:
 
 
 @contextlib.contextmanager
-def explain_memory(src_input: SrcInput, args: argparse.Namespace) -> Iterator[None]:
+def explain_memory(src_input: SrcInput, args: argparse.Namespace, training: bool = True) -> Iterator[None]:
     """Turn "out of memory" into one line with the batch's shape and the flags that help, the best first.
 
     Raises:
@@ -195,19 +196,34 @@ def explain_memory(src_input: SrcInput, args: argparse.Namespace) -> Iterator[No
         clips, frames = src_input["attention_mask"].shape
         texts = {text for clip in src_input.get("descriptions", []) for text in clip if text}
         shape = f"{clips} clips x {frames} frames" + (f" with {len(texts)} distinct texts" if texts else "")
-        advice = {
-            "--gradient_checkpointing (the same result in more time)": not args.gradient_checkpointing
-            and args.trainable != "fusion",
-            "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)": clips > 1,
-            "--text_encoder_freeze": bool(texts) and not args.text_encoder_freeze,
-            "--dtype bf16": args.dtype == "fp32",
-            "--zero_stage 0 on one GPU": distributed.world_size() == 1 and args.zero_stage > 0 and not args.offload,
-            "--offload": not args.offload and args.zero_stage > 0,
-            f"--max_length below {frames} (this changes results)": True,
-            "--trainable fusion": args.use_descriptions and args.trainable != "fusion",
-        }
+        advice = in_training(args, clips, frames, bool(texts)) if training else in_evaluation(args)
         helpful = ", then ".join(flag for flag, helps in advice.items() if helps)
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ValueError(
             f"out of GPU memory in a batch of {shape} ({reason}). What helps, in order: {helpful}."
         ) from None
+
+
+def in_training(args: argparse.Namespace, clips: int, frames: int, described: bool) -> dict[str, bool]:
+    """Flags that make a training step smaller, and whether they help."""
+    return {
+        "--gradient_checkpointing (the same result in more time)": not args.gradient_checkpointing
+        and args.trainable != "fusion",
+        "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)": clips > 1,
+        "--text_encoder_freeze": described and not args.text_encoder_freeze,
+        "--dtype bf16": args.dtype == "fp32",
+        "--zero_stage 0 on one GPU": distributed.world_size() == 1 and args.zero_stage > 0 and not args.offload,
+        "--offload": not args.offload and args.zero_stage > 0,
+        f"--max_length below {frames} (this changes results)": True,
+        "--trainable fusion": args.use_descriptions and args.trainable != "fusion",
+    }
+
+
+def in_evaluation(args: argparse.Namespace) -> dict[str, bool]:
+    """Flags that make an evaluation smaller, and whether they help."""
+    return {
+        f"--batch-size (an evaluation searches up to {SEARCHED} times as many clips together)": args.batch_size > 1,
+        "--num_beams (this changes results)": args.num_beams > 1,
+        "--dtype bf16": args.dtype == "fp32",
+        "--max_length (this changes results)": True,
+    }

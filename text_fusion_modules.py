@@ -6,6 +6,7 @@ Letters: B clips, T frames (padded), D mT5's d_model, W the text encoder's width
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -44,7 +45,7 @@ class TextEncoder(nn.Module):
 
     Raises:
         FileNotFoundError: no such folder, or files missing in it.
-        ValueError: files that cannot be read, or lack weights.
+        ValueError: files that cannot be read, or lack weights, or have no positions for so many tokens.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.max_tokens = max_tokens
         self.encoder, self._tokenize = _load_encoder(Path(folder), with_weights, kept)
+        if (longest := _longest_text(self.encoder)) < max_tokens:
+            raise ValueError(f"--text_max_tokens {max_tokens}: {folder} takes texts of up to {longest} tokens.")
         self.width = int(self.encoder.config.hidden_size)
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
@@ -125,6 +128,15 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
         return batch["input_ids"], batch["attention_mask"]
 
     return encoder, tokenize
+
+
+def _longest_text(encoder: PreTrainedModel) -> float:
+    """Tokens that an encoder has positions for; no limit where positions are relative, as in mT5."""
+    positions = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    if not isinstance(positions, nn.Embedding):
+        return math.inf
+    # RoBERTa and its kin begin to count behind the number of the padding token.
+    return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
 
 
 def encoder_fingerprint(folder: str | Path, max_tokens: int) -> str:

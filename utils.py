@@ -147,13 +147,13 @@ def get_args_parser() -> Parser:
         action="store_true",
         help="recompute what mT5 and the text encoder would keep for the backward pass: less memory, more time",
     )
-    add("--opt", type=str.lower, default="adamw", choices=("adamw", "adam", "sgd"), help="default: adamw")
+    add("--opt", type=str.lower, default="adamw", choices=config.OPTIMIZERS, help="default: adamw")
     add("--opt-eps", type=float, default=1e-9, help="default: 1e-9")
     add("--opt-betas", type=float, nargs=2, default=None, metavar="B", help="default: 0.9 0.999")
     add("--weight-decay", type=float, default=1e-4, help="default: 1e-4")
-    add("--sched", default="cosine", choices=("cosine", "linear", "constant"), help="default: cosine")
+    add("--sched", default="cosine", choices=config.SCHEDULES, help="default: cosine")
     add("--lr", type=float, default=1e-3, help="default: 1e-3")
-    add("--min-lr", type=float, default=1e-8, help="the rate never falls below; default: 1e-8")
+    add("--min-lr", type=float, default=1e-8, help="where the learning rate stops falling; default: 1e-8")
     add("--warmup-epochs", type=float, default=0, help="default: 0")
     add("--seed", type=int, default=42, help="default: 42")
 
@@ -279,6 +279,8 @@ def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--max_bad_clips {args.max_bad_clips}: must be a share, from 0 to 1.")
     if not args.lr > 0:
         parser.error(f"--lr {args.lr}: must be positive.")
+    if args.min_lr > args.lr:
+        parser.error(f"--min_lr {args.min_lr}: must not be above --lr, which is {args.lr}.")
     if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
         parser.error(f"--opt_betas {' '.join(map(str, args.opt_betas))}: each must lie in [0, 1).")
 
@@ -324,7 +326,10 @@ def git_revision() -> str:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+        try:
+            result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+        except OSError:  # slim images have no git
+            return ""
         return result.stdout.strip() if result.returncode == 0 else ""
 
     revision = git("rev-parse", "--short=12", "HEAD")

@@ -187,8 +187,10 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
     saved = _saved_config(facts)
     if saved.get("use_descriptions") and not config.use_descriptions:
         raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")
-    of_text = ["text_encoder", "text_max_tokens", "text_scale"] if saved.get("use_descriptions") else []
+    of_text = ["text_max_tokens", "text_scale"] if saved.get("use_descriptions") else []
     _same_flags(facts, config, ["hidden_dim", *of_text], f"--finetune: {path}")
+    if of_text:
+        _same_text_encoder(saved.get("text_encoder", ""), config.text_encoder, f"--finetune: {path}")
     own = model.state_dict()
     if KEPT_TOKENS in own:
         _fit_vocabulary(weights, own, kept_tokens(weights, path, "--finetune"), config)
@@ -234,6 +236,20 @@ def _same_flags(facts: Mapping[str, Any], config: ModelConfig, names: list[str],
                 f"{file} was trained with --{name} {saved[name] or '(none)'}; this run has "
                 f"{getattr(config, name) or '(none)'}. Give the same."
             )
+
+
+def _same_text_encoder(saved: str, given: str, file: str) -> None:
+    """Refuse mT5's own for another one or the other way round; a folder may have moved, and that is said."""
+    if bool(saved) != bool(given):
+        raise ValueError(
+            f"{file} was trained with --text_encoder {saved or '(none)'}; this run has {given or '(none)'}. "
+            "Give the same."
+        )
+    if Path(saved).resolve() != Path(given).resolve():
+        logger.warning(
+            "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
+            file, saved, given,
+        )  # fmt: skip
 
 
 def _fit_vocabulary(

@@ -161,6 +161,15 @@ def test_too_many_end_the_run(damaged, tmp_path):
     assert listed < set(bad)
 
 
+def test_a_new_run_in_the_folder_lists_its_own(damaged, tmp_path, caplog):
+    folder, bad, _ = damaged
+    for _ in range(2):
+        caplog.clear()
+        train(folder, tmp_path, "--max_bad_clips", "0.5")
+        assert "train: 6 clips cannot be read and are left out" in caplog.text
+        assert {line["name"] for line in read_lines(tmp_path / "bad_clips.jsonl")} >= set(bad)
+
+
 def test_all_missing_is_an_error_with_any_share(damaged, tmp_path):
     folder, *_ = damaged
     copy = tmp_path / "copy"

@@ -89,3 +89,13 @@ def test_the_fusion_checkpoint_comes_after_the_base(command, tmp_path):
     flags = ("--finetune", tmp_path / "base.pth", "--fusion_checkpoint", tmp_path / "fusion.pth")
     loaded = build(command("--use_descriptions", *flags)).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in (weights | changed).items())
+
+
+@pytest.mark.parametrize("fusion_alone", [("--trainable", "fusion"), ("--text_encoder_freeze",)])
+def test_a_new_rgb_branch_is_not_frozen(command, tmp_path, fusion_alone):
+    plain = build(command())
+    save_weights(tmp_path / "base.pth", plain.state_dict(), plain.config)
+    flags = ("--finetune", tmp_path / "base.pth", "--use_descriptions", "--rgb_support")
+    with pytest.raises(ValueError, match=r"--rgb_support: .*base\.pth has no RGB branch.*--trainable all"):
+        build(command(*flags, *fusion_alone))
+    assert build(command(*flags, *fusion_alone, "--trainable", "all")).config.rgb_support

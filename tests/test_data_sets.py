@@ -136,9 +136,12 @@ def test_the_metric_of_a_task(world, tmp_path, monkeypatch, name, task, expected
     """What the model would write decides the score: here the sentence, one of two signs, one of two glosses."""
     written = {"SLT": "今天很高兴。", "ISLR": "book", "CSLR": "今天"}[task]
     monkeypatch.setattr(fine_tuning.Uni_Sign, "sentences", lambda _model, ids: [written] * len(ids))
-    (line,) = logged(run(world, tmp_path, "--dataset", name, "--task", task))
+    out = run(world, tmp_path, "--dataset", name, "--task", task)
+    (line,) = logged(out)
     for key, value in expected.items():
         assert line[f"dev_{key}"] == pytest.approx(value)
+    scored = " ".join(written) if task == "SLT" else written  # glosses are not split into characters
+    assert (out / "dev_tmp_pres.txt").read_text(encoding="utf-8").splitlines()[0] == scored
 
 
 # -- pre-training ------------------------------------------------------------------------------------------------------
@@ -174,8 +177,7 @@ def test_quick_break_counts_micro_batches(monkeypatch):
     """As Uni-Sign: the multiples of N, here at the step that each of them belongs to."""
     saved = []
     monkeypatch.setattr(fine_tuning, "save", lambda _engine, state, *_: saved.append(state.micro_batch))
-    monkeypatch.setattr(fine_tuning, "full_state_dict", lambda _engine: {})
-    monkeypatch.setattr(fine_tuning, "write_on_main", lambda *_: None)
+    monkeypatch.setattr(fine_tuning, "save_quick", lambda *_: None)
     for n, group, expected in ((3, 2, [4, 6, 10]), (4, 4, [4, 8]), (1, 4, [4, 8]), (5, 1, [5, 10]), (0, 1, [])):
         saved.clear()
         args = utils.parse_args(["--quick_break", str(n), "--gradient-accumulation-steps", str(group)])

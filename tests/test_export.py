@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -119,6 +120,17 @@ def test_a_folder_says_what_the_checkpoint_says(kind, save, clip, tmp_path):
     assert Translator.from_checkpoint(out, **OPTIONS).max_length == 8
     moved = out.rename(tmp_path / "elsewhere")
     assert found(moved, clip, texts) == found(checkpoint, clip, texts)
+
+
+def test_half_of_an_encoder_decoder_cannot_stand_alone(save, bert, tmp_path):
+    """Only its config says so here: what is tried is that nothing is written that could not be read again."""
+    other, out = shutil.copytree(bert, tmp_path / "bart"), tmp_path / "model"
+    checkpoint = save("described trained", str(other))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
+    with pytest.raises(ValueError, match="the text encoder .*bart is half of an encoder-decoder"):
+        run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from config import DATASETS, DatasetSpec
-from labels import read_labels, split_labels
+from labels import read_labels, split_labels, target
 
 CLIPS = [
     {"name": "a", "video_path": "a.mp4", "text": "Hello, you.", "gloss": "HELLO YOU", "frames": 12},
@@ -212,3 +212,9 @@ def test_field_names_do_not_break_a_message(tmp_path, name, content):
     with pytest.raises(ValueError, match="labels") as refused:
         read_labels(tmp_path / name)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_blanks_that_no_tokenizer_writes_twice():
+    label = {"text": " thank  you "}
+    assert target(label, "ISLR") == "thank you"  # right as a whole, or not
+    assert target(label, "SLT") == " thank  you "  # scored as it is written

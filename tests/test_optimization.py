@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from config import ModelConfig
-from optimization import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule, parameter_groups, rate_factor
+from config import OPTIMIZERS, SCHEDULES, ModelConfig
+from optimization import build_optimizer, build_schedule, lr_lambda, parameter_groups
 
 
 def arguments(**changes):
@@ -152,4 +152,4 @@ def test_the_floor_holds_after_the_warm_up(sched):
 
 
 def test_a_run_of_no_steps_has_a_rate():
-    assert rate_factor("cosine", warmup_steps=0, total_steps=0)(0) == 1.0
+    assert lr_lambda("cosine", warmup_steps=0, total_steps=0)(0) == 1.0

@@ -147,7 +147,7 @@ def test_scattered_weights_give_the_same_steps(corpus, tmp_path):
     assert len(losses) == 4
     assert losses[0] > losses[-1]
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(other_losses), rtol=1e-4, atol=0)
-    # Adam divides a gradient that is nothing but rounding by its own size, too: a few elements differ by part of a step.
+    # Adam divides a gradient that is nothing but rounding by its size: a few elements differ by part of a step.
     torch.testing.assert_close(matrix, other_matrix, rtol=0, atol=3e-4)
     assert (matrix - other_matrix).abs().mean() < 1e-5
     assert sentences == other_sentences

@@ -66,6 +66,13 @@ def test_hypotheses_are_those_of_transformers(num_beams, n_best):
 
 
 @torch.no_grad()
+def test_more_beams_than_tokens_are_refused():
+    mt5, states, mask = make(0, vocab_size=6)
+    search(mt5, states, mask, 3, 4)
+    with pytest.raises(ValueError, match="--num_beams 4: must be at most half of the model's 6 tokens"):
+        search(mt5, states, mask, 4, 4)
+
+
 def test_an_end_that_comes_first_and_beams_that_never_end():
     for end in (40.0, 0.0):
         mt5, states, mask = make(1, end=end)

@@ -347,3 +347,20 @@ def test_out_of_memory_is_one_line_with_the_shape_and_what_helps():
     assert not any(flag in str(error.value) for flag in ("--offload", "--gradient_checkpointing"))
     assert "--dtype bf16" in str(error.value)
     assert survival.RESUME_ME == 75
+
+
+def test_out_of_memory_in_an_evaluation_is_not_helped_by_flags_of_training():
+    args = utils.parse_args([])
+    src_input = {"attention_mask": torch.ones(64, 256)}
+    with pytest.raises(ValueError, match="64 clips x 256") as error, explain_memory(src_input, args, training=False):
+        raise torch.OutOfMemoryError
+    words = (
+        "--batch-size",
+        "4 times as many",
+        "--num_beams",
+        "--max_length",
+        "--gradient",
+        "--offload",
+        "--zero_stage",
+    )
+    assert [word in str(error.value) for word in words] == [True] * 4 + [False] * 3

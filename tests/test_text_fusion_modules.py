@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, MT5EncoderModel
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from text_fusion_modules import (
     NO_TEXT,
@@ -44,6 +45,24 @@ def copy_of(folder, to):
 
 
 # -- encoders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("padding_idx", "room"), [(None, 512), (1, 510)])
+def test_a_text_longer_than_its_positions_is_refused(bert_folder, monkeypatch, padding_idx, room):
+    monkeypatch.setattr(BertEmbeddings, "__init__", _with_padding(BertEmbeddings.__init__, padding_idx))
+    assert TextEncoder(bert_folder, room).max_tokens == room
+    with pytest.raises(ValueError, match=f"--text_max_tokens {room + 1}: .*bert.* takes texts of up to {room} tokens"):
+        TextEncoder(bert_folder, room + 1)
+
+
+def _with_padding(make, padding_idx):
+    """As RoBERTa has it: positions are counted from behind the padding's number."""
+
+    def init(self, *arguments):
+        make(self, *arguments)
+        self.position_embeddings.padding_idx = padding_idx
+
+    return init
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import config
 import utils
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +76,8 @@ def test_every_flag_is_read_somewhere():
                 read.add(node.attr)
     flags = {action.dest for action in utils.get_args_parser()._actions} - {"help"}
     # The deepspeed launcher gives --local_rank and sets LOCAL_RANK to the same number, which distributed.py reads.
-    assert flags - read == {"local_rank"}
+    # `building.model_config` reads those that are fields of the model's record.
+    assert flags - read - {field.name for field in dataclasses.fields(config.ModelConfig)} == {"local_rank"}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,7 @@ def test_every_flag_is_read_somewhere():
         (["--epochs", "0"], ["--epochs 0"]),
         (["--lr", "0"], ["--lr"]),
         (["--lr", "nan"], ["--lr nan"]),
+        (["--lr", "1e-4", "--min-lr", "1e-3"], ["--min_lr 0.001", "--lr, which is 0.0001"]),
         (["--seed", "-1"], ["--seed -1", "at least 0"]),
         (["--keep_last", "-1"], ["--keep_last -1", "at least 0"]),
         (["--num_workers", "-1"], ["--num_workers -1", "at least 0"]),
@@ -146,3 +150,9 @@ def test_log_goes_to_the_file_and_other_ranks_are_quiet(tmp_path, capsys):
     logging.getLogger("models").warning("said")
     assert not (tmp_path / "other").exists()
     assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["said"]
+
+
+def test_without_git_there_is_no_revision(monkeypatch):
+    assert utils.git_revision()
+    monkeypatch.setenv("PATH", "")
+    assert utils.git_revision() == ""

@@ -143,6 +143,15 @@ def test_another_text_encoder_is_named(tmp_path):
         weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
 
 
+def test_a_text_encoder_that_has_moved_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    path = save(Model(), tmp_path / "fusion.pth", ModelConfig(use_descriptions=True, text_encoder="bert"))
+    weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True, text_encoder=str(tmp_path / "x/../bert")))
+    assert "--text_encoder" not in caplog.text
+    weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True, text_encoder="/elsewhere/bert"))
+    assert "trained with --text_encoder bert; this run reads /elsewhere/bert, which must hold the same" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
