@@ -93,7 +93,7 @@ def get_args_parser() -> Parser:
     add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
     add("--batch-size", type=int, default=8, help="clips at a time; default: 8")
     add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
-    add("--max_new_tokens", type=int, default=100, help="longest sentence that is written; default: 100")
+    add("--max_new_tokens", type=int, default=100, help="maximum tokens of a generated sentence; default: 100")
     return parser
 
 

@@ -38,7 +38,7 @@ def get_args_parser() -> Parser:
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
     add("--packed", default="", metavar="DIR", help="read poses and descriptions from what pack_dataset.py wrote there")
     add("--mt5_path", default=config.mt5_path, metavar="DIR", help=f"mT5; default: {config.mt5_path} under --root")
-    add("--max_length", type=int, default=256, help="longest clip in frames; default: 256")
+    add("--max_length", type=int, default=256, help="maximum frames of a clip; longer ones are sampled; default: 256")
     add(
         "--eval_sampling",
         default="even",
@@ -49,7 +49,7 @@ def get_args_parser() -> Parser:
         "--length_grouping",
         action="store_true",
         default=True,
-        help="clips of like length share a training batch, so that little of it is padding; the default",
+        help="clips of similar length share a training batch, so that little of it is padding; the default",
     )
     add("--no_length_grouping", dest="length_grouping", action="store_false", help="batches as they are drawn")
     add("--num_workers", type=int, default=8, help="processes that load data; default: 8")
@@ -141,7 +141,7 @@ def get_args_parser() -> Parser:
         help="clips per process and micro-batch (an evaluation takes four times as many); default: 16",
     )
     add("--gradient-accumulation-steps", type=int, default=8, help="micro-batches per step; default: 8")
-    add("--gradient-clipping", type=float, default=1.0, help="longest gradient norm; default: 1.0")
+    add("--gradient-clipping", type=float, default=1.0, help="maximum gradient norm; default: 1.0")
     add(
         "--gradient_checkpointing",
         action="store_true",
@@ -151,16 +151,16 @@ def get_args_parser() -> Parser:
     add("--opt-eps", type=float, default=1e-9, help="default: 1e-9")
     add("--opt-betas", type=float, nargs=2, default=None, metavar="B", help="default: 0.9 0.999")
     add("--weight-decay", type=float, default=1e-4, help="default: 1e-4")
-    add("--sched", default="cosine", choices=config.SCHEDULES, help="default: cosine")
-    add("--lr", type=float, default=1e-3, help="default: 1e-3")
+    add("--sched", default="cosine", choices=config.SCHEDULES, help="of the learning rate; default: cosine")
+    add("--lr", type=float, default=1e-3, help="peak learning rate; default: 1e-3")
     add("--min-lr", type=float, default=1e-8, help="where the learning rate stops falling; default: 1e-8")
-    add("--warmup-epochs", type=float, default=0, help="default: 0")
+    add("--warmup-epochs", type=float, default=0, help="epochs of linear warm-up from 0; default: 0")
     add("--seed", type=int, default=42, help="default: 42")
 
     add = parser.group("processes and precision")
     add("--zero_stage", type=int, default=2, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO; default: 2")
-    add("--offload", action="store_true", help="keep the optimizer's state in main memory")
-    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
+    add("--offload", action="store_true", help="keep the optimizer's state in CPU memory")
+    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="precision of matrix products (autocast); default: bf16")
     add("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
 
     add = parser.group("what a run starts from, evaluates and leaves behind")
@@ -171,8 +171,8 @@ def get_args_parser() -> Parser:
         help="start from these weights: .pth, .safetensors, or a folder of export.py, whose mT5 is taken as well",
     )
     add("--eval", action="store_true", help="evaluate --finetune on dev and test, train nothing")
-    add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
-    add("--max_new_tokens", type=int, default=100, help="longest sentence that is written; default: 100")
+    add("--num_beams", type=int, default=4, help="beams of the beam search; 1 is greedy; default: 4")
+    add("--max_new_tokens", type=int, default=100, help="maximum tokens of a generated sentence; default: 100")
     add("--output_dir", default="./output", metavar="DIR", help="default: ./output")
     add("--resume", default="", metavar="auto|DIR", help="go on from the newest state in --output_dir, or from DIR")
     add(
