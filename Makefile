@@ -23,7 +23,7 @@ sample/sample_corpus.json: | setup
 	$(RUN) sample_data.py --out sample
 
 demo: setup sample/sample_corpus.json
-	$(RUN) fine_tuning.py --root sample --use_descriptions $(DEMO_FLAGS) --output_dir $(DEMO)
+	$(RUN) fine_tuning.py --root sample --use_descriptions $(DEMO_FLAGS) --output_dir $(DEMO) --resume auto
 	$(RUN) fine_tuning.py --root sample --use_descriptions $(DEMO_FLAGS) --output_dir $(DEMO) \
 	    --finetune $(DEMO)/best_checkpoint.pth --eval
 	@echo "The sentences are in $(DEMO)/test_predictions.jsonl, the scores in $(DEMO)/test_metrics.json,"

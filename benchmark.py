@@ -106,7 +106,7 @@ class Words(Tokenizer):
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.kept = vocab_size, None
 
-    def run_encoder(self, text: str, max_tokens: int) -> list[int]:
+    def encode(self, text: str, max_tokens: int) -> list[int]:
         """The same ids for the same words, in every process."""
         ids = [3 + int.from_bytes(word.encode()[-6:], "little") % (self.vocab_size - 3) for word in text.split()]
         return [*ids[: max_tokens - 1], EOS]

@@ -40,7 +40,7 @@ def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
 
 def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
     """The model of the command line."""
-    names = {field.name for field in dataclasses.fields(ModelConfig)} & vars(args).keys()
+    names = {field.name for field in dataclasses.fields(ModelConfig)} - {"language", "max_target_tokens"}
     return ModelConfig(language=spec.language, **{name: getattr(args, name) for name in names})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -168,18 +169,28 @@ def read_progress(folder: Path) -> TrainState:
     return state
 
 
+# What a run writes into its folder, train.log apart, which goes on.
+_OF_A_RUN = (
+    "resume", "run.json", "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl", "non_finite",
+    "best_checkpoint.pth", "best_fusion.pth", "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
+)  # fmt: skip
+
+
 def set_aside(output_dir: str | Path) -> None:
-    """Move states and curves of an earlier run to `earlier/`, so that a new run in its folder is not mixed with it."""
-    names = ("resume", "run.json", "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl")
-    left = [Path(output_dir) / name for name in names]
-    left = [path for path in left if path.exists()]
+    """Move all that an earlier run has written to a folder of its own, so that a new run in its place loses nothing."""
+    left = [path for pattern in _OF_A_RUN for path in sorted(Path(output_dir).glob(pattern))]
     if left:
-        earlier = Path(output_dir) / "earlier"
-        shutil.rmtree(earlier, ignore_errors=True)
+        earlier = _unused(Path(output_dir) / "earlier")
         earlier.mkdir()
         for path in left:
             path.rename(earlier / path.name)
-        logger.warning("%s holds an earlier run: its states and curves now lie in %s.", output_dir, earlier)
+        logger.warning("%s holds an earlier run: all that it has written now lies in %s.", output_dir, earlier)
+
+
+def _unused(folder: Path) -> Path:
+    """A folder's name or, where that is taken, the first of NAME_2, NAME_3 and so on that is not."""
+    names = (folder if n == 1 else folder.with_name(f"{folder.name}_{n}") for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def trim_curves(output_dir: str | Path, state: TrainState) -> None:
@@ -192,12 +203,13 @@ def trim_curves(output_dir: str | Path, state: TrainState) -> None:
 
 
 def set_later_aside(output_dir: str | Path, state: TrainState) -> None:
-    """Move states that were saved after this one to `earlier/`: the run goes on without what they hold."""
-    target = Path(output_dir) / "earlier" / "resume"
-    for folder in sorted(resume_dir(output_dir).glob("step_*")):
-        if int(folder.name.removeprefix("step_")) > state.step:
-            shutil.rmtree(target / folder.name, ignore_errors=True)
-            target.mkdir(parents=True, exist_ok=True)
+    """Move states that were saved after this one out of the way: the run goes on without what they hold."""
+    folders = sorted(resume_dir(output_dir).glob("step_*"))
+    later = [folder for folder in folders if int(folder.name.removeprefix("step_")) > state.step]
+    if later:
+        target = _unused(Path(output_dir) / "earlier") / "resume"
+        target.mkdir(parents=True)
+        for folder in later:
             folder.rename(target / folder.name)
             logger.warning(
                 "%s was saved after step %d, where the run goes on; it lies in %s.", folder, state.step, target

@@ -160,7 +160,7 @@ def get_args_parser() -> Parser:
     add = parser.group("processes and precision")
     add("--zero_stage", type=int, default=2, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO; default: 2")
     add("--offload", action="store_true", help="keep the optimizer's state in CPU memory")
-    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="precision of matrix products (autocast); default: bf16")
+    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="autocast of matrix products; default: bf16")
     add("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
 
     add = parser.group("what a run starts from, evaluates and leaves behind")

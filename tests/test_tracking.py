@@ -61,12 +61,17 @@ def test_every_start_is_kept(trained, corpus):
 
 def test_a_new_run_in_the_folder_has_a_new_record(corpus, tmp_path):
     tmp_path.joinpath("run.json").write_text(json.dumps({"id": "old", "starts": []}))
-    tmp_path.joinpath("log.txt").write_text("{}\n")
+    tmp_path.joinpath("best_checkpoint.pth").write_text("old")
     set_aside(tmp_path)
+    set_aside(tmp_path)  # nothing is there any more
     tracking.Tracker(arguments(corpus, tmp_path)).start(DATASETS["CSL_Daily"], {}, 0)
     assert len(record(tmp_path)["starts"]) == 1
     assert record(tmp_path / "earlier")["id"] == "old"
     assert record(tmp_path)["id"] != "old"
+    set_aside(tmp_path)
+    assert record(tmp_path / "earlier")["id"] == "old" != record(tmp_path / "earlier_2")["id"]
+    assert (tmp_path / "earlier" / "best_checkpoint.pth").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "earlier_2"]
 
 
 def test_fingerprints_change_with_the_data(corpus, tmp_path):
