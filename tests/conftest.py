@@ -13,6 +13,9 @@ import pytest
 # Small tensors gain nothing from threads, and two test runs on one machine would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Its assertions say what differs, as those of the test files do.
+pytest.register_assert_rewrite("forked")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -41,6 +44,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_corpus import write_small_corpus
 
     return write_small_corpus(tmp_path_factory.mktemp("corpus") / "sample", {"train": 24, "dev": 9, "test": 7})
+
+
+@pytest.fixture(scope="module")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample corpus, and an mT5 in its folder `tiny`, so small that a run takes a second; see `forked.start`."""
+    from sample_data import write_corpus
+    from small_mt5 import write_small_mt5
+
+    folder = tmp_path_factory.mktemp("tiny") / "corpus"
+    write_corpus(folder, {"train": 12, "dev": 2, "test": 1})
+    texts = ["我今天想在学校读书。", "妈妈晚上很累。", "the left hand is at the chin"] * 3
+    write_small_mt5(folder / "tiny", texts, d_model=16, heads=2, d_kv=8, d_ff=16, layers=1, vocab_size=500)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,14 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
+
+import disk
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # DeepSpeed imports torch's compiler when it makes its first engine, and setuptools when it asks what can be compiled.
@@ -37,8 +43,6 @@ def _begin(log: str) -> None:
 def _run(flags: list[str], environment: dict[str, str], log: str, before: Callable[[], None] | None) -> None:
     os.environ.update(environment)
     _begin(log)
-    import torch
-
     import cli
     import distributed
     import fine_tuning
@@ -142,3 +146,46 @@ def ended(*runs: Run) -> Iterator[None]:
                 if process.is_alive():
                     process.kill()
                 process.join()
+
+
+# -- on the fixture `tiny_corpus` --------------------------------------------------------------------------------------
+
+_TINY = (
+    "--mt5_path tiny --hidden_dim 8 --batch-size 2 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
+    "--num_beams 1 --max_new_tokens 2 --max_length 16 --use_descriptions --hold_gate 0.5 --save_steps 1 --resume auto"
+).split()
+
+
+def start(corpus: Path, out: Path, *flags: str, **options: Any) -> Run:
+    """Begin a run of about a second that saves each step and goes on from what it finds.
+
+    Args:
+        flags: more of them, or other values for those of `_TINY`.
+        options: those of `Run`.
+    """
+    return Run(out.with_suffix(".log"), ["--root", str(corpus), *_TINY, "--output_dir", str(out), *flags], **options)
+
+
+def wait_for(run: Run, condition: Callable[[], bool]) -> None:
+    """Return once this holds, or the run has ended."""
+    begun = time.monotonic()
+    while run.alive and not condition():
+        assert time.monotonic() - begun < 120, run.text
+        time.sleep(0.01)
+
+
+def curves(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a run has logged of its steps and epochs, without the times."""
+    epochs = disk.read_lines(out / "log.txt")
+    for line in epochs:
+        del line["seconds"], line["waited"]
+    return disk.read_lines(out / "steps.jsonl"), epochs
+
+
+def assert_same_run(one: Path, other: Path, last_epoch: int) -> None:
+    """Bit for bit: losses, weights and sentences."""
+    assert curves(one) == curves(other)
+    for name in (f"checkpoint_{last_epoch}.pth", "best_checkpoint.pth"):
+        a, b = (torch.load(out / name, weights_only=True)["model"] for out in (one, other))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert (one / "dev_predictions.jsonl").read_text() == (other / "dev_predictions.jsonl").read_text()

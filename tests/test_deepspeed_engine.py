@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forked import Run
-from test_kills import FLAGS, curves, tiny  # noqa: F401 -- a fixture
+from forked import curves, start
 from torch import nn
 
 import deepspeed_engine
@@ -19,10 +18,6 @@ import utils
 ROOT = Path(__file__).resolve().parents[1]
 # Dropout would be drawn anew on another number of processes, and batch statistics are each process's own on a CPU:
 # what is compared is the state itself, and the way it is read.
-
-
-def run(corpus, out, *flags, n_processes=1):
-    return Run(out.with_suffix(".log"), ["--root", str(corpus), *FLAGS, "--output_dir", str(out), *flags], n_processes)
 
 
 def state(folder):
@@ -75,24 +70,23 @@ CHANGES = [(2, 1, "2", "0"), (1, 2, "0", "3"), (2, 1, "3", "2"), (1, 2, "2", "1"
     ("before", "after", "stage", "other_stage"),
     [*CHANGES[:2], *(pytest.param(*change, marks=pytest.mark.slow) for change in CHANGES[2:])],
 )
-def test_a_state_is_the_same_for_any_size(tiny, tmp_path, before, after, stage, other_stage):  # noqa: F811
+def test_a_state_is_the_same_for_any_size(tiny_corpus, tmp_path, before, after, stage, other_stage):
     """Saved on N processes, loaded on M with another stage, saved again: every bit is the same; then it trains on."""
     sizes = {1: ("--gradient-accumulation-steps", "4"), 2: ("--gradient-accumulation-steps", "2")}
     flags, others = ([*sizes[n], "--zero_stage", s] for n, s in ((before, stage), (after, other_stage)))
     first, second = tmp_path / "first", tmp_path / "second"
-    run(tiny, first, *flags, "--epochs", "2", n_processes=before).finish()
+    start(tiny_corpus, first, *flags, "--epochs", "2", n_processes=before).finish()
     newest = sorted((first / "resume").iterdir())[-1]
     one = sorted((first / "resume").iterdir())[0]
     assert newest != one
     shutil.copytree(first, second)
     shutil.rmtree(second / "resume" / newest.name)
-    flags_of_second = ["--root", str(tiny), *FLAGS, "--output_dir", str(second), *others, "--epochs", "2"]
-    again = Run(tmp_path / "again.log", flags_of_second, after, before=SaveAtOnce())
+    again = start(tiny_corpus, second, *others, "--epochs", "2", n_processes=after, before=SaveAtOnce())
     text = again.finish(code=1)
     assert "error: saved" in text
     assert ("dropout is drawn anew" in text) == (before != after)
     assert_same(state(one), state(second / "resume" / one.name))
-    run(tiny, second, *others, "--epochs", "2", n_processes=after).finish()
+    start(tiny_corpus, second, *others, "--epochs", "2", n_processes=after).finish()
     steps = [disk.read_lines(out / "steps.jsonl") for out in (first, second)]
     assert [line["lr"] for line in steps[0]] == [line["lr"] for line in steps[1]]
     losses = [[line["loss"] for line in lines] for lines in steps]
@@ -100,15 +94,15 @@ def test_a_state_is_the_same_for_any_size(tiny, tmp_path, before, after, stage, 
 
 
 @pytest.mark.parametrize("stage", ["2", pytest.param("3", marks=pytest.mark.slow)])
-def test_two_processes_resume_bit_for_bit(tiny, tmp_path, stage):  # noqa: F811
+def test_two_processes_resume_bit_for_bit(tiny_corpus, tmp_path, stage):
     """Most tensors here do not divide by two, which ZeRO pads."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     flags = ("--epochs", "2", "--zero_stage", stage, "--keep_last", "0", "--gradient-accumulation-steps", "1")
-    run(tiny, whole, *flags, n_processes=2).finish()
+    start(tiny_corpus, whole, *flags, n_processes=2).finish()
     shutil.copytree(whole, cut)
     for path in sorted((cut / "resume").iterdir())[-4:]:  # of six: it goes on within the first epoch
         shutil.rmtree(path)
-    assert "resumed" in run(tiny, cut, *flags, n_processes=2).finish()
+    assert "resumed" in start(tiny_corpus, cut, *flags, n_processes=2).finish()
     assert curves(whole) == curves(cut)
     newest = [sorted((out / "resume").iterdir())[-1] for out in (whole, cut)]
     assert_same(*(state(path) for path in newest))

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from forked import Run
-from test_kills import FLAGS, curves, tiny  # noqa: F401 -- a fixture
+from forked import curves, start
 
 import utils
 from config import DATASETS
@@ -12,24 +11,23 @@ from disk import read_lines
 
 
 def train(corpus, out, *flags, **options):
-    flags = ["--root", str(corpus), *FLAGS, "--epochs", "1", "--save_steps", "0", "--output_dir", str(out), *flags]
-    Run(out.with_suffix(".log"), flags, **options).finish()
+    start(corpus, out, "--epochs", "1", "--save_steps", "0", *flags, **options).finish()
     return out
 
 
-def test_the_same_seed_twice(tiny, tmp_path):  # noqa: F811
+def test_the_same_seed_twice(tiny_corpus, tmp_path):
     """Whoever loads the data; another seed gives other losses."""
-    first = train(tiny, tmp_path / "first")
-    again = train(tiny, tmp_path / "again", "--num_workers", "2")
-    other = train(tiny, tmp_path / "other", "--seed", "43")
+    first = train(tiny_corpus, tmp_path / "first")
+    again = train(tiny_corpus, tmp_path / "again", "--num_workers", "2")
+    other = train(tiny_corpus, tmp_path / "other", "--seed", "43")
     assert curves(first) == curves(again)
     losses = [[line["loss"] for line in read_lines(out / "steps.jsonl")] for out in (first, other)]
     assert all(a != b for a, b in zip(*losses, strict=True))
 
 
 @pytest.mark.slow
-def test_the_same_seed_twice_on_two_processes(tiny, tmp_path):  # noqa: F811
-    first, again = (train(tiny, tmp_path / name, n_processes=2) for name in ("first", "again"))
+def test_the_same_seed_twice_on_two_processes(tiny_corpus, tmp_path):
+    first, again = (train(tiny_corpus, tmp_path / name, n_processes=2) for name in ("first", "again"))
     assert curves(first) == curves(again)
 
 
@@ -41,9 +39,9 @@ def test_ranks_draw_different_dropout():
     assert len({tuple(draw.tolist()) for draw in draws}) == 3
 
 
-def test_each_clip_and_epoch_has_frames_of_its_own(tiny):  # noqa: F811
+def test_each_clip_and_epoch_has_frames_of_its_own(tiny_corpus):
     """Drawn from the seed, the epoch and the clip: not from the worker or the process that loads it."""
-    dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(tiny), "train", max_length=8, random_frames=True, seed=1)
+    dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(tiny_corpus), "train", max_length=8, random_frames=True, seed=1)
     first = [dataset[index].pose_sample["right"] for index in range(len(dataset))]
     assert all(torch.equal(a, dataset[index].pose_sample["right"]) for index, a in enumerate(first))
     dataset.epoch = 1

@@ -6,9 +6,7 @@ import sys
 import time
 
 import pytest
-from forked import ended
-from test_kills import tiny  # noqa: F401 -- a fixture
-from test_survival import start, wait_for
+from forked import ended, start, wait_for
 
 import heartbeat
 
@@ -29,9 +27,9 @@ def lose(run, out, number, rank):
     return seconds, line, pid
 
 
-def test_a_killed_process_is_named(tiny, tmp_path):  # noqa: F811
+def test_a_killed_process_is_named(tiny_corpus, tmp_path):
     out = tmp_path / "out"
-    run = start(tiny, out, "--epochs", "99", n_processes=2)
+    run = start(tiny_corpus, out, "--epochs", "99", n_processes=2)
     seconds, line, pid = lose(run, out, signal.SIGKILL, rank=1)
     assert re.match(rf"error: rank 1 \(process {pid} on [\w.-]+\) is lost: silent for 6 s\. rank 0 ", line)
     assert seconds < 60
@@ -39,10 +37,10 @@ def test_a_killed_process_is_named(tiny, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGSTOP, 1), (signal.SIGSTOP, 0), (signal.SIGKILL, 0)])
-def test_a_lost_process_is_named(tiny, tmp_path, number, rank):  # noqa: F811
+def test_a_lost_process_is_named(tiny_corpus, tmp_path, number, rank):
     """Stopped ones keep their connections open: no collective fails, all of them hang."""
     out = tmp_path / "out"
-    run = start(tiny, out, "--epochs", "99", n_processes=2)
+    run = start(tiny_corpus, out, "--epochs", "99", n_processes=2)
     seconds, line, pid = lose(run, out, number, rank)
     assert f"rank {rank} (process {pid} on" in line
     assert seconds < 60
@@ -67,8 +65,8 @@ class FailLate:
 
 
 @pytest.mark.slow
-def test_an_error_on_one_rank_ends_the_other(tiny, tmp_path):  # noqa: F811
-    run = start(tiny, tmp_path / "out", "--epochs", "99", n_processes=2, before=FailLate())
+def test_an_error_on_one_rank_ends_the_other(tiny_corpus, tmp_path):
+    run = start(tiny_corpus, tmp_path / "out", "--epochs", "99", n_processes=2, before=FailLate())
     text = run.finish(code=1)
     assert "error: something a user can mend" in text
     assert re.search(r"error: rank 1 \(process \d+ on [\w.-]+\) (has ended before the others|is lost)", text)

@@ -10,30 +10,9 @@ import time
 
 import pytest
 import torch
-from forked import Run, ended
+from forked import assert_same_run, ended, start
 
 import disk
-from sample_data import write_corpus
-from small_mt5 import write_small_mt5
-
-FLAGS = (
-    "--mt5_path tiny --hidden_dim 8 --batch-size 2 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
-    "--num_beams 1 --max_new_tokens 2 --max_length 16 --use_descriptions --hold_gate 0.5 --save_steps 1 --resume auto"
-).split()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A corpus and a model so small that a run takes a second."""
-    folder = tmp_path_factory.mktemp("tiny") / "corpus"
-    write_corpus(folder, {"train": 12, "dev": 2, "test": 1})
-    texts = ["我今天想在学校读书。", "妈妈晚上很累。", "the left hand is at the chin"] * 3
-    write_small_mt5(folder / "tiny", texts, d_model=16, heads=2, d_kv=8, d_ff=16, layers=1, vocab_size=500)
-    return folder
-
-
-def start(tiny, out, *flags, **options):
-    return Run(out.with_suffix(".log"), ["--root", str(tiny), *FLAGS, "--output_dir", str(out), *flags], **options)
 
 
 class FileOperations:
@@ -67,34 +46,19 @@ class FileOperations:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def curves(out):
-    epochs = disk.read_lines(out / "log.txt")
-    for line in epochs:
-        del line["seconds"], line["waited"]
-    return disk.read_lines(out / "steps.jsonl"), epochs
-
-
-def assert_same_run(one, other, last_epoch):
-    assert curves(one) == curves(other)
-    for name in (f"checkpoint_{last_epoch}.pth", "best_checkpoint.pth"):
-        a, b = (torch.load(out / name, weights_only=True)["model"] for out in (one, other))
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    assert (one / "dev_predictions.jsonl").read_text() == (other / "dev_predictions.jsonl").read_text()
-
-
-def kill_often(tiny, folder, n_kills, epochs, seed):
+def kill_often(tiny_corpus, folder, n_kills, epochs, seed):
     """Run to the end through so many kills, half of them at a random moment, half at a random file operation."""
     rng = random.Random(seed)
     whole, killed, count_file = folder / "whole", folder / "killed", folder / "operations"
     flags = ("--epochs", str(epochs))
     begun = time.monotonic()
-    start(tiny, whole, *flags, before=FileOperations(count_file=count_file)).finish()
+    start(tiny_corpus, whole, *flags, before=FileOperations(count_file=count_file)).finish()
     n_steps, operations = len(disk.read_lines(whole / "steps.jsonl")), int(count_file.read_text())
     pause = (time.monotonic() - begun) / n_steps  # what is left to do takes longer, however fast this machine is
     places = []
     for kill in range(n_kills):
         n = rng.randrange(1, max(2, operations // n_kills)) if kill % 2 == 0 else None
-        run = start(tiny, killed, *flags, before=FileOperations(n) if n else None)
+        run = start(tiny_corpus, killed, *flags, before=FileOperations(n) if n else None)
         with ended(run):
             if not n:
                 # By the second step there is a state to resume from, whatever was killed before.
@@ -105,26 +69,26 @@ def kill_often(tiny, folder, n_kills, epochs, seed):
                 run.signal(signal.SIGKILL)
             assert run.wait() == [-signal.SIGKILL], run.text
         places.append((f"operation {n}" if n else "time", len(disk.read_lines(killed / "steps.jsonl"))))
-    text = start(tiny, killed, *flags).finish()
+    text = start(tiny_corpus, killed, *flags).finish()
     sys.stdout.write(f"kills at (what, steps logged by then): {places}\n")
     assert_same_run(whole, killed, epochs - 1)
     assert text.count("resumed") >= 1
     return places
 
 
-def test_three_kills_change_nothing(tiny, tmp_path):
-    assert len(kill_often(tiny, tmp_path, n_kills=3, epochs=2, seed=1)) == 3
+def test_three_kills_change_nothing(tiny_corpus, tmp_path):
+    assert len(kill_often(tiny_corpus, tmp_path, n_kills=3, epochs=2, seed=1)) == 3
 
 
 @pytest.mark.slow
-def test_fifty_kills_change_nothing(tiny, tmp_path):
-    assert len(kill_often(tiny, tmp_path, n_kills=50, epochs=20, seed=2)) == 50
+def test_fifty_kills_change_nothing(tiny_corpus, tmp_path):
+    assert len(kill_often(tiny_corpus, tmp_path, n_kills=50, epochs=20, seed=2)) == 50
 
 
-def test_what_a_power_cut_leaves_is_named_and_passed_over(tiny, tmp_path):
+def test_what_a_power_cut_leaves_is_named_and_passed_over(tiny_corpus, tmp_path):
     """Truncated, emptied, altered and half-renamed states: the newest whole one counts."""
     whole = tmp_path / "whole"
-    start(tiny, whole, "--epochs", "2", "--keep_last", "0").finish()
+    start(tiny_corpus, whole, "--epochs", "2", "--keep_last", "0").finish()
     states = sorted((whole / "resume").iterdir())
     assert [path.name for path in states] == [f"step_{n:08d}" for n in range(1, 7)]
     cut = tmp_path / "cut"
@@ -138,7 +102,7 @@ def test_what_a_power_cut_leaves_is_named_and_passed_over(tiny, tmp_path):
     shutil.copytree(three, three.with_name("unfinished_step_00000007"))
     with open(cut / "steps.jsonl", "a") as file:
         file.write('{"step": 7, "ep')
-    text = start(tiny, cut, "--epochs", "2", "--keep_last", "0", "--num_workers", "1").finish()
+    text = start(tiny_corpus, cut, "--epochs", "2", "--keep_last", "0", "--num_workers", "1").finish()
     for path in (six / "weights.pt", five / "optimizer_exp_avg.pt", four / "state.json"):
         assert f"{path} is damaged" in text
     assert f"resumed {three}" in text
@@ -146,6 +110,6 @@ def test_what_a_power_cut_leaves_is_named_and_passed_over(tiny, tmp_path):
     assert_same_run(whole, cut, 1)
     for path in (cut / "resume").glob("step_*"):
         (path / "state.json").unlink()
-    text = start(tiny, cut, "--epochs", "2").finish(code=1)
+    text = start(tiny_corpus, cut, "--epochs", "2").finish(code=1)
     assert "all 6 states" in text
     assert json.loads((whole / "resume" / "step_00000006" / "state.json").read_text())["epoch"] == 2

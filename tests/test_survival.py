@@ -10,8 +10,7 @@ import time
 
 import pytest
 import torch
-from forked import Run
-from test_kills import FLAGS, assert_same_run, tiny  # noqa: F401 -- a fixture
+from forked import assert_same_run, start
 
 import cli
 import disk
@@ -19,19 +18,6 @@ import survival
 import utils
 from checkpoint import SaveError
 from survival import RESUME_ME, Saves, SkippedSteps, StopRequest, explain_memory
-
-
-def start(corpus, out, *flags, **options):
-    flags = ["--root", str(corpus), *FLAGS, "--output_dir", str(out), *flags]
-    return Run(out.with_suffix(".log"), flags, **options)
-
-
-def wait_for(run, condition):
-    begun = time.monotonic()
-    while run.alive and not condition():
-        assert time.monotonic() - begun < 120, run.text
-        time.sleep(0.01)
-
 
 # -- signals ---------------------------------------------------------------------------------------------------------
 
@@ -77,47 +63,47 @@ def break_the_loss():
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory):  # noqa: F811
+def whole(tiny_corpus, tmp_path_factory):
     """A run of two epochs that nobody disturbs."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    start(tiny, out, "--epochs", "2", "--save_steps", "0").finish()
+    start(tiny_corpus, out, "--epochs", "2", "--save_steps", "0").finish()
     return out
 
 
-def test_stopped_in_a_step_and_in_an_evaluation(tiny, whole, tmp_path):  # noqa: F811
+def test_stopped_in_a_step_and_in_an_evaluation(tiny_corpus, whole, tmp_path):
     """SIGTERM in the first half of a step, then SIGUSR1 in the evaluation: status 75 both times, nothing is lost."""
     out = tmp_path / "out"
     flags = ("--epochs", "2", "--save_steps", "0")
     # To the whole process group, those that load data included, as SLURM sends it.
     to_all = SignalAt(signal.SIGTERM, 3, to_all=True)
-    text = start(tiny, out, *flags, "--num_workers", "2", before=to_all).finish(code=RESUME_ME)
+    text = start(tiny_corpus, out, *flags, "--num_workers", "2", before=to_all).finish(code=RESUME_ME)
     assert "SIGTERM: the run stops after this step" in text
     assert "stopped by SIGTERM after step 2. Go on with --resume auto." in text
     assert [path.name for path in (out / "resume").iterdir()] == ["step_00000002"]
-    text = start(tiny, out, *flags, before=SignalAt(signal.SIGUSR1, 1, "generate")).finish(code=RESUME_ME)
+    text = start(tiny_corpus, out, *flags, before=SignalAt(signal.SIGUSR1, 1, "generate")).finish(code=RESUME_ME)
     assert "stopped by SIGUSR1 in the evaluation of dev" in text
-    start(tiny, out, *flags).finish()
+    start(tiny_corpus, out, *flags).finish()
     assert_same_run(whole, out, 1)
 
 
-def test_two_processes_stop_at_the_same_step(tiny, tmp_path):  # noqa: F811
+def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path):
     """Only one of them hears the signal."""
     out = tmp_path / "out"
     flags = ("--batch-size", "1", "--epochs", "9")
-    run = start(tiny, out, *flags, n_processes=2, before=SignalAt(signal.SIGTERM, 3, rank=1))
+    run = start(tiny_corpus, out, *flags, n_processes=2, before=SignalAt(signal.SIGTERM, 3, rank=1))
     text = run.finish(code=RESUME_ME)
     assert text.count("the run stops after this step") == 1
     assert "stopped by another process after step 2" in text
 
 
-def test_an_unforeseen_error_ends_the_run(tiny, tmp_path):  # noqa: F811
+def test_an_unforeseen_error_ends_the_run(tiny_corpus, tmp_path):
     """The processes that load data heed no signal but the run's own; else the run would wait for them for ever."""
-    run = start(tiny, tmp_path / "out", "--num_workers", "2", before=break_the_loss)
+    run = start(tiny_corpus, tmp_path / "out", "--num_workers", "2", before=break_the_loss)
     assert "the loss is broken" in run.finish(code=1)
 
 
-def test_a_second_signal_ends_at_once(tiny, tmp_path):  # noqa: F811
-    run = start(tiny, tmp_path / "out", before=SignalAt(signal.SIGINT, 3, again_after=1.2))
+def test_a_second_signal_ends_at_once(tiny_corpus, tmp_path):
+    run = start(tiny_corpus, tmp_path / "out", before=SignalAt(signal.SIGINT, 3, again_after=1.2))
     run.finish(code=128 + signal.SIGINT)
     assert not list((tmp_path / "out" / "resume").glob("step_00000002"))
 
@@ -164,10 +150,10 @@ class SmallDisk:
         fine_tuning.save_state = limited
 
 
-def test_a_full_disk_is_survived_for_a_while(tiny, whole, tmp_path):  # noqa: F811
+def test_a_full_disk_is_survived_for_a_while(tiny_corpus, whole, tmp_path):
     """Two saves fail in a row, the third succeeds: same losses, every state whole, no half file left."""
     out = tmp_path / "out"
-    text = start(tiny, out, "--epochs", "2", "--keep_last", "0", before=SmallDisk(2, 3)).finish()
+    text = start(tiny_corpus, out, "--epochs", "2", "--keep_last", "0", before=SmallDisk(2, 3)).finish()
     assert text.count("The run goes on; what was saved before is whole.") >= 2
     assert f"{out}/resume/step_00000002 cannot be written: File too large; " in text
     assert "MB are free there" in text
@@ -176,12 +162,12 @@ def test_a_full_disk_is_survived_for_a_while(tiny, whole, tmp_path):  # noqa: F8
     assert not list(out.rglob("*unfinished*"))
 
 
-def test_a_disk_that_stays_full_ends_the_run(tiny, whole, tmp_path):  # noqa: F811
+def test_a_disk_that_stays_full_ends_the_run(tiny_corpus, whole, tmp_path):
     out = tmp_path / "out"
-    text = start(tiny, out, "--epochs", "2", "--max_failed_saves", "1", before=SmallDisk(3)).finish(code=1)
+    text = start(tiny_corpus, out, "--epochs", "2", "--max_failed_saves", "1", before=SmallDisk(3)).finish(code=1)
     assert "error: --max_failed_saves 1: saving the state failed 2 times in a row" in text
     assert "Traceback" not in text
-    start(tiny, out, "--epochs", "2").finish()
+    start(tiny_corpus, out, "--epochs", "2").finish()
     assert_same_run(whole, out, 1)
 
 
@@ -251,11 +237,11 @@ class Poison:
         pytest.param("3", "loss", 1, marks=pytest.mark.slow),
     ],
 )
-def test_a_step_that_is_not_finite_is_skipped(tiny, tmp_path, stage, what, n_processes):  # noqa: F811
+def test_a_step_that_is_not_finite_is_skipped(tiny_corpus, tmp_path, stage, what, n_processes):
     """One of its batches is bad on the last rank; the weights before and after are the same, and the run goes on."""
     out = tmp_path / "out"
     flags = ("--zero_stage", stage, "--epochs", "1", "--keep_last", "0")
-    run = start(tiny, out, *flags, n_processes=n_processes, before=Poison([3], what, rank=n_processes - 1))
+    run = start(tiny_corpus, out, *flags, n_processes=n_processes, before=Poison([3], what, rank=n_processes - 1))
     text = run.finish()
     assert "step 2 is skipped: its loss or gradient is not finite" in text
     steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
@@ -270,9 +256,9 @@ def test_a_step_that_is_not_finite_is_skipped(tiny, tmp_path, stage, what, n_pro
     assert disk.read_lines(out / "log.txt")[0]["loss"] > 1
 
 
-def test_too_many_in_a_row_end_the_run(tiny, tmp_path):  # noqa: F811
+def test_too_many_in_a_row_end_the_run(tiny_corpus, tmp_path):
     out = tmp_path / "out"
-    run = start(tiny, out, "--max_skipped_steps", "2", "--epochs", "2", before=Poison(range(5, 99)))
+    run = start(tiny_corpus, out, "--max_skipped_steps", "2", "--epochs", "2", before=Poison(range(5, 99)))
     text = run.finish(code=1)
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: --max_skipped_steps 2: 2 steps in a row had a loss or gradient that is not finite")
