@@ -10,9 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from config import DATASETS
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -111,12 +114,12 @@ def require_packages(flag: str, *names: str) -> None:
         raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
 
 
-def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> Iterator[T]:
+def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> tqdm[T]:
     """Show a bar while a person watches; nothing when the output goes to a file. `total` for items without a length."""
     from tqdm import tqdm
 
     hidden = not (shown and sys.stderr.isatty())
-    return iter(tqdm(items, desc=title, total=total, disable=hidden, leave=False, dynamic_ncols=True))
+    return tqdm(items, desc=title, total=total, disable=hidden, leave=False, dynamic_ncols=True)
 
 
 def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:

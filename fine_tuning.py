@@ -127,7 +127,8 @@ def train_one_epoch(
     names: list[str] = []  # their clips
     engine.train()
     batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
-    for src_input, tgt_input in progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left):
+    bar = progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left)
+    for src_input, tgt_input in bar:
         guards.clips.note(src_input, dataset.split, len(dataset))
         has_clips = bool(src_input["name_batch"])  # not if no clip of the batch could be read
         state.micro_batch += 1
@@ -153,6 +154,7 @@ def train_one_epoch(
                 for name, value in (("loss", loss), ("nll", nll), ("batches", n)):
                     sums[name] = sums.get(name, 0.0) + value
             log_step(state, loss / max(n, 1), taken, guards)
+            bar.set_postfix(loss=loss / max(n, 1), lr=state.lr, refresh=False)
             if guards.steps.too_many:
                 give_up(engine, state, names, guards, args)
             if state.micro_batch < n_batches:  # at the end of the epoch a state is saved anyway

@@ -16,6 +16,7 @@ import platform
 import secrets
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from utils import git_revision
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
+SAID_EVERY = 300  # seconds between two lines of the log within an epoch
 PACKAGES = ("torch", "transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
 
 
@@ -55,6 +57,7 @@ class Tracker:
         self.args, self.folder = args, Path(args.output_dir)
         self._steps, self._epochs = Lines(self.folder / "steps.jsonl"), Lines(self.folder / "log.txt")
         self._boards: dict[str, Board] = {}
+        self._said = time.monotonic()
 
     def start(self, spec: DatasetSpec, data: Mapping[str, Any], step: int | None = None) -> None:
         """Add this start of the program to run.json, and open the boards of --tensorboard and --wandb.
@@ -77,8 +80,13 @@ class Tracker:
             self._boards["--wandb"] = WandB(self.folder, record)
 
     def step(self, line: Mapping[str, Any]) -> None:
-        """Add a line to steps.jsonl."""
+        """Add a line to steps.jsonl and, now and then, to the log, so that a long epoch shows life there."""
         self._steps.add(line)
+        if line["loss"] is not None and time.monotonic() - self._said > SAID_EVERY:
+            self._said = time.monotonic()
+            logger.info(
+                "epoch %d, step %d: loss %.4g, lr %.3g.", line["epoch"] + 1, *map(line.get, ("step", "loss", "lr"))
+            )
         self._draw(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr")})
 
     def epoch(self, step: int, line: Mapping[str, Any]) -> None:

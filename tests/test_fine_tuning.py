@@ -291,7 +291,8 @@ def test_resume_of_another_experiment_is_refused(corpus, baseline):
 def test_keep_last_bounds_the_disk(corpus, tmp_path):
     (tmp_path / "checkpoint_7.pth").write_text("of an earlier, longer run")
     train(corpus, tmp_path, "--epochs", "3", "--keep_last", "1")
-    assert {path.name for path in tmp_path.glob("checkpoint_*.pth")} == {"checkpoint_2.pth", "checkpoint_7.pth"}
+    assert [path.name for path in tmp_path.glob("checkpoint_*.pth")] == ["checkpoint_2.pth"]
+    assert (tmp_path / "earlier" / "checkpoint_7.pth").read_text() == "of an earlier, longer run"
     assert len(list((tmp_path / "resume").iterdir())) == 1
 
 

@@ -196,3 +196,16 @@ def test_an_evaluation_draws_no_curves(capsys):
     with pytest.raises(SystemExit):
         utils.parse_args(["--eval", "--finetune", "x.pth", "--tensorboard"])
     assert "draw a training" in capsys.readouterr().err
+
+
+def test_a_long_epoch_shows_life_in_the_log(corpus, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    now = [1000.0]
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+    tracker = tracking.Tracker(arguments(corpus, tmp_path))
+    for step in range(1, 6):
+        now[0] += 200
+        loss = None if step == 2 else 0.5 * step  # the second was skipped
+        tracker.step({"step": step, "epoch": 0, "loss": loss, "lr": 0.001})
+    said = [record.message for record in caplog.records if record.name == "tracking"]
+    assert said == ["epoch 1, step 3: loss 1.5, lr 0.001.", "epoch 1, step 5: loss 2.5, lr 0.001."]
