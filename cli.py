@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib.util
 import logging
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from config import DATASETS
 
@@ -50,6 +51,14 @@ class Parser(argparse.ArgumentParser):
         """What adds flags that stand under a heading of their own in --help."""
         group = self.add_argument_group(title)
         return lambda *names, **options: group.add_argument(*spellings(*names), **options)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with one line, and the flag that may have been meant, in place of the whole usage."""
+        known = [next((name for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
+        unknown = message.split() if message.startswith("unrecognized arguments") else []
+        close = [difflib.get_close_matches(word, known, n=1) for word in unknown if word.startswith("--")]
+        hint = f" Did you mean {' '.join(sum(close, []))}?" if any(close) else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} See --help.\n")
 
     def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
         """End the program where a number is below its bound, or no number."""

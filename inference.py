@@ -162,11 +162,13 @@ def find_clips(place: str) -> list[Clip]:
     """The clips of a folder, in the order of their names, or the one of a file or a camera.
 
     Raises:
-        FileNotFoundError: neither pose file nor video in the folder.
+        FileNotFoundError: it is not there, or a folder without pose files and videos.
     """
     folder = Path(place)
     if place.isdecimal() and not folder.exists():
         return [Clip("camera", folder, int(place))]
+    if not folder.exists():
+        raise FileNotFoundError(f"{place} does not exist. Name a pose file, a video, a folder of them or a camera.")
     if not folder.is_dir():
         return [Clip(sayable(folder.stem), folder)]
     files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -191,7 +191,7 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         _check_memory(data)
         return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # noqa: BLE001 -- a damaged pickle raises nearly anything; each becomes one line
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise ValueError(
             f"{path}: not a readable pickle of plain data: {reason}. Get it again, from a source you trust."
         ) from None

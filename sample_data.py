@@ -417,7 +417,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(
         f"{args.out}: {summary}\n"
         f"{len(SIGNS)} signs, {len(minimal_pairs())} pairs that only descriptions tell apart\n"
-        f"next: python fine_tuning.py --root {args.out}\n"
+        f"next, a small model: python fine_tuning.py --root {args.out} --use_descriptions --hidden_dim 32 --epochs 8 "
+        "--batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_beams 2 --output_dir output_demo\n"
     )
 
 

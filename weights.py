@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import pickle
 import re
 import zipfile
 from collections import Counter
@@ -73,6 +74,11 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
         if Path(path).suffix == ".safetensors":
             return _read_safetensors(path), {}  # mapped by safetensors itself
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError:  # torch's text advises to execute the file
+        raise ValueError(
+            f"{flag}: {path} holds no weights that can be read safely: it is no file of torch.save, or asks for more "
+            "than tensors and plain data. Get it again, from a source you trust."
+        ) from None
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
@@ -132,7 +138,9 @@ def read_model(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], di
     if not folder.is_dir():
         return read_weights(path, flag)
     if not (folder / MODEL_JSON).is_file():
-        raise FileNotFoundError(f"{flag}: {folder} holds no {MODEL_JSON}: it is no folder that export.py wrote.")
+        best = folder / "best_checkpoint.pth"
+        hint = f" Did you mean {best}?" if best.is_file() else ""
+        raise FileNotFoundError(f"{flag}: {folder} holds no {MODEL_JSON}: it is no folder that export.py wrote.{hint}")
     try:
         facts = json.loads((folder / MODEL_JSON).read_text(encoding="utf-8"))
         encoder = facts["text_encoder"]

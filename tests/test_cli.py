@@ -54,4 +54,19 @@ def test_the_first_thing_that_is_wrong_is_said(capsys):
     Parser().refuse({"first": 0, "second": ""})
     with pytest.raises(SystemExit):
         Parser().refuse({"right": False, "wrong": "x", "later": True})
-    assert capsys.readouterr().err.endswith("error: wrong\n")
+    assert capsys.readouterr().err.endswith("error: wrong See --help.\n")
+
+
+MISTYPED = [("--batchsize", "--batch-size"), ("--use_description", "--use_descriptions")]
+
+
+@pytest.mark.parametrize(("typed", "meant"), MISTYPED)
+def test_a_mistyped_flag_is_one_line_with_the_flag_that_is_close(capsys, typed, meant):
+    parser = Parser(prog="x.py")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--use_descriptions", action="store_true")
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args([typed, "8"])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err == f"x.py: error: unrecognized arguments: {typed} 8 Did you mean {meant}? See --help.\n"

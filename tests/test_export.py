@@ -398,5 +398,8 @@ def test_what_cannot_be_exported_is_one_line(save, small_mt5_folder, tmp_path):
     with pytest.raises(ValueError, match="model.json is damaged"):
         Translator.from_checkpoint(tmp_path / "model")
     (tmp_path / "model/model.json").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no model.json: it is no folder that export.py wrote"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model.json: it is no folder that export.py wrote\.$"):
+        Translator.from_checkpoint(tmp_path / "model")
+    (tmp_path / "model/best_checkpoint.pth").touch()
+    with pytest.raises(FileNotFoundError, match=r"Did you mean .*model/best_checkpoint.pth\?"):
         Translator.from_checkpoint(tmp_path / "model")

@@ -130,10 +130,16 @@ def test_what_cannot_be_is_one_line(two_runs, tmp_path, capsys):
         build(tmp_path)
     with pytest.raises(ValueError, match="--clips: 'nobody' is no clip"):
         build(two_runs[0], "--clips", "nobody")
-    for line in (["a", "b", "c"], ["a", "--aspect", "9"], [str(tmp_path), "--out", str(tmp_path / "no" / "x.html")]):
+    place = str(tmp_path)
+    for line, words in (
+        ([place] * 3, "a page has one, or compares two"),
+        ([place, "--aspect", "9"], "--aspect 9.0: must be between"),
+        ([place, "--out", f"{place}/no/x.html"], "x.html: its folder does not exist"),
+        (["nowhere"], "nowhere is no folder; name the --output_dir of a run"),
+    ):
         with pytest.raises(SystemExit):
             report.parse_args(line)
-    assert "its folder does not exist" in capsys.readouterr().err
+        assert words in capsys.readouterr().err
 
 
 def test_the_command_writes_the_page(run, capsys):
