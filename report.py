@@ -70,12 +70,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if len(args.runs) > 2:
         parser.error(f"{len(args.runs)} runs: a page has one, or compares two.")
     parser.between(args, "aspect", *config.ASPECTS)
-    for run_folder in args.runs:
-        if not Path(run_folder).is_dir():
-            parser.error(f"{run_folder} is no folder; name the --output_dir of a run.")
-    args.out = args.out or str(Path(args.runs[-1]) / "report.html")
-    if not Path(args.out).parent.is_dir():
+    if args.out and not Path(args.out).parent.is_dir():
         parser.error(f"--out {args.out}: its folder does not exist.")
+    args.out = args.out or str(Path(args.runs[-1]) / "report.html")
     return args
 
 

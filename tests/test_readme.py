@@ -35,7 +35,7 @@ python fine_tuning.py --dataset CSL_Daily --epochs 20 --batch-size 16 --use_desc
 python fine_tuning.py --dataset CSL_Daily --use_descriptions --finetune ./output_multimodal/best_checkpoint.pth --eval
 python pre_training_checklist.py
 """.splitlines()  # noqa: E501 -- as the manual has them
-OTHER_FLAGS = {"--strict", "--full", "--out", "--texts", "--num_gpus", "--nproc-per-node", "--help"}
+OTHER_FLAGS = {"--local-dir", "--strict", "--full", "--out", "--texts", "--num_gpus", "--nproc-per-node", "--help"}
 
 
 def fences(readme):
@@ -208,6 +208,8 @@ def test_links_lead_somewhere(readme):
     links = re.findall(r"\]\(([^)]+)\)", readme)
     assert len(links) > 5
     for link in links:
+        if link.startswith("https://"):
+            continue
         path, _, anchor = link.partition("#")
         assert not path or (ROOT / path).is_file(), link
         text = (ROOT / path).read_text(encoding="utf-8") if path and anchor else readme
@@ -283,5 +285,5 @@ def test_both_have_the_same_numbers():
 
 @both
 def test_nothing_of_one_machine(readme):
-    assert "://" not in readme
+    assert set(re.findall(r"://([^/)\s]+)", readme)) == {"github.com", "huggingface.co"}
     assert not re.search(r"(?<![\w.])/(work|home|root|tmp|mnt|data)\b", readme)

@@ -128,6 +128,8 @@ def test_a_name_that_is_a_number_is_no_count(run):
 def test_what_cannot_be_is_one_line(two_runs, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="holds nothing of a run"):
         build(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder. Name the --output_dir of a run"):
+        build("nowhere")
     with pytest.raises(ValueError, match="--clips: 'nobody' is no clip"):
         build(two_runs[0], "--clips", "nobody")
     place = str(tmp_path)
@@ -135,7 +137,6 @@ def test_what_cannot_be_is_one_line(two_runs, tmp_path, capsys):
         ([place] * 3, "a page has one, or compares two"),
         ([place, "--aspect", "9"], "--aspect 9.0: must be between"),
         ([place, "--out", f"{place}/no/x.html"], "x.html: its folder does not exist"),
-        (["nowhere"], "nowhere is no folder; name the --output_dir of a run"),
     ):
         with pytest.raises(SystemExit):
             report.parse_args(line)
