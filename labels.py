@@ -180,9 +180,10 @@ def _parse_json(path: str | Path, where: str, text: str) -> Any:
 def _read_table(path: str | Path) -> Entries:
     text = _text(path)
     # Spreadsheets write semicolons where the comma is the decimal sign.
-    signs = "\t" if Path(path).suffix == ".tsv" else ",;"
-    sign = max(signs, key=text.partition("\n")[0].count)
-    rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True))
+    tsv = Path(path).suffix == ".tsv"
+    sign = max("\t" if tsv else ",;", key=text.partition("\n")[0].count)
+    quoting = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL  # a mark that opens and never closes would swallow lines
+    rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=True))
     _, header = next(rows, ("", []))
     header = [name.strip() for name in header]
     for where, row in rows:

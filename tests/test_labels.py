@@ -63,6 +63,14 @@ def test_semicolons_and_quotes(tmp_path):
     assert "gloss" not in labels["b"]
 
 
+def test_quotation_marks_of_tsv_are_text(tmp_path):
+    """Read as csv's, the marks of the first and the last clip would make one cell of three lines."""
+    path = tmp_path / "labels.tsv"
+    path.write_text('name\ttext\na\t"Yes, he said.\nb\tno\nc\tthe end"\nd\t"one"\n', encoding="utf-8")
+    texts = {name: label["text"] for name, label in read_labels(path).items()}
+    assert texts == {"a": '"Yes, he said.', "b": "no", "c": 'the end"', "d": '"one"'}
+
+
 @pytest.mark.parametrize(
     ("entry", "name", "video"),
     [
