@@ -2,7 +2,7 @@
 
     .json    [{"video", "text", ...}, ...] as of CSL-News, or {name: {...}}
     .jsonl   one such object per line
-    .csv     a header, then a line per clip; .tsv likewise, with tabs
+    .csv     a header, then a line per clip, with , ; | or tabs; .tsv likewise, with tabs and no quoting
     other    Uni-Sign's gzip pickle, {name: {"name", "gloss", "text", "video_path"}}
 
 A clip has these fields; those not needed may be left out, others are ignored:
@@ -179,9 +179,9 @@ def _parse_json(path: str | Path, where: str, text: str) -> Any:
 
 def _read_table(path: str | Path) -> Entries:
     text = _text(path)
-    # Spreadsheets write semicolons where the comma is the decimal sign.
+    # Spreadsheets write semicolons where the comma is the decimal sign; corpora come with tabs and bars.
     tsv = Path(path).suffix == ".tsv"
-    sign = max("\t" if tsv else ",;", key=text.partition("\n")[0].count)
+    sign = max("\t" if tsv else ",;\t|", key=text.partition("\n")[0].count)
     quoting = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL  # a mark that opens and never closes would swallow lines
     rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=True))
     _, header = next(rows, ("", []))

@@ -63,6 +63,13 @@ def test_semicolons_and_quotes(tmp_path):
     assert "gloss" not in labels["b"]
 
 
+@pytest.mark.parametrize("sign", [",", ";", "\t", "|"])
+def test_what_separates_the_cells_of_csv(tmp_path, sign):
+    path = tmp_path / "labels.csv"
+    path.write_text(f'name{sign}text{sign}gloss\na{sign}"one{sign} two, three"{sign}\n', encoding="utf-8")
+    assert read_labels(path)["a"]["text"] == f"one{sign} two, three"
+
+
 def test_quotation_marks_of_tsv_are_text(tmp_path):
     """Read as csv's, the marks of the first and the last clip would make one cell of three lines."""
     path = tmp_path / "labels.tsv"
