@@ -92,7 +92,7 @@ def read_labels(path: str | Path) -> dict[str, Label]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
     readers = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_table, ".tsv": _read_table}
-    reader = readers.get(Path(path).suffix, _read_pickle)
+    reader = readers.get(Path(path).suffix.lower(), _read_pickle)
     labels: dict[str, Label] = {}
     for where, name, entry in reader(path):
         if not isinstance(entry, Mapping):
@@ -180,7 +180,7 @@ def _parse_json(path: str | Path, where: str, text: str) -> Any:
 def _read_table(path: str | Path) -> Entries:
     text = _text(path)
     # Spreadsheets write semicolons where the comma is the decimal sign; corpora come with tabs and bars.
-    tsv = Path(path).suffix == ".tsv"
+    tsv = Path(path).suffix.lower() == ".tsv"
     sign = max("\t" if tsv else ",;\t|", key=text.partition("\n")[0].count)
     quoting = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL  # a mark that opens and never closes would swallow lines
     rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=True))

@@ -95,7 +95,7 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
         ValueError: the content is no pose, or not of that many frames, or no frame has that person; one line with the
             file, what was seen and what was wanted.
     """
-    content = load_pickle(path) if Path(path).suffix == ".pkl" else load_pose_file(path)
+    content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
         seen = (
             f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"

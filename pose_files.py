@@ -77,7 +77,7 @@ def load_pose_file(path: str | Path) -> dict[str, Any]:
         ValueError: the file cannot be read, or is of another kind; one line that names it.
     """
     readers = {".npz": _load_npz, ".pose": _load_pose_format}
-    kind = Path(path).suffix
+    kind = Path(path).suffix.lower()
     if kind not in readers:
         raise ValueError(f"{path}: pose files end in .pkl, .npz or .pose.")
     return readers[kind](path)

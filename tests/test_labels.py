@@ -42,6 +42,12 @@ def test_every_kind_gives_the_same_clips(tmp_path, kind):
     assert list(labels.values()) == CLIPS
 
 
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv"])
+def test_endings_in_capitals(tmp_path, kind):
+    path = written(tmp_path, kind)
+    assert list(read_labels(path.rename(path.with_suffix(f".{kind.upper()}"))).values()) == CLIPS
+
+
 def test_fields_that_nobody_asked_for_do_no_harm(tmp_path):
     clip = {"name": "a", "text": "t", "gloss": None, "boxes": np.zeros((2, 2)), "": 3}
     (label,) = read_labels(written(tmp_path, "train", [clip])).values()

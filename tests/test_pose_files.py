@@ -1,6 +1,7 @@
 """`.npz` and `.pose` files: the points land where they belong, whatever system they come from."""
 
 import json
+import pickle
 import zipfile
 
 import numpy as np
@@ -28,6 +29,14 @@ def test_npz(tmp_path, people):
     np.testing.assert_array_equal(pose.keypoints, keypoints[1:5])
     np.testing.assert_array_equal(pose.scores, scores[1:5])
     assert (pose.start, len(pose)) == (1, 4)
+
+
+def test_endings_in_capitals(tmp_path):
+    keypoints, scores = some()
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores)
+    (tmp_path / "a.PKL").write_bytes(pickle.dumps({"keypoints": keypoints[:, None], "scores": scores[:, None]}))
+    for path in (tmp_path / "a.npz").rename(tmp_path / "a.NPZ"), tmp_path / "a.PKL":
+        np.testing.assert_array_equal(read_pose(path).keypoints, keypoints)
 
 
 def test_real_clips_are_the_same_as_npz(shared_real, tmp_path):
