@@ -180,7 +180,10 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
     except FileNotFoundError:
         raise
     except gzip.BadGzipFile:
-        raise ValueError(f"{path}: not packed with gzip. Label files are gzip-compressed pickles.") from None
+        raise ValueError(
+            f"{path}: not packed with gzip, as pickles of labels are. The names of other label files end in .json, "
+            ".jsonl, .csv or .tsv."
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}. Copy or download it again.") from None
     if len(data) > MAX_BYTES:
