@@ -22,6 +22,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -171,10 +172,21 @@ def _read_json_lines(path: str | Path) -> Entries:
 
 
 def _parse_json(path: str | Path, where: str, text: str) -> Any:
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.append(Counter(key for key, _ in pairs).most_common(1)[0][0])
+        return found
+
     try:
-        return json.loads(text)
+        content = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {where} is not JSON: {' '.join(str(error).split())}.") from None
+    if twice:
+        raise ValueError(f"{path}: {where} has {twice[0]!r:.60} twice in one object. Remove one.")
+    return content
 
 
 def _read_table(path: str | Path) -> Entries:

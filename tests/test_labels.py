@@ -179,6 +179,8 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         ("labels.json", '{"a": 1}', "'a' is 1; wanted the fields"),
         ("labels.json", '[{"text": "t"}]', "entry 1 has neither name nor video; its fields are 'text'"),
         ("labels.json", '[{"name": "a"}, {"name": "a"}]', "the clip 'a' is there twice, the second time at entry 2"),
+        ("labels.json", '{"a": {"text": "s"}, "a": {"text": "t"}}', "the file has 'a' twice in one object. Remove one"),
+        ("labels.jsonl", '{"name": "a", "text": "s", "text": "t"}', "line 1 has 'text' twice in one object"),
         ("labels.json", '[{"name": "a", "frames": "12.5"}]', "clip 'a' has '12.5' frames; wanted a whole number"),
         ("labels.json", '[{"name": "a", "frames": true}]', "clip 'a' has True frames"),
         ("labels.json", '[{"name": "a", "text": NaN}]', "clip 'a' has the text nan; wanted a text"),
