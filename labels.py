@@ -107,6 +107,20 @@ def read_labels(path: str | Path) -> dict[str, Label]:
     return labels
 
 
+def check_column(path: str | Path, field: str) -> None:
+    """Ask a table for a field; other kinds of labels have no columns.
+
+    Raises:
+        ValueError: no column has its name.
+    """
+    if Path(path).suffix.lower() not in (".csv", ".tsv"):
+        return
+    header, _ = _table(path)
+    if field not in header:
+        columns = ", ".join(" ".join(name.split())[:60] for name in header[:20])
+        raise ValueError(f"{path}: no column {field!r}; the columns are {columns}. Rename the one that holds it.")
+
+
 def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tuple[str, Label]:
     """A clip's name and fields, with the defaults filled in and checked."""
     label = {key: value for key, value in entry.items() if not (value is None or isinstance(value, str) and not value)}
@@ -190,6 +204,15 @@ def _parse_json(path: str | Path, where: str, text: str) -> Any:
 
 
 def _read_table(path: str | Path) -> Entries:
+    header, rows = _table(path)
+    for where, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{path}: {where} has {len(row)} cells, the header {len(header)}: {_names(header)}.")
+        yield where, None, dict(zip(header, (cell.strip() for cell in row), strict=True))
+
+
+def _table(path: str | Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """The names of the columns, and the lines below them."""
     text = _text(path)
     # Spreadsheets write semicolons where the comma is the decimal sign; corpora come with tabs and bars.
     tsv = Path(path).suffix.lower() == ".tsv"
@@ -197,11 +220,7 @@ def _read_table(path: str | Path) -> Entries:
     quoting = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL  # a mark that opens and never closes would swallow lines
     rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=True))
     _, header = next(rows, ("", []))
-    header = [name.strip() for name in header]
-    for where, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{path}: {where} has {len(row)} cells, the header {len(header)}: {_names(header)}.")
-        yield where, None, dict(zip(header, (cell.strip() for cell in row), strict=True))
+    return [name.strip() for name in header], rows
 
 
 def _rows(path: str | Path, reader: Any) -> Iterator[tuple[str, list[str]]]:

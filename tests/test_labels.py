@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from config import DATASETS, DatasetSpec
-from labels import read_labels, split_labels, target
+from labels import check_column, read_labels, split_labels, target
 
 CLIPS = [
     {"name": "a", "video_path": "a.mp4", "text": "Hello, you.", "gloss": "HELLO YOU", "frames": 12},
@@ -235,6 +235,16 @@ def test_field_names_do_not_break_a_message(tmp_path, name, content):
     with pytest.raises(ValueError, match="labels") as refused:
         read_labels(tmp_path / name)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_tables_are_asked_for_a_column_and_other_kinds_are_not(tmp_path):
+    path = written(tmp_path, "csv")
+    check_column(path, "text")
+    path.write_text('name;"a\nb"\n1;2\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="no column 'text'; the columns are name, a b. "):
+        check_column(path, "text")
+    for kind in ("train", "json", "jsonl"):
+        check_column(written(tmp_path, kind), "elsewhere")
 
 
 def test_blanks_that_no_tokenizer_writes_twice():
