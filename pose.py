@@ -180,9 +180,18 @@ def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...]
     return array[person] if person < len(array) else np.zeros(shape, np.float32)
 
 
+def _ends(pose: Pose) -> list[Any]:
+    """The lowest and highest coordinate and score; a NaN anywhere makes both NaN."""
+    return [end(values) for values in (pose.keypoints, pose.scores) for end in (np.min, np.max)]
+
+
 def _check_values(path: str | Path, pose: Pose) -> None:
-    ends = [end(values) for values in (pose.keypoints, pose.scores) for end in (np.min, np.max)]
-    if not np.isfinite(ends).all():  # a NaN anywhere makes both ends NaN
+    ends = _ends(pose)
+    if not np.isfinite(ends).all():
+        lost = (pose.scores == 0) & ~np.isfinite(pose.keypoints).all(2)
+        pose.keypoints[lost] = 0  # what was not found may hold anything
+        ends = _ends(pose)
+    if not np.isfinite(ends).all():
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
         raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
     if max(-ends[0], ends[1]) <= FAR:

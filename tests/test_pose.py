@@ -260,6 +260,27 @@ def test_a_clip_in_which_nothing_was_found_is_legal(shared_real):
     assert not any(values.any() for values in part_keypoints(pose, np.arange(12)).values())
 
 
+def test_a_point_that_was_not_found_may_hold_nan(tmp_path):
+    keypoints, scores = frames(3, (133, 2)), frames(3, (133,))
+    scores[1][0, 7] = 0
+    keypoints[1][0, 7] = np.nan, 0.5
+    pose = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+    assert not pose.keypoints[1, 7].any()
+    keypoints[1][0, 7] = 0
+    np.testing.assert_array_equal(pose.keypoints, np.concatenate(keypoints))
+    scores[1][0, 7] = 1e-6
+    keypoints[1][0, 7] = np.nan
+    with pytest.raises(ValueError, match="1 frames hold NaN or infinite values, the first is 1"):
+        read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+
+
+def test_pixels_beside_points_that_were_not_found_are_still_refused(tmp_path):
+    keypoints, scores = [600 * frame for frame in frames(3, (133, 2))], frames(3, (133,))
+    keypoints[0][0, 0], scores[0][0, 0] = np.nan, 0
+    with pytest.raises(ValueError, match="in pixels"):
+        read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+
+
 SAID = {
     "truncated.pkl": "not a readable pickle",
     "empty_file.pkl": "the file is empty",
