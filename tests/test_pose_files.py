@@ -48,6 +48,19 @@ def test_real_clips_are_the_same_as_npz(shared_real, tmp_path):
     np.testing.assert_array_equal(again.scores, pose.scores)
 
 
+def test_of_an_npz_only_what_is_needed_is_read(tmp_path):
+    """Other arrays may be of any kind, and numbers may be arrays of one, as MATLAB's are."""
+    keypoints, scores = some()
+    more = {"meta": np.array([{"fps": 25}], object), "start": np.array([1]), "end": np.array([5])}
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores, **more)
+    pose = read_pose(tmp_path / "a.npz")
+    np.testing.assert_array_equal(pose.keypoints, keypoints[1:5])
+    assert (pose.start, pose.n_after) == (1, 1)
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores, start=[0, 1])
+    with pytest.raises(ValueError, match=r"frames \[0, 1\] to 6 of 6"):
+        read_pose(tmp_path / "a.npz")
+
+
 class Payload:
     def __reduce__(self):
         return open, ("PWNED", "w")
