@@ -152,6 +152,7 @@ class _PlainUnpickler(pickle.Unpickler):
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(0),
             ("numpy.core.multiarray", "scalar"): lambda dtype, data: _from_bytes(data, dtype)[()],
             ("numpy.core.numeric", "_frombuffer"): lambda *values: _from_bytes(*values),
+            ("collections", "OrderedDict"): dict,
             # Bytes in protocols 0 to 2, and empty ones.
             ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
             ("__builtin__", "bytes"): lambda: b"",

@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,21 @@ def test_all_protocols_and_plain_types(tmp_path: Path, protocol: int) -> None:
     again = pickle.loads(pickle.dumps(got["arrays"]))
     assert_same(again, content["arrays"])
     assert type(again[0]) is np.ndarray
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_ordered_dict_is_a_dict(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "content.pkl"
+    path.write_bytes(pickle.dumps(OrderedDict(b=[1], a=OrderedDict(c=2)), protocol=protocol))
+    assert_same(load_pickle(path), {"b": [1], "a": {"c": 2}})
+
+
+@pytest.mark.parametrize("cause", [b"\x80\x02ccollections\nOrderedDict\n}X\x03\x00\x00\x00popNsb."])
+def test_a_pickle_cannot_change_what_dicts_do(tmp_path: Path, cause: bytes) -> None:
+    path = tmp_path / "change.pkl"
+    path.write_bytes(cause)
+    assert_refused(path, "")
+    assert {1: 2}.pop(1) == 2
 
 
 @pytest.mark.parametrize(
