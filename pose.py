@@ -83,6 +83,7 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as Uni-Sign's pickle has it.
 
     Of P people in a frame the first counts, as in Uni-Sign; a frame without that person has no points (score 0).
+    A frame in which nobody was found may also be an empty list or None.
     Optional "start" and "end" cut a clip out of a longer recording.
 
     Args:
@@ -104,6 +105,9 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     keypoints, scores = _frames(path, content, "keypoints"), _frames(path, content, "scores")
     if len(keypoints) != len(scores):
         raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
+    for i, frame in enumerate(zip(keypoints, scores, strict=True)):
+        if all(map(_is_nobody, frame)):
+            keypoints[i], scores[i] = np.empty((0, N_KEYPOINTS, 2)), np.empty((0, N_KEYPOINTS))
     start, end = content.get("start", 0), content.get("end", len(scores))
     whole = isinstance(start, (int, np.integer)) and isinstance(end, (int, np.integer))
     if not (whole and 0 <= start < end <= len(scores)):
@@ -152,6 +156,12 @@ def _frames(path: str | Path, content: Mapping, what: str) -> list:
     if not (isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim)):
         raise ValueError(f"{path}: {what} is a {type(frames).__name__}; wanted a list of one array per frame.")
     return list(frames)
+
+
+def _is_nobody(frame: Any) -> bool:
+    if isinstance(frame, np.ndarray):
+        return frame.shape[:1] == (0,)
+    return frame is None or (isinstance(frame, (list, tuple)) and not frame)
 
 
 _KIND = attrgetter("shape", "dtype")
