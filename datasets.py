@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
 from config import DatasetSpec
 from disk import file_sizes, sha256
-from labels import gloss, split_labels, target
+from labels import check_column, gloss, split_labels, target
 from packed import DescriptionPack, open_descriptions, open_poses
 from pose import part_keypoints
 from rgb_fusion import HandCrops, no_crops
@@ -103,6 +103,7 @@ class S2T_Dataset(Dataset[Sample]):
         missing = [name for name in self.names if not self.target(name).strip()]
         if missing:
             what = "gloss" if self.task == "CSLR" else "text"
+            check_column(self.spec.labels[self.split], what)
             raise ValueError(
                 f"{self.spec.labels[self.split]}: {len(missing)} clips have no {what}, the first is {missing[0]!r}. "
                 "Remove them from the labels."

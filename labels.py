@@ -2,7 +2,7 @@
 
     .json    [{"video", "text", ...}, ...] as of CSL-News, or {name: {...}}
     .jsonl   one such object per line
-    .csv     a header, then a line per clip; .tsv likewise, with tabs
+    .csv     a header, then a line per clip, with , ; | or tabs; .tsv likewise, with tabs and no quoting
     other    Uni-Sign's gzip pickle, {name: {"name", "gloss", "text", "video_path"}}
 
 A clip has these fields; those not needed may be left out, others are ignored:
@@ -22,6 +22,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -92,7 +93,7 @@ def read_labels(path: str | Path) -> dict[str, Label]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
     readers = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_table, ".tsv": _read_table}
-    reader = readers.get(Path(path).suffix, _read_pickle)
+    reader = readers.get(Path(path).suffix.lower(), _read_pickle)
     labels: dict[str, Label] = {}
     for where, name, entry in reader(path):
         if not isinstance(entry, Mapping):
@@ -104,6 +105,20 @@ def read_labels(path: str | Path) -> dict[str, Label]:
     if not labels:
         raise ValueError(f"{path}: holds no clips.")
     return labels
+
+
+def check_column(path: str | Path, field: str) -> None:
+    """Ask a table for a field; other kinds of labels have no columns.
+
+    Raises:
+        ValueError: no column has its name.
+    """
+    if Path(path).suffix.lower() not in (".csv", ".tsv"):
+        return
+    header, _ = _table(path)
+    if field not in header:
+        columns = ", ".join(" ".join(name.split())[:60] for name in header[:20])
+        raise ValueError(f"{path}: no column {field!r}; the columns are {columns}. Rename the one that holds it.")
 
 
 def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tuple[str, Label]:
@@ -171,24 +186,41 @@ def _read_json_lines(path: str | Path) -> Entries:
 
 
 def _parse_json(path: str | Path, where: str, text: str) -> Any:
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.append(Counter(key for key, _ in pairs).most_common(1)[0][0])
+        return found
+
     try:
-        return json.loads(text)
+        content = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {where} is not JSON: {' '.join(str(error).split())}.") from None
+    if twice:
+        raise ValueError(f"{path}: {where} has {twice[0]!r:.60} twice in one object. Remove one.")
+    return content
 
 
 def _read_table(path: str | Path) -> Entries:
-    text = _text(path)
-    # Spreadsheets write semicolons where the comma is the decimal sign.
-    signs = "\t" if Path(path).suffix == ".tsv" else ",;"
-    sign = max(signs, key=text.partition("\n")[0].count)
-    rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True))
-    _, header = next(rows, ("", []))
-    header = [name.strip() for name in header]
+    header, rows = _table(path)
     for where, row in rows:
         if len(row) != len(header):
             raise ValueError(f"{path}: {where} has {len(row)} cells, the header {len(header)}: {_names(header)}.")
         yield where, None, dict(zip(header, (cell.strip() for cell in row), strict=True))
+
+
+def _table(path: str | Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """The names of the columns, and the lines below them."""
+    text = _text(path)
+    # Spreadsheets write semicolons where the comma is the decimal sign; corpora come with tabs and bars.
+    tsv = Path(path).suffix.lower() == ".tsv"
+    sign = max("\t" if tsv else ",;\t|", key=text.partition("\n")[0].count)
+    quoting = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL  # a mark that opens and never closes would swallow lines
+    rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=True))
+    _, header = next(rows, ("", []))
+    return [name.strip() for name in header], rows
 
 
 def _rows(path: str | Path, reader: Any) -> Iterator[tuple[str, list[str]]]:

@@ -83,6 +83,7 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as Uni-Sign's pickle has it.
 
     Of P people in a frame the first counts, as in Uni-Sign; a frame without that person has no points (score 0).
+    A frame in which nobody was found may also be an empty list or None.
     Optional "start" and "end" cut a clip out of a longer recording.
 
     Args:
@@ -95,7 +96,7 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
         ValueError: the content is no pose, or not of that many frames, or no frame has that person; one line with the
             file, what was seen and what was wanted.
     """
-    content = load_pickle(path) if Path(path).suffix == ".pkl" else load_pose_file(path)
+    content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
         seen = (
             f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
@@ -104,6 +105,9 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     keypoints, scores = _frames(path, content, "keypoints"), _frames(path, content, "scores")
     if len(keypoints) != len(scores):
         raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
+    for i, frame in enumerate(zip(keypoints, scores, strict=True)):
+        if all(map(_is_nobody, frame)):
+            keypoints[i], scores[i] = np.empty((0, N_KEYPOINTS, 2)), np.empty((0, N_KEYPOINTS))
     start, end = content.get("start", 0), content.get("end", len(scores))
     whole = isinstance(start, (int, np.integer)) and isinstance(end, (int, np.integer))
     if not (whole and 0 <= start < end <= len(scores)):
@@ -154,6 +158,12 @@ def _frames(path: str | Path, content: Mapping, what: str) -> list:
     return list(frames)
 
 
+def _is_nobody(frame: Any) -> bool:
+    if isinstance(frame, np.ndarray):
+        return frame.shape[:1] == (0,)
+    return frame is None or (isinstance(frame, (list, tuple)) and not frame)
+
+
 _KIND = attrgetter("shape", "dtype")
 
 
@@ -180,9 +190,18 @@ def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...]
     return array[person] if person < len(array) else np.zeros(shape, np.float32)
 
 
+def _ends(pose: Pose) -> list[Any]:
+    """The lowest and highest coordinate and score; a NaN anywhere makes both NaN."""
+    return [end(values) for values in (pose.keypoints, pose.scores) for end in (np.min, np.max)]
+
+
 def _check_values(path: str | Path, pose: Pose) -> None:
-    ends = [end(values) for values in (pose.keypoints, pose.scores) for end in (np.min, np.max)]
-    if not np.isfinite(ends).all():  # a NaN anywhere makes both ends NaN
+    ends = _ends(pose)
+    if not np.isfinite(ends).all():
+        lost = (pose.scores == 0) & ~np.isfinite(pose.keypoints).all(2)
+        pose.keypoints[lost] = 0  # what was not found may hold anything
+        ends = _ends(pose)
+    if not np.isfinite(ends).all():
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
         raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
     if max(-ends[0], ends[1]) <= FAR:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 MAX_BYTES = 1 << 30  # of an unpacked file; a real one has a few MB
+KEYS = ("keypoints", "scores", "start", "end")
 
 # -- where each of the 133 points comes from, system by system ---------------------------------------------------------
 
@@ -77,7 +78,7 @@ def load_pose_file(path: str | Path) -> dict[str, Any]:
         ValueError: the file cannot be read, or is of another kind; one line that names it.
     """
     readers = {".npz": _load_npz, ".pose": _load_pose_format}
-    kind = Path(path).suffix
+    kind = Path(path).suffix.lower()
     if kind not in readers:
         raise ValueError(f"{path}: pose files end in .pkl, .npz or .pose.")
     return readers[kind](path)
@@ -94,7 +95,7 @@ def _load_npz(path: str | Path) -> dict[str, Any]:
             if sum(part.file_size for part in parts.infolist()) > MAX_BYTES:
                 raise ValueError(f"larger than {MAX_BYTES} bytes unpacked")
         with np.load(path, allow_pickle=False) as file:
-            content: dict[str, Any] = {key: file[key] for key in file.files}
+            content: dict[str, Any] = {key: file[key] for key in KEYS if key in file.files}
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
@@ -103,7 +104,7 @@ def _load_npz(path: str | Path) -> dict[str, Any]:
         if key in content and content[key].ndim == n_axes:
             content[key] = content[key][:, None]  # no person axis: one person
     for key in {"start", "end"} & set(content):
-        content[key] = content[key].tolist()
+        content[key] = content[key].item() if content[key].size == 1 else content[key].tolist()
     return content
 
 

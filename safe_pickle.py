@@ -152,6 +152,7 @@ class _PlainUnpickler(pickle.Unpickler):
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(0),
             ("numpy.core.multiarray", "scalar"): lambda dtype, data: _from_bytes(data, dtype)[()],
             ("numpy.core.numeric", "_frombuffer"): lambda *values: _from_bytes(*values),
+            ("collections", "OrderedDict"): dict,
             # Bytes in protocols 0 to 2, and empty ones.
             ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
             ("__builtin__", "bytes"): lambda: b"",
@@ -180,7 +181,10 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
     except FileNotFoundError:
         raise
     except gzip.BadGzipFile:
-        raise ValueError(f"{path}: not packed with gzip. Label files are gzip-compressed pickles.") from None
+        raise ValueError(
+            f"{path}: not packed with gzip, as pickles of labels are. The names of other label files end in .json, "
+            ".jsonl, .csv or .tsv."
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}. Copy or download it again.") from None
     if len(data) > MAX_BYTES:

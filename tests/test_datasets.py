@@ -159,6 +159,18 @@ def test_labels_without_text_are_refused(corpus, tmp_path):
         S2T_Dataset(spec, "train")
 
 
+@pytest.mark.parametrize(("task", "what"), [("SLT", "text"), ("CSLR", "gloss")])
+def test_a_table_without_the_column_is_refused_by_its_columns(corpus, tmp_path, task, what):
+    path = tmp_path / "labels.csv"
+    names = read_labels(spec_of(corpus).labels["train"])
+    path.write_text("name,sentence,split\n" + "".join(f"{name},a b,train\n" for name in names), encoding="utf-8")
+    spec = dataclasses.replace(spec_of(corpus), labels={"train": str(path)})
+    with pytest.raises(ValueError, match="labels") as error:
+        S2T_Dataset(spec, "train", task=task)
+    said = f"{path}: no column {what!r}; the columns are name, sentence, split. Rename the one that holds it."
+    assert str(error.value) == said
+
+
 # -- which clips make a batch ----------------------------------------------------------------------------------------
 
 

@@ -178,7 +178,9 @@ def test_values_that_are_not_text(tmp_path, value):
         assert counts.not_text == 1
 
 
-@pytest.mark.parametrize("text", ["", " ", " \t\n", "\u3000", "\u00a0\u3000", "\ufeff", "\u200b", "\0", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", " ", " \t\n", "\u3000", "\u00a0\u3000", "\ufeff", "\u200b", "\0", "\ud800", "...", "-", "12.5", "_"]
+)
 def test_blank_texts(tmp_path, text):
     texts, counts = load(tmp_path, {"0": text})
     assert texts == {}
@@ -332,6 +334,35 @@ API调用失败
 无法识别该图片
 无法描述图片
 请提供图片
+Incorrect API key provided: x
+Invalid API key
+Unauthorized
+That model is currently overloaded
+This model's maximum context length is 8192 tokens
+Max retries exceeded with url
+You have reached your specified API usage limits.
+[Errno 110] Connection timed out
+Expecting value: line 1 column 1 (char 0)
+list index out of range
+CUDA out of memory
+Unable to analyze the image
+Cannot process this image
+Unfortunately, I cannot help with that.
+Sorry, there was an error.
+Description unavailable
+API_ERROR
+[API_ERROR]
+获取描述失败
+处理时发生错误
+网络异常，请重试
+余额不足
+该模型当前负载过高，请稍后再试
+当前请求过多
+图片无法加载
+无法连接到服务器
+由于图片模糊，我无法描述
+我无法看清图片
+暂无
 未提供图片
 """.strip().splitlines()
 
@@ -365,7 +396,11 @@ It seems the right hand is up.
 Failing light; the hands are at the chest.
 Status quo: both hands rest.
 HTTP is fingerspelled.
-...
+Unfortunately the left hand is cropped; right hand is at the chin.
+Unfortunately, I can't see the left hand; the right hand is at the chin.
+Sorry, no left hand is visible. Right hand at chest.
+I cannot determine the exact handshape, but the right hand is raised to the chin
+You hit the left palm with the right fist.
 对不起的手势：右手握拳。
 “对不起”：右手握拳。
 手势表示“抱歉”。
@@ -380,6 +415,12 @@ HTTP is fingerspelled.
 识别到右手在胸前。
 作为支撑，左手托住右手。
 我看到右手在胸前。
+我不能看清左手，右手在胸前
+我无法确定手形，右手在胸前。
+无法看清这只手，右手在胸前。
+由于左手被遮挡，我无法描述左手，右手在胸前。
+描述异常清晰，右手上举
+无法连接双手，右手在胸前。
 右手向左移动429像素，没有出错。
 """.strip().splitlines()
 

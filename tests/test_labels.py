@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from config import DATASETS, DatasetSpec
-from labels import read_labels, split_labels, target
+from labels import check_column, read_labels, split_labels, target
 
 CLIPS = [
     {"name": "a", "video_path": "a.mp4", "text": "Hello, you.", "gloss": "HELLO YOU", "frames": 12},
@@ -42,6 +42,12 @@ def test_every_kind_gives_the_same_clips(tmp_path, kind):
     assert list(labels.values()) == CLIPS
 
 
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv"])
+def test_endings_in_capitals(tmp_path, kind):
+    path = written(tmp_path, kind)
+    assert list(read_labels(path.rename(path.with_suffix(f".{kind.upper()}"))).values()) == CLIPS
+
+
 def test_fields_that_nobody_asked_for_do_no_harm(tmp_path):
     clip = {"name": "a", "text": "t", "gloss": None, "boxes": np.zeros((2, 2)), "": 3}
     (label,) = read_labels(written(tmp_path, "train", [clip])).values()
@@ -61,6 +67,21 @@ def test_semicolons_and_quotes(tmp_path):
     labels = read_labels(path)
     assert [label["text"] for label in labels.values()] == ['"no"', 'one; "two"\nthree']
     assert "gloss" not in labels["b"]
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t", "|"])
+def test_what_separates_the_cells_of_csv(tmp_path, sign):
+    path = tmp_path / "labels.csv"
+    path.write_text(f'name{sign}text{sign}gloss\na{sign}"one{sign} two, three"{sign}\n', encoding="utf-8")
+    assert read_labels(path)["a"]["text"] == f"one{sign} two, three"
+
+
+def test_quotation_marks_of_tsv_are_text(tmp_path):
+    """Read as csv's, the marks of the first and the last clip would make one cell of three lines."""
+    path = tmp_path / "labels.tsv"
+    path.write_text('name\ttext\na\t"Yes, he said.\nb\tno\nc\tthe end"\nd\t"one"\n', encoding="utf-8")
+    texts = {name: label["text"] for name, label in read_labels(path).items()}
+    assert texts == {"a": '"Yes, he said.', "b": "no", "c": 'the end"', "d": '"one"'}
 
 
 @pytest.mark.parametrize(
@@ -158,6 +179,8 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         ("labels.json", '{"a": 1}', "'a' is 1; wanted the fields"),
         ("labels.json", '[{"text": "t"}]', "entry 1 has neither name nor video; its fields are 'text'"),
         ("labels.json", '[{"name": "a"}, {"name": "a"}]', "the clip 'a' is there twice, the second time at entry 2"),
+        ("labels.json", '{"a": {"text": "s"}, "a": {"text": "t"}}', "the file has 'a' twice in one object. Remove one"),
+        ("labels.jsonl", '{"name": "a", "text": "s", "text": "t"}', "line 1 has 'text' twice in one object"),
         ("labels.json", '[{"name": "a", "frames": "12.5"}]', "clip 'a' has '12.5' frames; wanted a whole number"),
         ("labels.json", '[{"name": "a", "frames": true}]', "clip 'a' has True frames"),
         ("labels.json", '[{"name": "a", "text": NaN}]', "clip 'a' has the text nan; wanted a text"),
@@ -212,6 +235,16 @@ def test_field_names_do_not_break_a_message(tmp_path, name, content):
     with pytest.raises(ValueError, match="labels") as refused:
         read_labels(tmp_path / name)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_tables_are_asked_for_a_column_and_other_kinds_are_not(tmp_path):
+    path = written(tmp_path, "csv")
+    check_column(path, "text")
+    path.write_text('name;"a\nb"\n1;2\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="no column 'text'; the columns are name, a b. "):
+        check_column(path, "text")
+    for kind in ("train", "json", "jsonl"):
+        check_column(written(tmp_path, kind), "elsewhere")
 
 
 def test_blanks_that_no_tokenizer_writes_twice():

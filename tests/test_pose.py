@@ -254,10 +254,51 @@ def test_a_frame_with_nobody_has_no_points(shared_real):
     assert not any(values[4].any() for values in part_keypoints(pose, np.arange(len(pose))).values())
 
 
+@pytest.mark.parametrize("nobody", [[], None, (), np.zeros(0), np.zeros((0, 133, 2))])
+def test_a_frame_with_nobody_may_be_empty(tmp_path, nobody):
+    keypoints, scores = frames(3, (133, 2)), frames(3, (133,))
+    whole = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+    keypoints[1], scores[1] = nobody, None
+    pose = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+    assert not pose.keypoints[1].any()
+    assert not pose.scores[1].any()
+    np.testing.assert_array_equal(pose.keypoints[::2], whole.keypoints[::2])
+    scores[1] = np.ones((1, 133))  # somebody, whose keypoints are lost
+    if nobody is None or not isinstance(nobody, np.ndarray):
+        with pytest.raises(ValueError, match="frame 1 of keypoints is .*; wanted numbers of the shape"):
+            read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+
+
+def test_a_clip_with_nobody_in_any_frame_may_be_of_empty_ones(tmp_path):
+    pose = read_pose(saved(tmp_path, keypoints=[None, []], scores=[[], []]))
+    assert (len(pose), pose.scores.any(), pose.keypoints.any()) == (2, False, False)
+
+
 def test_a_clip_in_which_nothing_was_found_is_legal(shared_real):
     pose = read_pose(shared_real / "hostile/all_scores_zero.pkl")
     assert len(pose) == 12
     assert not any(values.any() for values in part_keypoints(pose, np.arange(12)).values())
+
+
+def test_a_point_that_was_not_found_may_hold_nan(tmp_path):
+    keypoints, scores = frames(3, (133, 2)), frames(3, (133,))
+    scores[1][0, 7] = 0
+    keypoints[1][0, 7] = np.nan, 0.5
+    pose = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+    assert not pose.keypoints[1, 7].any()
+    keypoints[1][0, 7] = 0
+    np.testing.assert_array_equal(pose.keypoints, np.concatenate(keypoints))
+    scores[1][0, 7] = 1e-6
+    keypoints[1][0, 7] = np.nan
+    with pytest.raises(ValueError, match="1 frames hold NaN or infinite values, the first is 1"):
+        read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+
+
+def test_pixels_beside_points_that_were_not_found_are_still_refused(tmp_path):
+    keypoints, scores = [600 * frame for frame in frames(3, (133, 2))], frames(3, (133,))
+    keypoints[0][0, 0], scores[0][0, 0] = np.nan, 0
+    with pytest.raises(ValueError, match="in pixels"):
+        read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
 
 
 SAID = {

@@ -1,6 +1,7 @@
 """`.npz` and `.pose` files: the points land where they belong, whatever system they come from."""
 
 import json
+import pickle
 import zipfile
 
 import numpy as np
@@ -30,6 +31,14 @@ def test_npz(tmp_path, people):
     assert (pose.start, len(pose)) == (1, 4)
 
 
+def test_endings_in_capitals(tmp_path):
+    keypoints, scores = some()
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores)
+    (tmp_path / "a.PKL").write_bytes(pickle.dumps({"keypoints": keypoints[:, None], "scores": scores[:, None]}))
+    for path in (tmp_path / "a.npz").rename(tmp_path / "a.NPZ"), tmp_path / "a.PKL":
+        np.testing.assert_array_equal(read_pose(path).keypoints, keypoints)
+
+
 def test_real_clips_are_the_same_as_npz(shared_real, tmp_path):
     path = shared_real / "isolated/pose_format/hands_84322c38.pkl"
     pose = read_pose(path)
@@ -37,6 +46,19 @@ def test_real_clips_are_the_same_as_npz(shared_real, tmp_path):
     again = read_pose(tmp_path / "a.npz")
     np.testing.assert_array_equal(again.keypoints, pose.keypoints)
     np.testing.assert_array_equal(again.scores, pose.scores)
+
+
+def test_of_an_npz_only_what_is_needed_is_read(tmp_path):
+    """Other arrays may be of any kind, and numbers may be arrays of one, as MATLAB's are."""
+    keypoints, scores = some()
+    more = {"meta": np.array([{"fps": 25}], object), "start": np.array([1]), "end": np.array([5])}
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores, **more)
+    pose = read_pose(tmp_path / "a.npz")
+    np.testing.assert_array_equal(pose.keypoints, keypoints[1:5])
+    assert (pose.start, pose.n_after) == (1, 1)
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores, start=[0, 1])
+    with pytest.raises(ValueError, match=r"frames \[0, 1\] to 6 of 6"):
+        read_pose(tmp_path / "a.npz")
 
 
 class Payload:

@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,21 @@ def test_all_protocols_and_plain_types(tmp_path: Path, protocol: int) -> None:
     assert type(again[0]) is np.ndarray
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_ordered_dict_is_a_dict(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "content.pkl"
+    path.write_bytes(pickle.dumps(OrderedDict(b=[1], a=OrderedDict(c=2)), protocol=protocol))
+    assert_same(load_pickle(path), {"b": [1], "a": {"c": 2}})
+
+
+@pytest.mark.parametrize("cause", [b"\x80\x02ccollections\nOrderedDict\n}X\x03\x00\x00\x00popNsb."])
+def test_a_pickle_cannot_change_what_dicts_do(tmp_path: Path, cause: bytes) -> None:
+    path = tmp_path / "change.pkl"
+    path.write_bytes(cause)
+    assert_refused(path, "")
+    assert {1: 2}.pop(1) == 2
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -242,7 +258,7 @@ def test_damaged_compression_gives_one_line(tmp_path: Path) -> None:
     good = gzip.compress(pickle.dumps({"a": list(range(1000))}))
     for data, wanted in (
         (b"", "the file is empty"),
-        (b"<html>", "not packed with gzip"),
+        (b"<html>", r"not packed with gzip.*\.json, \.jsonl, \.csv or \.tsv"),
         (good[: len(good) // 2], "cannot be read"),
         (good[:30] + bytes(20) + good[50:], "cannot be read"),
     ):
