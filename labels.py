@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from config import SPLITS, DatasetSpec
 from safe_pickle import MAX_BYTES, load_pickle
@@ -217,7 +217,8 @@ def _table(path: str | Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]
     # Spreadsheets write semicolons where the comma is the decimal sign; corpora come with tabs and bars.
     tsv = Path(path).suffix.lower() == ".tsv"
     sign = max("\t" if tsv else ",;\t|", key=text.partition("\n")[0].count)
-    quoting = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL  # a mark that opens and never closes would swallow lines
+    # A quotation mark that opens and never closes would swallow lines.
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL
     rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=True))
     _, header = next(rows, ("", []))
     return [name.strip() for name in header], rows
