@@ -65,6 +65,12 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             seed=args.seed,
             max_bad_clips=args.max_bad_clips,
         )
+        if args.use_descriptions and (reason := dataset.why_no_text()):
+            if training:
+                raise ValueError(
+                    f"--use_descriptions: {reason}. See description/README.md, or drop --use_descriptions."
+                )
+            logger.warning("%s.", reason)
         # With Uni-Sign's padding a clip's result depends on the clips beside it: in evaluation those must stay.
         free = args.length_grouping if training else not args.uni_sign_padding
         sampler = BatchSampler(

@@ -127,7 +127,7 @@ class Viewer:
     def _says_anew(self, translator: Translator, name: str, pose: Pose) -> tuple[list[Said], Lane | None]:
         if not translator.model.config.use_descriptions:
             return [Said("", translator.explain([translator.sample(pose)])[0].candidates[0])], None
-        texts = self.descriptions.load(name, pose.start + len(pose)) if self.descriptions else {}
+        texts = self.descriptions.load(name, pose.frames) if self.descriptions else {}
         samples = [translator.sample(pose, texts)] + ([translator.sample(pose, {})] if texts else [])
         explained = translator.explain(samples)
         hows = ["with descriptions", "without"] if texts else ["has no description"]

@@ -58,6 +58,7 @@ class DatasetSpec:
         tasks: the tasks the labels allow.
         pose_suffix: `.pkl`, `.npz` or `.pose`.
         held_out: where one file serves train and dev, the share of its end that is dev and not train.
+        dev_is_test: the dev split is the test split under another name, and has its folders.
     """
 
     name: str
@@ -71,6 +72,7 @@ class DatasetSpec:
     tasks: tuple[str, ...] = ("SLT",)
     pose_suffix: str = ".pkl"
     held_out: float = 0.0
+    dev_is_test: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no data set can be.
@@ -105,8 +107,7 @@ class DatasetSpec:
 
     def folder(self, split: str) -> str:
         """Name of a split's folders: its own, but "test" for a dev that is the test split under another name."""
-        dev, test = self.labels.get("dev"), self.labels.get("test")
-        return "test" if split == "dev" and dev == test != self.labels.get("train") else split
+        return "test" if split == "dev" and self.dev_is_test else split
 
     def for_split(self, split: str) -> DatasetSpec:
         """Return the same record with the pose and video folders of one split."""
@@ -145,6 +146,7 @@ class DatasetSpec:
             "labels": (dict, "a table of texts"),
             "tasks": (list, "a list of texts"),
             "held_out": (float, "a number such as 0.01"),
+            "dev_is_test": (bool, "true or false"),
         }
         for key, value in values.items():
             kind, wanted = kinds.get(key, (str, "a text"))
@@ -200,6 +202,7 @@ DATASETS: dict[str, DatasetSpec] = {
             {"train": "labels.train", "dev": "labels.test", "test": "labels.test"},
             rgb_dir="./dataset/How2Sign/rgb_format/{split}",
             description_dir="./description/How2Sign/split_data",
+            dev_is_test=True,
         ),
         _uni_sign_layout(
             "OpenASL",

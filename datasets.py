@@ -22,7 +22,7 @@ from batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
 from config import DatasetSpec
 from disk import file_sizes, sha256
 from labels import check_column, gloss, split_labels, target
-from packed import DescriptionPack, open_descriptions, open_poses
+from packed import DescriptionPack, is_pack, open_descriptions, open_poses
 from pose import part_keypoints
 from rgb_fusion import HandCrops, no_crops
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 HAND_FRAMES = 1  # sets the random numbers of the hands' frames apart from those of the clip's
 SEARCHED = 4  # times the training batch are searched together: nothing is kept for a backward pass, and steps are few
+LOOKED_INTO = 50  # description files, before a run believes that there are none to be used
 POOL = 256  # clips that are sorted by length together, where an optimizer step has fewer
 
 
@@ -99,6 +100,25 @@ class S2T_Dataset(Dataset[Sample]):
             share = 100 * found / len(self.names)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
 
+    def why_no_text(self) -> str:
+        """Look into some of the description files; why none of them gives a text, or "" if one does."""
+        assert self.descriptions is not None
+        folder = Path(self.spec.description_dir) / self.spec.folder(self.split)
+        sizes = self.descriptions.sizes(self.names)
+        filed = [name for name, size in zip(self.names, sizes, strict=True) if size]
+        if not filed:
+            other = None if is_pack(folder) else next(folder.rglob("*.json"), None)
+            seen = f"; {other.relative_to(folder)} is there, {self.names[0]}.json was looked for" if other else ""
+            return f"no clip of {self.split} has a description file in {folder}{seen}"
+        looker = open_descriptions(folder)
+        looked = filed[:: max(1, len(filed) // LOOKED_INTO)]
+        if any(looker.load(name) for name in looked):
+            return ""
+        return (
+            f"{len(looked)} description files of {self.split} hold no text that can be used ({looker.counts}), the "
+            f"first is {folder / looked[0]}.json"
+        )
+
     def _check_targets(self) -> None:
         missing = [name for name in self.names if not self.target(name).strip()]
         if missing:
@@ -157,7 +177,7 @@ class S2T_Dataset(Dataset[Sample]):
         frames = sample_frames(len(pose), self.max_length, rng)
         descriptions = has_description = None
         if self.descriptions is not None:
-            texts = self.descriptions.load(name, pose.start + len(pose))
+            texts = self.descriptions.load(name, pose.frames)
             descriptions, has_description = self.aligner.align(texts, frames + pose.start)
         rgb_dict = {}
         if self.hand_crops is not None:

@@ -161,17 +161,17 @@ def language_of(text: str) -> str:
 def examine(job: Job) -> FileReport:
     """Look at one file."""
     n_frames, damage = None, ""
-    end = None
+    frames = None
     if job.pose is not None:
         from pose import read_pose
 
         try:
             pose = read_pose(job.pose)
-            n_frames, end = len(pose), pose.start + len(pose)
+            n_frames, frames = len(pose), pose.frames
         except (ValueError, OSError) as error:
             damage = f"pose: {error}"
     loader = DescriptionLoader(job.folder)
-    texts = loader.load(job.name, end)
+    texts = loader.load(job.name, frames)
     path = job.folder / f"{job.name}.json"
     report = FileReport(job.name, loader.counts, n_frames, damage)
     if loader.counts.files_unreadable:
@@ -314,13 +314,12 @@ def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: P
     for split in reports:
         for job, report in zip(jobs[split.name], split.files, strict=True):
             if report.counts.frames:
-                end = None
+                frames = None
                 if job.pose is not None and report.n_frames is not None:
                     from pose import read_pose
 
-                    pose = read_pose(job.pose)
-                    end = pose.start + len(pose)
-                texts = DescriptionLoader(job.folder).load(job.name, end)
+                    frames = read_pose(job.pose).frames
+                texts = DescriptionLoader(job.folder).load(job.name, frames)
                 made_by = makers_by_frame(job.folder / f"{job.name}.json")
                 write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)
                 written += 1

@@ -231,7 +231,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
     from translator import load_descriptions
 
     pose, aspect = find_pose(clip, extractor, args)
-    clip.first, clip.end = pose.start, pose.start + len(pose)
+    clip.first, clip.end = pose.frames.start, pose.frames.stop
     texts = None
     if args.describe:
         from pose_sentences import describe_pose

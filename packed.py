@@ -319,10 +319,10 @@ class DescriptionPack(Pack):
         except (ValueError, TypeError):
             raise self.damaged(f"{key} has no texts") from None
 
-    def load(self, name: str, n_frames: int | None = None) -> dict[int, str]:
+    def load(self, name: str, frames: range | None = None) -> dict[int, str]:
         """`DescriptionLoader.load` of a packed file."""
         found = self.decode(name)
-        texts = found if n_frames is None else {frame: text for frame, text in found.items() if frame < n_frames}
+        texts = found if frames is None else {frame: text for frame, text in found.items() if frame in frames}
         missing = not found and self.find(name) is None
         self.counts += DescriptionCounts(
             files_found=int(not missing),

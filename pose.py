@@ -74,6 +74,11 @@ class Pose:
         return len(self.scores)
 
     @property
+    def frames(self) -> range:
+        """The numbers of its frames in the recording."""
+        return range(self.start, self.start + len(self))
+
+    @property
     def n_recorded(self) -> int:
         """Frames of the recording."""
         return self.start + len(self) + self.n_after

@@ -123,15 +123,17 @@ def check_fine_tuning(_root: str) -> None:
     import fine_tuning
     import metrics
     import utils
+    from datasets import S2T_Dataset
 
     require(importlib.util.find_spec("deepspeed") is not None, "DeepSpeed is not installed", "pip install deepspeed")
     with toy_corpus() as root:
         flags = "--use_descriptions --batch-size 2 --num_workers 0 --no-pin-mem --hidden_dim 32 --mt5_path mt5 --root"
         args = utils.parse_args([*flags.split(), root])
         spec = fine_tuning.dataset_spec(args)
+        dataset = S2T_Dataset(spec, "train", use_descriptions=True)
+        describe(dataset, 0, {5: "右手位于胸前。"})
+        describe(dataset, 1, {})
         loaders = fine_tuning.build_loaders(args, spec)
-        describe(loaders["train"].dataset, 0, {5: "右手位于胸前。"})
-        describe(loaders["train"].dataset, 1, {})
         model = fine_tuning.build_model(args, fine_tuning.model_config(args, spec), loaders).train()
         src_input, tgt_input = next(iter(loaders["train"].epoch()))
         output = model(src_input, tgt_input)

@@ -93,15 +93,15 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     lengths: dict[str, int] = {}
     texts: dict[str, int] = {}  # how many
     for name in progress(to_measure | to_read, split):
-        start, end = 0, None
+        own = None
         if name not in missing:
             try:
                 pose = source.read(poses[name], labels[name].get("frames"))
-                lengths[name], start, end = len(pose), pose.start, pose.start + len(pose)
-            except ValueError as error:
+                lengths[name], own = len(pose), pose.frames
+            except (ValueError, OSError) as error:
                 faults.append(str(error))
         if loader and name in to_read:
-            texts[name] = sum(frame >= start for frame in loader.load(name, end))
+            texts[name] = len(loader.load(name, own))
 
     numbers = f"{len(labels) - n_missing} found, {n_missing} missing, {len(faults) - n_missing} unreadable"
     first = f"; the first: {faults[0]}" if faults else ""
@@ -113,8 +113,10 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
         return longest, 0.0
     counts = vars(loader.counts)
     numbers = f"{len(filed)} found, {len(labels) - len(filed)} missing, {counts['files_unreadable']} unreadable"
-    good = any(texts.values()) and not counts["files_unreadable"]
-    report.say("✓" if good else "!", f"descriptions: {numbers} in {directory}")
+    refused = " (training refuses that)" if split == "train" else ""
+    useless = "" if any(texts.values()) else f"; not one text that can be used{refused}"
+    good = not useless and not counts["files_unreadable"]
+    report.say("✓" if good else "!", f"descriptions: {numbers} in {directory}{useless}")
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items() if kind[:5] not in ("files", "entri")]
     report.say("·", f"entries: {counts['entries']} = {', '.join(kinds)}")
     # What was opened stands for the rest: clips with a file for those with a file, any clips for all.

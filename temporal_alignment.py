@@ -93,8 +93,9 @@ _ERROR_BEGINNINGS = (
 _ERROR_TEXT = re.compile(rf"[\W_]*+(?:{'|'.join(_ERROR_BEGINNINGS)})", re.IGNORECASE)
 _BEGINNING = 400  # characters looked at: a bound on the time a text can cost
 
-# "000012.jpg", "clip/12.PNG", "12". An extension has a letter first: "12.5" is no frame. Eighteen digits fit int64.
-_FRAME_NAME = re.compile(r"(?:.*[/\\])?([0-9]{1,18})(?:\.[A-Za-z][^./\\]*)?", re.DOTALL)
+# "000012.jpg", "clip/12.PNG", "12", "frame_12.jpg", "images0012.png". An extension has a letter first: "12.5" is no
+# frame. Eighteen digits fit int64.
+_FRAME_NAME = re.compile(r"(?:.*[/\\])?(?:[^\d/\\]*[^\W\d_][_-]?)?([0-9]{1,18})(?:\.[A-Za-z][^./\\]*)?", re.DOTALL)
 _MAX_FRAME = 10**18
 
 # Not to be seen, and halves of surrogate pairs stop a tokenizer: NUL, the halves, zero-width space, word joiner, BOM.
@@ -130,7 +131,7 @@ class DescriptionCounts:
         blank: without any letter: empty, white space, "...".
         not_text: null, a number, a list, or no description at all.
         bad_frame: no frame number to be had.
-        out_of_range: frames beyond the clip's end.
+        out_of_range: frames before the clip's start or beyond its end.
         duplicates: further valid texts of a frame that has one.
         frames: frames with a valid description.
     """
@@ -146,6 +147,10 @@ class DescriptionCounts:
     out_of_range: int = 0
     duplicates: int = 0
     frames: int = 0
+
+    def __str__(self) -> str:
+        """What was met, and how often."""
+        return ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in vars(self).items() if n)
 
     def __iadd__(self, other: DescriptionCounts) -> DescriptionCounts:
         """Add another count, field by field."""
@@ -231,12 +236,12 @@ class DescriptionLoader:
         """Bytes of each clip's file, 0 for one that is missing."""
         return file_sizes(self.directory / f"{name}.json" for name in names)
 
-    def load(self, name: str, n_frames: int | None = None) -> dict[int, str]:
+    def load(self, name: str, frames: range | None = None) -> dict[int, str]:
         """Read a clip's valid descriptions; what is missing or bad is left out and counted.
 
         Args:
             name: the clip; its file is NAME.json.
-            n_frames: F; given, frames beyond it are left out.
+            frames: the numbers of the clip's frames, `Pose.frames`; given, all others are left out.
 
         Returns:
             {frame number: text}, sorted by frame; empty if the file is missing or unreadable.
@@ -259,7 +264,7 @@ class DescriptionLoader:
                 counts.error_texts += 1
             elif not _LETTER.search(text):
                 counts.blank += 1
-            elif n_frames is not None and frame >= n_frames:
+            elif frames is not None and frame not in frames:
                 counts.out_of_range += 1
             elif frame in texts:
                 counts.duplicates += 1

@@ -317,7 +317,7 @@ def load_descriptions(path: str | Path, pose: Pose) -> dict[int, str]:
     if not path.is_file():
         raise FileNotFoundError(f"--descriptions: {path} does not exist.")
     loader = DescriptionLoader(path.parent)
-    texts = loader.load(path.stem, pose.start + len(pose)) if path.suffix == ".json" else {}
+    texts = loader.load(path.stem, pose.frames) if path.suffix == ".json" else {}
     if not loader.counts.files_found:
         raise ValueError(f"--descriptions: {path} cannot be read as descriptions; wanted a .json file of them.")
     return texts

@@ -45,7 +45,7 @@ def descriptions(data: bytes) -> None:
 
     _file("clip.json", data)
     loader = DescriptionLoader(FOLDER)
-    texts = loader.load("clip", 100)
+    texts = loader.load("clip", range(100))
     assert all(isinstance(frame, int) and 0 <= frame < 100 and text.strip() for frame, text in texts.items())
     counts = loader.counts
     assert counts.files_found + counts.files_missing + counts.files_unreadable == 1

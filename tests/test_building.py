@@ -8,6 +8,7 @@ import torch
 import building
 import utils
 from config import DATASETS, ModelConfig
+from labels import read_labels
 from weights import save_weights
 
 SMALL = "--hidden_dim 16 --dtype fp32 --num_workers 0 --batch-size 4".split()
@@ -99,3 +100,19 @@ def test_a_new_rgb_branch_is_not_frozen(command, tmp_path, fusion_alone):
     with pytest.raises(ValueError, match=r"--rgb_support: .*base\.pth has no RGB branch.*--trainable all"):
         build(command(*flags, *fusion_alone))
     assert build(command(*flags, *fusion_alone, "--trainable", "all")).config.rgb_support
+
+
+def test_descriptions_of_which_none_can_be_used_end_a_training(command, corpus, tmp_path, caplog):
+    """Or it would be another experiment. What is evaluated may lack them."""
+    args = command("--use_descriptions")
+    spec = dataclasses.replace(building.dataset_spec(args), description_dir=str(tmp_path))
+    for split in ("train", "dev", "test"):
+        (tmp_path / split).mkdir()
+    with pytest.raises(ValueError, match=r"--use_descriptions: no clip of train has a description file"):
+        building.build_loaders(args, spec)
+    name = next(iter(read_labels(spec.labels["train"])))
+    (tmp_path / "train" / f"{name}.json").write_text('{"0.jpg": "The right hand."}')
+    building.build_loaders(args, spec)
+    assert "no clip of dev has a description file" in caplog.text
+    building.build_loaders(command("--use_descriptions", "--eval", "--finetune", "x.pth"), spec)
+    assert "no clip of test has a description file" in caplog.text

@@ -205,3 +205,16 @@ def test_records_cannot_be_changed():
 def test_paths_under_root():
     assert under_root("sample", "./pretrained_weight/mt5-base") == "sample/pretrained_weight/mt5-base"
     assert under_root("sample", "/elsewhere") == "/elsewhere"
+
+
+def test_only_a_dev_that_is_said_to_be_test_has_its_folders(tmp_path):
+    """One file may serve both with a column that tells their clips apart."""
+    both = {"train": "train.csv", "dev": "eval.csv", "test": "eval.csv"}
+    spec = DatasetSpec("Own", both, "poses/{split}")
+    assert [spec.folder(split) for split in both] == ["train", "dev", "test"]
+    assert [DATASETS["How2Sign"].folder(split) for split in both] == ["train", "test", "test"]
+    (tmp_path / "own.toml").write_text(GOOD.replace("[labels]", "dev_is_test = true\n[labels]"))
+    assert DatasetSpec.from_toml(tmp_path / "own.toml").folder("dev") == "test"
+    (tmp_path / "own.toml").write_text(GOOD.replace("[labels]", 'dev_is_test = "yes"\n[labels]'))
+    with pytest.raises(ValueError, match="dev_is_test is 'yes'; wanted true or false"):
+        DatasetSpec.from_toml(tmp_path / "own.toml")

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -108,6 +109,43 @@ def test_start_offset_counts_in_frame_numbers(corpus, tmp_path):
     assert sample.has_description == [0, 1, 0, 0]  # frames 4, 5, 6, 7; frame 9 lies beyond the clip
     assert sample.descriptions[1] == "frame 5"
     assert sample.descriptions[3] == "frame 5"
+
+
+def test_texts_before_the_start_are_of_another_clip(corpus, tmp_path):
+    """Of one recording, cut into clips: what was described before frame 4 belongs to the clip before."""
+    spec = dataclasses.replace(spec_of(corpus), pose_dir=str(tmp_path), description_dir=str(tmp_path))
+    name, label = next(iter(read_labels(spec.labels["train"]).items()))
+    pose = {"keypoints": np.full((10, 1, 133, 2), 0.5), "scores": np.ones((10, 1, 133)), "start": 4, "end": 8}
+    path = spec.for_split("train").pose_path(label)
+    path.write_bytes(pickle.dumps(pose))
+    spec = dataclasses.replace(spec, labels={"train": str(write_labels(tmp_path / "one", {name: label}))})
+    texts = {"0": "of the clip before", "3": "of the clip before", "8": "of the next"}
+    (tmp_path / "train").mkdir()
+    for own, wanted in (({}, [None] * 4), ({"6": "its own"}, ["its own"] * 4)):
+        (tmp_path / "train" / f"{name}.json").write_text(json.dumps(texts | own))
+        assert S2T_Dataset(spec, "train", use_descriptions=True)[0].descriptions == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"thumbnail.jpg": "a text"}, r"1 description files of train hold no text that can be used \(.*1 bad frame\)"),
+        ({"0.jpg": "出错: Error code: 429"}, r"1 error texts\), the first is .*train/.*\.json$"),
+        ("no object", "1 files unreadable"),
+        (None, r"no clip of train has a description file in .*train; other.json is there, .*\.json was looked for$"),
+    ],
+)
+def test_descriptions_that_give_no_text_are_explained(corpus, tmp_path, content, words):
+    spec = dataclasses.replace(spec_of(corpus), description_dir=str(tmp_path))
+    (tmp_path / "train").mkdir()
+    dataset = S2T_Dataset(spec, "train", use_descriptions=True)
+    if content is None:
+        assert re.fullmatch(r"no clip of train has a description file in .*train", dataset.why_no_text())
+    name = "other" if content is None else dataset.names[3]
+    (tmp_path / "train" / f"{name}.json").write_text(json.dumps(content))
+    assert re.search(words, dataset.why_no_text())
+    (tmp_path / "train" / f"{dataset.names[5]}.json").write_text(json.dumps({"images0001.png": "The right hand."}))
+    assert dataset.why_no_text() == ""
 
 
 def test_frames_of_long_clips(spelling):

@@ -48,7 +48,7 @@ def test_every_clip_of_a_data_set(corpus, tmp_path):
         loader = DescriptionLoader(tmp_path / split)
         for name in labels:
             pose = read_pose(corpus / "dataset" / "CSL_Daily" / "pose_format" / f"{name}.pkl")
-            assert loader.load(name, len(pose)) == pose_sentences.describe_pose(pose, "zh")
+            assert loader.load(name, pose.frames) == pose_sentences.describe_pose(pose, "zh")
         assert loader.counts.frames == loader.counts.entries > 50
 
 

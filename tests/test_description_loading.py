@@ -20,7 +20,7 @@ def load(folder: Path, content: object, n_frames: int | None = None) -> tuple[di
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     (folder / "clip.json").write_bytes(data)
     loader = DescriptionLoader(folder)
-    texts = loader.load("clip", n_frames)
+    texts = loader.load("clip", n_frames and range(n_frames))
     check_sums(loader.counts, n_loads=1)
     assert loader.counts.frames == len(texts)
     return texts, loader.counts
@@ -48,7 +48,7 @@ def test_every_messy_file_keeps_exactly_its_valid_frames(shared_real):
     for file, record in files.items():
         split, name = file.removesuffix(".json").split("/")
         loader = DescriptionLoader(shared_real / "descriptions" / split)
-        texts = loader.load(name, record["clip_frames"])
+        texts = loader.load(name, range(record["clip_frames"]))
         check_sums(loader.counts, n_loads=1)
         if list(texts) != sorted(record["valid_frames"]) or len(texts) != record["n_valid_frames"]:
             wrong[file] = (record["problem"], list(texts))
@@ -69,7 +69,7 @@ def test_split_totals(shared_real, split):
         else:
             n_frames = len(load_pickle(shared_real / "fingerspelling" / "pose_format" / f"{name}.pkl")["scores"])
         clip_frames += n_frames
-        without += not loader.load(name, n_frames)
+        without += not loader.load(name, range(n_frames))
     check_sums(loader.counts, n_loads=totals["clips"])
     assert clip_frames == totals["clip_frames"]
     assert loader.counts.frames == totals["valid_described_frames"]
@@ -497,7 +497,7 @@ def test_counts_add_up_over_files(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     loader = DescriptionLoader(tmp_path)
     for name in "abc":
-        loader.load(name, 5)
+        loader.load(name, range(5))
     assert loader.counts == DescriptionCounts(
         files_found=2, files_missing=1, entries=4, blank=1, out_of_range=1, frames=2
     )

@@ -93,7 +93,7 @@ def test_described_frames_lie_in_the_clip_and_are_sparse(corpus):
         assert 0 <= frames[0] < step
         n_frames = len(read_pose(corpus / f"dataset/CSL_Daily/pose_format/{path.stem}.pkl"))
         assert n_frames - step <= frames[-1] < n_frames
-        loaded = DescriptionLoader(path.parent).load(path.stem, n_frames)
+        loaded = DescriptionLoader(path.parent).load(path.stem, range(n_frames))
         assert list(loaded) == [
             f for f, entry in zip(frames, entries, strict=True) if entry["description"] in loaded.values()
         ]
