@@ -322,6 +322,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = sum([not passes(name, args.root if args else ".") for name in CHECKS])
     print(f"\n✗ {failed} 项检查未通过 ({failed} failed)" if failed else "\n✓ 所有检查通过！系统准备就绪", flush=True)
     missing = examine_folders(args, own.full) if args else 0
+    if args:
+        wrong = f"\n! 数据或权重有 {missing} 处问题，见标有 ! 的行 ({missing} problems with data or weights)"
+        print(wrong if missing else "\n✓ 数据和权重齐备 (data and weights are in place)", flush=True)
     return 1 if failed or (own.strict and missing) else 0
 
 

@@ -338,6 +338,9 @@ def test_numbers_are_those_of_the_files(looked_at):
     assert dev[1] == f"  ! poses: 3 found, 1 missing, 1 unreadable in {poses}; the first: dev1.pkl is missing"
     assert dev[2] == f"  ! descriptions: {descriptions}/dev does not exist; --use_descriptions needs it"
     assert section(result.stdout, "CSL_Daily test")[0].startswith("  ! labels: data/CSL_Daily/labels.test does not")
+    marked = result.stdout.count("\n  ! ")
+    assert marked > 3
+    assert result.stdout.endswith(f"\n! 数据或权重有 {marked} 处问题，见标有 ! 的行 ({marked} problems with data or weights)\n")
 
 
 def test_strict_makes_missing_data_an_error(looked_at):
