@@ -52,8 +52,8 @@ class TextFeatureCache:
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """Those of the texts that the cache does not hold."""
-        places = self._find(texts)
-        return [text for text, place in zip(texts, places, strict=True) if place is None]
+        shards, _ = self._find(texts)
+        return [text for text, shard in zip(texts, shards, strict=True) if shard < 0]
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """n texts -> (n, W) float32 on the CPU.
@@ -61,27 +61,27 @@ class TextFeatureCache:
         Raises:
             ValueError: a text is not in the cache.
         """
-        features = torch.empty(len(texts), self.width)
-        for row, (text, place) in enumerate(zip(texts, self._find(texts), strict=True)):
-            if place is None:
-                raise ValueError(
-                    f"text cache {self.folder}: does not hold {text[:60]!r}. The description files changed during the "
-                    "run; start again, and the cache is brought up to date."
-                )
-            shard, number = place
-            features[row] = torch.from_numpy(np.array(self.shards[shard][1][number]))
-        return features
+        shards, rows = self._find(texts)
+        if lost := [text for text, shard in zip(texts, shards, strict=True) if shard < 0]:
+            raise ValueError(
+                f"text cache {self.folder}: does not hold {lost[0][:60]!r}. The description files changed during the "
+                "run; start again, and the cache is brought up to date."
+            )
+        features = np.empty((len(texts), self.width), np.float32)
+        for number, (_, kept) in enumerate(self.shards):
+            hit = shards == number
+            features[hit] = kept[rows[hit]]
+        return torch.from_numpy(features)
 
-    def _find(self, texts: Sequence[str]) -> list[tuple[int, int] | None]:
-        """Shard and row of each text."""
+    def _find(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Shard, -1 where there is none, and row of each text."""
         wanted = np.array([text_key(text) for text in texts], np.uint64)
-        places: list[tuple[int, int] | None] = [None] * len(texts)
+        shards, rows = np.full(len(texts), -1), np.zeros(len(texts), np.int64)
         for number, (keys, _) in enumerate(self.shards):
-            rows = np.searchsorted(keys, wanted)
-            found = keys[np.minimum(rows, len(keys) - 1)] == wanted
-            for i in np.flatnonzero(found):
-                places[i] = (number, int(rows[i]))
-        return places
+            places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            hit = keys[places] == wanted
+            shards[hit], rows[hit] = number, places[hit]
+        return shards, rows
 
 
 def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:

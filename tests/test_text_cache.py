@@ -119,6 +119,28 @@ def test_a_text_that_is_not_there_is_named(encoder_folder, tmp_path):
         cache(["b"])
 
 
+def test_a_shard_is_read_once_for_all_texts(encoder_folder, tmp_path):
+    """In any order, some of them twice: the same numbers as text by text, without a look-up for each."""
+    build(tmp_path, encoder_folder, TEXTS[:2])
+    cache = build(tmp_path, encoder_folder)
+    assert len(cache.shards) == 2
+    reads = []
+
+    class Counted:
+        def __init__(self, features):
+            self.features = features
+
+        def __getitem__(self, rows):
+            reads.append(rows)
+            return self.features[rows]
+
+    one_by_one = torch.cat([cache([text]) for text in TEXTS])
+    cache.shards = [(keys, Counted(features)) for keys, features in cache.shards]
+    wanted = [3, 0, 4, 0, 1, 2]
+    assert torch.equal(cache([TEXTS[i] for i in wanted]), one_by_one[wanted])
+    assert len(reads) <= 2
+
+
 def test_no_text_at_all(encoder_folder, tmp_path):
     cache = build(tmp_path, encoder_folder, [])
     assert cache.width > 0
