@@ -7,23 +7,27 @@ appears under its name only when it is complete, so several processes and severa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from disk import UNFINISHED, explain
 from distributed import barrier, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 
 logger = logging.getLogger(__name__)
 
 BATCH = 256  # texts a call of the encoder
+DAY = 24 * 3600
 
 
 def text_key(text: str) -> int:
@@ -121,6 +125,7 @@ def build_text_cache(
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     if is_main():
+        _remove_unfinished(folder)
         TextFeatureCache(folder)  # removes damaged shards before anyone counts on them
     barrier()
     cache = TextFeatureCache(folder)
@@ -152,13 +157,25 @@ def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
     keys = np.array([text_key(text) for text in texts], np.uint64)
     order = np.argsort(keys)
     name = f"shard-{hashlib.blake2b(keys[order].tobytes(), digest_size=8).hexdigest()}"
-    work = folder / f"unfinished-{secrets.token_hex(8)}"
-    work.mkdir()  # open to whom the cache is open to
-    np.save(work / "keys.npy", keys[order])
-    np.save(work / "features.npy", features[order])
+    work = folder / f"{UNFINISHED}-{secrets.token_hex(8)}"
     try:
-        os.rename(work, folder / name)
-    except OSError:  # another process was faster with the same texts
-        shutil.rmtree(work)
-        if not (folder / name).is_dir():
-            raise
+        work.mkdir()  # open to whom the cache is open to
+        np.save(work / "keys.npy", keys[order])
+        np.save(work / "features.npy", features[order])
+        try:
+            os.rename(work, folder / name)
+        except OSError:
+            if not (folder / name).is_dir():  # or another process was faster with the same texts
+                raise
+    except OSError as error:
+        raise OSError(explain(error, folder)) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # it is there still where something failed
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what kills have left; what is younger than a day may be at work."""
+    for work in folder.glob(f"{UNFINISHED}-*"):
+        with contextlib.suppress(FileNotFoundError):  # it is a shard by now
+            if time.time() - work.stat().st_mtime > DAY:
+                shutil.rmtree(work, ignore_errors=True)
