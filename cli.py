@@ -9,8 +9,9 @@ import importlib.util
 import logging
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from config import DATASETS
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+AHEAD = 4  # chunks per process that `in_processes` computes before their results are taken
 
 
 def spellings(*names: str) -> list[str]:
@@ -132,9 +135,27 @@ def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int |
 
 
 def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:
-    """Yield function(job) for each job, in order, computed by several processes."""
+    """Yield function(job) for each job, in order, computed by several processes.
+
+    They are a few chunks ahead of who takes the results, no more: all results at once may not fit the memory.
+    """
     if workers == 1 or len(jobs) <= chunk:
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(min(workers, -(-len(jobs) // chunk))) as pool:
-        yield from pool.map(function, jobs, chunksize=chunk)
+    workers = min(workers, -(-len(jobs) // chunk))
+    ahead: deque[Future[list[T]]] = deque()
+    with ProcessPoolExecutor(workers) as pool:
+        try:
+            for first in range(0, len(jobs), chunk):
+                ahead.append(pool.submit(_each, function, jobs[first : first + chunk]))
+                if len(ahead) == AHEAD * workers:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        finally:
+            for result in ahead:
+                result.cancel()
+
+
+def _each(function: Callable[[S], T], jobs: Sequence[S]) -> list[T]:
+    return [function(job) for job in jobs]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,9 +57,9 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
-    unfinished = Path(f"{path}.{UNFINISHED}")
-    try:
-        with open(unfinished, "wb") as raw:
+    unfinished, raw = _open_unfinished(path)
+    with raw:
+        try:
             file = _Hashing(raw)
             try:
                 write(file)
@@ -66,14 +68,37 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
             raw.flush()
             if sync:
                 os.fsync(raw.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
+            os.replace(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
     if sync:
         sync_folder(Path(path).parent)
     return file.sum.hexdigest()
+
+
+def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
+    """Open what is to become a file, under a name that no other process writes to.
+
+    The name is the same after a kill, so what that left is used up. Only who finds another process at it takes a name
+    of its own.
+    """
+    unfinished = Path(f"{path}.{UNFINISHED}")
+    raw = open(unfinished, "ab")  # noqa: SIM115 - it is handed on
+    try:
+        fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(raw.fileno()), unfinished.stat()):
+            raw.truncate(0)
+            return unfinished, raw
+    except (BlockingIOError, FileNotFoundError):  # the other one is at work, or has just ended
+        pass
+    except OSError:  # a file system without locks: all take names of their own there, and this one is nobody's
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+    raw.close()
+    unfinished = Path(f"{path}.{os.getpid()}_{secrets.token_hex(4)}.{UNFINISHED}")
+    return unfinished, open(unfinished, "xb")
 
 
 def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:

@@ -7,23 +7,27 @@ appears under its name only when it is complete, so several processes and severa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from disk import UNFINISHED, explain
 from distributed import barrier, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 
 logger = logging.getLogger(__name__)
 
 BATCH = 256  # texts a call of the encoder
+DAY = 24 * 3600
 
 
 def text_key(text: str) -> int:
@@ -52,8 +56,8 @@ class TextFeatureCache:
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """Those of the texts that the cache does not hold."""
-        places = self._find(texts)
-        return [text for text, place in zip(texts, places, strict=True) if place is None]
+        shards, _ = self._find(texts)
+        return [text for text, shard in zip(texts, shards, strict=True) if shard < 0]
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """n texts -> (n, W) float32 on the CPU.
@@ -61,27 +65,27 @@ class TextFeatureCache:
         Raises:
             ValueError: a text is not in the cache.
         """
-        features = torch.empty(len(texts), self.width)
-        for row, (text, place) in enumerate(zip(texts, self._find(texts), strict=True)):
-            if place is None:
-                raise ValueError(
-                    f"text cache {self.folder}: does not hold {text[:60]!r}. The description files changed during the "
-                    "run; start again, and the cache is brought up to date."
-                )
-            shard, number = place
-            features[row] = torch.from_numpy(np.array(self.shards[shard][1][number]))
-        return features
+        shards, rows = self._find(texts)
+        if lost := [text for text, shard in zip(texts, shards, strict=True) if shard < 0]:
+            raise ValueError(
+                f"text cache {self.folder}: does not hold {lost[0][:60]!r}. The description files changed during the "
+                "run; start again, and the cache is brought up to date."
+            )
+        features = np.empty((len(texts), self.width), np.float32)
+        for number, (_, kept) in enumerate(self.shards):
+            hit = shards == number
+            features[hit] = kept[rows[hit]]
+        return torch.from_numpy(features)
 
-    def _find(self, texts: Sequence[str]) -> list[tuple[int, int] | None]:
-        """Shard and row of each text."""
+    def _find(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Shard, -1 where there is none, and row of each text."""
         wanted = np.array([text_key(text) for text in texts], np.uint64)
-        places: list[tuple[int, int] | None] = [None] * len(texts)
+        shards, rows = np.full(len(texts), -1), np.zeros(len(texts), np.int64)
         for number, (keys, _) in enumerate(self.shards):
-            rows = np.searchsorted(keys, wanted)
-            found = keys[np.minimum(rows, len(keys) - 1)] == wanted
-            for i in np.flatnonzero(found):
-                places[i] = (number, int(rows[i]))
-        return places
+            places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            hit = keys[places] == wanted
+            shards[hit], rows[hit] = number, places[hit]
+        return shards, rows
 
 
 def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -121,6 +125,7 @@ def build_text_cache(
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     if is_main():
+        _remove_unfinished(folder)
         TextFeatureCache(folder)  # removes damaged shards before anyone counts on them
     barrier()
     cache = TextFeatureCache(folder)
@@ -152,13 +157,25 @@ def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
     keys = np.array([text_key(text) for text in texts], np.uint64)
     order = np.argsort(keys)
     name = f"shard-{hashlib.blake2b(keys[order].tobytes(), digest_size=8).hexdigest()}"
-    work = folder / f"unfinished-{secrets.token_hex(8)}"
-    work.mkdir()  # open to whom the cache is open to
-    np.save(work / "keys.npy", keys[order])
-    np.save(work / "features.npy", features[order])
+    work = folder / f"{UNFINISHED}-{secrets.token_hex(8)}"
     try:
-        os.rename(work, folder / name)
-    except OSError:  # another process was faster with the same texts
-        shutil.rmtree(work)
-        if not (folder / name).is_dir():
-            raise
+        work.mkdir()  # open to whom the cache is open to
+        np.save(work / "keys.npy", keys[order])
+        np.save(work / "features.npy", features[order])
+        try:
+            os.rename(work, folder / name)
+        except OSError:
+            if not (folder / name).is_dir():  # or another process was faster with the same texts
+                raise
+    except OSError as error:
+        raise OSError(explain(error, folder)) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # it is there still where something failed
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what kills have left; what is younger than a day may be at work."""
+    for work in folder.glob(f"{UNFINISHED}-*"):
+        with contextlib.suppress(FileNotFoundError):  # it is a shard by now
+            if time.time() - work.stat().st_mtime > DAY:
+                shutil.rmtree(work, ignore_errors=True)

@@ -1,6 +1,8 @@
 """Files are whole or absent."""
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -45,6 +47,44 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
         disk.write_whole(path, write)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_processes_write_the_same_file(tmp_path, monkeypatch, locks, fails):
+    """Each writes all of its own, the last one stays, and neither leaves anything behind."""
+
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refused)
+    path = tmp_path / "a"
+    other = "import disk, sys; disk.write_whole(sys.argv[1], lambda file: file.write(b'other'))"
+
+    def write(file):
+        file.write(b"mi")
+        file.flush()
+        subprocess.run([sys.executable, "-c", other, path], cwd=ROOT, check=True)
+        assert path.read_bytes() == b"other"
+        if fails:
+            raise OSError("full")
+        file.write(b"ne")
+
+    with pytest.raises(OSError, match="full") if fails else contextlib.nullcontext():
+        disk.write_whole(path, write)
+    assert path.read_bytes() == (b"other" if fails else b"mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_kill_left_is_used_up(tmp_path):
+    code = "import disk, os, sys; disk.write_whole(sys.argv[1], lambda file: [file.write(b'x' * 99999), os._exit(1)])"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, tmp_path / "a"], cwd=ROOT, check=False)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.unfinished"]
+    disk.write_whole(tmp_path / "a", lambda file: file.write(b"whole"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"whole"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file size limit on this system")

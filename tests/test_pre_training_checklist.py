@@ -340,7 +340,9 @@ def test_numbers_are_those_of_the_files(looked_at):
     assert section(result.stdout, "CSL_Daily test")[0].startswith("  ! labels: data/CSL_Daily/labels.test does not")
     marked = result.stdout.count("\n  ! ")
     assert marked > 3
-    assert result.stdout.endswith(f"\n! 数据或权重有 {marked} 处问题，见标有 ! 的行 ({marked} problems with data or weights)\n")
+    assert result.stdout.endswith(
+        f"\n! 数据或权重有 {marked} 处问题，见标有 ! 的行 ({marked} problems with data or weights)\n"
+    )
 
 
 def test_strict_makes_missing_data_an_error(looked_at):

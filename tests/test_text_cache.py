@@ -1,7 +1,10 @@
 """The cache of a frozen encoder's features."""
 
+import errno
 import logging
+import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -96,6 +99,36 @@ def test_unfinished_work_is_not_taken_for_a_shard(encoder_folder, tmp_path):
     assert len(TextFeatureCache(folder).shards) == 1
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_save_leaves_nothing(encoder_folder, tmp_path, monkeypatch, error):
+    """Features are GBs: on a full disk they would stay for ever, and be in the way of the next attempt."""
+
+    def half(file, arr):
+        if arr.ndim == 2:
+            raise error
+        save(file, arr)
+
+    save = np.save
+    monkeypatch.setattr(np, "save", half)
+    with pytest.raises(type(error)) as raised:
+        build(tmp_path, encoder_folder)
+    (folder,) = tmp_path.iterdir()
+    assert not list(folder.iterdir())
+    if isinstance(error, OSError):
+        assert str(raised.value).startswith(f"{folder} cannot be written: No space left on device; ")
+        assert str(raised.value).endswith(" MB are free there.")
+
+
+def test_what_a_kill_left_goes_after_a_day(encoder_folder, tmp_path):
+    folder = build(tmp_path, encoder_folder).folder
+    for name, age in (("unfinished-old", 25), ("unfinished-new", 23)):
+        (folder / name).mkdir()
+        (folder / name / "features.npy").write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age * 3600,) * 2)
+    build(tmp_path, encoder_folder)
+    assert [path.name for path in folder.glob("unfinished-*")] == ["unfinished-new"]
+
+
 def test_another_process_may_be_faster(encoder_folder, tmp_path, monkeypatch):
     """While one run encodes, another one encodes and writes the same texts."""
     encode, slow = text_cache._encode, []
@@ -117,6 +150,28 @@ def test_a_text_that_is_not_there_is_named(encoder_folder, tmp_path):
     cache = build(tmp_path, encoder_folder, ["a"])
     with pytest.raises(ValueError, match="'b'.*start again"):
         cache(["b"])
+
+
+def test_a_shard_is_read_once_for_all_texts(encoder_folder, tmp_path):
+    """In any order, some of them twice: the same numbers as text by text, without a look-up for each."""
+    build(tmp_path, encoder_folder, TEXTS[:2])
+    cache = build(tmp_path, encoder_folder)
+    assert len(cache.shards) == 2
+    reads = []
+
+    class Counted:
+        def __init__(self, features):
+            self.features = features
+
+        def __getitem__(self, rows):
+            reads.append(rows)
+            return self.features[rows]
+
+    one_by_one = torch.cat([cache([text]) for text in TEXTS])
+    cache.shards = [(keys, Counted(features)) for keys, features in cache.shards]
+    wanted = [3, 0, 4, 0, 1, 2]
+    assert torch.equal(cache([TEXTS[i] for i in wanted]), one_by_one[wanted])
+    assert len(reads) <= 2
 
 
 def test_no_text_at_all(encoder_folder, tmp_path):
