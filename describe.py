@@ -148,7 +148,7 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
 def _clips_in_folder(args: argparse.Namespace) -> list[Clip]:
     if not Path(args.poses).is_dir():
         raise FileNotFoundError(f"--poses: {args.poses} is not a folder.")
-    paths = sorted(path for path in Path(args.poses).iterdir() if path.suffix in config.POSE_SUFFIXES)
+    paths = sorted(path for path in Path(args.poses).iterdir() if path.suffix.lower() in config.POSE_SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"--poses: {args.poses} holds no pose files ({', '.join(config.POSE_SUFFIXES)}).")
     if twice := [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]:

@@ -172,7 +172,7 @@ def find_clips(place: str) -> list[Clip]:
     if not folder.is_dir():
         return [Clip(sayable(folder.stem), folder)]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    poses = [path for path in files if path.suffix in POSE_SUFFIXES]
+    poses = [path for path in files if path.suffix.lower() in POSE_SUFFIXES]
     known = {path.with_suffix("") for path in poses}
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.with_suffix("") not in known]
     if not poses and not videos:

@@ -110,8 +110,8 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     keypoints, scores = _frames(path, content, "keypoints"), _frames(path, content, "scores")
     if len(keypoints) != len(scores):
         raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
-    for i, frame in enumerate(zip(keypoints, scores, strict=True)):
-        if all(map(_is_nobody, frame)):
+    for i in range(len(scores)):
+        if _is_nobody(scores[i]) and _is_nobody(keypoints[i]):
             keypoints[i], scores[i] = np.empty((0, N_KEYPOINTS, 2)), np.empty((0, N_KEYPOINTS))
     start, end = content.get("start", 0), content.get("end", len(scores))
     whole = isinstance(start, (int, np.integer)) and isinstance(end, (int, np.integer))

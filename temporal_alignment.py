@@ -44,7 +44,8 @@ _ERROR_BEGINNINGS = (
     r"(?-i:[A-Za-z_.]+(?:Error|Exception|Timeout)\b)|traceback",
     r"(?:the )?connection (?:was )?(?:aborted|closed|error|refused|reset|timed)|https?connectionpool",
     # Max retries exceeded | [Errno 110] ... | Expecting value: line 1 column 1 | list index out of range
-    r"max(?:imum)? retries|errno \d|[\w ',]{1,60}: line \d+ column \d|\w+ index out of range|(?:cuda )?out of memory",
+    r"max(?:imum)? retries|errno \d|(?:list|string|tuple) index out of range|(?:cuda )?out of memory",
+    r"(?:expecting|extra data|invalid|unterminated)[^:]{0,60}: line \d+ column \d",
     # HTTP 503 | status code: 500 | 429 Too Many Requests, but not 429 pixels | {'code': 429, ... | <html>
     r"(?:(?:https?(?:/[\d.]+)?|status|code)\W+){1,3}[45]\d\d\b|(?:bad )?gateway|service (?:temporarily )?unavailable",
     r"[45]\d\d\b\W*(?:$|bad|client|error|forbidden|gateway|internal|not found|server|service|too many|unauth|you )",

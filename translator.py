@@ -288,13 +288,13 @@ def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = N
         ValueError: neither of them, or nobody in it.
     """
     path = Path(path)
-    if path.suffix not in POSE_SUFFIXES and path.suffix.lower() not in VIDEO_SUFFIXES:
+    if path.suffix.lower() not in POSE_SUFFIXES and path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(
             f"{path}: is no pose file ({', '.join(POSE_SUFFIXES)}) and no video ({VIDEO_SUFFIXES[0]}, ...)."
         )
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
-    if path.suffix not in POSE_SUFFIXES:
+    if path.suffix.lower() not in POSE_SUFFIXES:
         if extractor is None:
             raise ValueError(
                 f"{path}: is a video: give an extractor as well, pose_extraction.load_extractor('rtmlib') for example."
