@@ -85,7 +85,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
-    if spec.folder("dev") == "test":
+    if spec.dev_is_test:
         logger.warning("%s has no dev split: the best checkpoint is chosen on test.", spec.name)
     return loaders
 

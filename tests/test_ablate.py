@@ -52,6 +52,7 @@ def test_the_record_of_a_data_set_survives(tmp_path):
         again = DatasetSpec.from_toml(tmp_path / "record.toml")
         assert again.description_dir == str(tmp_path / "texts")
         assert (again.language, again.labels, again.pose_dir) == (spec.language, dict(spec.labels), spec.pose_dir)
+        assert again.dev_is_test == spec.dev_is_test
 
 
 def test_arms_are_whole():

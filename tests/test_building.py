@@ -1,6 +1,7 @@
 """What a command line asks for is what is built; whole runs are in test_fine_tuning.py."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -55,6 +56,19 @@ def test_evaluation_has_dev_and_test_in_an_order_that_repeats(command):
     assert list(loaders) == ["dev", "test"]
     assert all(not loader.dataset.random_frames for loader in loaders.values())
     assert all(loader.sampler.batches(0) == loader.sampler.batches(1) for loader in loaders.values())
+
+
+def test_dev_and_test_of_one_label_file_are_two_splits(corpus, tmp_path, caplog):
+    spec = DATASETS["CSL_Daily"].under(corpus)
+    labels = {split: read_labels(spec.labels[split]) for split in ("dev", "test")}
+    clips = [label | {"name": name, "split": split} for split in labels for name, label in labels[split].items()]
+    (tmp_path / "eval.json").write_text(json.dumps({clip["name"]: clip for clip in clips}))
+    both = dict.fromkeys(("dev", "test"), str(tmp_path / "eval.json"))
+    own = dataclasses.replace(spec, labels={"train": spec.labels["train"], **both})
+    args = utils.parse_args([*SMALL, "--use_descriptions"])
+    dev = building.build_loaders(args, own)["dev"].dataset
+    assert (dev.names, dev.descriptions.directory.name) == (list(labels["dev"]), "dev")
+    assert "no dev split" not in caplog.text
 
 
 def test_training_draws_clips_and_frames_anew_in_each_epoch(command):

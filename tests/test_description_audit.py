@@ -1,8 +1,10 @@
 """The audit of description files: every kind of fault is counted, and a cleaned copy has none."""
 
 import json
+import pickle
 import shutil
 
+import numpy as np
 import pytest
 
 import describe
@@ -60,7 +62,7 @@ def test_counts(messy, capsys):
         "empty or blank texts": ["1"],
         "null, numbers or lists in place of texts": ["2"],
         "entries without a frame number": ["1"],
-        "frames beyond the clip's end": ["0"],
+        "frames outside the clip": ["0"],
         "second texts of a frame": ["1"],
         "files with one text at 8 frames or more, and at most of them": ["1"],
     }
@@ -141,6 +143,23 @@ def test_no_coverage_where_a_length_is_not_known(corpus, tmp_path, capsys):
     assert audit(copy / "description" / "CSL-Daily" / "split_data", "--dataset", "CSL_Daily", "--root", copy) == 0
     table = rows(capsys.readouterr().out)
     assert (table["clips"], set(table["frames"]), set(table["coverage"])) == (["24", "9", "7"], {"?"}, {"?"})
+
+
+def test_coverage_of_a_clip_cut_from_a_recording(tmp_path, capsys):
+    """Texts are numbered in the recording: those before the clip are none of its own."""
+    (tmp_path / "poses").mkdir()
+    (tmp_path / "texts/train").mkdir(parents=True)
+    pose = {"keypoints": [np.full((1, 133, 2), 0.5)] * 12, "scores": [np.ones((1, 133))] * 12, "start": 8, "end": 12}
+    (tmp_path / "poses/a.pkl").write_bytes(pickle.dumps(pose))
+    (tmp_path / "texts/train/a.json").write_text(json.dumps({str(frame): "A hand." for frame in range(12)}))
+    (tmp_path / "labels.json").write_text(json.dumps([{"video": "a.mp4", "text": "x"}]))
+    (tmp_path / "own.toml").write_text('name = "own"\npose_dir = "poses"\n[labels]\ntrain = "labels.json"\n')
+    arguments = ["--dataset_config", tmp_path / "own.toml", "--root", tmp_path, "--repair", tmp_path / "clean"]
+    assert audit(tmp_path / "texts", *arguments) == 0
+    table = rows(capsys.readouterr().out)
+    assert (table["described"], table["frames"], table["coverage"]) == (["4"], ["4"], ["100.0 %"])
+    assert table["frames outside the clip"] == ["8"]
+    assert list(DescriptionLoader(tmp_path / "clean/train").load("a")) == [8, 9, 10, 11]
 
 
 @pytest.mark.parametrize("splits", [("dev", "test"), pytest.param(("train",), marks=pytest.mark.slow)])

@@ -144,7 +144,16 @@ def test_a_dev_that_is_the_test_split_lies_in_its_folders():
     assert spec.labels["dev"] == spec.labels["test"]
     assert (spec.folder("train"), spec.folder("dev"), spec.folder("test")) == ("train", "test", "test")
     assert spec.for_split("dev").rgb_dir.endswith("rgb_format/test")
-    assert DATASETS["WLASL"].folder("dev") == "dev"
+    assert [name for name, spec in DATASETS.items() if spec.dev_is_test] == ["How2Sign"]
+
+
+def test_dev_and_test_of_one_file_with_a_column_of_splits_have_folders_of_their_own(tmp_path):
+    clips = [{"name": split, "text": "t", "split": split} for split in ("dev", "test")]
+    path = str(written(tmp_path, "csv", clips))
+    spec = DatasetSpec("x", {"train": "train.csv", "dev": path, "test": path}, "p/{split}")
+    assert spec.folder("dev") == "dev"
+    assert spec.for_split("dev").pose_dir == "p/dev"
+    assert list(split_labels(spec, "dev")) == ["dev"]
 
 
 @pytest.mark.parametrize(

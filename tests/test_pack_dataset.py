@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import building
+import describe
 import fine_tuning
 from pack_dataset import main
 from utils import parse_args
@@ -50,6 +51,24 @@ def test_missing_and_unreadable_clips_are_told(tmp_path, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert "1 clips, 1 of them unreadable (a run leaves them out), 1 of the labels' clips missing" in line
     assert "a.pkl: not a readable pickle" in line
+
+
+def test_dev_and_test_of_one_label_file_are_packed_and_described_each(corpus, tmp_path, capsys):
+    pose = next(corpus.glob("dataset/CSL_Daily/pose_format/*.pkl")).read_bytes()
+    for split in ("train", "dev", "test"):
+        (tmp_path / "poses" / split).mkdir(parents=True)
+        (tmp_path / "poses" / split / f"{split}0.pkl").write_bytes(pose)
+    (tmp_path / "train.csv").write_text("name,text,split\ntrain0,x,train\n")
+    (tmp_path / "eval.csv").write_text("name,text,split\ndev0,x,dev\ntest0,x,test\n")
+    toml = tmp_path / "own.toml"
+    labels = 'train = "train.csv"\ndev = "eval.csv"\ntest = "eval.csv"\n'
+    toml.write_text(f'name = "own"\npose_dir = "poses/{{split}}"\ndescription_dir = "texts"\n[labels]\n{labels}')
+    flags = ["--dataset_config", str(toml), "--root", str(tmp_path), "--workers", "1"]
+    assert describe.main(flags) == 0
+    assert {path.stem for path in tmp_path.glob("texts/*/*.json")} == {"train0", "dev0", "test0"}
+    main([*flags, "--out", "packs"])
+    assert len(list(tmp_path.glob("packs/*/*/pack.json"))) == 6
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
