@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
@@ -318,13 +319,23 @@ def _end_with_the_run() -> None:
     os._exit(0)
 
 
+@functools.cache  # said once, not for every split
+def _within_cores(num_workers: int) -> int:
+    """At most as many processes as cores that this one may use; more would wait for each other."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_workers > cores:
+        text = "--num_workers %d: this process may use %d of the CPU cores; at most as many processes load data."
+        logger.info(text, num_workers, cores)
+    return min(num_workers, cores)
+
+
 class ClipLoader:
     """Batches of a data set, epoch by epoch.
 
     Args:
         dataset: the clips.
         sampler: which of them make each batch of this process.
-        num_workers: processes that load; they are started once.
+        num_workers: processes that load, at most one per core; they are started once.
         pin_memory: of the batches, for the GPU.
     """
 
@@ -332,6 +343,7 @@ class ClipLoader:
         self.dataset, self.sampler = dataset, sampler
         self.waited = 0.0
         self._places: list[list[tuple[int, int]]] = []  # what the loader is to fetch next
+        num_workers = _within_cores(num_workers)
         self._loader = DataLoader(
             _Slots(dataset),
             batch_sampler=self._places,

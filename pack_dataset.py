@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import config  # `packed` is imported where it is used: it needs torch, and --help answers at once
+import run_lock
 from cli import Parser, add_dataset_flags, in_processes, progress, run
 from disk import explain
 from labels import split_labels
@@ -83,6 +84,7 @@ def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, worke
     files = dict.fromkeys(split_spec.pose_path(label).relative_to(folder).as_posix() for label in labels.values())
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"poses: {folder} does not exist. Put the poses there, or set --root.")
+    run_lock.hold(out, "--out", "another pack_dataset.py")  # two would write to the same files
     pack(out / POSES / name, POSES, spec.pose_dir, pack_pose, [(folder, file) for file in files], workers)
     descriptions = Path(there.description_dir) / name
     if spec.description_dir and descriptions.is_dir():

@@ -1,4 +1,4 @@
-"""One run in an output folder at a time."""
+"""One run in an output folder at a time, and one packing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ FILE_NAME = "run.lock"
 _held: dict[Path, int] = {}  # lock file -> open handle; closing it would give the lock up
 
 
-def hold(output_dir: str | Path) -> None:
+def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run") -> None:
     """Take a run's folder for as long as this process lives.
 
     The lock is the kernel's (POSIX record lock), so it ends with its owner however that ends, also on another machine
     where the file system is shared with locking, as NFS and Lustre usually are; no stale lock needs clearing away. The
     file's text only says who the owner is. Processes that load data are forked and do not inherit the lock.
+
+    Args:
+        output_dir: the folder.
+        flag: that names it, for the message.
+        who: is at work where the folder is taken, for the message.
 
     Raises:
         ValueError: another run has the folder.
@@ -36,10 +41,10 @@ def hold(output_dir: str | Path) -> None:
         owner = os.read(handle, 200).decode("utf-8", "replace").strip() or "of an unknown owner"
         os.close(handle)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            logger.warning("%s: no locks on this file system (%s); start no second run here.", path, error.strerror)
+            logger.warning("%s: no locks on this file system (%s); start nothing more here.", path, error.strerror)
             return
         raise ValueError(
-            f"--output_dir {output_dir}: a run is at work there ({owner}). Give another folder, or wait for its end."
+            f"{flag} {output_dir}: {who} is at work there ({owner}). Give another folder, or wait for its end."
         ) from None
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

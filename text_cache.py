@@ -1,32 +1,36 @@
 """Features of descriptions under a frozen text encoder, computed once and kept on disk.
 
 A cache is a folder named after the encoder (see `encoder_fingerprint`), so features of another encoder are never taken
-for these. In it lie shards: folders with the keys of some texts, sorted, and their features, memory-mapped. A shard
-appears under its name only when it is complete, so several processes and several runs can write side by side.
+for these. In it lie shards: folders with the keys of some texts, sorted, their features, memory-mapped, and sums. A
+shard appears under its name only when it is complete, so several processes and several runs can write side by side.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from disk import UNFINISHED, explain
+from disk import UNFINISHED, explain, sha256, sync_folder, write_text, write_whole
 from distributed import barrier, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 
 logger = logging.getLogger(__name__)
 
 BATCH = 256  # texts a call of the encoder
+FILES = ("keys.npy", "features.npy")  # of a shard
+SUMS = "sums.json"  # and their SHA-256
 DAY = 24 * 3600
 
 
@@ -40,16 +44,19 @@ class TextFeatureCache:
 
     Args:
         folder: of the cache; damaged shards in it are removed.
+        verify: read all of every shard, too, and compare the checksums.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
         self.folder = Path(folder)
         self.shards: list[tuple[np.ndarray, np.ndarray]] = []
         for path in sorted(self.folder.glob("shard-*")):
-            shard = _open_shard(path)
+            shard = _open_shard(path, verify)
             if shard is None:
-                logger.warning("text cache: %s is damaged; its texts are encoded again.", path)
+                logger.warning("text cache: %s is damaged, or has no checksums; its texts are encoded again.", path)
                 shutil.rmtree(path, ignore_errors=True)
+                if path.exists():
+                    raise PermissionError(f"text cache: {path} is damaged and cannot be removed. Remove it.")
             else:
                 self.shards.append(shard)
         self.width = self.shards[0][1].shape[1] if self.shards else 0
@@ -88,11 +95,12 @@ class TextFeatureCache:
         return shards, rows
 
 
-def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def _open_shard(path: Path, verify: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """Keys and features, or None for what is no whole shard."""
     try:
-        keys = np.load(path / "keys.npy", mmap_mode="r", allow_pickle=False)
-        features = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
+        keys, features = (np.load(path / name, mmap_mode="r", allow_pickle=False) for name in FILES)
+        if verify and json.loads((path / SUMS).read_bytes()) != {name: sha256(path / name) for name in FILES}:
+            return None
     except PermissionError:
         raise  # somebody else's, and whole perhaps: not to be removed
     except (OSError, ValueError, EOFError):
@@ -126,7 +134,7 @@ def build_text_cache(
     folder.mkdir(parents=True, exist_ok=True)
     if is_main():
         _remove_unfinished(folder)
-        TextFeatureCache(folder)  # removes damaged shards before anyone counts on them
+        TextFeatureCache(folder, verify=True)  # removes damaged shards before anyone counts on them
     barrier()
     cache = TextFeatureCache(folder)
     texts = sorted(set(texts)) or [""]
@@ -160,10 +168,12 @@ def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
     work = folder / f"{UNFINISHED}-{secrets.token_hex(8)}"
     try:
         work.mkdir()  # open to whom the cache is open to
-        np.save(work / "keys.npy", keys[order])
-        np.save(work / "features.npy", features[order])
+        arrays = zip(FILES, (keys, features), strict=True)
+        sums = {file: write_whole(work / file, partial(np.save, arr=array[order])) for file, array in arrays}
+        write_text(work / SUMS, json.dumps(sums, indent=1) + "\n")
         try:
             os.rename(work, folder / name)
+            sync_folder(folder)
         except OSError:
             if not (folder / name).is_dir():  # or another process was faster with the same texts
                 raise

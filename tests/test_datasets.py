@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import os
 import pickle
 import re
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from config import DATASETS, DatasetSpec
-from datasets import POOL, BatchSampler, ClipLoader, S2T_Dataset
+from datasets import POOL, BatchSampler, ClipLoader, S2T_Dataset, _within_cores
 from labels import read_labels
 from temporal_alignment import TemporalAligner
 
@@ -337,6 +338,27 @@ def test_loader_resumes_in_the_middle_with_any_workers(corpus):
     assert [src["name_batch"] for src, _ in rest] == [src["name_batch"] for src, _ in whole[2:]]
     for (a, _), (b, _) in zip(rest, whole[2:], strict=True):
         assert (a["right"] == b["right"]).all()
+
+
+@pytest.mark.parametrize("affinity", [True, False])
+def test_no_more_processes_load_than_there_are_cores(corpus, monkeypatch, caplog, recwarn, affinity):
+    """Said in one line for all splits; torch would warn for each that so many slow the machine down."""
+    _within_cores.cache_clear()
+    if affinity:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4}, raising=False)
+    else:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    dataset = S2T_Dataset(spec_of(corpus), "train")
+    sampler = BatchSampler(len(dataset), 5, 0, 1, seed=0)
+    with caplog.at_level("INFO"):
+        loaders = [ClipLoader(dataset, sampler, workers, pin_memory=False) for workers in (0, 1, 8, 8)]
+    assert [loader._loader.num_workers for loader in loaders] == [0, 1, 1, 1]
+    assert [record.getMessage() for record in caplog.records if "--num_workers" in record.getMessage()] == [
+        "--num_workers 8: this process may use 1 of the CPU cores; at most as many processes load data."
+    ]
+    assert not [warning for warning in recwarn if "worker processes" in str(warning.message)]
+    _within_cores.cache_clear()
 
 
 def news(corpus, tmp_path, n=10):

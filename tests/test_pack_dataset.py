@@ -1,7 +1,9 @@
 """The command that packs: what it writes and says, from `--help` to a training run on packs."""
 
 import json
+import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 import building
 import describe
 import fine_tuning
+import run_lock
 from pack_dataset import main
 from utils import parse_args
 
@@ -36,9 +39,25 @@ def test_several_processes_write_the_same_bytes(corpus, tmp_path):
     for workers in ("1", "2"):
         main(["--root", str(corpus), "--out", str(tmp_path / workers), "--workers", workers, "--splits", "train"])
     files = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file())
+    files.remove(Path(run_lock.FILE_NAME))
     assert len(files) == 8
     for file in files:
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
+
+
+def test_a_second_packer_ends_at_once(corpus, tmp_path):
+    """Two that write to the same files leave a damaged pack, and one of them reports success."""
+    out = tmp_path / "packs"
+    packed(corpus, out)  # this process is the first, and holds the folder as long as it lives
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    command = [sys.executable, "pack_dataset.py", "--root", str(corpus), "--out", str(out), "--workers", "1"]
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert second.stderr == (
+        f"error: --out {out}: another pack_dataset.py is at work there (process {os.getpid()} on "
+        f"{socket.gethostname()}). Give another folder, or wait for its end.\n"
+    )
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_missing_and_unreadable_clips_are_told(tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_another_cut_is_another_cache(encoder_folder, tmp_path):
     assert not torch.allclose(long(["a" * 400]), short(["a" * 400]))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "drop", "garbage", "rows"])
+@pytest.mark.parametrize("damage", ["truncate", "drop", "garbage", "rows", "zeroes", "bit", "no sums", "cut sums"])
 def test_a_damaged_shard_is_made_again(encoder_folder, tmp_path, damage, caplog):
     good = build(tmp_path, encoder_folder)(TEXTS)
     features = next(tmp_path.glob("*/shard-*/features.npy"))
@@ -70,11 +70,32 @@ def test_a_damaged_shard_is_made_again(encoder_folder, tmp_path, damage, caplog)
         features.unlink()
     elif damage == "garbage":
         features.write_bytes(b"nothing")
+    elif damage == "zeroes":  # as a power cut leaves what was never on the disk
+        features.write_bytes(features.read_bytes()[:128].ljust(features.stat().st_size, b"\0"))
+    elif damage == "bit":
+        content = bytearray(features.read_bytes())
+        content[-1] ^= 1
+        features.write_bytes(content)
+    elif damage == "no sums":  # as earlier versions wrote it
+        features.with_name("sums.json").unlink()
+    elif damage == "cut sums":
+        features.with_name("sums.json").write_text('{"keys.npy"')
     else:
         np.save(features, np.load(features)[:-1])
     with caplog.at_level(logging.WARNING):
         assert torch.equal(build(tmp_path, encoder_folder)(TEXTS), good)
-    assert "damaged" in caplog.text
+    assert caplog.text.count("is damaged") == 1
+    caplog.clear()
+    assert torch.equal(build(tmp_path, encoder_folder)(TEXTS), good)
+    assert "damaged" not in caplog.text
+
+
+def test_a_damaged_shard_that_cannot_be_removed_is_not_used(encoder_folder, tmp_path, monkeypatch):
+    folder = build(tmp_path, encoder_folder).folder
+    next(folder.glob("shard-*/sums.json")).write_text("{}")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    with pytest.raises(PermissionError, match="shard-.* is damaged and cannot be removed"):
+        build(tmp_path, encoder_folder)
 
 
 def test_a_shard_of_somebody_else_is_left_alone(encoder_folder, tmp_path, monkeypatch):
@@ -89,7 +110,7 @@ def test_a_shard_of_somebody_else_is_left_alone(encoder_folder, tmp_path, monkey
     monkeypatch.setattr(np, "load", refused)
     with pytest.raises(PermissionError, match=re.escape(str(shard))):
         build(tmp_path, encoder_folder)
-    assert {path.name for path in shard.iterdir()} == {"keys.npy", "features.npy"}
+    assert {path.name for path in shard.iterdir()} == {"keys.npy", "features.npy", "sums.json"}
 
 
 def test_unfinished_work_is_not_taken_for_a_shard(encoder_folder, tmp_path):
