@@ -80,7 +80,7 @@ FAULTS = {
     "blank": "empty or blank texts",
     "not_text": "null, numbers or lists in place of texts",
     "bad_frame": "entries without a frame number",
-    "out_of_range": "frames beyond the clip's end",
+    "out_of_range": "frames outside the clip",
     "duplicates": "second texts of a frame",
     "one_text": f"files with one text at {MANY_FRAMES} frames or more, and at most of them",
 }
