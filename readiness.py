@@ -145,7 +145,7 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) ->
         try:
             pose = poses.read(spec.pose_path(labels[name]), labels[name].get("frames"))
             check_n_frames(videos[name], count_frames(videos[name]), pose.n_recorded)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             faults.append(str(error))
     numbers = f"{len(found)} found, {n_missing} missing; of {len(opened)} opened {len(faults) - n_missing} do not fit"
     first = f"; the first: {faults[0]}" if faults else ""

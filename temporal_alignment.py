@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -234,8 +235,12 @@ class DescriptionLoader:
             )
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
-        """Bytes of each clip's file, 0 for one that is missing."""
-        return file_sizes(self.directory / f"{name}.json" for name in names)
+        """Bytes of each clip's file, 0 for one that is missing; an empty file, which is there, counts as one byte."""
+        paths = [self.directory / f"{name}.json" for name in names]
+        sizes = file_sizes(paths)
+        for place in np.flatnonzero(sizes == 0):
+            sizes[place] = os.path.isfile(paths[place])
+        return sizes
 
     def load(self, name: str, frames: range | None = None) -> dict[int, str]:
         """Read a clip's valid descriptions; what is missing or bad is left out and counted.

@@ -149,6 +149,18 @@ def test_descriptions_that_give_no_text_are_explained(corpus, tmp_path, content,
     assert dataset.why_no_text() == ""
 
 
+def test_an_empty_description_file_is_unreadable_and_not_missing(corpus, tmp_path, caplog):
+    (tmp_path / "dev").mkdir()
+    spec = dataclasses.replace(spec_of(corpus), description_dir=str(tmp_path))
+    names = list(read_labels(spec.labels["dev"]))
+    for name in names[1:]:
+        (tmp_path / "dev" / f"{name}.json").write_bytes(b"")
+    caplog.set_level("INFO")
+    dataset = S2T_Dataset(spec, "dev", use_descriptions=True)
+    assert "8 files unreadable" in dataset.why_no_text()
+    assert "dev: 8 of 9 clips (88.9 %) have a description file." in caplog.text
+
+
 def test_frames_of_long_clips(spelling):
     """Evaluation takes the same frames each time; training draws others each epoch, the same for the same seed."""
     even = S2T_Dataset(spelling, "train", max_length=8)

@@ -27,6 +27,35 @@ def test_of_many_files_some_are_opened(tmp_path, capsys):
     assert "estimated: 2 of 6 poses and 3 of 3 description files were opened; --full opens all" in said
 
 
+def test_a_file_that_cannot_be_opened_does_not_end_the_look_at_a_split(tmp_path, capsys, monkeypatch):
+    _, descriptions = write_split(tmp_path, "train", 4)
+    (descriptions / "train0.json").write_text(MIXED, encoding="utf-8")
+    (descriptions / "train1.json").touch()
+    read = readiness.open_poses("").__class__.read
+
+    def refusing(self, path, n_frames=None):
+        if path.stem == "train2":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(self, path, n_frames)
+
+    monkeypatch.setattr("pose.PoseFolder.read", refusing)
+    spec = config.DATASETS["CSL_Daily"].under(tmp_path)
+    assert readiness.examine_split(readiness.Report(), spec, "train", 200)[0] == 10
+    said = capsys.readouterr().out
+    assert re.search(
+        r"! poses: 4 found, 0 missing, 1 unreadable in .*; the first: .*Permission denied.*train2.pkl", said
+    )
+    assert "! descriptions: 2 found, 2 missing, 1 unreadable in" in said
+    monkeypatch.setattr("readiness.HandCrops", lambda: None)
+    monkeypatch.setattr("readiness.count_frames", lambda _: 10)
+    for number in range(4):
+        path = Path(spec.rgb_dir) / f"train{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    readiness.examine_videos(readiness.Report(), spec, "train", 200)
+    assert "of 4 opened 1 do not fit" in capsys.readouterr().out
+
+
 def test_videos_are_compared_with_the_pose_files(write_video, tmp_path, capsys):
     write_split(tmp_path, "train", 4)
     spec = config.DATASETS["CSL_Daily"].under(tmp_path)
