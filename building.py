@@ -64,6 +64,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             uni_sign_crops=args.uni_sign_padding,
             seed=args.seed,
             max_bad_clips=args.max_bad_clips,
+            without_them=f"The run goes on without them (--max_bad_clips {args.max_bad_clips:g}).",
         )
         if args.use_descriptions and (reason := dataset.why_no_text()):
             if training:

@@ -50,6 +50,7 @@ class S2T_Dataset(Dataset[Sample]):
         uni_sign_crops: cut them at the border of a picture as Uni-Sign does.
         seed: of the random frames, with the epoch and the clip.
         max_bad_clips: the share of pose files (or of videos) that may be missing.
+        without_them: what the program does then, a sentence for the warning.
 
     Raises:
         FileNotFoundError: labels, poses, videos or descriptions are not where they should be.
@@ -69,6 +70,7 @@ class S2T_Dataset(Dataset[Sample]):
         uni_sign_crops: bool = False,
         seed: int = 0,
         max_bad_clips: float = 0.0,
+        without_them: str = "",
     ) -> None:
         if split not in spec.labels:
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
@@ -77,7 +79,7 @@ class S2T_Dataset(Dataset[Sample]):
         self.spec, self.split, self.task = spec, split, task
         places = spec.for_split(split)
         self.max_length, self.random_frames, self.seed = max_length, random_frames, seed
-        self.epoch = 0
+        self.epoch, self.without_them = 0, without_them
         self.labels = split_labels(spec, split)
         self.names = list(self.labels)
         self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
@@ -144,7 +146,7 @@ class S2T_Dataset(Dataset[Sample]):
         seen = f"{what}: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is"
         if len(missing) > max_missing * len(self) or len(missing) == len(self):
             raise FileNotFoundError(f"{seen} {missing[0]}. Copy them there, or remove the clips from the labels.")
-        logger.warning("%s %s. The run goes on without them (--max_bad_clips %g).", seen, missing[0], max_missing)
+        logger.warning("%s %s.%s", seen, missing[0], f" {self.without_them}" if self.without_them else "")
         return sizes
 
     def __len__(self) -> int:

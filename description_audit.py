@@ -27,6 +27,8 @@ from temporal_alignment import DescriptionCounts, DescriptionLoader
 logger = logging.getLogger(__name__)
 
 MANY_FRAMES, MOST = 8, 0.5  # one text at so many frames of a clip, and at such a share of them, is suspect
+NEED_CLIPS = ("files_missing", "pose_unreadable", "out_of_range")  # faults that only show where the clips are known
+UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name the clips and their poses."
 SHOWN = 10  # frequent texts of a split, and of each kind of fault the files that the page lists
 
 EXAMPLES = """examples:
@@ -54,6 +56,7 @@ class FileReport:
     counts: DescriptionCounts
     n_frames: int | None = None  # of the clip
     damage: str = ""  # why it cannot be read
+    pose_damage: str = ""  # why its clip's pose cannot be
     lengths: list[int] = field(default_factory=list)  # of the valid texts, in characters
     languages: Counter = field(default_factory=Counter)
     texts: Counter = field(default_factory=Counter)  # text -> frames it stands at
@@ -62,6 +65,8 @@ class FileReport:
     def faults(self) -> list[str]:
         """Names of what is wrong with the file, as in `FAULTS`."""
         found = [name for name in FAULTS if getattr(self.counts, name, 0)]
+        if self.pose_damage:
+            found.append("pose_unreadable")
         if self.damage:
             found.append("unreadable")
         elif self.counts.files_found and not self.counts.frames:
@@ -74,6 +79,7 @@ class FileReport:
 
 FAULTS = {
     "files_missing": "clips without a file",
+    "pose_unreadable": "clips whose pose cannot be read",
     "unreadable": "files that cannot be read",
     "no_text": "files without one valid text",
     "error_texts": "API errors and refusals in place of texts",
@@ -108,12 +114,16 @@ class SplitReport:
             total += report.counts
         return total
 
-    @property
-    def n_frames(self) -> int | None:
-        """Frames of all clips; None if a length is not known."""
-        lengths = [report.n_frames for report in self.files]
-        known = [length for length in lengths if length is not None]
-        return sum(known) if self.knows_clips and len(known) == len(lengths) else None
+    def measured(self) -> list[tuple[int, int]]:
+        """Frames, and described frames, of each clip whose length is known."""
+        return [(report.n_frames, report.counts.frames) for report in self.files if report.n_frames is not None]
+
+    def coverage(self) -> str:
+        """The share of described frames; of how many clips, where not all have a known length."""
+        lengths = self.measured()
+        n_frames, described = map(sum, zip(*lengths, strict=True)) if lengths else (0, 0)
+        share = f"{100 * described / n_frames:.1f} %" if n_frames else "?"
+        return share if len(lengths) in (0, len(self.files)) else f"{share} of {len(lengths)} clips"
 
     def row(self) -> dict[str, str]:
         """The split's row of the table."""
@@ -122,14 +132,14 @@ class SplitReport:
         languages = sum((report.languages for report in self.files), Counter())
         texts = sum((Counter(report.texts.keys()) for report in self.files), Counter())
         silent = sum(not report.counts.frames for report in self.files)
-        frames = self.n_frames
+        frames = sum(length for length, _ in self.measured())
         row = {
             "clips": f"{len(self.files)}" if self.knows_clips else "?",
             "files": f"{len(self.files) - total.files_missing}",
             "clips without a text": f"{silent}" if self.knows_clips else "?",
-            "frames": f"{frames}" if frames is not None else "?",
+            "frames": f"{frames}" if frames else "?",
             "described": f"{total.frames}",
-            "coverage": f"{100 * total.frames / frames:.1f} %" if frames else "?",
+            "coverage": self.coverage(),
             "distinct texts": f"{len(texts)}",
             "characters (5 %, median, 95 %)": ", ".join(
                 str(lengths[int(share * (len(lengths) - 1))]) for share in (0.05, 0.5, 0.95)
@@ -138,7 +148,8 @@ class SplitReport:
             else "-",
             "languages": ", ".join(f"{name} {count}" for name, count in languages.most_common()) or "-",
         }
-        return row | {title: f"{self.count(fault)}" for fault, title in FAULTS.items()}
+        unknown = () if self.knows_clips else NEED_CLIPS
+        return row | {title: "?" if fault in unknown else f"{self.count(fault)}" for fault, title in FAULTS.items()}
 
 
 # -- looking ---------------------------------------------------------------------------------------------------------
@@ -169,11 +180,11 @@ def examine(job: Job) -> FileReport:
             pose = read_pose(job.pose)
             n_frames, frames = len(pose), pose.frames
         except (ValueError, OSError) as error:
-            damage = f"pose: {error}"
+            damage = str(error)
     loader = DescriptionLoader(job.folder)
     texts = loader.load(job.name, frames)
     path = job.folder / f"{job.name}.json"
-    report = FileReport(job.name, loader.counts, n_frames, damage)
+    report = FileReport(job.name, loader.counts, n_frames, pose_damage=damage)
     if loader.counts.files_unreadable:
         report.damage = damage_of(path)
     report.lengths = [len(text) for text in texts.values()]
@@ -249,7 +260,7 @@ def table(splits: Sequence[SplitReport]) -> str:
     for key in rows[0]:
         cells = [row[key].rjust(column) for row, column in zip(rows, columns, strict=True)]
         lines.append("  ".join([key.ljust(width), *cells]))
-    return "\n".join(lines)
+    return "\n".join(lines + [UNKNOWN] * any(not split.knows_clips for split in splits))
 
 
 def page_of(folder: str, splits: Sequence[SplitReport]) -> str:
@@ -262,17 +273,19 @@ def page_of(folder: str, splits: Sequence[SplitReport]) -> str:
             element("td", row[key], class_="bad" if key in bad and row[key] not in ("0", "?") else None) for row in rows
         ]
         lines.append(element("tr", element("th", key, scope="row"), cells))
-    counts = element("div", element("table", lines), class_="wide")
+    unknown = [element("p", UNKNOWN)] * any(not split.knows_clips for split in splits)
+    counts = element("div", [element("table", lines), *unknown], class_="wide")
     name = f"Descriptions in {folder}"
     return page(name, element("h1", name), counts, map(_section, splits))
 
 
 def _section(split: SplitReport) -> Html:
     parts = [element("h2", split.name or "all files")]
-    described = split.totals().frames
-    if split.n_frames:
-        share = 100 * described / split.n_frames
-        parts.append(element("p", f"{described} of {split.n_frames} frames have a text of their own ({share:.1f} %)."))
+    n_frames, described = (sum(numbers) for numbers in zip(*split.measured() or [(0, 0)], strict=True))
+    if n_frames:
+        share = 100 * described / n_frames
+        told = f"{described} of {n_frames} frames have a text of their own ({split.coverage()})."
+        parts.append(element("p", told))
         parts.append(element("div", element("div", style=f"width:{share:.1f}%"), class_="bar"))
     lengths = [length for report in split.files for length in report.lengths]
     if lengths:
@@ -293,12 +306,14 @@ def _section(split: SplitReport) -> Html:
     for fault, title in FAULTS.items():
         having = [report for report in split.files if fault in report.faults()]
         if having:
-            lines = [
-                f"{report.name}{f': {report.damage}' if fault == 'unreadable' else ''}" for report in having[:SHOWN]
-            ]
+            lines = [": ".join(filter(None, (report.name, _why(report, fault)))) for report in having[:SHOWN]]
             lines += [f"and {len(having) - SHOWN} more"] if len(having) > SHOWN else []
             parts.append(_list(f"{title[0].upper()}{title[1:]}", lines))
     return element("section", parts)
+
+
+def _why(report: FileReport, fault: str) -> str:
+    return {"unreadable": report.damage, "pose_unreadable": report.pose_damage}.get(fault, "")
 
 
 def _list(title: str, lines: Iterable[str]) -> Html:

@@ -71,6 +71,17 @@ def test_dev_and_test_of_one_label_file_are_two_splits(corpus, tmp_path, caplog)
     assert "no dev split" not in caplog.text
 
 
+def test_a_run_says_that_it_goes_on_without_missing_poses(command, tmp_path, caplog):
+    args = command("--max_bad_clips", 0.5)
+    spec = building.dataset_spec(args)
+    labels = read_labels(spec.labels["dev"])
+    next(iter(labels.values()))["video_path"] = "nowhere.mp4"
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    building.build_loaders(args, dataclasses.replace(spec, labels={**spec.labels, "dev": str(path)}))
+    assert "nowhere.pkl. The run goes on without them (--max_bad_clips 0.5)." in caplog.text
+
+
 def test_training_draws_clips_and_frames_anew_in_each_epoch(command):
     args = command("--seed", 1)
     loaders = building.build_loaders(args, building.dataset_spec(args))

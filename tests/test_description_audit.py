@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import describe
+from config import DATASETS
 from description_audit import FAULTS, examine, find_jobs, language_of
+from labels import read_labels
 from temporal_alignment import DescriptionLoader
 
 CONFIG = """
@@ -55,14 +57,15 @@ def test_counts(messy, capsys):
     assert audit(messy) == 0
     table = rows(capsys.readouterr().out)
     assert {title: table[title] for title in FAULTS.values()} == {
-        "clips without a file": ["0"],
+        "clips without a file": ["?"],
+        "clips whose pose cannot be read": ["?"],
         "files that cannot be read": ["3"],
         "files without one valid text": ["1"],
         "API errors and refusals in place of texts": ["1"],
         "empty or blank texts": ["1"],
         "null, numbers or lists in place of texts": ["2"],
         "entries without a frame number": ["1"],
-        "frames outside the clip": ["0"],
+        "frames outside the clip": ["?"],
         "second texts of a frame": ["1"],
         "files with one text at 8 frames or more, and at most of them": ["1"],
     }
@@ -160,6 +163,27 @@ def test_coverage_of_a_clip_cut_from_a_recording(tmp_path, capsys):
     assert (table["described"], table["frames"], table["coverage"]) == (["4"], ["4"], ["100.0 %"])
     assert table["frames outside the clip"] == ["8"]
     assert list(DescriptionLoader(tmp_path / "clean/train").load("a")) == [8, 9, 10, 11]
+
+
+def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_path, capsys, caplog):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    first, second = list(read_labels(DATASETS["CSL_Daily"].under(copy).labels["test"]))[:2]
+    (copy / f"dataset/CSL_Daily/pose_format/{first}.pkl").write_bytes(b"no pickle")
+    (copy / f"dataset/CSL_Daily/pose_format/{second}.pkl").unlink()
+    texts = copy / "description/CSL-Daily/split_data"
+    flags = [texts, "--dataset", "CSL_Daily", "--root", copy, "--html", tmp_path / "audit.html"]
+    assert audit(*flags) == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert table["clips whose pose cannot be read"] == ["0", "0", "2"]
+    assert table["files that cannot be read"] == ["0", "0", "0"]
+    assert table["coverage"][2].endswith(" % of 5 clips")
+    assert "without --dataset" not in out
+    assert f"{first}: " in (tmp_path / "audit.html").read_text()
+    assert "1 of 7 files of the split 'test' do not exist" in caplog.text
+    assert "--max_bad_clips" not in caplog.text
+    assert audit(texts) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("?: cannot be known without --dataset")
 
 
 @pytest.mark.parametrize("splits", [("dev", "test"), pytest.param(("train",), marks=pytest.mark.slow)])
