@@ -11,7 +11,6 @@ and one minute to the next.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import ctypes
 import gc
@@ -34,7 +33,7 @@ from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 
 import benchmark_reference as reference
 from batch import Sample, collate_fn, to_device
-from cli import run
+from cli import Parser, run
 from config import DatasetSpec, ModelConfig
 from datasets import SEARCHED, BatchSampler, S2T_Dataset
 from distributed import autocast
@@ -523,9 +522,9 @@ def line_of(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(description="Measure each stage of training and evaluation.", allow_abbrev=False)
+    parser = Parser(description="Measure each stage of training and evaluation.")
     add = parser.add_argument
     add("--size", default="small", choices=SIZES, help="base: mt5-base and the released pose encoder; default: small")
     add("--compare", action="store_true", help="also run the straightforward form of each stage, and give the ratio")

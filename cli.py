@@ -57,11 +57,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with one line, and the flag that may have been meant, in place of the whole usage."""
-        known = [next((name for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
+        # Without the hyphens in front, which would make all flags alike.
+        known = [next((name[2:] for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
         unknown = message.split() if message.startswith("unrecognized arguments") else []
-        close = [difflib.get_close_matches(word, known, n=1) for word in unknown if word.startswith("--")]
-        hint = f" Did you mean {' '.join(sum(close, []))}?" if any(close) else ""
-        self.exit(2, f"{self.prog}: error: {message}{hint} See --help.\n")
+        typed = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
+        close = [f"--{name}" for word in typed for name in difflib.get_close_matches(word, known, n=1)]
+        hint = f" Did you mean {' '.join(close)}?" if close else ""
+        end = "" if message.endswith((".", "?", "!")) else "."
+        self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
 
     def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
         """End the program where a number is below its bound, or no number."""

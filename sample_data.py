@@ -1,6 +1,6 @@
 """An embedded sample corpus, so that the whole training code runs offline: a made-up sign language and a small mT5.
 
-    python sample_data.py --out sample          # seconds; then: python fine_tuning.py --root sample
+    python sample_data.py --out sample          # seconds; it prints the command of a small training
 
 The rules of the generator, in full:
 
@@ -49,6 +49,12 @@ from cli import Parser, run
 from sample_signer import Form, Recording, Signer, record
 from small_mt5 import refuse_other_models, write_small_mt5
 
+# Flags of a training that takes minutes on a CPU, those of `make demo`; the released weights' size needs a GPU.
+SMALL_MODEL = (
+    "--use_descriptions --text_scale pose --description_alignment 0.3 --joint_hands --hidden_dim 32 --epochs 8 "
+    "--warmup-epochs 1 --batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 1 --num_beams 2 "
+    "--max_new_tokens 40"
+)
 MARKER = "sample_corpus.json"  # lies in a sample corpus, and says that the folder may be written anew
 
 # gloss role handshape place movement fingers hands detail. The text of a sign is its gloss.
@@ -417,8 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(
         f"{args.out}: {summary}\n"
         f"{len(SIGNS)} signs, {len(minimal_pairs())} pairs that only descriptions tell apart\n"
-        f"next, a small model: python fine_tuning.py --root {args.out} --use_descriptions --hidden_dim 32 --epochs 8 "
-        "--batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_beams 2 --output_dir output_demo\n"
+        f"next: python fine_tuning.py --root {args.out} {SMALL_MODEL} --output_dir output_demo\n"
     )
 
 

@@ -57,10 +57,27 @@ def test_the_first_thing_that_is_wrong_is_said(capsys):
     Parser().refuse({"first": 0, "second": ""})
     with pytest.raises(SystemExit):
         Parser().refuse({"right": False, "wrong": "x", "later": True})
-    assert capsys.readouterr().err.endswith("error: wrong See --help.\n")
+    assert capsys.readouterr().err.endswith("error: wrong. See --help.\n")
 
 
 MISTYPED = [("--batchsize", "--batch-size"), ("--use_description", "--use_descriptions")]
+
+
+def test_a_flag_like_no_other_is_not_guessed_at(capsys):
+    parser = Parser(prog="x.py")
+    parser.add_argument("--trim_vocab", action="store_true")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--stric"])
+    assert capsys.readouterr().err == "x.py: error: unrecognized arguments: --stric. See --help.\n"
+
+
+def test_a_mistyped_flag_with_its_value_in_one_word_is_known(capsys):
+    parser = Parser(prog="x.py")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--min-lr", type=float)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--minlr=1e-8"])
+    assert capsys.readouterr().err.endswith("--minlr=1e-8. Did you mean --min-lr? See --help.\n")
 
 
 @pytest.mark.parametrize(("typed", "meant"), MISTYPED)
@@ -72,7 +89,7 @@ def test_a_mistyped_flag_is_one_line_with_the_flag_that_is_close(capsys, typed, 
         parser.parse_args([typed, "8"])
     assert stopped.value.code == 2
     err = capsys.readouterr().err
-    assert err == f"x.py: error: unrecognized arguments: {typed} 8 Did you mean {meant}? See --help.\n"
+    assert err == f"x.py: error: unrecognized arguments: {typed} 8. Did you mean {meant}? See --help.\n"
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

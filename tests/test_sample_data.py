@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import config
 import sample_data
+import utils
 from pose import read_pose
 from safe_pickle import load_pickle
 from sample_data import FAULTS, SIGNS, SPLIT_SIGNERS, minimal_pairs, plan_clips, sentence_text, write_corpus
@@ -37,6 +39,15 @@ def labels_of(corpus: Path, split: str) -> dict:
 
 def all_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_next_step_is_the_small_model_of_make_demo(tmp_path, capsys):
+    sample_data.main(["--out", str(tmp_path / "sample"), "--clips", "2", "1", "1"])
+    printed = capsys.readouterr().out.splitlines()[-1].removeprefix("next: python fine_tuning.py ")
+    makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    demo = re.search(r"^DEMO_FLAGS := (.*)$", makefile, re.M)[1].split()
+    wanted = ["--root", str(tmp_path / "sample"), "--use_descriptions", *demo, "--output_dir", "output_demo"]
+    assert utils.parse_args(shlex.split(printed)) == utils.parse_args(wanted)
 
 
 def test_files_lie_where_root_looks_for_them(corpus):
