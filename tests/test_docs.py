@@ -35,6 +35,7 @@ TINY = {
     "--dtype fp32",
     "pre_training_checklist.py": "--hidden_dim 8",
     "sample_data.py": "--clips 6 2 2",
+    "inference.py": "--max_new_tokens 4 --dtype fp32",
 }
 DETERMINED = re.compile(r"python describe\.py .*--root sample")  # the same words on every machine
 NOT_RUN = {
@@ -148,7 +149,7 @@ class Place:
 
     def provide(self, words):
         """What the text says to have: from an earlier run, or published elsewhere."""
-        if "sample" in words and "sample_data.py" not in words and not (self.folder / "sample").exists():
+        if any(word.split("/")[0] == "sample" for word in words) and "sample_data.py" not in words and not (self.folder / "sample").exists():
             write_corpus(self.folder / "sample", {"train": 400, "dev": 60, "test": 60})
         for flag, word in pairwise(words):
             path = self.folder / word
