@@ -149,7 +149,8 @@ class Place:
 
     def provide(self, words):
         """What the text says to have: from an earlier run, or published elsewhere."""
-        if any(word.split("/")[0] == "sample" for word in words) and "sample_data.py" not in words and not (self.folder / "sample").exists():
+        wanted = any(word.split("/")[0] == "sample" for word in words) and "sample_data.py" not in words
+        if wanted and not (self.folder / "sample").exists():
             write_corpus(self.folder / "sample", {"train": 400, "dev": 60, "test": 60})
         for flag, word in pairwise(words):
             path = self.folder / word

@@ -285,7 +285,7 @@ def test_both_have_the_same_numbers():
 
 @both
 def test_nothing_of_one_machine(readme):
-    mirrors = {"hf-mirror.com", "pypi.tuna.tsinghua.edu.cn"} if readme == CHINESE else set()
+    mirrors = {"hf-mirror.com"} if readme == CHINESE else set()
     places = {"github.com", "huggingface.co", "ustc-slr.github.io"} | mirrors
     assert set(re.findall(r"://([^/)`\s]+)", readme)) == places
     assert not re.search(r"(?<![\w.])/(work|home|root|tmp|mnt|data)\b", readme)
