@@ -1,11 +1,11 @@
-"""Do descriptions help? One command trains and tests all that the question needs, and writes one table.
+"""Ablation: do descriptions help? One command runs all trainings and tests, and writes one table.
 
     python sample_data.py --out sample --clips 2000 100 200
     python ablate.py --root sample --jobs 2 --out runs/ablation
 
-Everything is done by commands of `fine_tuning.py`, which are printed, so that each can be run by hand. What differs
-between two trainings is the folder of descriptions and a few flags; what differs between two tests of one training is
-the folder of descriptions, or the gate, which is shut. A run that was stopped goes on where it was.
+All work is done by printed commands of `fine_tuning.py`, so that each can be run by hand. Trainings differ only in the
+folder of descriptions and a few flags; tests of one training differ only in the folder of descriptions or in closing
+the gate. An interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from temporal_alignment import DescriptionLoader
 logger = logging.getLogger("ablate")
 
 HERE = Path(__file__).parent
-# A small model that a CPU can train in minutes on some thousand clips.
+# A small model that a CPU trains in minutes on a few thousand clips.
 SMALL = "--hidden_dim 16 --epochs 6 --warmup-epochs 0.6 --lr 2e-3 --batch-size 32 --gradient-accumulation-steps 1 "
 SMALL += "--dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40"
 QUICK = "--epochs 1 --num_beams 1 --max_new_tokens 5 --hidden_dim 16"
@@ -70,13 +70,13 @@ Flags after -- go to every training and test, after these: """
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a trained model, tested with these descriptions.
+    """A row of the table: a test of a trained model.
 
     Attributes:
-        name: what the table calls it.
-        texts: the folder of descriptions, a key of `TEXTS`.
-        flags: of the test.
-        shut: whether the gate is held at zero.
+        name: the row's name in the table.
+        texts: the descriptions for the test, a key of `TEXTS`.
+        flags: flags of the test.
+        shut: whether the gate is fixed at zero.
     """
 
     name: str
@@ -105,7 +105,7 @@ ARMS: dict[str, Arm] = {
             Row("own texts, gate at zero in the test", "own", FUSE, shut=True),
         ),
     ),
-    # Controls: where texts that mean nothing help, it is not their meaning that helped.
+    # Controls: if meaningless texts help, it is not the meaning of texts that helps.
     "shuffled": Arm("shuffled", FUSE, (Row("texts of other clips", "shuffled", FUSE),)),
     "constant": Arm("constant", FUSE, (Row("one text for all", "constant", FUSE),)),
     "aligned": Arm(
@@ -124,7 +124,7 @@ ARMS: dict[str, Arm] = {
             Row("alignment and mapper, texts in training only", "none", MAPPED),
         ),
     ),
-    # The gate learns only when the decoder has had time to learn to read texts.
+    # The gate trains only after the decoder has had time to learn to use texts.
     "held": Arm(
         "own",
         (*FUSE, *HELD),
@@ -142,7 +142,7 @@ ARMS: dict[str, Arm] = {
         ),
     ),
     "rules": Arm("rules", FUSE, (Row("texts made by rules", "rules", FUSE),)),
-    # The gate of texts at their own scale closes: with the alignment, that is the alignment alone.
+    # With texts at their own scale the gate closes, so with alignment only the alignment loss has an effect.
     "unscaled": Arm("own", UNSCALED, (Row("own texts at their own scale", "own", UNSCALED),)),
     "unscaled_aligned": Arm(
         "own",
@@ -163,12 +163,12 @@ Clips = dict[str, dict[int, str]]  # name -> {frame number: text}
 
 
 def no_texts(_clips: Clips, _seed: int) -> Clips:
-    """Nobody is described."""
+    """Return no descriptions at all."""
     return {}
 
 
 def shuffled_texts(clips: Clips, seed: int) -> Clips:
-    """Each clip's frames keep their places and get another clip's texts, in that one's order.
+    """Give each clip's described frames the texts of another clip, in their order.
 
     >>> shuffled_texts({"a": {3: "up", 9: "down"}, "b": {0: "left"}}, 0)
     {'a': {3: 'left', 9: 'left'}, 'b': {0: 'up'}}
@@ -183,7 +183,7 @@ def shuffled_texts(clips: Clips, seed: int) -> Clips:
 
 
 def constant_texts(clips: Clips, _seed: int) -> Clips:
-    """Every described frame gets the most frequent text."""
+    """Give every described frame the most frequent text."""
     counts = Counter(text for texts in clips.values() for text in texts.values())
     text = min(counts, key=lambda text: (-counts[text], text), default="")
     return {name: dict.fromkeys(texts, text) for name, texts in clips.items()}
@@ -213,7 +213,7 @@ def write_texts(spec: config.DatasetSpec, kind: str, folder: Path) -> None:
 
 
 def to_toml(spec: config.DatasetSpec, description_dir: Path) -> str:
-    """Write a data set's record, with another folder of descriptions and whole paths."""
+    """Format a data set's record as TOML, with another folder of descriptions and absolute paths."""
     values = dataclasses.asdict(spec) | {"description_dir": str(description_dir.absolute())}
     labels = {split: os.path.abspath(path) for split, path in values.pop("labels").items()}
     values |= {key: os.path.abspath(values[key]) for key in ("pose_dir", "rgb_dir") if values[key]}
@@ -226,14 +226,14 @@ def to_toml(spec: config.DatasetSpec, description_dir: Path) -> str:
 
 @dataclass
 class Runner:
-    """Runs commands, each once."""
+    """Runs each command once."""
 
     args: argparse.Namespace
     spec: config.DatasetSpec
     records: dict[str, Path] = field(default_factory=dict)
 
     def record(self, kind: str) -> Path:
-        """The data set's record with descriptions of a kind, made when first wanted."""
+        """Return the data set's TOML record for a kind of descriptions, which are made on first use."""
         if kind not in self.records:
             folder = Path(self.args.out) / "texts" / kind
             if kind == "own":
@@ -252,10 +252,10 @@ class Runner:
         return [str(HERE / "describe.py"), "--dataset_config", str(self.record("own")), "--out", str(folder)]
 
     def once(self, done: Path, command: list[str]) -> dict:
-        """Run a command of this project unless it ran before; what it took is kept in the file `done`.
+        """Run a command of this project unless it has run before; the file `done` stores its CPU time and memory.
 
         Raises:
-            ValueError: it failed, or another command left its results here.
+            ValueError: the command failed, or the folder holds results of another command.
         """
         if done.exists():
             facts = json.loads(done.read_text(encoding="utf-8"))
@@ -280,18 +280,18 @@ class Runner:
         return facts
 
     def _environment(self) -> dict[str, str]:
-        """Jobs at once divide the cores, unless the user has said how many threads each is to have."""
+        """Return the environment: parallel jobs share the cores, unless the user sets OMP_NUM_THREADS."""
         threads = max(1, (os.cpu_count() or 1) // self.args.jobs)
         return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
     def fine_tuning(self, texts: str, flags: Sequence[str], seed: int, out: Path) -> list[str]:
-        """A command of `fine_tuning.py`."""
+        """Return a command of `fine_tuning.py`."""
         command = [str(HERE / "fine_tuning.py"), "--dataset_config", str(self.record(texts)), "--root", self.args.root]
         command += [*SMALL.split(), *(QUICK.split() if self.args.quick else []), *self.args.flags]
         return [*command, *flags, "--seed", str(seed), "--output_dir", str(out)]
 
     def arm(self, name: str, seed: int) -> tuple[dict[str, list[dict]], dict]:
-        """Train an arm and run its tests; row -> predictions, and what the training took."""
+        """Train an arm and run its tests; return row -> predictions, and the training's costs."""
         arm, folder = ARMS[name], Path(self.args.out) / "runs" / f"{name}-seed{seed}"
         train = [*self.fine_tuning(arm.texts, arm.flags, seed, folder / "train"), "--resume", "auto"]
         facts = self.once(folder / "trained.json", train)
@@ -309,7 +309,7 @@ class Runner:
 
 
 def shut_gate(weights: Path, target: Path) -> Path:
-    """Copy a checkpoint with a gate that gives zero for any frame."""
+    """Copy a checkpoint with a gate that is zero for every frame."""
     import torch
 
     if not target.exists():
@@ -330,11 +330,11 @@ def shut_gate(weights: Path, target: Path) -> Path:
 def summarise(
     predictions: Mapping[str, Mapping[int, list[dict]]], facts: Mapping[str, list[dict]], spec: config.DatasetSpec
 ) -> list[dict]:
-    """One dict per row of the table.
+    """Return one dict per row of the table.
 
     Args:
         predictions: row -> seed -> the test clips' references and hypotheses.
-        facts: row -> what its training took, for each seed.
+        facts: row -> its training's costs, for each seed.
         spec: the data set's record.
     """
     table = []
@@ -356,13 +356,13 @@ def summarise(
 
 
 def bleu4(lines: Sequence[dict], spec: config.DatasetSpec) -> Tally:
-    """What the score of a test counts, clip by clip."""
+    """Return the BLEU-4 tally of a test's clips."""
     hypotheses, references = ([line[key] for line in lines] for key in ("hypothesis", "reference"))
     return tally("SLT", hypotheses, references, spec.text_unit, spec.bleu_tokenizer)[0]["bleu4"]
 
 
 def markdown(table: Sequence[dict]) -> str:
-    """The table as text."""
+    """Format the table as Markdown."""
     lines = [
         "| model and test | seeds | test BLEU-4 | deviation | against pose only | 95 % | p | CPU s / step | peak MiB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -379,7 +379,7 @@ def markdown(table: Sequence[dict]) -> str:
 
 
 def plot(table: Sequence[dict]) -> str:
-    """Bars of the scores, a dot for each seed, as SVG."""
+    """Draw the scores as SVG bars, with a dot for each seed."""
     from html import escape
 
     top = max(1.0, *(max(entry["each"]) for entry in table))
@@ -400,7 +400,7 @@ def plot(table: Sequence[dict]) -> str:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; what follows -- goes to fine_tuning.py."""
+    """Parse the command line; flags after -- go to fine_tuning.py."""
     given = list(sys.argv[1:] if argv is None else argv)
     own, flags = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
     parser = Parser(
@@ -425,7 +425,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run all arms, seed by seed, and write the table after each.
 
     Raises:
-        ValueError: a command failed; what runs beside it ends first, and nothing more is started.
+        ValueError: a command failed; running jobs finish first, and no others are started.
     """
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -436,7 +436,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(args.out)
     for arm in (ARMS[name] for name in args.arms):
         for texts in (arm.texts, *(test.texts for test in arm.tests)):
-            runner.record(texts)  # now, before jobs meet over it
+            runner.record(texts)  # before jobs run, to avoid a race
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [(seed, pool.submit(runner.arm, name, seed)) for seed in range(1, args.seeds + 1) for name in args.arms]
         for seed, job in jobs:

@@ -1,4 +1,4 @@
-"""Clips that cannot be read: each is listed once, with its reason, and too many of them end the run."""
+"""Unreadable clips: each is listed once with its reason, and too many end the run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FILE_NAME = "bad_clips.jsonl"
 
 
 class BadClips:
-    """What a run could not read; nothing is put in its place.
+    """Collects the clips that a run could not read; they are skipped, not replaced.
 
     Args:
-        output_dir: of the run; what an interrupted run has listed there is not listed again.
-        max_share: of a split's clips, beyond which the run ends (`--max_bad_clips`).
+        output_dir: the run's folder; clips listed there by an interrupted run are not listed again.
+        max_share: maximum fraction of a split's clips (`--max_bad_clips`).
     """
 
     def __init__(self, output_dir: str | Path, max_share: float) -> None:
@@ -34,21 +34,21 @@ class BadClips:
 
     @cached_property
     def entries(self) -> list[dict[str, str]]:
-        """What is listed; read when first needed, for a new run moves the list of an earlier one away."""
+        """Return the listed clips; read on first use, after a new run has moved an earlier run's list away."""
         return read_lines(self.path)
 
     def note(self, src_input: SrcInput, split: str, n_clips: int) -> None:
-        """Take over what a batch had to leave out.
+        """Record the unreadable clips of a batch.
 
         Raises:
-            ValueError: this process alone has met too many; with `settle`, all processes count together.
+            ValueError: there are too many in this process alone; `settle` counts those of all processes.
         """
         if met := src_input.get("bad_clips"):
             self.reasons.setdefault(split, {}).update((clip.name, clip.reason) for clip in met)
             self._judge(split, n_clips)
 
     def settle(self, split: str, n_clips: int) -> dict[str, str]:
-        """Bring together what all processes have met in a split, list it, and judge; all of them call this.
+        """Merge and list the unreadable clips of all processes, and check their number; all processes must call this.
 
         Returns:
             clip -> reason.
@@ -88,13 +88,13 @@ class BadClips:
 
 @contextlib.contextmanager
 def statistics_kept(model: nn.Module, src_input: SrcInput) -> Iterator[None]:
-    """Undo what a batch of which no clip could be read does to the batch statistics.
+    """Restore the batch statistics after a batch without any readable clip.
 
-    It cannot be left out of the step: on several GPUs all processes normalise together and would wait for the one that
-    does not. (There the others' statistics of this step hold its one empty frame.)
+    The batch still takes part in the step: on several GPUs, synchronised normalisation would wait for this process.
+    (There the other processes' statistics of this step include its one empty frame.)
 
     Args:
-        model: in training; forward and backward pass and step are in the block.
+        model: the model; the block contains forward pass, backward pass and step.
         src_input: the batch.
     """
     if src_input["name_batch"]:

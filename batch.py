@@ -1,6 +1,6 @@
-"""From samples to a batch: padding and masks are decided here, once, for every field.
+"""Collate samples into a batch: padding and masks of every field are defined here.
 
-Letters: B clips, T frames of the batch's longest clip, V joints of a part.
+Shapes: B clips, T frames of the batch's longest clip, V joints of a part.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pose import PART_JOINTS, PartKeypoints
 
 
 class Sample(NamedTuple):
-    """One clip as `S2T_Dataset` gives it: the documented 7-tuple.
+    """One clip, an item of `S2T_Dataset`: the documented 7-tuple.
 
     Attributes:
         name_sample: the clip's name.
         pose_sample: part -> (T, V, 3) float32.
-        text: the sentence, as written.
-        gloss: the glosses, joined by spaces; "" where there are none.
-        rgb_dict: what the RGB branch needs (see `rgb_fusion.HandCrops.load`); empty without it.
-        descriptions: T of str or None; None where descriptions are not in use.
-        has_description: T of 0/1; None likewise.
+        text: the model's target: the sentence or, for CSLR, the glosses.
+        gloss: the glosses, joined by spaces; "" if there are none.
+        rgb_dict: input of the RGB branch (see `rgb_fusion.HandCrops.load`); empty without it.
+        descriptions: T texts or None; None without descriptions.
+        has_description: T values 0 or 1; None without descriptions.
     """
 
     name_sample: str
@@ -37,12 +37,12 @@ class Sample(NamedTuple):
 
 
 class BadClip(NamedTuple):
-    """Takes a sample's place where the clip cannot be read: a value, for the main process to decide about.
+    """Replaces a sample whose clip cannot be read: a value, not an exception, so that the main process can decide.
 
     Attributes:
         name: the clip's name.
-        reason: one line, with the file and what is wrong with it.
-        empty: a sample of one empty frame with all the fields of the data set, for a batch that has no other.
+        reason: one line that names the file and the error.
+        empty: a sample of one empty frame with all fields of the data set, for a batch without any readable clip.
     """
 
     name: str
@@ -51,10 +51,10 @@ class BadClip(NamedTuple):
 
 
 class SrcInput(TypedDict):
-    """The model's input; padded frames repeat the clip's last one, and the mask is 0 there.
+    """The model's input. Padding repeats a clip's last frame; the mask is 0 there.
 
-    A batch of which no clip could be read has no names and holds one empty clip: its result counts nothing, but every
-    process can take part in the step.
+    If no clip of a batch can be read, it has no names and holds one empty clip: its loss has weight 0, but the process
+    can take part in the step.
     """
 
     body: torch.Tensor  # (B, T, 9, 3) float32
@@ -64,14 +64,14 @@ class SrcInput(TypedDict):
     attention_mask: torch.Tensor  # (B, T) int64
     name_batch: list[str]
     src_length_batch: torch.Tensor  # (B,) int64
-    descriptions: NotRequired[list[list[str | None]]]  # B of T
-    has_description: NotRequired[list[list[int]]]  # B of T
-    bad_clips: NotRequired[list[BadClip]]  # those left out of the batch
-    # Crops of all clips, one after the other; the same for the right hand.
+    descriptions: NotRequired[list[list[str | None]]]  # B lists of T
+    has_description: NotRequired[list[list[int]]]  # B lists of T
+    bad_clips: NotRequired[list[BadClip]]  # clips left out of the batch
+    # Crops of all clips, concatenated; the same for the right hand.
     left_hands: NotRequired[torch.Tensor]  # (N, 3, 112, 112) float32
-    left_sampled_indices: NotRequired[torch.Tensor]  # (N,) int64, frame within the clip; -1: no hand, an empty crop
+    left_sampled_indices: NotRequired[torch.Tensor]  # (N,) int64, frame within the clip; -1: empty crop, no hand
     left_skeletons_norm: NotRequired[torch.Tensor]  # (N, 21, 2) float32, joints within the crop
-    left_rgb_len: NotRequired[torch.Tensor]  # (B,) int64, crops of each clip
+    left_rgb_len: NotRequired[torch.Tensor]  # (B,) int64, number of crops per clip
     right_hands: NotRequired[torch.Tensor]
     right_sampled_indices: NotRequired[torch.Tensor]
     right_skeletons_norm: NotRequired[torch.Tensor]
@@ -79,17 +79,17 @@ class SrcInput(TypedDict):
 
 
 class TgtInput(TypedDict):
-    """What the model should write."""
+    """The model's targets."""
 
     gt_sentence: list[str]
     gt_gloss: list[str]
 
 
 def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
-    """Pad samples to the longest of them; clips that cannot be read are left out and listed.
+    """Pad samples to the longest one; unreadable clips are left out and listed in `bad_clips`.
 
     Raises:
-        ValueError: some clips carry descriptions and some do not.
+        ValueError: some clips have the field `descriptions` and some do not.
     """
     bad_clips = [slot for slot in slots if isinstance(slot, BadClip)]
     names = [slot.name_sample for slot in slots if isinstance(slot, Sample)]
@@ -117,7 +117,7 @@ def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
         src_input["descriptions"] = [_pad(sample.descriptions, None, longest) for sample in samples]
         src_input["has_description"] = [_pad(sample.has_description, 0, longest) for sample in samples]
     crops = {field: torch.cat([sample.rgb_dict[field] for sample in samples]) for field in samples[0].rgb_dict}
-    src_input |= cast(SrcInput, crops)  # which of the fields there are is the data set's affair
+    src_input |= cast(SrcInput, crops)  # the data set decides which of these fields exist
     if bad_clips:
         src_input["bad_clips"] = bad_clips
     tgt_input = TgtInput(gt_sentence=[sample.text for sample in samples], gt_gloss=[sample.gloss for sample in samples])
@@ -125,11 +125,11 @@ def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
 
 
 def empty_sample(described: bool, rgb_dict: dict) -> Sample:
-    """A clip of one frame in which nothing is to be seen.
+    """Return a clip of one empty frame.
 
     Args:
-        described: whether it has the fields of descriptions.
-        rgb_dict: of the RGB branch.
+        described: whether it has the description fields.
+        rgb_dict: the fields of the RGB branch.
     """
     pose = {part: torch.zeros(1, len(joints), 3) for part, joints in PART_JOINTS.items()}
     return Sample("", pose, "", "", rgb_dict, [None] if described else None, [0] if described else None)
@@ -146,13 +146,13 @@ def _pad(values: list | None, filler: str | int | None, length: int) -> list:
     return (values or []) + [filler] * (length - len(values or []))
 
 
-# Counted before a GPU has work to do: asking it for its own copies would make it finish all it has been given first.
+# Kept on the CPU: reading their values from the GPU would force a synchronisation.
 ON_THE_CPU = {"attention_mask", "src_length_batch"}
 ON_THE_CPU |= {f"{side}_{key}" for side in ("left", "right") for key in ("sampled_indices", "rgb_len")}
 
 
 def to_device(src_input: SrcInput, device: torch.device | str) -> SrcInput:
-    """Move what is computed with; dtypes stay, so that numbers of frames are never rounded to bf16."""
+    """Move tensors except `ON_THE_CPU` to a device; dtypes are kept, so that frame numbers are not rounded to bf16."""
     moved = {
         key: value.to(device, non_blocking=True)
         for key, value in src_input.items()

@@ -1,12 +1,11 @@
-"""Measure each stage of training and evaluation, alone and against its straightforward form.
+"""Benchmark each stage of training and evaluation, optionally against a reference implementation.
 
     python benchmark.py --size small --compare
     python benchmark.py --size base --batch-size 16 --frames 256 --compare --json results.json
 
-Batches are made up, with the shapes of real ones; mT5 gets random weights from its configuration, and nothing is
-downloaded. Every figure is a median after one run to warm up. With --compare the form in `benchmark_reference.py` is
-run in turn with ours, in the same process: the ratio of the two is the result, for times alone differ from one machine
-and one minute to the next.
+Batches are synthetic with realistic shapes; mT5 has random weights, and nothing is downloaded. Every figure is a median
+after one warm-up run. With --compare, `benchmark_reference.py` and our implementation alternate in one process: their
+ratio is the result, since absolute times vary between machines and over time.
 """
 
 from __future__ import annotations
@@ -48,23 +47,23 @@ from tokenizer import EOS, PAD, Tokenizer
 NAMES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 MT5_BASE: dict[str, Any] = dict(zip(NAMES, (250_112, 768, 64, 2048, 12, 12), strict=True))
 MT5_SMALL: dict[str, Any] = dict(zip(NAMES, (32_000, 256, 32, 512, 3, 8), strict=True))
-# Clips of CSL-Daily: 2.5 million frames in 20,654 clips. How far the lengths of clips differ is not published; taken is
-# what its sentences differ by, in characters (standard deviation of the logarithm).
+# CSL-Daily: 2.5 million frames in 20,654 clips. The spread of clip lengths is not published; that of its sentence
+# lengths in characters is used (standard deviation of the logarithm).
 MEAN_FRAMES, SPREAD, MOST_FRAMES = 121, 0.34, 256
-ENDING = 14  # times the row of </s>: of the small model's sentences most then have 10 to 20 tokens, the others 40
+ENDING = 14  # factor for the row of </s>, so that most sentences of the small model have 10 to 20 tokens, the others 40
 MT5_TINY: dict[str, Any] = dict(zip(NAMES, (500, 32, 8, 48, 1, 2), strict=True))
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured: the model, and the batch where the command line does not say otherwise."""
+    """The size of the model, and the default size of the batch."""
 
     mt5: dict[str, Any]
     hidden_dim: int
     batch_size: int
     frames: int
-    texts: int  # distinct descriptions of a clip
-    new_tokens: int  # of a sentence that is searched
+    texts: int  # distinct descriptions per clip
+    new_tokens: int  # maximum length of a generated sentence
 
 
 SIZES = {
@@ -76,7 +75,7 @@ SIZES = {
 
 @dataclass
 class Form:
-    """What one form of a stage took."""
+    """The measurements of one implementation of a stage."""
 
     seconds: list[float] = field(default_factory=list)
     peak_mib: float | None = None
@@ -84,13 +83,13 @@ class Form:
 
     @property
     def median(self) -> float:
-        """Seconds of a run."""
+        """Return the median seconds of a run."""
         return statistics.median(self.seconds)
 
 
 @dataclass
 class Stage:
-    """A stage to measure: `ours` and `reference` do the same work; `clips` and `frames` say how much it is."""
+    """A stage to measure: `ours` and `reference` do the same work, on so many `clips` and `frames`."""
 
     name: str
     ours: Callable[[], Any]
@@ -100,18 +99,18 @@ class Stage:
 
 
 class Words(Tokenizer):
-    """A stand-in for mT5's tokenizer: a word is a token."""
+    """A replacement for mT5's tokenizer: each word is a token."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.kept = vocab_size, None
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """The same ids for the same words, in every process."""
+        """Return ids that depend on the words only, in every process."""
         ids = [3 + int.from_bytes(word.encode()[-6:], "little") % (self.vocab_size - 3) for word in text.split()]
         return [*ids[: max_tokens - 1], EOS]
 
     def decode(self, ids: Any) -> str:
-        """Ids up to the first </s>, as text."""
+        """Return the ids up to the first </s> as text."""
         kept = []
         for token in ids:
             if token == EOS:
@@ -121,24 +120,24 @@ class Words(Tokenizer):
 
 
 class RandomTextEncoder(TextEncoder):
-    """A text encoder of mT5's shape that needs no files."""
+    """A text encoder with mT5's architecture that needs no files."""
 
     def __init__(self, config: MT5Config, tokenizer: Tokenizer) -> None:
         torch.nn.Module.__init__(self)
         self.max_tokens, self.width = 128, config.d_model
-        self.encoder = MT5EncoderModel(copy.deepcopy(config))  # it changes its config
+        self.encoder = MT5EncoderModel(copy.deepcopy(config))  # it modifies its config
         self._tokenize = tokenizer.encode_batch
         use_fused_activation(self.encoder)
 
 
 class RandomFeatures:
-    """Stands in for the cache of a frozen text encoder."""
+    """Replaces the feature cache of a frozen text encoder."""
 
     def __init__(self, width: int) -> None:
         self.width = width
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """n texts -> (n, W)."""
+        """Return random features for n texts, (n, W)."""
         return torch.randn(len(texts), self.width)
 
 
@@ -146,12 +145,12 @@ class RandomFeatures:
 
 
 def make_model(size: Size, described: bool, device: torch.device, frozen: bool = False) -> Uni_Sign:
-    """A model with random weights, in training; with descriptions their encoder trains, or is frozen and cached."""
+    """Return a model with random weights, in training mode; its text encoder, if any, is trained or cached."""
     torch.manual_seed(0)
     config = MT5Config(**size.mt5, dropout_rate=0.1, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS)
     tokenizer = Words(size.mt5["vocab_size"])
     mt5 = untie_embeddings(MT5ForConditionalGeneration(config))
-    mt5.lm_head.weight.data.mul_(0.02)  # as a trained one: otherwise the first loss is about 50
+    mt5.lm_head.weight.data.mul_(0.02)  # like a trained one; otherwise the first loss is about 50
     texts: EncodesTexts | None = None
     if described:
         texts = RandomFeatures(config.d_model) if frozen else RandomTextEncoder(config, tokenizer)
@@ -160,13 +159,13 @@ def make_model(size: Size, described: bool, device: torch.device, frozen: bool =
 
 
 def clip_lengths(n: int, most: int) -> np.ndarray:
-    """Lengths of n clips as of CSL-Daily, (n,), scaled so that the longest that there may be has `most` frames."""
+    """Draw n clip lengths like those of CSL-Daily, (n,), scaled to a maximum of `most` frames."""
     drawn = np.random.default_rng(0).lognormal(np.log(MEAN_FRAMES) - SPREAD**2 / 2, SPREAD, n)
     return np.ceil(drawn.clip(max=MOST_FRAMES) / MOST_FRAMES * most).astype(int)
 
 
 def make_samples(lengths: Sequence[int] | np.ndarray, texts: int) -> list[Sample]:
-    """Clips of so many frames, with random content."""
+    """Return clips of the given lengths with random content."""
     rng = np.random.default_rng(0)
     samples = []
     for i, length in enumerate(np.asarray(lengths).tolist()):
@@ -182,7 +181,7 @@ def make_samples(lengths: Sequence[int] | np.ndarray, texts: int) -> list[Sample
 
 
 def stages_of_loading(folder: Path, frames: int, samples: list[Sample]) -> Iterator[Stage]:
-    """From files to a batch; one clip at a time, as a loader's worker works."""
+    """Yield the stages from files to a batch, one clip at a time, as in a data worker."""
     rng = np.random.default_rng(0)
     n = 16
     labels = {}
@@ -236,12 +235,12 @@ class Training:
     """The stages of a training step, on one batch.
 
     Args:
-        size: of the model.
-        samples: of the batch.
-        described: with descriptions.
-        frozen: their encoder does not train.
-        device: where to compute.
-        dtype: of matrix products.
+        size: the model's size.
+        samples: the clips of the batch.
+        described: whether to use descriptions.
+        frozen: whether their encoder is frozen.
+        device: the device.
+        dtype: precision of matrix products.
     """
 
     def __init__(
@@ -254,7 +253,7 @@ class Training:
         self.src_input, self.tgt_input = collate_fn(samples)
         self.src_input = to_device(self.src_input, device)
         self.on_device = {**self.src_input, "attention_mask": self.src_input["attention_mask"].to(device)}
-        # Two, for a fused one keeps its numbers of steps where the other would have to wait for each.
+        # Two, since the fused one keeps step counts on the device, where the other would synchronise for each.
         options: dict[bool, dict[str, Any]] = {True: {"fused": True}, False: {"foreach": device.type == "cuda"}}
         self.optimizers = {
             fused: torch.optim.AdamW(parameter_groups(self.model, 1e-4), lr=1e-5, **kind)
@@ -269,11 +268,11 @@ class Training:
             self.states = run_encoder(self.model.mt5_model.encoder, self.embeds, self.mask).float()
 
     def precision(self) -> torch.autocast:
-        """Matrix products in the precision that is measured."""
+        """Return autocast with the measured precision."""
         return autocast(self.dtype, self.device)
 
     def both_ways(self, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
-        """A forward and backward pass, from inputs that want a gradient."""
+        """Return a function that runs a forward and a backward pass, with gradients for the inputs."""
 
         def passes() -> None:
             leaves = [x.detach().requires_grad_() for x in inputs]
@@ -287,11 +286,11 @@ class Training:
     def stage(
         self, name: str, ours: Callable[..., torch.Tensor], other: Callable[..., torch.Tensor], *inputs: torch.Tensor
     ) -> Stage:
-        """A stage of forward and backward pass."""
+        """Return a stage of forward and backward pass."""
         return Stage(name, self.both_ways(ours, *inputs), self.both_ways(other, *inputs), self.clips, self.frames)
 
     def stages(self) -> Iterator[Stage]:
-        """Of the pose-only step."""
+        """Yield the stages of the pose-only training step."""
         ours, other, mt5 = self.model, self.reference, self.model.mt5_model
         labels = ours.labels(self.tgt_input["gt_sentence"])
         src: Any = self.on_device
@@ -317,8 +316,8 @@ class Training:
         yield Stage("training step", self.whole(True), self.whole(False), self.clips, self.frames)
 
     def described_stages(self, pose_only: Training) -> Iterator[Stage]:
-        """Of the step with descriptions, which is compared with that without."""
-        # Of the first clip alone: with a call for each frame a batch would take minutes.
+        """Yield the stages of the step with descriptions, compared with the pose-only step."""
+        # Only the first clip: with one encoder call per frame, a batch would take minutes.
         fields = ("descriptions", "has_description")
         texts: Any = self.src_input
         src: Any = {**self.on_device, **{key: texts[key][:1] for key in fields}}
@@ -328,7 +327,7 @@ class Training:
         yield Stage("step with trained texts", self.whole(True), pose_only.whole(True), self.clips, self.frames)
 
     def step(self, fused: bool) -> Callable[[], None]:
-        """The optimizer's step; gradients are there already."""
+        """Return a function that takes an optimizer step with existing gradients."""
 
         def take() -> None:
             for parameter in self.model.parameters():
@@ -339,7 +338,7 @@ class Training:
         return take
 
     def whole(self, fast: bool, batches: Sequence[tuple[Any, Any]] = ()) -> Callable[[], None]:
-        """Training steps, on each of the batches or on that of this object: forward, backward, optimizer."""
+        """Return a function for full training steps on the batches (default: this object's batch)."""
         batches = batches or [(self.src_input if fast else self.on_device, self.tgt_input)]
         step = self.step(fast)
 
@@ -357,11 +356,11 @@ class Training:
     def split_stages(
         self, samples: list[Sample], batch_size: int, new_tokens: int, num_beams: int = 4
     ) -> Iterator[Stage]:
-        """Of clips of unequal length: an evaluation, losses and sentences, and training steps.
+        """Yield stages with clips of unequal length: an evaluation (losses and sentences), and training steps.
 
-        Ours has batches of clips of like length, as a run has; the reference form takes clips as they come, as Uni-Sign
-        does, and computes what they are padded with. With random weights no sentence would end: for the evaluation the
-        row of </s> is made larger, for both forms.
+        Ours groups clips by length, as in a real run; the reference takes clips in their order, like Uni-Sign, and
+        processes the padding. With random weights no sentence would end, so the evaluation scales up the row of </s>
+        in both.
         """
         lengths = np.array([len(sample.pose_sample["body"]) for sample in samples])
         n, n_frames = len(samples), int(lengths.sum())
@@ -393,7 +392,7 @@ class Training:
 
         row = self.model.mt5_model.lm_head.weight.data[EOS]
         row *= ENDING
-        self.reference.eval()  # and the model, which it holds
+        self.reference.eval()  # also the model, which is its submodule
         yield Stage(f"evaluation, beam {num_beams}, clips of unequal length", evaluate, evaluate_plainly, n, n_frames)
         self.reference.train()
         row /= ENDING
@@ -406,12 +405,12 @@ class Training:
 
 
 class Meter:
-    """Times, memory and operations.
+    """Measures time, memory and operations.
 
     Args:
-        device: that computes.
-        clock: "wall", or "cpu" for the time of this process alone, on a machine that has other work.
-        repeats: runs of each form.
+        device: the device.
+        clock: "wall", or "cpu" for this process's CPU time, for a machine with other load.
+        repeats: runs of each implementation.
     """
 
     def __init__(self, device: torch.device, clock: str, repeats: int) -> None:
@@ -419,7 +418,7 @@ class Meter:
         self.now = time.process_time if clock == "cpu" else time.perf_counter
 
     def measure(self, stage: Stage, compare: bool) -> tuple[Form, Form | None]:
-        """Ours and, to compare, the reference form: once to warm up, then in turn."""
+        """Measure ours and, with `compare`, the reference: one warm-up run each, then alternating."""
         forms = [(stage.ours, Form())]
         if compare and stage.reference is not None:
             forms.append((stage.reference, Form()))
@@ -434,7 +433,7 @@ class Meter:
         return forms[0][1], forms[1][1] if len(forms) > 1 else None
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """How long a run takes."""
+        """Return the seconds of one run."""
         self.wait()
         begun = self.now()
         work()
@@ -442,7 +441,7 @@ class Meter:
         return self.now() - begun
 
     def peak(self, work: Callable[[], Any]) -> float | None:
-        """MiB that a run needs at most, beyond what is there before it; None where the system does not tell."""
+        """Return the peak MiB of a run beyond the memory in use before; None if the system cannot tell."""
         gc.collect()
         self.wait()
         if self.device.type == "cuda":
@@ -452,8 +451,8 @@ class Meter:
             self.wait()
             return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
         try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what an earlier run has freed would hide what this one takes
-            Path("/proc/self/clear_refs").write_text("5")  # the highest mark is now where we stand
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise memory freed earlier would hide what this run allocates
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
             before = _status_mib("VmRSS")
             work()
             return _status_mib("VmHWM") - before
@@ -461,12 +460,12 @@ class Meter:
             return None
 
     def wait(self) -> None:
-        """Until the device has done all it was given."""
+        """Synchronise with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def ceiling(self, kind: torch.dtype | None) -> float:
-        """The most operations a second that a large matrix product reaches here."""
+        """Return the maximum FLOP/s of a large matrix product on this device."""
         n = 8192 if self.device.type == "cuda" else 1024
         a = torch.randn(n, n, device=self.device, dtype=kind or torch.float32)
         return 2.0 * float(n) ** 3 / min(self.seconds(lambda: a @ a) for _ in range(8))
@@ -478,7 +477,7 @@ def _status_mib(key: str) -> float:
 
 
 def rows_of(stage: Stage, ours: Form, other: Form | None, ceiling: float) -> dict[str, Any]:
-    """The figures of a stage, as they are written to the JSON file."""
+    """Return the figures of a stage for the JSON file."""
     row: dict[str, Any] = {
         "stage": stage.name,
         "seconds": ours.median,
@@ -503,7 +502,7 @@ HEAD = ("stage", "ours ms", "reference ms", "ratio", "clips/s", "frames/s", "pea
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
 
     def number(key: str, scale: float = 1, form: str = ",.0f") -> str:
         return format(row[key] * scale, form) if row.get(key) is not None else "-"
@@ -540,7 +539,7 @@ def get_args_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what the command line asks for; print a table."""
+    """Run the benchmarks of the command line and print a table."""
     args = get_args_parser().parse_args(argv)
     size = SIZES[args.size]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -580,8 +579,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def all_stages(
     size: Size, batch_size: int, frames: int, device: torch.device, dtype: str, folder: str
 ) -> Iterator[Stage]:
-    """Every stage, in the order in which a clip meets them; a model is made when its stages are reached."""
-    samples = make_samples([frames] * batch_size, size.texts)  # no padding: it would flatter us
+    """Yield all stages in pipeline order; models are built when needed."""
+    samples = make_samples([frames] * batch_size, size.texts)  # no padding, which would favour ours
     yield from stages_of_loading(Path(folder), frames, samples)
     training = Training(size, samples, device, dtype, described=False)
     split = make_samples(clip_lengths(SEARCHED * batch_size, frames), size.texts)

@@ -1,11 +1,11 @@
-"""The straightforward form of every stage, which `benchmark.py` measures ours against. Nothing else uses it.
+"""Straightforward reference implementation of every stage, for `benchmark.py` only.
 
-It does the same work in the way research code commonly does it: keypoints are normalised frame by frame and part by
-part; graph convolutions run over padded (B, C, T, V) tensors, one part after the other; padded target positions meet
-the output matrix and the loss is taken twice; attention is eager; evaluation encodes a clip twice; a frame's text has a
-call of the text encoder to itself. Weights are shared with the model it stands beside.
+It does the same work as research code commonly does: keypoints are normalised frame by frame and part by part; graph
+convolutions run over padded (B, C, T, V) tensors, one part at a time; the output layer includes padded targets and the
+loss is computed twice; attention is eager; evaluation encodes a clip twice; the text encoder is called separately for
+each frame. Weights are shared with the model under test.
 
-Letters: B clips, T frames (padded), V joints, C channels, K partitions, D mT5's d_model, L target tokens.
+Shapes: B clips, T frames (padded), V joints, C channels, K partitions, D mT5's d_model, L target tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pose import MIN_BODY_POINTS, PART_ANCHOR, PART_JOINTS, PART_ORIGIN, SCORE_T
 from stgcn import TEMPORAL_KERNEL, GraphUnit, STGCNBlock, STGCNChain
 from text_fusion_modules import GatingFusion, TextEncoder
 
-FRAME_TOKENS = 256  # that a call for a single frame is padded to
+FRAME_TOKENS = 256  # padded length of a call for a single frame
 
 
 def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-    """`pose.normalize_keypoints`, frame by frame and part by part.
+    """Do the same as `pose.normalize_keypoints`, frame by frame and part by part.
 
     Args:
         keypoints: (T, 133, 2).
@@ -69,10 +69,10 @@ def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, 
 
 
 class ReferenceModel(nn.Module):
-    """`Uni_Sign` in the straightforward form, with the same weights and batch statistics.
+    """A straightforward `Uni_Sign`, with the same weights and batch statistics.
 
     Args:
-        model: whose weights are used; they are shared, not copied.
+        model: the model whose weights are shared (not copied).
     """
 
     def __init__(self, model: Uni_Sign) -> None:
@@ -81,24 +81,24 @@ class ReferenceModel(nn.Module):
         mt5 = model.mt5_model
         with torch.device("meta"):
             self.mt5 = MT5ForConditionalGeneration._from_config(copy.deepcopy(mt5.config), attn_implementation="eager")
-        self.mt5.lm_head.weight = mt5.lm_head.weight  # of its own before loading, or the two embeddings become one
+        self.mt5.lm_head.weight = mt5.lm_head.weight  # untie it before loading, or the two matrices become one
         self.mt5.load_state_dict(mt5.state_dict(keep_vars=True), assign=True)
         self.mt5.generation_config = mt5.generation_config
 
     def forward(self, src_input: SrcInput, tgt_input: TgtInput) -> torch.Tensor:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         embeds, mask = self.inputs(src_input)
         return self.loss(self.encode(embeds, mask), mask, self.ours.labels(tgt_input["gt_sentence"]))
 
     def inputs(self, src_input: SrcInput) -> tuple[torch.Tensor, torch.Tensor]:
-        """What mT5 gets: (B, P + T, D) and its mask."""
+        """Return mT5's input, (B, P + T, D), and its mask."""
         pose = self.encode_pose(src_input)
         if self.ours.config.use_descriptions:
             pose = self.fuse_text(pose, src_input)
         return self.ours.prepend_prompt(pose, src_input["attention_mask"])
 
     def encode_pose(self, src_input: SrcInput) -> torch.Tensor:
-        """Keypoints -> one embedding per frame, (B, T, D), padded frames like all others."""
+        """Encode keypoints to one embedding per frame, (B, T, D), including padded frames."""
         pooled = []
         body = None
         for part in PART_JOINTS:
@@ -114,7 +114,7 @@ class ReferenceModel(nn.Module):
         return self.ours.pose_proj(torch.cat(pooled, dim=-1) + self.ours.part_para)
 
     def chain(self, chain: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, V) -> (B, C', T, V)."""
+        """Apply a chain, (B, C, T, V) -> (B, C', T, V)."""
         assert isinstance(chain, STGCNChain)
         for block in chain.values():
             assert isinstance(block, STGCNBlock)
@@ -122,7 +122,7 @@ class ReferenceModel(nn.Module):
         return x
 
     def block(self, block: STGCNBlock, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, V) -> (B, C', T, V)."""
+        """Apply a block, (B, C, T, V) -> (B, C', T, V)."""
         shortcut = x
         if block.residual:
             project, norm = block.residual
@@ -136,13 +136,13 @@ class ReferenceModel(nn.Module):
         return F.relu(x + shortcut)
 
     def graph_convolution(self, unit: GraphUnit, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, V) -> (B, C', T, V): a 1 x 1 convolution to K groups, then the joints of each are mixed."""
+        """Apply a 1 x 1 convolution to K groups, then mix each group's joints, (B, C, T, V) -> (B, C', T, V)."""
         x = F.conv2d(x, unit.conv.weight, unit.conv.bias)
         x = x.unflatten(1, (len(unit.A), -1))  # (B, K, C', T, V)
         return torch.einsum("nkctv,kvw->nctw", x, unit.A).contiguous()
 
     def norm(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """Batch normalisation of (B, C, T, V) over all but C."""
+        """Batch-normalise (B, C, T, V) over all dimensions except C."""
         assert isinstance(norm, nn.BatchNorm1d)
         if norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
@@ -158,7 +158,7 @@ class ReferenceModel(nn.Module):
         )
 
     def fuse_text(self, pose: torch.Tensor, src_input: SrcInput) -> torch.Tensor:
-        """A call of the text encoder for every frame, padded to `FRAME_TOKENS`; no text dropout."""
+        """Fuse texts with one text encoder call per frame, padded to `FRAME_TOKENS`; no text dropout."""
         encode, nothing, fuse = self.ours.text_encoder, self.ours.mask_embedding, self.ours.gating_fusion
         assert isinstance(encode, TextEncoder)
         assert isinstance(fuse, GatingFusion)
@@ -171,18 +171,18 @@ class ReferenceModel(nn.Module):
         return fuse(pose, text, torch.tensor(src_input["has_description"], device=pose.device)).fused
 
     def encode_text(self, encoder: TextEncoder, text: str) -> torch.Tensor:
-        """(1, W)."""
+        """Encode one text, (1, W)."""
         padded = [F.pad(x, (0, FRAME_TOKENS - x.shape[1])) for x in encoder._tokenize([text], encoder.max_tokens)]
         return encoder._means(*padded)
 
     def encode(self, embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """mT5's encoder with eager attention, (B, P + T, D)."""
+        """Run mT5's encoder with eager attention, (B, P + T, D)."""
         return self.mt5.encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
 
     def loss(self, states: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of all positions, padded ones included: once plain inside the model, once with smoothing."""
+        """Compute the loss of all positions, including padding: once inside the model, once with label smoothing."""
         labels = labels.to(states.device)
-        out = self.mt5(encoder_outputs=(states,), attention_mask=mask, labels=labels)  # its own loss is the first
+        out = self.mt5(encoder_outputs=(states,), attention_mask=mask, labels=labels)  # computes its own loss, too
         return F.cross_entropy(
             out.logits.flatten(0, 1).float(),
             labels.flatten(),
@@ -194,7 +194,7 @@ class ReferenceModel(nn.Module):
     def evaluate(
         self, batches: Iterable[tuple[SrcInput, TgtInput]], num_beams: int, max_new_tokens: int
     ) -> tuple[list[str], list[float]]:
-        """Sentence of every clip and loss of every batch: encode for the loss, and again for the search."""
+        """Return every clip's sentence and every batch's loss, encoding once for the loss and again for the search."""
         sentences, losses = [], []
         for src_input, tgt_input in batches:
             losses.append(float(self(src_input, tgt_input)))
@@ -211,7 +211,7 @@ class ReferenceModel(nn.Module):
 
 
 def collate(samples: Sequence[Mapping[Part, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Pad clips frame by frame to the longest of them, repeating the last frame.
+    """Pad clips frame by frame to the longest one, repeating the last frame.
 
     Args:
         samples: part -> (T, V, 3) of each clip.

@@ -1,4 +1,4 @@
-"""What a command line asks for: the data set, its loaders, the model with the weights it starts from."""
+"""Build what the command line describes: the data set, its loaders, and the model with its initial weights."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ logger = logging.getLogger(__name__)
 
 
 def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
-    """The data set of the command line, with its paths resolved."""
+    """Return the data set of the command line, with its paths resolved."""
     spec = dataset_of(args)
-    metrics.bleu_scorers(spec.bleu_tokenizer)  # a tokenizer that is not there should not wait for the first evaluation
+    metrics.bleu_scorers(spec.bleu_tokenizer)  # fail now, not at the first evaluation, if the tokenizer is missing
     return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
 
 
 def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
-    """The model of the command line."""
+    """Return the model configuration of the command line."""
     names = {field.name for field in dataclasses.fields(ModelConfig)} - {"language", "max_target_tokens"}
     return ModelConfig(language=spec.language, **{name: getattr(args, name) for name in names})
 
 
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:
-    """Loaders of the splits that the run needs: train and dev, or with --eval dev and test."""
+    """Build the loaders of the splits that the run needs: train and dev, or with --eval dev and test."""
     splits = ("dev", "test") if args.eval else ("train", "dev")
     loaders = {}
     for split in splits:
@@ -72,7 +72,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
                     f"--use_descriptions: {reason}. See description/README.md, or drop --use_descriptions."
                 )
             logger.warning("%s.", reason)
-        # With Uni-Sign's padding a clip's result depends on the clips beside it: in evaluation those must stay.
+        # With `uni_sign_padding` results depend on the rest of the batch, so evaluation must not regroup clips.
         free = args.length_grouping if training else not args.uni_sign_padding
         sampler = BatchSampler(
             len(dataset),
@@ -94,17 +94,17 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
 def build_model(
     args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], state: Path | None = None
 ) -> Uni_Sign:
-    """Load mT5 and the text branch, then the weights that the run goes on from.
+    """Load mT5 and the text branch, then the weights that the run starts from.
 
     Args:
         args: the command line.
-        config: of the model.
-        loaders: of the splits, whose texts are looked through.
-        state: a folder to resume from; it has all weights, and those that flags name are not looked at.
+        config: the model's sizes and switches.
+        loaders: the splits' loaders, for their texts.
+        state: a folder to resume from. It has all weights, so weights named by flags are ignored.
 
     Raises:
-        FileNotFoundError: a file or folder that a flag names is not there.
-        ValueError: weights that do not fit.
+        FileNotFoundError: a file or folder named by a flag does not exist.
+        ValueError: weights do not fit the model.
     """
     mt5_folder = under_root(args.root, args.mt5_path)
     kept = choose_vocabulary(args, config, loaders, state)
@@ -120,11 +120,11 @@ def build_model(
 
 
 def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
-    """Load what --finetune, --rgb_backbone and --fusion_checkpoint name.
+    """Load the weights of --finetune, --rgb_backbone and --fusion_checkpoint.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: weights that do not fit, or an evaluation of weights that were never trained.
+        FileNotFoundError: a file does not exist.
+        ValueError: weights do not fit the model, or --eval would evaluate untrained weights.
     """
     new = load_finetune(model, args.finetune, model.config) if args.finetune else list(model.state_dict())
     backbone_is_new = any(name.startswith(BACKBONE) for name in new)
@@ -155,10 +155,10 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
 def choose_vocabulary(
     args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], state: Path | None
 ) -> torch.Tensor | None:
-    """The tokens of mT5 that the model has, None for all.
+    """Choose the tokens of mT5's vocabulary that the model keeps; None for all.
 
-    They are those of the weights that the run goes on from; --trim_vocab adds what the training texts need, though not
-    when a run is resumed. Nothing of dev and test decides.
+    They are those of the initial weights; --trim_vocab adds the tokens of the training texts, except when a run is
+    resumed. Dev and test texts have no influence.
     """
     path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
     mt5_folder = under_root(args.root, args.mt5_path)
@@ -176,7 +176,7 @@ def choose_vocabulary(
 
 
 def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> dict[str, Iterable[str]]:
-    """What the model will meet in dev and test: their sentences, and the descriptions that its own encoder reads."""
+    """Collect dev and test texts: sentences and, if mT5's encoder reads them in training, descriptions."""
     texts: dict[str, Iterable[str]] = {}
     spec = dataset_spec(args)
     for split in ("dev", "test"):
@@ -192,7 +192,7 @@ def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> 
 def build_text_encoder(
     args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader], kept: torch.Tensor | None
 ) -> EncodesTexts | None:
-    """What encodes descriptions: the encoder itself or, where it is frozen, a cache of its features."""
+    """Build the text encoder or, if it is frozen, a cache of its features; None without descriptions."""
     if not args.use_descriptions:
         return None
     folder = args.text_encoder or mt5_folder
@@ -204,13 +204,13 @@ def build_text_encoder(
 
 
 def trains_fusion_alone(args: argparse.Namespace) -> bool:
-    """Whether only the fusion modules train: --trainable fusion, or what "auto" makes of the other flags."""
+    """Return whether only the fusion modules train: with --trainable fusion, or "auto" and suitable other flags."""
     auto = args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
     return args.trainable == "fusion" or (auto and not args.eval)
 
 
 def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
-    """Freeze what --trainable and --text_encoder_freeze say, and tell which parameters train and why."""
+    """Freeze modules according to --trainable and --text_encoder_freeze; log which parameters train and why."""
     prefixes = FUSION_PREFIXES
     if trains_fusion_alone(args):
         model.freeze([module for name, module in model.named_children() if f"{name}." not in prefixes])

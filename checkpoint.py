@@ -1,6 +1,6 @@
-"""What a training saves: states to resume from, folders under `output_dir/resume`, and the weights of its epochs.
+"""Save and restore training: states to resume from (folders in `output_dir/resume`), and checkpoints of epochs.
 
-Every write is complete or absent. How weights lie in a file is the matter of `weights.py`.
+Every write is atomic. `weights.py` defines the format of weight files.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from weights import fusion_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
-STATE_WEIGHTS = "weights.pt"  # in a state's folder
+STATE_WEIGHTS = "weights.pt"  # file name in a state's folder
 
 
 @dataclass
 class TrainState:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
-        epoch: the epoch under way, from 0.
-        micro_batch: how many of its micro-batches are done.
-        step: optimizer steps taken in all.
-        best: the best score on dev so far.
+        epoch: current epoch, from 0.
+        micro_batch: number of its micro-batches that are done.
+        step: total number of optimizer steps.
+        best: best dev score so far; None before the first.
         revision: git revision of the code.
         arguments: the command line, as a dict.
-        lr: the learning rate of the last step.
-        n_processes: how many there are.
+        lr: learning rate of the last step.
+        n_processes: number of processes.
         digests: file -> SHA-256 of the state's other files.
-        epoch_sums: this process's sums over the epoch under way, so that its means come out as without a pause.
+        epoch_sums: this process's sums over the current epoch, so that a resumed epoch has the same means.
     """
 
     epoch: int = 0
@@ -64,14 +64,14 @@ class TrainState:
 
 
 class SaveError(Exception):
-    """Something could not be written, on a full disk for example; what was saved before is whole."""
+    """A file could not be written, e.g. on a full disk; earlier saves are intact."""
 
 
 def write_on_main(path: str | Path, write: Callable[..., object], *arguments: Any) -> None:
-    """Let rank 0 write; all processes learn how it went.
+    """Call `write` on rank 0 and report a failure to all processes.
 
     Raises:
-        SaveError: on all of them; `path` is where to look for free space.
+        SaveError: writing failed; on all processes. `path` serves to report the free space.
     """
     failure = ""
     if is_main():
@@ -84,26 +84,25 @@ def write_on_main(path: str | Path, write: Callable[..., object], *arguments: An
 
 
 def resume_dir(output_dir: str | Path) -> Path:
-    """Where a run's states lie."""
+    """Return the folder of a run's states."""
     return Path(output_dir) / "resume"
 
 
 def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> Path:
-    """Save all that a resumed run needs to continue as if it had not stopped; every process calls this.
+    """Save everything needed to resume a run exactly; every process must call this.
 
-    Rank 0 alone writes. The folder gets its name, step_{step}, when all of it is on the disk. Its content depends
-    neither on the number of processes nor on the ZeRO stage: weights and the optimizer's memory lie in it by name and
-    in fp32.
+    Only rank 0 writes. The folder is renamed to step_{step} once it is complete. Its content depends neither on the
+    number of processes nor on the ZeRO stage: weights and optimizer state are stored by name in fp32.
 
     Raises:
-        SaveError: it cannot be written.
+        SaveError: the state cannot be written.
     """
     target = folder / f"step_{state.step:08d}"
     parts = _parts(engine, state)
     failure = ""
     if is_main():
         try:
-            for left in folder.glob(f"{UNFINISHED}*"):  # of a run that was killed
+            for left in folder.glob(f"{UNFINISHED}*"):  # from a run that was killed
                 shutil.rmtree(left)
             with new_folder(target) as unfinished:
                 digests = {}
@@ -115,7 +114,7 @@ def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0)
                 remove_folder(old)
         except OSError as error:
             failure = explain(error, target)
-    for _ in parts:  # those who do not write, or cannot, take part all the same
+    for _ in parts:  # other ranks, and a rank 0 that failed, must still take part in the collectives
         pass
     if failure := broadcast_object(failure):
         raise SaveError(failure)
@@ -123,7 +122,7 @@ def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0)
 
 
 def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
-    """File name and content of all that is in a state; the content is rank 0's. All processes must go through it."""
+    """Yield (file name, content) of a state; only rank 0's content is complete, but all processes must iterate."""
     own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": state.epoch_sums}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
@@ -135,7 +134,7 @@ def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
 
 
 def write_progress(folder: Path, state: TrainState) -> None:
-    """Write where the run stands into a state's folder; alone, when only that has changed since it was saved."""
+    """Write state.json to a state's folder; also used alone when only the progress has changed since saving."""
     content = {**dataclasses.asdict(state), "epoch_sums": {}}
     content = {"sha256": _digest(content), **content}
     write_text(folder / "state.json", json.dumps(content, indent=1) + "\n")
@@ -146,7 +145,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_progress(folder: Path) -> TrainState:
-    """Read a state's `state.json`, and make sure that all it names is there and as it was written.
+    """Read a state's `state.json` and verify the checksums of all files it lists.
 
     Raises:
         ValueError: the state is damaged; one line that names the file.
@@ -169,7 +168,7 @@ def read_progress(folder: Path) -> TrainState:
     return state
 
 
-# What a run writes into its folder, train.log apart, which goes on.
+# Everything a run writes to its folder except train.log, which is continued.
 _OF_A_RUN = (
     "resume", "run.json", "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl", "non_finite",
     "best_checkpoint.pth", "best_fusion.pth", "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
@@ -177,7 +176,7 @@ _OF_A_RUN = (
 
 
 def set_aside(output_dir: str | Path) -> None:
-    """Move all that an earlier run has written to a folder of its own, so that a new run in its place loses nothing."""
+    """Move all files of an earlier run to a folder of their own, so that a new run does not overwrite them."""
     left = [path for pattern in _OF_A_RUN for path in sorted(Path(output_dir).glob(pattern))]
     if left:
         earlier = _unused(Path(output_dir) / "earlier")
@@ -188,13 +187,13 @@ def set_aside(output_dir: str | Path) -> None:
 
 
 def _unused(folder: Path) -> Path:
-    """A folder's name or, where that is taken, the first of NAME_2, NAME_3 and so on that is not."""
+    """Return `folder` or, if it exists, the first free one of NAME_2, NAME_3 ..."""
     names = (folder if n == 1 else folder.with_name(f"{folder.name}_{n}") for n in itertools.count(1))
     return next(name for name in names if not name.exists())
 
 
 def trim_curves(output_dir: str | Path, state: TrainState) -> None:
-    """Drop what an interrupted run logged after the state from which it goes on."""
+    """Delete what an interrupted run logged after the state it resumes from."""
     for name, key, kept in (("log.txt", "epoch", state.epoch - 1), ("steps.jsonl", "step", state.step)):
         path = Path(output_dir) / name
         if path.is_file():
@@ -203,7 +202,7 @@ def trim_curves(output_dir: str | Path, state: TrainState) -> None:
 
 
 def set_later_aside(output_dir: str | Path, state: TrainState) -> None:
-    """Move states that were saved after this one out of the way: the run goes on without what they hold."""
+    """Move states saved after this one out of the way, since the run continues without them."""
     folders = sorted(resume_dir(output_dir).glob("step_*"))
     later = [folder for folder in folders if int(folder.name.removeprefix("step_")) > state.step]
     if later:
@@ -217,14 +216,14 @@ def set_later_aside(output_dir: str | Path, state: TrainState) -> None:
 
 
 def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] | None:
-    """The state of `--resume`: for "auto" the newest whole one of the output folder, else that of the folder named.
+    """Find the state of `--resume`: for "auto" the newest intact one in the output folder, else the named folder.
 
     Returns:
-        None for "auto" where no state was saved yet: the run starts at the beginning.
+        The folder and its state; None for "auto" if no state was saved yet.
 
     Raises:
-        FileNotFoundError: the folder named holds no state.
-        ValueError: the state named, or every state for "auto", is damaged.
+        FileNotFoundError: the named folder holds no state.
+        ValueError: the named state, or with "auto" every state, is damaged.
     """
     if resume == "auto":
         folders = sorted(resume_dir(output_dir).glob("step_*"), reverse=True)
@@ -250,8 +249,8 @@ def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] |
         raise ValueError(f"--resume: {error} Name another state, or auto.") from None
 
 
-# What may change when a run goes on: where things lie, how the work is divided, what is shown and kept, and the search.
-# With any other flag changed the resumed run would be another experiment.
+# Flags that may change when a run is resumed: paths, division of the work, logging and saving, and decoding.
+# Changing any other flag would make the resumed run a different experiment.
 FREE_FLAGS = frozenset(
     [
         "root",
@@ -284,19 +283,22 @@ FREE_FLAGS = frozenset(
 
 
 def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any], n_batches: int) -> TrainState:
-    """Make sure that the command line asks for the experiment that was saved, and find its place in the epoch.
+    """Check that the command line matches the saved experiment, and convert its position in the epoch.
 
     The number of processes, `--batch-size` and `--gradient-accumulation-steps` may change as long as their product, the
-    global batch, does not: the order of clips is the same for all of them.
+    global batch size, does not: the order of clips depends on this product only.
 
     Args:
-        folder: of the state.
-        state: as saved.
-        arguments: of the command line.
-        n_batches: micro-batches of an epoch now.
+        folder: the state's folder.
+        state: the saved state.
+        arguments: the command line.
+        n_batches: micro-batches per epoch in this run.
+
+    Returns:
+        The state, with micro_batch, arguments and n_processes of this run.
 
     Raises:
-        ValueError: another experiment.
+        ValueError: the experiments differ.
     """
     for name, value in arguments.items():
         if name not in FREE_FLAGS and state.arguments.get(name) != value:
@@ -314,23 +316,23 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
             f"--resume: {folder} was saved with a global batch of {seen} (--batch-size x --gradient-accumulation-steps "
             f"x processes); this run has {wanted}. Give two numbers that make it the same."
         )
-    round_then, round_now = (size[0] * size[2] for size in sizes)  # clips that all processes see in a micro-batch
+    round_then, round_now = (size[0] * size[2] for size in sizes)  # clips per micro-batch, all processes
     micro_batch = min(n_batches, math.ceil(state.micro_batch * round_then / round_now))
     return dataclasses.replace(state, micro_batch=micro_batch, arguments=dict(arguments), n_processes=world_size())
 
 
 def load_model_state(model: nn.Module, folder: Path) -> None:
-    """Put a state's weights into the model, before it gets its engine; every process calls this."""
+    """Load a state's weights into the model, before the engine is made; every process must call this."""
     if is_main():
         model.load_state_dict(_read(folder / STATE_WEIGHTS))
     broadcast_weights(model)
 
 
 def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainState:
-    """Put optimizer, schedule and random numbers back to where the state was saved; every process calls this.
+    """Restore optimizer, schedule and random generators from a state; every process must call this.
 
     Returns:
-        The state with this process's sums over the epoch.
+        The state, with this process's `epoch_sums`.
     """
     kinds = broadcast_object(sorted(path.stem.removeprefix("optimizer_") for path in folder.glob("optimizer_*.pt")))
     numbers = broadcast_object(_read(folder / "optimizer.pt") if is_main() else None)
@@ -342,12 +344,12 @@ def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainS
         if torch.cuda.is_available() and "cuda" in own:
             torch.cuda.set_rng_state(own["cuda"])
         sums = own["epoch_sums"]
-    else:  # dropout goes on with other numbers; the sums are rank 0's from here on
+    else:  # dropout draws different numbers; rank 0 takes over all sums
         torch.manual_seed((state.step << 32) + state.arguments["seed"] + rank())
         names = processes[0]["epoch_sums"] if is_main() else ()
         sums = {name: sum(process["epoch_sums"][name] for process in processes) for name in names}
         logger.info("resumed on %d processes after %d: dropout is drawn anew.", world_size(), len(processes))
-    # At the end of an epoch only state.json is written anew: the sums in the other files are of the epoch before.
+    # At the end of an epoch only state.json is rewritten: the sums in processes.pt belong to the previous epoch.
     return dataclasses.replace(state, epoch_sums=sums if state.micro_batch else {})
 
 
@@ -356,13 +358,13 @@ def _read(path: Path) -> Any:
 
 
 def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
-    """What inference needs to know beside a checkpoint's weights and config."""
+    """Return what inference needs besides a checkpoint's weights and config."""
     mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
     return {"mt5_path": mt5_path, "max_length": args.max_length}
 
 
 def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> bool:
-    """Write checkpoint_{epoch}.pth and, for the best so far, best_checkpoint.pth and best_fusion.pth."""
+    """Write checkpoint_{epoch}.pth and, if it is the best so far, best_checkpoint.pth and best_fusion.pth."""
     weights = full_state_dict(engine)
     output_dir, config = Path(args.output_dir), engine.module.config
     facts = {**weights_facts(args), "epoch": epoch, "score": score}
@@ -380,16 +382,16 @@ def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: a
 
 
 def save_quick(engine: Any, epoch: int, args: argparse.Namespace) -> None:
-    """Write checkpoint.pth, which --quick_break asks for within an epoch; every process calls this."""
+    """Write checkpoint.pth for --quick_break within an epoch; every process must call this."""
     path, weights = Path(args.output_dir) / "checkpoint.pth", full_state_dict(engine)
     facts = {**weights_facts(args), "epoch": epoch, "score": None}
     write_on_main(path, partial(save_weights, path, weights, engine.module.config, **facts))
 
 
 def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> None:
-    """Delete `checkpoint_{n}.pth` of all but the last epochs up to this one; 0 keeps all.
+    """Delete all `checkpoint_{n}.pth` up to this epoch except the last `keep_last`; 0 keeps all.
 
-    Those of later epochs are another run's, which was longer.
+    Checkpoints of later epochs belong to another, longer run, and stay.
     """
     for path in Path(output_dir).glob("checkpoint_*.pth") if keep_last else ():
         if (name := re.fullmatch(r"checkpoint_(\d+)", path.stem)) and int(name[1]) <= epoch - keep_last:

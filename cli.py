@@ -1,4 +1,4 @@
-"""What every command line here has in common: flags, errors of one line, bars, processes. Nothing heavy is imported."""
+"""Shared by all command lines: flags, one-line errors, progress bars, worker processes. Nothing slow is imported."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
-AHEAD = 4  # chunks per process that `in_processes` computes before their results are taken
+AHEAD = 4  # maximum chunks per process that `in_processes` computes in advance
 
 
 def spellings(*names: str) -> list[str]:
-    """A flag's names with underscores and with hyphens.
+    """Return a flag's names with underscores and with hyphens.
 
     >>> spellings("--batch-size", "-b")
     ['--batch-size', '-b', '--batch_size']
@@ -39,9 +39,9 @@ def spellings(*names: str) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes every flag with hyphens and with underscores, never cut short; texts keep their lines.
+    """Accepts every flag with hyphens or underscores, never abbreviated; help texts keep their line breaks.
 
-    `add_argument` is typed more loosely here than in argparse, whose many options it hands on as they are.
+    `add_argument` is typed more loosely than in argparse, to which it passes all options unchanged.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*spellings(*names), **options)
 
     def group(self, title: str) -> Callable[..., argparse.Action]:
-        """What adds flags that stand under a heading of their own in --help."""
+        """Return a function that adds flags under a heading of their own in --help."""
         group = self.add_argument_group(title)
         return lambda *names, **options: group.add_argument(*spellings(*names), **options)
 
@@ -67,31 +67,31 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
 
     def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
-        """End the program where a number is below its bound, or no number."""
+        """Exit with an error if a number is below its bound or NaN."""
         for name, bound in bounds.items():
             if not getattr(args, name) >= bound:
                 self.error(f"--{name} {getattr(args, name)}: must be at least {bound}.")
 
     def between(self, args: argparse.Namespace, name: str, low: float, high: float) -> None:
-        """End the program where a number lies outside its bounds."""
+        """Exit with an error if a number is outside its bounds."""
         if not low <= getattr(args, name) <= high:
             self.error(f"--{name} {getattr(args, name)}: must be between {low} and {high}.")
 
     def refuse(self, wrong: Mapping[str, object]) -> None:
-        """End the program with the first message whose condition holds, {message: condition}."""
+        """Exit with the first message whose condition holds; `wrong` is {message: condition}."""
         for message, holds in wrong.items():
             if holds:
                 self.error(message)
 
 
 def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
-    """Add the flags that `config.dataset_of` reads."""
+    """Add the flags used by `config.dataset_of`."""
     add("--dataset", default="CSL_Daily", choices=sorted(DATASETS), help="default: CSL_Daily")
     add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a program: what a user can mend is one line on the terminal (its origin goes to the log), status 1."""
+    """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
     try:
         main()
     except (ValueError, OSError) as error:
@@ -105,7 +105,7 @@ def run(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """While entered, a scheduler that ends the program is as good as a person who does: KeyboardInterrupt."""
+    """Treat SIGTERM, which schedulers send, like Ctrl-C: raise KeyboardInterrupt."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -114,23 +114,23 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported; a mere folder of that name, as wandb leaves one, is none."""
+    """Return whether a package can be imported; a mere folder of that name, such as wandb's, does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 
 
 def require_packages(flag: str, *names: str) -> None:
-    """Say which packages for pictures and videos a flag needs, before work begins.
+    """Check that the packages for images and videos that a flag needs are installed.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: a package is missing.
     """
     if missing := [name for name in names if not installed(name)]:
         raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
 
 
 def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> tqdm[T]:
-    """Show a bar while a person watches; nothing when the output goes to a file. `total` for items without a length."""
+    """Show a progress bar if stderr is a terminal. `total` is for items without a length."""
     from tqdm import tqdm
 
     hidden = not (shown and sys.stderr.isatty())
@@ -140,7 +140,7 @@ def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int |
 def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:
     """Yield function(job) for each job, in order, computed by several processes.
 
-    They are a few chunks ahead of who takes the results, no more: all results at once may not fit the memory.
+    At most a few chunks are computed in advance, since all results at once may not fit into memory.
     """
     if workers == 1 or len(jobs) <= chunk:
         yield from map(function, jobs)

@@ -1,6 +1,6 @@
-"""A clip as a person can look at it: the moving skeleton, the gate and texts beneath, what models say with and without.
+"""HTML view of a clip: animated skeleton, gate and texts below, and sentences with and without descriptions.
 
-Letters: T sampled frames, J drawn joints.
+Shapes: T sampled frames, J drawn joints.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from run_folder import RunFolder
 from temporal_alignment import DescriptionLoader, sample_frames
 from translator import Candidate, Translator
 
-FILM = 8  # pictures of a film strip
-FILM_HEIGHT = 300  # of each, in its own units
-MOST_FRAMES = 256  # of a clip that no model with descriptions has sampled
+FILM = 8  # images in a film strip
+FILM_HEIGHT = 300  # height of each, in SVG units
+MOST_FRAMES = 256  # maximum frames of a clip without gate
 
-Mark = Callable[[str], Html]  # a sentence with its differences from the reference
+Mark = Callable[[str], Html]  # marks a sentence's differences from the reference
 
 
 class Lane(NamedTuple):
-    """What the gate of a run made of a clip's texts: for each frame the gate, its text, and whether it is its own."""
+    """A run's gate on a clip: for each frame the gate, its text, and whether the text is its own."""
 
     gate: list[float]
     texts: list[str | None]
@@ -39,7 +39,7 @@ class Lane(NamedTuple):
 
 
 class Said(NamedTuple):
-    """A sentence of a run, and how it came about."""
+    """A run's sentence, and how it was generated."""
 
     how: str
     candidate: Candidate
@@ -47,14 +47,14 @@ class Said(NamedTuple):
 
 @dataclass
 class Viewer:
-    """A run that is shown with clips: its model and data, as far as they are there.
+    """A run's model and data for showing clips, as far as available.
 
     Attributes:
-        label: what the page calls it.
+        label: the run's name on the page.
         style: "a" or "b".
-        run: its folder.
-        split: of the clips.
-        left_out: why there is no model or no data, in sentences.
+        run: the content of its folder.
+        split: the clips' split.
+        left_out: sentences that say why the model or the data are missing.
     """
 
     label: str
@@ -67,7 +67,7 @@ class Viewer:
     descriptions: DescriptionLoader | DescriptionPack | None = None
 
     def open(self, device: str) -> None:
-        """Load labels and weights; what does not work is said in `left_out`."""
+        """Load labels and weights; failures are added to `left_out`."""
         spec = self.run.spec
         if spec is None:
             self.left_out.append("skeletons, gate and new translations: run.json does not say where the data lie.")
@@ -96,7 +96,7 @@ class Viewer:
                 self.left_out.append(f"descriptions: {error}")
 
     def described(self) -> set[str]:
-        """Names of the clips that have a description file."""
+        """Return the names of clips with a description file."""
         if self.descriptions is None:
             return set()
         names = list(self.run.predictions[self.split])
@@ -104,23 +104,23 @@ class Viewer:
         return {name for name, size in zip(names, sizes, strict=True) if size}
 
     def pose(self, name: str) -> Pose:
-        """Read a clip.
+        """Read a clip's pose.
 
         Raises:
-            KeyError: the split has no such clip.
-            OSError: its file cannot be opened.
-            ValueError: its file cannot be used.
+            KeyError: the split has no such clip, or there are no data.
+            OSError: the file cannot be opened.
+            ValueError: the file is unusable.
         """
         if self.dataset is None:
             raise KeyError(name)
         return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name].get("frames"))
 
     def says(self, name: str, pose: Pose | None) -> tuple[list[Said], Lane | None]:
-        """The run's sentences for a clip, and its gate; without a model what the run has written itself."""
+        """Return the run's sentences for a clip, and its gate; without a model, the evaluated sentence."""
         if self.translator is not None and pose is not None:
             try:
                 return self._says_anew(self.translator, name, pose)
-            except (ValueError, OSError) as error:  # a text encoder may have moved away
+            except (ValueError, OSError) as error:  # the text encoder's folder may have been moved
                 self.left_out.append(f"gate and new translations of {name}: {error}")
         return [Said("as evaluated", Candidate(self.run.predictions[self.split][name]["hypothesis"], 0.0))], None
 
@@ -140,13 +140,13 @@ class Viewer:
 
 
 def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mark, aspect: float) -> Html:
-    """All there is of a clip.
+    """Return the section of a clip.
 
     Args:
-        name: of the clip.
+        name: the clip's name.
         viewers: one or two runs.
         reference: the clip's sentence.
-        mark: shows a sentence beside the reference.
+        mark: marks a sentence's differences from the reference.
         aspect: width of the videos / their height.
     """
     pose, why = _first_pose(name, viewers)
@@ -191,7 +191,7 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
 
 
 def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]:
-    """The clip from the first run that can read it, or why none can."""
+    """Return the clip's pose from the first run that can read it, or why none can."""
     why = "The skeleton is left out: its data are not there."
     for viewer in viewers:
         try:
@@ -204,11 +204,11 @@ def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]
 
 
 def _film(points: np.ndarray, ratio: float) -> list[Html]:
-    """Small pictures at even distances, each in the middle of its share of the time.
+    """Return small images of evenly spaced frames, each from the middle of its interval.
 
     Args:
-        points: (T, J, 2), of `picture_points`.
-        ratio: width of the picture / its height.
+        points: (T, J, 2), from `picture_points`.
+        ratio: width / height of the image.
     """
     n, size = min(FILM, len(points)), [round(FILM_HEIGHT * ratio), FILM_HEIGHT]
     pictures = []
@@ -233,13 +233,13 @@ def _polyline(points: Sequence[np.ndarray]) -> str:
 
 
 def _fit(lane: Lane, length: int) -> Lane:
-    """A lane over `length` frames, where another run has sampled the clip otherwise."""
+    """Resample a lane to `length` frames, if another run has sampled the clip differently."""
     picks = [i * len(lane.gate) // length for i in range(length)]
     return Lane([lane.gate[i] for i in picks], [lane.texts[i] for i in picks], [lane.own[i] for i in picks])
 
 
 def _numbered(lane: Lane) -> dict:
-    """A lane for the script: each distinct text once."""
+    """Return a lane as data for the script, with each distinct text once."""
     texts = list(dict.fromkeys(text for text in lane.texts if text is not None))
     number = {text: i for i, text in enumerate(texts)}
     rows = [-1 if text is None else number[text] for text in lane.texts]
@@ -247,7 +247,7 @@ def _numbered(lane: Lane) -> dict:
 
 
 def _stretches(texts: Sequence[str | None]) -> Iterator[tuple[int, int, str | None]]:
-    """First frame, end and text of each stretch with the same text."""
+    """Yield (first frame, end, text) of each stretch with the same text."""
     first = 0
     for text, group in groupby(texts):
         end = first + len(list(group))
@@ -256,7 +256,7 @@ def _stretches(texts: Sequence[str | None]) -> Iterator[tuple[int, int, str | No
 
 
 def _lane(viewer: Viewer, lane: Lane) -> Html:
-    """The gate as a line of colour, and below it which stretch has which text; strong where it is the frame's own."""
+    """Draw the gate as a colour strip, and the stretches of texts below it, strong where a text is the frame's own."""
     low, high = min(lane.gate), max(lane.gate)
     told = f"Gate of {viewer.label}, from {low:.3f} to {high:.3f}"
     cells = []
@@ -293,7 +293,7 @@ def _lane(viewer: Viewer, lane: Lane) -> Html:
 
 
 def _text_list(viewer: Viewer, lane: Lane, frames: list[int], lanes: Sequence[tuple[Viewer, Lane]]) -> Html:
-    """The texts in the order of time, once for runs that have the same."""
+    """List the texts in temporal order, once for runs with the same texts."""
     stretches = [stretch for stretch in _stretches(lane.texts) if stretch[2] is not None]
     first_viewer, first_lane = lanes[0]
     if not stretches or (viewer is not first_viewer and lane.texts == first_lane.texts):

@@ -1,11 +1,11 @@
-"""What differs between data sets and between models.
+"""Configuration of data sets and models.
 
-Edit the paths here when your data lies elsewhere, or describe a data set of your own in a TOML file
-(`--dataset_config my.toml`, see `DatasetSpec.from_toml`). Every relative path below is taken from `--root` (default:
-the current folder), so that several corpora can stand side by side.
+Edit the paths here if your data lies elsewhere, or describe a data set of your own in a TOML file
+(`--dataset_config my.toml`, see `DatasetSpec.from_toml`). Relative paths start from `--root` (default: the current
+folder), so that several corpora can be kept side by side.
 
-One record per data set holds everything that depends on it. The dictionaries at the end are views of those records,
-under the names that Uni-Sign's users know.
+One `DatasetSpec` per data set holds everything that depends on it. The dictionaries below `DATASETS` are views of
+these records, with the names used in Uni-Sign.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ TASKS = ("SLT", "ISLR", "CSLR")
 TEXT_UNITS = ("char", "word")
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none")
 POSE_SUFFIXES = (".pkl", ".npz", ".pose")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")  # in small letters
-EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")  # in lower case
+EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor)
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
-ASPECTS = (0.2, 5)  # width / height of a video, the least and the most
+ASPECTS = (0.2, 5)  # minimum and maximum width / height of a video
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
 MISSING_TEXT = ("mask", "mapper")
@@ -40,25 +40,25 @@ mt5_path = "./pretrained_weight/mt5-base"
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Where a data set lies on disk and how its sentences are written and scored.
+    """A data set's paths, and how its sentences are split into units and scored.
 
     Attributes:
         name: the name given to `--dataset`.
         labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv` or `.tsv` (see `labels.py`).
-        pose_dir: folder of pose files: `video_path` with the ending `pose_suffix`. Where each split has a folder of its
-            own, "{split}" stands for train, dev or test.
-        rgb_dir: folder of the videos, likewise, or "" where there are none.
+        pose_dir: folder of pose files, named like `video_path` but with `pose_suffix`. "{split}" in it is replaced by
+            train, dev or test.
+        rgb_dir: folder of videos, likewise; "" if there are none.
         description_dir: folder with one sub-folder of JSON files per split, or "".
         language: the language named in mT5's prompt ("Translate sign language video to {language}: ").
-        text_unit: what scores count: "char" for languages that put no blanks between words (Chinese, Japanese, Thai:
-            the text is split into characters) or "word".
-        bleu_tokenizer: how sacrebleu splits texts. "13a" counts the units above, as in the published scores; the others
-            see the text as it is written: "intl" (all of Unicode's punctuation), "char", "zh", "ja-mecab" and
-            "ko-mecab" (what publications in those languages often use), "none".
-        tasks: the tasks the labels allow.
+        text_unit: the unit of scoring: "char" (text is split into characters) for languages without spaces between
+            words such as Chinese, Japanese and Thai, otherwise "word".
+        bleu_tokenizer: sacrebleu's tokenizer. "13a" gets text split by `text_unit`, as in the published scores; the
+            others get the original text: "intl" (all Unicode punctuation), "char", "zh", "ja-mecab", "ko-mecab" (common
+            in publications in those languages), "none".
+        tasks: the tasks that the labels support.
         pose_suffix: `.pkl`, `.npz` or `.pose`.
-        held_out: where one file serves train and dev, the share of its end that is dev and not train.
-        dev_is_test: the dev split is the test split under another name, and has its folders.
+        held_out: if train shares its label file with another split, the fraction at the file's end that is not train.
+        dev_is_test: whether the dev split is the test split under another name, with the same folders.
     """
 
     name: str
@@ -75,10 +75,10 @@ class DatasetSpec:
     dev_is_test: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no data set can be.
+        """Validate the values.
 
         Raises:
-            ValueError: a value that is not among the known ones; it names the data set, the key and what is known.
+            ValueError: a value is not allowed; the message names the data set, the key and the allowed values.
         """
         if unknown := sorted(set(self.labels) - set(SPLITS)):
             raise ValueError(f"data set {self.name}: labels for {unknown}; the splits are {', '.join(SPLITS)}.")
@@ -92,7 +92,7 @@ class DatasetSpec:
             raise ValueError(f"data set {self.name}: held_out is {self.held_out}; it lies in [0, 1).")
 
     def under(self, root: str | Path) -> DatasetSpec:
-        """Return the same record with every relative path taken from `root`."""
+        """Return a copy in which relative paths start from `root`."""
 
         def at(path: str) -> str:
             return str(Path(root) / path) if path else ""
@@ -106,20 +106,20 @@ class DatasetSpec:
         )
 
     def folder(self, split: str) -> str:
-        """Name of a split's folders: its own, but "test" for a dev that is the test split under another name."""
+        """Return the name of a split's folders: its own name, or "test" for dev if `dev_is_test`."""
         return "test" if split == "dev" and self.dev_is_test else split
 
     def for_split(self, split: str) -> DatasetSpec:
-        """Return the same record with the pose and video folders of one split."""
+        """Return a copy with "{split}" replaced in the pose and video folders."""
         places = {key: getattr(self, key).replace("{split}", self.folder(split)) for key in ("pose_dir", "rgb_dir")}
         return dataclasses.replace(self, **places)
 
     def pose_path(self, label: Mapping[str, Any]) -> Path:
-        """Where a clip's pose file lies; of a record `for_split`."""
+        """Return the path of a clip's pose file; call it on a record from `for_split`."""
         return Path(self.pose_dir) / (label.get("pose") or os.path.splitext(label["video_path"])[0] + self.pose_suffix)
 
     def video_path(self, label: Mapping[str, Any]) -> Path:
-        """Where a clip's video lies; of a record `for_split`."""
+        """Return the path of a clip's video; call it on a record from `for_split`."""
         return Path(self.rgb_dir) / label["video_path"]
 
     @classmethod
@@ -127,8 +127,8 @@ class DatasetSpec:
         """Read a data set of your own; the keys are the attributes above, `[labels]` is a table.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not TOML, an unknown key, a required key that is missing, or a value of the wrong type.
+            FileNotFoundError: the file does not exist.
+            ValueError: not TOML, an unknown key, a missing required key, or a value of the wrong type.
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -158,7 +158,7 @@ class DatasetSpec:
 
 
 def _uni_sign_layout(name: str, labels: Mapping[str, str], **values: Any) -> DatasetSpec:
-    """Uni-Sign keeps labels under ./data and the recordings under ./dataset."""
+    """Build a record with Uni-Sign's folder layout: labels under ./data, poses and videos under ./dataset."""
     folders: dict[str, Any] = {"pose_dir": f"./dataset/{name}/pose_format"}
     return DatasetSpec(
         name=name,
@@ -196,7 +196,7 @@ DATASETS: dict[str, DatasetSpec] = {
             description_dir="./description/WLASL/split_data",
             tasks=("ISLR",),
         ),
-        # No dev split was published: the checkpoint is chosen on test, and the run says so.
+        # No dev split was published: the best checkpoint is chosen on test, and the run logs this.
         _uni_sign_layout(
             "How2Sign",
             {"train": "labels.train", "dev": "labels.test", "test": "labels.test"},
@@ -223,23 +223,23 @@ description_dirs = {name: spec.description_dir for name, spec in DATASETS.items(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and switches of `Uni_Sign`; stored in every checkpoint.
+    """Sizes and switches of `Uni_Sign`, stored in every checkpoint.
 
     Attributes:
-        hidden_dim: width of a part's feature; the graph convolutions go hidden_dim/4, /2, x1.
+        hidden_dim: feature width per part; the graph convolutions have hidden_dim / 4, / 2 and / 1 channels.
         language: the language of the prompt.
-        label_smoothing: of the training loss.
-        max_target_tokens: a target sentence is cut to this many tokens, the closing </s> included.
-        use_descriptions: whether the text branch exists.
-        text_dropout_p: in training, how likely a described frame loses its text.
+        label_smoothing: label smoothing of the training loss.
+        max_target_tokens: target sentences are truncated to this many tokens, including </s>.
+        use_descriptions: whether the model has the text branch.
+        text_dropout_p: probability in training that a frame with text loses it.
         text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
-        text_max_tokens: a description is cut to this many tokens.
-        text_scale: of a text feature that is added to a pose: its "own", or that of the "pose".
-        description_alignment: weight of the loss of predicting a frame's text feature from its pose; 0 for none.
-        missing_text: what stands for a text that is missing, "mask" (an embedding) or "mapper" (the prediction).
-        rgb_support: whether the model looks at crops of the hands.
-        joint_hands: both hands in one pass, so that in training they share their batch statistics as in a test.
-        uni_sign_padding: let padded frames and empty crops take part, as in Uni-Sign; for comparison only.
+        text_max_tokens: descriptions are truncated to this many tokens.
+        text_scale: scale of text features in the fusion: "own" (as encoded) or "pose" (that of the pose feature).
+        description_alignment: weight of the loss for predicting a frame's text feature from its pose; 0 for none.
+        missing_text: replacement for a missing text: "mask" (learned embedding) or "mapper" (predicted from the pose).
+        rgb_support: whether the model uses crops of the hands.
+        joint_hands: encode both hands in one pass, so that they share batch statistics in training as in evaluation.
+        uni_sign_padding: process padded frames and empty crops like real ones, as Uni-Sign does; for comparison only.
     """
 
     hidden_dim: int = 256
@@ -258,10 +258,10 @@ class ModelConfig:
     uni_sign_padding: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no model can have.
+        """Validate the values.
 
         Raises:
-            ValueError: names the flag, the value and what is allowed.
+            ValueError: a value is not allowed; the message names the flag, the value and the allowed range.
         """
         if self.hidden_dim < 4 or self.hidden_dim % 4:
             raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a positive multiple of 4.")
@@ -283,22 +283,22 @@ class ModelConfig:
 
     @property
     def prompt(self) -> str:
-        """What mT5 reads before the frames."""
+        """Return the prompt that precedes the frames in mT5's input."""
         return f"Translate sign language video to {self.language}: "
 
     @property
     def uses_mapper(self) -> bool:
-        """Whether the model predicts text features from poses."""
+        """Return whether the model predicts text features from poses."""
         return self.use_descriptions and (self.description_alignment > 0 or self.missing_text == "mapper")
 
 
 def description_language(language: str) -> str:
-    """The language that `describe.py` writes for a data set with sentences in this one: "zh" or "en"."""
+    """Return the language of `describe.py`'s descriptions for a data set with sentences in `language`: "zh" or "en"."""
     return "zh" if language == "Chinese" else "en"
 
 
 def dataset_of(args: argparse.Namespace) -> DatasetSpec:
-    """The data set of a command line, its paths as they are written.
+    """Return the data set of a command line, with its paths unresolved.
 
     Raises:
         FileNotFoundError, ValueError: see `DatasetSpec.from_toml`.
@@ -307,5 +307,5 @@ def dataset_of(args: argparse.Namespace) -> DatasetSpec:
 
 
 def under_root(root: str | Path, path: str) -> str:
-    """A configured path, taken from `--root` unless it is absolute."""
+    """Return a configured path, relative to `--root` unless it is absolute."""
     return os.path.normpath(Path(root) / path)

@@ -1,4 +1,4 @@
-"""`S2T_Dataset`: from label files to samples, and which clips make a batch."""
+"""`S2T_Dataset` turns label files into samples; `BatchSampler` and `ClipLoader` group them into batches."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
 logger = logging.getLogger(__name__)
 
-HAND_FRAMES = 1  # sets the random numbers of the hands' frames apart from those of the clip's
-SEARCHED = 4  # times the training batch are searched together: nothing is kept for a backward pass, and steps are few
-LOOKED_INTO = 50  # description files, before a run believes that there are none to be used
-POOL = 256  # clips that are sorted by length together, where an optimizer step has fewer
+HAND_FRAMES = 1  # separates the random stream for the hands' frames from that for the clip's frames
+SEARCHED = 4  # evaluation batch / training batch: no backward pass, and larger batches decode faster
+LOOKED_INTO = 50  # description files to inspect before concluding that a split has no usable text
+POOL = 256  # minimum number of clips that are sorted by length together
 
 
 class S2T_Dataset(Dataset[Sample]):
@@ -42,19 +42,19 @@ class S2T_Dataset(Dataset[Sample]):
     Args:
         spec: the data set, with its paths resolved.
         split: train, dev or test.
-        task: CSLR writes glosses, the others text.
-        max_length: a longer clip is sampled down to this many frames.
-        random_frames: sample them at random (training) rather than evenly.
+        task: with CSLR the targets are glosses, with the others text.
+        max_length: maximum number of frames; longer clips are subsampled.
+        random_frames: sample frames at random (training) instead of evenly.
         use_descriptions: align each clip's descriptions with its frames.
-        rgb_support: cut crops of the hands out of each clip's video.
-        uni_sign_crops: cut them at the border of a picture as Uni-Sign does.
-        seed: of the random frames, with the epoch and the clip.
-        max_bad_clips: the share of pose files (or of videos) that may be missing.
-        without_them: what the program does then, a sentence for the warning.
+        rgb_support: load crops of the hands from each clip's video.
+        uni_sign_crops: handle crops at the image border as Uni-Sign does.
+        seed: seed for random frames, combined with the epoch and the clip's index.
+        max_bad_clips: the fraction of pose files (or videos) that may be missing.
+        without_them: a sentence for the warning about missing files: what the program does without them.
 
     Raises:
-        FileNotFoundError: labels, poses, videos or descriptions are not where they should be.
-        ValueError: labels that cannot be used.
+        FileNotFoundError: labels, poses, videos or descriptions are missing.
+        ValueError: labels are unusable, or there are none for this split or task.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class S2T_Dataset(Dataset[Sample]):
         self.names = list(self.labels)
         self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
-        # For the order of clips by length alone: bytes are nearly as good as frames, and nothing has to be read.
+        # Lengths only serve to sort clips. File sizes do this nearly as well as frame counts, without reading any file.
         self.poses = open_poses(places.pose_dir)
         sizes = self.poses.sizes(list(self.pose_paths.values()))
         self.lengths = self._check_files("poses", places.pose_dir, self.pose_paths, sizes, max_bad_clips)
@@ -104,7 +104,7 @@ class S2T_Dataset(Dataset[Sample]):
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
 
     def why_no_text(self) -> str:
-        """Look into some of the description files; why none of them gives a text, or "" if one does."""
+        """Inspect a sample of the description files; return why none has usable text, or "" if one does."""
         assert self.descriptions is not None
         folder = Path(self.spec.description_dir) / self.spec.folder(self.split)
         sizes = self.descriptions.sizes(self.names)
@@ -135,7 +135,7 @@ class S2T_Dataset(Dataset[Sample]):
     def _check_files(
         self, what: str, folder: str, paths: Mapping[str, Path], sizes: np.ndarray, max_missing: float
     ) -> np.ndarray:
-        """The sizes, which are 0 for a file that is missing; too many of those are an error."""
+        """Return the file sizes (0: missing), after checking that not too many files are missing."""
         if not Path(folder).is_dir():
             beside = Path(folder).with_name("val")
             cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else f"Put the {what} there"
@@ -154,7 +154,7 @@ class S2T_Dataset(Dataset[Sample]):
         return len(self.names)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this split's data from others: the labels' content, and the other files' names and sizes."""
+        """Return what identifies this split's data: a hash of the labels, and of the other files' names and sizes."""
         found: dict[str, Any] = {"clips": len(self), "labels_sha256": sha256(self.spec.labels[self.split])}
         sizes = zip(self.names, self.lengths.tolist(), strict=True)
         found["poses_sha256"] = _digest(f"{name} {size}" for name, size in sizes)
@@ -165,14 +165,14 @@ class S2T_Dataset(Dataset[Sample]):
         return found
 
     def target(self, name: str) -> str:
-        """The sentence (or, for CSLR, the glosses) that the model should write."""
+        """Return a clip's target: its sentence or, for CSLR, its glosses."""
         return target(self.labels[name], self.task)
 
     def __getitem__(self, index: int) -> Sample:
         """Read one clip.
 
         Raises:
-            ValueError: its pose file or its video cannot be used, or they do not belong together.
+            ValueError: the pose file or the video is unusable, or the two do not match.
         """
         name = self.names[index]
         pose = self.poses.read(self.pose_paths[name], self.labels[name].get("frames"))
@@ -184,7 +184,7 @@ class S2T_Dataset(Dataset[Sample]):
             descriptions, has_description = self.aligner.align(texts, frames + pose.start)
         rgb_dict = {}
         if self.hand_crops is not None:
-            # Drawn anew in each epoch of training; otherwise the same for any seed, so that scores repeat.
+            # In training, drawn anew in each epoch; otherwise independent of the seed, so that scores are reproducible.
             drawn = [self.seed, self.epoch, index] if self.random_frames else [index]
             chooser = np.random.default_rng([*drawn, HAND_FRAMES])
             rgb_dict = self.hand_crops.load(self.video_paths[name], pose, frames, chooser)
@@ -193,11 +193,11 @@ class S2T_Dataset(Dataset[Sample]):
         return Sample(name, keypoints, self.target(name), glosses, rgb_dict, descriptions, has_description)
 
     def targets(self) -> list[str]:
-        """What the model should write, clip by clip."""
+        """Return the target of every clip, in order."""
         return [self.target(name) for name in self.names]
 
     def description_texts(self) -> set[str]:
-        """All texts that a clip may show; read without its pose, so frames beyond the clip count too."""
+        """Return all texts of all clips. Poses are not read, so texts of frames outside the clip are included."""
         if self.descriptions is None:
             return set()
         return set().union(*(self.descriptions.load(name).values() for name in self.names))
@@ -208,10 +208,10 @@ def _digest(lines: Iterable[str]) -> str:
 
 
 class _Slots(Dataset[Sample | BadClip]):
-    """A data set as a loader's workers see it.
+    """Adapts a data set to the workers of a loader.
 
-    Clips are asked for by epoch and number, since workers outlive an epoch and must know which it is. One that cannot
-    be read does not end them.
+    Clips are requested by (epoch, index), since workers persist over epochs and must know the current one. A clip that
+    cannot be read becomes a `BadClip` instead of ending the worker.
     """
 
     def __init__(self, dataset: S2T_Dataset) -> None:
@@ -228,23 +228,23 @@ class _Slots(Dataset[Sample | BadClip]):
 
 
 class BatchSampler:
-    """Which clips make each micro-batch of this process.
+    """Chooses the clips of each micro-batch of this process.
 
-    In training each epoch has an order of its own, drawn from the seed, the same for any number of processes and
-    workers; the processes take turns, and up to `world_size - 1` clips that do not divide among them sit the epoch out.
-    In evaluation each clip comes once, and the batches are the same whoever computes them.
+    In training, each epoch has its own random order, which depends only on the seed, not on the number of processes or
+    workers. Clips are dealt to the processes in turn; up to `world_size - 1` left-over clips are dropped in that epoch.
+    In evaluation, each clip occurs once, and the composition of batches does not depend on the number of processes.
 
-    Clips of like length share a batch where lengths are given, so that little of it is padding. In training this
-    sorts the clips of one optimizer step, or of `POOL` clips where a step has fewer; then whole steps are shuffled.
+    If lengths are given, clips of similar length share a batch, to reduce padding. In training, clips are sorted within
+    pools of whole optimizer steps with at least `POOL` clips; then the steps of each pool are shuffled.
 
     Args:
-        n_clips: of the data set.
-        batch_size: clips a micro-batch.
-        rank: this process.
+        n_clips: number of clips in the data set.
+        batch_size: clips per micro-batch.
+        rank: rank of this process.
         world_size: number of processes.
-        seed: of the order in training; None for evaluation.
-        lengths: of the clips, in any unit; None leaves them as drawn or, in evaluation, in the data set's order.
-        accumulation: micro-batches of an optimizer step.
+        seed: seed of the random order in training; None for evaluation.
+        lengths: (n_clips,), the clips' lengths in any unit; None for no sorting by length.
+        accumulation: micro-batches per optimizer step.
     """
 
     def __init__(
@@ -264,13 +264,13 @@ class BatchSampler:
         self.global_batch = batch_size * accumulation * world_size
 
     def batches(self, epoch: int = 0) -> list[list[int]]:
-        """All micro-batches of an epoch for this process; every process has as many."""
+        """Return this process's micro-batches for an epoch; all processes have the same number."""
         if self.seed is None:
-            # The longest come first: what does not fit into memory shows at once.
+            # Longest clips first, so that an out-of-memory error occurs at once.
             order = np.arange(self.n_clips) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
             batches = _chunks(order, self.batch_size)
             mine = batches[self.rank :: self.world_size]
-            # Under ZeRO-3 all must compute in every round: who has no batch left computes the first one for nothing.
+            # Under ZeRO-3 all processes must compute in every round: one without a batch left recomputes the first.
             return mine if len(mine) == math.ceil(len(batches) / self.world_size) else [*mine, batches[0]]
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.n_clips)
@@ -281,9 +281,9 @@ class BatchSampler:
         return _chunks(order[self.rank :: self.world_size], self.batch_size)
 
     def _grouped(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sort by length within pools of whole steps, and shuffle the steps of each pool.
+        """Sort clips by length within pools of whole optimizer steps, and shuffle the steps of each pool.
 
-        Only the global batch counts here: the order is the same however it is divided into micro-batches.
+        The order depends on the global batch size only, not on how it is divided into micro-batches.
         """
         assert self.lengths is not None
         pool = self.global_batch * math.ceil(POOL / self.global_batch)
@@ -297,7 +297,7 @@ class BatchSampler:
 
     @property
     def n_own(self) -> int:
-        """In evaluation: how many of the batches are this process's to report."""
+        """Return how many batches this process has to report in evaluation (`batches` may append one as padding)."""
         return len(range(self.rank, math.ceil(self.n_clips / self.batch_size), self.world_size))
 
 
@@ -306,24 +306,24 @@ def _chunks(indices: np.ndarray, size: int) -> list[list[int]]:
 
 
 def _leave_signals_to_the_run(_: int) -> None:
-    """A signal to all processes of a job must not end those that load data before the run has finished its step."""
+    """Ignore signals sent to the whole job, so that data workers do not end before the run has finished its step."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # kept for the thread, which sees who sent it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which can see the sender
     threading.Thread(target=_end_with_the_run, daemon=True).start()
 
 
 def _end_with_the_run() -> None:
-    """End on the run's own SIGTERM: a Python that leaves with an error sends it, and waits until it is obeyed."""
+    """End on a SIGTERM from the run itself: Python sends one when it exits with an error, and waits for the worker."""
     run = multiprocessing.parent_process()
     while run and signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
         pass
     os._exit(0)
 
 
-@functools.cache  # said once, not for every split
+@functools.cache  # so that it logs once, not for every split
 def _within_cores(num_workers: int) -> int:
-    """At most as many processes as cores that this one may use; more would wait for each other."""
+    """Limit `num_workers` to the CPU cores available to this process; more workers would compete for them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_workers > cores:
         text = "--num_workers %d: this process may use %d of the CPU cores; at most as many processes load data."
@@ -336,15 +336,15 @@ class ClipLoader:
 
     Args:
         dataset: the clips.
-        sampler: which of them make each batch of this process.
-        num_workers: processes that load, at most one per core; they are started once.
-        pin_memory: of the batches, for the GPU.
+        sampler: chooses the clips of each batch of this process.
+        num_workers: number of loading processes, at most one per core; they are started once.
+        pin_memory: whether to pin batches in memory for faster transfer to the GPU.
     """
 
     def __init__(self, dataset: S2T_Dataset, sampler: BatchSampler, num_workers: int, pin_memory: bool) -> None:
         self.dataset, self.sampler = dataset, sampler
         self.waited = 0.0
-        self._places: list[list[tuple[int, int]]] = []  # what the loader is to fetch next
+        self._places: list[list[tuple[int, int]]] = []  # (epoch, clip index) of each batch to load
         num_workers = _within_cores(num_workers)
         self._loader = DataLoader(
             _Slots(dataset),
@@ -354,17 +354,17 @@ class ClipLoader:
             persistent_workers=num_workers > 0,
             worker_init_fn=_leave_signals_to_the_run,
             pin_memory=pin_memory and torch.cuda.is_available(),
-            generator=torch.Generator(),  # or it would draw from the one that dropout uses, once more after a resume
+            generator=torch.Generator(),  # otherwise it draws from dropout's generator, once more after a resume
         )
 
     def __len__(self) -> int:
-        """Micro-batches of an epoch."""
+        """Return the number of micro-batches in an epoch."""
         return len(self.sampler.batches())
 
     def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[SrcInput, TgtInput]]:
-        """The batches of an epoch, without the `first` ones that an earlier run has done.
+        """Yield the batches of an epoch, without the `first` ones that an earlier run has processed.
 
-        `waited` counts the seconds since the epoch's beginning in which nothing was there to be computed.
+        `waited` accumulates the seconds spent waiting for batches since the epoch began.
         """
         self._places[:] = [[(number, clip) for clip in batch] for batch in self.sampler.batches(number)[first:]]
         self.waited, asked = 0.0, time.monotonic()

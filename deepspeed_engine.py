@@ -1,7 +1,7 @@
-"""DeepSpeed's engine: how it is made, and the whole of what its ZeRO scatters over the processes.
+"""Set up DeepSpeed's engine, and gather and restore what ZeRO shards over the processes.
 
-Weights and the optimizer's state are gathered by name and in fp32. They then depend neither on the number of processes
-nor on the ZeRO stage, so a run can be resumed with others.
+Weights and optimizer state are gathered by name in fp32. They then depend neither on the number of processes nor on
+the ZeRO stage, so both may differ when a run is resumed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from distributed import broadcast, device, is_main, rank, world_size
 
 
 def deepspeed_config(args: argparse.Namespace) -> dict[str, Any]:
-    """Make DeepSpeed's configuration from the command line.
+    """Return DeepSpeed's configuration for the command line.
 
-    Parameters, sums over micro-batches and batch statistics stay in fp32; matrix products run in bf16 or fp16 under
-    autocast, and in that precision the gradients of linear layers travel between processes. (A model cast to bf16 as a
-    whole would keep batch statistics in 8 bits of mantissa on a GPU, and fail on a CPU.)
+    Parameters, accumulated gradients and batch statistics stay in fp32. Matrix products run in bf16 or fp16 under
+    autocast; gradients of linear layers are communicated in that precision. (Casting the whole model to bf16 would keep
+    batch statistics with an 8-bit mantissa on a GPU, and fail on a CPU.)
     """
     zero: dict[str, Any] = {"stage": args.zero_stage}
     if args.offload:
@@ -65,9 +65,9 @@ def start_engine(
 
 
 def _clip_scaled(optimizer: Any, longest: float) -> None:
-    """In fp16, let ZeRO 1 to 3 clip gradients at a norm that is multiplied like the gradients.
+    """With fp16 and ZeRO 1 to 3, multiply the maximum gradient norm by the loss scale.
 
-    DeepSpeed 0.19 clips them before its GradScaler divides: a gradient of norm 1 would be cut to 1 / 65536.
+    DeepSpeed 0.19 clips gradients before its GradScaler unscales them: a norm of 1 would be clipped to 1 / 65536.
     """
     take_step = optimizer.step
 
@@ -79,12 +79,12 @@ def _clip_scaled(optimizer: Any, longest: float) -> None:
 
 
 def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
-    """Let a step do nothing when a gradient is not finite, as the optimizers of ZeRO 1 to 3 do.
+    """Skip steps with non-finite gradients, as the optimizers of ZeRO 1 to 3 do.
 
-    `overflow` is where the engine looks whether the step was taken. All processes have the same gradients by then.
+    The engine reads `overflow` to see whether a step was taken. At that point all processes have the same gradients.
     """
     take_step = optimizer.step
-    seen_by_engine: Any = optimizer  # torch's type knows neither the attribute nor that a step can be replaced
+    seen_by_engine: Any = optimizer  # Any, because torch's type has no `overflow` and a fixed `step`
 
     def step(*arguments: Any, **options: Any) -> Any:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -96,23 +96,23 @@ def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
 
 
 def synchronised_batch_norm(model: nn.Module) -> nn.Module:
-    """On several GPUs, let batch normalisation see the frames of all; elsewhere the model as it is."""
+    """Convert to synchronised batch normalisation on several GPUs; otherwise return the model unchanged."""
     if world_size() > 1 and device().type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
-    """The whole model's weights on the CPU, whatever ZeRO has scattered; all processes must call this.
+    """Gather the whole model's weights on the CPU, at any ZeRO stage; all processes must call this.
 
     Returns:
         The state dict on rank 0 and an empty one elsewhere.
     """
     full: dict[str, torch.Tensor] = {}
-    copies: dict[int, torch.Tensor] = {}  # one copy of what two names share
+    copies: dict[int, torch.Tensor] = {}  # one copy of shared weights
     for name, value in engine.module.state_dict(keep_vars=True).items():
         if id(value) not in copies:
-            # DeepSpeed's own gathering would round to the dtype of autocast.
+            # DeepSpeed's own gathering would round to autocast's dtype.
             whole = _join(value.ds_tensor, value.ds_shape) if hasattr(value, "ds_id") else value
             copies[id(value)] = whole.detach().to("cpu", copy=True) if is_main() else torch.empty(0)
         if is_main():
@@ -121,17 +121,17 @@ def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def _join(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A tensor of which each process holds an equal part, padded at the end."""
+    """Gather a tensor of which each process holds an equal part, padded at the end."""
     parts = [torch.empty_like(part) for _ in range(world_size())]
     dist.all_gather(parts, part.contiguous())
     return torch.cat(parts)[: shape.numel()].view(shape)
 
 
 def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Gather the optimizer's memory of every trained parameter; all processes must go through all of it.
+    """Gather the optimizer state of every trained parameter; all processes must iterate to the end.
 
     Yields:
-        The kind ("exp_avg", ...) and name -> tensor in fp32, on rank 0's CPU; empty dicts elsewhere.
+        The kind ("exp_avg", ...) and {name: fp32 tensor} on rank 0's CPU; empty dicts on other ranks.
     """
     import deepspeed
 
@@ -151,7 +151,7 @@ def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor
 
 
 def optimizer_numbers(engine: Any) -> dict[str, Any]:
-    """What optimizer, schedule and gradient scaler keep beside tensors."""
+    """Return the non-tensor state of optimizer, schedule and gradient scaler."""
     steps = [float(held["step"]) for held in _inner_optimizer(engine).state.values() if "step" in held]
     scaler = _gradient_scaler(engine)
     return {
@@ -162,15 +162,15 @@ def optimizer_numbers(engine: Any) -> dict[str, Any]:
 
 
 def restore_optimizer(engine: Any, numbers: dict[str, Any], kinds: list[str], read: Callable[[str], dict]) -> None:
-    """Put the optimizer back to what the two functions above have given; all processes must call this.
+    """Restore the optimizer from the results of the two functions above; all processes must call this.
 
-    The number of processes and the ZeRO stage may be others than at the time.
+    The number of processes and the ZeRO stage may differ from those at saving.
 
     Args:
-        engine: new, before its first step; the weights are in the model already.
-        numbers: of `optimizer_numbers`.
-        kinds: of `optimizer_tensors`.
-        read: kind -> name -> tensor; called on rank 0 alone.
+        engine: a new engine before its first step, with the weights already loaded.
+        numbers: the result of `optimizer_numbers`.
+        kinds: the kinds yielded by `optimizer_tensors`.
+        read: maps a kind to {name: tensor}; called on rank 0 only.
     """
     _make_room(engine, kinds, numbers["step"])
     for kind in kinds:
@@ -188,10 +188,10 @@ def restore_optimizer(engine: Any, numbers: dict[str, Any], kinds: list[str], re
 
 
 def lower_gradient_scale(engine: Any) -> bool:
-    """After an overflow in fp16: scale the loss by less. (DeepSpeed's ZeRO optimizers return before they do.)
+    """Lower the loss scale after an fp16 overflow, which DeepSpeed's ZeRO optimizers fail to do.
 
     Returns:
-        Whether that may help: False with other dtypes, and when the scale is at its end.
+        Whether this may help: False for other dtypes and for a scale below 1.
     """
     scaler = _gradient_scaler(engine)
     if scaler is None:
@@ -202,7 +202,7 @@ def lower_gradient_scale(engine: Any) -> bool:
 
 
 def _make_room(engine: Any, kinds: list[str], step: float | None) -> None:
-    """Give the optimizer what it would make in its first step."""
+    """Allocate the state that the optimizer would allocate in its first step."""
     inner, stage = _inner_optimizer(engine), engine.zero_optimization_stage()
     if stage == 0:
         held = [parameter for _, parameter in _trained(engine)]
@@ -213,14 +213,14 @@ def _make_room(engine: Any, kinds: list[str], step: float | None) -> None:
     for flat in held:
         inner.state[flat] = {kind: torch.zeros_like(flat) for kind in kinds}
         if step is not None:
-            inner.state[flat]["step"] = torch.tensor(step, device=flat.device)  # a fused optimizer wants it there
+            inner.state[flat]["step"] = torch.tensor(step, device=flat.device)  # on the device, for a fused optimizer
     _link(engine)
 
 
 def _link(engine: Any) -> None:
-    """Let DeepSpeed find each parameter's part of the flat tensors.
+    """Link each parameter to its part of DeepSpeed's flat state tensors.
 
-    Its ZeRO 1 and 2 do so themselves, but after the first group of parameters has stepped, and never for the others.
+    ZeRO 1 and 2 link them only after the first parameter group has stepped, and never for the other groups.
     """
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._hp_optimizer_states_linked = False
@@ -233,7 +233,7 @@ def _set_memory(engine: Any, parameter: Any, kind: str, value: torch.Tensor) -> 
     stage = engine.zero_optimization_stage()
     if stage == 0:
         engine.optimizer.state[parameter][kind].copy_(value)
-    elif stage == 3:  # the whole tensor cannot be set where it does not divide among the processes
+    elif stage == 3:  # setting the whole tensor fails if its size is not a multiple of the number of processes
         own = torch.zeros_like(parameter.ds_tensor)
         part = value.flatten()[own.numel() * rank() : own.numel() * (rank() + 1)]
         own[: len(part)] = part
@@ -255,5 +255,5 @@ def _is_memory(value: Any) -> bool:
 
 
 def _gradient_scaler(engine: Any) -> Any:
-    """Of fp16; None with other dtypes."""
+    """Return the fp16 GradScaler, or None for other dtypes."""
     return getattr(engine.optimizer, "torch_autocast_gradscaler", None) or engine.torch_autocast_z0_gradscaler

@@ -1,10 +1,10 @@
-"""A page to try a model on: drop a clip, watch the skeleton with its texts and the gate, read the sentence.
+"""Demo page for a model: drop a clip, watch its skeleton with texts and gate, and read the sentence.
 
-The page is served to this computer alone, by Python's own http.server; its files lie in `static`. Other web pages
-cannot use it: every request must name this server as its host, and one that translates must come from its own page. A
-file that is dropped is written to a temporary folder to be read, and removed at once.
+Python's http.server serves the page to this computer only; its files are in `static`. Other web pages cannot use it:
+every request must name this server as its host, and translation requests must come from its own page. Dropped files
+are written to a temporary folder and removed after reading.
 
-Letters: T sampled frames.
+Shapes: T sampled frames.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FILES = {
     "/demo.js": ("demo.js", "text/javascript"),
     "/skeleton_player.js": ("skeleton_player.js", "text/javascript"),
 }
-SECONDS = 30  # that a browser may keep the server waiting
+SECONDS = 30  # maximum seconds to wait for a browser
 N_BEST = 3
 EXAMPLES = """examples:
   python demo_page.py --checkpoint output_multimodal/best_checkpoint.pth
@@ -51,7 +51,7 @@ Open the address that is printed, in a browser on this computer. Ctrl-C ends it.
 
 
 def get_args_parser() -> Parser:
-    """Build the command line."""
+    """Build the argument parser."""
     parser = Parser(
         prog="demo_page.py",
         description="Serve a page on which a model can be tried, to this computer alone.",
@@ -73,7 +73,7 @@ def get_args_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line and refuse what cannot be, before anything heavy is imported."""
+    """Parse the command line and reject invalid values, before any slow import."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
@@ -87,14 +87,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Question:
-    """What the page says about the file that it sends.
+    """The page's request for a file.
 
     Attributes:
-        name: of the file.
-        texts: where descriptions come from: "rules", "file" or "none".
-        content: of the description file, with "file".
-        aspect: width of the original images / their height; a video says its own.
-        person: where frames show several people.
+        name: the file's name.
+        texts: source of the descriptions: "rules", "file" or "none".
+        content: the description file's content, for "file".
+        aspect: width / height of the original images; ignored for videos.
+        person: index of the person, if frames show several people.
     """
 
     name: str
@@ -104,10 +104,10 @@ class Question:
     person: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what the page never sends.
+        """Validate the values.
 
         Raises:
-            ValueError: a value that cannot be.
+            ValueError: a value that the page never sends.
         """
         if not (isinstance(self.name, str) and isinstance(self.content, str)):
             raise ValueError("the request's texts are no texts.")
@@ -120,10 +120,10 @@ class Question:
 
     @classmethod
     def of(cls, body: bytes) -> tuple[Question, bytes]:
-        """Take a request apart: a line of JSON, then the file.
+        """Split a request into a line of JSON and the file.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the request is invalid.
         """
         line, _, file = body.partition(b"\n")
         try:
@@ -136,20 +136,20 @@ class Question:
 
 
 class Demo:
-    """Answers what the page asks.
+    """Answers the page's requests.
 
     Args:
-        translator: with its model.
-        extractor: finds the poses in videos; without it videos are refused.
+        translator: the translator with its model.
+        extractor: extracts poses from videos; without it videos are refused.
         no_extractor: why there is none.
     """
 
     def __init__(self, translator: Translator, extractor: Extractor | None = None, no_extractor: str = "") -> None:
         self.translator, self.extractor, self.no_extractor = translator, extractor, no_extractor
-        self.busy = threading.Lock()  # one clip is computed at a time
+        self.busy = threading.Lock()  # one clip is processed at a time
 
     def facts(self, checkpoint: str, max_bytes: int) -> dict[str, Any]:
-        """What the page says about model and server."""
+        """Return the facts about model and server for the page."""
         config = self.translator.model.config
         return {
             "checkpoint": Path(checkpoint).name,
@@ -164,10 +164,10 @@ class Demo:
         """Translate a file.
 
         Returns:
-            The clip as the page shows it, T frames, and its sentences with and without descriptions.
+            The clip's data for the page, T frames, and its sentences with and without descriptions.
 
         Raises:
-            ValueError: the file cannot be used; the text names it as the user does.
+            ValueError: the file is unusable; the message uses the user's name for it.
         """
         from pictures import picture_points, player_data
         from temporal_alignment import sample_frames
@@ -192,7 +192,7 @@ class Demo:
         }
 
     def _pose(self, path: Path, question: Question) -> tuple[Pose, float, float]:
-        """A file's pose, the aspect of its pictures, and how many there are in a second; 0 where that is not known."""
+        """Return a file's pose, the aspect ratio of its images, and the frames per second (0 if unknown)."""
         from translator import load_pose
         from video import read_facts
 
@@ -204,7 +204,7 @@ class Demo:
         return load_pose(path, question.person, self.extractor), facts.width / facts.height, round(facts.fps, 3)
 
     def _texts(self, question: Question, path: Path, pose: Pose, aspect: float) -> Mapping[int, str] | None:
-        """A clip's descriptions; None where none are wanted or the model takes none."""
+        """Return a clip's descriptions; None if not requested or not supported by the model."""
         from pose_sentences import describe_pose
         from translator import load_descriptions
 
@@ -217,7 +217,7 @@ class Demo:
         return describe_pose(pose, language, aspect)
 
     def _sentences(self, pose: Pose, texts: Mapping[int, str] | None) -> dict[str, Any]:
-        """Sentences with and without descriptions; with them, also each frame's text and gate."""
+        """Return sentences with and without descriptions, and each frame's text and gate."""
         translator = self.translator
         samples = [translator.sample(pose), *([] if texts is None else [translator.sample(pose, texts)])]
         explained = translator.explain(samples, N_BEST)
@@ -233,14 +233,14 @@ class Demo:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; only the page's files, its facts and its question are known."""
+    """Handles one request: for the page's files, the facts, or a translation."""
 
     server: Server
     timeout = SECONDS
     server_version, sys_version = "demo_page", ""
 
     def do_GET(self) -> None:
-        """Send a file of the page, or the facts."""
+        """Send one of the page's files, or the facts."""
         if not self._is_for_us():
             return
         if self.path == "/facts":
@@ -252,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "nothing is here.")
 
     def do_POST(self) -> None:
-        """Answer a question."""
+        """Answer a translation request."""
         if not self._is_for_us():
             return
         length = self.headers.get("Content-Length", "")
@@ -266,13 +266,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             try:
                 self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(self.rfile.read(int(length)))))
-            except (ValueError, FileNotFoundError) as error:  # a text encoder may have moved away
+            except (ValueError, FileNotFoundError) as error:  # the text encoder's folder may have been moved
                 self._refuse(HTTPStatus.BAD_REQUEST, " ".join(str(error).split()))
             except TimeoutError:
                 self.close_connection = True
 
     def _is_for_us(self) -> bool:
-        """Refuse a request for another host: a foreign name that was made to point here."""
+        """Refuse requests with another host name, as in DNS rebinding attacks."""
         if self.headers.get("Host") in self.server.hosts:
             return True
         self._refuse(HTTPStatus.FORBIDDEN, "this server answers to its own address alone.")
@@ -305,23 +305,23 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the name is http.server's
-        """Say nothing: the page shows what went wrong."""
+        """Log nothing: the page shows errors."""
 
 
 class Server(ThreadingHTTPServer):
     """The page's server.
 
     Args:
-        port: 0 for one that is free.
-        demo: what answers.
-        checkpoint: of its model.
-        max_bytes: of a request.
+        port: the port; 0 for any free one.
+        demo: answers the requests.
+        checkpoint: path of the model's checkpoint.
+        max_bytes: maximum size of a request.
 
     Raises:
-        ValueError: the port is taken or not to be had.
+        ValueError: the port is in use or not available.
     """
 
-    daemon_threads = True  # one that waits for a browser must not keep the program from ending
+    daemon_threads = True  # a thread that waits for a browser must not keep the program running
 
     def __init__(self, port: int, demo: Demo, checkpoint: str, max_bytes: int) -> None:
         try:
@@ -330,26 +330,26 @@ class Server(ThreadingHTTPServer):
             cause = "is in use, perhaps by another demo_page.py" if error.errno == errno.EADDRINUSE else error.strerror
             raise ValueError(f"--port {port}: {cause}. Give another one; 0 takes any that is free.") from None
         self.demo, self.facts = demo, demo.facts(checkpoint, max_bytes)
-        ending = "" if self.server_port == 80 else f":{self.server_port}"  # browsers leave the usual one out
+        ending = "" if self.server_port == 80 else f":{self.server_port}"  # browsers omit the default port
         self.hosts = {f"{name}{ending}" for name in (HOST, "localhost")}
 
     def server_bind(self) -> None:
-        """Bind without asking for the host's full name, which can take long without a network."""
+        """Bind without looking up the host's full name, which can be slow without a network."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()[:2]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Leave out browsers that went away; anything else is a fault, and its origin is shown."""
+        """Ignore closed connections; print a traceback for other errors."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
 def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
-    """What finds poses in videos, or why there is nothing: the page works without."""
+    """Load the pose extractor, or return why it is not available: the page works without one."""
     from pose_extraction import load_extractor
 
     try:
-        device = "cpu" if args.device == "cpu" else ""  # a GPU for mT5 need not be one that onnxruntime can use
+        device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU
         return load_extractor(args.extractor, args.models, device), ""
     except (ValueError, FileNotFoundError) as error:
         return None, str(error)
@@ -377,7 +377,7 @@ def main(args: argparse.Namespace) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             sys.stdout.write("\nended\n")
-        with demo.busy:  # what is being computed is not torn apart
+        with demo.busy:  # let a running translation finish
             pass
 
 

@@ -1,8 +1,8 @@
-"""Descriptions for every clip: from keypoints by rules, from a vision-language model, and an audit of what is there.
+"""Generate descriptions of clips by rules from keypoints or by a vision-language model, and audit existing ones.
 
 python describe.py                                       by rules, offline
 python describe.py --endpoint URL --model NAME           by a model
-python describe.py audit DIR                             look at description files
+python describe.py audit DIR                             audit description files
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pages import element, page
 
 logger = logging.getLogger("describe")
 
-BATCH = 32  # clips that are described at once
-PREVIEWED = 5  # clips of a page
+BATCH = 32  # clips per batch
+PREVIEWED = 5  # clips on a preview page by default
 EXAMPLES = """examples:
   python describe.py                                     every clip of CSL-Daily that has no file yet, in Chinese
   python describe.py --root sample --out sample/rules    the sample corpus, into another folder
@@ -42,7 +42,7 @@ Exit status: 0 when all is described, 1 when something is left."""
 
 
 def get_args_parser() -> Parser:
-    """Build the command line, without `audit`, which has its own."""
+    """Build the argument parser; `audit` has its own."""
     parser = Parser(
         prog="describe.py",
         description="Describe the frames of clips: by rules on their keypoints, or by a vision-language model.",
@@ -92,7 +92,7 @@ def get_args_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line and refuse what cannot be."""
+    """Parse the command line and reject invalid combinations."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     wrong = {
@@ -118,17 +118,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def dataset_spec(args: argparse.Namespace) -> config.DatasetSpec:
-    """The data set of the command line, with its paths resolved."""
+    """Return the data set of the command line, with its paths resolved."""
     spec = config.dataset_of(args)
     return spec.under(args.root)
 
 
 def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
-    """All clips of the command line, and the language to describe them in.
+    """Return the clips of the command line, and the language for their descriptions.
 
     Raises:
-        FileNotFoundError: labels, poses or folders are not there.
-        ValueError: a name that no clip has.
+        FileNotFoundError: labels, poses or folders do not exist.
+        ValueError: --clips names an unknown clip, or there is no output folder.
     """
     if args.poses:
         clips, language = _clips_in_folder(args), args.language or "zh"
@@ -161,7 +161,7 @@ def _clips_in_folder(args: argparse.Namespace) -> list[Clip]:
 
 
 def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
-    """The splits to describe, without a dev that is the test split under another name."""
+    """Return the splits to describe, each folder once (dev may be the test split under another name)."""
     there = [split for split in args.splits if split in spec.labels]
     if not there:
         raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)} alone.")
@@ -171,7 +171,7 @@ def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
 def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
     from datasets import S2T_Dataset
 
-    dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)  # each one missing is named later
+    dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)  # missing poses are reported later
     folder = Path(out or spec.description_dir) / spec.folder(split)
     return [
         Clip(
@@ -188,26 +188,26 @@ def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
 
 
 class Written(NamedTuple):
-    """What became of some clips: counts, and a line for each that failed."""
+    """The result for a batch of clips: counts, and a line for each failure."""
 
     counts: Counter
     faults: list[str]
 
 
 def made_by_rules(language: str, aspect: float) -> str:
-    """The maker's name that rule-made texts carry: it changes when the rules change."""
+    """Return the maker's name for texts made by rules; it changes with the rules."""
     from pose_sentences import VERSION
 
     return f"rules {VERSION} {language}" + (f" aspect {aspect:g}" if aspect != 1 else "")
 
 
 def by_rules(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
-    """Describe clips from their keypoints; returns the exit status."""
+    """Describe clips from their keypoints; return the exit status."""
     maker = made_by_rules(language, args.aspect)
     todo, others = [], Counter[str]()
     for clip in progress(clips, "looking for files"):
         there = makers(clip.out)
-        if not there:  # no file, or nothing in it, or a damaged one, which is set aside before a new one is written
+        if not there:  # missing, empty or damaged; a damaged file is renamed before a new one is written
             todo.append(clip)
         elif there <= {maker}:
             others["made by these rules"] += 1
@@ -263,7 +263,7 @@ def _is_damaged(path: Path) -> bool:
 
 
 def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
-    """Write a page that shows frames beside what the rules say of them."""
+    """Write a page that shows frames next to their rule-based descriptions."""
     from pictures import draw_pose, encode, picture_box
     from pose import read_pose
     from pose_sentences import stretches
@@ -288,7 +288,7 @@ def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Describe, or audit; returns the exit status."""
+    """Describe or audit; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["audit"]:
         import description_audit

@@ -1,7 +1,7 @@
-"""Descriptions by a vision-language model: which frames it is shown, and where its answers go.
+"""Descriptions by a vision-language model: choose the frames to show, and store the answers.
 
-One call describes a segment of a clip; its text stands at the segment's first and last frame. Each answer is written as
-soon as it is there, so the files themselves say what is done, and a later run asks for the rest.
+One request describes a segment of a clip; its text is stored at the segment's first and last frame. Answers are
+written as they arrive, so the files record the progress, and a later run requests only the rest.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PROMPTS = Path(__file__).parent / "description" / "prompts"
 
 
 class Segment(NamedTuple):
-    """Frames of a clip that one call describes, counted from the clip's start."""
+    """The frames of a clip that one request describes, counted from the clip's start."""
 
     first: int
     last: int
 
     def shown(self, pictures: int) -> list[int]:
-        """The frames that the model sees, evenly spaced.
+        """Return the evenly spaced frames that the model is shown.
 
         >>> Segment(16, 31).shown(4), Segment(7, 7).shown(4)
         ([16, 21, 26, 31], [7])
@@ -49,7 +49,7 @@ class Segment(NamedTuple):
 
 
 def segments(n_frames: int, length: int) -> list[Segment]:
-    """Cut a clip into calls.
+    """Divide a clip into segments.
 
     >>> segments(40, 16)
     [Segment(first=0, last=15), Segment(first=16, last=31), Segment(first=32, last=39)]
@@ -58,7 +58,7 @@ def segments(n_frames: int, length: int) -> list[Segment]:
 
 
 class GrowingFile:
-    """A clip's file that takes texts one by one; the first change of somebody else's file keeps a copy of it."""
+    """A clip's file to which texts are added; a file of another maker is copied before the first change."""
 
     def __init__(self, clip: Clip, maker: str) -> None:
         self.path, self.maker = clip.out, maker
@@ -72,7 +72,7 @@ class GrowingFile:
         self.foreign = not (self.texts and self.made_by.keys() >= self.texts.keys())
 
     def add(self, frames: tuple[int, ...], text: str) -> None:
-        """Store a text at those of the frames that have none."""
+        """Store a text at the given frames that have none yet."""
         if self.foreign:
             original = self.path.with_name(f"{self.path.name}.original")
             if not original.exists():
@@ -86,7 +86,7 @@ class GrowingFile:
 
 @dataclass
 class Call:
-    """One question: what a segment's frames show. Its frame numbers are those of the original recording."""
+    """One request about a segment; `frames` are numbers in the original recording."""
 
     clip: Clip
     file: GrowingFile
@@ -96,7 +96,7 @@ class Call:
 
 @dataclass
 class Outcome:
-    """What a run did."""
+    """The results of a run."""
 
     stored: int = 0
     failures: list[dict] = field(default_factory=list)
@@ -107,11 +107,11 @@ class Outcome:
 
 
 def by_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
-    """Describe clips with a vision-language model; returns the exit status.
+    """Describe clips with a vision-language model; return the exit status.
 
     Raises:
-        FileNotFoundError: no prompt, or no folder of videos.
-        ValueError: an address that is none, or a package that is missing.
+        FileNotFoundError: the prompt or the folder of videos does not exist.
+        ValueError: the address is invalid, a package is missing, or the endpoint refuses all requests.
     """
     require_packages("--endpoint", "PIL", *(["av"] if args.images == "video" else []))
     prompt_file = Path(args.prompt) if args.prompt else PROMPTS / f"{language}.txt"
@@ -139,7 +139,7 @@ def by_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
 
 
 def calls_to_make(args: argparse.Namespace, clips: Iterator[Clip], maker: str, outcome: Outcome) -> Iterator[Call]:
-    """Yield the questions about segments that have no text yet, with their pictures."""
+    """Yield the requests, with images, for segments that have no text yet."""
     for clip in clips:
         try:
             pose = read_pose(clip.pose)
@@ -159,7 +159,7 @@ def calls_to_make(args: argparse.Namespace, clips: Iterator[Clip], maker: str, o
 
 
 def _pictures(args: argparse.Namespace, clip: Clip, pose: Pose, todo: list[Segment]) -> dict[int, tuple[str, bytes]]:
-    """(media type, content) of each frame that is to be shown, by its place in the clip."""
+    """Return {frame within the clip: (media type, content)} for all frames to show."""
     frames = sorted({frame for segment in todo for frame in segment.shown(args.pictures)})
     if args.images == "skeleton":
         box = picture_box(pose)
@@ -173,10 +173,10 @@ def _pictures(args: argparse.Namespace, clip: Clip, pose: Pose, todo: list[Segme
 
 
 def ask_all(calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome) -> None:
-    """Make calls, some at a time; answers are stored by this thread alone.
+    """Send requests concurrently; only this thread stores answers.
 
     Raises:
-        ValueError: the endpoint answers none of them.
+        ValueError: no request to this endpoint can succeed.
     """
     running: dict[Future[str], Call] = {}
     hopeless = ""
@@ -207,13 +207,13 @@ def ask_all(calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int,
 
 
 def report(client: VlmClient, outcome: Outcome, failures: Path, whole: bool) -> None:
-    """Say what was done, and list what failed in a file; the next run asks for it again.
+    """Log the results, and list failures in a file; the next run tries them again.
 
     Args:
-        client: what was used.
-        outcome: what came of it.
-        failures: the list; an older one goes when a `whole` run found nothing to put there.
-        whole: whether all clips were asked about.
+        client: the client, for its usage.
+        outcome: the results.
+        failures: the file for failures; it is deleted if a complete run (`whole`) has none.
+        whole: whether the run covered all clips.
     """
     usage = client.usage
     cost = usage.cost(client.limits)

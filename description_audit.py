@@ -1,4 +1,4 @@
-"""A look at description files: how much they cover, and what is wrong with them; and a cleaned copy of them.
+"""Audit description files: their coverage and faults; optionally write a cleaned copy.
 
 python describe.py audit DIR [--html FILE] [--repair OTHER_DIR]
 """
@@ -26,10 +26,10 @@ from temporal_alignment import DescriptionCounts, DescriptionLoader
 
 logger = logging.getLogger(__name__)
 
-MANY_FRAMES, MOST = 8, 0.5  # one text at so many frames of a clip, and at such a share of them, is suspect
-NEED_CLIPS = ("files_missing", "pose_unreadable", "out_of_range")  # faults that only show where the clips are known
+MANY_FRAMES, MOST = 8, 0.5  # suspicious: one text on at least so many frames and more than this fraction of them
+NEED_CLIPS = ("files_missing", "pose_unreadable", "out_of_range")  # need known clips
 UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name the clips and their poses."
-SHOWN = 10  # frequent texts of a split, and of each kind of fault the files that the page lists
+SHOWN = 10  # number of frequent texts per split, and of files per fault, on the page
 
 EXAMPLES = """examples:
   python describe.py audit description/CSL-Daily/split_data
@@ -41,7 +41,7 @@ a clip's end cannot be known. Exit status: 0, also when faults are found; 1 when
 
 
 class Job(NamedTuple):
-    """A file to look at: its folder, the clip, and where its pose is, if that is known."""
+    """A file to audit: its folder, the clip, and the path of its pose, if known."""
 
     folder: Path
     name: str
@@ -50,20 +50,20 @@ class Job(NamedTuple):
 
 @dataclass
 class FileReport:
-    """What one clip's file holds."""
+    """The findings for one clip's file."""
 
     name: str
     counts: DescriptionCounts
-    n_frames: int | None = None  # of the clip
+    n_frames: int | None = None  # of the clip; None if unknown
     damage: str = ""  # why it cannot be read
-    pose_damage: str = ""  # why its clip's pose cannot be
+    pose_damage: str = ""  # why the clip's pose cannot be read
     lengths: list[int] = field(default_factory=list)  # of the valid texts, in characters
     languages: Counter = field(default_factory=Counter)
-    texts: Counter = field(default_factory=Counter)  # text -> frames it stands at
+    texts: Counter = field(default_factory=Counter)  # text -> number of frames with it
     made_by: Counter = field(default_factory=Counter)
 
     def faults(self) -> list[str]:
-        """Names of what is wrong with the file, as in `FAULTS`."""
+        """Return the names of the file's faults, as in `FAULTS`."""
         found = [name for name in FAULTS if getattr(self.counts, name, 0)]
         if self.pose_damage:
             found.append("pose_unreadable")
@@ -94,39 +94,39 @@ FAULTS = {
 
 @dataclass
 class SplitReport:
-    """What the files of one split hold together."""
+    """The findings for all files of one split."""
 
     name: str
     files: list[FileReport]
     knows_clips: bool  # whether the clips and their lengths are known
 
     def count(self, fault: str) -> int:
-        """How often a fault occurs: entries, or files."""
+        """Return how often a fault occurs, in entries or files."""
         total = self.totals()
         if hasattr(total, fault):
             return getattr(total, fault)
         return sum(fault in report.faults() for report in self.files)
 
     def totals(self) -> DescriptionCounts:
-        """The loader's counts of all files."""
+        """Return the sum of the loader's counts over all files."""
         total = DescriptionCounts()
         for report in self.files:
             total += report.counts
         return total
 
     def measured(self) -> list[tuple[int, int]]:
-        """Frames, and described frames, of each clip whose length is known."""
+        """Return (frames, described frames) of each clip of known length."""
         return [(report.n_frames, report.counts.frames) for report in self.files if report.n_frames is not None]
 
     def coverage(self) -> str:
-        """The share of described frames; of how many clips, where not all have a known length."""
+        """Return the percentage of described frames, with the number of clips if not all lengths are known."""
         lengths = self.measured()
         n_frames, described = map(sum, zip(*lengths, strict=True)) if lengths else (0, 0)
         share = f"{100 * described / n_frames:.1f} %" if n_frames else "?"
         return share if len(lengths) in (0, len(self.files)) else f"{share} of {len(lengths)} clips"
 
     def row(self) -> dict[str, str]:
-        """The split's row of the table."""
+        """Return the split's values in the table."""
         total = self.totals()
         lengths = sorted(length for report in self.files for length in report.lengths)
         languages = sum((report.languages for report in self.files), Counter())
@@ -156,7 +156,7 @@ class SplitReport:
 
 
 def language_of(text: str) -> str:
-    """Tell Chinese from English by the letters.
+    """Classify a text as Chinese or English by its letters.
 
     >>> language_of("右手在胸前。"), language_of("Right hand."), language_of("右手 index finger"), language_of("12")
     ('zh', 'en', 'mixed', 'other')
@@ -164,13 +164,13 @@ def language_of(text: str) -> str:
     chinese, latin = len(re.findall("[\u4e00-\u9fff]", text)), len(re.findall("[A-Za-z]", text))
     if not chinese + latin:
         return "other"
-    # A Chinese character says about as much as three letters do.
+    # One Chinese character counts as three letters.
     share = 3 * chinese / (3 * chinese + latin)
     return "zh" if share > 0.8 else "en" if share < 0.2 else "mixed"
 
 
 def examine(job: Job) -> FileReport:
-    """Look at one file."""
+    """Audit one file."""
     n_frames, damage = None, ""
     frames = None
     if job.pose is not None:
@@ -197,7 +197,7 @@ def examine(job: Job) -> FileReport:
 
 
 def damage_of(path: Path) -> str:
-    """Why a file cannot be read."""
+    """Return why a file cannot be read."""
     try:
         data = path.read_bytes()
         if not data.strip():
@@ -212,10 +212,10 @@ def damage_of(path: Path) -> str:
 
 
 def find_jobs(args: argparse.Namespace) -> dict[str, list[Job]]:
-    """Split -> files to look at; "" where the folder has no splits.
+    """Return split -> files to audit; the key is "" if the folder has no splits.
 
     Raises:
-        FileNotFoundError: no such folder, or no file in it.
+        FileNotFoundError: the folder does not exist or is empty.
     """
     folder = Path(args.folder)
     if not folder.is_dir():
@@ -251,7 +251,7 @@ def find_jobs(args: argparse.Namespace) -> dict[str, list[Job]]:
 
 
 def table(splits: Sequence[SplitReport]) -> str:
-    """The rows of all splits as text, one line per property."""
+    """Format all splits as a text table, one line per property."""
     rows = [split.row() for split in splits]
     width = max(map(len, rows[0]))
     columns = [max(len(split.name or "all"), *map(len, row.values())) for split, row in zip(splits, rows, strict=True)]
@@ -264,7 +264,7 @@ def table(splits: Sequence[SplitReport]) -> str:
 
 
 def page_of(folder: str, splits: Sequence[SplitReport]) -> str:
-    """One HTML page of it all."""
+    """Return an HTML page with all findings."""
     rows = [split.row() for split in splits]
     bad = set(FAULTS.values())
     lines = [element("tr", element("th"), [element("th", split.name or "all", scope="col") for split in splits])]
@@ -324,7 +324,7 @@ def _list(title: str, lines: Iterable[str]) -> Html:
 
 
 def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: Path) -> int:
-    """Write the valid texts of every file that has some to another folder; returns how many files that makes."""
+    """Write the valid texts of every file to another folder; return the number of files written."""
     written = 0
     for split in reports:
         for job, report in zip(jobs[split.name], split.files, strict=True):
@@ -342,7 +342,7 @@ def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: P
 
 
 def main(argv: Sequence[str]) -> int:
-    """Look at a folder of descriptions; returns the exit status."""
+    """Audit a folder of descriptions; return the exit status."""
     parser = Parser(
         prog="describe.py audit",
         description="Say what a folder of descriptions covers and what is wrong with it.",

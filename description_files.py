@@ -1,8 +1,8 @@
-"""Description files on disk: writing them whole or not at all, and who wrote what is there.
+"""Description files: atomic writing, and who made each text.
 
-A file is the usual array, with the maker of each text beside it, which readers that do not know the key skip:
-`[{"filename": "000012.jpg", "description": "...", "made_by": "rules 1a2b3c4d zh"}, ...]`. Numbers are those of the
-original frames.
+A file is the usual array, plus each text's maker, a key that other readers ignore:
+`[{"filename": "000012.jpg", "description": "...", "made_by": "rules 1a2b3c4d zh"}, ...]`. Frame numbers refer to the
+original recording.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from disk import write_text
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip to be described: where its pose and its video are and where its file goes."""
+    """A clip to describe, with the paths of its pose, its video and its description file."""
 
     name: str
     pose: Path
@@ -32,7 +32,7 @@ def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapp
     Args:
         path: the file.
         texts: {frame number: text}.
-        made_by: {frame number: maker}, where known.
+        made_by: {frame number: maker}, for known makers only.
     """
     entries = [
         {"filename": f"{frame:06d}.jpg", "description": text}
@@ -47,7 +47,7 @@ def read_entries(path: str | Path) -> Any:
     """Read a file's JSON; None if it cannot be read.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
     """
     try:
         return json.loads(Path(path).read_bytes())
@@ -58,7 +58,7 @@ def read_entries(path: str | Path) -> Any:
 
 
 def makers(path: str | Path) -> set[str] | None:
-    """Who made a file's texts, "" for an unknown maker; None if there is no file or it cannot be read."""
+    """Return the makers of a file's texts, "" for an unknown one; None if the file is missing or unreadable."""
     try:
         entries = read_entries(path)
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def makers(path: str | Path) -> set[str] | None:
 
 
 def makers_by_frame(path: str | Path) -> dict[int, str]:
-    """Who made each text of a file, where it says so: {frame number: maker}."""
+    """Return {frame number: maker} for the texts whose maker is known."""
     entries = read_entries(path)
     found = {}
     for entry in entries if isinstance(entries, list) else []:

@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a full disk or a power cut leaves them whole or absent."""
+"""Atomic file writes: after a kill, a full disk or a power cut, a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED = "unfinished"  # in the name of what is not whole yet
+UNFINISHED = "unfinished"  # part of the name of unfinished files and folders
 
 
 class _Hashing:
-    """A file that takes the sum of what is written, and remembers why a write failed."""
+    """A file wrapper that hashes what is written and remembers a write error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sum = file, hashlib.sha256()
@@ -44,18 +44,18 @@ class _Hashing:
 
 
 def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool = True) -> str:
-    """Write a file under another name, and give it its own when all of it is on the disk.
+    """Write a file under a temporary name and rename it when it is complete.
 
     Args:
-        path: the file; an older one stays as it is until the new one takes its place.
-        write: is given the open file.
-        sync: wait for the disk. Not for thousands of small files that can be made again after a power cut.
+        path: the file; an older one stays in place until it is replaced.
+        write: called with the open file.
+        sync: wait for the disk; turn it off for thousands of small files that can be recreated after a power cut.
 
     Returns:
         The content's SHA-256.
 
     Raises:
-        OSError: it cannot be written; nothing is left of it.
+        OSError: the file cannot be written; the temporary file is removed.
     """
     unfinished, raw = _open_unfinished(path)
     with raw:
@@ -63,7 +63,7 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
             file = _Hashing(raw)
             try:
                 write(file)
-            except RuntimeError:  # torch hides what the file said
+            except RuntimeError:  # torch hides the file's error
                 raise file.error or RuntimeError from None
             raw.flush()
             if sync:
@@ -79,10 +79,10 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
 
 
 def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
-    """Open what is to become a file, under a name that no other process writes to.
+    """Open a temporary file that no other process is writing.
 
-    The name is the same after a kill, so what that left is used up. Only who finds another process at it takes a name
-    of its own.
+    Its name is fixed, so that the leftover of a killed process is reused; if another process holds it, a unique name is
+    used.
     """
     unfinished = Path(f"{path}.{UNFINISHED}")
     raw = open(unfinished, "ab")  # noqa: SIM115 - it is handed on
@@ -91,9 +91,9 @@ def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
         if os.path.samestat(os.fstat(raw.fileno()), unfinished.stat()):
             raw.truncate(0)
             return unfinished, raw
-    except (BlockingIOError, FileNotFoundError):  # the other one is at work, or has just ended
+    except (BlockingIOError, FileNotFoundError):  # another process is writing, or has just finished
         pass
-    except OSError:  # a file system without locks: all take names of their own there, and this one is nobody's
+    except OSError:  # no locks on this file system: use unique names, and remove this file
         with contextlib.suppress(OSError):
             unfinished.unlink()
     raw.close()
@@ -102,26 +102,26 @@ def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
 
 
 def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
-    """Write a text file as `write_whole` does, in a folder that is made if need be."""
+    """Write a UTF-8 text file with `write_whole`, creating its folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return write_whole(path, lambda file: file.write(text.encode("utf-8")), sync=sync)
 
 
 def sync_file(path: str | Path) -> None:
-    """Bring to the disk what a library has written by its name."""
+    """Flush a file to disk that a library has written by name."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def require_room(path: str | Path, n_bytes: int) -> None:
-    """Refuse to begin what the disk has no room for.
+    """Check that there is enough disk space.
 
     Args:
-        path: to be written; what it replaces does not count, for it goes when the new is whole.
-        n_bytes: needed.
+        path: the path to write. A file it replaces does not free space, since it is removed last.
+        n_bytes: bytes needed.
 
     Raises:
-        ValueError: there is less.
+        ValueError: there is less space.
     """
     free = shutil.disk_usage(_folder_of(path)).free
     if free < n_bytes:
@@ -129,7 +129,7 @@ def require_room(path: str | Path, n_bytes: int) -> None:
 
 
 def _folder_of(path: str | Path) -> Path:
-    """The folder that exists already and that a path lies or will lie in."""
+    """Return the closest existing folder that contains a path."""
     place = Path(path).absolute()
     while not place.is_dir() and place != place.parent:
         place = place.parent
@@ -137,7 +137,7 @@ def _folder_of(path: str | Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names of a folder to the disk; a file's content alone would not survive a power cut."""
+    """Flush a folder's entries to disk; without them a new file would not survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -146,13 +146,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file."""
+    """Return a file's SHA-256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_sizes(paths: Iterable[Path]) -> np.ndarray:
-    """Bytes of each file, 0 where there is none."""
+    """Return the size of each file in bytes, 0 if it is missing."""
     return np.array([_file_size(path) for path in paths])
 
 
@@ -166,7 +166,7 @@ def _file_size(path: Path) -> int:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under another name; at the end of the block it gets its own, or nothing is left of it."""
+    """Fill a folder under a temporary name; it is renamed at the end of the block, or removed after an error."""
     unfinished = folder.with_name(f"{UNFINISHED}_{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -182,7 +182,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a kill leaves it whole or under a name that says it is not."""
+    """Remove a folder after renaming it, so that a kill never leaves a partial folder under its name."""
     if folder.is_dir():
         going = folder.with_name(f"{UNFINISHED}_removal_{folder.name}")
         shutil.rmtree(going, ignore_errors=True)
@@ -191,7 +191,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def explain(error: OSError, path: str | Path) -> str:
-    """One line that says what could not be written, why, and how much room there is."""
+    """Return one line: what could not be written, why, and how much space is free."""
     place = _folder_of(path)
     try:
         room = f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free there"
@@ -201,7 +201,7 @@ def explain(error: OSError, path: str | Path) -> str:
 
 
 class Lines:
-    """A file of JSON lines that grows with the run. What a full disk does not take is written with the next line."""
+    """A growing file of JSON lines. Lines that cannot be written, e.g. on a full disk, are retried with the next."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -215,7 +215,7 @@ class Lines:
                 end = file.tell()
                 content = "".join(self._waiting).encode("utf-8")
                 if file.write(content) != len(content):
-                    file.truncate(end)  # half a line would spoil the next
+                    file.truncate(end)  # a partial line would corrupt the next
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if len(self._waiting) == 1:
@@ -225,11 +225,11 @@ class Lines:
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; [] where there is none. A last line that a kill has cut is left out."""
+    """Read a file of JSON lines up to the first invalid one, e.g. cut by a kill; [] if the file is missing."""
     if not Path(path).is_file():
         return []
     lines = []
-    # Not splitlines(), which ends a line within a sentence that holds U+2028 or the like.
+    # Not splitlines(), which also splits at U+2028 and the like within a sentence.
     for line in Path(path).read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
         try:
             lines.append(json.loads(line))

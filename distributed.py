@@ -1,6 +1,6 @@
 """The processes of a run: ranks, devices, collectives.
 
-A plain `python` process is a group of one; `torchrun` and `deepspeed` say through the environment which they are.
+A plain `python` process is a group of one; `torchrun` and `deepspeed` set each process's rank in the environment.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from heartbeat import Heartbeat
 
 T = TypeVar("T")
 
-_heart: list[Heartbeat] = []  # this process's, if there are others
+_heart: list[Heartbeat] = []  # this process's heartbeat, if there are several processes
 
 
 def device() -> torch.device:
-    """This process's device: its own GPU, or the CPU."""
+    """Return this process's device: its own GPU, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
 
 
 def start() -> None:
-    """Join the processes of this run.
+    """Join the process group of this run.
 
-    Without a launcher there is one process, which meets nobody: no port is opened, that another run could have taken.
+    Without a launcher there is a single process, and no port is opened, so runs cannot conflict.
     """
     backend = "gloo" if device().type == "cpu" else "nccl"
-    if "RANK" not in os.environ:  # DeepSpeed would look for MPI
+    if "RANK" not in os.environ:  # otherwise DeepSpeed looks for MPI
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if device().type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:
         torch.cuda.set_device(device())
-    # DeepSpeed calls what torch 2.13 has renamed.
+    # DeepSpeed calls functions that torch 2.13 has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
-    # On a CPU it would compile a collective of its own at first use, which needs a C++ compiler; gloo has all we need.
+    # On a CPU it would compile its own collective at first use, which needs a C++ compiler; gloo is sufficient.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     if world_size() > 1 and not _heart:
@@ -54,17 +54,17 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leave the group, all processes together."""
+    """Leave the process group; all processes must call this."""
     if _heart:
         _heart.pop().stop()
-        barrier()  # the first to leave may take the others' store with it
+        barrier()  # the process that owns the store must not leave first
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def naming_the_lost() -> Iterator[None]:
-    """When a collective fails since a process is gone, end with a line that names it."""
+    """If a collective fails because a process is lost, exit with a line that names it."""
     try:
         yield
     except RuntimeError:
@@ -74,17 +74,17 @@ def naming_the_lost() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number."""
+    """Return this process's rank."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and the log."""
+    """Return whether this is rank 0, which writes the files and the log."""
     return rank() == 0
 
 
@@ -95,7 +95,7 @@ def barrier() -> None:
 
 
 def all_gather(value: T) -> list[T]:
-    """Every process's value, in the order of ranks, on every process."""
+    """Return every process's value, in the order of ranks, on every process."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -104,12 +104,12 @@ def all_gather(value: T) -> list[T]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every process."""
+    """Return rank 0's value on every process."""
     return all_gather(value if is_main() else None)[0]
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """For each flag: whether it is set on any process; the same answer on all of them."""
+    """Return for each flag whether it is set on any process; the same result on every process."""
     if world_size() == 1:
         return list(flags)
     union = torch.tensor(flags, dtype=torch.int32, device=device())
@@ -125,9 +125,9 @@ def broadcast(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every process rank 0's batch statistics: those that are saved.
+    """Give every process rank 0's batch statistics, which are those that are saved.
 
-    On several GPUs they are the same anyway; on CPUs each process has seen its own clips.
+    On several GPUs they are equal anyway; on CPUs each process has seen different clips.
     """
     for buffer in model.buffers():
         broadcast(buffer)
@@ -140,7 +140,7 @@ def broadcast_weights(model: nn.Module) -> None:
 
 
 def all_reduce_sum(n: int) -> int:
-    """Sum of every process's number."""
+    """Return the sum of a number over all processes."""
     if world_size() == 1:
         return n
     numbers = torch.tensor(n, device=device())
@@ -149,7 +149,7 @@ def all_reduce_sum(n: int) -> int:
 
 
 def check_dtype(dtype: str, device: torch.device) -> None:
-    """Refuse the precision that a device does not have.
+    """Refuse a precision that the device does not support.
 
     Raises:
         ValueError: fp16 on a CPU.
@@ -159,6 +159,6 @@ def check_dtype(dtype: str, device: torch.device) -> None:
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """The precision of matrix products, outside the engine: "bf16", "fp16" or "fp32"."""
+    """Return an autocast context for code outside the engine; dtype is "bf16", "fp16" or "fp32"."""
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(device.type, dtype=kinds.get(dtype, torch.bfloat16), enabled=dtype in kinds)

@@ -1,17 +1,17 @@
-"""Take a trained model elsewhere: into a folder that stands alone, or into Uni-Sign's own format.
+"""Export a trained model to a self-contained folder, or to Uni-Sign's format.
 
-A folder holds, in files that other programs read as well:
+The folder holds these files, which other programs can read, too:
 
     README.md           how to use it
-    model.json          config, and what the model was made from
-    model.safetensors   all weights but those of mT5 and of the text encoder
+    model.json          config, and origin of the model
+    model.safetensors   all weights except those of mT5 and the text encoder
     mt5/                an mT5 that transformers loads: config.json, model.safetensors, spiece.model
     text_encoder/       with descriptions: a text encoder, likewise
-    code/               the modules of this project that translate, as they are here; nothing of training
+    code/               copies of this project's modules for translation, without training
 
 Uni-Sign's format is `{"model": state_dict}` with its names, in its order.
 
-Letters: V tokens of a trimmed vocabulary, D mT5's d_model.
+Shapes: V tokens of a trimmed vocabulary, D mT5's d_model.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ writes is what the full one would write if it were held to these tokens. `full` 
 
 
 def get_args_parser() -> Parser:
-    """Build the command line."""
+    """Build the argument parser."""
     parser = Parser(
         prog="export.py",
         description="Take a trained model elsewhere.",
@@ -74,7 +74,7 @@ def get_args_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line and refuse what cannot be, before anything heavy is imported."""
+    """Parse the command line and reject invalid combinations, before any slow import."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     is_file, trims = args.to == "uni_sign", args.vocabulary == "trimmed"
@@ -91,14 +91,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Model:
-    """A model on its way.
+    """A model to export.
 
     Attributes:
         weights: its state dict.
-        config: sizes and switches.
-        facts: what else the checkpoint says.
-        kept: (V,) the tokens of mT5 it has; None for all.
-        mt5_folder: of its mT5; of a trimmed vocabulary's too, with all tokens.
+        config: its sizes and switches.
+        facts: the checkpoint's other entries.
+        kept: (V,), ids of the tokens it keeps; None for all.
+        mt5_folder: folder of its mT5, with the full vocabulary.
     """
 
     weights: dict[str, torch.Tensor]
@@ -112,8 +112,8 @@ def read(args: argparse.Namespace) -> Model:
     """Read the model of the command line.
 
     Raises:
-        FileNotFoundError: a file or folder is not there.
-        ValueError: no whole model.
+        FileNotFoundError: a file or folder does not exist.
+        ValueError: the checkpoint is not a complete model.
     """
     from translator import read_config, refuse_rgb
     from weights import kept_tokens, read_weights
@@ -136,7 +136,7 @@ def read(args: argparse.Namespace) -> Model:
 
 
 def with_vocabulary(model: Model, args: argparse.Namespace) -> Model:
-    """Give the model the vocabulary of the command line."""
+    """Convert the model to the vocabulary of the command line."""
     if args.vocabulary == "trimmed":
         return trimmed(model, args.texts)
     if args.vocabulary == "full":
@@ -145,7 +145,7 @@ def with_vocabulary(model: Model, args: argparse.Namespace) -> Model:
 
 
 def trimmed(model: Model, sources: Sequence[str]) -> Model:
-    """Leave the tokens that texts need."""
+    """Trim the model to the tokens that texts need."""
     from kept_tokens import KEPT_TOKENS, choose, matrices
     from small_mt5 import read_texts
     from tokenizer import Tokenizer
@@ -160,7 +160,7 @@ def trimmed(model: Model, sources: Sequence[str]) -> Model:
 
 
 def filled_up(model: Model, base: str) -> Model:
-    """Put the trained rows into the matrices of a model with all tokens."""
+    """Restore the full vocabulary: insert the trained rows into the matrices of a full model."""
     from kept_tokens import KEPT_TOKENS, matrices, move_rows
     from mt5 import load_mt5
     from weights import ENCODER_PREFIX, read_weights, repeated
@@ -174,7 +174,7 @@ def filled_up(model: Model, base: str) -> Model:
     filled: dict[str, torch.Tensor] = {}
     for name in matrices(model.weights, model.config):
         source = repeated(name)
-        of_mt5 = source.replace(ENCODER_PREFIX, "mt5_model.")  # a text encoder started as mT5's, too
+        of_mt5 = source.replace(ENCODER_PREFIX, "mt5_model.")  # the text encoder was also initialised from mT5
         rows = whole.get(source, whole.get(of_mt5))
         if rows is None or rows.shape[1:] != model.weights[name].shape[1:] or len(rows) <= model.kept.max():
             where = f"--base: {base}" if base else f"--mt5_path: {model.mt5_folder}"
@@ -190,10 +190,10 @@ def filled_up(model: Model, base: str) -> Model:
 
 
 def write_uni_sign(model: Model, out: Path, drop_descriptions: bool) -> None:
-    """Write Uni-Sign's format, whole or not at all.
+    """Write Uni-Sign's format atomically.
 
     Raises:
-        ValueError: the model has a text branch and nothing said that it may be dropped.
+        ValueError: the model has a text branch and `drop_descriptions` is False.
     """
     import torch
 
@@ -214,14 +214,14 @@ def write_uni_sign(model: Model, out: Path, drop_descriptions: bool) -> None:
 
 
 def n_bytes(weights: Mapping[str, torch.Tensor]) -> int:
-    """How much room weights take; what two names share is stored once."""
+    """Return the storage size of weights in bytes; shared weights count once."""
     from weights import repeated
 
     return sum(value.nbytes for name, value in weights.items() if repeated(name) == name)
 
 
 def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
-    """Weights of mT5 and of the text encoder, under their own names, and the rest."""
+    """Split weights into those of mT5, those of the text encoder (both without prefix), and the rest."""
     from kept_tokens import KEPT_TOKENS
     from weights import ENCODER_PREFIX
 
@@ -234,7 +234,7 @@ def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
 
 
 def write_folder(model: Model, out: Path, made_from: str) -> None:
-    """Write a folder that stands alone, whole or not at all."""
+    """Write a self-contained folder atomically."""
     from tokenizer import Tokenizer
     from weights import MODEL_JSON, save_safetensors
 
@@ -271,19 +271,19 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
 
 
 def frozen_encoder(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights of the text encoder that a model was trained beside."""
+    """Return the weights of the frozen text encoder with which a model was trained."""
     from text_fusion_modules import TextEncoder
 
     return TextEncoder(folder).encoder.state_dict()
 
 
 def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, tokenizer: Any) -> None:
-    """Write an mT5 that transformers loads."""
+    """Write an mT5 folder that transformers can load."""
     from tokenizer import TOKENIZER_CONFIG
     from weights import save_safetensors
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    # mT5's matrices are two; weights are stored in fp32.
+    # mT5's input embeddings and output layer are not tied; weights are stored in fp32.
     config |= {"vocab_size": len(weights["shared.weight"]), "tie_word_embeddings": False, "dtype": "float32"}
     config.pop("torch_dtype", None)
     folder.mkdir()
@@ -294,7 +294,7 @@ def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, toke
 
 
 def write_encoder(folder: Path, weights: dict[str, torch.Tensor], source: Path, kept: torch.Tensor | None) -> None:
-    """Write a text encoder: an mT5's, or any other with the small files of its folder."""
+    """Write a text encoder: mT5's, or another one with its configuration and tokenizer files."""
     from mt5 import model_type
     from tokenizer import Tokenizer
     from weights import save_safetensors
@@ -310,7 +310,7 @@ def write_encoder(folder: Path, weights: dict[str, torch.Tensor], source: Path, 
 
 
 def write_code(folder: Path) -> None:
-    """Copy what `inference.py` needs of this project, and the packages that it was tested with."""
+    """Copy the modules that `inference.py` needs, and list its packages in requirements.txt."""
     folder.mkdir()
     for module in sorted(needed_modules("inference")):
         shutil.copy(HERE / f"{module}.py", folder / f"{module}.py")
@@ -321,7 +321,7 @@ def write_code(folder: Path) -> None:
 
 
 def needed_modules(module: str) -> set[str]:
-    """The modules of this project that one needs, itself included."""
+    """Return the project's modules that a module imports, directly or indirectly, including itself."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -333,7 +333,7 @@ def needed_modules(module: str) -> set[str]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Names of the modules that a file imports, at its head or in a function."""
+    """Yield the names of modules that a file imports, at the top or in functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -363,10 +363,10 @@ The weights derive from those they were started from and from the data they were
 
 
 def check_target(out: Path, to: str, overwrite: bool) -> None:
-    """Refuse to replace anything but an earlier export, and that only when told so.
+    """Refuse to replace anything except an earlier export with --overwrite.
 
     Raises:
-        ValueError: something lies there.
+        ValueError: the path exists and must not be replaced.
     """
     from weights import MODEL_JSON
 
@@ -381,7 +381,7 @@ def check_target(out: Path, to: str, overwrite: bool) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Export."""
+    """Export the model."""
     out = Path(args.out)
     check_target(out, args.to, args.overwrite)
     model = with_vocabulary(read(args), args)

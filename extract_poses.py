@@ -1,4 +1,4 @@
-"""Poses from a folder of videos: one file for each, as Uni-Sign's, that `datasets.py` and `inference.py` read."""
+"""Extract poses from videos: one file per video in Uni-Sign's format, for `datasets.py` and `inference.py`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pose import Pose
     from pose_extraction import Extractor
 
-START = "spawn"  # how processes are made
-NOTE = "extractor.txt"  # in the folder of pose files: who made them
-SHOWN = 6  # frames of a clip in a picture of --look
+START = "spawn"  # start method of processes
+NOTE = "extractor.txt"  # file in the output folder that names the extractor
+SHOWN = 6  # frames per clip in an image of --look
 EXAMPLES = """examples:
   python extract_poses.py my_videos --out my_poses --extractor mediapipe
   python extract_poses.py dataset/CSL_Daily/sentence-crop --out dataset/CSL_Daily/pose_format --num_workers 4
@@ -44,7 +44,7 @@ frame; 1 is the next, such as an interpreter beside a speaker. Look at the resul
 
 
 def get_args_parser() -> Parser:
-    """Build the command line."""
+    """Build the argument parser."""
     parser = Parser(
         prog="extract_poses.py",
         description="Find the poses in a folder of videos.",
@@ -71,7 +71,7 @@ def get_args_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line and refuse what cannot be, before anything heavy is imported."""
+    """Parse the command line and reject invalid combinations, before any slow import."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, num_workers=1, person=0)
@@ -85,7 +85,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 class Video(NamedTuple):
-    """A video, and where its pose file goes."""
+    """A video, with the paths of its pose file and of its image for --look."""
 
     path: Path
     out: Path
@@ -93,18 +93,18 @@ class Video(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a video: numbers to add up, and what is wrong."""
+    """The result for a video: counts to be summed, and an error message."""
 
     counts: Counter
     fault: str = ""
 
 
 def find_videos(args: argparse.Namespace) -> list[Video]:
-    """All videos, in the order of their names.
+    """Return all videos in the order of their names.
 
     Raises:
-        FileNotFoundError: none.
-        ValueError: two of them would make the same file.
+        FileNotFoundError: there are no videos.
+        ValueError: two videos would have the same output file.
     """
     place, out = Path(args.videos), Path(args.out)
     folder = place if place.is_dir() else place.parent
@@ -126,11 +126,11 @@ def find_videos(args: argparse.Namespace) -> list[Video]:
 
 # -- one video -------------------------------------------------------------------------------------------------------
 
-_extractor: Extractor | None = None  # of a process that works on videos
+_extractor: Extractor | None = None  # in worker processes
 
 
 def _start(args: argparse.Namespace) -> None:
-    """Begin a process: it dies of Ctrl-C without a word, since its files are whole or not there."""
+    """Initialise a worker process, which ends silently on Ctrl-C, since its files are written atomically."""
     global _extractor
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not args.check:
@@ -149,7 +149,7 @@ def compare(video: Video, person: int) -> Result:
     try:
         n_expected = read_pose(video.out).n_recorded
         n_frames = count_frames(video.path)
-        if n_frames != n_expected:  # or the container has other packets than one for each frame
+        if n_frames != n_expected:  # or the container does not have one packet per frame: decode to be sure
             n_frames = sum(1 for _ in read_pictures(video.path))
         check_n_frames(video.path, n_frames, n_expected)
     except (ValueError, OSError) as error:
@@ -158,7 +158,7 @@ def compare(video: Video, person: int) -> Result:
 
 
 def extract(video: Video, person: int) -> Result:
-    """Find a video's poses and write them."""
+    """Extract a video's poses and write them."""
     from pose_extraction import extract_pose, write_pose
     from video import read_pictures
 
@@ -174,7 +174,7 @@ def extract(video: Video, person: int) -> Result:
 
 
 def look(path: Path, pose: Pose, picture: Path) -> None:
-    """Draw some frames of a clip with the poses over them."""
+    """Draw poses over some frames of a clip, as one image."""
     import numpy as np
 
     from disk import write_whole
@@ -194,10 +194,10 @@ def look(path: Path, pose: Pose, picture: Path) -> None:
 def in_pool(
     work: Callable[[Video, int], Result], videos: Sequence[Video], args: argparse.Namespace
 ) -> Iterator[Result]:
-    """Yield what becomes of each video, in the order in which they are done.
+    """Yield the result of each video, in order of completion.
 
-    A process may die of a video, or of a full memory. What was under way then is done again, one video at a time; one
-    that a process dies of again is given up, and the others go on.
+    A process may crash on a video or run out of memory. Unfinished videos are then retried one at a time; if the
+    process crashes again, that video counts as failed and the others continue.
     """
     waiting = deque(videos)
     while waiting:
@@ -218,7 +218,7 @@ def in_pool(
 
 
 def _pool(args: argparse.Namespace, n_processes: int) -> ProcessPoolExecutor:
-    # New processes, since threads and a GPU of this one would not outlive a fork.
+    # Spawn, since threads and GPU state do not survive a fork.
     context = multiprocessing.get_context(START)
     return ProcessPoolExecutor(n_processes, context, initializer=_start, initargs=(args,))
 
@@ -232,13 +232,13 @@ def _alone(work: Callable[[Video, int], Result], video: Video, args: argparse.Na
 
 
 def keep_to_one_extractor(args: argparse.Namespace, videos: Sequence[Video]) -> None:
-    """Load the model, so that what it lacks is said once, and refuse to mix its poses with another's.
+    """Load the model, so that errors are reported once, and refuse to mix poses of different extractors.
 
-    With --overwrite another's may be replaced, if none of them is left.
+    With --overwrite another extractor's poses may be replaced, provided that none of them remain.
 
     Raises:
-        FileNotFoundError: the model's files are not there.
-        ValueError: it cannot be loaded, or the folder holds the poses of another.
+        FileNotFoundError: the model's files do not exist.
+        ValueError: the model cannot be loaded, or the folder holds poses of another extractor.
     """
     from disk import write_text
     from pose_extraction import load_extractor
@@ -254,7 +254,7 @@ def keep_to_one_extractor(args: argparse.Namespace, videos: Sequence[Video]) -> 
 
 
 def main(args: argparse.Namespace) -> int:
-    """Extract or compare; returns the exit status."""
+    """Extract or compare; return the exit status."""
     videos = find_videos(args)
     if args.look:
         require_packages("--look", "PIL")
@@ -273,7 +273,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def summary(counts: Counter[str]) -> str:
-    """What was done, in a line or two."""
+    """Summarise the results in one or two lines."""
     words = ("made", "there already", "of another video", "missing", "failed")
     lines = ["pose files: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word])]
     if frames := counts["frames"]:

@@ -1,6 +1,6 @@
 """Train and evaluate Uni-Sign stage 3, with or without description fusion.
 
-Read `main` for the order of things, `train_one_epoch` for the loop.
+Start with `main` for the sequence of steps and `train_one_epoch` for the training loop.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from utils import parse_args
 
 if __name__ == "__main__":
-    ARGS = parse_args()  # before anything heavy is imported: --help and wrong flags answer at once
+    ARGS = parse_args()  # before any slow import, so that --help and flag errors respond at once
 
 import argparse
 import logging
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Set up, then evaluate or train."""
+    """Build data, model and guards from the command line, then evaluate or train."""
     distributed.check_dtype(args.dtype, distributed.device())
     distributed.start()
     if distributed.is_main():
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
 def train(
     args: argparse.Namespace, model: Uni_Sign, loaders: dict[str, ClipLoader], guards: Guards, resumed: Resumed | None
 ) -> None:
-    """Run the epochs, from the state of --resume if there is one; evaluate on dev and save after each."""
+    """Train from the start or from the state of --resume; after each epoch, save and evaluate on dev."""
     loader = loaders["train"]
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     state = start_state(args, resumed)
@@ -98,7 +98,7 @@ def train(
         begun = time.monotonic()
         trained = train_one_epoch(engine, loader, state, guards, args)
         distributed.broadcast_buffers(engine.module)
-        folder = save(engine, state, guards, args)  # an evaluation can be killed as well
+        folder = save(engine, state, guards, args)  # before evaluating, since an evaluation can be killed too
         scores, losses = evaluate(engine, loaders["dev"], guards, args) if "dev" in loaders else (None, {})
         score = scores.values[metrics.MAIN_METRIC[args.task][0]] if scores else None
         improved = score is None or metrics.is_better(args.task, score, state.best)
@@ -115,26 +115,26 @@ def train(
 def train_one_epoch(
     engine: Any, loader: ClipLoader, state: TrainState, guards: Guards, args: argparse.Namespace
 ) -> dict[str, float]:
-    """Go once through the training clips, from where `state` stands.
+    """Train for one epoch, from the micro-batch at which `state` stands.
 
     Returns:
-        Means over the epoch: `loss` (smoothed, as trained), `nll` (without smoothing), `lr` of the last step, and
-        `waited`, the seconds in which no batch was there to be computed.
+        Means over the epoch: `loss` (label-smoothed, as trained), `nll` (without smoothing); `lr` of the last step;
+        `waited`, the seconds spent waiting for the data loader.
     """
     dataset, n_batches, sums = loader.dataset, len(loader), state.epoch_sums
     n_group = args.gradient_accumulation_steps
-    sums_of_step: list[torch.Tensor] = []  # loss, nll and 1 of each micro-batch since the last step
-    names: list[str] = []  # their clips
+    sums_of_step: list[torch.Tensor] = []  # (loss, nll, 1) of each micro-batch since the last step
+    names: list[str] = []  # clips of those micro-batches
     engine.train()
     batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
     bar = progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left)
     for src_input, tgt_input in bar:
         guards.clips.note(src_input, dataset.split, len(dataset))
-        has_clips = bool(src_input["name_batch"])  # not if no clip of the batch could be read
+        has_clips = bool(src_input["name_batch"])  # False if no clip of the batch could be read
         state.micro_batch += 1
-        # The last group of an epoch may be smaller; it steps all the same, and nothing is carried over. The engine
-        # divides every loss by the size of a whole group.
-        before = (state.micro_batch - 1) // n_group * n_group  # micro-batches of the groups before
+        # The last accumulation group of an epoch may be smaller. It still makes a step; nothing is carried over to the
+        # next epoch. The engine divides every loss by the size of a full group, which `share` corrects.
+        before = (state.micro_batch - 1) // n_group * n_group  # micro-batches in earlier groups
         share = n_group / min(n_group, n_batches - before)
         last_of_group = state.micro_batch % n_group == 0 or state.micro_batch == n_batches
         engine.set_gradient_accumulation_boundary(last_of_group)
@@ -157,7 +157,7 @@ def train_one_epoch(
             bar.set_postfix(loss=loss / max(n, 1), lr=state.lr, refresh=False)
             if guards.steps.too_many:
                 give_up(engine, state, names, guards, args)
-            if state.micro_batch < n_batches:  # at the end of the epoch a state is saved anyway
+            if state.micro_batch < n_batches:  # the end of an epoch saves a state anyway
                 stop = guards.stop.agreed()
                 save_within_epoch(engine, state, len(sums_of_step), stop, guards, args)
                 if stop:
@@ -172,24 +172,24 @@ def train_one_epoch(
 def evaluate(
     model: Any, loader: ClipLoader, guards: Guards, args: argparse.Namespace
 ) -> tuple[metrics.Scores, dict[str, float]]:
-    """Write a sentence for every clip of a split, on all processes, and score them.
+    """Generate a sentence for every clip of a split, shared among all processes, and score them.
 
     A clip that cannot be read counts as an empty sentence.
 
     Args:
         model: the model, or the engine that trains it.
-        loader: of the split.
-        guards: of the run.
+        loader: the split's batches.
+        guards: the run's guards.
         args: the command line.
 
     Returns:
-        The scores, and the loss with and without smoothing; the same on every process.
+        The scores, and the loss with and without label smoothing; identical on every process.
     """
     dataset, device, bare = loader.dataset, distributed.device(), getattr(model, "module", model)
-    in_step = args.zero_stage == 3 and bare is not model  # ZeRO-3 scatters the weights: all processes search in step
+    in_step = args.zero_stage == 3 and bare is not model  # ZeRO-3 shards the weights: all processes decode in lockstep
     model.eval()
     mine: list[tuple[str, str]] = []
-    sums = torch.zeros(3, dtype=torch.float64)  # loss and nll over target tokens, and their number
+    sums = torch.zeros(3, dtype=torch.float64)  # loss and nll summed over target tokens; their number
     batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main(), total=len(loader))
     for number, (src_input, tgt_input) in enumerate(batches):
         guards.clips.note(src_input, dataset.split, len(dataset))
@@ -218,11 +218,11 @@ def evaluate(
     return scores, losses
 
 
-# -- helpers of the above --------------------------------------------------------------------------------------------
+# -- helper functions ------------------------------------------------------------------------------------------------
 
 
 def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
-    """Tell the global batch, which is what makes two runs comparable."""
+    """Log the training plan, above all the global batch size, which must match for runs to be comparable."""
     world = distributed.world_size()
     logger.info(
         "global batch %d = %d clips x %d micro-batches x %d processes; %d epochs of %d steps, lr %g, %s, ZeRO-%d.",
@@ -239,17 +239,17 @@ def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
 
 
 def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | None = None) -> None:
-    """Put this start of the program into run.json: a training from `step` on, or an evaluation."""
+    """Record this start in run.json: training from `step` on, or (None) an evaluation."""
     if distributed.is_main():
         datasets = [loader.dataset for loader in loaders.values()]
         guards.tracker.start(datasets[0].spec, {dataset.split: dataset.fingerprint() for dataset in datasets}, step)
 
 
-Resumed = tuple[Path, TrainState]  # a state's folder, and where it stands
+Resumed = tuple[Path, TrainState]  # a state's folder and its progress
 
 
 def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> Resumed | None:
-    """The state of --resume, if it is one of this experiment; None for a run that starts at the beginning."""
+    """Find the state of --resume and check that it belongs to this experiment; None to start from the beginning."""
     mine = find_state(args.resume, args.output_dir) if args.resume and distributed.is_main() else None
     if (found := distributed.broadcast_object(mine)) is None:
         return None
@@ -258,7 +258,7 @@ def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> Re
 
 
 def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState:
-    """Where the run starts; what an earlier run has left in its folder is moved out of its way."""
+    """Return the state the run starts from, after moving files of an earlier run out of the output folder."""
     if resumed is None:
         if distributed.is_main():
             set_aside(args.output_dir)
@@ -273,16 +273,16 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState
 
 
 def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespace) -> Path | None:
-    """Save a state to resume from; None where that failed and the run may go on."""
+    """Save a state to resume from and return its folder, or None if saving failed but the run may go on."""
     folder = resume_dir(args.output_dir)
     return guards.saves.attempt("the state", save_state, engine, state, folder, args.keep_last)
 
 
 def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, args: argparse.Namespace) -> None:
-    """End a run whose losses or gradients are not finite any more.
+    """End a run with too many non-finite losses or gradients in a row, after saving its state.
 
     Raises:
-        ValueError: with all that there is to look at.
+        ValueError: always; it names the step, learning rate, losses, clips and saved state.
     """
     clips = sorted(name for part in distributed.all_gather(names) for name in part)
     folder = guards.saves.attempt("the state", save_state, engine, state, Path(args.output_dir) / "non_finite")
@@ -292,7 +292,7 @@ def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, ar
 def log_epoch(
     state: TrainState, numbers: dict[str, float], improved: bool, begun: float, guards: Guards, args: argparse.Namespace
 ) -> None:
-    """Tell how an epoch went: one line in the log, and all numbers as JSON in log.txt."""
+    """Log an epoch: one summary line in the log, all numbers as JSON in log.txt."""
     if distributed.is_main():
         line = {"epoch": state.epoch, **numbers, "seconds": round(time.monotonic() - begun, 1)}
         guards.tracker.epoch(state.step, line)
@@ -302,7 +302,7 @@ def log_epoch(
 
 
 def log_step(state: TrainState, loss: float, taken: bool, guards: Guards) -> None:
-    """Add an optimizer step to steps.jsonl; one that was skipped has no loss."""
+    """Append an optimizer step to steps.jsonl; the loss of a skipped step is null."""
     if distributed.is_main():
         line = {"step": state.step, "epoch": state.epoch, "loss": loss if taken else None, "lr": state.lr}
         guards.tracker.step(line if taken else {**line, "skipped": True})
@@ -311,7 +311,7 @@ def log_step(state: TrainState, loss: float, taken: bool, guards: Guards) -> Non
 
 
 def average(sums: dict[str, float]) -> dict[str, float]:
-    """Means over the micro-batches of all processes."""
+    """Return the mean loss and nll over the micro-batches of all processes."""
     parts = distributed.all_gather(sums)
     loss, nll, n_batches = (sum(part.get(name, 0.0) for part in parts) for name in ("loss", "nll", "batches"))
     return {"loss": loss / max(n_batches, 1), "nll": nll / max(n_batches, 1)}
@@ -320,8 +320,8 @@ def average(sums: dict[str, float]) -> dict[str, float]:
 def save_within_epoch(
     engine: Any, state: TrainState, n_micro_batches: int, stop: bool, guards: Guards, args: argparse.Namespace
 ) -> None:
-    """Save what --save_steps and --quick_break ask for after a step of `n_micro_batches`, and before a stop."""
-    # Uni-Sign counts micro-batches here: is a multiple of N among those of this step?
+    """After a step of `n_micro_batches`, save what --save_steps or --quick_break asks for, or a state before a stop."""
+    # Like Uni-Sign, --quick_break counts micro-batches: does this step include a multiple of N?
     quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
         guards.saves.attempt("checkpoint.pth", save_quick, engine, state.epoch, args)

@@ -1,7 +1,7 @@
-"""Each process of a run tells the others that it lives; who falls silent is named, and the others end.
+"""Each process of a run sends heartbeats; if one stops, the others name it and exit.
 
-Without this, a process that waits for one that is gone waits until its collective times out, half an hour by default,
-and says nothing about who is missing.
+Without this, a process waiting for a lost one hangs until its collective times out, half an hour by default, without
+saying which process is missing.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
 
-BEAT = 2.0  # seconds between signs of life
-SILENCE = 30.0  # seconds without one, after which a process counts as lost
-SHORT_SILENCE = 3 * BEAT  # the same, once a collective has failed
+BEAT = 2.0  # seconds between heartbeats
+SILENCE = 30.0  # seconds without a heartbeat after which a process counts as lost
+SHORT_SILENCE = 3 * BEAT  # the same, after a collective has failed
 ENDED = b"ended"
 
 
 class Heartbeat:
-    """A thread that beats and listens, through a connection of its own to the store of the rendezvous.
+    """A thread that sends and checks heartbeats over its own connection to the rendezvous store.
 
     Args:
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -45,18 +45,18 @@ class Heartbeat:
         self._answered = time.monotonic()
         self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
         self._thread.start()
-        # A store whose process is stopped lets a question wait for ever, whatever timeout it was given.
+        # A query to a store whose process is suspended hangs for ever, regardless of its timeout.
         threading.Thread(target=self._watch_store, name="heartbeat-store", daemon=True).start()
         atexit.register(self._end)
 
     def stop(self) -> None:
-        """Neither beat nor listen any more; all processes then have to meet before the first one leaves."""
+        """Stop sending and checking; afterwards all processes must synchronise before the first one exits."""
         self._stopped.set()
         self._thread.join()
         atexit.unregister(self._end)
 
     def name_the_lost(self) -> None:
-        """After a failed collective: if a process is lost, this one ends within seconds, with a line that names it."""
+        """After a failed collective, wait for a short time; if a process is lost, exit with a line that names it."""
         self.silence = SHORT_SILENCE
         self._stopped.wait(SHORT_SILENCE + 3 * BEAT)
 
@@ -72,7 +72,7 @@ class Heartbeat:
                 beats = self.store.multi_get(keys)
             except RuntimeError as error:
                 logger.debug("the store: %s", error)
-                return  # the other thread says so, unless the run is just ending
+                return  # the other thread reports it, unless the run is just ending
             now = self._answered = time.monotonic()
             for peer, beat in enumerate(beats):
                 if beat != seen[peer]:
@@ -94,7 +94,7 @@ class Heartbeat:
         os._exit(1)
 
     def _end(self) -> None:
-        """This process ends, and not together with the others."""
+        """Tell the other processes that this one ends without them."""
         self._stopped.set()
         self._thread.join(BEAT)
         try:

@@ -1,4 +1,4 @@
-"""Translate clips of your own: videos or pose files in, sentences out. `translator.py` does the same from Python."""
+"""Translate your own clips (videos or pose files) to sentences. `translator.py` is the Python interface."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from translator import Candidate, Translator
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
-SAVED_EVERY = 10  # seconds, the file of --out while clips are translated
-LONGEST = 60  # seconds of a camera: its pictures are all kept in memory until their poses are found
+SAVED_EVERY = 10  # seconds between writes of --out while clips are translated
+LONGEST = 60  # maximum seconds of camera recording, since all images stay in memory until poses are extracted
 EXAMPLES = """examples:
   python inference.py talk.mp4 --checkpoint output_multimodal/best_checkpoint.pth --extractor mediapipe
   python inference.py 0 --checkpoint best_checkpoint.pth --seconds 6
@@ -52,7 +52,7 @@ where it encodes texts and was frozen in training. From Python:
 
 
 def get_args_parser() -> Parser:
-    """Build the command line."""
+    """Build the argument parser."""
     parser = Parser(
         prog="inference.py",
         description="Translate clips of your own, from videos or from their poses.",
@@ -98,7 +98,7 @@ def get_args_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line and refuse what cannot be, before anything heavy is imported."""
+    """Parse the command line and reject invalid combinations, before any slow import."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, n_best=1, person=0, max_length=0, batch_size=1, max_new_tokens=1)
@@ -121,16 +121,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Clip:
-    """A clip of the command line, and what became of it.
+    """A clip of the command line, and its result.
 
     Attributes:
-        name: the file's path under the folder given, without its ending.
+        name: the file's path relative to the given folder, without suffix.
         path: the file.
-        camera: the number of a camera in place of a file.
-        first: its first frame in the recording that it was cut from.
-        end: the frame after its last.
-        fps: frames per second; 0 where that is not known.
-        candidates: sentences, the best first.
+        camera: number of a camera used instead of a file.
+        first: index of its first frame in the recording it was cut from.
+        end: index after its last frame.
+        fps: frames per second; 0 if unknown.
+        candidates: sentences, best first.
         fault: why there are none.
     """
 
@@ -145,11 +145,11 @@ class Clip:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether its poses are still to be found."""
+        """Return whether its poses must still be extracted from images."""
         return self.camera is not None or self.path.suffix.lower() in VIDEO_SUFFIXES
 
     def as_json(self) -> dict:
-        """What goes into the file of results."""
+        """Return the clip's entry in the results file."""
         if self.fault:
             return {"name": self.name, "unreadable": self.fault}
         candidates = [candidate._asdict() for candidate in self.candidates]
@@ -159,10 +159,10 @@ class Clip:
 
 
 def find_clips(place: str) -> list[Clip]:
-    """The clips of a folder, in the order of their names, or the one of a file or a camera.
+    """Return the clips of a folder in the order of their names, or that of a file or camera.
 
     Raises:
-        FileNotFoundError: it is not there, or a folder without pose files and videos.
+        FileNotFoundError: the path does not exist, or the folder has no pose files and videos.
     """
     folder = Path(place)
     if place.isdecimal() and not folder.exists():
@@ -182,16 +182,16 @@ def find_clips(place: str) -> list[Clip]:
 
 
 def sayable(what: object) -> str:
-    """As UTF-8 can have it: of file names in another encoding, as archives bring them, some letters become "?"."""
+    """Make a text encodable as UTF-8: in file names with another encoding, invalid characters become "?"."""
     return str(what).encode("utf-8", "replace").decode("utf-8")
 
 
 def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float]:
-    """Read a clip's poses or find them in its pictures; and the aspect of the pictures, as far as it is known.
+    """Read a clip's poses or extract them from its images; also return the images' aspect ratio (1 if unknown).
 
     Raises:
-        ValueError: a file that cannot be used.
-        OSError: one that cannot be opened.
+        ValueError: a file is unusable.
+        OSError: a file cannot be opened.
     """
     if not clip.has_pictures:
         from translator import load_pose
@@ -222,11 +222,11 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
 
 
 def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> Sample:
-    """Bring a clip and its descriptions to the model's input.
+    """Convert a clip and its descriptions to the model's input.
 
     Raises:
-        ValueError: a file that cannot be used.
-        OSError: one that cannot be opened.
+        ValueError: a file is unusable.
+        OSError: a file cannot be opened.
     """
     from translator import load_descriptions
 
@@ -251,7 +251,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
 def translate(
     translator: Translator, clips: list[Clip], extractor: Extractor | None, args: argparse.Namespace
 ) -> Iterator[Clip]:
-    """Give each clip its sentences, or the reason why it has none, a batch at a time."""
+    """Yield each clip with its sentences or the reason why there are none, batch by batch."""
     for first in range(0, len(clips), args.batch_size):
         batch = clips[first : first + args.batch_size]
         samples = []
@@ -267,10 +267,10 @@ def translate(
 
 
 class Results:
-    """The file of --out: whole at any time, and however a run ends, it holds the clips that are done.
+    """The file of --out: always complete, and written with all finished clips however the run ends.
 
     Args:
-        path: of a .json, .jsonl or .srt file; "" for none.
+        path: a .json, .jsonl or .srt file; "" for none.
     """
 
     def __init__(self, path: str) -> None:
@@ -284,13 +284,13 @@ class Results:
         self._write()
 
     def add(self, clip: Clip) -> None:
-        """Take a clip that is done."""
+        """Add a finished clip."""
         self.clips.append(clip)
         if time.monotonic() - self.saved >= SAVED_EVERY:
             self._write()
 
     def _write(self) -> None:
-        if not (self.path and self.clips):  # a run that has done nothing leaves the file of an earlier one
+        if not (self.path and self.clips):  # without results, keep the file of an earlier run
             return
         if self.path.endswith(".srt"):
             content = subtitles(self.clips)
@@ -303,7 +303,7 @@ class Results:
 
 
 def subtitles(clips: Sequence[Clip]) -> str:
-    """SubRip subtitles in the order of the clips' first frames."""
+    """Return SubRip subtitles in the order of the clips' first frames."""
 
     def time(frame: int, fps: float) -> str:
         ms = round(1000 * frame / fps)
@@ -317,11 +317,11 @@ def subtitles(clips: Sequence[Clip]) -> str:
 
 
 def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
-    """Refuse what cannot be had from these clips, before anything heavy is loaded.
+    """Refuse requests that these clips cannot fulfil, before loading any model.
 
     Raises:
-        FileNotFoundError: no descriptions at that place.
-        ValueError: one file of descriptions for several clips, or subtitles whose times nobody knows.
+        FileNotFoundError: the descriptions do not exist.
+        ValueError: one description file for several clips, or subtitles without known times.
     """
     if args.descriptions and not Path(args.descriptions).exists():
         raise FileNotFoundError(f"--descriptions: {args.descriptions} does not exist.")
@@ -336,18 +336,18 @@ def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
 
 
 def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Translator, Extractor | None]:
-    """The checkpoint's model, and one that finds poses if any clip needs it.
+    """Load the checkpoint's model and, if any clip needs it, a pose extractor.
 
     Raises:
-        FileNotFoundError: a file of them is not there.
-        ValueError: they cannot be used, or not for what is asked.
+        FileNotFoundError: a file of a model does not exist.
+        ValueError: a model is unusable, or does not support the request.
     """
     from pose_extraction import load_extractor
     from translator import Translator
 
     extractor = None
     if any(clip.has_pictures for clip in clips):
-        # A GPU for the translation need not be one that onnxruntime can use.
+        # onnxruntime may not be able to use the GPU that translates.
         extractor = load_extractor(args.extractor, args.models, "cpu" if args.device == "cpu" else "")
     translator = Translator.from_checkpoint(
         args.checkpoint,
@@ -366,7 +366,7 @@ def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Transl
 
 
 def main(args: argparse.Namespace) -> int:
-    """Translate; returns the exit status."""
+    """Translate all clips; return the exit status."""
     clips = find_clips(args.clips)
     check_request(args, clips)
     translator, extractor = load_models(args, clips)
@@ -374,8 +374,8 @@ def main(args: argparse.Namespace) -> int:
         found = sum((Path(args.descriptions) / f"{clip.name}.json").is_file() for clip in clips)
         sys.stderr.write(f"{found} of {len(clips)} clips have a description file.\n")
     done = translate(translator, clips, extractor, args)
-    with sigterm_as_ctrl_c(), Results(args.out) as results:  # what is done is written
-        # Where a person reads the sentences as they come, a bar would only cross them.
+    with sigterm_as_ctrl_c(), Results(args.out) as results:  # finished clips are written in any case
+        # A bar would interfere with sentences printed to a terminal.
         for clip in progress(done, "translating", shown=not sys.stdout.isatty(), total=len(clips)):
             results.add(clip)
             if clip.fault:

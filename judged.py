@@ -1,4 +1,4 @@
-"""The sentences of a run, or of two side by side: scores, intervals, differences, and which clips stand out."""
+"""Score the sentences of one run or compare two: scores, intervals, differences, and best and worst clips."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from run_folder import RunFolder
 
 
 class Judged:
-    """The sentences of one split, scored: of one run, or of two on the clips that both have.
+    """The scored sentences of one split, from one run or from two on their common clips.
 
     Args:
-        runs: one or two.
-        split: that all of them have written.
+        runs: one or two runs.
+        split: a split for which all runs have predictions.
 
     Attributes:
-        names: of the clips, as references, hypotheses and scores are ordered.
-        unshared: clips that are left out since one run lacks them, at most.
-        reference: clip -> what should have been written.
-        hypotheses: for each run, what was.
+        names: clip names, in the order of references, hypotheses and scores.
+        unshared: largest number of clips that a run has but not the other.
+        reference: clip -> reference sentence.
+        hypotheses: for each run, the generated sentences.
         tallies: for each run, score -> tally.
         signatures: kind of score -> how it was computed.
         each: for each run, every clip's score by `clip_metric`.
 
     Raises:
-        ValueError: runs that cannot be compared.
+        ValueError: the runs cannot be compared.
     """
 
     def __init__(self, runs: Sequence[RunFolder], split: str) -> None:
@@ -56,22 +56,22 @@ class Judged:
 
     @property
     def main(self) -> str:
-        """The score that chooses the best epoch."""
+        """Return the name of the score that selects the best epoch."""
         return metrics.MAIN_METRIC[self.runs[0].task][0]
 
     def standing(self, metric: str) -> list[tuple[float, tuple[float, float]]]:
-        """A score of each run, and its 95 % interval."""
+        """Return a score of each run, and its 95 % interval."""
         tallies = [of_run[metric] for of_run in self.tallies]
         return [(tally.total(), metrics.interval(tally.drawn(self.weights))) for tally in tallies]
 
     def difference(self, metric: str) -> tuple[float, tuple[float, float], float]:
-        """How much the second run's score is above the first's, the interval of that, and p."""
+        """Return the second run's score minus the first's, the interval of this difference, and p."""
         first, second = (of_run[metric] for of_run in self.tallies)
         found = metrics.compare([second], [first], self.weights)
         return found["difference"], found["interval"], found["p"]
 
     def order(self) -> list[int]:
-        """Clips from the worst to the best; of two runs from what the second has lost most to what it has gained."""
+        """Return clip indices from worst to best; for two runs, from the second's largest loss to its largest gain."""
         sign = 1 if self.higher_is_better else -1
         worth = [
             sign * (scores[-1] - scores[0] if len(scores) > 1 else scores[0]) for scores in zip(*self.each, strict=True)
@@ -79,7 +79,7 @@ class Judged:
         return sorted(range(len(self.names)), key=lambda i: worth[i])
 
     def spread(self, count: int, preferred: set[str]) -> list[str]:
-        """So many clips at even distances over the order, the best first; of the preferred ones, if there are any."""
+        """Return `count` clips evenly spaced in `order`, best first; only preferred ones, if there are any."""
         names = [self.names[i] for i in reversed(self.order())]
         names = [name for name in names if name in preferred] or names
         count = min(count, len(names))

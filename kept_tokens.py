@@ -1,10 +1,10 @@
-"""Which of mT5's 250,112 tokens a model has (`--trim_vocab`), and moving their rows between vocabularies.
+"""Vocabulary trimming (`--trim_vocab`): choose tokens of mT5's 250,112, and move rows between vocabularies.
 
-A trimmed model numbers its tokens anew, in the old order; `Tokenizer` and the matrices that have a row per token go
-with it. The tensor `kept_tokens` among its weights holds the full number of each of its tokens, so that whatever reads
-the weights knows. None stands for all tokens.
+A trimmed model renumbers its tokens in the original order, as do `Tokenizer` and all matrices with a row per token.
+The tensor `kept_tokens` among its weights stores each token's original id, for all readers of the weights. None means
+all tokens.
 
-Letters: V tokens of the trimmed vocabulary, D mT5's d_model.
+Shapes: V tokens of the trimmed vocabulary, D mT5's d_model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tokenizer import SPACE, Tokenizer
 logger = logging.getLogger(__name__)
 
 KEPT_TOKENS = "kept_tokens"  # name of the tensor among the weights
-MATRICES = ("shared.weight", "embed_tokens.weight", "lm_head.weight")  # those of mT5 with a row per token
-MULTIPLE = 8  # of which a matrix's height must be one, for a GPU to multiply in bf16 at full speed
+MATRICES = ("shared.weight", "embed_tokens.weight", "lm_head.weight")  # mT5's matrices with a row per token
+MULTIPLE = 8  # the number of rows must be a multiple of this for fast bf16 products on a GPU
 
-# ASCII, then punctuation of Chinese and of printed text: general, CJK symbols, full-width forms.
+# ASCII, typographic and Chinese punctuation: general, CJK symbols, full-width forms.
 CHARACTERS = {
     chr(code)
     for first, last in ((0x20, 0x7E), (0x2010, 0x2027), (0x2030, 0x203A), (0x3000, 0x3020), (0xFF01, 0xFF5E))
@@ -32,15 +32,15 @@ CHARACTERS = {
 
 
 def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None = None) -> torch.Tensor:
-    """The tokens that texts need, with ASCII, punctuation, bytes and special tokens.
+    """Choose the tokens that texts need, plus ASCII, punctuation, bytes and special tokens.
 
     Args:
-        tokenizer: with all tokens.
-        texts: whatever must be read and written without detours.
-        also: tokens to keep beside them.
+        tokenizer: the full tokenizer.
+        texts: texts that must be tokenised as before.
+        also: further tokens to keep.
 
     Returns:
-        (V,) int64, sorted; V is a multiple of 8, filled up with the vocabulary's first pieces, its most frequent.
+        (V,) int64, sorted; V is padded to a multiple of 8 with the vocabulary's first (most frequent) pieces.
     """
     pieces = tokenizer.pieces
     kept = set().union([] if also is None else also.tolist(), *map(pieces.encode, texts))
@@ -54,7 +54,7 @@ def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None
                 kept.add(token)
             if score < lowest_score:
                 lowest, lowest_score = token, score
-    # What an unknown character costs depends on the worst score: with it, texts are divided as before.
+    # The penalty of unknown characters depends on the lowest score: keep that piece, so that texts split as before.
     kept.add(max(lowest, 0))
     others = (token for token in range(len(pieces)) if token not in kept)
     kept |= {token for token, _ in zip(others, range(-len(kept) % MULTIPLE), strict=False)}
@@ -62,10 +62,10 @@ def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None
 
 
 def coverage(full: Tokenizer, kept: torch.Tensor, texts: Iterable[str]) -> tuple[int, int, int, int]:
-    """How much of some texts a trimmed vocabulary writes as the full one does.
+    """Count how much of some texts a trimmed vocabulary tokenises like the full one.
 
     Returns:
-        Tokens of the texts, those of them that are kept, texts, those of them that are kept whole.
+        Numbers of tokens, kept tokens, texts, and texts with kept tokens only.
     """
     known = set(kept.tolist())
     tokens = inside = n_texts = whole = 0
@@ -78,12 +78,12 @@ def coverage(full: Tokenizer, kept: torch.Tensor, texts: Iterable[str]) -> tuple
 
 
 def log_coverage(full: Tokenizer, kept: torch.Tensor, groups: Mapping[str, Iterable[str]]) -> None:
-    """Tell how large the vocabulary is, and what of other texts is outside of it.
+    """Log the vocabulary's size and its coverage of other texts.
 
     Args:
-        full: the tokenizer with all tokens.
-        kept: (V,).
-        groups: what the texts are, and the texts.
+        full: the full tokenizer.
+        kept: (V,), the kept tokens.
+        groups: title -> texts.
     """
     logger.info("vocabulary: %d of %d tokens are kept.", len(kept), len(full.pieces))
     for what, texts in groups.items():
@@ -95,7 +95,7 @@ def log_coverage(full: Tokenizer, kept: torch.Tensor, groups: Mapping[str, Itera
 
 
 def matrices(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> list[str]:
-    """Names of the weights with a row per token of mT5's vocabulary: also those of a text encoder that is mT5's own."""
+    """Return the names of weights with a row per token of mT5, including those of a text encoder from mT5."""
     modules = ("mt5_model.",) if config.text_encoder else ("mt5_model.", "text_encoder.encoder.")
     return [name for name in weights if name.startswith(modules) and name.endswith(MATRICES)]
 
@@ -103,13 +103,13 @@ def matrices(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> list[s
 def move_rows(
     rows: torch.Tensor, tokens: torch.Tensor | None, into: torch.Tensor, into_tokens: torch.Tensor | None
 ) -> torch.Tensor:
-    """Put the rows of one vocabulary into the matrix of another; tokens that the first lacks stay as they are there.
+    """Copy rows of one vocabulary into a matrix of another; tokens missing from the first keep their rows.
 
     Args:
         rows: (V, D).
-        tokens: (V,) their full numbers; None for all.
-        into: (V', D), copied.
-        into_tokens: (V',); None for all.
+        tokens: (V,), original ids of the rows; None for all.
+        into: (V', D); it is copied, not modified.
+        into_tokens: (V',), original ids of `into`; None for all.
 
     >>> move_rows(torch.tensor([[4.0], [7.0]]), torch.tensor([4, 7]), torch.zeros(3, 1), torch.tensor([2, 4, 5])).T
     tensor([[0., 4., 0.]])

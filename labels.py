@@ -1,19 +1,19 @@
-"""Label files: what is signed in each clip, and which clips a split has.
+"""Label files: the text and glosses of each clip, and the clips of each split.
 
-    .json    [{"video", "text", ...}, ...] as of CSL-News, or {name: {...}}
+    .json    [{"video", "text", ...}, ...] as in CSL-News, or {name: {...}}
     .jsonl   one such object per line
-    .csv     a header, then a line per clip, with , ; | or tabs; .tsv likewise, with tabs and no quoting
+    .csv     a header, then a line per clip, separated by , ; | or tabs; .tsv likewise, with tabs and no quoting
     other    Uni-Sign's gzip pickle, {name: {"name", "gloss", "text", "video_path"}}
 
-A clip has these fields; those not needed may be left out, others are ignored:
+A clip has these fields; fields that are not needed may be missing, unknown fields are ignored:
 
-    name         by default the video's or pose file's path without its ending
+    name         default: the path of the video or pose file without its suffix
     text         the sentence, or the word of an isolated sign
-    gloss        list of glosses, or a text with blanks between them
-    video_path   (or video) within rgb_dir, by default NAME.mp4; its name gives the pose file's
-    pose         the pose file within pose_dir, where it is named otherwise
-    frames       how many frames the clip has, to be checked against the pose file
-    split        train, dev or test, where one file has the clips of several
+    gloss        list of glosses, or a string of glosses separated by spaces
+    video_path   (or video) relative to rgb_dir, default: NAME.mp4; it determines the pose file's name
+    pose         the pose file relative to pose_dir, if its name differs
+    frames       number of frames, to be checked against the pose file
+    split        train, dev or test, if one file holds several splits
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Label = dict[str, Any]
 def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
     """Read the clips of one split.
 
-    Where one file serves several splits, its field `split` says which clips are whose; without it the last
-    `spec.held_out` of the file is dev and test, the rest train.
+    If a file has the field `split`, it selects the clips. Otherwise, if train shares its file with other splits, the
+    fraction `spec.held_out` at the file's end belongs to those, the rest to train.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: labels that cannot be used, or that do not tell train from the others.
+        FileNotFoundError: the file does not exist.
+        ValueError: labels are unusable, or do not separate train from the other splits.
     """
     path = spec.labels[split]
     labels = read_labels(path)
@@ -66,29 +66,29 @@ def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
 
 
 def gloss(label: Label) -> str:
-    """A clip's glosses joined by spaces; "" where there are none."""
+    """Return a clip's glosses joined by spaces; "" if there are none."""
     found = label.get("gloss") or ""
     return " ".join(map(str, found)) if isinstance(found, list | tuple) else str(found)
 
 
 def target(label: Label, task: str) -> str:
-    """The sentence (or, for CSLR, the glosses) that the model should write for a clip."""
+    """Return a clip's target: its sentence or, for CSLR, its glosses."""
     if task == "CSLR":
         return gloss(label)
     text = str(label.get("text") or "")
-    # A tokenizer writes one blank where a label has two, and isolated signs must be right as a whole.
+    # A tokenizer collapses repeated spaces, and isolated signs must match exactly.
     return " ".join(text.split()) if task == "ISLR" else text
 
 
 def read_labels(path: str | Path) -> dict[str, Label]:
-    """Read a label file of any kind.
+    """Read a label file of any format.
 
     Returns:
-        Clip name -> its fields, among them always `video_path`; in the file's order.
+        Clip name -> fields, which always include `video_path`; in the file's order.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no label file, or a clip's paths leave the data folders; one line with the file and the clip.
+        FileNotFoundError: the file does not exist.
+        ValueError: not a label file, or a clip's path points outside the data folders; one line with file and clip.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
@@ -108,10 +108,10 @@ def read_labels(path: str | Path) -> dict[str, Label]:
 
 
 def check_column(path: str | Path, field: str) -> None:
-    """Ask a table for a field; other kinds of labels have no columns.
+    """Check that a table has a column; other label formats always pass.
 
     Raises:
-        ValueError: no column has its name.
+        ValueError: there is no such column.
     """
     if Path(path).suffix.lower() not in (".csv", ".tsv"):
         return
@@ -122,13 +122,13 @@ def check_column(path: str | Path, field: str) -> None:
 
 
 def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tuple[str, Label]:
-    """A clip's name and fields, with the defaults filled in and checked."""
+    """Return a clip's name and its checked fields, with defaults filled in."""
     label = {key: value for key, value in entry.items() if not (value is None or isinstance(value, str) and not value)}
     video, pose = label.pop("video", None) or label.get("video_path"), label.get("pose")
     name = name or label.get("name") or os.path.splitext(str(video or pose or ""))[0]
     if not name:
         raise ValueError(f"{path}: {where} has neither name nor video; its fields are {_names(entry)}.")
-    if not isinstance(label.get("text", ""), str | int):  # NaN, for instance, is how some programs write "none"
+    if not isinstance(label.get("text", ""), str | int):  # some programs write NaN for "none"
         raise ValueError(f"{path}: clip {name!r} has the text {label['text']!r:.60}; wanted a text.")
     if not isinstance(label.get("gloss", ""), str | int | list | tuple):
         raise ValueError(
@@ -154,11 +154,11 @@ def _shown(value: object) -> str:
 
 
 def _names(fields: Iterable[Any]) -> str:
-    """Field names in one line, whatever characters and however many a file has."""
+    """Return field names in one line, with limits on their number and length."""
     return ", ".join(f"{field!r:.60}" for field in islice(fields, 20)) or "none"
 
 
-# -- the kinds of files: each gives (where it stands, the clip's name or None, its fields) -----------------------------
+# -- readers of the file formats: each yields (location in the file, clip name or None, fields) ------------------------
 
 Entries = Iterator[tuple[str, str | None, Any]]
 
@@ -212,12 +212,12 @@ def _read_table(path: str | Path) -> Entries:
 
 
 def _table(path: str | Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
-    """The names of the columns, and the lines below them."""
+    """Return the column names, and an iterator over the rows."""
     text = _text(path)
-    # Spreadsheets write semicolons where the comma is the decimal sign; corpora come with tabs and bars.
+    # Spreadsheets use semicolons in locales with a decimal comma; some corpora use tabs or bars.
     tsv = Path(path).suffix.lower() == ".tsv"
     sign = max("\t" if tsv else ",;\t|", key=text.partition("\n")[0].count)
-    # A quotation mark that opens and never closes would swallow lines.
+    # An unclosed quotation mark would swallow lines.
     quoting: Literal[0, 3] = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL
     rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=True))
     _, header = next(rows, ("", []))

@@ -1,9 +1,9 @@
 """Scores: BLEU, chrF and ROUGE-L for translation, accuracy for isolated signs, word error rate for glosses.
 
-All are percentages. They equal Uni-Sign's, so that they can stand beside the published ones; only chrF differs, in
-the third decimal. BLEU and chrF are sacrebleu's. ROUGE-L and the word error rate are written out here: the `rouge`
-package, which defines the published ROUGE-L, is no longer maintained, raises on an empty hypothesis and recurses once
-per word; `jiwer` gives every error the same cost, and the published rates come from other costs.
+All are percentages. They equal Uni-Sign's and are comparable with published scores, except that chrF differs in the
+third decimal. BLEU and chrF come from sacrebleu. ROUGE-L and the word error rate are implemented here: the `rouge`
+package, which defines the published ROUGE-L, is no longer maintained, fails on an empty hypothesis and recurses once
+per word; `jiwer` gives every error the same cost, unlike the published rates.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ MAIN_METRIC: dict[str, tuple[str, bool]] = {
     "ISLR": ("top1_per_instance", True),
     "CSLR": ("wer", False),
 }
-# task -> the score by which single clips are told apart: BLEU-4 of one short sentence is mostly zero
+# task -> the score for single clips: BLEU-4 of one short sentence is mostly zero
 CLIP_METRIC = {"SLT": "chrf", "ISLR": "top1_per_instance", "CSLR": "wer"}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one evaluation gave.
+    """The scores of an evaluation.
 
     Attributes:
         values: score -> percentage, in the order of the table.
-        signatures: kind of score -> how it was computed; a reader needs it to compare numbers.
+        signatures: kind of score -> how it was computed, needed to compare numbers.
     """
 
     values: dict[str, float]
     signatures: dict[str, str]
 
     def table(self) -> str:
-        """Return the scores to two decimals under their names.
+        """Format the scores with two decimals under their names.
 
         >>> print(Scores({"wer": 26.0, "wer_del": 6.1}, {"wer": "costs 3, 3, 4"}).table())
           wer  wer_del
@@ -51,11 +51,11 @@ class Scores:
 
 
 def prepare_hypothesis(text: str, text_unit: str) -> str:
-    r"""Bring a generated text into the form that is scored.
+    r"""Normalise a generated text for scoring.
 
     Args:
-        text: what the model wrote.
-        text_unit: "char" for Chinese, "word" for the rest.
+        text: the generated text.
+        text_unit: "char" (characters separated by spaces) or "word".
 
     Source: Uni-Sign's evaluation on CSL-Daily ("char").
 
@@ -70,14 +70,14 @@ def prepare_hypothesis(text: str, text_unit: str) -> str:
 
 
 def prepare_reference(text: str, text_unit: str) -> str:
-    """Bring a label's text into the form that is scored.
+    """Normalise a label's text for scoring.
 
-    The wide comma and question mark become what mT5's tokenizer makes of them. The exclamation mark stays wide, though
-    the tokenizer narrows it too: the published scores were counted so.
+    With "char", full-width commas and question marks become half-width, as in mT5's tokenizer. Exclamation marks stay
+    full-width although the tokenizer narrows them, too, since the published scores were computed so.
 
     Args:
         text: the label's text.
-        text_unit: "char" for Chinese, "word" for the rest.
+        text_unit: "char" or "word".
 
     Source: Uni-Sign's evaluation on CSL-Daily ("char").
 
@@ -94,19 +94,19 @@ def _narrow(text: str) -> str:
 
 
 def rouge_l(hypothesis: str, reference: str) -> float:
-    """Return one clip's ROUGE-L F score in [0, 1], as the `rouge` package 1.0.1 counts it.
+    """Return one clip's ROUGE-L F score in [0, 1], equal to the `rouge` package 1.0.1.
 
-    Sentences end at "."; the distinct words of the longest common subsequences of all pairs of sentences are counted.
+    Sentences end at "."; the score counts the distinct words in the longest common subsequences of all sentence pairs.
     A text without any word scores 0.
 
-    Source: ROUGE-L at the level of summaries (Lin, 2004), with each word counted once.
+    Source: summary-level ROUGE-L (Lin, 2004), with each word counted once.
 
     >>> round(rouge_l("the cat is on the mat", "the cat sat on the mat"), 6)  # 4 common words of 5 and of 5
     0.8
     >>> rouge_l("...", "the cat")
     0.0
     """
-    # A blank stretch between two full stops counts as one empty word, as in the package.
+    # White space between two full stops counts as one empty word, as in the package.
     ours, theirs = ([s.split() or [""] for s in text.split(".") if s] for text in (hypothesis, reference))
     if not any(map(any, ours)) or not any(map(any, theirs)):
         return 0.0
@@ -120,8 +120,8 @@ def rouge_l(hypothesis: str, reference: str) -> float:
 
 
 def _common_words(reference: list[str], hypothesis: list[str]) -> set[str]:
-    """Return the distinct words of one longest common subsequence; of several, the one the package finds."""
-    lengths = [[0] * (len(hypothesis) + 1)]  # [i][j]: of the first i and the first j words
+    """Return the distinct words of one longest common subsequence; ties are resolved as in the package."""
+    lengths = [[0] * (len(hypothesis) + 1)]  # [i][j]: for the first i and the first j words
     for word in reference:
         above, row = lengths[-1], [0]
         for j, other in enumerate(hypothesis):
@@ -142,8 +142,8 @@ def _common_words(reference: list[str], hypothesis: list[str]) -> set[str]:
 def word_errors(hypothesis: str, reference: str) -> tuple[int, int, int]:
     """Count (deletions, insertions, substitutions) of the cheapest alignment of two lists of words.
 
-    A deletion or insertion costs 3 and a substitution 4, as in NIST's sclite and so in the published rates. With equal
-    costs the total is smaller: by 0.3 points on Uni-Sign's predictions for CSL-Daily.
+    A deletion or insertion costs 3 and a substitution 4, as in NIST's sclite and thus in the published rates. Equal
+    costs give a lower rate: by 0.3 points on Uni-Sign's predictions for CSL-Daily.
 
     >>> word_errors("b c a", "a b c")
     (1, 1, 0)
@@ -159,7 +159,7 @@ def word_errors(hypothesis: str, reference: str) -> tuple[int, int, int]:
             if word != expected:
                 cost, dels, ins, subs = above[j]
                 best = (cost + 4, dels, ins, subs + 1)
-            # Of equal costs the substitution wins, then the insertion: the counts depend on it.
+            # On equal cost prefer the substitution, then the insertion: the counts depend on this order.
             cost, dels, ins, subs = row[j]
             if cost + 3 < best[0]:
                 best = (cost + 3, dels, ins + 1, subs)
@@ -171,13 +171,13 @@ def word_errors(hypothesis: str, reference: str) -> tuple[int, int, int]:
 
 
 def bleu_scorers(tokenizer: str) -> list[BLEU]:
-    """Make sacrebleu's scorers of BLEU-1 to BLEU-4.
+    """Return sacrebleu's scorers for BLEU-1 to BLEU-4.
 
     Raises:
-        ValueError: the tokenizer is unknown, or needs a package that is not there.
+        ValueError: the tokenizer is unknown, or needs a package that is not installed.
     """
     try:
-        # force: texts split into characters end in " ." now and then, which sacrebleu takes for a mistake.
+        # force: character-split texts may end in " .", which sacrebleu would warn about.
         return [BLEU(max_ngram_order=n, tokenize=tokenizer, force=True) for n in (1, 2, 3, 4)]
     except (RuntimeError, ImportError, KeyError, ValueError):
         extra = {"ja-mecab": "it needs pip install 'sacrebleu[ja]'", "ko-mecab": "it needs pip install 'sacrebleu[ko]'"}
@@ -187,31 +187,31 @@ def bleu_scorers(tokenizer: str) -> list[BLEU]:
 
 @dataclass(frozen=True)
 class Tally:
-    """One score, as a function of sums over clips: so it can be had of all clips, of each, and of any draw of them.
+    """A score as a function of sums over clips, so that it can be computed for all clips, single ones and resamples.
 
     Attributes:
-        counts: (clips, k) what a clip adds to the k sums.
-        of: k sums -> percentage.
+        counts: (clips, k), each clip's contribution to the k sums.
+        of: maps k sums to a percentage.
     """
 
     counts: np.ndarray
     of: Callable[[np.ndarray], float]
 
     def total(self) -> float:
-        """The score of all clips."""
+        """Return the score of all clips."""
         return self.of(self.counts.sum(0))
 
     def each(self) -> list[float]:
-        """The score of each clip alone."""
+        """Return the score of each clip alone."""
         return [self.of(row) for row in self.counts]
 
     def drawn(self, weights: np.ndarray) -> np.ndarray:
-        """The score of each draw, (draws,); `weights` (draws, clips) says how often it holds a clip."""
+        """Return the score of each draw, (draws,); `weights`, (draws, clips), counts each clip in each draw."""
         return np.array([self.of(sums) for sums in weights @ self.counts])
 
 
 def _tally_of(scorer: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> Tally:
-    """A score of sacrebleu, by the two functions that its own bootstrap stands on."""
+    """Return the tally of a sacrebleu score, using the two functions that its own bootstrap uses."""
     counts = np.array(scorer._extract_corpus_statistics(hypotheses, [references]), np.float64)
     return Tally(counts, lambda sums: float(scorer._compute_score_from_stats(sums.tolist()).score))
 
@@ -221,7 +221,7 @@ def _ratio(sums: np.ndarray) -> float:
 
 
 def _mean_of_classes(sums: np.ndarray) -> float:
-    """Mean accuracy of the classes that occur; sums: hits of each class, then clips of each."""
+    """Return the mean accuracy over the classes that occur; sums: hits per class, then clips per class."""
     hits, clips = sums.reshape(2, -1)
     return 100 * float((hits[clips > 0] / clips[clips > 0]).mean())
 
@@ -229,7 +229,7 @@ def _mean_of_classes(sums: np.ndarray) -> float:
 def tally_prepared(
     task: str, hypotheses: Sequence[str], references: Sequence[str]
 ) -> tuple[dict[str, Tally], dict[str, str]]:
-    """Count what the scores of a task need in texts that already have the form to be scored.
+    """Tally the scores of a task for texts that are already normalised.
 
     Returns:
         score -> tally, and kind of score -> signature.
@@ -265,7 +265,7 @@ def tally_prepared(
 
 
 def score_prepared(task: str, hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
-    """Score texts that already have the form to be scored; arguments and result as for `score`."""
+    """Score texts that are already normalised; arguments and result as for `score`."""
     return _scores(*tally_prepared(task, hypotheses, references))
 
 
@@ -276,15 +276,15 @@ def _scores(tallies: Mapping[str, Tally], signatures: dict[str, str]) -> Scores:
 def score(
     task: str, hypotheses: Sequence[str], references: Sequence[str], text_unit: str, bleu_tokenizer: str = "13a"
 ) -> Scores:
-    """Score what the model wrote for a whole split.
+    """Score the generated texts of a whole split.
 
     Args:
         task: SLT, ISLR or CSLR.
         hypotheses: the generated texts, one per clip.
-        references: the labels' texts (CSLR: glosses with blanks between), in the same order.
-        text_unit: "char" or "word", as in the data set's record. Only translations are split by it: signs are compared
-            letter by letter, blanks included, and glosses are the words between blanks.
-        bleu_tokenizer: of sacrebleu. 13a sees translations split by text_unit, any other sees them as they are written.
+        references: the labels' texts (CSLR: glosses separated by spaces), in the same order.
+        text_unit: "char" or "word"; see `DatasetSpec`. It applies to translations only: isolated signs must match
+            exactly, and glosses are separated by spaces.
+        bleu_tokenizer: sacrebleu's tokenizer; see `DatasetSpec`.
 
     Raises:
         ValueError: unknown task, text unit or tokenizer, no clips, unequal numbers of texts, or an empty reference.
@@ -295,7 +295,7 @@ def score(
 def tally(
     task: str, hypotheses: Sequence[str], references: Sequence[str], text_unit: str, bleu_tokenizer: str = "13a"
 ) -> tuple[dict[str, Tally], dict[str, str]]:
-    """Count what the scores need, clip by clip; arguments and errors are those of `score`.
+    """Tally each clip's contribution to the scores; arguments and errors as for `score`.
 
     Returns:
         score -> tally, in the order of the table, and kind of score -> signature.
@@ -329,36 +329,36 @@ def tally(
     return tallies, signatures | {"bleu": str(scorers[-1].get_signature())}
 
 
-# -- how sure a score is ---------------------------------------------------------------------------------------------
+# -- confidence intervals --------------------------------------------------------------------------------------------
 
 
 def draw_clips(n_clips: int, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """How often each draw holds each clip, (draws, clips); a draw is as many clips as there are, with repetition."""
+    """Draw bootstrap resamples of the clips; return how often each draw has each clip, (draws, clips)."""
     drawn = np.random.default_rng(seed).integers(n_clips, size=(draws, n_clips))
     return np.stack([np.bincount(clips, minlength=n_clips) for clips in drawn]).astype(np.float64)
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the scores of draws."""
+    """Return the 95 % interval of the draws' scores."""
     low, high = np.quantile(scores, [0.025, 0.975])
     return float(low), float(high)
 
 
 def compare(ours: Sequence[Tally], theirs: Sequence[Tally], weights: np.ndarray) -> dict[str, Any]:
-    """Compare a score of two systems that were trained with the same seeds, by drawing the test clips anew.
+    """Compare a score of two systems trained with the same seeds, by paired bootstrap over the test clips.
 
-    Every draw takes the same clips of all seeds, so clips count as random and seeds as fixed.
+    Every draw uses the same clips for all seeds: clips count as random, seeds as fixed.
 
     Args:
-        ours: for each seed, a tally of all clips.
-        theirs: the same of the other system.
-        weights: of `draw_clips`.
+        ours: one tally of all clips per seed.
+        theirs: the same for the other system.
+        weights: the result of `draw_clips`.
 
     Returns:
-        `difference` (ours - theirs, mean over seeds), its 95 % `interval`, and `p`, two-sided: how often draws whose
-        mean is moved to zero differ by as much.
+        `difference` (ours - theirs, mean over seeds), its 95 % `interval`, and the
+            two-sided `p`: how often draws, shifted to a mean of zero, differ by at least as much.
 
-    Source: paired bootstrap of Koehn (2004), as sacrebleu counts p.
+    Source: paired bootstrap of Koehn (2004), with p as in sacrebleu.
     """
     seen = float(np.mean([tally.total() for tally in ours]) - np.mean([tally.total() for tally in theirs]))
     mine, other = (np.mean([tally.drawn(weights) for tally in system], axis=0) for system in (ours, theirs))
@@ -368,7 +368,7 @@ def compare(ours: Sequence[Tally], theirs: Sequence[Tally], weights: np.ndarray)
 
 
 def is_better(task: str, new: float, best: float | None) -> bool:
-    """Tell whether `new` beats the best main score so far (None: there is none yet); the earlier of equals stays.
+    """Return whether `new` is strictly better than the best main score so far (None: no score yet).
 
     >>> is_better("SLT", 25.3, 25.2), is_better("CSLR", 28.0, 27.0), is_better("ISLR", 0.0, None)
     (True, False, True)

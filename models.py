@@ -1,7 +1,7 @@
-"""`Uni_Sign`: keypoints through graph convolutions, fused with descriptions, written out by mT5.
+"""`Uni_Sign`: encodes keypoints with graph convolutions, fuses descriptions, and generates text with mT5.
 
-Letters: B clips, T frames (padded), N frames of all clips, V joints, D mT5's d_model, P prompt tokens, L target tokens.
-Names of modules are those of the released weights.
+Shapes: B clips, T frames (padded), N frames of all clips, V joints, D mT5's d_model, P prompt tokens, L target tokens.
+Module names match the released weights.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from tokenizer import EOS, PAD, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-IGNORE = -100  # label of padding
-# The parts of each pass, in the order of `PART_JOINTS`.
+IGNORE = -100  # label of padding tokens, ignored by the loss
+# The parts encoded in each pass with `joint_hands`, in the order of `PART_JOINTS`.
 JOINT_HANDS: tuple[tuple[Part, ...], ...] = (("body",), ("left", "right"), ("face_all",))
 
 
 @dataclass
 class Encoded:
-    """A batch of clips, encoded.
+    """An encoded batch of clips.
 
     Attributes:
-        inputs_embeds: (B, P + T, D), prompt and fused frames, mT5's input.
-        attention_mask: (B, P + T).
-        encoder_states: (B, P + T, D), from which loss and sentences are made.
-        gate: (B, T, 1), how much of each frame's text was added; None without descriptions.
-        alignment: the mapper's loss in training, if it has a weight.
+        inputs_embeds: (B, P + T, D), the prompt and the fused frames: mT5's input.
+        attention_mask: (B, P + T), 0 on padding.
+        encoder_states: (B, P + T, D), output of mT5's encoder, the decoder's input.
+        gate: (B, T, 1), the weight of each frame's text feature; None without descriptions.
+        alignment: scalar, the mapper's alignment loss; None outside training or where its weight is 0.
     """
 
     inputs_embeds: torch.Tensor
@@ -65,12 +65,12 @@ class Encoded:
 
 @dataclass
 class ModelOutput(Encoded):
-    """What a forward pass leaves behind.
+    """The output of a forward pass.
 
     Attributes:
-        loss: label-smoothed, mean over the batch's target tokens; in training plus the weighted alignment loss, if any.
-        nll: the same without smoothing, without gradient.
-        n_tokens: target tokens in the batch.
+        loss: label-smoothed mean over the batch's target tokens, plus the weighted alignment loss if there is one.
+        nll: mean negative log-likelihood of the target tokens (no smoothing, no gradient).
+        n_tokens: number of target tokens in the batch.
     """
 
     loss: torch.Tensor
@@ -82,10 +82,10 @@ class Uni_Sign(nn.Module):
     """Sign language translation from keypoints, with or without crops of the hands and descriptions.
 
     Args:
-        config: sizes and switches.
+        config: the model's sizes and switches.
         mt5: the language model; its d_model is the width of everything after the pose encoder.
-        tokenizer: of that mT5, with the same tokens.
-        text_encoder: with descriptions, what turns texts into features: a `TextEncoder`, or a cache of its features.
+        tokenizer: the tokenizer of that mT5, with the same vocabulary.
+        text_encoder: needed with descriptions: a `TextEncoder`, or a cache of its features.
 
     Source: Uni-Sign (Li et al., ICLR 2025), `models.py`.
     """
@@ -108,7 +108,7 @@ class Uni_Sign(nn.Module):
         self.gcn_modules = nn.ModuleDict()
         self.fusion_gcn_modules = nn.ModuleDict()
         for part, graph in PART_GRAPH.items():
-            if part == "right":  # one hand is the other's mirror: both share all weights
+            if part == "right":  # hands mirror each other, so they share all weights
                 for modules in (self.proj_linear, self.gcn_modules, self.fusion_gcn_modules):
                     modules["right"] = modules["left"]
                 continue
@@ -120,7 +120,7 @@ class Uni_Sign(nn.Module):
             assert isinstance(linear, nn.Linear)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-        # 0.02 is right for the 1024 inputs of the released size; a narrower model's frames should be no fainter.
+        # A std of 0.02 suits the 1024 inputs of the released size; a narrower model's outputs should be as large.
         nn.init.trunc_normal_(self.pose_proj.weight, std=0.02 * (1024 / self.pose_proj.in_features) ** 0.5)
 
         if config.rgb_support:
@@ -151,7 +151,7 @@ class Uni_Sign(nn.Module):
     # -- the three stages ------------------------------------------------------------------------------------------
 
     def forward(self, src_input: SrcInput, tgt_input: TgtInput) -> ModelOutput:
-        """Encode a batch once, and score its target sentences.
+        """Encode a batch and compute the loss of its target sentences.
 
         Raises:
             ValueError: the model fuses descriptions and the batch has none.
@@ -164,7 +164,7 @@ class Uni_Sign(nn.Module):
         return ModelOutput(**vars(encoded), loss=loss, nll=nll, n_tokens=n_tokens)
 
     def encode(self, src_input: SrcInput) -> Encoded:
-        """Encode a batch; what `forward` begins with, and all that the search for sentences needs.
+        """Encode a batch: the first part of `forward`, and all that `generate` needs.
 
         Raises:
             ValueError: the model fuses descriptions and the batch has none.
@@ -176,15 +176,15 @@ class Uni_Sign(nn.Module):
         return Encoded(inputs_embeds, attention_mask, states, gate, alignment)
 
     def encode_pose(self, src_input: SrcInput) -> torch.Tensor:
-        """Keypoints, and crops of the hands where the model looks at them -> one embedding per frame, (B, T, D)."""
+        """Encode keypoints (and hand crops, with `rgb_support`) into one embedding per frame, (B, T, D)."""
         mask = src_input["attention_mask"]
-        # With Uni-Sign's padding the repeated last frames go through the convolutions; mT5 never sees them either way.
+        # With `uni_sign_padding`, padded frames go through the convolutions too; mT5 masks them in either case.
         mask = torch.ones_like(mask) if self.config.uni_sign_padding else mask
         layout = ClipLayout(mask, src_input["body"].device)
         pooled: list[torch.Tensor] = []
         body = None
         for parts in JOINT_HANDS if self.config.joint_hands else [(part,) for part in PART_JOINTS]:
-            # Parts of a pass share their weights and stand one after another, like further clips.
+            # Parts encoded in one pass share weights; they are concatenated as if they were additional clips.
             n_parts, (first, *_) = len(parts), parts
             passed = layout if n_parts == 1 else ClipLayout(mask.repeat(n_parts, 1), src_input["body"].device)
             x = torch.cat([layout.pack(src_input[part]) for part in parts])  # (N, V, 3)
@@ -203,7 +203,7 @@ class Uni_Sign(nn.Module):
     def _placed(
         self, part: Part, x: torch.Tensor, body: torch.Tensor, src_input: SrcInput, layout: ClipLayout
     ) -> torch.Tensor:
-        """A hand's or the face's features, (N, V, hidden), with its crops, and with where it is on the body."""
+        """Add to a part's features, (N, V, hidden), hand crops (with `rgb_support`) and the body's anchor feature."""
         if self.config.rgb_support and part in HANDS:
             x = fuse_hand(self, x, part, src_input, layout, self.config.uni_sign_padding)
         return x + body[:, PART_ANCHOR[part], None].detach()
@@ -211,10 +211,10 @@ class Uni_Sign(nn.Module):
     def fuse_text(
         self, pose: torch.Tensor, src_input: SrcInput
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Add each frame's text through the gate, or leave the pose as it is when descriptions are not in use.
+        """Add each frame's text feature through the gate; without descriptions, return the pose features unchanged.
 
         Returns:
-            The fused features, the gate, and in training, with a weight for it, the alignment loss of the mapper.
+            The fused features, the gate, and the mapper's alignment loss (None outside training or if its weight is 0).
         """
         if not self.config.use_descriptions:
             return pose, None, None
@@ -240,17 +240,17 @@ class Uni_Sign(nn.Module):
         return fused.fused, fused.gate, alignment
 
     def text_table(self, texts: Sequence[str], like: torch.Tensor) -> torch.Tensor:
-        """Features of n distinct texts below the mask embedding, (1 + n, D)."""
+        """Return a feature table, (1 + n, D): the mask embedding in row 0, then n distinct texts."""
         if self.text_features is None and not texts:
-            # Every process must use every weight in every step: gradients are reduced together. So a batch without a
-            # text encodes an empty one, which no frame points at.
+            # Gradients are reduced across processes, so every process must use every weight in every step. A batch
+            # without any text therefore encodes an empty one, which no frame refers to.
             texts = [""]
         encoder = self.text_encoder if self.text_features is None else self.text_features
         features = encoder(texts).to(like.device, non_blocking=True)  # (n, W)
         return torch.cat([self.mask_embedding(), self.text_projection(features)])
 
     def prepend_prompt(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put "Translate sign language video to {language}: " before the frames, (B, P + T, D)."""
+        """Prepend "Translate sign language video to {language}: " to the frames; return (B, P + T, D) and the mask."""
         ids, prompt_mask = self.tokenizer.encode_batch([self.config.prompt], max_tokens=512)
         embedded = self.mt5_model.shared(ids.to(frames.device, non_blocking=True))  # (1, P, D)
         embedded = embedded.expand(len(frames), -1, -1)  # (B, P, D)
@@ -261,24 +261,24 @@ class Uni_Sign(nn.Module):
     def target_loss(
         self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, sentences: Sequence[str]
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Label-smoothed and plain loss of the sentences, and how many tokens they have."""
+        """Return the sentences' loss with and without label smoothing, and their number of tokens."""
         labels = self.labels(sentences)  # (B, L)
-        real = (labels != IGNORE).flatten().nonzero().squeeze(1)  # counted here, where nobody waits for a GPU
+        real = (labels != IGNORE).flatten().nonzero().squeeze(1)  # on the CPU, to avoid a GPU synchronisation
         labels, real = (x.to(encoder_states.device, non_blocking=True) for x in (labels, real))
         states = self.decode(encoder_states, attention_mask, labels)  # (B, L, D)
-        # Only the positions that count meet the output matrix: it has 250,112 rows.
+        # Skip padding before the output layer, which is expensive: its matrix has 250,112 rows.
         loss, nll = self.mt5_model.lm_head(
             states.flatten(0, 1)[real], labels.flatten()[real], self.config.label_smoothing
         )
         return loss, nll, len(real)
 
     def labels(self, sentences: Sequence[str]) -> torch.Tensor:
-        """Token ids of target sentences, (B, L) int64, `IGNORE` on padding."""
+        """Return token ids of target sentences, (B, L) int64, with `IGNORE` on padding."""
         ids, mask = self.tokenizer.encode_batch(sentences, self.config.max_target_tokens)
         return ids.masked_fill(mask == 0, IGNORE)
 
     def decode(self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The decoder's states before each label, (B, L, D)."""
+        """Return the decoder's last hidden states from which each label is predicted, (B, L, D)."""
         shifted = F.pad(labels[:, :-1], (1, 0), value=PAD).masked_fill(F.pad(labels[:, :-1], (1, 0)) == IGNORE, PAD)
         return self.mt5_model.decoder(
             input_ids=shifted,
@@ -295,30 +295,30 @@ class Uni_Sign(nn.Module):
         synced: bool = False,
         n_best: int = 1,
     ) -> torch.Tensor:
-        """Search the sentences of a batch that was encoded.
+        """Generate sentences for an encoded batch by beam search.
 
         Args:
-            output: of `encode` or `forward`.
-            num_beams: 1 for greedy search.
-            max_new_tokens: of a sentence.
-            synced: go on until every process is done, as ZeRO-3 needs it.
-            n_best: N, sentences of each clip, the best first; at most `num_beams`.
+            output: the result of `encode` or `forward`.
+            num_beams: beam size; 1 for greedy search.
+            max_new_tokens: maximum length of a generated sentence, in tokens.
+            synced: continue until every process has finished, as ZeRO-3 requires.
+            n_best: N, the number of sentences per clip, best first; at most `num_beams`.
 
         Returns:
-            (B N, <= 1 + max_new_tokens) token ids; what follows the first </s> has no meaning.
+            (B N, <= 1 + max_new_tokens) token ids; ignore whatever follows the first </s>.
         """
         states, mask = output.encoder_states, output.attention_mask
         return search(self.mt5_model, states, mask, num_beams, max_new_tokens, n_best, synced)
 
     @torch.no_grad()
     def log_probs(self, output: Encoded, ids: torch.Tensor) -> torch.Tensor:
-        """Mean log-probability of the tokens of generated sentences, the closing </s> included: what beams compete by.
+        """Return the mean token log-probability of generated sentences, </s> included: the score that ranks beams.
 
-        The search could tell, but only by keeping the logits of all its steps: 100 MB a clip and beam.
+        The search itself could return it only by keeping the logits of all steps: 100 MB per clip and beam.
 
         Args:
-            output: of `encode`, for B clips.
-            ids: (B N, L), of `generate`.
+            output: the result of `encode` for B clips.
+            ids: (B N, L), the result of `generate`.
 
         Returns:
             (B N,) fp32.
@@ -337,25 +337,25 @@ class Uni_Sign(nn.Module):
         return found.sum(1) / (labels != IGNORE).sum(1)
 
     def sentences(self, ids: torch.Tensor) -> list[str]:
-        """Text of generated ids; the first id is the decoder's start."""
+        """Decode generated ids to text; the first id, the decoder's start token, is skipped."""
         return [self.tokenizer.decode(row) for row in ids[:, 1:].tolist()]
 
-    # -- what trains ---------------------------------------------------------------------------------------------
+    # -- training mode -------------------------------------------------------------------------------------------
 
     def freeze(self, modules: Sequence[nn.Module]) -> None:
-        """Take modules out of training: no gradient, no dropout, and batch statistics as they are."""
+        """Freeze modules: no gradients, no dropout, fixed batch-norm statistics."""
         self._frozen = list(modules)
         for module in self._frozen:
             module.requires_grad_(False)
 
     def recompute_activations(self) -> None:
-        """In training, keep the inputs of mT5's and the text encoder's blocks alone: less memory, one more forward."""
+        """Turn on gradient checkpointing in mT5 and the text encoder: less memory, one more forward pass."""
         for module in self.modules():
             if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
                 module.gradient_checkpointing_enable({"use_reentrant": False})
 
     def train(self, mode: bool = True) -> Uni_Sign:
-        """Switch training on or off; frozen modules stay in evaluation."""
+        """Switch between training and evaluation mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()

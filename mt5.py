@@ -1,6 +1,6 @@
-"""mT5 from a folder, as transformers has it, and what of it is run otherwise here: the same numbers in less time.
+"""Load mT5 from a transformers folder, and run parts of it faster with the same results.
 
-Letters: B sequences, L their tokens (padded), H attention heads, D mT5's d_model.
+Shapes: B sequences, L tokens (padded), H attention heads, D mT5's d_model.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from transformers.activations import NewGELUActivation
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-# What it says about mT5 (tied weights, a decoder's weights that an encoder does not take) is known and dealt with.
+# Its warnings about mT5 (tied weights, unused decoder weights) are known and handled here.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 
 def untie_embeddings(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGeneration:
-    """Give the output layer a weight of its own.
+    """Give the output layer its own weight.
 
-    mT5's input embeddings and output layer differ, but transformers 5 ties them whenever a model is made from its
-    config; loading a checkpoint would then silently overwrite the one with the other.
+    mT5's input embeddings and output layer differ, but transformers 5 ties them when it builds a model from a config;
+    loading a checkpoint would then silently overwrite one with the other.
     """
     if mt5.lm_head.weight is mt5.shared.weight:
         mt5.lm_head.weight = nn.Parameter(mt5.shared.weight.detach().clone())
@@ -38,13 +38,13 @@ def load_mt5(
     """Load mT5 in fp32 from a local folder.
 
     Args:
-        folder: config.json and the weights.
-        with_weights: False leaves them out, for a model that gets all of them from a checkpoint.
-        kept: (V,) the tokens that the model is to have, where they are not all.
+        folder: folder with config.json and the weights.
+        with_weights: False to skip loading them, for a model that gets all weights from a checkpoint.
+        kept: (V,), ids of the tokens to keep; None for all.
 
     Raises:
-        FileNotFoundError: no such folder or no weights in it.
-        ValueError: it holds another model, or files that cannot be read or lack weights.
+        FileNotFoundError: the folder or the weights are missing.
+        ValueError: the folder holds another model, or its files are unreadable or lack weights.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
@@ -61,7 +61,7 @@ def load_mt5(
 
 
 def model_type(folder: Path) -> str:
-    """Read from config.json which kind of model a folder holds; "" if it does not say."""
+    """Return `model_type` from a folder's config.json; "" if it has none."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
     except (ValueError, AttributeError):
@@ -69,26 +69,26 @@ def model_type(folder: Path) -> str:
 
 
 def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
-    """Load a model in fp32 from a local folder; a damaged one is one line, and never a model with random parts.
+    """Load a model in fp32 from a local folder, with one-line errors; weights are never left randomly initialised.
 
     Args:
-        kind: the class of transformers to load.
-        folder: config and weights.
-        flag: that names another folder.
+        kind: the transformers class to load.
+        folder: folder with config and weights.
+        flag: the flag for choosing another folder, for error messages.
 
     Raises:
         FileNotFoundError: a file is missing or cannot be opened.
-        ValueError: the files are damaged, do not belong together, or lack weights.
+        ValueError: the files are damaged, do not match, or lack weights.
     """
     cure = f"Get its files again, or name another folder with {flag}."
     try:
         model, info = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
     except OSError as error:
         raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]} {cure}") from None
-    except Exception as error:  # damaged weights raise nearly anything; each becomes one line
+    except Exception as error:  # damaged weights may raise anything; report one line
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: config.json and the weights are damaged or no pair ({reason}). {cure}") from error
-    # A pooler has no part in the mean over tokens, and many published encoders come without.
+    # The pooler is not used for mean pooling, and many published encoders have none.
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ValueError(f"{folder}: {len(missing)} weights are missing, {missing[0]} is one. {cure}")
@@ -96,12 +96,12 @@ def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
 
 
 def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
-    """Make a model of a folder's config.json in fp32; its weights mean nothing until a checkpoint brings them.
+    """Build a model in fp32 from config.json, with uninitialised weights, to be loaded from a checkpoint.
 
     Args:
-        kind: the class of transformers.
-        folder: with config.json.
-        flag: that names another folder.
+        kind: the transformers class.
+        folder: folder with config.json.
+        flag: the flag for choosing another folder, for error messages.
 
     Raises:
         ValueError: config.json is damaged.
@@ -109,27 +109,27 @@ def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
     try:
         with no_init_weights():
             return kind(kind.config_class.from_pretrained(folder, local_files_only=True)).float()
-    except Exception as error:  # a damaged config raises nearly anything; each becomes one line
+    except Exception as error:  # a damaged config may raise anything; report one line
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}/config.json is damaged ({reason}). Name another folder with {flag}.") from error
 
 
 def use_fused_activation(mt5: nn.Module) -> None:
-    """Replace GELU, which transformers spells out in eight passes over memory, by torch's own with the same formula."""
+    """Replace transformers' GELU (eight elementwise operations) by torch's fused one with the same formula."""
     for module in mt5.modules():
         if isinstance(getattr(module, "act", None), NewGELUActivation):
             module.act = nn.GELU(approximate="tanh")
 
 
 def keep_rows(mt5: Any, kept: torch.Tensor) -> None:
-    """Leave of the input embeddings, and of the output matrix if there is one, the rows of some tokens.
+    """Trim the input embeddings, and the output matrix if there is one, to the rows of some tokens, in place.
 
     Args:
-        mt5: whole or its encoder alone; the two matrices are not tied.
-        kept: (V,) token numbers.
+        mt5: the whole model with untied embeddings, or its encoder.
+        kept: (V,), token ids.
 
     Raises:
-        ValueError: a token that it does not have.
+        ValueError: mT5 has no token of such an id.
     """
     embeddings = mt5.get_input_embeddings().weight.detach()
     if int(kept.max()) >= len(embeddings):
@@ -148,8 +148,8 @@ def keep_rows(mt5: Any, kept: torch.Tensor) -> None:
 def run_encoder(stack: Any, embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Run mT5's encoder on embedded tokens.
 
-    The relative bias and the mask are one tensor for all layers here. In transformers each layer makes and keeps its
-    own, and looks at the mask's values, for which a GPU has to stop.
+    Position bias and mask are combined once for all layers. In transformers each layer makes and keeps its own copy,
+    and inspects the mask's values, which forces a GPU synchronisation.
 
     Args:
         stack: mT5's encoder.
@@ -169,5 +169,5 @@ def run_encoder(stack: Any, embeds: torch.Tensor, mask: torch.Tensor) -> torch.T
 
 
 def cross_attention_mask(mask: torch.Tensor) -> torch.Tensor:
-    """The mask of the encoder's states as a decoder takes it without looking at its values, (B, 1, 1, L)."""
+    """Convert a mask, (B, L), to a form that decoder layers use without inspecting its values, (B, 1, 1, L)."""
     return mask[:, None, None] != 0

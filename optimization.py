@@ -1,4 +1,4 @@
-"""Optimizer and learning rate: which weights decay, and how the rate falls."""
+"""Optimizer, weight decay and learning rate schedule."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-GATE = "gating_fusion.gate."  # what the names of the gate's parameters begin with
+GATE = "gating_fusion.gate."  # prefix of the gate's parameter names
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Biases, norms and other vectors do not decay; matrices do.
+    """Group parameters for weight decay: matrices decay, vectors (biases, norms) do not.
 
     Returns:
-        The group without decay, then the group with it, and after them the same two of the gate, if there is one;
-        parameters that do not train are in none.
+        The group without decay, the group with decay, then the same two for the gate, without empty groups; frozen
+        parameters are in none.
 
     Source: `create_optimizer` of timm 0.8, as Uni-Sign uses it.
     """
@@ -32,10 +32,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """Make the optimizer of `--opt`.
+    """Build the optimizer of `--opt`.
 
     Raises:
-        ValueError: nothing is left to train.
+        ValueError: no parameter is trainable.
     """
     groups = parameter_groups(model, args.weight_decay)
     if not groups:
@@ -48,7 +48,7 @@ def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.O
 
 
 def lr_lambda(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:
-    """Make the function from the number of steps taken to the share of `--lr` that the next step uses.
+    """Return the function from the number of steps taken to the next step's learning rate, as a fraction of `--lr`.
 
     >>> factor = lr_lambda("cosine", warmup_steps=0, total_steps=20)
     >>> [round(factor(step), 3) for step in (0, 10, 20)]
@@ -70,7 +70,7 @@ def lr_lambda(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0
 def build_schedule(
     optimizer: torch.optim.Optimizer, args: argparse.Namespace, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Make the schedule of `--sched`, counted in optimizer steps; the gate's rate is zero as long as it is held."""
+    """Build the schedule of `--sched`, per optimizer step; the gate's learning rate is 0 during --hold_gate."""
     factor = lr_lambda(
         args.sched,
         warmup_steps=int(args.warmup_epochs * steps_per_epoch),

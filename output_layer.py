@@ -1,6 +1,6 @@
-"""mT5's vocabulary of 250,112 tokens: the output matrix and the loss over it.
+"""mT5's output layer and loss over its large vocabulary (250,112 tokens).
 
-Letters: n target tokens of a batch, V tokens of the vocabulary, D mT5's d_model.
+Shapes: n target tokens in a batch, V tokens of the vocabulary, D mT5's d_model.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 1 << 24  # logits that exist at a time: 67 tokens of mT5's vocabulary, 64 MiB in fp32
-ROWS = 1 << 15  # rows of the matrix whose gradient is added at a time where products are in bf16 or fp16
+CHUNK = 1 << 24  # maximum logits in memory at a time: 67 target tokens with mT5's vocabulary, 64 MiB in fp32
+ROWS = 1 << 15  # rows of the weight gradient that are accumulated at a time with bf16 or fp16
 
 
 class OutputLayer(nn.Linear):
-    """mT5's `lm_head`, which can also score targets without ever holding all their logits.
+    """mT5's `lm_head`, which can also compute the loss of targets without storing all logits.
 
-    Called with states alone it is the nn.Linear that transformers expects; targets are what `forward` takes beyond.
+    Called without targets, it is the nn.Linear that transformers expects.
 
     Args:
-        weight: (V, D), shared, not copied.
+        weight: (V, D); it is shared, not copied.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:
@@ -31,16 +31,16 @@ class OutputLayer(nn.Linear):
     def forward(  # type: ignore[override]
         self, states: torch.Tensor, targets: torch.Tensor | None = None, smoothing: float = 0.0
     ) -> Any:
-        """Logits, or the loss of targets.
+        """Compute logits or, given targets, the loss.
 
         Args:
             states: (..., D); (n, D) with targets.
             targets: (n,) token ids.
-            smoothing: of the loss.
+            smoothing: amount of label smoothing.
 
         Returns:
-            Without targets the logits (..., V). With them the mean loss with smoothing, and the mean without, which
-            carries no gradient.
+            Without targets, the logits, (..., V). With targets, the mean loss with label smoothing, and that without
+            (not differentiable).
         """
         if targets is None:
             return F.linear(states, self.weight)
@@ -48,13 +48,13 @@ class OutputLayer(nn.Linear):
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Cross entropy of a linear layer, a chunk of tokens after the other.
+    """Cross-entropy of a linear layer, computed in chunks of tokens.
 
-    The gradients are made in the forward pass, while a chunk's logits exist: this loss is the last thing that a forward
-    pass computes and the first that its backward pass asks for. They are kept for a loss that is a sum over tokens:
-    divided by n they would be too small for fp16.
+    Gradients are computed in the forward pass, while a chunk's logits exist; the backward pass follows at once, since
+    this loss is the end of the forward pass. They are stored for the sum over tokens, since the gradients of the mean
+    would be too small for fp16.
 
-    Torch declares both functions for any arguments; naming them is what the type check calls an override.
+    The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
     """
 
     @staticmethod
@@ -63,7 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        exact = torch.promote_types(dtype, torch.float32)  # of sums
+        exact = torch.promote_types(dtype, torch.float32)  # dtype of sums
         of_states, of_weight = (needed and training for needed in ctx.needs_input_grad[:2])
         grad_states = torch.empty_like(states, dtype=exact) if of_states else None
         grad_weight = torch.zeros_like(weight) if of_weight else None
@@ -98,12 +98,12 @@ class _ChunkedLoss(torch.autograd.Function):
         if grad_states is not None:
             grad_states = (grad_states * grad).to(ctx.dtype)
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(grad)  # in place: it is as large as the matrix
+            grad_weight = grad_weight.mul_(grad)  # in place: it is as large as the weight
         return grad_states, grad_weight, None, None, None
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """`total += a @ b`; products in lower precision are added up in that of the total."""
+    """Compute `total += a @ b`; products in lower precision are accumulated in total's precision."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
         return

@@ -1,9 +1,9 @@
-"""Pack a data set's poses and descriptions: a few files in place of one per clip.
+"""Pack a data set's poses and descriptions into a few files instead of one per clip.
 
     python pack_dataset.py --dataset CSL_Daily --out packed/CSL_Daily
     python fine_tuning.py --dataset CSL_Daily --packed packed/CSL_Daily
 
-DIR/poses/{split} and DIR/descriptions/{split} are packs; what is in one stands in `packed.py`.
+DIR/poses/{split} and DIR/descriptions/{split} are packs; see `packed.py` for their format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from labels import split_labels
 if TYPE_CHECKING:
     from packed import Content
 
-CHUNK = 32  # files that a process is given at a time
+CHUNK = 32  # files per job of a process
 
 EXAMPLES = """examples:
   python pack_dataset.py --out packed/CSL_Daily                  CSL-Daily, all splits; then train with
@@ -40,7 +40,7 @@ whole; one that was stopped starts from the beginning.
 
 
 def get_args_parser() -> Parser:
-    """Build the command line."""
+    """Build the argument parser."""
     parser = Parser(
         description="Pack a data set's poses and descriptions into a few files that are mapped into memory.",
         epilog=EXAMPLES,
@@ -56,7 +56,7 @@ def get_args_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Pack, or verify."""
+    """Pack or verify."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, workers=1)
@@ -68,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = [split for split in args.splits if split in spec.labels]
     if not splits:
         raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)}.")
-    # A dev that is the test split under another name has that one's folders, and its packs.
+    # If dev is the test split under another name, it shares that split's folders and packs.
     for split in {spec.folder(split): split for split in splits}.values():
         pack_split(spec, split, out, args.root, args.workers)
 
 
 def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, workers: int) -> None:
-    """Pack the poses of a split's clips, and their descriptions where there are some."""
+    """Pack the poses of a split's clips, and their descriptions if there are any."""
     from packed import DESCRIPTIONS, POSES, pack_descriptions, pack_pose
 
     there, name = spec.under(root), spec.folder(split)
@@ -84,7 +84,7 @@ def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, worke
     files = dict.fromkeys(split_spec.pose_path(label).relative_to(folder).as_posix() for label in labels.values())
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"poses: {folder} does not exist. Put the poses there, or set --root.")
-    run_lock.hold(out, "--out", "another pack_dataset.py")  # two would write to the same files
+    run_lock.hold(out, "--out", "another pack_dataset.py")  # two processes would write to the same files
     pack(out / POSES / name, POSES, spec.pose_dir, pack_pose, [(folder, file) for file in files], workers)
     descriptions = Path(there.description_dir) / name
     if spec.description_dir and descriptions.is_dir():
@@ -102,7 +102,7 @@ def pack(
     jobs: Sequence[tuple[str, str]],
     workers: int,
 ) -> None:
-    """Write one pack, and tell what is in it."""
+    """Write one pack and print a summary."""
     from packed import POSES, write_pack
 
     counts: Counter[str] = Counter()
@@ -138,11 +138,11 @@ def pack(
 
 
 def verify(out: Path) -> None:
-    """Read all packs of a folder.
+    """Verify all packs in a folder.
 
     Raises:
-        FileNotFoundError: none there.
-        ValueError: one is damaged; the line names the first fault.
+        FileNotFoundError: there are no packs.
+        ValueError: a pack is damaged; the message names the first fault.
     """
     from packed import DESCRIPTIONS, POSES, DescriptionPack, PosePack, packs_in
 
@@ -164,7 +164,7 @@ def verify(out: Path) -> None:
 
 
 def shown(keys: Iterable[str], folder: Path) -> Iterator[str]:
-    """The keys, under a bar."""
+    """Iterate over the keys with a progress bar."""
     return progress(keys, f"{folder.parent.name}/{folder.name}")
 
 

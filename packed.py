@@ -1,15 +1,15 @@
-"""Packed poses and descriptions: a folder of four files in place of a file per clip, mapped into memory.
+"""Packed poses and descriptions: a memory-mapped folder of four files instead of one file per clip.
 
     pack.json     what is packed, from where, and size and SHA-256 of the other files
-    names.npy     the keys, sorted: bytes of one length
-    clips.npy     for each key where its content lies, its sum, how many frames or texts it has, its file's size
-    content.bin   the contents one after the other
+    names.npy     the sorted keys, as byte strings of equal length
+    clips.npy     for each key: offset, size and checksum of its content, number of frames or texts, size of its file
+    content.bin   the concatenated contents
 
-A clip is found by bisection and read where it lies: opening a pack costs a look at its index, and all processes of a
-machine share one copy, that of the system's file cache. Nothing in it is ever executed. What a pack gives is what the
-files give, bit for bit; a file that cannot be read stands there as the message that says so.
+Clips are found by bisection and read in place: opening a pack reads only its index, and all processes on a machine
+share one copy in the system's page cache. Nothing in a pack is ever executed. A pack gives bit-identical results to
+the original files; for an unreadable file it stores the error message.
 
-`open_poses` and `open_descriptions` take a pack wherever a folder of files could stand. Letters: F frames of a clip.
+`open_poses` and `open_descriptions` accept a pack or a folder of files. Shapes: F frames of a clip.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from temporal_alignment import DescriptionCounts, DescriptionLoader
 
 FORMAT = "uni-sign-pack 2"
 POSES, DESCRIPTIONS = "poses", "descriptions"
-ALIGN = 64  # where a content may begin: a line of the processor's cache
+ALIGN = 64  # alignment of contents: a CPU cache line
 _FILES = ("names.npy", "clips.npy", "content.bin")
 _CLIP = np.dtype([("offset", "<u8"), ("size", "<u8"), ("sum", "<u8"), ("length", "<u4"), ("file_size", "<u8")])
-_POSE = struct.Struct("<III4s4s4s4s")  # F, start, n_after; dtypes: of keypoints, as stored, of scores, as stored
+_POSE = struct.Struct("<III4s4s4s4s")  # F, start, n_after; dtypes: keypoints, as stored; scores, as stored
 
 
 class Content(NamedTuple):
-    """What is packed of a clip.
+    """The packed content of a clip.
 
     Attributes:
-        key: by which it is found.
-        length: frames of a pose, texts of a description; 0: `data` says why it cannot be read.
-        data: the bytes.
-        file_size: bytes of the file; clips are ordered by it, from packs as from files.
+        key: the key to find it by.
+        length: number of frames or texts; 0 means unreadable, and `data` is the error message.
+        data: the content.
+        file_size: size of the original file in bytes, by which clips are sorted.
     """
 
     key: str
@@ -55,27 +55,27 @@ class Content(NamedTuple):
 
 
 def is_pack(folder: str | Path) -> bool:
-    """Whether a folder is a pack, whole or damaged."""
+    """Return whether a folder is a pack, intact or damaged."""
     return (Path(folder) / "pack.json").is_file()
 
 
 def packs_in(place: Path) -> list[Path]:
-    """The packs that `pack_dataset.py --out` has written, without what a kill has left."""
+    """Return the packs written by `pack_dataset.py --out`, without unfinished ones."""
     folders = [path.parent for path in sorted(place.glob("*/*/pack.json"))]
     return [folder for folder in folders if not folder.name.startswith(UNFINISHED)]
 
 
 def use_packs(spec: DatasetSpec, folder: str, root: str | Path) -> DatasetSpec:
-    """Return a data set's record with its paths taken from `root`, poses and descriptions from packs.
+    """Return a data set's record with paths under `root`, and poses and descriptions from packs.
 
     Args:
         spec: the record, as configured.
-        folder: what `pack_dataset.py --out` wrote.
-        root: that relative paths start from.
+        folder: the folder given to `pack_dataset.py --out`.
+        root: start of relative paths.
 
     Raises:
-        FileNotFoundError: no packs there.
-        ValueError: they were made of other folders than those of the record.
+        FileNotFoundError: there are no packs.
+        ValueError: they were made from other folders than those of the record.
     """
     place = Path(root) / folder
     packs = packs_in(place)
@@ -98,7 +98,7 @@ def use_packs(spec: DatasetSpec, folder: str, root: str | Path) -> DatasetSpec:
 
 
 def open_poses(folder: str | Path) -> PosePack | PoseFolder:
-    """The poses of a folder, packed or in files.
+    """Open a folder of poses, packed or in files.
 
     Raises:
         ValueError: the pack is damaged.
@@ -107,17 +107,17 @@ def open_poses(folder: str | Path) -> PosePack | PoseFolder:
 
 
 def open_descriptions(folder: str | Path) -> DescriptionPack | DescriptionLoader:
-    """The descriptions of a split's folder, packed or in files.
+    """Open a split's folder of descriptions, packed or in files.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
         ValueError: the pack is damaged.
     """
     return DescriptionPack(folder) if is_pack(folder) else DescriptionLoader(folder)
 
 
 def _manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """What pack.json says, checked."""
+    """Read and check pack.json."""
     path = folder / "pack.json"
     try:
         manifest = json.loads(path.read_bytes())
@@ -137,18 +137,18 @@ def _manifest(folder: Path, kind: str) -> dict[str, Any]:
 
 
 class DamagedPackError(ValueError):
-    """A pack whose bytes are not those that were written."""
+    """A pack's content differs from what was written."""
 
 
 class Pack(abc.ABC):
-    """A pack of one kind, open for reading; it keeps nothing of what is read.
+    """A pack of one kind, open for reading, without caching.
 
     Args:
-        folder: of the pack.
+        folder: the pack's folder.
 
     Raises:
-        FileNotFoundError: no pack there.
-        ValueError: a foreign or damaged one.
+        FileNotFoundError: there is no pack.
+        ValueError: the pack is damaged, or of another kind or format.
     """
 
     kind = ""
@@ -161,7 +161,7 @@ class Pack(abc.ABC):
             seen = path.stat().st_size if path.is_file() else 0
             if seen != size or not size:
                 raise self.damaged(f"{name} has {seen} bytes, not {size}")
-            if name != "content.bin" and sha256(path) != digest:  # the index is small: it is looked at each time
+            if name != "content.bin" and sha256(path) != digest:  # the index is small enough to verify each time
                 raise self.damaged(f"{name} is not what was written")
         names, clips = (np.load(self.folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[:2])
         self.names, self._clips = np.asarray(names), np.asarray(clips)
@@ -170,21 +170,21 @@ class Pack(abc.ABC):
         self._content = np.asarray(np.memmap(self.folder / "content.bin", np.uint8, "r"))
 
     def __reduce__(self) -> Any:
-        """Another process opens the files itself: it must not be sent their content."""
+        """Pickle only the folder: another process opens the files itself."""
         return type(self), (self.folder,)
 
     def __len__(self) -> int:
-        """Number of clips."""
+        """Return the number of clips."""
         return len(self.names)
 
     def damaged(self, what: str) -> DamagedPackError:
-        """One line about this pack."""
+        """Return a one-line error about this pack."""
         return DamagedPackError(
             f"{self.folder}: damaged: {what}. Copy the pack again, or pack again with pack_dataset.py."
         )
 
     def file_sizes(self, keys: Sequence[str]) -> np.ndarray:
-        """Bytes of the files that were packed, 0 for a clip that is not in the pack."""
+        """Return the sizes of the original files in bytes, 0 for a clip that is not in the pack."""
         if not keys:
             return np.zeros(0, np.int64)
         wanted = np.array([_encoded(key) for key in keys])
@@ -196,7 +196,7 @@ class Pack(abc.ABC):
         return sizes
 
     def find(self, key: str) -> int | None:
-        """Row of a clip in the index; None for one that is not in the pack."""
+        """Return a clip's row in the index; None if it is not in the pack."""
         name = _encoded(key)
         if len(name) > self.names.dtype.itemsize:
             return None
@@ -204,10 +204,10 @@ class Pack(abc.ABC):
         return row if row < len(self) and self.names[row] == name else None
 
     def content(self, key: str) -> tuple[int, np.ndarray] | None:
-        """A clip's length and bytes, as they lie in the file; None for one that is not in the pack.
+        """Return a clip's length and stored bytes; None if it is not in the pack.
 
         Raises:
-            ValueError: the bytes are not those that were written, or say that the clip could not be read.
+            ValueError: the content is damaged, or the clip's file was unreadable when it was packed.
         """
         row = self.find(key)
         if row is None:
@@ -223,13 +223,13 @@ class Pack(abc.ABC):
         return length, data
 
     def verify(self, progress: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:
-        """Read everything, and the index as a whole once more.
+        """Decode every clip, and compare the checksum of content.bin.
 
         Args:
-            progress: wraps the keys.
+            progress: wraps the iteration over keys.
 
         Returns:
-            What is wrong, a line each.
+            The faults, one line each.
         """
         faults = []
         for key in progress([name.decode("utf-8", "surrogatepass") for name in self.names.tolist()]):
@@ -238,7 +238,7 @@ class Pack(abc.ABC):
             except DamagedPackError as error:
                 faults.append(str(error))
             except ValueError:
-                pass  # a file that could not be read when it was packed: the pack says so, as it should
+                pass  # the file was unreadable when it was packed: not a fault of the pack
         digest = _manifest(self.folder, self.kind)["files"]["content.bin"][1]
         if not faults and sha256(self.folder / "content.bin") != digest:
             faults.append(str(self.damaged("content.bin is not what was written")))
@@ -246,19 +246,19 @@ class Pack(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, key: str) -> Any:
-        """A clip as it is used."""
+        """Return a clip's decoded content."""
 
 
 class PosePack(Pack):
-    """Poses by the path of their file within the folder that was packed."""
+    """Packed poses; the key is the file's path relative to the packed folder."""
 
     kind = POSES
 
     def decode(self, key: str) -> Pose:
-        """A clip's pose, in the file's own memory.
+        """Return a clip's pose, without copying where the stored dtype allows.
 
         Raises:
-            ValueError: it is not there, could not be read when it was packed, or is damaged.
+            ValueError: it is missing, damaged, or was unreadable when it was packed.
         """
         found = self.content(key)
         if found is None:
@@ -278,13 +278,13 @@ class PosePack(Pack):
         return Pose(keypoints, scores, start, n_after)
 
     def read(self, path: Path, n_frames: int | None = None) -> Pose:
-        """`pose.read_pose` of a packed file."""
+        """Do the same as `pose.read_pose`, from the pack."""
         pose = self.decode(self._key(path))
         check_length(path, pose, n_frames)
         return pose
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
-        """Bytes of each clip's file, 0 for one that is missing."""
+        """Return the size of each clip's original file in bytes, 0 if it is missing."""
         return self.file_sizes([self._key(path) for path in paths])
 
     def _key(self, path: Path) -> str:
@@ -292,10 +292,10 @@ class PosePack(Pack):
 
 
 class DescriptionPack(Pack):
-    """Descriptions by the name of their clip; what was no valid description is not in it.
+    """Packed valid descriptions; the key is the clip's name.
 
     Attributes:
-        counts: as of `DescriptionLoader`, but for what was left out when it was packed.
+        counts: the same as `DescriptionLoader.counts`, except for entries skipped when packing.
     """
 
     kind = DESCRIPTIONS
@@ -305,10 +305,10 @@ class DescriptionPack(Pack):
         self.counts = DescriptionCounts()
 
     def decode(self, key: str) -> dict[int, str]:
-        """All texts of a clip, {} where there are none.
+        """Return all texts of a clip, {} if there are none.
 
         Raises:
-            ValueError: they are damaged.
+            ValueError: the content is damaged.
         """
         found = self.content(key)
         if found is None:
@@ -320,7 +320,7 @@ class DescriptionPack(Pack):
             raise self.damaged(f"{key} has no texts") from None
 
     def load(self, name: str, frames: range | None = None) -> dict[int, str]:
-        """`DescriptionLoader.load` of a packed file."""
+        """Do the same as `DescriptionLoader.load`, from the pack."""
         found = self.decode(name)
         texts = found if frames is None else {frame: text for frame, text in found.items() if frame in frames}
         missing = not found and self.find(name) is None
@@ -334,7 +334,7 @@ class DescriptionPack(Pack):
         return texts
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
-        """Bytes of each clip's file, 0 for one that is missing."""
+        """Return the size of each clip's original file in bytes, 0 if it is missing."""
         return self.file_sizes(names)
 
 
@@ -342,10 +342,10 @@ class DescriptionPack(Pack):
 
 
 def pack_pose(job: tuple[str, str]) -> Content | None:
-    """Read a pose file for a pack; None where there is none.
+    """Read a pose file for a pack; None if it does not exist.
 
     Args:
-        job: the folder that is packed, and the file within it.
+        job: the folder to pack, and the file's path in it.
     """
     folder, key = job
     path = Path(folder) / key
@@ -364,10 +364,10 @@ def pack_pose(job: tuple[str, str]) -> Content | None:
 
 
 def pack_descriptions(job: tuple[str, str]) -> Content | None:
-    """Read a description file for a pack; None where there is none, or none that can be read.
+    """Read a description file for a pack; None if it is missing or unreadable.
 
     Args:
-        job: the folder that is packed, and the clip's name.
+        job: the folder to pack, and the clip's name.
     """
     folder, name = job
     loader = DescriptionLoader(folder)
@@ -379,17 +379,17 @@ def pack_descriptions(job: tuple[str, str]) -> Content | None:
 
 
 def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]) -> None:
-    """Write a pack, whole or not at all; an older one stays as it is until then.
+    """Write a pack atomically; an older one stays in place until then.
 
     Args:
-        folder: of the pack.
+        folder: the pack's folder.
         kind: `POSES` or `DESCRIPTIONS`.
-        source: the folder that is packed, as the data set's record names it.
-        contents: in any order.
+        source: the packed folder, as named in the data set's record.
+        contents: the clips' contents, in any order.
 
     Raises:
-        ValueError: no contents; or the folder is there and is no pack.
-        OSError: it cannot be written.
+        ValueError: there are no contents, or the folder exists and is not a pack.
+        OSError: the pack cannot be written.
     """
     if folder.exists() and not is_pack(folder) and any(folder.iterdir()):
         raise ValueError(f"--out: {folder} is there and is no pack. Name another folder, or remove it.")
@@ -424,7 +424,7 @@ def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]
 
 
 def _file_size(path: Path) -> int:
-    """Bytes of a file; at least one, for 0 would say that there is none."""
+    """Return a file's size in bytes, at least 1, since 0 means missing."""
     return max(1, path.stat().st_size)
 
 
@@ -440,12 +440,12 @@ def _padded(size: int) -> int:
 
 
 def _sum(data: np.ndarray) -> int:
-    """The sum of a content's words of 64 bits: it costs no more than reading them."""
+    """Return the checksum of a content: the sum of its 64-bit words, as fast as reading them."""
     return int(np.add.reduce(data.view(np.uint64), dtype=np.uint64))
 
 
 def _narrowed(values: np.ndarray) -> np.ndarray:
-    """The same numbers in the fewest bytes that hold them exactly."""
+    """Convert to the smallest floating-point dtype that holds the values exactly."""
     for kind in (np.float16, np.float32):
         if values.dtype.kind == "f" and values.dtype.itemsize > np.dtype(kind).itemsize:
             with np.errstate(over="ignore"):

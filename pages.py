@@ -1,7 +1,7 @@
-"""Pages: HTML in which nothing is forgotten to be escaped, and charts as SVG. A page is one file that needs no other.
+"""HTML pages with automatic escaping, and SVG charts. A page is a single self-contained file.
 
-Texts are escaped where they meet an element; what is HTML already is of the type `Html`. How pages look stands in
-`static/page.css`, in light and in dark, on paper and on a phone.
+Text is escaped when it is put into an element; ready HTML has the type `Html`. `static/page.css` defines the layout for
+light and dark mode, print and phones.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ STATIC = Path(__file__).parent / "static"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"  # no network
 VOID = {"br", "img", "input", "meta"}  # elements without content
 
-WIDTH, HEIGHT = 360, 200  # of a chart, in its own units: as wide as a phone, so that letters keep their size
+WIDTH, HEIGHT = 360, 200  # of a chart, in SVG units: about a phone's width, so that letters keep their size
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24  # its margins
-MOST_POINTS = 400  # of a line; more are averaged
+MOST_POINTS = 400  # maximum points of a line; more are averaged
 
 
 class Html(str):
-    """Text that is HTML."""
+    """Text that is already HTML."""
 
     __slots__ = ()
 
@@ -32,9 +32,10 @@ def element(name: str, /, *content: str | Iterable[str], **attributes: object) -
     """Make an element.
 
     Args:
-        name: of the element.
-        content: texts, which are escaped unless they are `Html`, and lists of them.
-        attributes: `class_` is class, `aria_label` is aria-label; None and False leave one out, True gives its name.
+        name: the element's name.
+        content: texts, escaped unless they are `Html`, and lists of texts.
+        attributes: `class_` means class, `aria_label` aria-label; None and False omit the attribute, True gives its
+            name only.
 
     >>> element("p", "a < b", class_="small", hidden=False)
     '<p class="small">a &lt; b</p>'
@@ -49,13 +50,13 @@ def element(name: str, /, *content: str | Iterable[str], **attributes: object) -
 
 
 def join(*content: str | Iterable[str]) -> Html:
-    """Texts and elements, one after the other."""
+    """Concatenate texts and elements."""
     flat = (part for item in content for part in ([item] if isinstance(item, str) else item))
     return Html("".join(part if isinstance(part, Html) else escape(part) for part in flat))
 
 
 def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), class_: str = "") -> Html:
-    """A table whose first column names the rows; a wide one is scrolled by itself."""
+    """Make a table whose first column holds row headers; wide tables scroll separately."""
     lines = [element("tr", [element("th", cell, scope="col") for cell in head])] if head else []
     for first, *cells in rows:
         lines.append(element("tr", element("th", first, scope="row"), [element("td", cell) for cell in cells]))
@@ -63,24 +64,24 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), class_: str =
 
 
 def folded(title: str, *content: str | Iterable[str], open_: bool = False) -> Html:
-    """Content under a title that folds it away."""
+    """Make a collapsible section."""
     return element("details", element("summary", title), *content, open=open_)
 
 
 def data(content: object, class_: str) -> Html:
-    """Data for a script, as JSON that no text in it can leave."""
+    """Embed data for a script as JSON, safely escaped."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return Html(f'<script type="application/json" class="{class_}">{text}</script>')
 
 
 def page(title: str, *body: str | Iterable[str], scripts: Sequence[str] = (), language: str = "en") -> str:
-    """A whole page.
+    """Make a complete page.
 
     Args:
-        title: of the page.
+        title: the page's title.
         body: its content.
-        scripts: files of `static` that bring it to life, as one module.
-        language: of its words.
+        scripts: scripts in `static`, joined as one module.
+        language: the language of the text.
     """
     head = [
         element("meta", charset="utf-8"),
@@ -100,9 +101,9 @@ def page(title: str, *body: str | Iterable[str], scripts: Sequence[str] = (), la
 
 
 class Line(NamedTuple):
-    """A line of a chart: its name, points (x, y) where y may be None, and how it is drawn.
+    """A line of a chart: its name, points (x, y) where y may be None, and style.
 
-    `style` holds words for the style sheet: "a" or "b" for the colour, "dashed", "faint".
+    `style` holds class names of the style sheet: "a" or "b" for the colour, "dashed", "faint".
     """
 
     name: str
@@ -111,14 +112,14 @@ class Line(NamedTuple):
 
 
 def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = False, note: str = "") -> Html:
-    """Lines over a common x, with a legend; static/report.js reads out the values under a finger or pointer.
+    """Draw lines over a common x axis, with a legend; static/report.js shows the values at the pointer.
 
     Args:
-        title: of the chart.
-        lines: those without any value are left out; one without a name is not in the legend.
-        x_name: what is counted from left to right.
-        from_zero: whether the y axis begins at 0.
-        note: more about the lines.
+        title: the chart's title.
+        lines: lines without any value are skipped; lines without a name are not in the legend.
+        x_name: label of the x axis.
+        from_zero: whether the y axis starts at 0.
+        note: an additional remark.
     """
     lines = [line._replace(points=thinned(line.points)) for line in lines if _values(line)]
     values = [value for line in lines for value in _values(line)]
@@ -170,7 +171,7 @@ def _values(line: Line) -> list[float]:
 
 
 def _path(dots: Sequence[tuple[float, float | None]]) -> str:
-    """Lines between neighbouring points; a point without a value leaves a gap."""
+    """Return an SVG path through the points; a point without a value leaves a gap."""
     parts, pen_down = [], False
     for x, y in dots:
         if y is not None:
@@ -180,7 +181,7 @@ def _path(dots: Sequence[tuple[float, float | None]]) -> str:
 
 
 def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """At most `MOST_POINTS` points, each the mean of as many neighbours.
+    """Reduce a line to at most `MOST_POINTS` points by averaging neighbours.
 
     >>> len(thinned([(x, 1.0) for x in range(1000)])), thinned([(1, 2.0), (2, None)])
     (334, [(1, 2.0), (2, None)])
@@ -197,7 +198,7 @@ def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
 
 
 def smoothed(points: Sequence[tuple[float, float | None]], window: int) -> list[tuple[float, float | None]]:
-    """The mean over the last `window` values at each point.
+    """Return at each point the mean of the last `window` values.
 
     >>> smoothed([(1, 4.0), (2, None), (3, 2.0), (4, 6.0)], 2)
     [(1, 4.0), (2, 4.0), (3, 3.0), (4, 4.0)]
@@ -211,7 +212,7 @@ def smoothed(points: Sequence[tuple[float, float | None]], window: int) -> list[
 
 
 def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
-    """Round numbers between two values, about so many; with `whole` none has a fraction.
+    """Return about `about` round numbers between two values; integers only with `whole`.
 
     >>> ticks(0, 1, 4), ticks(1, 3, 5, whole=True), ticks(7, 7, 4)
     ([0.0, 0.5, 1.0], [1.0, 2.0, 3.0], [7])
@@ -226,7 +227,7 @@ def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[f
 
 
 def number(value: float) -> str:
-    """A number as short as its use allows.
+    """Format a number with four significant digits.
 
     >>> number(0.001), number(12.3456), number(1500.0), number(0), number(1.5e-7)
     ('0.001', '12.35', '1500', '0', '1.5e-07')
@@ -235,7 +236,7 @@ def number(value: float) -> str:
 
 
 class Bar(NamedTuple):
-    """A score and its interval, drawn in a style."""
+    """A score with its interval and drawing style."""
 
     style: str
     value: float
@@ -243,7 +244,7 @@ class Bar(NamedTuple):
 
 
 def intervals(bars: Sequence[Bar]) -> Html:
-    """Scores as dots with their intervals as bars, on one scale from the lowest bound to the highest."""
+    """Draw scores as dots and intervals as bars, on one scale from the lowest to the highest bound."""
     low, high = min(bar.interval[0] for bar in bars), max(bar.interval[1] for bar in bars)
 
     def at(value: float) -> float:
@@ -259,7 +260,7 @@ def intervals(bars: Sequence[Bar]) -> Html:
 
 
 def heat(values: Sequence[float], told: str) -> Html:
-    """Values in time as a line of colour, from the smallest, nearly blank, to the largest."""
+    """Draw values over time as a colour strip, from the smallest (nearly blank) to the largest."""
     low, high = min(values), max(values)
     cells = []
     for i, value in enumerate(values):

@@ -1,8 +1,8 @@
-"""Pictures for a vision-language model to look at, and for people to check texts by: skeletons, and frames of videos.
+"""Images of skeletons and video frames, for vision-language models and for people who check texts.
 
-Pillow (requirements-rgb.txt) is imported when the first picture is wanted; pages draw skeletons by themselves.
+Pillow (requirements-rgb.txt) is imported on first use; HTML pages draw skeletons without it.
 
-Letters: T frames, J drawn joints.
+Shapes: T frames, J drawn joints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HAND = [(0, 1, 2, 3, 4), *((0, *range(knuckle, knuckle + 4)) for knuckle in ran
 _FACE = [(0, 17), (17, 22), (22, 27), (27, 31), (31, 36)]  # jaw, brows, bridge and base of the nose: open lines
 _RINGS = [(36, 42), (42, 48), (48, 60), (60, 68)]  # eyes, outer and inner lips: closed lines
 
-# Lines through points of the 133: what they show, and their width in thousandths of the picture's height.
+# Lines through keypoints, their kind, and their width in thousandths of the image height.
 LINES: list[tuple[list[int], str, float]] = [
     ([7, 5, 6, 8], "bone", 5),
     ([5, 11], "faint", 3),
@@ -37,12 +37,12 @@ LINES: list[tuple[list[int], str, float]] = [
 ]
 COLOURS = {"left": "#1f6fd6", "right": "#d6452f", "bone": "#555555", "faint": "#999999"}  # on white
 DRAWN = sorted({joint for joints, _, _ in LINES for joint in joints})
-PATHS = [([DRAWN.index(joint) for joint in joints], kind, width) for joints, kind, width in LINES]  # among the drawn
-FULL = 65535  # the picture's width and height, in `picture_points`
+PATHS = [([DRAWN.index(joint) for joint in joints], kind, width) for joints, kind, width in LINES]  # indices into DRAWN
+FULL = 65535  # the image's width and height, in `picture_points`
 
 
 def picture_box(pose: Pose) -> tuple[float, float, float, float]:
-    """The part of the image that holds the clip's upper body: left, top, right, bottom, in image widths and heights."""
+    """Return the relative box (left, top, right, bottom) of the clip's upper body in the image."""
     points = np.concatenate([np.arange(0, 11), np.arange(23, 133)])
     seen = pose.keypoints[:, points][pose.scores[:, points] > SCORE_THRESHOLD]
     if not len(seen):
@@ -55,14 +55,14 @@ def picture_box(pose: Pose) -> tuple[float, float, float, float]:
 def draw_pose(
     pose: Pose, frame: int, box: tuple[float, float, float, float], height: int = 384, aspect: float = 1.0
 ) -> Image:
-    """Draw one frame: the right hand and arm in red, the left in blue; points with a low score are left out.
+    """Draw one frame: the right hand and arm in red, the left in blue; points with a low score are skipped.
 
     Args:
         pose: the clip.
-        frame: counted from the clip's start.
-        box: of `picture_box`; the same for all frames of a clip, or movement would not be seen.
-        height: of the picture in pixels.
-        aspect: width of the original images / their height.
+        frame: index of the frame within the clip.
+        box: from `picture_box`; the same for all frames of a clip, so that movement is visible.
+        height: height of the image in pixels.
+        aspect: width / height of the original images.
     """
     from PIL import Image
 
@@ -75,7 +75,7 @@ def draw_pose(
 
 
 def draw_pose_over(picture: np.ndarray, pose: Pose, frame: int, height: int = 384) -> Image:
-    """Draw a frame's pose over the video's picture of it, (H, W, 3) uint8: what was found, and what was not."""
+    """Draw a frame's detected points over the video frame, (H, W, 3) uint8."""
     image = video_picture(picture, height)
     _draw_lines(image, pose.keypoints[frame] * image.size, pose.scores[frame])
     return image
@@ -93,7 +93,7 @@ def _draw_lines(image: Image, where: np.ndarray, scores: np.ndarray) -> None:
 
 
 def side_by_side(images: Sequence[Image]) -> Image:
-    """One picture of several of one height."""
+    """Join images of equal height in a row."""
     from PIL import Image
 
     row = Image.new("RGB", (sum(image.width for image in images), images[0].height))
@@ -105,14 +105,14 @@ def side_by_side(images: Sequence[Image]) -> Image:
 
 
 def encode(image: Image, kind: str) -> bytes:
-    """A picture's file: `kind` is "png", for drawings, or "jpeg"."""
+    """Encode an image; `kind` is "png" (for drawings) or "jpeg"."""
     content = io.BytesIO()
     image.save(content, kind, quality=90)
     return content.getvalue()
 
 
 def video_picture(frame: np.ndarray, height: int) -> Image:
-    """Make a picture of a video's frame (H, W, 3), no higher than `height` pixels."""
+    """Convert a video frame, (H, W, 3), to an image of at most `height` pixels."""
     from PIL import Image
 
     image = Image.fromarray(frame)
@@ -122,16 +122,15 @@ def video_picture(frame: np.ndarray, height: int) -> Image:
 
 
 def picture_points(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> tuple[np.ndarray, float]:
-    """Where the joints of `DRAWN` are in the picture of a clip.
+    """Return the positions of the joints of `DRAWN` in a clip's image.
 
     Args:
         pose: the clip.
-        frames: (T,) which of its frames, from the clip's start.
-        aspect: width of the original images / their height.
+        frames: (T,), frame indices within the clip.
+        aspect: width / height of the original images.
 
     Returns:
-        (T, J, 2) uint16, x and y from 1 at the left and top to `FULL`, 0 where a joint was not found; and the
-        picture's width / its height.
+        (T, J, 2) uint16, x and y from 1 (left, top) to `FULL`, 0 for undetected joints; and the image's width / height.
     """
     left, top, right, bottom = picture_box(pose)
     at = (pose.keypoints[frames][:, DRAWN] - [left, top]) / [right - left, bottom - top]
@@ -141,6 +140,6 @@ def picture_points(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> tuple
 
 
 def player_data(points: np.ndarray, ratio: float) -> dict[str, Any]:
-    """What `static/skeleton_player.js` draws, of `picture_points`."""
+    """Return the data for `static/skeleton_player.js`, from the result of `picture_points`."""
     content = base64.b64encode(points.astype("<u2").tobytes()).decode()
     return {"points": content, "joints": points.shape[1], "lines": PATHS, "ratio": ratio}

@@ -1,7 +1,7 @@
-"""The 133 keypoints of COCO-WholeBody: checked pose files, parts of the body, normalisation.
+"""COCO-WholeBody keypoints (133 per frame): read and check pose files, split into body parts, normalise.
 
-Letters: F frames of the clip, T sampled frames, V joints of a part.
-Coordinates are x and y in widths and heights of the image; left and right are the signer's own.
+Shapes: F frames of the clip, T sampled frames, V joints of a part.
+Coordinates x and y are fractions of the image's width and height; left and right are the signer's.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pose_files import load_pose_file
 from safe_pickle import load_pickle
 
 N_KEYPOINTS = 133
-SCORE_THRESHOLD = 0.3  # a point with this score or less is as good as not found
-FAR = 10  # widths or heights of the image from its corner, where most points can only be if they are in pixels
-MIN_BODY_POINTS = 4  # fewer good points do not say how large the body is
+SCORE_THRESHOLD = 0.3  # points with this score or less count as not detected
+FAR = 10  # image sizes; if most coordinates lie farther from the corner than this, they must be in pixels
+MIN_BODY_POINTS = 4  # with fewer good points the body's size is unknown
 
 Part = Literal["body", "left", "right", "face_all"]
 # The parts in the order in which Uni-Sign concatenates them, and the joints of each.
@@ -32,12 +32,12 @@ PART_JOINTS: dict[Part, np.ndarray] = {
     "right": np.arange(112, 133),
     "face_all": np.array([*range(23, 40, 2), *range(83, 91), 53]),  # jaw, inner lips, nose tip
 }
-# The joint of each part, counted within it, that the others are taken relative to.
+# Each part's origin, to which its other joints are relative (index within the part).
 PART_ORIGIN = {"left": 0, "right": 0, "face_all": -1}
-# The body joint, counted within the part, whose feature joins each part: its wrist or the nose.
+# The body joint (index within "body") whose feature is added to each part: its wrist or the nose.
 PART_ANCHOR = {"left": 7, "right": 8, "face_all": 0}
 
-# All parts side by side: their joints, where each part stands among them, and each joint's origin there.
+# All parts concatenated: their joints, each part's columns, and the column of each joint's origin.
 _JOINTS = np.concatenate(list(PART_JOINTS.values()))
 _STARTS = dict(zip(PART_JOINTS, np.cumsum([0, *map(len, PART_JOINTS.values())]).tolist(), strict=False))
 _COLUMNS = {part: slice(_STARTS[part], _STARTS[part] + len(joints)) for part, joints in PART_JOINTS.items()}
@@ -47,7 +47,7 @@ _ORIGINS = np.concatenate(
         for part, joints in PART_JOINTS.items()
     ]
 )
-# The length that the box's longer side gets, for x and y of each joint: the body's goes from -1 to 1.
+# Length to which the box's longer side is scaled, for x and y of each joint: the body spans -1 to 1.
 _SIZES = np.repeat([2.0 if joint < len(PART_JOINTS["body"]) else 1.0 for joint in range(len(_JOINTS))], 2)
 
 PartKeypoints = dict[Part, torch.Tensor]
@@ -58,10 +58,10 @@ class Pose:
     """One clip's keypoints.
 
     Attributes:
-        keypoints: (F, 133, 2), x and y in image widths and heights.
-        scores: (F, 133), how sure the detector is of each point.
-        start: the number of the first frame in the recording the clip was cut from.
-        n_after: how many frames of the recording follow the last one.
+        keypoints: (F, 133, 2), x and y as fractions of the image's width and height.
+        scores: (F, 133), the detector's confidence.
+        start: index of the clip's first frame in the recording it was cut from.
+        n_after: number of frames in the recording after the clip.
     """
 
     keypoints: np.ndarray
@@ -70,36 +70,36 @@ class Pose:
     n_after: int = 0
 
     def __len__(self) -> int:
-        """F."""
+        """Return F, the number of frames."""
         return len(self.scores)
 
     @property
     def frames(self) -> range:
-        """The numbers of its frames in the recording."""
+        """Return the indices of the clip's frames in the recording."""
         return range(self.start, self.start + len(self))
 
     @property
     def n_recorded(self) -> int:
-        """Frames of the recording."""
+        """Return the number of frames in the recording."""
         return self.start + len(self) + self.n_after
 
 
 def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) -> Pose:
-    """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as Uni-Sign's pickle has it.
+    """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as in Uni-Sign's pickles.
 
-    Of P people in a frame the first counts, as in Uni-Sign; a frame without that person has no points (score 0).
-    A frame in which nobody was found may also be an empty list or None.
-    Optional "start" and "end" cut a clip out of a longer recording.
+    By default the first of P people in a frame is used, as in Uni-Sign. A frame without that person gets score 0
+    everywhere. A frame in which nobody was detected may also be an empty list or None. The optional keys "start" and
+    "end" cut a clip out of a longer recording.
 
     Args:
-        path: `.pkl`, `.npz` or `.pose`.
-        n_frames: how many frames the labels say that the clip has, if they say it.
-        person: which person of each frame counts, in the file's order, from 0.
+        path: a `.pkl`, `.npz` or `.pose` file.
+        n_frames: the clip's number of frames according to the labels; None for no check.
+        person: index of the person to use, in the file's order, from 0.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the content is no pose, or not of that many frames, or no frame has that person; one line with the
-            file, what was seen and what was wanted.
+        FileNotFoundError: the file does not exist.
+        ValueError: the content is not a pose, has another number of frames, or no frame has that person. One line
+            with the file, what was found and what was expected.
     """
     content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
@@ -132,10 +132,10 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
 
 
 def check_length(path: str | Path, pose: Pose, n_frames: int | None) -> None:
-    """Compare a clip with the labels.
+    """Compare a clip's length with the labels.
 
     Raises:
-        ValueError: it has not as many frames as they say.
+        ValueError: the numbers of frames differ.
     """
     if n_frames is not None and len(pose) != n_frames:
         raise ValueError(
@@ -145,14 +145,14 @@ def check_length(path: str | Path, pose: Pose, n_frames: int | None) -> None:
 
 
 class PoseFolder:
-    """Poses in a file for each clip; `packed.PosePack` can stand in its place."""
+    """Reads poses from one file per clip; `packed.PosePack` has the same interface."""
 
     def read(self, path: Path, n_frames: int | None = None) -> Pose:
-        """`read_pose`."""
+        """Call `read_pose`."""
         return read_pose(path, n_frames)
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
-        """Bytes of each file, 0 for one that is missing."""
+        """Return the size of each file in bytes, 0 if it is missing."""
         return file_sizes(paths)
 
 
@@ -176,10 +176,10 @@ def _one_person(path: str | Path, frames: list, shape: tuple[int, ...], what: st
     kinds = set(map(_KIND, frames)) if all(isinstance(frame, np.ndarray) for frame in frames) else set()
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is not None and kind[0][1:] == shape and person < kind[0][0] and kind[1].kind in "fiu":
-        array = np.concatenate(frames)[person :: kind[0][0]]  # frames of one kind, as nearly all files have them
+        array = np.concatenate(frames)[person :: kind[0][0]]  # all frames alike: the usual case
     else:
         array = np.stack([_person_of(path, i, frame, shape, what, person) for i, frame in enumerate(frames)])
-    # float16 is how some people save disk; its 11 bits would not survive the normalisation.
+    # Some people store float16 to save disk space; its 11 bits are too few for the normalisation.
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
@@ -196,7 +196,7 @@ def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...]
 
 
 def _ends(pose: Pose) -> list[Any]:
-    """The lowest and highest coordinate and score; a NaN anywhere makes both NaN."""
+    """Return the minimum and maximum of coordinates and of scores; NaN values propagate."""
     return [end(values) for values in (pose.keypoints, pose.scores) for end in (np.min, np.max)]
 
 
@@ -204,7 +204,7 @@ def _check_values(path: str | Path, pose: Pose) -> None:
     ends = _ends(pose)
     if not np.isfinite(ends).all():
         lost = (pose.scores == 0) & ~np.isfinite(pose.keypoints).all(2)
-        pose.keypoints[lost] = 0  # what was not found may hold anything
+        pose.keypoints[lost] = 0  # undetected points may hold any value
         ends = _ends(pose)
     if not np.isfinite(ends).all():
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
@@ -213,24 +213,24 @@ def _check_values(path: str | Path, pose: Pose) -> None:
         return
     good = pose.scores > SCORE_THRESHOLD
     far = (np.abs(pose.keypoints) > FAR) & good[..., None]
-    if far.sum() > good.sum():  # more than half of the good points' coordinates
+    if far.sum() > good.sum():  # over half of the good points' coordinates
         raise ValueError(f"{path}: coordinates are in pixels; divide x by the image's width and y by its height.")
 
 
 def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-    """Bring a clip to the coordinates the model sees.
+    """Convert a clip's keypoints to the model's input coordinates.
 
-    The box of the body's good points over the whole clip gives one scale and shift, to [-1, 1]. Hands are taken
-    relative to their wrist and the face to the tip of the nose, and divided by the same scale. All is clipped to
-    [-1, 1]; points with a score of 0.3 or less are zero, score included. Too few good points of the body (or all of
-    them in one place): everything is zero.
+    The bounding box of the body's good points over the whole clip defines one scale and shift, to [-1, 1]. Hands are
+    relative to their wrist and the face to the tip of the nose, divided by the same scale. Everything is clipped to
+    [-1, 1]. Points with a score of 0.3 or less become zero, including the score. With too few good body points (or
+    all of them in one place) everything is zero.
 
     Args:
         keypoints: (T, 133, 2).
         scores: (T, 133).
 
     Returns:
-        part -> (T, V, 3): x, y and score, in the floating dtype that keypoints and scores have in common.
+        part -> (T, V, 3): x, y and score, in the common floating-point dtype of keypoints and scores.
 
     Source: `load_part_kp` and `crop_scale` of Uni-Sign.
     """
@@ -239,9 +239,9 @@ def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, 
 
 
 def _normalised(keypoints: np.ndarray, scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """All parts side by side, (T, 69, 3) in `dtype`.
+    """Return all parts concatenated, (T, 69, 3) in `dtype`.
 
-    A point is one complex number here: then numpy moves, subtracts and masks whole points along rows of memory.
+    Points are stored as complex numbers, so that numpy handles x and y in one contiguous operation.
     """
     sure = scores.take(_JOINTS, axis=1)  # (T, 69)
     good = sure.astype(np.result_type(keypoints, scores, np.float32), copy=False) > SCORE_THRESHOLD
@@ -272,13 +272,13 @@ def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
 
     Args:
         pose: the clip.
-        frames: (T,) places within the clip (not counted from `pose.start`), distinct and in order.
+        frames: (T,), distinct sorted indices within the clip (not within the recording).
 
     Returns:
         part -> (T, V, 3) float32.
     """
     keypoints, scores = pose.keypoints, pose.scores
-    if len(frames) < len(pose):  # otherwise they are all there, in order
+    if len(frames) < len(pose):  # otherwise all frames are sampled, in order
         keypoints, scores = keypoints[frames], scores[frames]
     x = torch.from_numpy(_normalised(keypoints, scores, np.dtype(np.float32)))  # (T, 69, 3)
     return {part: x[:, columns] for part, columns in _COLUMNS.items()}

@@ -1,9 +1,9 @@
-"""From pictures to poses: a model finds the people in each picture, and one of them is followed through the clip.
+"""Pose extraction: a model detects the people in each image, and one of them is tracked through the clip.
 
     rtmlib       whole-body models of COCO-WholeBody's 133 points, several people; their ONNX files are the user's
     mediapipe    MediaPipe Holistic, one person, computed on the CPU; its models come with the package
 
-Nothing is ever downloaded. Letters: T pictures, H and W their height and width, P people in a picture.
+Nothing is ever downloaded. Shapes: T images of height H and width W, P people in an image.
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ from disk import write_whole
 from pose import N_KEYPOINTS, PART_JOINTS, SCORE_THRESHOLD, Part, Pose
 from pose_files import to_whole_body
 
-MODELS = "pretrained_weight/rtmlib"  # where rtmlib's files are looked for
+MODELS = "pretrained_weight/rtmlib"  # default folder of rtmlib's files
 
-HEAD_AND_SHOULDERS = np.arange(7)  # they tell how large a person is; arms would change it with every sign
-JUMP_COST = 2.0  # of a jump as wide as the person, in frames of the largest person that it must be worth
-REACH = 1000  # detections among which the one before is looked for
+HEAD_AND_SHOULDERS = np.arange(7)  # they define a person's size; arms would change it with every sign
+JUMP_COST = 2.0  # cost of a jump by one person size, in units of one frame of the largest person
+REACH = 1000  # number of earlier detections to search for the predecessor
 
 # -- the models --------------------------------------------------------------------------------------------------------
 
 
 class Extractor(Protocol):
-    """Finds the people in pictures."""
+    """Detects people in images."""
 
-    label: str  # which model this is, for the files that it makes
+    label: str  # the model's name, recorded beside its pose files
 
     def start(self) -> None:
-        """Begin a clip: pictures seen before no longer count."""
+        """Begin a new clip: forget earlier images."""
 
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find people in (H, W, 3) uint8: keypoints (P, 133, 2) in widths and heights, scores (P, 133)."""
+        """Detect people in an image, (H, W, 3) uint8: relative keypoints, (P, 133, 2), and scores, (P, 133)."""
 
 
 def load_extractor(name: str, models: str | Path = "", device: str = "") -> Extractor:
-    """Load a model.
+    """Load a pose model.
 
     Args:
         name: one of `config.EXTRACTORS`.
-        models: the folder with rtmlib's two ONNX files; by default `MODELS`.
-        device: "cpu" or "cuda", for rtmlib; by default a GPU if onnxruntime can use one.
+        models: folder with rtmlib's two ONNX files; default: `MODELS`.
+        device: "cpu" or "cuda", for rtmlib; default: a GPU if onnxruntime can use one.
 
     Raises:
-        ValueError: a package is missing, a file is no model of the 133 points, or there is no GPU to use.
-        FileNotFoundError: the model files are not there.
+        ValueError: a package is missing, a model file is unusable, or there is no GPU to use.
+        FileNotFoundError: the model files do not exist.
     """
     return Rtmlib(models or MODELS, device) if name == "rtmlib" else MediaPipe()
 
 
 class Rtmlib:
-    """A detector of people, and a whole-body model for each of them.
+    """A person detector, and a whole-body pose model applied to each person.
 
     Args:
-        folder: holds the detector, `yolox*.onnx`, and one other ONNX file, the whole-body model.
-        device: "cpu", "cuda" or "", a GPU if there is one.
+        folder: folder with the detector, `yolox*.onnx`, and one other ONNX file, the whole-body model.
+        device: "cpu", "cuda", or "" for a GPU if there is one.
 
     Raises:
-        ValueError: as `load_extractor`.
-        FileNotFoundError: likewise.
+        ValueError: see `load_extractor`.
+        FileNotFoundError: see `load_extractor`.
     """
 
     def __init__(self, folder: str | Path, device: str = "") -> None:
@@ -88,7 +88,7 @@ class Rtmlib:
         self.device = device or ("cuda" if can_cuda else "cpu")
         self.detector = self._load(YOLOX, detector)
         self.whole_body = self._load(RTMPose, whole_body)
-        # Sizes of the input are (height, width) in one of rtmlib's classes, (width, height) in the other.
+        # The input size is (height, width) in one of rtmlib's classes, (width, height) in the other.
         self.detector.model_input_size = self._input_size(detector, self.detector)
         self.whole_body.model_input_size = self._input_size(whole_body, self.whole_body)[::-1]
         self.label = f"rtmlib {whole_body.stem}"
@@ -111,7 +111,7 @@ class Rtmlib:
 
     def _load(self, kind: Any, path: Path) -> Any:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it tells there what it loads
+            with contextlib.redirect_stdout(io.StringIO()):  # rtmlib prints what it loads
                 model = kind(str(path), backend="onnxruntime", device=self.device)
         except Exception as error:  # noqa: BLE001 -- onnxruntime has errors of its own; each becomes one line
             raise ValueError(f"--models: {path} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
@@ -127,11 +127,11 @@ class Rtmlib:
         return shape[2], shape[3]
 
     def start(self) -> None:
-        """Each picture is looked at by itself."""
+        """Do nothing: images are processed independently."""
 
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Extractor`; where the detector finds nobody, the model looks at the whole picture."""
-        blue_first = np.ascontiguousarray(picture[..., ::-1])  # as rtmlib's users give it, and so its scores
+        """See `Extractor`; if nobody is detected, the pose model is applied to the whole image."""
+        blue_first = np.ascontiguousarray(picture[..., ::-1])  # BGR is rtmlib's usual input
         keypoints, scores = self.whole_body(blue_first, bboxes=self.detector(blue_first))  # (P, 133, 2) in pixels
         if keypoints.shape[1:] != (N_KEYPOINTS, 2):
             raise ValueError(f"--models: {self.label} finds {keypoints.shape[1]} points; wanted {N_KEYPOINTS}.")
@@ -139,12 +139,12 @@ class Rtmlib:
 
 
 class MediaPipe:
-    """MediaPipe Holistic: the body of one person, the face and the hands, followed from picture to picture.
+    """MediaPipe Holistic: body, face and hands of one person, tracked from image to image.
 
-    Its scores of face and hands are 1, or 0 where they are not found; those of the body are graded.
+    Scores of face and hands are 1, or 0 if not detected; those of the body are continuous.
 
     Raises:
-        ValueError: the package is not there, or not in a version that has its models.
+        ValueError: the package is missing, or its version has no models.
     """
 
     def __init__(self) -> None:
@@ -159,7 +159,7 @@ class MediaPipe:
         if int((protobuf := importlib.metadata.version("protobuf")).split(".")[0]) > 4:
             raise ValueError(f"mediapipe {mediapipe.__version__} does not work with protobuf {protobuf}: {install}")
         holistic = mediapipe.solutions.holistic
-        # Level 1 is the only one whose files are in the package: the others would be downloaded.
+        # Only the models of complexity 1 are included in the package; others would be downloaded.
         with _no_native_messages():
             self.model = holistic.Holistic(model_complexity=1)
             self._start()
@@ -172,21 +172,21 @@ class MediaPipe:
         self.label = f"mediapipe {mediapipe.__version__}"
 
     def start(self) -> None:
-        """Forget where the person of the last clip was."""
+        """Reset the tracking state."""
         with _no_native_messages():
             self.model.reset()
             self._start()
 
     def _start(self) -> None:
-        self.model.process(np.zeros((64, 64, 3), np.uint8))  # returns when all models stand, and have had their say
+        self.model.process(np.zeros((64, 64, 3), np.uint8))  # waits until all models are loaded
 
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Extractor`, with P = 1, or 0 where nobody is found."""
+        """See `Extractor`; P is 1, or 0 if nobody is detected."""
         with _no_native_messages():
             found = self.model.process(picture)
         if found.pose_landmarks is None:
             return np.zeros((0, N_KEYPOINTS, 2), np.float32), np.zeros((0, N_KEYPOINTS), np.float32)
-        rows = []  # x, y, confidence of each point
+        rows = []  # (x, y, confidence) of each point
         for component, names in self.points.items():
             landmarks = getattr(found, component.lower())
             if landmarks is None:
@@ -201,7 +201,7 @@ class MediaPipe:
 
 @contextlib.contextmanager
 def _no_native_messages() -> Iterator[None]:
-    """Drop what C++ code writes to the terminal: MediaPipe has a warning for every model that it starts."""
+    """Suppress what C++ code writes to stderr: MediaPipe prints a warning for every model it loads."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -217,13 +217,13 @@ def _no_native_messages() -> Iterator[None]:
 
 
 class Extraction(NamedTuple):
-    """A clip's pose, and how many people its fullest picture shows."""
+    """A clip's pose, and the maximum number of people in an image."""
 
     pose: Pose
     people: int
 
     def seen(self) -> dict[str, int]:
-        """In how many frames the body and each hand are found."""
+        """Return the number of frames in which the body and each hand are detected."""
         parts: dict[str, Part] = {"body": "body", "left hand": "left", "right hand": "right"}
         good = self.pose.scores > SCORE_THRESHOLD
         return {name: int((good[:, PART_JOINTS[part]].mean(1) >= 0.5).sum()) for name, part in parts.items()}
@@ -232,16 +232,16 @@ class Extraction(NamedTuple):
 def extract_pose(
     pictures: Iterable[np.ndarray], extractor: Extractor, person: int = 0, name: str | Path = "the video"
 ) -> Extraction:
-    """Find the signer in every picture of a clip.
+    """Extract the signer's pose from all images of a clip.
 
     Args:
-        pictures: T pictures (H, W, 3) uint8, red, green, blue.
-        extractor: of `load_extractor`.
-        person: which of several people, as `one_person` counts them.
-        name: what messages call the clip.
+        pictures: T images, (H, W, 3) uint8 RGB.
+        extractor: the result of `load_extractor`.
+        person: index of the person, see `one_person`.
+        name: the clip's name in messages.
 
     Raises:
-        ValueError: no pictures, pictures that cannot be read, or nobody in them.
+        ValueError: there are no images, they are unreadable, or nobody is detected.
     """
     extractor.start()
     people = [extractor(picture) for picture in pictures]
@@ -259,22 +259,22 @@ def extract_pose(
 def one_person(
     keypoints: Sequence[np.ndarray], scores: Sequence[np.ndarray], person: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Follow one person through a clip: 0 is the one who is seen largest and longest, 1 the next, and so on.
+    """Track one person through a clip: 0 is the one who appears largest and longest, 1 the next, and so on.
 
-    Largest is by head and shoulders, summed over the frames. Whoever is followed may be missed for a while, but jumping
-    to another place costs: so the nearer of two people is taken, and nobody where only somebody far away is left.
-    Where no frame shows two people, there is nothing to choose.
+    Size is that of head and shoulders, summed over frames. Detections may be missing for a while, but jumps have a
+    cost, so that the nearest person is chosen, or nobody if all others are too far away. If no frame shows two people,
+    all detections are taken.
 
     Args:
-        keypoints: T times (P, 133, 2); P may differ.
-        scores: T times (P, 133).
-        person: which one.
+        keypoints: T arrays (P, 133, 2); P may vary.
+        scores: T arrays (P, 133).
+        person: index of the person to track.
 
     Returns:
-        (T, 133, 2) and (T, 133) float32; 0 where the person is not seen.
+        (T, 133, 2) and (T, 133) float32; 0 where the person is not detected.
 
     Raises:
-        ValueError: there are not so many people.
+        ValueError: fewer people can be tracked.
     """
     left = [(t, p) for t, frame in enumerate(scores) for p in range(len(frame))]
     if any(p for _, p in left):
@@ -296,8 +296,8 @@ def one_person(
 def _longest_path(
     detections: Sequence[tuple[int, int]], keypoints: Sequence[np.ndarray], scores: Sequence[np.ndarray]
 ) -> set[tuple[int, int]]:
-    """The chain of detections (t, p), one of a frame, with the most size less jumps."""
-    boxes = []  # size, and centre in sizes' own units
+    """Return the chain of detections (t, p), at most one per frame, with the largest total size minus jump costs."""
+    boxes = []  # size, x and y of the centre
     for t, p in detections:
         seen = keypoints[t][p][HEAD_AND_SHOULDERS][scores[t][p][HEAD_AND_SHOULDERS] > SCORE_THRESHOLD]
         low, high = (seen.min(0), seen.max(0)) if len(seen) > 1 else np.zeros((2, 2))
@@ -306,10 +306,10 @@ def _longest_path(
     size, centre = table[:, 0], table[:, 1:]
     if not size.any():
         return set()
-    worth = size / size.max()  # of the best chain that ends here
+    worth = size / size.max()  # value of the best chain that ends here
     before = np.full(len(size), -1)
     for n in np.flatnonzero(size).tolist():
-        end = int(np.searchsorted(times, times[n]))  # everything in earlier frames
+        end = int(np.searchsorted(times, times[n]))  # detections in earlier frames
         start = max(0, end - REACH)
         if start < end:
             jumps = np.hypot(*(centre[start:end] - centre[n]).T) / size[n]
@@ -325,17 +325,17 @@ def _longest_path(
 
 
 def write_pose(path: str | Path, pose: Pose) -> None:
-    """Write a pose file as Uni-Sign's, whole or not at all: {"keypoints": T x (1, 133, 2), "scores": T x (1, 133)}.
+    """Write a pose file in Uni-Sign's format: {"keypoints": T x (1, 133, 2), "scores": T x (1, 133)}, atomically.
 
     Args:
-        path: `.pkl`.
+        path: a `.pkl` file.
         pose: the clip.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     content = {"keypoints": list(pose.keypoints[:, None]), "scores": list(pose.scores[:, None])}
-    # numpy 2 calls its core _core, which numpy 1 does not know; protocol 3 has names as lines of text.
+    # numpy 2 renamed `core` to `_core`, which numpy 1 does not know; protocol 3 stores names as lines of text.
     data = pickle.dumps(content, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(data))

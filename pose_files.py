@@ -1,10 +1,10 @@
-"""Pose files that are no pickles, as what Uni-Sign's pickle holds: {"keypoints", "scores"}, and "start", "end" or not.
+"""Read pose files other than pickles, to the same content: "keypoints", "scores", optionally "start" and "end".
 
     .npz    the same as arrays: keypoints (F, 133, 2) or (F, P, 133, 2), scores (F, 133) or (F, P, 133)
     .pose   the pose-format library's file: MediaPipe Holistic, OpenPose, COCO-WholeBody (MMPose, AlphaPose)
 
-Here a file is only read, and its points are put in COCO-WholeBody's order; `pose.read_pose` checks what came out.
-Letters: F frames, P people, N points of the file.
+This module only reads files and converts points to COCO-WholeBody's order; `pose.read_pose` validates the result.
+Shapes: F frames, P people, N points in the file.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-MAX_BYTES = 1 << 30  # of an unpacked file; a real one has a few MB
+MAX_BYTES = 1 << 30  # maximum size of an unpacked file; real ones have a few MB
 KEYS = ("keypoints", "scores", "start", "end")
 
-# -- where each of the 133 points comes from, system by system ---------------------------------------------------------
+# -- sources of the 133 points in other systems ------------------------------------------------------------------------
 
 BODY = (
     "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
@@ -29,7 +29,7 @@ BODY = (
 )
 
 # MediaPipe's face mesh for the 68 face points (jaw, brows, nose, eyes, outer lips, inner lips); "a/b" is the mean of
-# two, where the mesh has no point at the place.
+# two points, if the mesh has no point at the position.
 FACE_MESH = (
     "127 234 93 132/58 58/172 136 150 176 152 400 379 365 397/288 288/361 323 454 356 "
     "70 63 105 66 107 336 296 334 293 300 168 197 5 4 75 97 2 326 305 "
@@ -47,8 +47,8 @@ def _openpose(name: str) -> str:
     return side[0].upper() + rest.title().replace("_", "") if rest else name.title()
 
 
-# System -> its components in COCO-WholeBody's order: the names of the points, or how many come in that order already.
-# "Left" is the signer's own in all of them.
+# System -> its components in COCO-WholeBody's order: names of the points, or their number if already in that order.
+# "Left" is the signer's left in all of them.
 SYSTEMS: dict[str, dict[str, list[str] | int]] = {
     "MediaPipe Holistic": {
         "POSE_LANDMARKS": [_holistic(name) for name in BODY.split()],
@@ -68,14 +68,14 @@ SYSTEMS: dict[str, dict[str, list[str] | int]] = {
 
 
 def load_pose_file(path: str | Path) -> dict[str, Any]:
-    """Read a `.npz` or `.pose` file, without executing anything that it may hold.
+    """Read a `.npz` or `.pose` file without executing any code in it.
 
     Returns:
-        "keypoints" and "scores" with a person axis, and "start" and "end" where the file has them.
+        "keypoints" and "scores" with a person axis, and "start" and "end" if the file has them.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file cannot be read, or is of another kind; one line that names it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is unreadable or of another type; one line that names it.
     """
     readers = {".npz": _load_npz, ".pose": _load_pose_format}
     kind = Path(path).suffix.lower()
@@ -102,7 +102,7 @@ def _load_npz(path: str | Path) -> dict[str, Any]:
         raise _unreadable(path, ".npz", error) from None
     for key, n_axes in (("keypoints", 3), ("scores", 2)):
         if key in content and content[key].ndim == n_axes:
-            content[key] = content[key][:, None]  # no person axis: one person
+            content[key] = content[key][:, None]  # no person axis: add one
     for key in {"start", "end"} & set(content):
         content[key] = content[key].item() if content[key].size == 1 else content[key].tolist()
     return content
@@ -120,7 +120,7 @@ def _load_pose_format(path: str | Path) -> dict[str, Any]:
     try:
         file = PoseFormatPose.read(data)
         coordinates = np.asarray(file.body.data.filled(0))  # (F, P, N, 2 or 3)
-        confidence = np.clip(file.body.confidence, 0, 1)  # (F, P, N); resampled files go beyond
+        confidence = np.clip(file.body.confidence, 0, 1)  # (F, P, N); resampled files exceed this range
         size = np.array([file.header.dimensions.width, file.header.dimensions.height])
         points = {component.name: list(component.points) for component in file.header.components}
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
@@ -137,18 +137,18 @@ def _load_pose_format(path: str | Path) -> dict[str, Any]:
 def to_whole_body(
     points: Mapping[str, Sequence[str]], coordinates: np.ndarray, confidence: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put the points of another system in the order of the 133.
+    """Convert the points of another system to COCO-WholeBody's order.
 
     Args:
-        points: component -> names of its points, in the order of the columns.
+        points: component -> names of its points, in column order.
         coordinates: (F, P, N, 2).
         confidence: (F, P, N); 0 where a point was not found.
 
     Returns:
-        keypoints (F, P, 133, 2) and scores (F, P, 133), float32; 0 where there is no such point.
+        keypoints (F, P, 133, 2) and scores (F, P, 133), float32; 0 for missing points.
 
     Raises:
-        ValueError: a system that is not known.
+        ValueError: the system is unknown.
     """
     sources = _sources(points)
     keypoints = np.zeros((*coordinates.shape[:2], len(sources), 2), np.float32)
@@ -157,12 +157,12 @@ def to_whole_body(
         if wanted:
             keypoints[:, :, point] = coordinates[:, :, wanted].mean(2)
             scores[:, :, point] = confidence[:, :, wanted].min(2)
-    keypoints[scores == 0] = 0  # what was not found may hold anything
+    keypoints[scores == 0] = 0  # undetected points may hold any value
     return keypoints, scores
 
 
 def _sources(points: Mapping[str, Sequence[str]]) -> list[list[int]]:
-    """The columns that make each of the 133 points; none for a point that the system does not have."""
+    """Return the columns whose mean gives each of the 133 points; none for a point the system lacks."""
     system = next((parts for parts in SYSTEMS.values() if next(iter(parts)) in points), None)
     if system is None:
         raise ValueError(f"has the components {list(points)}; known systems are {', '.join(SYSTEMS)}.")

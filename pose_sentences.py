@@ -1,6 +1,6 @@
-"""Descriptions of a clip from its keypoints alone: posecodes put into English or Chinese sentences.
+"""Describe a clip from its keypoints alone: posecodes expressed as English or Chinese sentences.
 
-Letters: F frames of the clip, C posecodes. Left and right are the signer's own.
+Shapes: F frames of the clip, C posecodes. Left and right are the signer's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pose import Pose
 from posecodes import FINGERS, HAND_CODES, OTHER_CODES, RULE_OF, RULES, posecodes
 
 LANGUAGES = ("en", "zh")
-SHORTEST = 5  # frames that one text stands for at least, unless the clip ends
-REVISION = 1  # to be raised when the code, not a number or a word of the table, changes what is said
+SHORTEST = 5  # minimum number of frames per text, except at the clip's end
+REVISION = 1  # increment when a change of code (not of the table) changes the texts
 
-# Files are marked with it, so that texts of other rules are known as such.
+# Files record the version, so that texts made by other rules can be recognised.
 _SETTINGS = (
     rules.REACH,
     rules.TOUCH,
@@ -41,8 +41,8 @@ _NAMES = {
     | {"right": "右手", "left": "左手", "both": "双手"},
 }
 _FOLDED, _BENT, _EXTENDED = 1, 2, 3  # codes of a finger
-_DOWN, _HEAD_HEIGHT, _ABOVE = 1, 6, 7  # codes of a hand's height; the last is that of "face", too
-_REPEATED, _MOVING = 2, 2  # codes of "repeat" from which on it counts, and of "speed"
+_DOWN, _HEAD_HEIGHT, _ABOVE = 1, 6, 7  # codes of a hand's height; the last also applies to "face"
+_REPEATED, _MOVING = 2, 2  # smallest code of "repeat" to mention; code of "speed"
 _MIRRORED = 1
 
 
@@ -58,7 +58,7 @@ def _fingers(names: list[str], language: str) -> str:
 
 
 def _shape(hand: dict[str, int], language: str) -> str:
-    """Handshape in words, "" if no finger is known."""
+    """Describe the handshape; "" if no finger is known."""
     zh = language == "zh"
     four = [hand[name] for name in FINGERS[1:]]
     thumb_out = hand["thumb"] == _EXTENDED
@@ -109,7 +109,7 @@ def _motion(hand: dict[str, int], language: str) -> str:
 
 
 def _form(hand: dict[str, int], language: str) -> list[str]:
-    """Handshape, palm and direction; a hand that hangs down has none worth telling."""
+    """Describe handshape, palm and direction; nothing for a hand that hangs down."""
     if hand["height"] == _DOWN:
         return []
     zh = language == "zh"
@@ -151,7 +151,7 @@ def _hand_sentence(who: str, codes: tuple[int, ...], language: str, motion: str 
 
 @lru_cache(maxsize=1 << 14)
 def _both_motion(right: tuple[int, ...], left: tuple[int, ...], parting: str, language: str) -> str | None:
-    """The motion of two hands that do the same, each on its side; None if they do not."""
+    """Describe the motion of two mirrored hands; None if their forms or motions differ."""
     hands = [dict(zip(HAND_CODES, codes, strict=True)) for codes in (right, left)]
     forms = [
         (_shape(hand, language), _word("palm", hand["palm"], language), hand["height"], hand["face"]) for hand in hands
@@ -165,7 +165,7 @@ def _both_motion(right: tuple[int, ...], left: tuple[int, ...], parting: str, la
 
 
 def sentence(codes: np.ndarray, language: str) -> str:
-    """Say a frame's posecodes (C,) in words; "" if nothing is known."""
+    """Describe a frame's posecodes, (C,), in words; "" if nothing is known."""
     values = codes.tolist()
     n = len(HAND_CODES)
     right, left = tuple(values[:n]), tuple(values[n : 2 * n])
@@ -194,7 +194,7 @@ def sentence(codes: np.ndarray, language: str) -> str:
 @lru_cache(maxsize=1 << 14)
 def _both_hands(right: tuple[int, ...], left: tuple[int, ...], motion: str, language: str) -> str:
     hand = dict(zip(HAND_CODES, right, strict=True))
-    hand |= dict.fromkeys(("side", "beside", "touch"), 0)  # their places mirror each other
+    hand |= dict.fromkeys(("side", "beside", "touch"), 0)  # their positions mirror each other
     if right[HAND_CODES.index("pointing")] != left[HAND_CODES.index("pointing")]:
         hand["pointing"] = 0
     said = _hand_sentence("both", tuple(hand[name] for name in HAND_CODES), language, motion)
@@ -208,7 +208,7 @@ def _both_hands(right: tuple[int, ...], left: tuple[int, ...], motion: str, lang
 
 
 class Stretch(NamedTuple):
-    """Frames `first` to `last`, counted from the clip's start, that one text is true of; "" if nothing is known."""
+    """Frames `first` to `last`, counted from the clip's start, with their common text ("" if nothing is known)."""
 
     first: int
     last: int
@@ -216,14 +216,14 @@ class Stretch(NamedTuple):
 
 
 def stretches(poses: Sequence[Pose], language: str, aspect: float = 1.0) -> list[list[Stretch]]:
-    """Cut clips where their description changes."""
+    """Divide clips where their description changes."""
     return [_cut(codes, language) for codes in posecodes(poses, aspect)]
 
 
 def _cut(codes: np.ndarray, language: str) -> list[Stretch]:
     changes = np.flatnonzero((codes[1:] != codes[:-1]).any(1)) + 1
     starts = [0]
-    for change in changes.tolist():  # what changes soon after a change waits
+    for change in changes.tolist():  # delay a change that follows soon after another
         start = max(change, starts[-1] + SHORTEST)
         if start < len(codes) and change > starts[-1]:
             starts.append(start)
@@ -237,15 +237,15 @@ def _cut(codes: np.ndarray, language: str) -> list[Stretch]:
 
 
 def describe_poses(poses: Sequence[Pose], language: str = "zh", aspect: float = 1.0) -> list[dict[int, str]]:
-    """Describe clips where something changes: for each {frame number in the original recording: text}.
+    """Describe clips where something changes; return {frame number in the original recording: text} for each.
 
-    Each stretch in which nothing changes is described at its first and its last frame. So the nearest described frame
-    says what holds for any frame between. Several clips at once are faster; each gets what it gets alone.
+    Each stretch without change is described at its first and last frame, so the nearest described frame is valid for
+    all frames in between. Processing several clips at once is faster and does not change the results.
 
     Args:
         poses: the clips; a clip's frame numbers start at its `start`.
         language: one of `LANGUAGES`.
-        aspect: width of the images / their height. Keypoints are in image widths and heights and do not know it.
+        aspect: width / height of the images, which relative keypoints do not contain.
     """
     described = []
     for pose, cuts in zip(poses, stretches(poses, language, aspect), strict=True):

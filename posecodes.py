@@ -1,14 +1,14 @@
-"""Posecodes: what the keypoints of a frame say, in steps that have names. The rules stand in one table.
+"""Posecodes: measures of a frame's keypoints, quantised into named steps by one table of rules.
 
-A posecode is a measure of the pose (how far a fingertip reaches, how high a hand is), cut into steps that have names.
-All measures, thresholds and words stand in `RULES`; change them there. A measure that needs a point with a low score is
-NaN, and a NaN has no step: what was not seen is never talked about.
+A posecode is a measure of the pose (how far a fingertip reaches, how high a hand is), divided into named steps. All
+measures, thresholds and words are in `RULES`; change them there. A measure that needs a point with a low score is NaN
+and has no step, so undetected parts are never described.
 
-Letters: F frames of one or several clips, one after the other; C posecodes. Points are complex numbers: the real axis
-leads to the signer's left (the right of the picture), the imaginary axis up, along the body. Lengths are in shoulder
-widths. The second axis of what is measured on hands is (right, left). The signer faces the camera; depth is not known.
+Shapes: F frames of one or several concatenated clips, C posecodes. Points are complex numbers: the real axis points to
+the signer's left (the right of the image), the imaginary axis up, along the body. Lengths are in shoulder widths. The
+second axis of hand measures is (right, left). The signer faces the camera; depth is unknown.
 
-Source: the idea of posecodes is that of PoseScript (Delmas et al., 2022), in 3-D; measures, thresholds and words for
+Source: the idea of posecodes comes from PoseScript (Delmas et al., 2022), in 3-D; measures, thresholds and words for
 signers in 2-D are our own.
 """
 
@@ -21,14 +21,14 @@ import numpy as np
 
 from pose import SCORE_THRESHOLD, Pose
 
-HOLD = 3  # frames: a shorter change is taken for noise
+HOLD = 3  # frames: shorter changes count as noise
 WINDOW = 8  # frames before and after, for movements that repeat; recordings have 24 to 30 frames a second
 
 _INF = float("inf")
 
 
 class Step(NamedTuple):
-    """A posecode's name from `start` up to the next step's start."""
+    """A posecode's words for values from `start` up to the next step's start."""
 
     start: float
     en: str
@@ -196,21 +196,21 @@ RULES: dict[str, tuple[str, tuple[Step, ...]]] = {
         (Step(-_INF, "", ""), Step(0.22, "Mouth open", "嘴张开"), Step(0.6, "Mouth wide open", "嘴大张")),
     ),
 }
-TOUCH = 0.12  # a fingertip this near is at a place on the head
-SEEN_LENGTH = 0.4  # of a palm's length: what is shorter in the picture points along the line of sight
-CIRCLE = 300.0  # degrees through which a movement turns the same way, to be a circle
-SWING = (0.5, 0.3, 2)  # a path at least so long, of which at most so much is covered in the end, and so many turns back
-REACH = 2.8  # no arm is so long: a hand farther from the middle of the shoulders is a fault of the detector
-PALM = (0.22, 0.27)  # a palm (wrist to knuckles) is at least so long, and so long where no shoulders tell the scale
+TOUCH = 0.12  # maximum distance of a fingertip from the place on the head it touches
+SEEN_LENGTH = 0.4  # of a palm's length: anything shorter in the image points along the line of sight
+CIRCLE = 300.0  # minimum turn of a circle in one direction, in degrees
+SWING = (0.5, 0.3, 2)  # minimum path length, maximum net / total path, minimum number of reversals
+REACH = 2.8  # a hand farther from the middle of the shoulders is a detection error: no arm is so long
+PALM = (0.22, 0.27)  # minimum length of a palm (wrist to knuckles), and its assumed length if shoulders are missing
 
 # -- where points are ------------------------------------------------------------------------------------------------
 
 _HANDS = np.stack([np.arange(112, 133), np.arange(91, 112)])  # (2, 21)
-_OUTWARDS = np.array([-1, 1], np.float32)  # the side of each hand on the real axis
+_OUTWARDS = np.array([-1, 1], np.float32)  # sign of each hand's side on the real axis
 _LEFT_SHOULDER, _RIGHT_SHOULDER = 5, 6
 _KNUCKLES = slice(5, 18, 4)  # of index, middle, ring and little finger, within a hand
 _PALM = [0, 5, 9, 13, 17]
-_NEAR = [0, *range(4, 21, 4), *range(5, 18, 4)]  # wrist, tips and knuckles: what two hands meet with
+_NEAR = [0, *range(4, 21, 4), *range(5, 18, 4)]  # wrist, tips and knuckles, for the gap between hands
 _RIGHT_JAW, _CHIN, _LEFT_JAW, _NOSE = 23, 31, 39, 53
 _BROWS, _RIGHT_EYE, _LEFT_EYE = range(40, 50), range(59, 65), range(65, 71)
 _LIPS = range(83, 91)
@@ -228,11 +228,11 @@ COLUMNS = (
     *(f"left {name}" for name in HAND_CODES),
     *OTHER_CODES,
 )
-RULE_OF = {**dict.fromkeys(FINGERS[1:], "finger")}  # else the column's own name
+RULE_OF = {**dict.fromkeys(FINGERS[1:], "finger")}  # default: the column's name
 
 
 def _length(x: np.ndarray) -> np.ndarray:
-    """|x|; faster than np.abs, which guards against overflow."""
+    """Return |x|, faster than np.abs, which guards against overflow."""
     return np.sqrt(x.real**2 + x.imag**2)
 
 
@@ -241,7 +241,7 @@ def _angle(x: np.ndarray) -> np.ndarray:
 
 
 def _mean(points: np.ndarray, joints: Sequence[int]) -> np.ndarray:
-    """Mean over some joints (..., V) -> (...); joint by joint, which is faster than along the last axis."""
+    """Average over joints, (..., V) -> (...), one joint at a time, which is faster than along the last axis."""
     total = points[..., joints[0]]
     for joint in joints[1:]:
         total = total + points[..., joint]
@@ -253,35 +253,35 @@ def _start(rule: str, step: int) -> float:
 
 
 class _Clips:
-    """Which frames belong to which clip. Many short clips at once cost numpy little more than one."""
+    """Boundaries of concatenated clips; numpy processes many short clips about as fast as one."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = np.asarray(lengths)
         ends = np.cumsum(self.lengths)
         self.slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
         self.frames = np.arange(self.lengths.sum())
-        self.first = np.repeat(ends - self.lengths, self.lengths)  # (F,), of each frame's clip
+        self.first = np.repeat(ends - self.lengths, self.lengths)  # (F,), first frame of each frame's clip
         self.last = np.repeat(ends - 1, self.lengths)
 
     def quantile(self, x: np.ndarray, share: float) -> np.ndarray:
-        """A quantile of each clip's finite values, as float32 (F,)."""
+        """Return a quantile of each clip's finite values, repeated for its frames, float32 (F,)."""
         values = [x[clip][np.isfinite(x[clip])] for clip in self.slices]
         at = [np.sort(value, None)[int(share * len(value))] if value.size else np.nan for value in values]
         return np.repeat(np.asarray(at, np.float32), self.lengths)
 
     def around(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
-        """The frames `reach` before and after each frame, or the clip's first and last."""
+        """Return the indices `reach` frames before and after each frame, clamped to its clip."""
         return np.maximum(self.frames - reach, self.first), np.minimum(self.frames + reach, self.last)
 
     def slope(self, x: np.ndarray, reach: int = 2) -> np.ndarray:
-        """Change per frame, over `reach` frames before and after."""
+        """Return the change per frame, over `reach` frames before and after."""
         before, after = self.around(reach)
         span = np.maximum(after - before, 1).astype(np.float32)
         return (x[after] - x[before]) / span.reshape(-1, *[1] * (x.ndim - 1))
 
     def window_sum(self, x: np.ndarray) -> np.ndarray:
-        """Sum over WINDOW frames before and after, (F, 2) -> (F, 2)."""
-        # Whole numbers, so that a sum does not depend on the clips that stand before.
+        """Sum over a window of WINDOW frames before and after, (F, 2) -> (F, 2)."""
+        # Integers, so that a sum does not depend on preceding clips.
         whole = np.rint(x * 1e6).astype(np.int64)
         total = np.concatenate([np.zeros_like(whole[:1]), np.cumsum(whole, 0)])
         before, after = self.around(WINDOW)
@@ -289,14 +289,14 @@ class _Clips:
 
 
 def upright_points(poses: Sequence[Pose], clips: _Clips, aspect: float) -> np.ndarray:
-    """Points in shoulder widths (F, 133), with the shoulders level as a rule; NaN where the score is low.
+    """Return points in shoulder widths, (F, 133), rotated to level shoulders on average; NaN where the score is low.
 
-    A whole recording that lies on its side is set upright; who leans over for a while still does.
+    The rotation is constant in a clip: a recording on its side becomes upright, but temporary leaning is preserved.
     """
     x, y = np.moveaxis(np.concatenate([np.asarray(pose.keypoints, np.float32) for pose in poses]), -1, 0)
     points = np.empty(x.shape, np.complex64)
     points.real, points.imag = x * np.float32(aspect), -y
-    points[~(np.concatenate([pose.scores for pose in poses]) > SCORE_THRESHOLD)] = np.nan  # a NaN is no score, either
+    points[~(np.concatenate([pose.scores for pose in poses]) > SCORE_THRESHOLD)] = np.nan  # also catches NaN scores
     shoulders = points[:, _LEFT_SHOULDER] - points[:, _RIGHT_SHOULDER]  # (F,)
     unit = clips.quantile(_length(shoulders), 0.5)
     palms = clips.quantile(_length(points[:, _HANDS[:, 9]] - points[:, _HANDS[:, 0]]), 0.9)
@@ -307,7 +307,7 @@ def upright_points(poses: Sequence[Pose], clips: _Clips, aspect: float) -> np.nd
 
 
 def measure(poses: Sequence[Pose], clips: _Clips, aspect: float) -> dict[str, np.ndarray]:
-    """Take all measures of `RULES`: name -> (F, 2) for hands, (F, 2, 4) for "finger", (F,) for the rest."""
+    """Compute all measures of `RULES`: name -> (F, 2) for hands, (F, 2, 4) for "finger", (F,) for the rest."""
     points = upright_points(poses, clips, aspect)
     origin = (points[:, _LEFT_SHOULDER] + points[:, _RIGHT_SHOULDER]) / 2  # (F,)
     hands = points[:, _HANDS]  # (F, 2, 21)
@@ -330,7 +330,7 @@ def measure(poses: Sequence[Pose], clips: _Clips, aspect: float) -> dict[str, np
 
 
 def _measure_hands(hands: np.ndarray, palm_length: np.ndarray) -> dict[str, np.ndarray]:
-    """Handshape, palm and pointing of hands (F, 2, 21); the palm's length (F, 1) as it is where not foreshortened."""
+    """Measure handshape, palm and pointing of hands, (F, 2, 21), given the unforeshortened palm length, (F, 1)."""
     along = hands[..., _KNUCKLES] - hands[..., :1]  # (F, 2, 4), the palm's bones
     along_length = _length(along)
     fingers = hands[..., 5:].reshape(*hands.shape[:-1], 4, 4)  # (F, 2, 4, joints)
@@ -363,18 +363,18 @@ def _measure_hands(hands: np.ndarray, palm_length: np.ndarray) -> dict[str, np.n
 
 
 def _measure_movement(place: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]:
-    """Speed, heading and repetition of places (F, 2)."""
+    """Measure speed, heading and repetition of positions, (F, 2)."""
     slow = np.float32(_start("speed", 1))
     velocity = clips.slope(place)
     speed = _length(velocity)
-    step = np.nan_to_num(clips.slope(place, 1))  # a hand that is not seen goes nowhere
+    step = np.nan_to_num(clips.slope(place, 1))  # an undetected hand does not move
     before, _ = clips.around(1)
     turn = _angle(step * step[before].conj())
-    turn[(_length(step) < slow) | (_length(step[before]) < slow) | (np.abs(turn) > 120)] = 0  # or it is a turn back
+    turn[(_length(step) < slow) | (_length(step[before]) < slow) | (np.abs(turn) > 120)] = 0  # beyond: a reversal
     path = clips.window_sum(_length(step))
     net = np.hypot(clips.window_sum(step.real), clips.window_sum(step.imag))
     circle = (np.abs(clips.window_sum(turn)) > CIRCLE) & (path > SWING[0] / 2)
-    # Sideways or up and down, whichever is more; a turn back is a change of sign between clear steps.
+    # Along the dominant axis; a reversal is a change of sign between clear steps.
     ways = [clips.window_sum(np.abs(way)) for way in (step.real, step.imag)]
     back = []
     for way in (step.real, step.imag):
@@ -389,7 +389,7 @@ def _measure_movement(place: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]
 
 
 def _measure_head(points: np.ndarray, hands: np.ndarray, centre: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]:
-    """Head and mouth of points (F, 133), and where hands (F, 2, 21) with these centres (F, 2) are around the head."""
+    """Measure head and mouth, (F, 133), and positions of hands, (F, 2, 21), with centres (F, 2), around the head."""
     brows, nose, chin = _mean(points, _BROWS), points[:, _NOSE], points[:, _CHIN]  # (F,) each
     right_eye, left_eye = _mean(points, _RIGHT_EYE), _mean(points, _LEFT_EYE)
     brow_height = (brows - chin).imag
@@ -400,7 +400,7 @@ def _measure_head(points: np.ndarray, hands: np.ndarray, centre: np.ndarray, cli
     opening = points[:, _LIP_MIDDLES[0]] - points[:, _LIP_MIDDLES[1]]
     places = np.stack(  # in the order of "touch"
         [
-            brows + (brows - nose) * np.float32(0.4),  # the forehead has no points; it lies that far above the brows
+            brows + (brows - nose) * np.float32(0.4),  # the forehead has no points: extrapolate
             right_eye,
             left_eye,
             nose,
@@ -432,12 +432,12 @@ _STARTS = {name: np.array([step.start for step in steps[1:]], np.float32) for na
 
 
 def posecodes(poses: Sequence[Pose], aspect: float = 1.0) -> list[np.ndarray]:
-    """Name the step of every measure: for each clip (F, C) int8 in the order of `COLUMNS`; 0 is unknown, 1 step one.
+    """Quantise all measures: for each clip (F, C) int8 in the order of `COLUMNS`; 0 is unknown, 1 the first step.
 
-    What lasts fewer than `HOLD` frames is taken for noise: it keeps the code before it.
+    Codes that last fewer than `HOLD` frames count as noise and are replaced by the preceding code.
 
     Args:
-        poses: clips, of at least one frame each.
+        poses: clips of at least one frame each.
         aspect: width of the images / their height.
     """
     if not poses:
@@ -455,18 +455,18 @@ def posecodes(poses: Sequence[Pose], aspect: float = 1.0) -> list[np.ndarray]:
 def _steps(name: str, x: np.ndarray) -> np.ndarray:
     codes = np.where(np.isnan(x), 0, 1 + np.searchsorted(_STARTS[name], x, side="right")).astype(np.int8)
     if name in ("pointing", "heading"):
-        codes[codes == len(RULES[name][1])] = 1  # right is the first step and the last
+        codes[codes == len(RULES[name][1])] = 1  # "right" is both the first and the last step
     return codes
 
 
 def _steady(codes: np.ndarray, clips: _Clips) -> np.ndarray:
-    """Let short runs of a code keep the code before them, (C, F) -> (C, F)."""
+    """Replace short runs of a code by the preceding code, (C, F) -> (C, F)."""
     change = np.ones(codes.shape, bool)
     change[:, 1:] = codes[:, 1:] != codes[:, :-1]
     change[:, clips.first] = True
     flat = codes.ravel()
     starts = np.flatnonzero(change)
     stays = np.diff(starts, append=len(flat)) >= HOLD
-    stays |= (clips.first == clips.frames)[starts % codes.shape[1]]  # a clip's first frame has nothing before it
+    stays |= (clips.first == clips.frames)[starts % codes.shape[1]]  # nothing precedes a clip's first frame
     source = np.maximum.accumulate(np.where(stays, np.arange(len(starts)), 0))
     return flat[starts[source]][np.cumsum(change.ravel()) - 1].reshape(codes.shape)

@@ -1,8 +1,8 @@
-"""Is everything ready for a run? Live checks of the code on toy data, then a look at data, weights and GPU.
+"""Check that everything is ready for a run: test the code on toy data, then examine data, weights and GPU.
 
     python pre_training_checklist.py [--strict] [--full] [the flags of the run]
 
-Nothing of the project is imported before a check needs it: a file that cannot be imported fails the line it belongs to.
+Project modules are imported only by the check that needs them, so a module that cannot be imported fails that check.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CONTRADICTIONS = (["--text_encoder_freeze"], ["--fusion_checkpoint", "x"], ["--e
 
 
 class FailedCheckError(Exception):
-    """What a check found wrong, and how to mend it."""
+    """A failed check: the reason, and how to fix it."""
 
     def __init__(self, reason: str, cure: str) -> None:
         super().__init__(reason)
@@ -61,7 +61,7 @@ class FailedCheckError(Exception):
 
 
 def require(holds: bool, reason: str, cure: str) -> None:
-    """Fail the running check unless something holds."""
+    """Fail the running check unless the condition holds."""
     if not holds:
         raise FailedCheckError(reason, cure)
 
@@ -70,7 +70,7 @@ def require(holds: bool, reason: str, cure: str) -> None:
 
 
 def check_flags(_root: str) -> None:
-    """Every flag of the manual has its default and both spellings, and flags that exclude each other are refused."""
+    """Check that flags have the manual's defaults and both spellings, and that conflicting flags are refused."""
     import utils
 
     parser = utils.get_args_parser()
@@ -98,7 +98,7 @@ def check_flags(_root: str) -> None:
 
 @contextlib.contextmanager
 def toy_corpus() -> Iterator[str]:
-    """Write a few clips to a temporary folder. Meanwhile no path of config.py leads to anybody's data."""
+    """Write a few clips to a temporary folder, to which config.py's paths of CSL_Daily and mT5 point in the block."""
     import config
     from sample_data import write_corpus
 
@@ -112,14 +112,14 @@ def toy_corpus() -> Iterator[str]:
 
 
 def describe(dataset: S2T_Dataset, clip: int, texts: dict[int, str]) -> None:
-    """Write a clip's description file, last frame first: a frame's number is its file's name, not its place."""
+    """Write a clip's description file in reverse order: frames are identified by file name, not by position."""
     entries = [{"filename": f"{frame:06d}.jpg", "description": texts[frame]} for frame in sorted(texts, reverse=True)]
     path = Path(dataset.spec.description_dir) / dataset.split / f"{dataset.names[clip]}.json"
     path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
 
 def check_fine_tuning(_root: str) -> None:
-    """The functions of a real run load a small corpus, train a step on it and score sentences."""
+    """Check that the functions of a real run load a small corpus, backpropagate a loss and score sentences."""
     import fine_tuning
     import metrics
     import utils
@@ -148,7 +148,7 @@ def check_fine_tuning(_root: str) -> None:
 
 
 def check_models(_root: str) -> None:
-    """A toy model runs both ways with and without descriptions, and treats padding and the gate as it should."""
+    """Check forward and backward pass of a toy model with and without descriptions, padding, and the gate."""
     import torch
 
     from batch import Sample, collate_fn
@@ -198,7 +198,7 @@ def check_models(_root: str) -> None:
 
 
 def check_datasets(_root: str) -> None:
-    """An item and a batch have the documented form, and descriptions lie on the frames that they were written for."""
+    """Check the documented format of items and batches, and that descriptions are aligned with their frames."""
     from batch import Sample, collate_fn
     from config import DATASETS
     from datasets import S2T_Dataset
@@ -220,7 +220,7 @@ def check_datasets(_root: str) -> None:
         require(shapes == wanted, f"pose_sample has the shapes {shapes}; wanted {wanted}", cure)
         lengths = len(item.descriptions or []), len(item.has_description or [])
         require(lengths == (19, 19), f"19 frames have {lengths[0]} descriptions and {lengths[1]} indicators", cure)
-        # Even frames are described. An odd one lies between two, and takes the earlier text.
+        # Even frames are described; an odd one takes the text of the preceding frame.
         frames = sample_frames(n_frames, 19).tolist()
         placed = item.descriptions == [f"frame {frame - frame % 2}" for frame in frames]
         require(placed, "descriptions do not lie on the frames that their file names say", cure)
@@ -237,7 +237,7 @@ def check_datasets(_root: str) -> None:
 
 
 def check_config(root: str) -> None:
-    """Every record resolves, and the dictionaries that people edit say what the records say."""
+    """Check that the records are complete, and that the dictionaries in config.py match them."""
     import config
 
     cure = "Edit the record in DATASETS in config.py; the dictionaries below it follow by themselves."
@@ -270,7 +270,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
 
 
 def passes(name: str, root: str) -> bool:
-    """Run a check and print its line; below a failure, the reason and the cure."""
+    """Run a check and print its result, with reason and cure after a failure."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -284,10 +284,10 @@ def passes(name: str, root: str) -> bool:
 
 
 def explain(error: BaseException, said: str, file: str) -> tuple[str, str]:
-    """Say in a line why a check failed, with the place in the code, and in another what to do."""
+    """Return one line on why a check failed, with the code location, and one on what to do."""
     if isinstance(error, FailedCheckError):
         return str(error), error.cure
-    if isinstance(error, SystemExit) and said.strip():  # the parser has told its reason before it left
+    if isinstance(error, SystemExit) and said.strip():  # the parser has printed its reason
         return said.strip().splitlines()[-1], f"Mend {file}."
     here = Path(__file__).resolve()
     calls = [call for call in traceback.extract_tb(error.__traceback__) if Path(call.filename).parent == here.parent]
@@ -302,7 +302,7 @@ def explain(error: BaseException, said: str, file: str) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the checks, then look at the folders of the run; returns the exit status."""
+    """Run the checks, then examine the folders of the run; return the exit status."""
     parser = argparse.ArgumentParser(
         description=HELP,
         epilog=EXAMPLES,
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="open all files, not a sample of each split")
     own, of_run = parser.parse_known_args(argv)
     args = None
-    # Broken code is the business of the checks; a wrong flag ends the program here.
+    # The checks report broken code; a wrong flag exits here.
     with contextlib.suppress(Exception):
         from utils import parse_args
 
@@ -329,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def examine_folders(args: argparse.Namespace, everything: bool) -> int:
-    """Look at data, weights and GPU; what is missing is counted. With broken code that may not go, which is a line."""
+    """Examine data, weights and GPU; return the number of problems. If broken code prevents this, print one line."""
     print(flush=True)
     try:
         import readiness

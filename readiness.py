@@ -1,4 +1,4 @@
-"""What a run finds: the data of every split, the weights, and the memory of the GPUs against what training needs."""
+"""Examine what a run needs: the data of every split, the weights, and GPU memory compared with an estimate."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from rgb_fusion import HandCrops
 from tokenizer import Tokenizer
 from video import check_n_frames, count_frames
 
-SAMPLE = 200  # of more than twice as many files, this many or somewhat more are opened unless all are
+SAMPLE = 200  # number of files to open (up to twice as many), unless all are opened
 
 
 @dataclasses.dataclass
 class Report:
-    """Prints what lies in the folders, and counts what is missing or damaged."""
+    """Prints findings and counts what is missing or damaged."""
 
     missing: int = 0
 
     def say(self, mark: str, text: str) -> None:
-        """Print a line; "!" counts."""
+        """Print a line; the mark "!" counts as a problem."""
         self.missing += mark == "!"
         print(f"  {mark} {text}", flush=True)
 
     def attempt(self, title: str, look: Callable[..., Any], *values: Any) -> Any:
-        """Print a title and what is examined below it; what cannot be is a line there, and gives None."""
+        """Print a title and call `look`; an error prints a line and returns None."""
         print(title, flush=True)
         try:
             return look(self, *values)
@@ -49,11 +49,11 @@ class Report:
 
 
 def examine(args: argparse.Namespace, everything: bool) -> int:
-    """Print what the folders of a run hold; how much is missing or damaged is returned.
+    """Print findings on a run's folders; return the number of problems.
 
     Args:
         args: the command line of the run.
-        everything: open every file, and not a sample of them.
+        everything: open every file instead of a sample.
     """
     report = Report()
     train = report.attempt("data", examine_data, args, sys.maxsize if everything else SAMPLE)
@@ -65,7 +65,7 @@ def examine(args: argparse.Namespace, everything: bool) -> int:
 
 
 def examine_data(report: Report, args: argparse.Namespace, limit: int) -> tuple[int, float] | None:
-    """Look at every split; see `examine_split` for what is told of train."""
+    """Examine every split; return the result of `examine_split` for train."""
     spec = building.dataset_spec(args)
     splits = {split: report.attempt(f"{spec.name} {split}", examine_split, spec, split, limit) for split in spec.labels}
     for split in spec.labels if args.rgb_support else ():
@@ -74,10 +74,10 @@ def examine_data(report: Report, args: argparse.Namespace, limit: int) -> tuple[
 
 
 def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> tuple[int, float]:
-    """Look for every label, pose and description file, and open about `limit` of each.
+    """Check that all label, pose and description files exist, and open about `limit` of each.
 
     Returns:
-        Frames of the longest clip, and the mean number of texts of a clip.
+        The frames of the longest clip, and the mean number of texts per clip.
     """
     labels, spec = split_labels(spec, split), spec.for_split(split)
     report.say("✓", f"labels: {len(labels)} clips in {spec.labels[split]}")
@@ -91,7 +91,7 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     filed = [name for name, size in zip(labels, loader.sizes([*labels]), strict=True) if size] if loader else []
     to_measure, to_read = (dict.fromkeys(names[:: max(1, len(names) // limit)]) for names in ([*labels], filed))
     lengths: dict[str, int] = {}
-    texts: dict[str, int] = {}  # how many
+    texts: dict[str, int] = {}  # number of texts
     for name in progress(to_measure | to_read, split):
         own = None
         if name not in missing:
@@ -119,7 +119,7 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
     report.say("✓" if good else "!", f"descriptions: {numbers} in {directory}{useless}")
     kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items() if kind[:5] not in ("files", "entri")]
     report.say("·", f"entries: {counts['entries']} = {', '.join(kinds)}")
-    # What was opened stands for the rest: clips with a file for those with a file, any clips for all.
+    # Extrapolate from the opened files: from clips with a description file, and from all clips.
     share = len(filed) / len(labels) / max(1, len(to_read))
     per_clip = share * sum(n for name, n in texts.items() if name in lengths)
     frames = sum(lengths.get(name, 0) for name in to_measure) / len(to_measure)
@@ -132,8 +132,8 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
 
 
 def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) -> None:
-    """Look for every video, and compare about `limit` of them with their pose files."""
-    HandCrops()  # refuses where a package is missing
+    """Check that all videos exist, and compare about `limit` of them with their pose files."""
+    HandCrops()  # raises if a package is missing
     labels, spec = split_labels(spec, split), spec.for_split(split)
     poses = open_poses(spec.pose_dir)
     videos = {name: spec.video_path(label) for name, label in labels.items()}
@@ -153,7 +153,7 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) ->
 
 
 def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] | None:
-    """Tell what mT5 is; its sizes are returned."""
+    """Examine mT5; return the sizes in its config."""
     folder = Path(under_root(args.root, args.mt5_path))
     if lacking := [name for name in ("config.json", "spiece.model") if not (folder / name).is_file()]:
         report.say("!", f"mT5: {folder} has no {', no '.join(lacking)}. Put google/mt5-base there, or set --mt5_path.")
@@ -162,7 +162,7 @@ def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] 
     n_parameters = sum(mt5_parameters(**sizes))
     size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     what = f"d_model {sizes['d_model']}, {sizes['num_layers']} layers, about {n_parameters / 1e6:.1f} M parameters"
-    whole = size > 1.9 * n_parameters  # else not two bytes each: perhaps what git lfs leaves in place of a file
+    whole = size > 1.9 * n_parameters  # otherwise under two bytes each: perhaps a Git LFS pointer
     cure = "" if whole else ": too small, get the weights again"
     report.say("✓" if whole else "!", f"mT5: {folder}: {what}, {size / 1e9:.3f} GB{cure}")
     if args.trim_vocab:
@@ -176,9 +176,9 @@ def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] 
 
 
 def examine_checkpoints(report: Report, args: argparse.Namespace) -> None:
-    """Load mT5 and the checkpoints as the run would."""
+    """Load mT5 and the checkpoints like a run."""
     config = building.model_config(args, building.dataset_spec(args))
-    # For a frozen text encoder, a cache would be filled.
+    # With a frozen text encoder this would fill the cache.
     building.build_model(argparse.Namespace(**{**vars(args), "text_encoder_freeze": False}), config, {})
     report.say("✓", f"{' and '.join(filter(None, (args.finetune, args.fusion_checkpoint)))}: readable, and fits")
 
@@ -192,7 +192,7 @@ def mt5_parameters(
     vocab_size: int = 250112,
     **_: Any,
 ) -> tuple[int, int]:
-    """Count the parameters of an mT5's encoder and decoder with their embeddings, but for the small ones.
+    """Count the parameters of mT5's encoder and decoder with their embeddings, except for small ones.
 
     >>> sum(mt5_parameters())
     582352896
@@ -205,17 +205,17 @@ def mt5_parameters(
 def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any], longest: int, texts: float) -> None:
     """Compare the memory of the GPUs with an estimate of what training needs.
 
-    Weights, gradients and AdamW in fp32 take 16 bytes a parameter; under ZeRO DeepSpeed shares them among the GPUs and
-    keeps one more copy of the weights, which stages 1 and 2 hold whole.
+    Weights, gradients and AdamW in fp32 take 16 bytes per parameter; with ZeRO, DeepSpeed shards them over the GPUs and
+    keeps another copy of the weights, which stages 1 and 2 do not shard.
 
-    Activations, as measured in fp32: the graph convolutions keep 34 floats a joint and channel (half of it in bf16),
-    mT5's encoder 190 bytes a layer and channel, its decoder a fifth of that; in a description of some 40 tokens, where
-    attention sees less, the encoder keeps 110 bytes (70 in bf16); the crop of a hand takes 24 MiB (14 in bf16).
+    Activations, measured in fp32: the graph convolutions keep 34 floats per joint and channel (half in bf16), mT5's
+    encoder 190 bytes per layer and channel, its decoder a fifth of that; for a description of about 40 tokens, where
+    attention is shorter, the encoder keeps 110 bytes (70 in bf16); a hand crop takes 24 MiB (14 in bf16).
     """
     encoder, decoder = mt5_parameters(**sizes)
     text_encoder = args.use_descriptions and not args.text_encoder_freeze
     tuned = args.text_encoder_freeze and bool(args.finetune) and args.trainable == "auto"
-    # The last: graph convolutions and fusion, and the RGB branch.
+    # The last terms: graph convolutions and fusion, and the RGB branch.
     parameters = encoder + decoder + text_encoder * encoder + 7e6 + args.rgb_support * 5e6
     n_gpus = max(1, torch.cuda.device_count())
     per_parameter = [16, 4 + 16 / n_gpus, 4 + 16 / n_gpus, 20 / n_gpus][args.zero_stage]

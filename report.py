@@ -1,4 +1,4 @@
-"""One page about a run, or about two: curves, scores with intervals, settings, sentences, and clips to look at."""
+"""HTML report on one run or two: curves, scores with intervals, settings, sentences and clips."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RUN_DIR is the --output_dir of a training or an evaluation. The page is one file
 or damaged in the folder, or has moved away (data, weights), is left out, and the page says so. Two runs are compared on
 the clips that both have written. Exit status: 0 when the page is written."""
 
-SHOWN = 8  # sentences of a list
+SHOWN = 8  # sentences per list
 STYLES = ("a", "b")
 NAMES = {"bleu": "BLEU-", "chrf": "chrF", "rouge_l": "ROUGE-L", "wer": "WER", "top1_per_": "top-1 per "}
 
 
 def get_args_parser() -> Parser:
-    """Build the command line."""
+    """Build the argument parser."""
     parser = Parser(
         prog="report.py",
         description="Write one HTML page about a run, or two runs side by side.",
@@ -64,7 +64,7 @@ def get_args_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line and refuse what cannot be, before anything heavy is imported."""
+    """Parse the command line and reject invalid values, before any slow import."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     if len(args.runs) > 2:
@@ -80,11 +80,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
-    """Charts of what log.txt and steps.jsonl hold."""
+    """Draw charts from log.txt and steps.jsonl."""
     from metrics import MAIN_METRIC
 
     def over(key: str, words: str, style: str, *, steps: bool = False) -> list[Line]:
-        """A line for each run that has such a number."""
+        """Return one line per run for a key; missing values are None."""
         found = []
         for run_, label, own in zip(runs, labels, STYLES, strict=False):
             lines = run_.steps if steps else run_.epochs
@@ -136,7 +136,7 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
 
 
 def epochs_table(run_: RunFolder, label: str) -> Html:
-    """The numbers behind the curves."""
+    """Make a table of the numbers in the curves."""
     keys = [key for key in run_.epochs[-1] if key != "epoch"]
     rows = [[str(line["epoch"] + 1), *(_or_dash(line.get(key)) for key in keys)] for line in run_.epochs]
     return folded(f"Numbers of each epoch, {label}", table(rows, ("epoch", *keys)))
@@ -147,7 +147,7 @@ def _or_dash(value: float | None) -> str:
 
 
 def title(metric: str) -> str:
-    """A score's name as people write it.
+    """Return a score's usual name.
 
     >>> title("bleu4"), title("top1_per_class"), title("wer_del")
     ('BLEU-4', 'top-1 per class', 'WER, del')
@@ -163,7 +163,7 @@ def title(metric: str) -> str:
 
 
 def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
-    """A table per split: score and interval of each run and, of two, the difference."""
+    """Make a table per split: score and interval of each run and, for two runs, the difference."""
     parts: list[Html] = []
     for of_split in judged:
         heads = ["95 % intervals", *labels, *(["difference", "p"] if len(labels) == 2 else [])]
@@ -207,12 +207,12 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
 
 
 def bars_of(judged: Judged, metric: str) -> list[Bar]:
-    """A score of each run in the run's colour."""
+    """Return a score of each run as a bar in the run's colour."""
     return [Bar(style, *found) for style, found in zip(STYLES, judged.standing(metric), strict=False)]
 
 
 def which_weights(run_: RunFolder, split: str) -> list[str]:
-    """A sentence where a split was written with other weights than those that are kept as the best."""
+    """Return a remark if a split's sentences were generated with other weights than best_checkpoint.pth."""
     after, best = run_.written_after(split), run_.best_epoch()
     if after is None or best is None or best["epoch"] == after:
         return []
@@ -223,7 +223,7 @@ def which_weights(run_: RunFolder, split: str) -> list[str]:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign.
+    """Format a difference with its sign.
 
     >>> signed(0.5), signed(-0.5)
     ('+0.50', '−0.50')
@@ -232,7 +232,7 @@ def signed(value: float) -> str:
 
 
 def between(bounds: tuple[float, float], form: Callable[[float], str] = "{:.2f}".format) -> Html:
-    """An interval, small."""
+    """Format an interval in small print."""
     return element("small", f" {form(bounds[0])} to {form(bounds[1])}")
 
 
@@ -240,12 +240,12 @@ def between(bounds: tuple[float, float], form: Callable[[float], str] = "{:.2f}"
 
 
 def marked(text: str, reference: str, *, task: str, text_unit: str) -> Html:
-    """A sentence with its differences from the reference: inserted is what that does not have, deleted what this lacks.
+    """Mark a sentence's differences from the reference as insertions and deletions.
 
     Args:
-        text: what a model wrote.
-        reference: what it should have written.
-        task: glosses and isolated signs are compared word by word.
+        text: the generated sentence.
+        reference: the reference sentence.
+        task: with ISLR and CSLR, texts are compared word by word.
         text_unit: "char" compares translations character by character.
     """
     from metrics import prepare_hypothesis, prepare_reference
@@ -266,9 +266,9 @@ def marked(text: str, reference: str, *, task: str, text_unit: str) -> Html:
 
 
 def sentences_section(judged: Judged, labels: Sequence[str]) -> Html:
-    """The best and the worst sentences or, of two runs, those that changed most."""
+    """List the best and worst sentences or, for two runs, those that changed most."""
     order = judged.order()
-    count = min(SHOWN, -(-len(order) // 2))  # of a few clips none stands in both lists, but one in the middle
+    count = min(SHOWN, -(-len(order) // 2))  # so that with few clips the lists overlap in at most the middle one
     worst, best = order[:count], order[::-1][:count]
     names = ("Best", "Worst")
     if len(labels) == 2:
@@ -294,7 +294,7 @@ def sentences_section(judged: Judged, labels: Sequence[str]) -> Html:
 
 
 def sentence(judged: Judged, i: int, labels: Sequence[str]) -> Html:
-    """A clip's reference, and what was written for it."""
+    """Show a clip's reference and generated sentences."""
     run_ = judged.runs[0]
     parts = [element("dt", "reference"), element("dd", judged.references[i])]
     for style, label, texts, each in zip(STYLES, labels, judged.hypotheses, judged.each, strict=False):
@@ -308,7 +308,7 @@ def sentence(judged: Judged, i: int, labels: Sequence[str]) -> Html:
 
 
 def settings_section(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
-    """What run.json says: differences first, then what is not the default, then all."""
+    """Show the settings in run.json: differences first, then non-default flags, then everything."""
     known = [(run_, label) for run_, label in zip(runs, labels, strict=True) if run_.starts]
     if not known:
         return Html()
@@ -341,7 +341,7 @@ def settings_section(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
 
 
 def facts_of(start: Mapping[str, Any]) -> dict[str, Any]:
-    """What a start records beside the flags, flat."""
+    """Return a start's facts other than flags, as a flat dict."""
     facts = {key: start[key] for key in ("revision", "device", "processes", "global_batch") if key in start}
     for kind in ("versions", "data", "dataset"):
         value = start.get(kind)
@@ -352,7 +352,7 @@ def facts_of(start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """A setting as text.
+    """Format a setting as text.
 
     >>> shown(True), shown(""), shown([0.9, 0.99]), shown(1e-8)
     ('on', '-', '0.9 0.99', '1e-08')
@@ -368,20 +368,20 @@ def shown(value: object) -> str:
 
 
 def section(name: str, *content: str | Sequence[Html]) -> Html:
-    """A part of the page with its heading."""
+    """Make a section of the page with its heading."""
     return element("section", element("h2", name), *content, id=anchor(name))
 
 
 def anchor(name: str) -> str:
-    """The address of a section within the page."""
+    """Return the id of a section."""
     return name.lower().replace(" ", "-")
 
 
 def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespace, left_out: list[str]) -> Html:
-    """The clips of --clips.
+    """Show the clips of --clips.
 
     Raises:
-        ValueError: a name that no clip of both runs has.
+        ValueError: a name that is not a common clip of the runs.
     """
     wanted = args.clips
     counted = len(wanted) == 1 and wanted[0].isdecimal() and wanted[0] not in judged.reference
@@ -413,7 +413,7 @@ def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespac
 
 
 def headline(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
-    """The main score, large."""
+    """Show the main score in large print."""
     if not judged:
         return Html()
     of_split = judged[0]
@@ -430,7 +430,7 @@ def headline(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
 
 
 def labels_of(places: Sequence[str]) -> list[str]:
-    """Short names of the runs that tell them apart.
+    """Return short distinct names of the runs.
 
     >>> labels_of(["runs/a/train", "runs/b/train"]), labels_of(["out/"])
     (['runs/a/train', 'runs/b/train'], ['out'])
@@ -440,11 +440,11 @@ def labels_of(places: Sequence[str]) -> list[str]:
 
 
 def build(args: argparse.Namespace) -> str:
-    """Make the page.
+    """Build the page.
 
     Raises:
-        FileNotFoundError: a folder that holds no run.
-        ValueError: a clip that is not there.
+        FileNotFoundError: a folder does not hold a run.
+        ValueError: an unknown clip.
     """
     from run_folder import RunFolder
 
@@ -487,7 +487,7 @@ def build(args: argparse.Namespace) -> str:
 
 
 def judge(runs: Sequence[RunFolder], split: str, left_out: list[str]) -> list[Judged]:
-    """Score every split that all runs have written, the one whose sentences are shown first."""
+    """Score all splits for which every run has predictions, with `split` first."""
     from judged import Judged
 
     found = []

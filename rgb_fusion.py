@@ -1,11 +1,11 @@
-"""The optional RGB-pose branch: which hand crops a clip gets, and how they join the pose features of the hands.
+"""The optional RGB-pose branch: cut crops of the hands and fuse them with the hands' pose features.
 
-A tenth of a clip's frames get a crop of each hand. An EfficientNet-B0 makes a small map of features of it; every joint
-of the hand looks into that map, near where the keypoints say it is, and a gate decides how much of what it finds
-replaces its pose feature. The network needs nothing but torch; reading videos needs `requirements-rgb.txt`.
+Up to a tenth of a clip's frames get a crop of each hand. An EfficientNet-B0 encodes it as a small feature map; every
+joint of the hand attends to this map near its keypoint, and a gate weights the result against its pose feature. The
+network needs only torch; reading videos needs `requirements-rgb.txt`.
 
-Letters: T sampled frames, N crops of one hand in a clip or a batch, V joints of a hand (21), C channels, H and W height
-and width of a map of features.
+Shapes: T sampled frames, N crops of one hand in a clip or a batch, V joints of a hand (21), C channels, H and W height
+and width of a feature map.
 
 Source: Uni-Sign (Li et al., ICLR 2025), section 3.3, "prior-guided fusion".
 """
@@ -31,11 +31,11 @@ from video import read_frames
 
 HANDS: tuple[Part, ...] = ("left", "right")
 FINGERTIPS = np.array([4, 8, 12, 16, 20])
-SHARE = 0.1  # of the frames, at most, get a crop of a hand
-MARGIN = 1.2  # a clip's boxes are this much wider than its largest hand
+SHARE = 0.1  # maximum fraction of frames with a crop of a hand
+MARGIN = 1.2  # box size relative to the clip's largest hand
 CROP = 112  # pixels
-MAP = 4  # height and width of a crop's map of features
-# Of the ImageNet pictures that EfficientNet's published weights were trained on.
+MAP = 4  # height and width of a crop's feature map
+# ImageNet statistics, as used for EfficientNet's published weights.
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 BACKBONE = "rgb_support_backbone."
@@ -46,11 +46,11 @@ PREFIXES = (BACKBONE, "rgb_proj.", "fusion_pose_rgb_linear.", "fusion_pose_rgb_D
 
 
 class HandCrops:
-    """Chooses and cuts the crops of clips.
+    """Chooses frames and cuts crops of the hands.
 
     Args:
-        uni_sign: cut as Uni-Sign does at the border of a picture: a crop that reaches beyond the left or upper border
-            is black as a whole. Otherwise only what lies outside is black.
+        uni_sign: as in Uni-Sign, make a crop entirely black if it extends beyond the left or upper image border.
+            Otherwise only the part outside is black.
 
     Raises:
         ValueError: a package is missing.
@@ -63,21 +63,21 @@ class HandCrops:
     def load(
         self, path: str | Path, pose: Pose, frames: np.ndarray, rng: np.random.Generator
     ) -> dict[str, torch.Tensor]:
-        """Read a clip's video and cut its hands out of the chosen frames.
+        """Read a clip's video and crop its hands in the chosen frames.
 
         Args:
-            path: of the video.
+            path: the video file.
             pose: the clip.
-            frames: (T,) places of the sampled frames within the clip.
-            rng: draws the frames that are chosen.
+            frames: (T,), indices of the sampled frames within the clip.
+            rng: draws the frames to crop.
 
         Returns:
             For left and right: {side}_hands (N, 3, 112, 112) float32, {side}_sampled_indices (N,) int64 among the T
-            frames, {side}_skeletons_norm (N, 21, 2) float32, x and y of the joints in widths of the box, and
-            {side}_rgb_len (1,) int64, which is N. A hand that is not to be seen has one empty crop, all zeros, at -1.
+            frames, {side}_skeletons_norm (N, 21, 2) float32, x and y of the joints as fractions of the box,
+            and {side}_rgb_len (1,) int64, which is N. An invisible hand has one empty crop of zeros with index -1.
 
         Raises:
-            ValueError: the video cannot be read, changes its size, or has another number of frames than the pose file.
+            ValueError: the video is unreadable, changes its size, or has another number of frames than the pose file.
         """
         keypoints, scores = pose.keypoints[frames], pose.scores[frames]
         chosen = {side: choose_frames(scores[:, PART_JOINTS[side]], rng) for side in HANDS}
@@ -85,10 +85,10 @@ class HandCrops:
         wanted = {int(numbers[i]) for indices in chosen.values() for i in indices}
         pictures = read_frames(path, wanted, pose.n_recorded) if wanted else {}
         sizes = {picture.shape[:2] for picture in pictures.values()}
-        if len(sizes) > 1:  # of recorded video calls, for instance; a clip's boxes have one size in pixels
+        if len(sizes) > 1:  # e.g. recorded video calls; a clip's boxes have one size in pixels
             raise ValueError(f"{path}: the video changes its size; encode it again, with all frames of one size.")
         height, width = sizes.pop() if sizes else (1, 1)
-        # A joint that a detector puts further away than this is lost anyhow, and its box would take all the memory.
+        # Joints detected farther away than this are useless, and their boxes would need too much memory.
         keypoints = np.clip(keypoints, -1, 2) * [width, height]
         joints = {side: keypoints[indices][:, PART_JOINTS[side]] for side, indices in chosen.items()}
         boxes, size = hand_boxes(joints)
@@ -108,7 +108,7 @@ class HandCrops:
         return clip
 
     def _crop(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """Cut a box out of a picture, scale it to the size of a crop and normalise it, (3, 112, 112) float32."""
+        """Cut a box out of an image, resize it to the crop size and normalise it, (3, 112, 112) float32."""
         from PIL import Image
 
         x0, y0, x1, y1 = box.tolist()
@@ -122,7 +122,7 @@ class HandCrops:
 
 
 def no_crops() -> dict[str, torch.Tensor]:
-    """What `HandCrops.load` gives for a clip in which no hand is to be seen."""
+    """Return the result of `HandCrops.load` for a clip without visible hands."""
     return {field: value for side in HANDS for field, value in _no_crop(side).items()}
 
 
@@ -136,32 +136,32 @@ def _no_crop(side: Part) -> dict[str, torch.Tensor]:
 
 
 def choose_frames(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw the frames whose crop of a hand is looked at: a tenth, the likelier the worse a fingertip was found.
+    """Draw up to a tenth of the frames, preferring those with a low fingertip score.
 
     Args:
-        scores: (T, 21) of the hand's joints.
-        rng: draws without repetition.
+        scores: (T, 21), scores of the hand's joints.
+        rng: draws without replacement.
 
     Returns:
-        (N,) int64, ascending; N is 0 where the hand is seen in no frame.
+        (N,) int64, ascending; N is 0 if the hand is never visible.
     """
     seen = np.flatnonzero(scores.mean(1) > SCORE_THRESHOLD)
     n = min(math.ceil(SHARE * len(scores)), len(seen))
     if n == 0:
         return seen
     worst = scores[seen][:, FINGERTIPS].min(1).astype(np.float64)
-    weights = worst.max() - worst + 1e-9  # the last for the best frame, and for frames that are all alike
+    weights = worst.max() - worst + 1e-9  # 1e-9 for the best frame, and for equal frames
     return np.sort(rng.choice(seen, size=n, replace=False, p=weights / weights.sum()))
 
 
 def hand_boxes(joints: Mapping[Part, np.ndarray]) -> tuple[dict[Part, np.ndarray], int]:
-    """Lay a square box around each hand; all boxes of a clip have one size, so that a hand keeps its scale.
+    """Place a square box around each hand; all boxes of a clip have one size, to preserve the hand's scale.
 
     Args:
         joints: side -> (N, 21, 2), x and y in pixels.
 
     Returns:
-        side -> (N, 4) int16, left, top, right and bottom; and the size in pixels, 0 where there is no hand.
+        side -> (N, 4) int16, left, top, right and bottom; and the size in pixels, 0 if there is no hand.
     """
     corners = {side: (points.min(1), points.max(1)) for side, points in joints.items()}
     widest = max((float((high - low).max()) for low, high in corners.values() if len(low)), default=0.0)
@@ -177,15 +177,15 @@ def hand_boxes(joints: Mapping[Part, np.ndarray]) -> tuple[dict[Part, np.ndarray
 
 
 def hand_fusion_modules(hidden_dim: int) -> dict[str, nn.Module]:
-    """Make the modules of the branch under the names of the released weights.
+    """Build the modules of the branch, named as in the released weights.
 
-    A new gate starts nearly shut. (Uni-Sign's starts at zero exactly, behind a ReLU, which passes no gradient there:
-    such a gate would never open.)
+    A new gate starts nearly closed. (Uni-Sign's starts at exactly zero, where its ReLU has no gradient: trained from
+    there, it would never open.)
 
     Args:
         hidden_dim: C, width of a hand's pose feature.
     """
-    unused = nn.Linear(hidden_dim, hidden_dim).requires_grad_(False)  # the released weights have it; nothing reads it
+    unused = nn.Linear(hidden_dim, hidden_dim).requires_grad_(False)  # in the released weights, but unused
     gate = nn.Sequential(
         nn.Conv1d(2 * hidden_dim, hidden_dim, 1), nn.GELU(), nn.Conv1d(hidden_dim, 1, 1), nn.Tanh(), nn.ReLU()
     )
@@ -210,20 +210,20 @@ def fuse_hand(
     layout: ClipLayout,
     with_empty: bool,
 ) -> torch.Tensor:
-    """Let a hand's joints look at its crops, all crops of the batch at once.
+    """Fuse a hand's pose features with its crops, for the whole batch at once.
 
-    A batch without a crop goes the same way with N = 0, since every process must use every weight in every step.
+    A batch without crops takes the same path with N = 0, since every process must use every weight in every step.
 
     Args:
-        model: has `hand_fusion_modules`.
+        model: a module with `hand_fusion_modules`.
         x: (frames of all clips, V, C), the hand's pose features.
         side: left or right.
         src_input: the batch.
-        layout: where the frames belong.
-        with_empty: let the empty crops of clips without a hand into the backbone's batch statistics, as Uni-Sign does.
+        layout: the batch's frame layout.
+        with_empty: include empty crops in the backbone's batch statistics, as Uni-Sign does.
 
     Returns:
-        x with the features of the frames that have a crop replaced.
+        x, with the features of frames that have a crop replaced.
 
     Raises:
         ValueError: the batch holds no crops.
@@ -247,10 +247,10 @@ def fuse_hand(
 
 
 def crop_features(model: nn.Module, crops: torch.Tensor) -> torch.Tensor:
-    """(N, 3, 112, 112) -> (N, C, 4, 4)."""
+    """Encode crops, (N, 3, 112, 112) -> (N, C, 4, 4)."""
     backbone, project = model.get_submodule("rgb_support_backbone"), model.get_submodule("rgb_proj")
     trains = backbone.training
-    # Batch statistics need a crop; synchronised ones, in any process.
+    # Batch statistics need at least one crop, over all processes when they are synchronised.
     backbone.train(trains and all_reduce_sum(len(crops)) > 0)
     maps = project(backbone(crops))
     backbone.train(trains)
@@ -258,7 +258,7 @@ def crop_features(model: nn.Module, crops: torch.Tensor) -> torch.Tensor:
 
 
 class PriorGuidedAttention(nn.Module):
-    """Cross-attention of a hand's joints to places in the hand's crop, near where the keypoints say they are.
+    """Cross-attention of a hand's joints to positions in its crop, near the keypoints.
 
     Args:
         dim: C.
@@ -267,7 +267,7 @@ class PriorGuidedAttention(nn.Module):
     """
 
     HEADS = 8
-    REACH = 2 / 3  # farthest offset, in halves of the crop
+    REACH = 2 / 3  # maximum offset, as a fraction of half the crop
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class PriorGuidedAttention(nn.Module):
         self.register_buffer("map_positions", sinusoids(MAP * MAP, dim), persistent=False)
 
     def forward(self, pose: torch.Tensor, maps: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
-        """Collect for every joint what its crop shows.
+        """Attend from every joint to its crop.
 
         Args:
             pose: (N, V, C).
@@ -301,12 +301,12 @@ class PriorGuidedAttention(nn.Module):
         def by_head(features: torch.Tensor) -> torch.Tensor:  # (N, C, ...) -> (N heads, C / heads, ...)
             return features.unflatten(1, (heads, -1)).flatten(0, 1)
 
-        # First the whole crop, to know what to look for,
+        # First attend to the whole crop, to derive the queries and offsets,
         seen = maps.flatten(2).transpose(1, 2) + self.map_positions  # (N, H W, C)
-        with sdpa_kernel(SDPBackend.MATH):  # a GPU's own kernels refuse a batch without a crop
+        with sdpa_kernel(SDPBackend.MATH):  # GPU kernels fail on an empty batch
             context, _ = self.cross_attn(pose + self.pe_layer(prior), seen, seen, need_weights=False)  # (N, V, C)
         q = self.to_q((pose + context).transpose(1, 2))  # (N, C, V)
-        # then, for each head, a place near each joint.
+        # then, for each head, to a position near each joint.
         joints = (2 * prior - 1).repeat_interleave(heads, dim=0)  # (N heads, V, 2), from -1 to 1
         places = joints + self.REACH * self.to_offsets(by_head(q)).transpose(1, 2)  # (N heads, V, 2)
         found = F.grid_sample(by_head(maps).to(places.dtype), places[:, None], align_corners=False)
@@ -322,7 +322,7 @@ class PriorGuidedAttention(nn.Module):
 
 
 class DistanceBias(nn.Module):
-    """How much a joint favours a place for its distance, learned from the distance's logarithm.
+    """A learned attention bias as a function of the logarithm of the distance between joint and position.
 
     Args:
         dim: width of the hidden layers.
@@ -339,13 +339,13 @@ class DistanceBias(nn.Module):
         )
 
     def forward(self, joints: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """(n, V, 2), (n, V', 2) -> (n, V, V')."""
+        """Compute the bias, (n, V, 2), (n, V', 2) -> (n, V, V')."""
         distance = joints[:, :, None] - places[:, None]  # (n, V, V', 2)
         return self.mlp(distance.sign() * distance.abs().log1p()).squeeze(3)
 
 
 class FourierPositions(nn.Module):
-    """Sines and cosines of places, of frequencies that were drawn once and belong to the weights.
+    """Position encoding by sines and cosines with fixed random frequencies, which are saved with the weights.
 
     Args:
         dim: C, even.
@@ -355,20 +355,20 @@ class FourierPositions(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        # The same in every process: DeepSpeed makes parameters alike at the start, not buffers.
+        # A fixed seed makes them equal in all processes: DeepSpeed broadcasts parameters at the start, but not buffers.
         frequencies = torch.randn(2, dim // 2, generator=torch.Generator().manual_seed(0), device="cpu")
         self.positional_encoding_gaussian_matrix: torch.Tensor
         self.register_buffer("positional_encoding_gaussian_matrix", frequencies)
 
     def forward(self, places: torch.Tensor) -> torch.Tensor:
-        """(..., 2), from 0 to 1 -> (..., C)."""
-        # Not a matrix product: that would round the places to 8 bits under autocast.
+        """Encode positions from 0 to 1, (..., 2) -> (..., C)."""
+        # Not a matrix product, which autocast would round to 8 bits.
         angles = 2 * math.pi * ((2 * places - 1)[..., None] * self.positional_encoding_gaussian_matrix).sum(-2)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def sinusoids(n: int, dim: int) -> torch.Tensor:
-    """Fixed positions of n places, (n, C): sines in even channels, cosines in odd ones.
+    """Return sinusoidal encodings of n positions, (n, C): sines in even channels, cosines in odd ones.
 
     Source: "Attention is all you need" (Vaswani et al., 2017).
     """
@@ -377,11 +377,10 @@ def sinusoids(n: int, dim: int) -> torch.Tensor:
 
 
 # -- EfficientNet-B0 -------------------------------------------------------------------------------------------------
-#
-# Written out rather than taken from torchvision: that package fits one release and build of torch only, and where it
-# does not fit, importing mT5 from transformers fails as well.
+# Implemented here because torchvision works with exactly one release and build of torch; with a mismatch even importing
+# mT5 from transformers fails.
 
-# Of each stage: expansion, kernel, stride, channels, blocks.
+# For each stage: expansion, kernel, stride, channels, blocks.
 STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -393,11 +392,11 @@ STAGES = (
 )
 STEM_CHANNELS = 32
 BACKBONE_CHANNELS = 1280
-DROP_PATH = 0.2  # how likely training leaves out the last block; the first never, and evenly in between
+DROP_PATH = 0.2  # probability of skipping a block in training: grows linearly from 0 (first block) towards this
 
 
 def efficientnet_b0() -> nn.Sequential:
-    """EfficientNet-B0 without its classifier, (N, 3, H, W) -> (N, 1280, H / 32, W / 32), under torchvision's names.
+    """Build EfficientNet-B0 without classifier, (N, 3, H, W) -> (N, 1280, H / 32, W / 32), with torchvision's names.
 
     Source: EfficientNet (Tan and Le, ICML 2019), table 1.
     """
@@ -427,7 +426,7 @@ def _convolution(
 
 
 class MBConv(nn.Module):
-    """An inverted bottleneck: widen, convolve each channel, weigh the channels, narrow."""
+    """An inverted bottleneck: expansion, depthwise convolution, squeeze and excitation, projection."""
 
     def __init__(
         self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int, drop: float
@@ -444,7 +443,7 @@ class MBConv(nn.Module):
         self.drop = drop
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
+        """Apply the block, (N, C, H, W) -> (N, C', H', W')."""
         out = self.block(x)
         if not self.residual:
             return out
@@ -455,7 +454,7 @@ class MBConv(nn.Module):
 
 
 class ChannelWeights(nn.Module):
-    """Weigh the channels by what the whole picture shows ("squeeze and excitation")."""
+    """Squeeze and excitation: scale channels depending on their mean over the image."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -463,16 +462,16 @@ class ChannelWeights(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Scale the channels, (N, C, H, W) -> (N, C, H, W)."""
         weights = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True))))  # (N, C, 1, 1)
         return x * weights.sigmoid()
 
 
 def load_backbone(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Put torchvision's weights of EfficientNet-B0 into the hand backbone; the classifier's are left out.
+    """Load torchvision's EfficientNet-B0 weights into the hand backbone, without the classifier's.
 
     Raises:
-        ValueError: they are of another network.
+        ValueError: the weights are those of another network.
     """
     backbone = model.get_submodule("rgb_support_backbone.0")
     features = {name.removeprefix("features."): value for name, value in weights.items() if "classifier" not in name}

@@ -1,6 +1,6 @@
-"""What a run leaves in its folder for people: sentences and scores are written here, and all of it is read.
+"""A run's output folder: write sentences and scores, and read everything back for reports.
 
-In reading, whatever is missing or damaged is left out, and said.
+Reading skips missing and damaged files and records them in `left_out`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Results:
-    """What an evaluation gave, in the data set's order."""
+    """The results of an evaluation, in the data set's order."""
 
     task: str
     dataset: S2T_Dataset
@@ -36,7 +36,7 @@ class Results:
 
 
 def write_predictions(output_dir: Path, results: Results) -> None:
-    """Write {split}_predictions.jsonl, {split}_metrics.json, and the two text files that Uni-Sign writes."""
+    """Write {split}_predictions.jsonl, {split}_metrics.json, and Uni-Sign's two text files."""
     dataset, scores, bad_clips = results.dataset, results.scores, results.bad_clips
     split = dataset.split
     lines = []
@@ -48,7 +48,7 @@ def write_predictions(output_dir: Path, results: Results) -> None:
     numbers = {**scores.values, **results.losses, "clips": len(dataset), "unreadable": len(bad_clips)}
     content = json.dumps({**numbers, "signatures": scores.signatures}, indent=1)
     write_text(output_dir / f"{split}_metrics.json", content + "\n")
-    # Sentences as they are scored: of Chinese, one character after another. Glosses and words are scored as they are.
+    # Sentences as they are scored (split into characters with "char"). Glosses and single signs are unchanged.
     unit = dataset.spec.text_unit if results.task == "SLT" else "word"
     for file, texts, prepare in (
         ("pres", results.hypotheses, prepare_hypothesis),
@@ -60,19 +60,19 @@ def write_predictions(output_dir: Path, results: Results) -> None:
 
 @dataclass
 class RunFolder:
-    """A run, as far as it is there.
+    """The readable content of a run's folder.
 
     Attributes:
-        folder: of the run.
-        starts: of run.json, the oldest first.
-        epochs: lines of log.txt, numbers alone; what is not finite is None.
+        folder: the run's --output_dir.
+        starts: the starts in run.json, oldest first.
+        epochs: lines of log.txt, numbers only; non-finite values are None.
         steps: lines of steps.jsonl, likewise.
         predictions: split -> name -> reference and hypothesis.
         metrics: split -> the numbers of `{split}_metrics.json`.
         task: SLT, ISLR or CSLR.
-        text_unit: what scores count, "char" or "word".
-        bleu_tokenizer: sacrebleu's.
-        left_out: what is missing or damaged, in sentences.
+        text_unit: the unit of scoring, "char" or "word".
+        bleu_tokenizer: sacrebleu's tokenizer.
+        left_out: sentences that say what is missing or damaged.
     """
 
     folder: Path
@@ -88,10 +88,10 @@ class RunFolder:
 
     @classmethod
     def read(cls, place: str | Path) -> RunFolder:
-        """Read a folder.
+        """Read a run's folder.
 
         Raises:
-            FileNotFoundError: it is no folder, or nothing of a run can be read in it.
+            FileNotFoundError: it is not a folder, or holds nothing readable of a run.
         """
         run = cls(Path(place))
         if not run.folder.is_dir():
@@ -110,13 +110,13 @@ class RunFolder:
 
     @property
     def last(self) -> dict[str, Any]:
-        """The latest training of run.json, or the latest start; {} if it has none."""
+        """Return the latest training in run.json, else the latest start; {} if there is none."""
         trainings = [start for start in self.starts if start["what"] == "training"]
         return (trainings or self.starts or [{}])[-1]
 
     @property
     def spec(self) -> DatasetSpec | None:
-        """The data set, with whole paths, if run.json knows it."""
+        """Return the data set with resolved paths, or None if run.json does not have it."""
         try:
             record = self.last["dataset"]
             return DatasetSpec(**record | {"tasks": tuple(record["tasks"])}).under(self.last["folder"])
@@ -125,7 +125,7 @@ class RunFolder:
 
     @property
     def weights(self) -> Path | None:
-        """The best weights of the training, or those that were evaluated."""
+        """Return the path of the best checkpoint, else of the evaluated weights, or None."""
         best = self.folder / "best_checkpoint.pth"
         if best.is_file():
             return best
@@ -133,7 +133,7 @@ class RunFolder:
         return Path(self.last["folder"]) / named if named and self.last["what"] == "evaluation" else None
 
     def best_epoch(self) -> dict[str, Any] | None:
-        """The line of log.txt whose weights are best_checkpoint.pth."""
+        """Return the line of log.txt with the best dev score, whose weights are best_checkpoint.pth."""
         metric = f"dev_{MAIN_METRIC[self.task][0]}"
         best: dict[str, Any] | None = None
         for line in self.epochs:
@@ -143,17 +143,17 @@ class RunFolder:
         return best
 
     def written_after(self, split: str) -> int | None:
-        """The epoch after which the training itself wrote this split's sentences; None if an evaluation did."""
+        """Return the epoch after which training wrote this split's sentences; None if an evaluation wrote them."""
         trained_last = bool(self.starts) and self.starts[-1]["what"] == "training"
         return self.epochs[-1]["epoch"] if trained_last and split == "dev" and self.epochs else None
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _try(self, read: Callable[[Path], Any], path: Path, argument: Path | None = None) -> Any:
-        """What a reader makes of a file; None and a line in `left_out` where it can make nothing of it."""
+        """Read a file with `read`; on failure return None and add a line to `left_out`."""
         if not path.is_file():
             trained = not self.starts or any(start["what"] == "training" for start in self.starts)
-            if trained:  # an evaluation leaves no curves
+            if trained:  # an evaluation writes no curves
                 self.left_out.append(f"{path.name} is not there.")
             return None
         try:
@@ -164,7 +164,7 @@ class RunFolder:
         return found
 
     def _curve(self, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The lines of a curve that have these numbers."""
+        """Return a curve's lines that have all these numbers."""
         path = self.folder / name
         lines = self._try(read_lines, path) or []
         good = [_numbers(line) for line in lines if isinstance(line, dict)]
@@ -196,7 +196,7 @@ class RunFolder:
             self.predictions[split] = good
 
     def _settle_how_texts_are_scored(self) -> None:
-        """As run.json says or, without it, as the files look."""
+        """Set task, text unit and tokenizer from run.json or, without it, guess them from the files."""
         spec = self.spec
         task = self.last.get("arguments", {}).get("task")
         if spec and task in MAIN_METRIC:
@@ -234,7 +234,7 @@ def _is_prediction(row: object) -> bool:
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a line; null and what is not finite become None."""
+    """Return the numbers of a line; null and non-finite values become None."""
     found = {}
     for key, value in line.items():
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):

@@ -1,4 +1,4 @@
-"""One run in an output folder at a time, and one packing."""
+"""A lock that allows one run (or one packing) per output folder at a time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "run.lock"
-_held: dict[Path, int] = {}  # lock file -> open handle; closing it would give the lock up
+_held: dict[Path, int] = {}  # lock file -> open handle; closing it would release the lock
 
 
 def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run") -> None:
-    """Take a run's folder for as long as this process lives.
+    """Lock a folder for the lifetime of this process.
 
-    The lock is the kernel's (POSIX record lock), so it ends with its owner however that ends, also on another machine
-    where the file system is shared with locking, as NFS and Lustre usually are; no stale lock needs clearing away. The
-    file's text only says who the owner is. Processes that load data are forked and do not inherit the lock.
+    The kernel's POSIX record lock is released whenever its owner ends, also across machines if the shared file system
+    supports locking, as NFS and Lustre usually do; stale locks cannot occur. The file's text only names the owner. Data
+    workers are forked and do not inherit the lock.
 
     Args:
         output_dir: the folder.
-        flag: that names it, for the message.
-        who: is at work where the folder is taken, for the message.
+        flag: the flag that names it, for the error message.
+        who: what holds the lock, for the error message.
 
     Raises:
         ValueError: another run has the folder.

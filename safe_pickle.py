@@ -1,11 +1,11 @@
-"""Pickles from strangers: containers, numbers, text and numpy arrays come out; nothing else is ever executed.
+"""Safe reading of untrusted pickles: only containers, numbers, text and numpy arrays, and no execution of code.
 
-Uni-Sign's labels and poses are pickles, and a pickle may name any function to call. The reader here resolves an exact
-list of names, since a whole package cannot be trusted either: `numpy.testing.runstring` would execute text. Even these
-names do not reach numpy's own functions, which believe what the file says about the computer's memory.
+Uni-Sign's labels and poses are pickles, and a pickle may name any function to call. This reader resolves a fixed list
+of names, since even a whole package cannot be trusted: `numpy.testing.runstring` would execute text. These names do not
+map to numpy's own functions, which trust what the file says about memory.
 
-What is left to a hostile file is to be a nuisance: tuples that are nested a million times, as the key of a dict, keep
-Python's own hash busy or end the process.
+A hostile file can still cause a denial of service: a dict key of a million nested tuples keeps Python's hash function
+busy or crashes the process.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any
 
 import numpy as np
 
-MAX_BYTES = 1 << 30  # of an unpacked file; a real one has a few MB
-MAX_EMPTY = 1 << 16  # the longest side of an array without content; a frame in which nobody was found has (0, 133, 2)
+MAX_BYTES = 1 << 30  # maximum size of an unpacked file; real ones have a few MB
+MAX_EMPTY = 1 << 16  # maximum side length of an empty array; a frame without people has (0, 133, 2)
 
 
 class _Dtype:
-    """Stands in for `numpy.dtype`, and takes from the file no more than a type of number or text and its byte order.
+    """Replaces `numpy.dtype`, and accepts only a number or text type and its byte order from the file.
 
-    numpy's own also takes its internal flags; with the wrong ones, the file's numbers are followed as addresses.
+    numpy's own also accepts internal flags; wrong ones make it use numbers in the file as addresses.
     """
 
     def __init__(self, code: Any, *_: Any) -> None:
-        if not re.fullmatch("[biufcSU][1-9][0-9]*", code):  # a kind and its bytes, as numpy itself writes it
+        if not re.fullmatch("[biufcSU][1-9][0-9]*", code):  # kind and size in bytes, as written by numpy
             raise pickle.UnpicklingError(f"it has an array of type {code!r:.60}, and only numbers and text are read")
         self.dtype = np.dtype(code)
 
@@ -43,7 +43,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array that is filled from a file, where `_Dtype` describes its elements."""
+    """An array filled from a file, with `_Dtype` as its dtype."""
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran_order, data = state
@@ -51,7 +51,7 @@ class _Array(np.ndarray):
         _check_empty(self)
 
     def __reduce__(self) -> Any:
-        return np.asarray(self).__reduce__()  # whoever saves it saves an ordinary array
+        return np.asarray(self).__reduce__()  # pickles as an ordinary array
 
 
 def _from_bytes(data: Any, dtype: _Dtype, shape: Any = (), order: Any = "C", axes: Any = None) -> np.ndarray:
@@ -64,13 +64,13 @@ def _from_bytes(data: Any, dtype: _Dtype, shape: Any = (), order: Any = "C", axe
 
 
 def _check_empty(array: np.ndarray) -> None:
-    """Refuse a trillion empty rows: no byte of the file stands behind them, but a list of them fills the memory."""
+    """Refuse huge empty arrays: they take no bytes in the file, but a list of their rows would fill the memory."""
     if not array.size and max(array.shape) > MAX_EMPTY:
         raise pickle.UnpicklingError(f"it has an empty array of the shape {array.shape}")
 
 
-# How a pickle is cut into instructions: instruction -> bytes of its argument, negative where it tells its own length.
-# Runs of those with a fixed length are skipped by an expression, which is several times as fast.
+# Instruction of a pickle -> size of its argument in bytes; negative if a length precedes it. Runs of fixed-length
+# instructions are skipped by a regular expression, which is several times as fast.
 _ARGUMENT = {op.code.encode("latin1"): op.arg.n if op.arg else 0 for op in pickletools.opcodes}
 _CHECKED = (pickle.PUT, pickle.LONG_BINPUT, pickle.STOP)
 # LONG_BINPUT (r) with a small number is harmless, and frequent in protocols 2 and 3.
@@ -87,32 +87,32 @@ _LENGTH_BYTES = {
 }
 
 
-_STEP = 200  # bytes of instructions that are looked for again; numpy's arrays have some 40
+_STEP = 200  # maximum size in bytes of a repeated step; numpy arrays need about 40
 
 
 @lru_cache(maxsize=64)
 def _run(step: bytes, size: int) -> re.Pattern[bytes]:
-    """An expression for a run of harmless instructions.
+    """Return a regular expression for a run of harmless instructions.
 
     Args:
-        step: some that were found harmless, the last of which tells its own length: a pose file repeats them for every
+        step: instructions already found harmless, the last with an explicit length; pose files repeat them for every
             frame. b"" for none.
-        size: bytes that belong to the last.
+        size: argument size of the last instruction, in bytes.
     """
     repeated = rb"%s.{%d}|" % (re.escape(step), size) if step else b""
     return re.compile(rb"(?:%s%s)*+" % (repeated, _FIXED), re.DOTALL)
 
 
 def _check_memory(data: bytes) -> None:
-    """Refuse what would make the unpickler reserve memory that the file does not fill: lengths and memo numbers.
+    """Refuse lengths and memo indices that would make the unpickler allocate more memory than the file can fill.
 
-    A file of twelve bytes could otherwise ask for a table of 32 GB.
+    Otherwise a file of twelve bytes could request a table of 32 GB.
     """
-    place, begun = 0, 0  # begun: where the last instruction that tells its length ended
+    place, begun = 0, 0  # begun: end of the last instruction with an explicit length
     run, last_step = _run(b"", 0), b""
     while True:
         found = run.match(data, place)
-        assert found is not None  # a run of no instruction is one
+        assert found is not None  # the empty run always matches
         place = found.end()
         op, place = data[place : place + 1], place + 1
         size = _ARGUMENT.get(op, 0)
@@ -138,17 +138,17 @@ def _check_memory(data: bytes) -> None:
                 run = _run(step, n)
             begun, last_step = place, step
         else:
-            return  # the end, or no pickle: the unpickler says so
+            return  # the end, or not a pickle: the unpickler reports it
     raise pickle.UnpicklingError("it is cut short, or asks for more memory than its size can need")
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # numpy moved its core in version 2; files of both kinds are about. The functions are made anew for each file,
-        # since a pickle can also change the attributes of what it names.
+        # numpy 2 renamed `core`; both kinds of files exist. The functions are created for each file, since a
+        # pickle can also change the attributes of what it names.
         stand_ins = {
             ("numpy", "dtype"): _Dtype,
-            ("numpy", "ndarray"): "numpy.ndarray",  # the kind of array to make: there is one only
+            ("numpy", "ndarray"): "numpy.ndarray",  # the array type to make: only one exists
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(0),
             ("numpy.core.multiarray", "scalar"): lambda dtype, data: _from_bytes(data, dtype)[()],
             ("numpy.core.numeric", "_frombuffer"): lambda *values: _from_bytes(*values),
@@ -160,7 +160,7 @@ class _PlainUnpickler(pickle.Unpickler):
         try:
             return stand_ins[module.replace("numpy._core.", "numpy.core."), name]
         except KeyError:
-            wanted = f"{module}.{name}"[:100]  # quoted below, so that it cannot forge lines of its own
+            wanted = f"{module}.{name}"[:100]  # quoted below, so that it cannot forge lines
             raise pickle.UnpicklingError(f"it asks for {wanted!r}, which plain data does not need") from None
 
 
@@ -169,11 +169,11 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
 
     Args:
         path: the file.
-        compressed: whether it is packed with gzip, as label files are.
+        compressed: whether it is compressed with gzip, like label files.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, too large, not a pickle, or asks for code to be run; one line that names it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, too large, not a pickle, or requests code execution; one line that names it.
     """
     try:
         with gzip.open(path) if compressed else open(path, "rb") as file:

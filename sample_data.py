@@ -1,4 +1,4 @@
-"""An embedded sample corpus, so that the whole training code runs offline: a made-up sign language and a small mT5.
+"""Synthetic sample corpus, so that all training code runs offline: an invented sign language and a small mT5.
 
     python sample_data.py --out sample          # seconds; it prints the command of a small training
 
@@ -6,30 +6,31 @@ The rules of the generator, in full:
 
 - Language. 60 signs (`LEXICON`). A visible form is a handshape, a place on the signer's body, a movement, a direction
   of the fingers, and what the left hand does (rests, mirrors the right one, lies flat as a base). The forms were drawn
-  at random; two forms differ in at least two of handshape, place and movement. They belong to no real sign language.
+  at random; two forms differ in at least two of handshape, place and movement. They are not from any real sign
+  language.
 - Minimal pairs. Six pairs (12 of the 60 signs, see `minimal_pairs`) have the same visible form and differ only in a
   detail that 2-D keypoints cannot show: the palm of a flat hand seen edge-on turned up or down, the finger pointing at
   the viewer or back at the signer, touching the body or not, where the eyes look, whether the cheeks are puffed. Every
-  sign has such a detail. It never enters the keypoints; only the descriptions tell it. Both signs of a pair have the
-  same role in the sentence, so that the other signs do not give them away.
+  sign has such a detail. It never affects the keypoints; only the descriptions mention it. Both signs of a pair have
+  the same role in the sentence, so that the other signs do not give them away.
 - Sentences. 3 to 7 signs in the order time, place, subject, object, verb, modal, question. The text has Chinese order:
   subject, time, modal, place, verb, object (`sentence_text`). Drawn at random; only food is eaten, drinks are drunk,
   books and letters are read and written.
-- Splits. No sentence stands in two splits. Every dev and test sentence is thus an unseen combination of signs, which
-  at the default size all occur in train. In train each sentence is signed by two signers, in dev and test by one.
+- Splits. No sentence occurs in two splits. Every dev and test sentence is thus an unseen combination of signs, which at
+  the default size all occur in train. In train each sentence is signed by two signers, in dev and test by one.
 - Signers. Ten, who differ in proportions, position, tempo, size of movements and laxness of the hands. Train has 0-5,
-  dev 4-7, test 4, 5, 8, 9: half of the signers of dev and of test are unknown from train.
+  dev 4-7, test 4, 5, 8, 9: half of the signers of dev and of test do not occur in train.
 - Poses. 20 to 60 frames. The hands go from rest through the signs and back; each change is smooth, and the handshape
   changes before the hand arrives (coarticulation). Fingers are articulated in 3-D and projected, elbows follow from the
-  lengths of the arms. Then noise, a body's wrist that is not quite the hand's wrist, scores that fall with speed and at
-  rest, and in a quarter of the clips a stretch in which one hand is lost (low scores, points astray).
-- Descriptions. Chinese; every third to sixth frame, starting anywhere. They tell of handshape, fingers, place,
-  movement, left hand and detail, never of meaning. One part in ten is left out, the handshape never. Between signs only
-  the way to the next place is told. One clip in ten has no file; in one of twenty, half of the entries are API errors
-  or blank. So about seven in ten occurrences of a paired sign can be told from their twin, and the others cannot.
+  lengths of the arms. Then noise is added, body wrists that differ slightly from hand wrists, scores that fall with
+  speed and at rest, and in a quarter of the clips a stretch with one hand lost (low scores, scattered points).
+- Descriptions. Chinese; every third to sixth frame, starting anywhere. They mention handshape, fingers, place,
+  movement, left hand and detail, never the meaning. One part in ten is omitted, but never the handshape. Between signs
+  only the movement to the next place is described. One clip in ten has no file; in one of twenty, half of the entries
+  are API errors or blank. So about seven in ten occurrences of a paired sign can be distinguished from their twin.
 
-The tokenizer of the small mT5 is trained on the train split alone. Nothing here was adjusted to make a model score
-well. Scores on this corpus say whether the code works, not how good a method is on a real sign language.
+The tokenizer of the small mT5 is trained on the train split only. Nothing here was tuned for high scores. Scores on
+this corpus show whether the code works, not how good a method is on a real sign language.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ LEXICON = """
 
 @dataclass(frozen=True)
 class Sign:
-    """One row of the lexicon: `takes` are the objects that a verb allows, `detail` is what keypoints cannot show."""
+    """A row of the lexicon: `takes` is the kind of object a verb allows, `detail` is what keypoints cannot show."""
 
     gloss: str
     role: str
@@ -147,7 +148,7 @@ OBJECTS = ("food", "drink", "paper", "thing")
 
 
 def minimal_pairs() -> list[tuple[str, str]]:
-    """Signs that only their descriptions tell apart.
+    """Return the pairs of signs that only descriptions can distinguish.
 
     >>> minimal_pairs()[0], len(minimal_pairs())
     (('我', '你'), 6)
@@ -195,7 +196,7 @@ def draw_sentence(rng: np.random.Generator) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Clip:
-    """What is signed by whom; `name` is Sentence_Person_Take, as in CSL-Daily."""
+    """A sentence and its signer; `name` is Sentence_Person_Take, as in CSL-Daily."""
 
     name: str
     glosses: tuple[str, ...]
@@ -207,11 +208,11 @@ SPLIT_SIGNERS = {"train": range(6), "dev": range(4, 8), "test": (4, 5, 8, 9)}
 
 
 def plan_clips(counts: Mapping[str, int], seed: int) -> dict[str, list[Clip]]:
-    """Decide on sentences and signers.
+    """Draw the sentences and signers of all clips.
 
     Args:
         counts: split -> number of clips.
-        seed: of the corpus.
+        seed: seed of the corpus.
     """
     rng = np.random.default_rng([seed, 0])
     used: set[tuple[str, ...]] = set()
@@ -282,7 +283,7 @@ DETAIL_WORDS = {
     "puffed": "脸颊鼓起",
     "slack": "脸颊放松",
 }
-FAULTS = (  # what a run of a vision-language model leaves in place of a description
+FAULTS = (  # what a vision-language model's run leaves in place of a description
     "出错: Error code: 429 - {'error': {'message': 'Rate limit reached', 'type': 'requests'}}",
     "出错: Error code: 503 - {'error': {'message': 'Service unavailable'}}",
     "出错: Request timed out.",
@@ -291,12 +292,12 @@ FAULTS = (  # what a run of a vision-language model leaves in place of a descrip
 
 
 def describe_frame(sign: Sign, settled: bool, rng: np.random.Generator) -> str:
-    """Say in Chinese what a signer does in one frame: the action, never the meaning.
+    """Describe in Chinese what a signer does in one frame: the action, never the meaning.
 
     Args:
-        sign: the sign that is on, or comes next.
-        settled: whether it is on.
-        rng: leaves parts out and varies the beginning.
+        sign: the current or next sign.
+        settled: whether the sign is being performed, not approached.
+        rng: omits parts and varies the beginning.
     """
     form = sign.form
     right = "双手" if form.hands == "mirror" else "右手"
@@ -315,7 +316,7 @@ def describe_frame(sign: Sign, settled: bool, rng: np.random.Generator) -> str:
 
 
 def describe_clip(glosses: Sequence[str], recording: Recording, rng: np.random.Generator) -> list[dict[str, str]]:
-    """Describe every third to sixth frame of a clip, as a description file has it."""
+    """Describe every third to sixth frame of a clip; return the entries of a description file."""
     step = int(rng.integers(3, 7))
     faulty = rng.random() < 0.05
     entries = []
@@ -337,13 +338,13 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
     Args:
         out: a new or empty folder, or an older sample corpus, which is replaced.
         counts: split -> number of clips.
-        seed: the same one gives the same bytes.
+        seed: equal seeds give identical files.
 
     Returns:
         Counts for a summary: clips, frames, description files, described frames, faulty entries, pieces.
 
     Raises:
-        ValueError: the folder holds something else, a split is to have no clips, or the seed is negative.
+        ValueError: the folder holds something else, a split would be empty, or the seed is negative.
     """
     out = Path(out)
     if empty := [split for split, count in counts.items() if count < 1]:
@@ -355,7 +356,7 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
     refuse_other_models(out / config.mt5_path)
     spec = config.DATASETS["CSL_Daily"].under(out)
     for place in (*spec.labels.values(), spec.pose_dir, spec.description_dir, str(out / config.mt5_path)):
-        # An absolute path in config.py is somebody's real data, and old clips are deleted below.
+        # An absolute path in config.py may be real data, and old clips are deleted below.
         if not Path(place).resolve().is_relative_to(out.resolve()):
             raise ValueError(f"--out {out}: config.py puts {place} outside of it; make the paths there relative.")
     pose_dir = Path(spec.pose_dir)
@@ -371,7 +372,7 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
         labels = {}
         texts = []
         for clip in clips:
-            # Two streams: nothing about a description can leak into a pose.
+            # Two random streams, so that descriptions cannot influence poses.
             pose_rng, text_rng = (np.random.default_rng([seed, stream, totals["clips"]]) for stream in (2, 3))
             recording = record([SIGNS[gloss].form for gloss in clip.glosses], signers[clip.signer], pose_rng)
             pose = {"keypoints": list(recording.keypoints[:, None]), "scores": list(recording.scores[:, None])}
@@ -405,7 +406,7 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
 
 
 def _empty_folder(folder: Path) -> None:
-    """Make a folder, and take an older corpus' clips out of it."""
+    """Create a folder, and delete an older corpus' clips in it."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (*folder.glob("S*_P*_T*.pkl"), *folder.glob("S*_P*_T*.json")):
         stale.unlink()

@@ -1,8 +1,8 @@
-"""The body of the sample corpus: from forms of signs to COCO-WholeBody-133 keypoints.
+"""Body model of the sample corpus: converts forms of signs to COCO-WholeBody-133 keypoints.
 
-Body units: 1 is the distance between the shoulders, the origin lies midway between them, y points up. Each hand is
-computed in its own frame, where x points outwards, to the hand's own side: the same numbers serve both hands. Hand 0 is
-the right one, hand 1 the left one. S is the number of signs, T of frames.
+Body units: 1 is the distance between the shoulders, the origin is midway between them, y points up. Each hand is
+computed in its own coordinates, where x points outwards, to the hand's side, so that both hands use the same numbers.
+Hand 0 is the right one, hand 1 the left one. Shapes: S signs, T frames.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HANDSHAPES = {
     "three": (0.9, 0, 0, 0, 1, 0.6, 0),
     "rest": (0.3, 0.4, 0.4, 0.4, 0.4, 0.2, 0),
 }
-PLACES = {  # where the middle knuckle is
+PLACES = {  # position of the middle knuckle
     "brow": (0.12, 0.95),
     "temple": (0.4, 0.8),
     "cheek": (0.32, 0.5),
@@ -52,7 +52,7 @@ FINGERS = {  # roll towards the other side, pitch towards the viewer, twist of t
     "forward": (0.3, 1.1, 1.2),
     "rest": (1.2, 0.4, 1.8),
 }
-# From the part of the stroke that is done, 0 to 1: added to x, y, the bends of the fingers, and the twist.
+# Progress of the stroke, 0 to 1 -> offsets of x, y, finger bends, and twist.
 MOVEMENTS: dict[str, Callable[[np.ndarray], tuple]] = {
     "hold": lambda u: (0, 0, 0, 0),
     "up": lambda u: (0, 0.5 * (u - 0.5), 0, 0),
@@ -70,8 +70,8 @@ MOVEMENTS: dict[str, Callable[[np.ndarray], tuple]] = {
 # A hand at one moment: x, y | 5 bends, spread, hook | roll, pitch, twist.
 _N = 12
 _POSITION, _BENDS, _SHAPE, _ANGLES = slice(0, 2), slice(2, 7), slice(2, 9), slice(9, 12)
-_JITTER = np.array([0.04, 0.04, *[0.06] * 5, 0.1, 0.05, 0.1, 0.1, 0.1])  # between two renditions of a sign
-_LEAD = np.array([0.0] * 2 + [0.8] * 7 + [0.4] * 3)  # frames by which fingers and palm run ahead of the wrist
+_JITTER = np.array([0.04, 0.04, *[0.06] * 5, 0.1, 0.05, 0.1, 0.1, 0.1])  # variation between renditions of a sign
+_LEAD = np.array([0.0] * 2 + [0.8] * 7 + [0.4] * 3)  # frames by which fingers and palm precede the wrist
 
 # A hand with straight fingers; 1 is about its length. Palm towards +z (the viewer), thumb towards -x.
 _KNUCKLES = np.array([[-0.14, 0.46], [-0.04, 0.48], [0.06, 0.46], [0.15, 0.41]])  # of the four fingers
@@ -81,8 +81,8 @@ _JOINT_BEND = np.array([1.5, 1.75, 1.1])  # radians of a rolled-in finger
 _THUMB = np.array([0.13, 0.19, 0.16, 0.13])  # wrist to the first joint, and on to the tip
 
 _ARM = (0.9, 0.8)  # upper arm, forearm
-_HAND_DEPTH = 0.4  # hands are that far in front of the shoulders
-_ELBOW_WISH = np.array([0.5, -1.0, 0.2])  # where an elbow goes that is free to: out, down, a little forward
+_HAND_DEPTH = 0.4  # distance of the hands in front of the shoulders
+_ELBOW_WISH = np.array([0.5, -1.0, 0.2])  # preferred elbow direction: out, down, slightly forward
 
 # Head: relative to the tip of the nose, x towards the signer's left (the right of the picture).
 _RING = np.linspace(np.pi, -np.pi, 13)[:12]  # from the picture's left over the top
@@ -113,7 +113,7 @@ _SCORES = np.array(
 
 
 class Form(NamedTuple):
-    """All of a sign that keypoints show; `hands` is one, mirror or base (the left hand lies flat below the right)."""
+    """The visible form of a sign; `hands` is one, mirror or base (the left hand lies flat below the right)."""
 
     handshape: str
     place: str
@@ -127,19 +127,19 @@ _REST = Form("rest", "rest", "hold", "rest", "mirror")
 
 @dataclass(frozen=True)
 class Signer:
-    """A person before a camera.
+    """A person in front of a camera.
 
     Attributes:
-        shoulders: the distance between them, in image sizes: what one body unit is.
-        centre: x and y of the point midway between them, in image sizes.
-        head: size of the head, a factor.
-        arm: length of the arms, a factor.
+        shoulders: shoulder distance (one body unit) relative to the image size.
+        centre: x and y of the point between the shoulders, relative to the image size.
+        head: scale factor of the head.
+        arm: scale factor of the arms' length.
         hand: length of a hand, in body units.
-        nose: height of its tip above the shoulders, in body units.
-        tempo: of signing, a factor of the frames that a sign takes.
-        reach: size of movements, a factor.
-        lax: how far the fingers are drawn towards a half-bent hand, 0 to 1.
-        habit: (2,), by how much this person misses the place of a sign, in body units.
+        nose: height of the tip of the nose above the shoulders, in body units.
+        tempo: factor of a sign's duration in frames.
+        reach: scale factor of movements.
+        lax: degree of relaxation towards a half-bent hand, 0 to 1.
+        habit: (2,), constant offset from a sign's place, in body units.
     """
 
     shoulders: float
@@ -155,7 +155,7 @@ class Signer:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Signer:
-        """Draw a person."""
+        """Draw a random person."""
         return cls(
             shoulders=rng.uniform(0.24, 0.3),
             centre=(rng.uniform(0.46, 0.54), rng.uniform(0.4, 0.46)),
@@ -175,10 +175,10 @@ class Recording:
     """A signed clip.
 
     Attributes:
-        keypoints: (T, 133, 2) float32, x and y in [0, 1] of the image.
+        keypoints: (T, 133, 2) float32, x and y relative to the image, in [0, 1].
         scores: (T, 133) float32 in [0, 1].
-        sign: (T,) which of the signs is on or, between two, comes next; -1 before the first, S after the last.
-        settled: (T,) whether that sign is on rather than on its way.
+        sign: (T,), index of the current or next sign; -1 before the first, S after the last.
+        settled: (T,), whether that sign is being performed, not approached.
     """
 
     keypoints: np.ndarray
@@ -188,21 +188,21 @@ class Recording:
 
 
 def record(forms: Sequence[Form], signer: Signer, rng: np.random.Generator) -> Recording:
-    """Let a signer sign, and detect keypoints as faultily as a detector does.
+    """Let a signer sign, and simulate the errors of a keypoint detector.
 
     Args:
         forms: S signs, in order.
-        signer: who.
-        rng: of the rendition and of the detector.
+        signer: the person.
+        rng: draws rendition and detection errors.
     """
     hands, sign, settled = _track([_REST, *forms, _REST], signer, rng)  # (T, 2, 12)
     n_frames = len(hands)
     points = np.empty((n_frames, 133, 2))
     own_hands = _hand_points(hands, signer)  # (T, 2, 21, 2)
     wrists = own_hands[:, :, 0]
-    # The body's wrist is a detection of its own, near the hand's.
+    # The body's wrist is detected separately, near the hand's wrist.
     body_wrists = wrists + 0.025 * _drift(rng, n_frames, (2, 2))
-    to_picture = np.array([[-1, 1], [1, 1]])  # the right hand is at the left of the picture
+    to_picture = np.array([[-1, 1], [1, 1]])  # the right hand is on the left of the image
     arms = np.stack([_elbows(wrists, signer), body_wrists], 1) * to_picture  # (T, elbow or wrist, hand, 2)
     points[:, [8, 7, 10, 9]] = arms.reshape(n_frames, 4, 2)
     points[:, 91:112] = own_hands[:, LEFT]
@@ -217,7 +217,7 @@ def record(forms: Sequence[Form], signer: Signer, rng: np.random.Generator) -> R
 
     scores = _SCORES - np.abs(rng.normal(0, 0.04, (n_frames, 133)))
     speed = np.linalg.norm(np.gradient(wrists, axis=0), axis=-1)  # (T, 2) body units per frame
-    down = np.clip((-0.9 - wrists[..., 1]) / 0.4, 0, 1)  # at rest the hands hide each other
+    down = np.clip((-0.9 - wrists[..., 1]) / 0.4, 0, 1)  # at rest the hands occlude each other
     loss = np.minimum(0.35, speed) + 0.3 * down + 0.5 * (rng.random((n_frames, 2)) < 0.02)
     scores[:, 91:112] -= loss[:, LEFT, None]
     scores[:, 112:] -= loss[:, RIGHT, None]
@@ -234,7 +234,7 @@ def record(forms: Sequence[Form], signer: Signer, rng: np.random.Generator) -> R
 def _track(
     forms: Sequence[Form], signer: Signer, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both hands over time: parameters (T, 2, 12), and the two (T,) arrays of `Recording`."""
+    """Return both hands' parameters over time, (T, 2, 12), and `sign` and `settled` of `Recording`."""
     n = len(forms)
     strokes, changes = rng.uniform(3.5, 6, n), rng.uniform(2, 3.5, n - 1)
     strokes[[0, -1]] = rng.uniform(0.5, 2.5, 2)
@@ -244,7 +244,7 @@ def _track(
     ends, begins = times[::2], np.append(0, times[1::2])
     frames = np.arange(n_frames) + 0.5
 
-    # How far the change to the next sign is done, for each parameter, since the fingers lead: (n - 1, T, 12)
+    # Progress of the change to the next sign, per parameter, since the fingers lead: (n - 1, T, 12)
     done = (frames[:, None] + _LEAD - ends[:-1, None, None]) / (begins[1:] - ends[:-1])[:, None, None]
     done = np.clip(done, 0, 1)
     done = done * done * (3 - 2 * done)
@@ -265,7 +265,7 @@ def _track(
 
 
 def _aim(form: Form, done: np.ndarray, signer: Signer) -> np.ndarray:
-    """Where both hands should be in a sign, (T, 2, 12); `done` (T,) is the part of its stroke that is done."""
+    """Return both hands' target parameters in a sign, (T, 2, 12); `done`, (T,), is the progress of its stroke."""
     right = np.zeros((len(done), _N))
     right[:, _POSITION], right[:, _SHAPE] = PLACES[form.place], HANDSHAPES[form.handshape]
     right[:, _ANGLES] = FINGERS[form.fingers]
@@ -288,7 +288,7 @@ def _aim(form: Form, done: np.ndarray, signer: Signer) -> np.ndarray:
 
 
 def _hand_points(hands: np.ndarray, signer: Signer) -> np.ndarray:
-    """The 21 points of each hand in its own frame, (T, 2, 21, 2)."""
+    """Return the 21 points of each hand in its own coordinates, (T, 2, 21, 2)."""
     bends, spread, hook = hands[..., _BENDS], hands[..., 7, None], hands[..., 8, None]
     points = np.zeros((*hands.shape[:2], 21, 3))
     joints = bends[..., 1:, None] * _JOINT_BEND  # (T, 2, finger, joint)
@@ -319,7 +319,7 @@ def _hand_points(hands: np.ndarray, signer: Signer) -> np.ndarray:
 
 
 def _elbows(wrists: np.ndarray, signer: Signer) -> np.ndarray:
-    """Elbows in each hand's own frame, (T, 2, 2): the arm is a chain of two rods in space."""
+    """Return elbows in each hand's coordinates, (T, 2, 2), modelling an arm as two rods in 3-D."""
     upper, fore = signer.arm * np.array(_ARM)
     shoulder = np.array([0.5, 0.0, 0.0])
     reach = np.concatenate([wrists, np.full((*wrists.shape[:2], 1), _HAND_DEPTH)], -1) - shoulder
@@ -334,14 +334,14 @@ def _elbows(wrists: np.ndarray, signer: Signer) -> np.ndarray:
 
 
 def _drift(rng: np.random.Generator, n_frames: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Slow wandering about 0 with a size of about 1, (T, *shape)."""
+    """Return slow random drift around 0 with amplitude about 1, (T, *shape)."""
     speed, phase = rng.uniform(0.02, 0.25, (3, *shape)), rng.uniform(0, 2 * np.pi, (3, *shape))
     frames = np.arange(n_frames).reshape(-1, 1, *[1] * len(shape))
     return np.sin(speed * frames + phase).sum(1) * 0.8
 
 
 def _lose_a_hand(points: np.ndarray, scores: np.ndarray, rng: np.random.Generator) -> None:
-    """Let the detector miss a hand for one to four frames: low scores, points scattered where the hand was."""
+    """Simulate a lost hand for one to four frames: low scores and scattered points."""
     first = rng.integers(len(points))
     lost = slice(first, first + rng.integers(1, 5))
     hand = slice(91, 112) if rng.random() < 0.5 else slice(112, 133)

@@ -1,10 +1,10 @@
-"""The search for sentences: greedy or with beams, the hypotheses that transformers' `generate` finds, in less work.
+"""Greedy and beam search with the same hypotheses as transformers' `generate`, at lower cost.
 
-A clip leaves the batch when its search is over. Keys and values of the encoder's states are computed once per clip and
-shared by its beams. Nothing of the decoder's past is moved when beams change places: all beams of a clip stand beside
-each other at every step, and a mask says whose past is whose.
+A clip leaves the batch when its search is finished. Cross-attention keys and values are computed once per clip and
+shared by its beams. Reordering beams does not move the key-value cache: a step's entries of all beams of a clip are
+stored side by side, and a mask selects each beam's own past.
 
-Letters: B clips still searched, K beams, L encoder states, S steps so far, H attention heads, V tokens, D d_model.
+Shapes: B clips still searched, K beams, L encoder states, S steps so far, H attention heads, V tokens, D d_model.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from distributed import any_process
 from tokenizer import EOS, PAD
 
-ROOM = 32  # steps that the cache grows by
-NEVER = -1.0e9  # score of what must not be chosen
+ROOM = 32  # steps by which the cache grows
+NEVER = -1.0e9  # score of candidates that must not be chosen
 
 
 @torch.no_grad()
@@ -31,25 +31,25 @@ def search(
     n_best: int = 1,
     synced: bool = False,
 ) -> torch.Tensor:
-    """Search the sentences of encoded clips.
+    """Generate sentences for encoded clips.
 
-    Hypotheses compete by their mean log-probability, the closing </s> included. A clip is done when it has `num_beams`
-    of them and its best open beam, divided by its own length so far, is no better than the worst of them.
+    Hypotheses are ranked by mean token log-probability, including </s>. A clip is finished when it has `num_beams`
+    hypotheses and the score of its best running beam, divided by its current length, is no better than the worst.
 
     Args:
         mt5: the language model.
-        states: (B, L, D), of its encoder.
+        states: (B, L, D), output of its encoder.
         mask: (B, L), 0 on padding.
         num_beams: K; 1 for greedy search.
-        max_new_tokens: of a sentence.
-        n_best: N, sentences of each clip, the best first; at most K.
-        synced: go on until every process is done, as ZeRO-3 needs it.
+        max_new_tokens: maximum length of a generated sentence, in tokens.
+        n_best: N, sentences per clip, best first; at most K.
+        synced: continue until every process has finished, as ZeRO-3 requires.
 
     Returns:
-        (B N, <= 1 + max_new_tokens) token ids, the decoder's start first, filled up with </s>.
+        (B N, <= 1 + max_new_tokens) token ids, beginning with the decoder's start token, padded with </s>.
 
     Raises:
-        ValueError: more beams than the vocabulary allows.
+        ValueError: `num_beams` exceeds half of the vocabulary.
 
     Source: `GenerationMixin._beam_search` of transformers 5, without length penalty and early stopping.
     """
@@ -58,12 +58,12 @@ def search(
     n_clips, device = len(states), states.device
     decoder = _Decoder(mt5, states, mask, num_beams)
     idle = decoder.first() if synced else None
-    clips = torch.arange(n_clips, device=device)  # (B,), which are still searched
+    clips = torch.arange(n_clips, device=device)  # (B,), indices of clips still searched
     tokens = torch.full((n_clips, num_beams), PAD, device=device)
-    first_alone = [0.0] + [NEVER] * (num_beams - 1)  # all beams are the same at first: one of them counts
+    first_alone = [0.0] + [NEVER] * (num_beams - 1)  # all beams are identical at first: only one counts
     running = torch.tensor(first_alone, device=device).expand(n_clips, -1)
     paths = torch.full((n_clips, num_beams, max_new_tokens), EOS, device=device)
-    scores = torch.full((n_clips, num_beams), NEVER, device=device)  # of hypotheses, all clips
+    scores = torch.full((n_clips, num_beams), NEVER, device=device)  # hypotheses of all clips
     hypotheses = paths.clone()  # (all clips, K, max_new_tokens)
 
     for step in range(max_new_tokens):
@@ -71,7 +71,7 @@ def search(
             if not synced or not any_process(False)[0]:
                 break
             assert idle is not None
-            idle.idle()  # others need the weights that this process holds
+            idle.idle()  # other processes need this process's weight shards
             continue
         if synced:
             any_process(True)
@@ -83,21 +83,21 @@ def search(
         grown[..., step] = words
         ends = (words == EOS) | (step + 1 == max_new_tokens)
 
-        # Hypotheses: those of the best K that end here, among those that are known.
+        # Finished hypotheses: merge those of the best K candidates that end here with the known ones.
         ended = torch.where(ends, best / (step + 1), NEVER)[:, :num_beams]
         merged, kept = torch.cat([scores[clips], ended], dim=1).topk(num_beams)
         found = torch.cat([hypotheses[clips], grown[:, :num_beams]], dim=1)
         scores.index_copy_(0, clips, merged)
         hypotheses.index_copy_(0, clips, found.gather(1, kept[..., None].expand(-1, -1, max_new_tokens)))
 
-        # Beams: the best K that go on.
+        # Running beams: the best K that do not end.
         running, kept = torch.where(ends, NEVER, best).topk(num_beams)
         paths = grown.gather(1, kept[..., None].expand(-1, -1, max_new_tokens))
         tokens = words.gather(1, kept)
         decoder.reorder(parents.gather(1, kept))
-        greedy = num_beams == 1  # then the first </s> is the end
+        greedy = num_beams == 1  # greedy search ends at the first </s>
         open_ones = ~ends[:, 0] if greedy else (running[:, :1] / (step + 1) > merged).any(1)
-        if not open_ones.all():  # a GPU is waited for here, once a step
+        if not open_ones.all():  # GPU synchronisation, once per step
             live = open_ones.nonzero().squeeze(1)
             clips, tokens, running, paths = clips[live], tokens[live], running[live], paths[live]
             decoder.keep(live)
@@ -108,7 +108,7 @@ def search(
 
 
 class _Decoder:
-    """mT5's decoder, a token at a time for all beams of all clips, with what it keeps between steps."""
+    """mT5's decoder, one token at a time for all beams of all clips, with its key-value cache."""
 
     def __init__(self, mt5: Any, states: torch.Tensor, mask: torch.Tensor, num_beams: int) -> None:
         self.stack, self.head, self.n_beams, self.n_steps = mt5.decoder, mt5.lm_head, num_beams, 0
@@ -116,10 +116,10 @@ class _Decoder:
         cross = [block.layer[1].EncDecAttention for block in self.stack.block]
         self.cross = [[_heads(layer, project(states)) for project in (layer.k, layer.v)] for layer in cross]
         self.past: list[list[torch.Tensor]] = [[] for _ in cross]  # keys and values, (B, H, room, K, d_kv)
-        self.own = mask.new_zeros(len(mask), num_beams, 0, num_beams, dtype=torch.bool)  # (B, K, S, K): whose past
+        self.own = mask.new_zeros(len(mask), num_beams, 0, num_beams, dtype=torch.bool)  # (B, K, S, K): own past
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, K) token ids -> logits of the next, (B, K, V)."""
+        """Return the next token's logits, (B, K, V), given the latest token ids, (B, K)."""
         bias = self._bias()  # (B, H, K, S K)
         x = self.stack.embed_tokens(tokens)  # (B, K, D)
         for number, (block, cross) in enumerate(zip(self.stack.block, self.cross, strict=True)):
@@ -135,7 +135,7 @@ class _Decoder:
         return self.head(self.stack.final_layer_norm(x))
 
     def _bias(self) -> torch.Tensor:
-        """How far back each step lies, and -inf for the past of other beams."""
+        """Return the relative position bias, with -inf on the past of other beams."""
         itself = torch.eye(self.n_beams, dtype=torch.bool, device=self.own.device)
         self.own = torch.cat([self.own, itself[:, None].expand(len(self.own), -1, 1, -1)], dim=2)
         n_steps, attention = self.n_steps, self.stack.block[0].layer[0].SelfAttention
@@ -144,7 +144,7 @@ class _Decoder:
         return distance.flatten(3)
 
     def _remember(self, number: int, *new: torch.Tensor) -> list[torch.Tensor]:
-        """Add keys and values of this step, (B, H, K, d_kv); return those of all, (B, H, S K, d_kv)."""
+        """Cache this step's keys and values, (B, H, K, d_kv); return those of all steps, (B, H, S K, d_kv)."""
         if self.n_steps % ROOM == 0:
             empty = [x.new_empty(*x.shape[:2], ROOM, *x.shape[2:]) for x in new]
             old = self.past[number]
@@ -154,34 +154,34 @@ class _Decoder:
         return [past[:, :, : self.n_steps + 1].flatten(2, 3) for past in self.past[number]]
 
     def reorder(self, parents: torch.Tensor) -> None:
-        """Beam k goes on from the past of beam `parents[k]`, (B, K)."""
+        """Let beam k continue from the past of beam `parents[k]`, (B, K)."""
         self.own = self.own.gather(1, parents[..., None, None].expand_as(self.own))
 
     def keep(self, live: torch.Tensor) -> None:
-        """Forget all clips but these."""
+        """Drop all clips except these."""
         self.seen, self.own = self.seen[live], self.own[live]
         self.cross = [[x[live] for x in pair] for pair in self.cross]
         self.past = [[x[live] for x in pair] for pair in self.past]
 
     def first(self) -> _Decoder:
-        """The same for the first clip alone, at its beginning."""
+        """Return a copy that holds only the first clip."""
         one = object.__new__(_Decoder)
         one.__dict__.update(self.__dict__)
         one.keep(torch.zeros(1, dtype=torch.long, device=self.own.device))
         return one
 
     def idle(self) -> None:
-        """A step that means nothing."""
+        """Compute a dummy step, so that the other processes can gather weights."""
         self.first().step(torch.full((1, self.n_beams), PAD, device=self.own.device))
 
 
 def _heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
-    """(B, n, H d_kv) -> (B, H, n, d_kv)."""
+    """Split heads, (B, n, H d_kv) -> (B, H, n, d_kv)."""
     return x.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
 
 
 def _attend(attention: Any, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> Any:
-    """(B, K, D) -> (B, K, D); mT5 does not scale its scores."""
+    """Attend from (B, K, D) to the keys; return (B, K, D)."""
     queries = _heads(attention, attention.q(x))
     mask = mask if mask.dtype == torch.bool else mask.to(queries.dtype)
     found = F.scaled_dot_product_attention(queries, keys, values, mask, scale=attention.scaling)

@@ -1,11 +1,11 @@
-"""A small mT5 with random weights and a tokenizer of its own, in a folder like google/mt5-base's.
+"""Make a small mT5 with random weights and its own tokenizer, in a folder like google/mt5-base's.
 
-For trying the training code where the real weights (2.3 GB) are not to be had. Nothing is pre-trained here: whatever
-such a model says, it learnt in fine-tuning.
+It is for trying the training code when the real weights (2.3 GB) are not available. Nothing is pre-trained: everything
+such a model generates was learnt in fine-tuning.
 
     python small_mt5.py --out DIR --texts FILE [FILE ...]
 
-FILE is a label file (its sentences are taken), a folder of description files, or a .txt file with one text per line.
+FILE is a label file (its sentences are used), a folder of description files, or a .txt file with one text per line.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from labels import read_labels, target
 from temporal_alignment import DescriptionLoader
 from tokenizer import TOKENIZER_CONFIG
 
-MADE_BY = "small_mt5.py"  # stands in config.json, so that nobody's real mT5 is overwritten
+MADE_BY = "small_mt5.py"  # marker in config.json, so that a real mT5 is never overwritten
 
-# Characters that get a piece whether they occur or not, so that English text needs no byte pieces. The tokenizer turns
-# the wide forms of Chinese punctuation into these, except the full stop and the comma of lists.
+# Characters that always get a piece, so that English text needs no byte pieces. The tokenizer converts full-width
+# punctuation to these, except the full stop and the enumeration comma.
 _REQUIRED = string.ascii_letters + string.digits + ",.!?:;'\"()-/%&+" + "。、“”"
-# Words of the prompt, one piece each, so that it takes about as many tokens as mT5's own tokenizer gives it.
+# Words of the prompt, one piece each, so that it has about as many tokens as with mT5's own tokenizer.
 _PROMPT_WORDS = ["▁Translate", "▁sign", "▁language", "▁video", "▁to", "▁Chinese", "▁English"]
-_BUCKETS = 32  # of relative positions
+_BUCKETS = 32  # relative position buckets
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> bytes:
     """Train a unigram sentencepiece model with mT5's special ids (pad 0, </s> 1, <unk> 2) and byte pieces.
 
     Args:
-        texts: what it should write well.
-        vocab_size: the most pieces it may have; few texts give fewer.
+        texts: training texts.
+        vocab_size: maximum number of pieces; few texts give fewer.
 
     Returns:
-        The content of `spiece.model`; the same bytes for the same texts.
+        The content of `spiece.model`, deterministic for given texts.
 
     Raises:
-        ValueError: there is no text, or more characters than pieces.
+        ValueError: there is no text, or the texts have more characters than `vocab_size` allows.
     """
     lines = [text for text in texts if text.strip()]
     if not lines:
@@ -68,8 +68,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> bytes:
             character_coverage=1.0,
             required_chars=_REQUIRED,
             user_defined_symbols=_PROMPT_WORDS,
-            # Chinese has no spaces, and a small corpus repeats itself: without a limit half a sentence becomes one
-            # piece, and a new sentence needs pieces never met in training. Most Chinese words are that short.
+            # Chinese has no spaces, and a small corpus is repetitive: without a limit half a sentence becomes one
+            # piece, and new sentences need pieces never seen in training. Most Chinese words are that short.
             max_sentencepiece_length=2,
             pad_id=0,
             eos_id=1,
@@ -86,14 +86,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> bytes:
 def random_weights(
     rng: np.random.Generator, *, vocab_size: int, d_model: int, layers: int, heads: int, d_kv: int, d_ff: int
 ) -> dict[str, np.ndarray]:
-    """Draw the parameters of an `MT5ForConditionalGeneration`, under their names in a checkpoint.
+    """Draw random parameters of an `MT5ForConditionalGeneration`, with their names in a checkpoint.
 
-    The scales are those of transformers' own initialisation, with two exceptions. An untied `lm_head` is drawn there
-    with standard deviation 1, which makes logits of size sqrt(d_model) and a first loss of about 50; with 0.02 the
-    first loss is about ln(vocab_size). And what self-attention and feed-forward add to the residual stream starts at
-    a tenth: untrained attention is an average over all frames, which would drown what each frame shows. The decoder's
-    look at the frames starts in full: where it too starts faint, the decoder learns sentences by heart before it has
-    learnt to look.
+    Scales are those of transformers' initialisation, with two exceptions. There an untied `lm_head` has standard
+    deviation 1, which gives logits of size sqrt(d_model) and an initial loss of about 50; with 0.02 the initial loss is
+    about ln(vocab_size). And the residual branches of self-attention and feed-forward start at a tenth, since untrained
+    attention averages all frames and would drown each frame's content. Cross-attention starts at full scale; otherwise
+    the decoder memorises sentences before it has learnt to attend to the frames.
 
     Returns:
         name -> float32 array; `shared.weight` and `lm_head.weight` are different tensors.
@@ -106,7 +105,7 @@ def random_weights(
 
     def attention(prefix: str, share: float) -> dict[str, np.ndarray]:
         return {
-            # mT5 does not divide attention scores by sqrt(d_kv): the queries are drawn that much smaller.
+            # mT5 does not divide attention scores by sqrt(d_kv), so the query weights are smaller instead.
             f"{prefix}.q.weight": normal(inner, d_model, (d_model * d_kv) ** -0.5),
             f"{prefix}.k.weight": normal(inner, d_model, d_model**-0.5),
             f"{prefix}.v.weight": normal(inner, d_model, d_model**-0.5),
@@ -146,22 +145,22 @@ def write_small_mt5(
     """Write `spiece.model`, `tokenizer_config.json`, `config.json` and `model.safetensors`.
 
     Args:
-        folder: made if need be.
-        texts: what the tokenizer is trained on.
+        folder: the output folder, created if needed.
+        texts: training texts of the tokenizer.
         d_model: width of the model.
-        layers: of the encoder, and of the decoder.
-        heads: attention heads.
+        layers: number of layers in the encoder, and in the decoder.
+        heads: number of attention heads.
         d_kv: width of a head.
         d_ff: width of the feed-forward layers.
-        vocab_size: the most pieces the tokenizer may have.
-        seed: of the weights.
+        vocab_size: maximum number of pieces.
+        seed: seed of the weights.
 
     Returns:
-        The number of pieces. The model's vocabulary is that, rounded up to a multiple of 64; mt5-base's too is larger
-        than its tokenizer's.
+        The number of pieces. The model's vocabulary is rounded up to a multiple of 64; mt5-base's is larger than its
+        tokenizer's, too.
 
     Raises:
-        ValueError: the folder holds another model, or the texts give no tokenizer.
+        ValueError: the folder holds another model, or no tokenizer can be trained on the texts.
     """
     folder = Path(folder)
     refuse_other_models(folder)
@@ -203,7 +202,7 @@ def write_small_mt5(
 
 
 def refuse_other_models(folder: str | Path) -> None:
-    """Let only a folder of our own, or one with nothing in it, be written to.
+    """Check that a folder is missing, empty, or holds a small mT5, so that it may be written.
 
     Raises:
         ValueError: the folder holds something else.
@@ -220,15 +219,15 @@ def refuse_other_models(folder: str | Path) -> None:
 
 
 def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
-    """Texts of one source: a label file, a folder of description files, or a .txt file with one per line.
+    """Yield the texts of a source: a label file, a folder of description files, or a .txt file with one per line.
 
     Args:
         source: the file or folder.
-        glosses: those of a label file as well.
+        glosses: also yield the glosses of a label file.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: a label file that is damaged or no label file.
+        FileNotFoundError: the file or folder does not exist.
+        ValueError: the label file is damaged or not a label file.
     """
     path = Path(source)
     if path.is_dir():

@@ -1,12 +1,12 @@
 """Spatial-temporal graph convolutions over the joints of one part.
 
-Frames are packed: the frames of all clips of a batch stand one after another in an (N, V, C) tensor, padding left out.
-So no work goes into padding, batch normalisation counts real frames only, and a clip's result cannot depend on the
-clips beside it. `ClipLayout` knows where each frame belongs. Within a chain joints come first, (V, N, C): then mixing
-joints, mixing channels and normalising each take memory as it lies, and nothing is moved between them.
+Frames are packed: the frames of all clips in a batch are concatenated in an (N, V, C) tensor without padding. So no
+computation is spent on padding, batch normalisation sees real frames only, and (except for batch statistics) a
+clip's result does not depend on the rest of the batch. `ClipLayout` stores where each frame belongs. Within a chain
+the layout is joints first, (V, N, C), so that mixing joints, mixing channels and normalising need no copies.
 
-Letters: B clips, T frames of the longest, N frames of all clips, V joints, C channels, K partitions of the adjacency.
-Parameter names and shapes are those of Uni-Sign's released weights.
+Shapes: B clips, T frames of the longest clip, N frames of all clips, V joints, C channels, K partitions.
+Parameter names and shapes match Uni-Sign's released weights.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import nn
 from winograd import KERNEL as TEMPORAL_KERNEL
 from winograd import TILE, convolve, precise_on_cpu
 
-REACH = TEMPORAL_KERNEL // 2  # frames that a convolution looks back and ahead
+REACH = TEMPORAL_KERNEL // 2  # frames that a temporal convolution sees on each side
 
 _HAND_EDGES = [(start, start + 1) for finger in range(5) for start in range(4 * finger + 1, 4 * finger + 4)]
 EDGES: dict[str, list[tuple[int, int]]] = {
     # nose 0, ears 1 2, shoulders 3 4, elbows 5 6, wrists 7 8
     "body": [(0, 1), (0, 2), (0, 3), (0, 4), (3, 5), (5, 7), (4, 6), (6, 8)],
-    # wrist 0, then four joints a finger
+    # wrist 0, then four joints per finger
     "hand": [(0, 4 * finger + 1) for finger in range(5)] + _HAND_EDGES,
-    # jaw 0-8, a ring of lips 9-16, the tip of the nose 17 joined to all
+    # jaw 0-8, lips 9-16 (a ring), tip of the nose 17, connected to all
     "face": [(i, i + 1) for i in range(8)]
     + [(9 + i, 9 + (i + 1) % 8) for i in range(8)]
     + [(i, 17) for i in range(17)],
@@ -36,13 +36,13 @@ PART_GRAPH = {"body": "body", "left": "hand", "right": "hand", "face_all": "face
 
 
 def adjacency(graph: str) -> torch.Tensor:
-    """Build the "distance" partition of a skeleton: each joint itself, then its neighbours.
+    """Build a skeleton's adjacency with "distance" partitioning: each joint itself, then its neighbours.
 
     Args:
         graph: a key of `EDGES`.
 
     Returns:
-        (2, V, V) float32; [k, v, w] weighs joint v for joint w, and the columns of both k together sum to one.
+        (2, V, V) float32; [k, v, w] is joint v's weight in joint w. For each w, the weights of both k sum to one.
 
     >>> adjacency("hand")[:, :, 4].sum().item()  # the tip of the thumb: itself and one neighbour
     1.0
@@ -60,49 +60,48 @@ def adjacency(graph: str) -> torch.Tensor:
 
 
 class ClipLayout:
-    """Where the packed frames of a batch belong.
+    """Maps between padded and packed frames of a batch.
 
     Args:
-        mask: (B, T), non-zero on the frames that count. On the CPU, nobody has to wait for a GPU to count them.
-        device: of the frames; by default that of the mask.
+        mask: (B, T), non-zero on real frames. Best on the CPU, to avoid a GPU synchronisation.
+        device: device of the frames; default: the mask's.
     """
 
     def __init__(self, mask: torch.Tensor, device: torch.device | None = None) -> None:
         self.shape = (int(mask.shape[0]), int(mask.shape[1]))
         rows = mask.flatten().nonzero().squeeze(1)
-        self.rows = rows.to(device or mask.device, non_blocking=True)  # (N,) each frame's place in B x T
-        # Its place on a line of whole tiles of the fast convolution, of which no tile reaches into two clips: so they
-        # are rounded alike in any company.
+        self.rows = rows.to(device or mask.device, non_blocking=True)  # (N,), each frame's index in B x T
+        # Each frame's position on a line that is divided into tiles of the fast convolution. No tile spans two clips,
+        # so a clip's rounding does not depend on the rest of the batch.
         counts = (mask != 0).sum(1)
-        room = -(-(counts + TILE) // TILE) * TILE  # (B,), of a clip and the empty frames behind it
+        room = -(-(counts + TILE) // TILE) * TILE  # (B,), frames of each clip plus the gap after it
         moved = TILE + (room.cumsum(0) - room) - (counts.cumsum(0) - counts)
         slots = torch.arange(len(rows), device=rows.device) + moved[rows // self.shape[1]]
         self.slots = slots.to(self.rows.device, non_blocking=True)  # (N,)
         self.line_length = TILE + int(room.sum())
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, ...) -> (N, ...)."""
+        """Remove padding, (B, T, ...) -> (N, ...)."""
         return x.flatten(0, 1)[self.rows]
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, ...) -> (B, T, ...), zero where there is no frame."""
+        """Restore padding as zeros, (N, ...) -> (B, T, ...)."""
         out = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:])
         return out.index_copy(0, self.rows, x).unflatten(0, self.shape)
 
     def rows_of(self, clips: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """Where frames of clips, (n,) and (n,), lie among the N packed ones."""
+        """Return the packed indices, (n,), of frames given by clip, (n,), and frame within the clip, (n,)."""
         return torch.searchsorted(self.rows, clips * self.shape[1] + frames)
 
     def on_line(self, x: torch.Tensor) -> torch.Tensor:
-        """(V, N, C) -> (V, line_length, C), with the gaps between clips zero."""
+        """Place packed frames on the line, with zeros between clips, (V, N, C) -> (V, line_length, C)."""
         return x.new_zeros(len(x), self.line_length, x.shape[2]).index_copy(1, self.slots, x)
 
 
 class GraphConvolution(nn.Conv2d):
-    """A 1 x 1 convolution into K groups of channels, each then mixed over the joints by its adjacency.
+    """A 1 x 1 convolution into K groups of channels, each then mixed over the joints by its adjacency matrix.
 
-    A Conv2d for its parameters, their names and their first values; what goes through it is no picture, so `forward`
-    takes something else.
+    It subclasses Conv2d only for its parameters, their names and initialisation; `forward` has another signature.
     """
 
     def __init__(self, in_channels: int, out_channels: int, n_partitions: int) -> None:
@@ -110,7 +109,7 @@ class GraphConvolution(nn.Conv2d):
         self.n_partitions = n_partitions
 
     def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Mix joints first, then channels: the same sum in matrix products alone, and nothing is moved in memory.
+        """Mix joints first, then channels: the same sum using matrix products only, without copies.
 
         Args:
             x: (V, N, C).
@@ -131,9 +130,9 @@ class GraphConvolution(nn.Conv2d):
 
 
 class TemporalConvolution(nn.Conv2d):
-    """A convolution over time, each joint by itself, that stops at the ends of every clip.
+    """A convolution over time, separate for each joint, that does not cross clip boundaries.
 
-    A Conv2d for the same reasons as `GraphConvolution`.
+    It subclasses Conv2d for the same reasons as `GraphConvolution`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -146,13 +145,13 @@ class TemporalConvolution(nn.Conv2d):
             return convolve(x, self.weight.squeeze(3), layout.slots, layout.line_length) + self.bias
         line = layout.on_line(x)[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
         if x.device.type == "cpu":
-            line = line.contiguous()  # there the backward pass takes twice as long with channels last
+            line = line.contiguous()  # on CPU the backward pass is half as fast with channels last
         out = F.conv2d(line, self.weight.transpose(2, 3), self.bias).permute(0, 2, 3, 1)[0]  # (V, line - 2 REACH, C)
         return out.index_select(1, layout.slots - REACH)
 
 
 class GraphUnit(nn.Module):
-    """Graph convolution with a learned adjacency, normalised and rectified."""
+    """Graph convolution with a learned adjacency, batch normalisation and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, graph: str) -> None:
         super().__init__()
@@ -167,12 +166,12 @@ class GraphUnit(nn.Module):
 
 
 def normalised(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Batch normalisation of (V, N, C) over joints and frames, as rows (V N, C) that may be changed in place."""
+    """Batch-normalise (V, N, C) over joints and frames; return rows (V N, C) that may be modified in place."""
     return norm(x.flatten(0, 1))
 
 
 class STGCNBlock(nn.Module):
-    """Graph unit, then (in the temporal chain) a convolution over time, with a residual connection."""
+    """A graph unit, followed in temporal chains by a convolution over time, with a residual connection."""
 
     def __init__(self, in_channels: int, out_channels: int, graph: str, temporal: bool) -> None:
         super().__init__()
@@ -199,11 +198,11 @@ class STGCNBlock(nn.Module):
 
 
 class STGCNChain(nn.ModuleDict):
-    """Blocks named layer{i}_{j}, as in the released weights."""
+    """A sequence of blocks named layer{i}_{j}, as in the released weights."""
 
     @classmethod
     def spatial(cls, graph: str, hidden_dim: int) -> STGCNChain:
-        """Frame by frame: hidden_dim / 4 -> / 4 -> / 2 -> hidden_dim channels."""
+        """Build the per-frame chain: hidden_dim / 4 -> / 4 -> / 2 -> hidden_dim channels."""
         widths = [hidden_dim // 4, hidden_dim // 4, hidden_dim // 2, hidden_dim]
         return cls(
             {f"layer{i}_0": STGCNBlock(widths[i], widths[i + 1], graph, temporal=False) for i in range(3)},
@@ -211,7 +210,7 @@ class STGCNChain(nn.ModuleDict):
 
     @classmethod
     def temporal(cls, graph: str, hidden_dim: int) -> STGCNChain:
-        """Over time: three blocks of hidden_dim channels."""
+        """Build the chain over time: three blocks of hidden_dim channels."""
         return cls({f"layer0_{i}": STGCNBlock(hidden_dim, hidden_dim, graph, temporal=True) for i in range(3)})
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What keeps a long run alive, or ends it well: stop signals, steps that are not finite, failed saves, full memory."""
+"""Fault tolerance of long runs: stop signals, non-finite steps, failed saves, out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RESUME_ME = 75  # exit status: stopped on request, a state is saved (EX_TEMPFAIL of sysexits.h: try again)
+RESUME_ME = 75  # exit status: stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h: try again)
 
 
 class StopRequest:
-    """Listens for SIGTERM, SIGINT and SIGUSR1 while it is entered: the first asks the run to stop, a second ends it.
+    """Handles SIGTERM, SIGINT and SIGUSR1 inside a `with` block: the first asks the run to stop, a second ends it.
 
-    A launcher forwards a signal that the terminal or SLURM has sent to the processes themselves too; so what comes
-    within a second of the first is the same request.
+    A process may get a signal twice, from the terminal or SLURM and again from its launcher. So signals within a second
+    of the first count as the same request.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -64,21 +64,21 @@ class StopRequest:
             os._exit(128 + number)
 
     def agreed(self) -> bool:
-        """Whether any process was asked; all of them call this and get the same answer."""
+        """Return whether any process was asked to stop; a collective call with the same result on every process."""
         return bool(self._before) and distributed.any_process(bool(self.asked))[0]
 
     def leave(self, where: str) -> None:
-        """End this process with the status that says "resume me"; all of them call this."""
+        """Exit with the status "resume me"; all processes must call this."""
         logger.info("stopped by %s %s. Go on with --resume auto.", self.asked or "another process", where)
         distributed.stop()
         raise SystemExit(RESUME_ME)
 
 
 class SkippedSteps:
-    """Counts steps that were not taken since a loss or a gradient was not finite; too many in a row end the run.
+    """Counts steps skipped because of a non-finite loss or gradient; too many in a row end the run.
 
     Args:
-        limit: so many in a row are too many (`--max_skipped_steps`).
+        limit: number in a row that ends the run (`--max_skipped_steps`).
     """
 
     def __init__(self, limit: int) -> None:
@@ -86,11 +86,11 @@ class SkippedSteps:
         self.losses: list[float] = []  # of the latest steps
 
     def taken(self, engine: Any, loss: float) -> bool:
-        """Whether the step that was just due has changed the weights; all processes get the same answer.
+        """Return whether the latest step changed the weights; the same result on every process.
 
         Args:
-            engine: after its `step`.
-            loss: this process's.
+            engine: the engine, after its `step`.
+            loss: this process's mean loss of the step.
         """
         self.losses = [*self.losses[-9:], loss]
         not_finite = distributed.any_process(not math.isfinite(loss))[0]
@@ -98,17 +98,17 @@ class SkippedSteps:
             self.in_row = 0
             return True
         self.total += 1
-        if not_finite or not lower_gradient_scale(engine):  # in fp16 gradients overflow now and then
+        if not_finite or not lower_gradient_scale(engine):  # fp16 overflows are normal now and then
             self.in_row += 1
         return False
 
     @property
     def too_many(self) -> bool:
-        """Whether the run has to end."""
+        """Return whether the run has to end."""
         return self.in_row >= self.limit
 
     def report(self, step: int, lr: float, clips: list[str], place: str) -> str:
-        """What to look at, in one line."""
+        """Return a one-line error message with what may help to find the cause."""
         losses = ", ".join(f"{loss:.4g}" for loss in self.losses)
         names = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
         return (
@@ -119,10 +119,10 @@ class SkippedSteps:
 
 
 class Saves:
-    """Lets a run go on when something cannot be saved, as long as the next attempt may succeed.
+    """Lets a run continue after failed saves, up to a limit.
 
     Args:
-        limit: failures in a row that a run survives (`--max_failed_saves`).
+        limit: maximum number of failures in a row (`--max_failed_saves`).
     """
 
     def __init__(self, limit: int) -> None:
@@ -130,10 +130,10 @@ class Saves:
         self.failed: Counter[str] = Counter()
 
     def attempt(self, what: str, save: Callable[..., T], *arguments: Any) -> T | None:
-        """Save something; None if that failed.
+        """Call `save` and return its result, or None if it failed.
 
         Raises:
-            ValueError: it has failed too often in a row.
+            ValueError: it failed too often in a row.
         """
         try:
             result = save(*arguments)
@@ -150,10 +150,10 @@ class Saves:
         return result
 
     def finish(self) -> None:
-        """End of the run.
+        """Check at the end of the run that everything is saved.
 
         Raises:
-            ValueError: something is not saved that should be.
+            ValueError: the last attempt to save something failed.
         """
         if missing := [what for what, count in self.failed.items() if count]:
             raise ValueError(
@@ -163,7 +163,7 @@ class Saves:
 
 @dataclass
 class Guards:
-    """What a run is guarded by, in one hand, and what keeps its curves."""
+    """A run's fault handlers, and the tracker of its curves."""
 
     clips: BadClips
     stop: StopRequest
@@ -173,7 +173,7 @@ class Guards:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Guards:
-        """Make them from the command line."""
+        """Create all from the command line."""
         return cls(
             BadClips(args.output_dir, args.max_bad_clips),
             StopRequest(),
@@ -185,10 +185,10 @@ class Guards:
 
 @contextlib.contextmanager
 def explain_memory(src_input: SrcInput, args: argparse.Namespace, training: bool = True) -> Iterator[None]:
-    """Turn "out of memory" into one line with the batch's shape and the flags that help, the best first.
+    """Replace an out-of-memory error by one line with the batch's shape and the flags that help, the best first.
 
     Raises:
-        ValueError: in place of torch's error.
+        ValueError: instead of torch's error.
     """
     try:
         yield
@@ -205,7 +205,7 @@ def explain_memory(src_input: SrcInput, args: argparse.Namespace, training: bool
 
 
 def in_training(args: argparse.Namespace, clips: int, frames: int, described: bool) -> dict[str, bool]:
-    """Flags that make a training step smaller, and whether they help."""
+    """Return advice for less memory in training -> whether it applies to this run."""
     return {
         "--gradient_checkpointing (the same result in more time)": not args.gradient_checkpointing
         and args.trainable != "fusion",
@@ -220,7 +220,7 @@ def in_training(args: argparse.Namespace, clips: int, frames: int, described: bo
 
 
 def in_evaluation(args: argparse.Namespace) -> dict[str, bool]:
-    """Flags that make an evaluation smaller, and whether they help."""
+    """Return advice for less memory in evaluation -> whether it applies to this run."""
     return {
         f"--batch-size (an evaluation searches up to {SEARCHED} times as many clips together)": args.batch_size > 1,
         "--num_beams (this changes results)": args.num_beams > 1,

@@ -1,7 +1,7 @@
-"""Time: which frames of a clip are kept, and which description each of them gets.
+"""Temporal alignment: choose the frames of a clip to keep, and assign each of them a description.
 
-F is the frame count of the original clip, T the number of sampled frames. A frame number always counts frames of the
-original clip, from 0.
+F is the number of frames of the original clip, T that of sampled frames. Frame numbers always refer to the original
+clip, from 0.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from disk import file_sizes
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 64 << 20  # of one description file; a real one has some hundred KB
+MAX_BYTES = 64 << 20  # maximum size of a description file; real ones have some hundred KB
 
-# What an API or a refusing model leaves in place of a description. Only the beginning of a text is looked at: a true
-# description may hold any of these words. Punctuation before it ("[", "{'", "**") is skipped; case is ignored.
+# What an API error or a model's refusal leaves in place of a description. Only the beginning of a text is matched,
+# since a true description may contain any of these words. Leading punctuation ("[", "{'", "**") is skipped; case is
+# ignored.
 _SOURCE = r"(?:api|call|client|https?|internal|model|network|operation|read|requests?|server|system|unexpected|unknown)"
 _SOURCE_ZH = (
     r"(?:api|模型|接口|服务器?|网络|请求|调用|连接|获取|生成|描述|处理|识别|分析|图[片像](?:加载|下载|读取|上传)?)"
@@ -34,7 +35,7 @@ _IMAGE = r"(?:frame|image|photo|picture|video)"
 _THE = r"(?:an?|any|the|this|your)"
 _NO_IMAGE = rf"(?:there (?:is|was) )?no {_IMAGE}\b"
 _CANNOT = r"(?:can ?not|can't|could not|couldn't)"
-# What a true description cannot tell before it tells the rest: I cannot determine the handshape, but the right ...
+# A true description may begin with what it cannot tell: I cannot determine the handshape, but the right ...
 _HEDGE = r"(?:\w+ )?(?:see\b|(?:determine|discern|make out|tell)\b.*[,;.] \w)"
 _SORRY = r"(?:sorry|unfortunately)\W+(?:but\W+)?"
 _CANNOT_ZH = r"(?:[无無]法|不能|没法)"
@@ -93,24 +94,25 @@ _ERROR_BEGINNINGS = (
     r"请您?(?:提供|上传|发送|重新上传|稍后|重试)|(?:未|没有)(?:提供|找到|收到|上传)(?:任何)?图",
 )
 _ERROR_TEXT = re.compile(rf"[\W_]*+(?:{'|'.join(_ERROR_BEGINNINGS)})", re.IGNORECASE)
-_BEGINNING = 400  # characters looked at: a bound on the time a text can cost
+_BEGINNING = 400  # characters to match, to bound the time per text
 
-# "000012.jpg", "clip/12.PNG", "12", "frame_12.jpg", "images0012.png". An extension has a letter first: "12.5" is no
-# frame. Eighteen digits fit int64.
+# "000012.jpg", "clip/12.PNG", "12", "frame_12.jpg", "images0012.png". An extension begins with a letter: "12.5" is not
+# a frame. Eighteen digits fit int64.
 _FRAME_NAME = re.compile(r"(?:.*[/\\])?(?:[^\d/\\]*[^\W\d_][_-]?)?([0-9]{1,18})(?:\.[A-Za-z][^./\\]*)?", re.DOTALL)
 _MAX_FRAME = 10**18
 
-# Not to be seen, and halves of surrogate pairs stop a tokenizer: NUL, the halves, zero-width space, word joiner, BOM.
+# Invisible characters, and lone surrogates (a tokenizer fails on them): NUL, surrogates, zero-width space, word
+# joiner, BOM.
 _INVISIBLE = re.compile("[\x00\ud800-\udfff\u200b\u2060\ufeff]")
 _LETTER = re.compile(r"[^\W\d_]")  # of any script
 
 
 class Alignment(NamedTuple):
-    """The text of each sampled frame.
+    """The description assigned to each sampled frame.
 
     Attributes:
         descriptions: T texts; None where the clip has no description at all.
-        has_description: T of 1 (the text is this frame's own) or 0 (a neighbour's, or None).
+        has_description: T values: 1 if the text is this frame's own, 0 if it is a neighbour's or None.
     """
 
     descriptions: list[str | None]
@@ -119,22 +121,22 @@ class Alignment(NamedTuple):
 
 @dataclass
 class DescriptionCounts:
-    """What was met in description files; `a += b` adds two counts up.
+    """Counts of what description files contain; `a += b` adds two of them.
 
-    Each `DescriptionLoader.load` adds 1 to exactly one of the three file counts, and each entry of a file that was read
-    is exactly one of: an error text, blank, not text, without a frame number, out of range, a duplicate, a frame.
+    Each `DescriptionLoader.load` adds 1 to exactly one of the three file counts. Each entry of a file that was read is
+    counted as exactly one of: error text, blank, not text, bad frame, out of range, duplicate, frame.
 
     Attributes:
         files_found: files that were read.
         files_missing: clips without a file.
-        files_unreadable: files that are no JSON array or object (a single string or number is none), or too large.
+        files_unreadable: files that cannot be read, are too large, or hold no JSON array or object.
         entries: described frames, valid or not, in the files that were read.
         error_texts: API errors, refusals and words for "nothing", see `is_error_text`.
-        blank: without any letter: empty, white space, "...".
-        not_text: null, a number, a list, or no description at all.
-        bad_frame: no frame number to be had.
-        out_of_range: frames before the clip's start or beyond its end.
-        duplicates: further valid texts of a frame that has one.
+        blank: texts without any letter: empty, white space, "...".
+        not_text: null, a number, a list, or a missing description.
+        bad_frame: entries without a valid frame number.
+        out_of_range: entries for frames before the clip's start or after its end.
+        duplicates: further valid texts of a frame that already has one.
         frames: frames with a valid description.
     """
 
@@ -151,7 +153,7 @@ class DescriptionCounts:
     frames: int = 0
 
     def __str__(self) -> str:
-        """What was met, and how often."""
+        """List the non-zero counts."""
         return ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in vars(self).items() if n)
 
     def __iadd__(self, other: DescriptionCounts) -> DescriptionCounts:
@@ -165,18 +167,18 @@ def sample_frames(n_frames: int, max_length: int, rng: np.random.Generator | Non
     """Choose the frames of a clip that the model sees.
 
     Args:
-        n_frames: F, the frames there are.
-        max_length: the most that may be kept.
-        rng: for training: a longer clip gives a random sample. None, for evaluation: it gives evenly spaced frames
-            from the first to the last, always the same.
+        n_frames: F.
+        max_length: maximum number of frames to keep.
+        rng: samples a longer clip at random (training); None takes evenly spaced frames from the first to the last,
+            always the same (evaluation).
 
     Returns:
         int64 (T,) with T = min(F, max_length), sorted, distinct, in [0, F).
 
     Raises:
-        ValueError: a negative F, or max_length below 1.
+        ValueError: F is negative, or max_length is below 1.
 
-    Source: Uni-Sign's official code samples at random, in evaluation too.
+    Source: Uni-Sign's official code; it samples at random in evaluation, too.
 
     >>> sample_frames(4, 256).tolist()
     [0, 1, 2, 3]
@@ -193,13 +195,13 @@ def sample_frames(n_frames: int, max_length: int, rng: np.random.Generator | Non
         return np.arange(n_frames, dtype=np.int64)
     if rng is not None:
         return np.sort(rng.choice(n_frames, size=max_length, replace=False)).astype(np.int64)
-    # i (F - 1) / (T - 1), rounded in whole numbers, so that no machine rounds it otherwise.
+    # i (F - 1) / (T - 1), rounded with integer arithmetic, so that the result is the same on every machine.
     gaps = max(max_length - 1, 1)
     return (np.arange(max_length, dtype=np.int64) * (n_frames - 1) + gaps // 2) // gaps
 
 
 def is_error_text(text: str) -> bool:
-    """Tell whether a text is an API error, a refusal or a word for "nothing", by the way it begins.
+    """Return whether a text begins like an API error, a refusal or a word for "nothing".
 
     >>> is_error_text("出错: Error code: 429 - {'error': {'message': 'rate limit'}}")
     True
@@ -212,18 +214,18 @@ def is_error_text(text: str) -> bool:
 
 
 class DescriptionLoader:
-    """Reads the JSON files of one split's folder.
+    """Reads the JSON description files of one split.
 
     Attributes:
         directory: the folder with NAME.json files.
-        counts: what all calls of `load` have met so far. A data loader's worker processes count for themselves.
+        counts: totals over all calls of `load`. Each worker process of a data loader keeps its own.
     """
 
     def __init__(self, directory: str | Path) -> None:
-        """Take a folder.
+        """Check that the folder exists.
 
         Raises:
-            FileNotFoundError: there is no such folder.
+            FileNotFoundError: the folder does not exist.
         """
         self.directory = Path(directory)
         self.counts = DescriptionCounts()
@@ -235,7 +237,7 @@ class DescriptionLoader:
             )
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
-        """Bytes of each clip's file, 0 for one that is missing; an empty file, which is there, counts as one byte."""
+        """Return the size of each clip's file in bytes: 0 if it is missing, 1 if it exists but is empty."""
         paths = [self.directory / f"{name}.json" for name in names]
         sizes = file_sizes(paths)
         for place in np.flatnonzero(sizes == 0):
@@ -243,17 +245,17 @@ class DescriptionLoader:
         return sizes
 
     def load(self, name: str, frames: range | None = None) -> dict[int, str]:
-        """Read a clip's valid descriptions; what is missing or bad is left out and counted.
+        """Read a clip's valid descriptions; invalid entries are skipped and counted.
 
         Args:
             name: the clip; its file is NAME.json.
-            frames: the numbers of the clip's frames, `Pose.frames`; given, all others are left out.
+            frames: the clip's frame numbers, `Pose.frames`; entries for other frames are skipped. None keeps all.
 
         Returns:
             {frame number: text}, sorted by frame; empty if the file is missing or unreadable.
 
         Raises:
-            ValueError: the name leaves the folder.
+            ValueError: the name points outside the folder.
         """
         document = self._read(name)
         if document is None:
@@ -280,8 +282,8 @@ class DescriptionLoader:
         return dict(sorted(texts.items()))
 
     def _read(self, name: str) -> list | tuple | None:
-        """Parse a clip's file and count it; None if there is nothing to be had."""
-        # Names come from label files of strangers. A Windows path splits at both kinds of slash.
+        """Parse a clip's file and count it; return None if it is missing or unreadable."""
+        # Label files may come from strangers. PureWindowsPath splits at both kinds of slash.
         path = PureWindowsPath(name)
         if not path.name or path.anchor or ".." in path.parts or "\0" in name:
             raise ValueError(f"clip name {name!r} leaves {self.directory}. Mend the name in the label file.")
@@ -290,8 +292,8 @@ class DescriptionLoader:
                 data = file.read(MAX_BYTES + 1)
             if len(data) > MAX_BYTES:
                 raise ValueError(f"larger than {MAX_BYTES} bytes")
-            # Bytes, so that json finds out about byte order marks and UTF-16 by itself. Objects become tuples of
-            # pairs: a dict would lose the first of two equal keys.
+            # Pass bytes, so that json detects byte order marks and UTF-16 itself. Objects become tuples of pairs: a
+            # dict would lose the first of two equal keys.
             document = json.loads(data, object_pairs_hook=tuple)
             if not isinstance(document, (list, tuple)):
                 raise ValueError("neither an array nor an object")
@@ -307,13 +309,13 @@ class DescriptionLoader:
 
 
 def _frame_number(value: Any) -> int | None:
-    """Take the number out of a file name or a written number."""
+    """Extract the frame number from a file name or a string of digits; None if there is none."""
     match = _FRAME_NAME.fullmatch(value) if isinstance(value, str) else None
     return int(match[1]) if match else None
 
 
 def _entries(document: list | tuple) -> Iterator[tuple[int | None, Any]]:
-    """Yield (frame number or None, what stands for its text) from any of the JSON forms; an object is a tuple."""
+    """Yield (frame number or None, description of any type) from each supported JSON form; an object is a tuple."""
     while isinstance(document, tuple):
         values = dict(document)
         wrapped = [values[key] for key in ("descriptions", "frames") if isinstance(values.get(key), (list, tuple))]
@@ -324,8 +326,8 @@ def _entries(document: list | tuple) -> Iterator[tuple[int | None, Any]]:
     for entry in document:
         values = dict(entry) if isinstance(entry, tuple) else {}
         frame = values.get("frame_id")
-        # A file name says more than a number, which may be a mere count; a number in its place says nothing.
-        if "filename" in values or type(frame) is not int:  # not isinstance: True is no frame
+        # A file name is more reliable than `frame_id`, which may be a mere count. A number as file name is invalid.
+        if "filename" in values or type(frame) is not int:  # not isinstance: True is not a frame
             frame = _frame_number(values.get("filename", frame))
         elif not 0 <= frame < _MAX_FRAME:
             frame = None
@@ -333,14 +335,14 @@ def _entries(document: list | tuple) -> Iterator[tuple[int | None, Any]]:
 
 
 class TemporalAligner:
-    """Gives each sampled frame a description."""
+    """Assigns a description to each sampled frame."""
 
     def align(self, descriptions: Mapping[int, str], frame_indices: Sequence[int] | np.ndarray) -> Alignment:
-        """Take each frame's own text, else the nearest described frame's (of two equally near, the earlier).
+        """Assign each frame its own text, or else that of the nearest described frame (the earlier one of a tie).
 
         Args:
-            descriptions: {frame number: text}, as `DescriptionLoader.load` gives it. A described frame helps its
-                neighbours even when it was not sampled itself.
+            descriptions: {frame number: text} from `DescriptionLoader.load`. A frame's text can go to its neighbours
+                even if the frame itself was not sampled.
             frame_indices: (T,) frame numbers in the original clip, in any order.
 
         >>> TemporalAligner().align({2: "up", 6: "down"}, [0, 2, 4, 5])
@@ -350,7 +352,7 @@ class TemporalAligner:
         described = np.array(sorted(descriptions), dtype=np.int64)  # (D,)
         if not described.size:
             return Alignment([None] * len(wanted), [0] * len(wanted))
-        after = np.searchsorted(described, wanted)  # (T,), the first described frame that is not earlier
+        after = np.searchsorted(described, wanted)  # (T,), index of the first described frame at or after each
         before = np.maximum(after - 1, 0)
         after = np.minimum(after, len(described) - 1)
         nearest = described[np.where(wanted - described[before] <= described[after] - wanted, before, after)]

@@ -1,8 +1,8 @@
-"""Features of descriptions under a frozen text encoder, computed once and kept on disk.
+"""On-disk cache of description features from a frozen text encoder.
 
-A cache is a folder named after the encoder (see `encoder_fingerprint`), so features of another encoder are never taken
-for these. In it lie shards: folders with the keys of some texts, sorted, their features, memory-mapped, and sums. A
-shard appears under its name only when it is complete, so several processes and several runs can write side by side.
+A cache is a folder named after the encoder's fingerprint (see `encoder_fingerprint`), so features of different
+encoders are never mixed. It holds shards: folders with sorted text keys, memory-mapped features and checksums. A
+shard is renamed into place once complete, so several processes and runs can write at the same time.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from text_fusion_modules import TextEncoder, encoder_fingerprint
 
 logger = logging.getLogger(__name__)
 
-BATCH = 256  # texts a call of the encoder
+BATCH = 256  # texts per call of the encoder
 FILES = ("keys.npy", "features.npy")  # of a shard
-SUMS = "sums.json"  # and their SHA-256
+SUMS = "sums.json"  # their SHA-256
 DAY = 24 * 3600
 
 
 def text_key(text: str) -> int:
-    """64 bits of a text; two of a million texts share theirs once in 37 million data sets."""
+    """Return a 64-bit hash of a text; among a million texts, a collision has probability 1 in 37 million."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class TextFeatureCache:
-    """Looks features up; stands in for a `TextEncoder`.
+    """Looks up features; can replace a `TextEncoder`.
 
     Args:
-        folder: of the cache; damaged shards in it are removed.
-        verify: read all of every shard, too, and compare the checksums.
+        folder: the cache's folder; damaged shards in it are removed.
+        verify: also verify the checksums of all shards.
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
@@ -62,12 +62,12 @@ class TextFeatureCache:
         self.width = self.shards[0][1].shape[1] if self.shards else 0
 
     def missing(self, texts: Sequence[str]) -> list[str]:
-        """Those of the texts that the cache does not hold."""
+        """Return the texts that are not in the cache."""
         shards, _ = self._find(texts)
         return [text for text, shard in zip(texts, shards, strict=True) if shard < 0]
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """n texts -> (n, W) float32 on the CPU.
+        """Return the features of n texts, (n, W) float32 on the CPU.
 
         Raises:
             ValueError: a text is not in the cache.
@@ -85,7 +85,7 @@ class TextFeatureCache:
         return torch.from_numpy(features)
 
     def _find(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Shard, -1 where there is none, and row of each text."""
+        """Return the shard (-1 if missing) and row of each text."""
         wanted = np.array([text_key(text) for text in texts], np.uint64)
         shards, rows = np.full(len(texts), -1), np.zeros(len(texts), np.int64)
         for number, (keys, _) in enumerate(self.shards):
@@ -96,13 +96,13 @@ class TextFeatureCache:
 
 
 def _open_shard(path: Path, verify: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """Keys and features, or None for what is no whole shard."""
+    """Return keys and features, or None if the shard is damaged."""
     try:
         keys, features = (np.load(path / name, mmap_mode="r", allow_pickle=False) for name in FILES)
         if verify and json.loads((path / SUMS).read_bytes()) != {name: sha256(path / name) for name in FILES}:
             return None
     except PermissionError:
-        raise  # somebody else's, and whole perhaps: not to be removed
+        raise  # may be intact and belong to another user: do not remove it
     except (OSError, ValueError, EOFError):
         return None
     whole = len(keys) > 0 and keys.dtype == np.uint64 and features.dtype == np.float32 and features.ndim == 2
@@ -117,24 +117,24 @@ def build_text_cache(
     device: torch.device,
     progress: Callable[[Sequence, str], Iterator] = lambda items, _: iter(items),
 ) -> TextFeatureCache:
-    """Open the cache of an encoder, and add the texts it lacks; every process of a run calls this.
+    """Open an encoder's cache and add missing texts; every process of a run must call this.
 
-    The processes share the work, one shard each. The encoder is loaded only if there is something to encode, and let go
-    before training starts.
+    The processes share the work, one shard each. The encoder is loaded only if a text is missing, and freed before
+    training starts.
 
     Args:
-        cache_root: caches of all encoders lie here.
-        encoder_folder: of the text encoder.
-        max_tokens: a text is cut to this many tokens.
-        texts: all distinct texts the run will meet.
-        device: where to encode.
-        progress: wraps the batches, with a title.
+        cache_root: folder of all encoders' caches.
+        encoder_folder: the text encoder's folder.
+        max_tokens: texts are truncated to this many tokens.
+        texts: all texts that the run needs.
+        device: device for encoding.
+        progress: wraps the iteration over batches; gets a title.
     """
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     if is_main():
         _remove_unfinished(folder)
-        TextFeatureCache(folder, verify=True)  # removes damaged shards before anyone counts on them
+        TextFeatureCache(folder, verify=True)  # removes damaged shards before any process uses them
     barrier()
     cache = TextFeatureCache(folder)
     texts = sorted(set(texts)) or [""]
@@ -152,7 +152,7 @@ def build_text_cache(
 
 @torch.inference_mode()
 def _encode(encoder: TextEncoder, texts: list[str], progress: Callable[[Sequence, str], Iterator]) -> np.ndarray:
-    """(n, W) float32. Texts of like length go together, so that little of a batch is padding."""
+    """Encode texts, (n, W) float32, in order of length to reduce padding."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     features = np.empty((len(texts), encoder.width), np.float32)
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
@@ -167,7 +167,7 @@ def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
     name = f"shard-{hashlib.blake2b(keys[order].tobytes(), digest_size=8).hexdigest()}"
     work = folder / f"{UNFINISHED}-{secrets.token_hex(8)}"
     try:
-        work.mkdir()  # open to whom the cache is open to
+        work.mkdir()  # mkdir without a mode keeps the cache's access rights
         arrays = zip(FILES, (keys, features), strict=True)
         sums = {file: write_whole(work / file, partial(np.save, arr=array[order])) for file, array in arrays}
         write_text(work / SUMS, json.dumps(sums, indent=1) + "\n")
@@ -175,17 +175,17 @@ def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
             os.rename(work, folder / name)
             sync_folder(folder)
         except OSError:
-            if not (folder / name).is_dir():  # or another process was faster with the same texts
+            if not (folder / name).is_dir():  # otherwise another process has written the same texts
                 raise
     except OSError as error:
         raise OSError(explain(error, folder)) from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)  # it is there still where something failed
+        shutil.rmtree(work, ignore_errors=True)  # still exists after a failure
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what kills have left; what is younger than a day may be at work."""
+    """Remove unfinished shards of killed runs; those younger than a day may still be in use."""
     for work in folder.glob(f"{UNFINISHED}-*"):
-        with contextlib.suppress(FileNotFoundError):  # it is a shard by now
+        with contextlib.suppress(FileNotFoundError):  # already renamed to a shard
             if time.time() - work.stat().st_mtime > DAY:
                 shutil.rmtree(work, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""The text branch: descriptions of frames are encoded and added to the pose features through a learned gate.
+"""The text branch: encodes frame descriptions and adds them to the pose features through a learned gate.
 
-Letters: B clips, T frames (padded), D mT5's d_model, W the text encoder's width, n distinct texts of a batch.
+Shapes: B clips, T frames (padded), D mT5's d_model, W the text encoder's width, n distinct texts in a batch.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from disk import sha256
 from mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
 from tokenizer import Tokenizer
 
-CALL_TOKENS = 1 << 14  # tokens of a call of the text encoder, padding included
-OPEN = 4.0  # the last bias of a gate that starts open, at sigmoid(4) = 0.98
-NO_TEXT = 0  # the row of the mask embedding in a table of text features
+CALL_TOKENS = 1 << 14  # maximum tokens per call of the text encoder, including padding
+OPEN = 4.0  # last bias of a gate that starts open: sigmoid(4) = 0.98
+NO_TEXT = 0  # row of the mask embedding in a table of text features
 
 
 class EncodesTexts(Protocol):
-    """What gives features for texts: the encoder itself, or a cache of what it gave."""
+    """Maps texts to features: a text encoder, or a cache of its outputs."""
 
     width: int
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """n texts -> (n, W)."""
+        """Return the features, (n, W), of n texts."""
 
 
 class TextEncoder(nn.Module):
-    """A pretrained encoder and the mean over its tokens.
+    """A pretrained text encoder with mean pooling over tokens.
 
     Args:
         folder: an mT5 folder (only its encoder is loaded) or any Hugging Face text encoder (BERT, XLM-R, MiniLM ...).
-        max_tokens: a text is cut to this many tokens.
-        with_weights: False leaves an mT5's weights out, for an encoder that gets them from a checkpoint.
-        kept: (V,) the tokens that an mT5 is to have, where they are not all.
+        max_tokens: texts are truncated to this many tokens.
+        with_weights: False to skip loading an mT5's weights, for an encoder that gets them from a checkpoint.
+        kept: (V,), ids of the tokens to keep of an mT5's vocabulary; None for all.
 
     Raises:
-        FileNotFoundError: no such folder, or files missing in it.
-        ValueError: files that cannot be read, or lack weights, or have no positions for so many tokens.
+        FileNotFoundError: the folder or files in it are missing.
+        ValueError: files are unreadable or lack weights, or the encoder has fewer than `max_tokens` positions.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class TextEncoder(nn.Module):
         self.width = int(self.encoder.config.hidden_size)
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
-        """Encode n texts; those of like length go together, so that little of a call is padding.
+        """Encode n texts, grouped by length to reduce padding.
 
         Returns:
-            (n, W): the mean of the encoder's last states over each text's own tokens.
+            (n, W), the mean of the encoder's last hidden states over each text's tokens.
         """
         ids, mask = self._tokenize(texts, self.max_tokens)
         lengths = mask.sum(1)
@@ -85,10 +85,10 @@ class TextEncoder(nn.Module):
 
 
 def calls_within(lengths: Sequence[int], budget: int) -> list[int]:
-    """Divide texts, sorted by length, into calls of at most `budget` tokens, padding included.
+    """Divide texts, sorted by length, into calls of at most `budget` tokens, including padding.
 
     Returns:
-        How many texts each call takes; at least one.
+        The number of texts in each call, at least one.
 
     >>> calls_within([2, 3, 3, 8, 9], budget=10)
     [3, 1, 1]
@@ -118,9 +118,9 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # unused weights get no gradient, which data-parallel training does not forgive
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")  # it is cut off
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where there is no vocabulary
+        encoder.pooler = None  # unused weights get no gradient, an error in data-parallel training
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")  # truncated later
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' fallback if there is no vocabulary file
         raise FileNotFoundError(f"text encoder: {folder} has no vocabulary. Put tokenizer.json or vocab.txt there.")
 
     def tokenize(texts: Sequence[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,16 +131,16 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
 
 
 def _longest_text(encoder: PreTrainedModel) -> float:
-    """Tokens that an encoder has positions for; no limit where positions are relative, as in mT5."""
+    """Return the maximum number of tokens an encoder has positions for; infinity for relative positions, as in mT5."""
     positions = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     if not isinstance(positions, nn.Embedding):
         return math.inf
-    # RoBERTa and its kin begin to count behind the number of the padding token.
+    # RoBERTa and its relatives number positions from padding_idx + 1.
     return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
 
 
 def encoder_fingerprint(folder: str | Path, max_tokens: int) -> str:
-    """Name what a text's features depend on: every file of the encoder's folder, and the cut."""
+    """Hash what text features depend on: every file in the encoder's folder, and `max_tokens`."""
     digest = hashlib.sha256(f"mean of tokens, {max_tokens}".encode())
     for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
         digest.update(path.name.encode())
@@ -149,34 +149,34 @@ def encoder_fingerprint(folder: str | Path, max_tokens: int) -> str:
 
 
 class LearnableMaskEmbedding(nn.Module):
-    """What stands for the text of a frame that has none."""
+    """A learned embedding that replaces the text feature of a frame without text."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.mask_embedding = nn.Parameter(torch.empty(1, d_model).normal_(std=0.01))
 
     def forward(self) -> torch.Tensor:
-        """(1, D)."""
+        """Return the embedding, (1, D)."""
         return self.mask_embedding
 
 
 class Fusion(NamedTuple):
-    """Features after fusion, (B, T, D), and the gate that was used, (B, T, 1)."""
+    """Fused features, (B, T, D), and the gate values, (B, T, 1)."""
 
     fused: torch.Tensor
     gate: torch.Tensor
 
 
 class GatingFusion(nn.Module):
-    """`fused = pose + gate * text`, where a small network reads both and whether the text is the frame's own.
+    """Computes `pose + gate * text`; the gate is an MLP of both features and of `has_description`.
 
     Args:
         d_model: D.
-        hidden: widths of the network.
-        scale: "own" leaves text features as they are. "pose" gives each the root mean square of its frame's pose
-            feature, and starts with the gate open. An encoder's features are faint beside a pose (0.2 against 1 to 2
-            for mT5 with random weights), and a gate that starts half open closes before a decoder that begins to
-            learn can read them.
+        hidden: widths of the MLP's two hidden layers.
+        scale: "own" leaves text features as they are. "pose" rescales each to the root mean square of its frame's pose
+            feature, and initialises the gate open. An encoder's features are small compared with the pose (0.2 against
+            1 to 2 for mT5 with random weights), and a gate that starts half open closes before the decoder has learnt
+            to use them.
     """
 
     def __init__(self, d_model: int, hidden: tuple[int, int] = (512, 256), scale: str = "own") -> None:
@@ -188,7 +188,7 @@ class GatingFusion(nn.Module):
         self.gate = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.Sigmoid())
 
     def forward(self, pose: torch.Tensor, text: torch.Tensor, has_description: torch.Tensor) -> Fusion:
-        """Fuse.
+        """Fuse pose and text features.
 
         Args:
             pose: (B, T, D).
@@ -196,14 +196,14 @@ class GatingFusion(nn.Module):
             has_description: (B, T), 1 where the text is the frame's own.
         """
         if self.scale == "pose":
-            # The pose is only measured: that its text grows with it should not be a reason for it to grow.
+            # Detach: the text grows with the pose, which must not become an incentive for the pose to grow.
             text = text * (root_mean_square(pose.detach()) / root_mean_square(text).clamp_min(1e-6)).to(text.dtype)
         gate = self.gate(torch.cat([pose, text, has_description.unsqueeze(-1).to(pose.dtype)], dim=-1))
         return Fusion(pose + gate * text, gate)
 
 
 def root_mean_square(x: torch.Tensor) -> torch.Tensor:
-    """(..., D) -> (..., 1) in fp32."""
+    """Return the root mean square over the last dimension, (..., D) -> (..., 1), in fp32."""
     return x.float().square().mean(-1, keepdim=True).sqrt()
 
 
@@ -222,23 +222,24 @@ class DescriptionMapper(nn.Module):
 def alignment_loss(
     predicted: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, own: torch.Tensor, temperature: float = 0.1
 ) -> torch.Tensor:
-    """How far predictions are from the text features of the frames that have a description of their own.
+    """Compute the loss between predicted and actual text features, over frames with a description of their own.
 
-    The sum of the squared error, as a share of the features' mean square, and of a cross-entropy: which of the batch's
-    distinct texts is the frame's, by cosine? The features are a fixed aim: no gradient reaches the text encoder.
+    The sum of the mean squared error, relative to the features' mean square, and a contrastive cross-entropy that
+    identifies the frame's text among the batch's distinct texts by cosine similarity. The targets are detached: no
+    gradient reaches the text encoder.
 
     Args:
         predicted: (B, T, D).
-        table: (1 + n, D), features of the n texts below the mask embedding.
-        rows: (B, T), each frame's row of the table. On the CPU, like `own`, nobody has to wait for a GPU.
+        table: (1 + n, D), the mask embedding, then the features of n texts.
+        rows: (B, T), each frame's row in the table. Best on the CPU, like `own`, to avoid a GPU synchronisation.
         own: (B, T), 1 where the text is the frame's own.
-        temperature: that the cosines are divided by.
+        temperature: divisor of the cosines.
 
     Returns:
-        A scalar, in fp32; 0, with a gradient of 0, if no frame is described.
+        A scalar in fp32; 0, with zero gradients, if no frame is described.
 
-    Source: the aim of MMSLT's mapper, and its two terms; contrasting distinct texts rather than frames is our own, for
-    neighbouring frames often have the same one.
+    Source: the objective of MMSLT's mapper, with its two terms. Contrasting distinct texts instead of frames is our
+    change, since neighbouring frames often share a text.
     """
     described = ((rows != NO_TEXT) & (own > 0)).flatten().nonzero().squeeze(1)  # (n described,)
     labels = rows.flatten()[described] - 1
@@ -254,7 +255,7 @@ def alignment_loss(
 
 
 def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[str], torch.Tensor]:
-    """Number the texts of a batch so that each is encoded once.
+    """Number the distinct texts of a batch, so that each is encoded once.
 
     Returns:
         The n distinct texts in order of first use, and rows (B, T) int64: 1 + a text's number, or `NO_TEXT`.
@@ -271,17 +272,17 @@ def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[s
 def drop_texts(
     rows: torch.Tensor, has_description: torch.Tensor, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take the text from a random share of the frames that have one.
+    """Remove the text of a random fraction of the frames that have one.
 
-    A filled frame can lose its text too: otherwise the text would still stand beside every frame that lost it.
+    Frames with a neighbour's text can lose it, too; otherwise a dropped text would remain visible in the neighbours.
 
     Args:
-        rows: (B, T) as of `distinct_texts`.
+        rows: (B, T), from `distinct_texts`.
         has_description: (B, T).
-        probability: of each frame to lose its text.
+        probability: dropout probability of each frame.
 
     Returns:
-        rows and has_description, with `NO_TEXT` and 0 where the text was taken.
+        rows and has_description, with `NO_TEXT` and 0 where a text was dropped.
     """
     dropped = (torch.rand(rows.shape, device=rows.device) < probability) & (rows != NO_TEXT)
     return rows.masked_fill(dropped, NO_TEXT), has_description.masked_fill(dropped, 0)

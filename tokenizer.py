@@ -1,6 +1,6 @@
-"""mT5's tokenizer: sentencepiece and a closing </s>.
+"""mT5's tokenizer: sentencepiece followed by </s>.
 
-Plain sentencepiece gives the ids of the official tokenizer on every text, byte pieces included; the tokenizer class of
+Plain sentencepiece gives the official tokenizer's ids for every text, including byte pieces; the tokenizer class of
 transformers 5 gives <unk> for characters outside the vocabulary.
 """
 
@@ -13,8 +13,8 @@ import sentencepiece
 import torch
 
 PAD, EOS, UNK = 0, 1, 2
-# What the tokenizer class of transformers reads in an mT5 folder. By default it would add a hundred ids (`extra_ids`)
-# that the model has no rows for.
+# Configuration for transformers' tokenizer class in an mT5 folder. By default it adds a hundred ids (`extra_ids`) for
+# which the model has no rows.
 TOKENIZER_CONFIG = {
     "tokenizer_class": "T5Tokenizer",
     "extra_ids": 0,
@@ -22,20 +22,20 @@ TOKENIZER_CONFIG = {
     "unk_token": "<unk>",
     "pad_token": "<pad>",
 }
-SPACE = "\u2581"  # in a piece, the blank before a word
+SPACE = "\u2581"  # marks the space before a word in a piece
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Converts text to token ids and back.
 
     Args:
-        folder: an mT5 folder; its `spiece.model` is read.
-        kept: (V,) the tokens to have, sorted, where they are not all: ids are their places then. What is outside of
-            them is written with smaller pieces, down to single bytes, of which there are pieces for everything.
+        folder: an mT5 folder with `spiece.model`.
+        kept: (V,), sorted ids of the tokens to keep, which are then renumbered from 0; None for all. Other text is
+            encoded with smaller pieces, down to single bytes.
 
     Raises:
-        FileNotFoundError: no `spiece.model` there.
-        ValueError: it is none.
+        FileNotFoundError: there is no `spiece.model`.
+        ValueError: it is not a sentencepiece model.
     """
 
     def __init__(self, folder: str | Path, kept: torch.Tensor | None = None) -> None:
@@ -46,7 +46,7 @@ class Tokenizer:
                 "weights), or name their folder with --mt5_path."
             )
         self.kept = kept
-        self.model = path.read_bytes()  # what `spiece.model` holds, for these tokens
+        self.model = path.read_bytes()  # content of `spiece.model`, reduced to these tokens
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
             if kept is not None:
@@ -58,11 +58,11 @@ class Tokenizer:
             ) from None
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Ids of a text, at most `max_tokens`, the closing </s> included."""
+        """Return a text's ids, at most `max_tokens` including </s>."""
         return [*self.pieces.encode(text)[: max_tokens - 1], EOS]
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (n, L) and mask (n, L), int64, padded to the longest of these texts."""
+        """Return ids, (n, L), and mask, (n, L), int64, padded to the longest text."""
         rows = [self.encode(text, max_tokens) for text in texts]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
@@ -70,25 +70,25 @@ class Tokenizer:
         return ids, mask
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids up to the first </s>; padding, <unk> and ids beyond the vocabulary are left out."""
+        """Decode ids up to the first </s>; padding, <unk> and ids beyond the vocabulary are skipped."""
         kept: list[int] = []
         for token in ids:
             if token == EOS:
                 break
             if token not in (PAD, UNK) and token < len(self.pieces):
                 kept.append(int(token))
-        return self.pieces.decode(kept).strip()  # as the official tokenizer does; a cut can leave a space at the end
+        return self.pieces.decode(kept).strip()  # like the official one; truncation can leave a final space
 
 
 def keep_pieces(model: bytes, kept: torch.Tensor) -> bytes:
-    """The sentencepiece model with some of its pieces, in their order; all else stays, above all their scores.
+    """Reduce a sentencepiece model to some of its pieces, in their order, with scores and settings unchanged.
 
-    A model is a protobuf message; each piece is a field 1 of it. Where tokens go beyond its pieces, as mT5's last
-    twelve do, nothing is lost.
+    A model is a protobuf message whose pieces are fields with number 1. Tokens beyond its pieces, such as mT5's last
+    twelve, are ignored.
 
     Args:
-        model: a whole one, as sentencepiece has read it.
-        kept: (V,) numbers of pieces, sorted.
+        model: a complete sentencepiece model.
+        kept: (V,), sorted ids of the pieces to keep.
     """
     wanted = set(kept.tolist())
     parts, place, number = [], 0, 0
@@ -106,7 +106,7 @@ def keep_pieces(model: bytes, kept: torch.Tensor) -> bytes:
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """A number of protobuf, and where the next begins."""
+    """Read a protobuf varint; return it and the position after it."""
     value = shift = 0
     while True:
         byte = data[place]

@@ -1,7 +1,7 @@
-"""What a run says of itself: run.json, its curves as files, and the same curves in TensorBoard and Weights & Biases.
+"""Records of a run: run.json, curves as files, and the same curves in TensorBoard and Weights & Biases.
 
-Only the process that writes has a tracker. What can be read elsewhere is not repeated here: scores stand in log.txt and
-`{split}_metrics.json`, progress in the states, sizes of the model in the checkpoints.
+Only rank 0 writes. Information stored elsewhere is not repeated here: scores are in log.txt and
+`{split}_metrics.json`, progress in the states, model sizes in the checkpoints.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from utils import git_revision
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
-SAID_EVERY = 300  # seconds between two lines of the log within an epoch
+SAID_EVERY = 300  # minimum seconds between log lines within an epoch
 PACKAGES = ("torch", "transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
 
 
 class Board(Protocol):
-    """Where curves are drawn."""
+    """A service that plots curves."""
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Draw numbers, named "group/name", at an optimizer step."""
+        """Log numbers named "group/name" at an optimizer step."""
 
     def close(self, failed: bool) -> None:
-        """Bring the rest to the disk."""
+        """Write the rest to disk."""
 
 
 class Tracker:
-    """Keeps run.json and the curves of a run; leaving it brings to the disk what a board still holds.
+    """Writes run.json and a run's curves; leaving the `with` block closes the boards.
 
     Args:
         args: the command line.
@@ -64,12 +64,12 @@ class Tracker:
 
         Args:
             spec: the data set's record.
-            data: split -> what tells its data from others.
-            step: optimizer steps that are done, 0 for a new training; None for an evaluation.
+            data: split -> fingerprint of its data.
+            step: optimizer steps done so far, 0 for a new training; None for an evaluation.
 
         Raises:
             OSError: run.json cannot be written.
-            ValueError: Weights & Biases does not let the run in.
+            ValueError: Weights & Biases rejects the run.
         """
         record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
         record["starts"].append(_facts(self.args, step) | {"dataset": dataclasses.asdict(spec), "data": data})
@@ -80,7 +80,7 @@ class Tracker:
             self._boards["--wandb"] = WandB(self.folder, record)
 
     def step(self, line: Mapping[str, Any]) -> None:
-        """Add a line to steps.jsonl and, now and then, to the log, so that a long epoch shows life there."""
+        """Add a line to steps.jsonl and, every few minutes, to the log, to show progress in long epochs."""
         self._steps.add(line)
         if line["loss"] is not None and time.monotonic() - self._said > SAID_EVERY:
             self._said = time.monotonic()
@@ -90,7 +90,7 @@ class Tracker:
         self._draw(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr")})
 
     def epoch(self, step: int, line: Mapping[str, Any]) -> None:
-        """Add a line to log.txt; on the boards it stands at the epoch's last step."""
+        """Add a line to log.txt, and plot its numbers at the epoch's last step."""
         self._epochs.add(line)
         self._draw(step, {_board_name(name): value for name, value in line.items()})
 
@@ -98,7 +98,7 @@ class Tracker:
         for flag, board in list(self._boards.items()):
             try:
                 board.add(step, {name: value for name, value in numbers.items() if value is not None})
-            except OSError as error:  # curves are worth less than the run, and they are in the files as well
+            except OSError as error:  # plots are not worth ending the run; the files have the same numbers
                 logger.warning("%s stops here, the run goes on: %s", flag, explain(error, self.folder))
                 del self._boards[flag]
 
@@ -111,7 +111,7 @@ class Tracker:
 
 
 def _board_name(name: str) -> str:
-    """The group and name of a number of log.txt.
+    """Return the "group/name" of a number in log.txt.
 
     >>> _board_name("dev_bleu4"), _board_name("nll")
     ('dev/bleu4', 'epoch/nll')
@@ -123,8 +123,8 @@ class TensorBoard:
     """Event files in OUTPUT_DIR/tensorboard, for `tensorboard --logdir`.
 
     Args:
-        folder: of the run.
-        step: what an interrupted run has drawn after it does not count.
+        folder: the run's folder.
+        step: points of an interrupted run after this step are discarded.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -133,7 +133,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Draw numbers at a step."""
+        """Log numbers at a step."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
@@ -143,14 +143,14 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases; its environment variables (WANDB_MODE, WANDB_PROJECT ...) say where and how.
+    """A run in Weights & Biases, configured by its environment variables (WANDB_MODE, WANDB_PROJECT ...).
 
     Args:
-        folder: of the run.
-        record: of run.json; its `id` is the run's, so that a resumed run goes on in its own curves.
+        folder: the run's folder.
+        record: the content of run.json; its `id` lets a resumed run continue its curves.
 
     Raises:
-        ValueError: nobody is logged in, or the server does not answer.
+        ValueError: there is no login, or the server does not respond.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
@@ -165,15 +165,15 @@ class WandB:
         except wandb.Error as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"--wandb: {reason} WANDB_MODE=offline needs no account.") from None
-        # A resumed run repeats steps that were drawn before it was interrupted; wandb's own counter only rises.
+        # A resumed run repeats steps that are already plotted, but wandb's own step counter can only increase.
         self._run.define_metric("*", step_metric="step")
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Draw numbers at a step."""
+        """Log numbers at a step."""
         self._run.log({"step": step, **numbers})
 
     def close(self, failed: bool) -> None:
-        """Send or store the rest."""
+        """Upload or store the rest."""
         self._run.finish(exit_code=int(failed))
 
 
@@ -181,10 +181,10 @@ class WandB:
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """Read a run.json: its `id` and its `starts`, the oldest first; None where there is none.
+    """Read run.json: its `id` and its `starts`, oldest first; None if there is no such file.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     path = Path(folder) / RECORD
     if not path.is_file():
@@ -199,7 +199,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _record_so_far(folder: Path) -> dict[str, Any] | None:
-    """The record that a start is added to; a damaged one is set aside."""
+    """Return the existing record, or None; a damaged file is renamed."""
     try:
         return read_record(folder)
     except ValueError as error:
@@ -209,7 +209,7 @@ def _record_so_far(folder: Path) -> dict[str, Any] | None:
 
 
 def _facts(args: argparse.Namespace, step: int | None) -> dict[str, Any]:
-    """What must be known to repeat this start of the program."""
+    """Return the facts needed to reproduce this start of the program."""
     world = distributed.world_size()
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -234,9 +234,9 @@ def _version(package: str) -> str:
 
 
 def _device() -> str:
-    """What one process computes on.
+    """Return a description of this process's device.
 
-    A CPU's name stands nowhere that every system has; its threads say more of the time a run takes.
+    A CPU's name is not available on every system; its number of threads says more about speed.
     """
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(distributed.device())

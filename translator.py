@@ -1,6 +1,6 @@
-"""From a checkpoint to sentences: `Translator.from_checkpoint("best_checkpoint.pth")("clip.pose")`.
+"""Translate with a checkpoint: `Translator.from_checkpoint("best_checkpoint.pth")("clip.pose")`.
 
-Letters: B clips of a batch, T sampled frames, N sentences of a clip.
+Shapes: B clips in a batch, T sampled frames, N sentences per clip.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model
 
 
 class Candidate(NamedTuple):
-    """A sentence, and the mean log-probability of its tokens: closer to 0 is surer."""
+    """A sentence, and the mean log-probability of its tokens: closer to 0 is more confident."""
 
     text: str
     score: float
 
 
 class Explained(NamedTuple):
-    """A clip's sentences, the best first, and its gate (T,): how much of each frame's text was added, 0 to 1.
+    """A clip's sentences, best first, and its gate, (T,): the weight of each frame's text, 0 to 1.
 
-    Without descriptions in the model the gate is None.
+    The gate is None if the model has no descriptions.
     """
 
     candidates: list[Candidate]
@@ -44,18 +44,18 @@ class Explained(NamedTuple):
 
 
 class Translator:
-    """Writes sentences for clips.
+    """Translates clips to sentences.
 
     Args:
-        model: with its weights.
-        max_length: a longer clip is sampled down to this many frames, evenly, as in evaluation.
-        device: where to compute, "cpu" or "cuda"; by default a GPU if there is one.
-        dtype: of matrix products: "bf16", "fp16" (GPU only) or "fp32".
-        num_beams: of the search for a sentence.
-        max_new_tokens: of a sentence.
+        model: the model with its weights.
+        max_length: maximum number of frames; longer clips are sampled evenly, as in evaluation.
+        device: "cpu" or "cuda"; default: a GPU if there is one.
+        dtype: precision of matrix products: "bf16", "fp16" (GPU only) or "fp32".
+        num_beams: beam size.
+        max_new_tokens: maximum length of a generated sentence, in tokens.
 
     Raises:
-        ValueError: a device that is not there, or that cannot compute in this dtype.
+        ValueError: the device is not available, or does not support the dtype.
     """
 
     def __init__(
@@ -89,20 +89,20 @@ class Translator:
     ) -> Translator:
         """Load a checkpoint of `fine_tuning.py`, a folder of `export.py`, or pose-only weights of Uni-Sign.
 
-        What is left out is as in training, as far as the checkpoint says it. Of mT5 only config.json and spiece.model
-        are read, and with the first text its encoder, where that was frozen in training.
+        Omitted arguments default to the checkpoint's values, as in training. Of mT5 only config.json and spiece.model
+        are read, plus, at the first text, its encoder if that was frozen in training.
 
         Args:
-            path: `best_checkpoint.pth` for example, or an exported folder.
-            mt5_path: mT5's folder; by default the one of training.
-            text_encoder: the folder of the text encoder, likewise.
-            language: the language of the prompt; to be given for weights that have no config, if it is not Chinese.
-            max_length: by default that of training, or 256.
-            options: of `Translator`.
+            path: a checkpoint such as `best_checkpoint.pth`, or an exported folder.
+            mt5_path: mT5's folder; default: as in training.
+            text_encoder: the text encoder's folder; default: as in training.
+            language: the language of the prompt; needed for weights without config, unless it is Chinese.
+            max_length: maximum number of frames; default: as in training, or 256.
+            options: further arguments of `Translator`.
 
         Raises:
-            FileNotFoundError: the checkpoint, or a folder that belongs to it, is not there.
-            ValueError: no whole model without crops of the hands, or files that do not fit.
+            FileNotFoundError: the checkpoint, or a folder it needs, does not exist.
+            ValueError: the model is incomplete, uses crops of the hands, or does not match its files.
         """
         weights, facts = read_model(path, "--checkpoint")
         config = read_config(path, facts, weights, text_encoder=text_encoder, language=language)
@@ -145,14 +145,13 @@ class Translator:
         """Translate one clip.
 
         Args:
-            clip: a pose file, a video, or what `pose.read_pose` made of a file.
-            descriptions: {frame number in the recording: text}, or a JSON file of them; None for none, which a model
-                with descriptions takes as well.
-            extractor: for a video: of `pose_extraction.load_extractor`.
+            clip: a pose file, a video, or a result of `pose.read_pose`.
+            descriptions: {frame number in the recording: text}, or a JSON file of them; optional for all models.
+            extractor: needed for a video: a result of `pose_extraction.load_extractor`.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: a file that cannot be used, or descriptions for a model without.
+            FileNotFoundError: a file does not exist.
+            ValueError: a file is unusable, or descriptions were given for a model without descriptions.
         """
         pose = clip if isinstance(clip, Pose) else load_pose(clip, extractor=extractor)
         if isinstance(descriptions, str | Path):
@@ -160,10 +159,10 @@ class Translator:
         return self.candidates([self.sample(pose, descriptions)])[0][0].text
 
     def sample(self, pose: Pose, descriptions: Mapping[int, str] | None = None, name: str = "") -> Sample:
-        """Bring a clip to the model's input, as `S2T_Dataset` does in evaluation.
+        """Convert a clip to the model's input, like `S2T_Dataset` in evaluation.
 
         Raises:
-            ValueError: descriptions for a model without.
+            ValueError: descriptions were given for a model without descriptions.
         """
         frames = sample_frames(len(pose), self.max_length)  # (T,)
         texts = own = None
@@ -174,23 +173,23 @@ class Translator:
         return Sample(name, part_keypoints(pose, frames), "", "", {}, texts, own)
 
     def candidates(self, samples: Sequence[Sample], n_best: int = 1) -> list[list[Candidate]]:
-        """Search the sentences of a batch of clips; arguments and errors are those of `explain`."""
+        """Generate sentences for a batch of clips; arguments and errors as for `explain`."""
         return [explained.candidates for explained in self.explain(samples, n_best)]
 
     @torch.no_grad()
     def explain(self, samples: Sequence[Sample], n_best: int = 1) -> list[Explained]:
-        """Search the sentences of a batch of clips, and keep what the gate did.
+        """Generate sentences for a batch of clips, and return the gate values as well.
 
         Args:
-            samples: B clips of `sample`.
+            samples: B results of `sample`.
             n_best: N; at most `num_beams`.
 
         Returns:
-            For each clip N sentences, the best first, and its gate.
+            For each clip N sentences, best first, and its gate.
 
         Raises:
-            ValueError: more sentences than beams, or too many clips for the GPU's memory.
-            FileNotFoundError: the frozen text encoder of the model has moved away.
+            ValueError: more sentences than beams, or out of GPU memory.
+            FileNotFoundError: the model's frozen text encoder does not exist any more.
         """
         if n_best > self.num_beams:
             raise ValueError(f"--n_best {n_best}: a search with {self.num_beams} beams has no more; raise --num_beams.")
@@ -206,19 +205,19 @@ class Translator:
         if encoded.gate is not None:  # (B, T, 1)
             lengths = [len(sample.pose_sample["body"]) for sample in samples]
             gates = [gate[:n].tolist() for gate, n in zip(encoded.gate.squeeze(-1).float(), lengths, strict=True)]
-        # The search's own scores may differ in the last digit, and so may its order where two are nearly equal.
+        # The search's scores may differ by rounding, and thus its order for nearly equal ones: sort again.
         best = [sorted(found[i : i + n_best], key=lambda c: -c.score) for i in range(0, len(found), n_best)]
         return [Explained(candidates, gate) for candidates, gate in zip(best, gates, strict=True)]
 
 
 class FrozenTextEncoder:
-    """The text encoder of a model that was trained with it frozen: not in the checkpoint, read with the first text.
+    """A text encoder that was frozen in training: it is not in the checkpoint, and is loaded at the first text.
 
     Args:
-        folder: of the encoder.
-        max_tokens: a text is cut to this many tokens.
-        width: W, of the encoder that the model was trained with.
-        device: where to compute.
+        folder: the encoder's folder.
+        max_tokens: texts are truncated to this many tokens.
+        width: W, the encoder's feature width in training.
+        device: "cpu" or "cuda"; default: a GPU if there is one.
     """
 
     def __init__(self, folder: str | Path, max_tokens: int, width: int, device: str = "") -> None:
@@ -227,11 +226,11 @@ class FrozenTextEncoder:
         self.encoder: TextEncoder | None = None
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """n texts -> (n, W), in fp32 as in the cache of training.
+        """Return the features of n texts, (n, W), in fp32 as in training's cache.
 
         Raises:
-            FileNotFoundError: the encoder is not there.
-            ValueError: it is another one.
+            FileNotFoundError: the encoder's folder does not exist.
+            ValueError: the encoder has another width.
         """
         if not texts:
             return torch.empty(0, self.width)
@@ -248,12 +247,12 @@ class FrozenTextEncoder:
 
 
 def read_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
-    """The config in a checkpoint, with what was given in its place.
+    """Return a checkpoint's config, with the given values replaced.
 
     Raises:
-        ValueError: it has keys that are not known here, or its weights are no whole model.
+        ValueError: the config has unknown keys, or the weights are not a complete model.
     """
-    # What Uni-Sign publishes has no config; the width shows in its weights.
+    # Uni-Sign's published weights have no config; the width follows from the weights.
     plain: dict[str, Any] = {"rgb_support": any(name.startswith(RGB_PREFIXES) for name in weights)}
     if "part_para" in weights:
         plain["hidden_dim"] = len(weights["part_para"]) // len(PART_JOINTS)
@@ -268,10 +267,10 @@ def read_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str
 
 
 def refuse_rgb(path: str | Path, config: ModelConfig) -> None:
-    """Refuse a model that poses are not enough for.
+    """Refuse a model that needs videos in addition to poses.
 
     Raises:
-        ValueError: it is one.
+        ValueError: the model uses crops of the hands.
     """
     if config.rgb_support:
         raise ValueError(
@@ -281,11 +280,11 @@ def refuse_rgb(path: str | Path, config: ModelConfig) -> None:
 
 
 def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = None) -> Pose:
-    """Read a pose file, or a video with an extractor; anything else gets a line that says what to do.
+    """Read a pose file, or extract the poses of a video.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: neither of them, or nobody in it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is neither, the video comes without extractor, or nobody is found in it.
     """
     path = Path(path)
     if path.suffix.lower() not in POSE_SUFFIXES and path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -307,11 +306,11 @@ def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = N
 
 
 def load_descriptions(path: str | Path, pose: Pose) -> dict[int, str]:
-    """Read one description file, in any form that training takes.
+    """Read one description file, in any format that training accepts.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it cannot be read.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file cannot be read.
     """
     path = Path(path)
     if not path.is_file():

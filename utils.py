@@ -1,4 +1,4 @@
-"""A run of `fine_tuning.py`: its command line, seed and log. Nothing heavy is imported, so `--help` answers at once."""
+"""Command line, seed and log of `fine_tuning.py`. Nothing slow is imported, so that `--help` responds at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cli import Parser, add_dataset_flags, installed
 
 logger = logging.getLogger(__name__)
 
-_OURS = "run"  # the name of the log handlers that belong to the run
+_OURS = "run"  # name of this run's log handlers
 
 EXAMPLES = """examples:
   python sample_data.py --out sample     a small made-up corpus; then --root sample below, and no other data is needed
@@ -26,7 +26,7 @@ EXAMPLES = """examples:
 
 
 def get_args_parser() -> Parser:
-    """Build the command line of `fine_tuning.py`; names and defaults of Uni-Sign's flags are kept."""
+    """Build the argument parser of `fine_tuning.py`, which keeps names and defaults of Uni-Sign's flags."""
     parser = Parser(
         prog="fine_tuning.py",
         description="Train or evaluate Uni-Sign stage 3, with or without descriptions of the frames.",
@@ -217,7 +217,7 @@ def get_args_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line and refuse flags that exclude each other, before anything heavy is imported."""
+    """Parse the command line and reject conflicting flags and invalid values, before any slow import."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     _take_from_export(args)
@@ -248,7 +248,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _take_from_export(args: argparse.Namespace) -> None:
-    """A folder of `export.py` brings its own mT5 and text encoder; flags may name others."""
+    """If --finetune is a folder of `export.py`, use its mT5 and text encoder unless flags name others."""
     folder = Path(args.finetune)
     if not args.finetune or not (folder / "mt5").is_dir():
         return
@@ -286,17 +286,17 @@ def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """On a full disk a line is in the terminal alone, where logging itself would print a traceback for each."""
+    """A log file that ignores write errors, e.g. on a full disk, instead of printing a traceback for every line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
-        """Go on."""
+        """Ignore the error."""
 
 
 def start_log(output_dir: str | Path, is_main: bool) -> None:
-    """Log to the terminal and to `train.log`; other processes than the first say warnings only."""
+    """Log to the terminal and, on rank 0, to `train.log`; other ranks show warnings only."""
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
-    for handler in [handler for handler in root.handlers if handler.name == _OURS]:  # of an earlier run
+    for handler in [handler for handler in root.handlers if handler.name == _OURS]:  # from an earlier run
         root.removeHandler(handler)
         handler.close()
     terminal = logging.StreamHandler(sys.stderr)
@@ -315,20 +315,20 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seed what draws random numbers during a run; each process draws its own."""
+    """Seed torch's random numbers; each process gets a different seed."""
     import torch
 
     torch.manual_seed(seed + rank)
 
 
 def git_revision() -> str:
-    """The commit this code is at, with "+changes" if the files differ from it; "" outside a checkout."""
+    """Return this code's commit, followed by "+changes" if tracked files differ from it; "" outside a git checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         try:
             result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
-        except OSError:  # slim images have no git
+        except OSError:  # git is not installed, as in slim images
             return ""
         return result.stdout.strip() if result.returncode == 0 else ""
 

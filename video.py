@@ -1,7 +1,7 @@
-"""Videos and cameras: every frame in order and upright, and whether all of them are there.
+"""Read videos and cameras: all frames in order and upright, with a check that the video is complete.
 
-Reading needs PyAV (requirements-rgb.txt), a camera needs OpenCV, which comes with the extractors of poses.
-A picture is (height, width, 3) uint8, red, green, blue.
+Videos need PyAV (requirements-rgb.txt), cameras need OpenCV, which comes with the pose extractors. Images are (height,
+width, 3) uint8 RGB.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MISSING_SECONDS = 0.5  # a file may end so much before the time that it states, and still be whole
-FIRST_PICTURES = 5  # of a camera are dropped: it still sets its exposure
+MISSING_SECONDS = 0.5  # an intact file may end so many seconds before its stated end
+FIRST_PICTURES = 5  # images of a camera to drop while it adjusts its exposure
 
 
 class Facts(NamedTuple):
-    """Width and height of the upright pictures in pixels, and frames per second (0: the file does not say)."""
+    """Width and height of the upright images in pixels, and frames per second (0: unknown)."""
 
     width: int
     height: int
@@ -27,10 +27,10 @@ class Facts(NamedTuple):
 
 
 def read_pictures(path: str | Path) -> Iterator[np.ndarray]:
-    """Decode a video from its first frame to its last.
+    """Decode all frames of a video.
 
     Raises:
-        ValueError: no video, or a damaged one: this may come after the last picture that could be read.
+        ValueError: not a video, or damaged; this may be raised after the last readable frame.
     """
     with _video(path) as stream:
         for frame in _frames(path, stream):
@@ -38,10 +38,10 @@ def read_pictures(path: str | Path) -> Iterator[np.ndarray]:
 
 
 def read_facts(path: str | Path) -> Facts:
-    """Look at the first frame of a video.
+    """Read a video's facts from its first frame.
 
     Raises:
-        ValueError: no video.
+        ValueError: not a readable video.
     """
     with _video(path) as stream:
         frame = next(stream.container.decode(stream), None)
@@ -56,14 +56,14 @@ def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> dict[int
 
     Args:
         path: the video.
-        wanted: numbers of frames, counted from 0.
-        n_expected: how many frames the video should have.
+        wanted: frame indices, from 0.
+        n_expected: expected number of frames in the video.
 
     Returns:
-        number -> picture.
+        index -> image.
 
     Raises:
-        ValueError: no video, a damaged one, or one with another number of frames.
+        ValueError: not a video, damaged, or it has another number of frames.
     """
     pictures, n_frames = {}, 0
     with _video(path) as stream:
@@ -78,14 +78,14 @@ def count_frames(path: str | Path) -> int:
     """Count a video's frames without decoding them.
 
     Raises:
-        ValueError: no video.
+        ValueError: not a readable video.
     """
     with _video(path) as stream:
         return sum(map(_is_frame, stream.container.demux(stream)))
 
 
 def check_n_frames(path: str | Path, n_frames: int, n_expected: int) -> None:
-    """Refuse a video that its poses do not belong to.
+    """Check that a video matches its poses.
 
     Raises:
         ValueError: the numbers differ.
@@ -98,17 +98,17 @@ def check_n_frames(path: str | Path, n_frames: int, n_expected: int) -> None:
 
 
 def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
-    """Take pictures from a camera, as it gives them: not mirrored.
+    """Record images from a camera, not mirrored.
 
     Args:
-        camera: its number, 0 for the first.
-        seconds: how long.
+        camera: the camera's number, from 0.
+        seconds: duration of the recording.
 
     Returns:
-        Pictures, and how many came in a second.
+        The images, and their number per second.
 
     Raises:
-        ValueError: OpenCV is missing, there is no such camera, or it gives no pictures.
+        ValueError: OpenCV is missing, there is no such camera, or it gives no images.
     """
     try:
         import cv2
@@ -126,7 +126,7 @@ def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
             there, picture = device.read()
             if not there:
                 break
-            pictures.append(picture[..., ::-1].copy())  # OpenCV has blue first
+            pictures.append(picture[..., ::-1].copy())  # from OpenCV's BGR
         if not pictures:
             raise ValueError(f"camera {camera} gives no pictures. Does another program use it?")
         return pictures, len(pictures) / (time.monotonic() - start)
@@ -136,7 +136,7 @@ def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
 
 @contextlib.contextmanager
 def _video(path: str | Path) -> Iterator[Any]:
-    """The first stream of pictures in a file; whatever cannot be read in it is a ValueError."""
+    """Open a file's first video stream; decoding errors become ValueErrors."""
     try:
         import av
     except ImportError:
@@ -148,7 +148,7 @@ def _video(path: str | Path) -> Iterator[Any]:
             if not container.streams.video:
                 raise ValueError(f"{path}: holds no video.")
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # many videos are read at once, each in a process of its own
+            stream.codec_context.thread_count = 1  # many processes read videos at the same time
             fault = "is cut short or damaged"
             yield stream
     except av.FFmpegError as error:
@@ -158,12 +158,12 @@ def _video(path: str | Path) -> Iterator[Any]:
 def _is_frame(packet: Any) -> bool:
     if packet.size == 0 or packet.is_discard:
         return False
-    # VP8 may send pictures that are never shown, for others to refer to: a bit of the first byte (RFC 6386, 9.1).
+    # VP8 can have invisible reference frames, marked by a bit of the first byte (RFC 6386, 9.1).
     return packet.stream.codec_context.codec.canonical_name != "vp8" or bool(bytes(packet)[0] & 16)
 
 
 def _frames(path: str | Path, stream: Any) -> Iterator[Any]:
-    """Decode all frames; FFmpeg alone would end a damaged file early, or go on with what it made up, in silence."""
+    """Decode all frames and detect damage; FFmpeg alone would silently stop early or make up frames."""
     n_packets = n_decoded = n_corrupt = 0
     end, end_of_all = 0.0, 0.0  # seconds
     for packet in stream.container.demux():
@@ -182,8 +182,8 @@ def _frames(path: str | Path, stream: Any) -> Iterator[Any]:
         raise ValueError(f"{path}: the video is damaged: {n_decoded} of its {n_packets} frames can be decoded.")
     if n_corrupt:
         raise ValueError(f"{path}: the video is damaged: {n_corrupt} of its {n_decoded} frames are not whole.")
-    # A file that was cut at its ends, without encoding it again, states more frames than it shows, but the right time;
-    # a stream that was recorded live states nothing.
+    # A file that was trimmed without re-encoding states more frames than it shows, but the correct duration; a stream
+    # that was recorded live states neither.
     if stream.frames and stream.duration:
         stated = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
         lacks = n_packets < stream.frames and end < stated - 0.5 / float(stream.average_rate or 25)
@@ -195,5 +195,5 @@ def _frames(path: str | Path, stream: Any) -> Iterator[Any]:
 
 
 def _picture(frame: Any) -> np.ndarray:
-    """The frame as it is to be seen: phones film lying pictures and note how to turn them."""
+    """Return the upright frame: phones store frames rotated, with the angle as metadata."""
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))

@@ -1,9 +1,9 @@
-"""Asking a vision-language model through an OpenAI-compatible endpoint, a local one included.
+"""Client for vision-language models behind an OpenAI-compatible endpoint, including local ones.
 
-`VlmClient.ask` sends a prompt and pictures and gives back a text that is fit to be stored, or raises. Waiting, trying
-again, limits and the judgement of answers are here; which frames are asked about and where texts go is not.
+`VlmClient.ask` sends a prompt and images and returns a valid text, or raises. This module handles waiting, retries,
+limits and the validation of answers, but not the choice of frames and the storage of texts.
 
-The standard library sends the requests: they are few and slow, and nothing of a larger client would be used.
+Requests are few and slow, so the standard library is sufficient.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any
 from temporal_alignment import is_error_text
 
 MAX_ANSWER_BYTES = 4 << 20
-LONGEST_WAIT = 600.0  # seconds: an endpoint that asks for more is given up for this run
+LONGEST_WAIT = 600.0  # maximum seconds to wait before a retry; the request fails if the endpoint asks for more
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
-_HOPELESS = {401, 402, 403, 404, 405}  # the same for every request: key, account, address or model
+_HOPELESS = {401, 402, 403, 404, 405}  # fails for every request: wrong key, account, address or model
 
-# A description of a signer names a part of the body; what names none is about something else.
+# A valid description of a signer names a part of the body.
 _BODY = re.compile(
     r"\b(?:hands?|fingers?|thumbs?|palms?|fists?|arms?|wrists?|elbows?|shoulders?|chin|chest|head|mouth|lips|face|index)\b"
     r"|[手指掌拳臂腕肘肩胸头頭嘴脸臉唇]",
@@ -42,11 +42,11 @@ LENGTHS = (4, 2000)  # characters of a description
 
 
 class FailedRequestError(Exception):
-    """No description came of a request in this run; the next run tries again."""
+    """A request gave no description in this run; the next run tries again."""
 
 
 class EndpointError(Exception):
-    """No request to this endpoint can succeed as things are."""
+    """No request to this endpoint can currently succeed."""
 
 
 class LimitReachedError(Exception):
@@ -55,17 +55,17 @@ class LimitReachedError(Exception):
 
 @dataclass
 class Limits:
-    """What a run may use.
+    """The limits of a run.
 
     Attributes:
-        max_requests: requests, tries that failed included; 0 for no limit.
-        max_cost: in the currency of the prices; 0 for no limit.
-        price_in: of a million prompt tokens.
-        price_out: of a million answered tokens.
-        retries: how often a request is tried again.
-        timeout: seconds a request may take in all.
+        max_requests: maximum number of requests, including failed ones; 0 for no limit.
+        max_cost: maximum cost in the currency of the prices; 0 for no limit.
+        price_in: price of a million prompt tokens.
+        price_out: price of a million answer tokens.
+        retries: maximum number of retries per request.
+        timeout: maximum total seconds of a request.
         backoff: seconds before the first retry, doubled each time.
-        failures_in_a_row: so many requests without one success end the run.
+        failures_in_a_row: number of consecutive failures that ends the run.
     """
 
     max_requests: int = 0
@@ -80,7 +80,7 @@ class Limits:
 
 @dataclass
 class Usage:
-    """What a run has used."""
+    """The usage of a run so far."""
 
     requests: int = 0
     answers: int = 0
@@ -89,12 +89,12 @@ class Usage:
     in_a_row: int = field(default=0, repr=False)
 
     def cost(self, limits: Limits) -> float:
-        """In the currency of the prices."""
+        """Return the cost, in the currency of the prices."""
         return (self.tokens_in * limits.price_in + self.tokens_out * limits.price_out) / 1e6
 
 
 def judge(answer: str, language: str) -> str:
-    """Say why an answer is no description, or "" if it is one.
+    """Return why an answer is not a valid description, or "" if it is.
 
     >>> judge("Right hand at the chin, index finger extended.", "en")
     ''
@@ -121,7 +121,7 @@ def judge(answer: str, language: str) -> str:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+    """Refuses redirects, which could send the key to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -131,12 +131,12 @@ class VlmClient:
     """One endpoint and model; safe to use from several threads.
 
     Args:
-        url: of the API's root, such as `http://localhost:8000/v1`, or of `.../chat/completions` itself.
-        model: its name there.
-        key: the API key, "" where none is needed. It goes into the request's header and nowhere else.
-        language: of the answers, "en" or "zh".
-        limits: what may be used.
-        fields: more fields of the request, or other values for its own; None leaves one out.
+        url: URL of the API's root, such as `http://localhost:8000/v1`, or of `.../chat/completions`.
+        model: the model's name at the endpoint.
+        key: the API key, "" if none is needed; used in the request's header only.
+        language: language of the answers, "en" or "zh".
+        limits: the limits of the run.
+        fields: additional or overriding request fields; None removes a field.
     """
 
     def __init__(
@@ -160,17 +160,17 @@ class VlmClient:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def ask(self, prompt: str, pictures: Sequence[tuple[str, bytes]], max_tokens: int = 300) -> str:
-        """Ask about pictures.
+        """Send a prompt with images and return the answer.
 
         Args:
             prompt: the question.
-            pictures: (media type, content) of each.
-            max_tokens: of the answer.
+            pictures: (media type, content) of each image.
+            max_tokens: maximum length of the answer, in tokens.
 
         Raises:
-            FailedRequestError: no usable answer after all tries.
-            EndpointError: it would be the same for any request.
-            LimitReachedError: nothing more may be asked.
+            FailedRequestError: no usable answer after all retries.
+            EndpointError: the error would be the same for any request.
+            LimitReachedError: a limit of the run is reached.
         """
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         for kind, data in pictures:
@@ -200,7 +200,7 @@ class VlmClient:
         return " ".join(answer.split())
 
     def stop(self) -> None:
-        """Let nobody wait or ask any more."""
+        """End all waiting and refuse further requests."""
         self._over.set()
 
     def _with_retries(self, body: bytes) -> str:
@@ -242,20 +242,20 @@ class VlmClient:
             data = b""
             while part := response.read1(1 << 16):
                 data += part
-                if time.monotonic() > end:  # each read has a limit of its own; drops would go on for ever
+                if time.monotonic() > end:  # each read has its own timeout; a slow trickle could go on for ever
                     raise TimeoutError(f"no whole answer within {self.limits.timeout:.0f} s")
                 if len(data) > MAX_ANSWER_BYTES:
                     raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-            if response.length:  # fewer bytes came than were announced
+            if response.length:  # shorter than announced
                 raise http.client.IncompleteRead(data, response.length)
             return data
 
     def _answer(self, data: bytes) -> str:
-        """The text of an answer.
+        """Extract the text from a response.
 
         Raises:
-            ValueError: it is not of the form it should have; worth another try.
-            FailedRequestError: the model did not finish.
+            ValueError: the response has the wrong format; to be retried.
+            FailedRequestError: the answer was cut off.
         """
         try:
             document = json.loads(data)
@@ -271,7 +271,7 @@ class VlmClient:
         with self._lock:
             self.usage.tokens_in += tokens[0]
             self.usage.tokens_out += tokens[1]
-        if isinstance(text, list):  # some servers answer in parts
+        if isinstance(text, list):  # some servers return the text in parts
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         reason = choice.get("finish_reason")
         if reason not in ("stop", None):
@@ -286,12 +286,12 @@ class VlmClient:
         return self._clean(f"HTTP {error.code} {error.reason}: {said}")
 
     def _clean(self, text: str) -> str:
-        """On one line, short, and without the key, which servers like to repeat."""
+        """Shorten a text to one line without the API key, which servers may echo."""
         return " ".join((text.replace(self._key, "***") if self._key else text).split())[:300]
 
 
 def _retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for: a number, or a date."""
+    """Return the seconds given by a Retry-After header (a number or a date); 0 if it is invalid."""
     try:
         return max(float(value), 0.0)
     except ValueError:
@@ -303,5 +303,5 @@ def _retry_after(value: str) -> float:
 
 
 def api_key(variable: str) -> str:
-    """The key in an environment variable; "" if it is not set, as for a local server."""
+    """Return the key from an environment variable; "" if it is not set, as for a local server."""
     return os.environ.get(variable, "")

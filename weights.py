@@ -1,8 +1,8 @@
-"""Weights on disk, without the training around them: read safely, saved whole, fitted to a model.
+"""Weight files: safe reading, atomic saving, and loading into a model.
 
-A file of weights (`checkpoint_{epoch}.pth`, `best_checkpoint.pth`) is `{"model": state_dict, ...}` with Uni-Sign's
-names; the fusion modules' weights lie beside them in the same dict, and alone in `best_fusion.pth`. A folder that
-`export.py` wrote holds the same in parts that others can read (see `read_model`).
+A weight file (`checkpoint_{epoch}.pth`, `best_checkpoint.pth`) is `{"model": state_dict, ...}` with Uni-Sign's names.
+The state dict includes the fusion modules; `best_fusion.pth` holds only these. A folder written by `export.py` has
+the same weights in files that other programs can read (see `read_model`).
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ MAPPER_PREFIX = "description_mapper."
 FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_projection.", MAPPER_PREFIX)
 TEXT_ENCODER_PREFIX = "text_encoder."
 ENCODER_PREFIX = "text_encoder.encoder."
-MODEL_JSON = "model.json"  # in an exported folder: config and facts
+MODEL_JSON = "model.json"  # in an exported folder: config and other facts
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: ModelConfig, **facts: Any) -> None:
-    """Write weights that load here and in Uni-Sign; the file appears only when it is whole."""
+    """Write a weight file that also loads in Uni-Sign; the file appears only when it is complete."""
     content = {"model": dict(state_dict), "config": dataclasses.asdict(config), **facts}
     write_whole(path, partial(torch.save, content))
 
 
 def fusion_weights(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of the fusion modules alone."""
+    """Return only the weights of the fusion modules."""
     return {name: value for name, value in state_dict.items() if name.startswith(FUSION_PREFIXES)}
 
 
 def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a .pth or .safetensors file without running anything that it may hold.
+    """Read a .pth or .safetensors file without executing any code in it.
 
     Args:
         path: the file.
-        flag: the flag that named it, for the message.
+        flag: the flag that named it, for error messages.
 
     Returns:
-        The state dict, and whatever lies beside it in the file (config, epoch ...).
+        The state dict, and the file's other entries (config, epoch ...).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file holds no weights.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file holds no weights that can be read safely.
     """
     if Path(path).is_dir():
         raise ValueError(f"{flag}: {path} is a folder; wanted a .pth or .safetensors file.")
@@ -70,11 +70,11 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
                     raise ValueError("it is a packed archive, and torch.save packs nothing")
-        # Mapped, what is not used is not read: the vocabulary of a checkpoint is asked for before its weights are.
+        # Memory mapping avoids reading unused tensors: the vocabulary of a checkpoint is read before its weights.
         if Path(path).suffix == ".safetensors":
             return _read_safetensors(path), {}  # mapped by safetensors itself
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:  # torch's text advises to execute the file
+    except pickle.UnpicklingError:  # torch's own message suggests executing the file
         raise ValueError(
             f"{flag}: {path} holds no weights that can be read safely: it is no file of torch.save, or asks for more "
             "than tensors and plain data. Get it again, from a source you trust."
@@ -89,9 +89,9 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
 
 
 def repeated(name: str) -> str:
-    """The weight that a name of the state dict repeats, or the name itself.
+    """Return the name under which a shared weight occurs first in the state dict, or the name itself.
 
-    Both hands share their modules, mT5's encoder and decoder its embeddings.
+    Both hands share their modules; mT5's encoder and decoder share its embeddings.
 
     >>> repeated("gcn_modules.right.layer0_0.gcn.A"), repeated("mt5_model.decoder.embed_tokens.weight")
     ('gcn_modules.left.layer0_0.gcn.A', 'mt5_model.shared.weight')
@@ -101,11 +101,11 @@ def repeated(name: str) -> str:
 
 
 def save_safetensors(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write a .safetensors file; what two names share is in it once, and its metadata names the other, as usual.
+    """Write a .safetensors file; shared weights are stored once, with the other names in its metadata, as usual.
 
     Args:
-        path: in a folder that appears when it is whole.
-        weights: a state dict, or a part of one.
+        path: the file, in a folder that is renamed when complete.
+        weights: a state dict, or part of one.
     """
     from safetensors.torch import save_file
 
@@ -125,14 +125,14 @@ def _read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def read_model(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a whole model: a file of weights, or a folder that `export.py` wrote.
+    """Read a whole model: a weight file, or a folder written by `export.py`.
 
     Returns:
-        As `read_weights`; the facts of a folder name its mT5 and text encoder where they are now.
+        The same as `read_weights`; for a folder, the facts hold the current paths of its mT5 and text encoder.
 
     Raises:
-        FileNotFoundError: no such file or folder, or a part of the folder is missing.
-        ValueError: no weights, or a folder of something else.
+        FileNotFoundError: the file or folder does not exist, or the folder is incomplete or not from `export.py`.
+        ValueError: the weights or the folder's JSON file cannot be read.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -163,15 +163,15 @@ def _is_weight(name: Any, value: Any) -> bool:
 
 
 def kept_tokens(weights: Mapping[str, torch.Tensor], path: str | Path, flag: str) -> torch.Tensor | None:
-    """The tokens that weights have rows for, (V,); None for all of mT5's.
+    """Return the token ids for which weights have rows, (V,); None for all of mT5's.
 
     Args:
         weights: a state dict.
-        path: where it was read.
-        flag: the flag that named it.
+        path: its file, for error messages.
+        flag: the flag that named it, for error messages.
 
     Raises:
-        ValueError: what stands there cannot be token numbers.
+        ValueError: the stored values are not sorted token ids.
     """
     kept = weights.get(KEPT_TOKENS)
     if kept is None:
@@ -182,14 +182,14 @@ def kept_tokens(weights: Mapping[str, torch.Tensor], path: str | Path, flag: str
 
 
 def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> list[str]:
-    """Start from the weights of `--finetune`: all of the base model must be there, text and RGB branch may be new.
+    """Load the weights of `--finetune`: the base model must be complete; text branch and RGB branch may be new.
 
     Returns:
-        Names of the model's weights that are new.
+        Names of the model's weights that are not in the file.
 
     Raises:
-        FileNotFoundError: no such file, or a folder of something else.
-        ValueError: weights that do not fit, and why that may be.
+        FileNotFoundError: the file does not exist, or the folder is not from `export.py`.
+        ValueError: the weights do not fit; the message gives likely reasons.
     """
     weights, facts = read_model(path, "--finetune")
     saved = _saved_config(facts)
@@ -247,7 +247,7 @@ def _same_flags(facts: Mapping[str, Any], config: ModelConfig, names: list[str],
 
 
 def _same_text_encoder(saved: str, given: str, file: str) -> None:
-    """Refuse mT5's own for another one or the other way round; a folder may have moved, and that is said."""
+    """Refuse to mix mT5's own text encoder with another one; if only the folder differs, log a warning."""
     if bool(saved) != bool(given):
         raise ValueError(
             f"{file} was trained with --text_encoder {saved or '(none)'}; this run has {given or '(none)'}. "
@@ -263,11 +263,11 @@ def _same_text_encoder(saved: str, given: str, file: str) -> None:
 def _fit_vocabulary(
     weights: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], saved: torch.Tensor | None, config: ModelConfig
 ) -> None:
-    """Bring the rows of weights to the tokens of a trimmed model; of tokens that they lack, the model's own stay."""
+    """Map vocabulary rows of `weights` to a trimmed model's tokens; missing tokens keep the model's own rows."""
     kept = own[KEPT_TOKENS]
     for name in matrices(weights, config):
         rows, into = weights[name], own.get(name)
-        # What is no pair stays as it is, and is told with the rest that does not fit.
+        # Matrices that do not match stay unchanged and are reported with the other misfits.
         if into is not None and rows.shape[1:] == into.shape[1:] and len(rows) > (kept.max() if saved is None else 0):
             weights[name] = move_rows(rows, saved, into, kept)
     weights[KEPT_TOKENS] = kept
@@ -298,8 +298,8 @@ def load_fusion(model: nn.Module, path: str | Path, config: ModelConfig) -> None
     """Load the fusion modules of `--fusion_checkpoint` (a `best_fusion.pth`, or a whole checkpoint that has them).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a weight of the fusion modules is missing or has another shape, or they were trained otherwise.
+        FileNotFoundError: the file does not exist.
+        ValueError: a weight is missing or has another shape, or the modules were trained with another --text_scale.
     """
     content, facts = read_weights(path, "--fusion_checkpoint")
     _same_flags(facts, config, ["text_scale"], f"--fusion_checkpoint: {path}")

@@ -1,11 +1,11 @@
-"""The convolution over time on a CPU: two fifths of the multiplications that it seems to need.
+"""Winograd convolution over time for CPUs, with two fifths of the multiplications of the direct method.
 
-Four frames of output depend on eight of input. Both are seen as polynomials, multiplied at eight points instead of term
-by term: 8 products of C x C' a channel pair where the definition has 20. Frames lie in four planes, frame r in row
-r // 4 of plane r % 4: then moving to the points and back are matrix products of whole planes, as all the rest is.
-The rounding errors are those of fp32 by the other way too; in lower precision they would grow, so that is not for here.
+Four output frames depend on eight input frames. Input and kernel are treated as polynomials and multiplied at eight
+points: 8 products per pair of channels instead of 20. Frames are stored in four planes, frame r in row r // 4 of
+plane r % 4, so that all transforms are matrix products of whole planes. In fp32 the rounding errors are as small as
+those of direct convolution; in lower precision they would grow, so it is not used there.
 
-Letters: V joints, N frames of all clips, C channels, T tiles of four frames.
+Shapes: V joints, N frames of all clips, C channels, T tiles of four frames.
 
 Source: Winograd (1980); Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks": F(4, 5).
 """
@@ -19,43 +19,43 @@ import torch
 KERNEL = 5
 TILE = 4
 POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # and infinity
-CHUNK = 256  # tiles that are worked on at a time: what is between stays in the processor's cache
+CHUNK = 256  # tiles processed at a time, so that intermediate results stay in the CPU cache
 
 
 def _powers(degree: int) -> torch.Tensor:
-    """Evaluates a polynomial of so many coefficients at all points, (8, degree)."""
+    """Return the matrix that evaluates a polynomial with `degree` coefficients at all points, (8, degree)."""
     at_infinity = [0.0] * (degree - 1) + [1.0]
     return torch.tensor([*([point**i for i in range(degree)] for point in POINTS), at_infinity], dtype=torch.float64)
 
 
-_SCALE = _powers(KERNEL).abs().sum(1, keepdim=True)  # kernels at large points get no larger than at small ones
+_SCALE = _powers(KERNEL).abs().sum(1, keepdim=True)  # keeps kernel values at large points small
 OF_KERNEL = _powers(KERNEL) / _SCALE  # (8, 5)
 OF_FRAMES = torch.linalg.inv(_powers(TILE + KERNEL - 1)).T * _SCALE  # (8, 8)
 TO_FRAMES = _powers(TILE).T.contiguous()  # (4, 8)
 
 
 def precise_on_cpu(x: torch.Tensor) -> bool:
-    """Whether this is the way to convolve x: a GPU has a fast one of its own, and bf16 would round too much here."""
+    """Return whether to use this method for x: not on GPUs, which have a fast one, nor in bf16 (rounding errors)."""
     lower = torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64)
     return x.device.type == "cpu" and not lower
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, slots: torch.Tensor, length: int) -> torch.Tensor:
-    """Convolve the frames of each joint with a kernel of five.
+    """Convolve the frames of each joint with a kernel of size 5.
 
     Args:
         x: (V, N, C).
         weight: (C', C, 5).
-        slots: (N,) where each frame stands on a line of zeros; the first two and the last two places are free.
-        length: of the line; a multiple of `TILE`.
+        slots: (N,), each frame's position on a line of zeros; the first two and last two positions are free.
+        length: length of the line, a multiple of `TILE`.
 
     Returns:
         (V, N, C').
     """
     n_joints, n_frames, n_channels = x.shape
     n_tiles = n_joints * length // TILE
-    rows = (torch.arange(n_joints, device=x.device)[:, None] * length + slots).flatten()  # (V N,), of one long line
-    planes = x.new_zeros(TILE * (n_tiles + 1), n_channels)  # one tile more, into which the last one reaches
+    rows = (torch.arange(n_joints, device=x.device)[:, None] * length + slots).flatten()  # (V N,), on one long line
+    planes = x.new_zeros(TILE * (n_tiles + 1), n_channels)  # one extra tile, which the last one overlaps
     planes = planes.index_copy(0, rows % TILE * (n_tiles + 1) + rows // TILE, x.flatten(0, 1))
     out = _Convolution.apply(planes.unflatten(0, (TILE, -1)), weight.permute(2, 1, 0))  # (4, T, C')
     rows = rows - KERNEL // 2
@@ -63,9 +63,9 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, slots: torch.Tensor, length:
 
 
 class _Convolution(torch.autograd.Function):
-    """(4, T + 1, C) planes and a (5, C, C') kernel -> (4, T, C'); row i of the output begins at row i of the input.
+    """Convolve (4, T + 1, C) planes with a (5, C, C') kernel to (4, T, C'); output row i begins at input row i.
 
-    Torch declares both functions for any arguments; naming them is what the type check calls an override.
+    The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
     """
 
     @staticmethod
@@ -102,12 +102,12 @@ def _next(tiles: slice) -> slice:
 
 
 def _at_points(planes: torch.Tensor, tiles: slice) -> torch.Tensor:
-    """The eight frames that each tile's output depends on, seen at the points, (8, chunk, C)."""
+    """Evaluate each tile's eight input frames at the points, (8, chunk, C)."""
     own, following = OF_FRAMES.to(planes).split(TILE, dim=1)
     seen = own @ planes[:, tiles].flatten(1)
     return seen.addmm_(following, planes[:, _next(tiles)].flatten(1)).unflatten(1, (-1, planes.shape[2]))
 
 
 def _product(matrix: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
-    """(m, n) times n planes -> m planes."""
+    """Multiply an (m, n) matrix by n planes; return m planes."""
     return (matrix.to(planes) @ planes.flatten(1)).unflatten(1, planes.shape[1:])
