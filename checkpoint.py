@@ -41,7 +41,7 @@ class TrainState:
     Attributes:
         epoch: current epoch, from 0.
         micro_batch: number of its micro-batches that are done.
-        step: total number of optimizer steps.
+        step: total number of optimizer steps, skipped ones included.
         best: best dev score so far; None before the first.
         revision: git revision of the code.
         arguments: the command line, as a dict.
@@ -91,8 +91,8 @@ def resume_dir(output_dir: str | Path) -> Path:
 def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> Path:
     """Save everything needed to resume a run exactly; every process must call this.
 
-    Only rank 0 writes. The folder is renamed to step_{step} once it is complete. Its content depends neither on the
-    number of processes nor on the ZeRO stage: weights and optimizer state are stored by name in fp32.
+    Only rank 0 writes. The folder is renamed to step_{step} once it is complete. Weights and optimizer state are stored
+    by name in fp32, whatever the number of processes and the ZeRO stage; random numbers and sums, process by process.
 
     Raises:
         SaveError: the state cannot be written.

@@ -59,7 +59,7 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file holds no weights that can be read safely.
+        ValueError: the path is a folder, or the file holds no weights that can be read safely.
     """
     if Path(path).is_dir():
         raise ValueError(f"{flag}: {path} is a folder; wanted a .pth or .safetensors file.")
