@@ -4,8 +4,8 @@
     python ablate.py --root sample --jobs 2 --out runs/ablation
 
 All work is done by printed commands of `fine_tuning.py`, so that each can be run by hand. Trainings differ only in the
-folder of descriptions and a few flags; tests of one training differ only in the folder of descriptions or in closing
-the gate. An interrupted run continues where it stopped.
+folder of descriptions and a few flags; tests of one training differ only in the folder of descriptions. An interrupted
+run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +42,9 @@ SMALL = "--hidden_dim 16 --epochs 6 --warmup-epochs 0.6 --lr 2e-3 --batch-size 3
 SMALL += "--dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40"
 QUICK = "--epochs 1 --num_beams 1 --max_new_tokens 5 --hidden_dim 16"
 RESAMPLES = 1000
-HANDS = ("--joint_hands",)
-DESCRIBED = ("--use_descriptions", "--text_dropout_p", "0.1")
-FROZEN = ("--text_encoder_freeze", "--trainable", "all")
-SCALED = ("--text_scale", "pose")
-ALIGNED = ("--description_alignment", "0.3")
-UNSCALED = (*HANDS, *DESCRIBED, *FROZEN)
-FUSE = (*UNSCALED, *SCALED)
-FUSE_ALIGNED = (*FUSE, *ALIGNED)
-MAPPED = (*FUSE_ALIGNED, "--missing_text", "mapper")
-UNSCALED_ALIGNED = (*UNSCALED, *ALIGNED)
-TRAINED = (*HANDS, *DESCRIBED, *SCALED)
-HELD = ("--hold_gate", "2")
-APART = (*DESCRIBED, *FROZEN, *SCALED)
+DESCRIBED = ("--use_descriptions",)  # the manual's command 2: the text encoder is trained
+FROZEN = (*DESCRIBED, "--text_encoder_freeze")  # its command 3
+ALIGNED = (*FROZEN, "--description_alignment", "0.3")
 
 EXAMPLES = (
     """examples:
@@ -75,19 +66,21 @@ class Row:
     Attributes:
         name: the row's name in the table.
         texts: the descriptions for the test, a key of `TEXTS`.
-        flags: flags of the test.
-        shut: whether the gate is fixed at zero.
     """
 
     name: str
     texts: str
-    flags: tuple[str, ...] = ()
-    shut: bool = False
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A training and its tests."""
+    """A training and its tests.
+
+    Attributes:
+        texts: the descriptions for the training, a key of `TEXTS`.
+        flags: flags of the training and its tests.
+        tests: rows of the table.
+    """
 
     texts: str
     flags: tuple[str, ...]
@@ -95,64 +88,29 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "pose": Arm("none", HANDS, (Row("pose only", "none"),)),
-    "own": Arm(
+    "pose": Arm("none", (), (Row("pose only", "none"),)),
+    "own": Arm("own", FROZEN, (Row("own texts", "own"), Row("own texts in training only", "none"))),
+    "trained": Arm(
         "own",
-        FUSE,
-        (
-            Row("own texts", "own", FUSE),
-            Row("own texts in training only", "none", FUSE),
-            Row("own texts, gate at zero in the test", "own", FUSE, shut=True),
-        ),
+        DESCRIBED,
+        (Row("own texts, trained encoder", "own"), Row("trained encoder, texts in training only", "none")),
     ),
-    # Controls: if meaningless texts help, it is not the meaning of texts that helps.
-    "shuffled": Arm("shuffled", FUSE, (Row("texts of other clips", "shuffled", FUSE),)),
-    "constant": Arm("constant", FUSE, (Row("one text for all", "constant", FUSE),)),
+    # With --finetune, the manual's command 3 trains the fusion modules alone; this arm trains the rest, too.
+    "all": Arm(
+        "own",
+        (*FROZEN, "--trainable", "all"),
+        (Row("own texts, all but the encoder trained", "own"), Row("all trained, texts in training only", "none")),
+    ),
     "aligned": Arm(
-        "own",
-        FUSE_ALIGNED,
-        (
-            Row("alignment, own texts", "own", FUSE_ALIGNED),
-            Row("alignment, texts in training only", "none", FUSE_ALIGNED),
-        ),
+        "own", ALIGNED, (Row("alignment, own texts", "own"), Row("alignment, texts in training only", "none"))
     ),
-    "mapped": Arm(
-        "own",
-        MAPPED,
-        (
-            Row("alignment and mapper, own texts", "own", MAPPED),
-            Row("alignment and mapper, texts in training only", "none", MAPPED),
-        ),
-    ),
-    # The gate trains only after the decoder has had time to learn to use texts.
-    "held": Arm(
-        "own",
-        (*FUSE, *HELD),
-        (
-            Row("gate held, own texts", "own", FUSE),
-            Row("gate held, texts in training only", "none", FUSE),
-        ),
-    ),
-    "held_mapped": Arm(
-        "own",
-        (*MAPPED, *HELD),
-        (
-            Row("gate held, alignment and mapper, own texts", "own", MAPPED),
-            Row("gate held, alignment and mapper, texts in training only", "none", MAPPED),
-        ),
-    ),
-    "rules": Arm("rules", FUSE, (Row("texts made by rules", "rules", FUSE),)),
-    # With texts at their own scale the gate closes, so with alignment only the alignment loss has an effect.
-    "unscaled": Arm("own", UNSCALED, (Row("own texts at their own scale", "own", UNSCALED),)),
-    "unscaled_aligned": Arm(
-        "own",
-        UNSCALED_ALIGNED,
-        (Row("alignment, own scale, texts in training only", "none", UNSCALED_ALIGNED),),
-    ),
-    "dropout0": Arm("own", (*FUSE, "--text_dropout_p", "0"), (Row("own texts, no text dropout", "own", FUSE),)),
-    "dropout2": Arm("own", (*FUSE, "--text_dropout_p", "0.2"), (Row("own texts, text dropout 0.2", "own", FUSE),)),
-    "trained": Arm("own", TRAINED, (Row("own texts, trained text encoder", "own", TRAINED),)),
-    "apart": Arm("own", APART, (Row("own texts, hands apart in training", "own", APART),)),
+    "rules": Arm("rules", FROZEN, (Row("texts made by rules", "rules"),)),
+    "tenth": Arm("tenth", FROZEN, (Row("texts for 10 % of the clips", "tenth"),)),
+    "hundredth": Arm("hundredth", FROZEN, (Row("texts for 1 % of the clips", "hundredth"),)),
+    # Controls: if meaningless texts help, it is not the meaning of texts that helps.
+    "shuffled": Arm("shuffled", FROZEN, (Row("texts of other clips", "shuffled"),)),
+    "constant": Arm("constant", FROZEN, (Row("one text for all", "constant"),)),
+    "errors": Arm("errors", FROZEN, (Row("error texts that pass for descriptions", "errors"),)),
 }
 BASE = "pose only"
 
@@ -189,10 +147,28 @@ def constant_texts(clips: Clips, _seed: int) -> Clips:
     return {name: dict.fromkeys(texts, text) for name, texts in clips.items()}
 
 
+def some_texts(share: int, clips: Clips, seed: int) -> Clips:
+    """Keep the texts of one clip in `share`, and of one clip at least."""
+    names = np.random.default_rng(seed).permutation(sorted(name for name in clips if clips[name]))
+    return {name: clips[name] for name in sorted(names[: max(1, len(names) // share)].tolist())}
+
+
+def error_texts(clips: Clips, seed: int) -> Clips:
+    """Replace every text by an error message of its own, of a form that no filter knows."""
+    codes = np.random.default_rng(seed)
+    return {
+        name: {frame: f"upstream closed the stream, trace {codes.integers(1 << 32):08x}" for frame in texts}
+        for name, texts in clips.items()
+    }
+
+
 TEXTS: dict[str, Callable[[Clips, int], Clips] | None] = {
     "own": None,
     "rules": None,
     "none": no_texts,
+    "tenth": partial(some_texts, 10),
+    "hundredth": partial(some_texts, 100),
+    "errors": error_texts,
     "shuffled": shuffled_texts,
     "constant": constant_texts,
 }
@@ -251,33 +227,27 @@ class Runner:
     def _rules(self, folder: Path) -> list[str]:
         return [str(HERE / "describe.py"), "--dataset_config", str(self.record("own")), "--out", str(folder)]
 
-    def once(self, done: Path, command: list[str]) -> dict:
-        """Run a command of this project unless it has run before; the file `done` stores its CPU time and memory.
+    def once(self, done: Path, command: list[str]) -> None:
+        """Run a command of this project unless it has run before: then the file `done` holds the command.
 
         Raises:
             ValueError: the command failed, or the folder holds results of another command.
         """
         if done.exists():
-            facts = json.loads(done.read_text(encoding="utf-8"))
-            if facts.get("command") != command:
+            if json.loads(done.read_text(encoding="utf-8")) != command:
                 raise ValueError(
                     f"--out: {done.parent} was made by another command. Name another folder, or remove it."
                 )
-            return facts
+            return
         logger.info("python %s", shlex.join(command))
         done.parent.mkdir(parents=True, exist_ok=True)
         with open(done.parent / "output.txt", "ab") as output:
-            child = subprocess.Popen(
+            status = subprocess.call(
                 [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=self._environment()
             )
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise ValueError(f"status {child.returncode} of: python {shlex.join(command)}\nSee {output.name}.")
-        cpu = round(usage.ru_utime + usage.ru_stime, 1)
-        facts = {"command": command, "cpu_seconds": cpu, "peak_mib": usage.ru_maxrss // 1024}
-        write_text(done, json.dumps(facts) + "\n")
-        return facts
+        if status:
+            raise ValueError(f"status {status} of: python {shlex.join(command)}\nSee {output.name}.")
+        write_text(done, json.dumps(command) + "\n")
 
     def _environment(self) -> dict[str, str]:
         """Return the environment: parallel jobs share the cores, unless the user sets OMP_NUM_THREADS."""
@@ -290,51 +260,30 @@ class Runner:
         command += [*SMALL.split(), *(QUICK.split() if self.args.quick else []), *self.args.flags]
         return [*command, *flags, "--seed", str(seed), "--output_dir", str(out)]
 
-    def arm(self, name: str, seed: int) -> tuple[dict[str, list[dict]], dict]:
-        """Train an arm and run its tests; return row -> predictions, and the training's costs."""
+    def arm(self, name: str, seed: int) -> dict[str, list[dict]]:
+        """Train an arm and run its tests; return row -> predictions."""
         arm, folder = ARMS[name], Path(self.args.out) / "runs" / f"{name}-seed{seed}"
         train = [*self.fine_tuning(arm.texts, arm.flags, seed, folder / "train"), "--resume", "auto"]
-        facts = self.once(folder / "trained.json", train)
+        self.once(folder / "trained.json", train)
         rows = {}
         for number, test in enumerate(arm.tests):
-            weights = folder / "train" / "best_checkpoint.pth"
-            if test.shut:
-                weights = shut_gate(weights, folder / "gate_at_zero.pth")
             out = folder / f"test{number}"
-            command = self.fine_tuning(test.texts, test.flags, seed, out)
-            self.once(folder / f"tested{number}.json", [*command, "--eval", "--finetune", str(weights)])
+            command = self.fine_tuning(test.texts, arm.flags, seed, out)
+            weights = str(folder / "train" / "best_checkpoint.pth")
+            self.once(folder / f"tested{number}.json", [*command, "--eval", "--finetune", weights])
             with open(out / "test_predictions.jsonl", encoding="utf-8") as file:
                 rows[test.name] = [json.loads(line) for line in file]
-        return rows, facts | {"steps": len((folder / "train" / "steps.jsonl").read_text().splitlines())}
-
-
-def shut_gate(weights: Path, target: Path) -> Path:
-    """Copy a checkpoint with a gate that is zero for every frame."""
-    import torch
-
-    if not target.exists():
-        content = torch.load(weights, weights_only=True)
-        *_, last = sorted(
-            name for name in content["model"] if name.startswith("gating_fusion.gate.") and "weight" in name
-        )
-        content["model"][last].zero_()
-        content["model"][last.replace("weight", "bias")].fill_(-1e4)
-        torch.save(content, target.with_suffix(".unfinished"))
-        os.replace(target.with_suffix(".unfinished"), target)
-    return target
+        return rows
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def summarise(
-    predictions: Mapping[str, Mapping[int, list[dict]]], facts: Mapping[str, list[dict]], spec: config.DatasetSpec
-) -> list[dict]:
+def summarise(predictions: Mapping[str, Mapping[int, list[dict]]], spec: config.DatasetSpec) -> list[dict]:
     """Return one dict per row of the table.
 
     Args:
         predictions: row -> seed -> the test clips' references and hypotheses.
-        facts: row -> its training's costs, for each seed.
         spec: the data set's record.
     """
     table = []
@@ -342,15 +291,10 @@ def summarise(
     base = tallies.get(BASE, {})
     for row, by_seed in tallies.items():
         values = [counted.total() for counted in by_seed.values()]
-        entry = {"row": row, "seeds": len(values), "bleu4": float(np.mean(values))}
-        entry["deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        entry["each"] = values
+        entry = {"row": row, "seeds": len(values), "bleu4": float(np.mean(values)), "each": values}
         if row != BASE and (common := sorted(set(base) & set(by_seed))):
             ours, theirs = ([by[seed] for seed in common] for by in (by_seed, base))
             entry |= compare(ours, theirs, draw_clips(len(predictions[row][common[0]]), RESAMPLES))
-        steps = sum(fact["steps"] for fact in facts[row])
-        entry["cpu_seconds_per_step"] = sum(fact["cpu_seconds"] for fact in facts[row]) / max(steps, 1)
-        entry["peak_mib"] = max(fact["peak_mib"] for fact in facts[row])
         table.append(entry)
     return table
 
@@ -364,39 +308,17 @@ def bleu4(lines: Sequence[dict], spec: config.DatasetSpec) -> Tally:
 def markdown(table: Sequence[dict]) -> str:
     """Format the table as Markdown."""
     lines = [
-        "| model and test | seeds | test BLEU-4 | deviation | against pose only | 95 % | p | CPU s / step | peak MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model and test | test BLEU-4 | each seed | against pose only | 95 % | p |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for entry in table:
-        deviation = "-" if entry["deviation"] is None else f"{entry['deviation']:.2f}"
         versus = ["-"] * 3
         if "difference" in entry:
             low, high = entry["interval"]
-            versus = [f"{entry['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{entry['p']:.3f}"]
-        cells = [entry["row"], str(entry["seeds"]), f"{entry['bleu4']:.2f}", deviation, *versus]
-        lines.append("| " + " | ".join([*cells, f"{entry['cpu_seconds_per_step']:.2f}", str(entry["peak_mib"])]) + " |")
+            versus = [f"{entry['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{entry['p']:.3f}"]
+        each = ", ".join(f"{value:.1f}" for value in entry["each"])
+        lines.append("| " + " | ".join([entry["row"], f"{entry['bleu4']:.1f}", each, *versus]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def plot(table: Sequence[dict]) -> str:
-    """Draw the scores as SVG bars, with a dot for each seed."""
-    from html import escape
-
-    top = max(1.0, *(max(entry["each"]) for entry in table))
-    left, width, step = 330, 420, 28
-    parts = []
-    for number, entry in enumerate(table):
-        y = 30 + number * step
-        length = width * entry["bleu4"] / top
-        colour = "#888" if entry["row"] == BASE else "#1f6fd6"
-        parts.append(f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{escape(entry["row"])}</text>')
-        parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="18" fill="{colour}"/>')
-        parts += [f'<circle cx="{left + width * value / top:.1f}" cy="{y + 9}" r="3"/>' for value in entry["each"]]
-        parts.append(f'<text x="{left + width + 12}" y="{y + 14}">{entry["bleu4"]:.2f}</text>')
-    size = f'width="{left + width + 70}" height="{40 + len(table) * step}"'
-    title = f'<text x="{left}" y="18">test BLEU-4; a dot is a seed</text>'
-    style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="14"'
-    return f'<svg {style} {size}><rect width="100%" height="100%" fill="white"/>{title}{"".join(parts)}</svg>\n'
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -432,7 +354,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = config.dataset_of(args).under(args.root)
     runner = Runner(args, spec)
     predictions: dict[str, dict[int, list[dict]]] = {}
-    facts: dict[str, list[dict]] = {}
     out = Path(args.out)
     for arm in (ARMS[name] for name in args.arms):
         for texts in (arm.texts, *(test.texts for test in arm.tests)):
@@ -441,17 +362,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         jobs = [(seed, pool.submit(runner.arm, name, seed)) for seed in range(1, args.seeds + 1) for name in args.arms]
         for seed, job in jobs:
             try:
-                rows, fact = job.result()
+                rows = job.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
             for row, lines in rows.items():
                 predictions.setdefault(row, {})[seed] = lines
-                facts.setdefault(row, []).append(fact)
-            table = summarise(predictions, facts, spec)
+            table = summarise(predictions, spec)
             write_text(out / "ablation.json", json.dumps(table, indent=1) + "\n")
             write_text(out / "ablation.md", markdown(table))
-            write_text(out / "ablation.svg", plot(table))
     sys.stdout.write(markdown(table))
 
 

@@ -25,12 +25,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import benchmark_reference as reference
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 
-import benchmark_reference as reference
 from batch import Sample, collate_fn, to_device
 from cli import Parser, run
 from config import DatasetSpec, ModelConfig

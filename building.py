@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,12 +21,22 @@ from kept_tokens import log_coverage
 from labels import split_labels, target
 from models import Uni_Sign
 from mt5 import load_mt5
+from optimization import ENCODER, ENCODER_RATE
 from packed import use_packs
 from rgb_fusion import BACKBONE, load_backbone
 from text_cache import build_text_cache
 from text_fusion_modules import EncodesTexts, TextEncoder
 from tokenizer import Tokenizer
-from weights import FUSION_PREFIXES, MAPPER_PREFIX, kept_tokens, load_finetune, load_fusion, read_model, read_weights
+from weights import (
+    FUSION_PREFIXES,
+    MAPPER_PREFIX,
+    TEXT_ENCODER_PREFIX,
+    kept_tokens,
+    load_finetune,
+    load_fusion,
+    read_model,
+    read_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +117,12 @@ def build_model(
         ValueError: weights do not fit the model.
     """
     mt5_folder = under_root(args.root, args.mt5_path)
-    kept = choose_vocabulary(args, config, loaders, state)
-    texts = build_text_encoder(args, mt5_folder, loaders, kept)
+    path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
+    # A state lies where rank 0 sees it, and may lie nowhere else.
+    first = read_model(path, flag)[0] if path and distributed.is_main() else {}
+    kept = choose_vocabulary(args, config, loaders, first, path, flag)
+    holds_encoder = distributed.broadcast_object(any(name.startswith(TEXT_ENCODER_PREFIX) for name in first))
+    texts = build_text_encoder(args, mt5_folder, loaders, kept, holds_encoder)
     model = Uni_Sign(config, load_mt5(mt5_folder, kept=kept), Tokenizer(mt5_folder, kept), texts)
     if args.gradient_checkpointing:
         model.recompute_activations()
@@ -135,8 +149,8 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
             f"--eval: {args.finetune} has no fusion modules; it was trained without descriptions. Drop "
             "--use_descriptions, or name trained ones with --fusion_checkpoint."
         )
-    if args.eval and args.missing_text == "mapper" and any(name.startswith(MAPPER_PREFIX) for name in new):
-        raise ValueError(f"--missing_text mapper: {args.finetune} has no mapper; it was not trained with one.")
+    if args.eval and any(name.startswith(MAPPER_PREFIX) for name in new):
+        raise ValueError(f"--description_alignment: {args.finetune} has no mapper; drop this flag.")
     if backbone_is_new and trains_fusion_alone(args):
         raise ValueError(
             f"--rgb_support: {args.finetune or 'nothing'} has no RGB branch to start from, and a new one would not "
@@ -149,24 +163,35 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
     elif backbone_is_new:
         logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
     if args.fusion_checkpoint:
-        load_fusion(model, args.fusion_checkpoint, model.config)
+        load_fusion(model, args.fusion_checkpoint)
 
 
 def choose_vocabulary(
-    args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], state: Path | None
+    args: argparse.Namespace,
+    config: ModelConfig,
+    loaders: dict[str, ClipLoader],
+    first: Mapping[str, torch.Tensor],
+    path: str | Path,
+    flag: str,
 ) -> torch.Tensor | None:
     """Choose the tokens of mT5's vocabulary that the model keeps; None for all.
 
     They are those of the initial weights; --trim_vocab adds the tokens of the training texts, except when a run is
     resumed. Dev and test texts have no influence.
+
+    Args:
+        args: the command line.
+        config: the model's sizes and switches.
+        loaders: the splits' loaders.
+        first: the initial weights, on rank 0; empty if there are none.
+        path: their file, for error messages.
+        flag: the flag that named it.
     """
-    path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
     mt5_folder = under_root(args.root, args.mt5_path)
     kept = None
     if distributed.is_main():
-        if path:
-            kept = kept_tokens(read_model(path, flag)[0], path, flag)
-        if args.trim_vocab and not state:
+        kept = kept_tokens(first, path, flag)
+        if args.trim_vocab and flag != "--resume":
             train = loaders["train"].dataset if "train" in loaders else None
             texts = [*train.targets(), *train.description_texts()] if train else []
             kept = choose_tokens(Tokenizer(mt5_folder), [config.prompt, *texts], kept)
@@ -190,13 +215,20 @@ def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> 
 
 
 def build_text_encoder(
-    args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader], kept: torch.Tensor | None
+    args: argparse.Namespace,
+    mt5_folder: str,
+    loaders: dict[str, ClipLoader],
+    kept: torch.Tensor | None,
+    holds_encoder: bool,
 ) -> EncodesTexts | None:
-    """Build the text encoder or, if it is frozen, a cache of its features; None without descriptions."""
+    """Build the text encoder, or a cache of its features if it is frozen; None without descriptions.
+
+    With `holds_encoder` the initial weights have a trained encoder. It is part of the model even if it is frozen.
+    """
     if not args.use_descriptions:
         return None
     folder = args.text_encoder or mt5_folder
-    if not args.text_encoder_freeze:
+    if holds_encoder or not args.text_encoder_freeze:
         return TextEncoder(folder, args.text_max_tokens, kept=None if args.text_encoder else kept)
     texts = set().union(*(loader.dataset.description_texts() for loader in loaders.values()))
     cache_root = under_root(args.root, args.text_cache)
@@ -218,9 +250,13 @@ def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
         why = "--trainable fusion" if args.trainable == "fusion" else "--text_encoder_freeze with --finetune"
         what = "the fusion modules alone"
     else:
+        if args.text_encoder_freeze and model.text_features is None:
+            model.freeze([model.text_encoder])
         why = "--trainable all" if args.trainable == "all" else "--text_encoder_freeze without --finetune"
         why = why if args.text_encoder_freeze or args.trainable == "all" else "the default"
         what = "everything but the text encoder" if args.text_encoder_freeze else "everything"
+    if any(parameter.requires_grad for name, parameter in model.named_parameters() if name.startswith(ENCODER)):
+        what += f" (the text encoder at {ENCODER_RATE:g} of the learning rate)"
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     held = sum(parameter.numel() for parameter in model.parameters())
     logger.info("training %s (%s): %.2f M of %.2f M parameters.", what, why, trained / 1e6, held / 1e6)

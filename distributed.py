@@ -124,6 +124,13 @@ def broadcast(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def broadcast_buffers(model: nn.Module) -> None:
     """Give every process rank 0's batch statistics, which are those that are saved.
 
@@ -141,11 +148,7 @@ def broadcast_weights(model: nn.Module) -> None:
 
 def all_reduce_sum(n: int) -> int:
     """Return the sum of a number over all processes."""
-    if world_size() == 1:
-        return n
-    numbers = torch.tensor(n, device=device())
-    dist.all_reduce(numbers)
-    return int(numbers)
+    return int(sum_over_processes(torch.tensor(n, device=device())))
 
 
 def check_dtype(dtype: str, device: torch.device) -> None:

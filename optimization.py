@@ -5,29 +5,35 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
-GATE = "gating_fusion.gate."  # prefix of the gate's parameter names
+ENCODER = "text_encoder."  # prefix of its parameter names
+# The text encoder's share of the learning rate. At the full rate its features change faster than the rest of the model
+# learns to read them.
+ENCODER_RATE = 0.1
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Group parameters for weight decay: matrices decay, vectors (biases, norms) do not.
+    """Group parameters for weight decay and learning rate.
+
+    Matrices decay, vectors (biases, norms) do not. The text encoder has `ENCODER_RATE` of the learning rate.
 
     Returns:
-        The group without decay, the group with decay, then the same two for the gate, without empty groups; frozen
-        parameters are in none.
+        The group without decay, the group with decay, then the same two for the text encoder, without empty groups;
+        frozen parameters are in none. "rate" is a group's share of the learning rate.
 
-    Source: `create_optimizer` of timm 0.8, as Uni-Sign uses it.
+    Source: the first two are those of `create_optimizer` of timm 0.8, as Uni-Sign uses it.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = []
-    for gate in (False, True):
-        own = [parameter for name, parameter in trained if name.startswith(GATE) == gate]
+    for of_encoder, rate in ((False, 1.0), (True, ENCODER_RATE)):
+        own = [parameter for name, parameter in trained if name.startswith(ENCODER) == of_encoder]
         vectors, matrices = ([p for p in own if (p.ndim > 1) == decays] for decays in (False, True))
-        groups.append({"params": vectors, "weight_decay": 0.0, "gate": gate})
-        groups.append({"params": matrices, "weight_decay": weight_decay, "gate": gate})
+        groups.append({"params": vectors, "weight_decay": 0.0, "rate": rate})
+        groups.append({"params": matrices, "weight_decay": weight_decay, "rate": rate})
     return [group for group in groups if group["params"]]
 
 
@@ -70,18 +76,17 @@ def lr_lambda(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0
 def build_schedule(
     optimizer: torch.optim.Optimizer, args: argparse.Namespace, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Build the schedule of `--sched`, per optimizer step; the gate's learning rate is 0 during --hold_gate."""
+    """Build the schedule of `--sched`, per optimizer step."""
     factor = lr_lambda(
         args.sched,
         warmup_steps=int(args.warmup_epochs * steps_per_epoch),
         total_steps=args.epochs * steps_per_epoch,
         floor=args.min_lr / args.lr,
     )
-    held_steps = int(args.hold_gate * steps_per_epoch)
-
-    def of_gate(step: int) -> float:
-        return factor(step) if step >= held_steps else 0.0
-
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, [of_gate if group["gate"] else factor for group in optimizer.param_groups]
+        optimizer, [partial(_share, group["rate"], factor) for group in optimizer.param_groups]
     )
+
+
+def _share(rate: float, factor: Callable[[int], float], step: int) -> float:
+    return rate * factor(step)

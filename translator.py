@@ -23,7 +23,7 @@ from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import EncodesTexts, TextEncoder
 from tokenizer import Tokenizer
 from video import read_pictures
-from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model
+from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model, refuse_without_adapter
 
 
 class Candidate(NamedTuple):
@@ -122,8 +122,7 @@ class Translator:
                 own = None if config.text_encoder else kept
                 texts = TextEncoder(folder, config.text_max_tokens, with_weights=False, kept=own)
             else:
-                projection = weights.get("text_projection.weight")  # (D, W)
-                width = mt5.config.d_model if projection is None else projection.shape[1]
+                width = weights["text_adapter.mean"].shape[0]
                 texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
         model = Uni_Sign(config, mt5, Tokenizer(mt5_folder, kept), texts)
         wanted = {name: value.shape for name, value in model.state_dict().items()}
@@ -261,6 +260,7 @@ def read_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str
         config = ModelConfig(**{**saved, **{key: value for key, value in given.items() if value}})
     except TypeError as error:
         raise ValueError(f"--checkpoint: {path} is of another version of this code ({error}).") from None
+    refuse_without_adapter(weights, f"--checkpoint: {path}")
     if not any(name.startswith("mt5_model.") for name in weights):
         raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
     return config

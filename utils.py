@@ -65,9 +65,9 @@ def get_args_parser() -> Parser:
         help="keep only the tokens of mT5's vocabulary that the training texts need: less memory, other losses",
     )
     add(
-        "--joint_hands",
+        "--uni_sign_batch_norm",
         action="store_true",
-        help="normalise both hands together in training, as a test does; Uni-Sign normalises each by itself",
+        help="in training, normalise each hand by itself as in Uni-Sign, other than in a test; for comparison only",
     )
     add("--uni_sign_padding", action="store_true", help="let padded frames leak as in Uni-Sign; for comparison only")
     add("--rgb_support", action="store_true", help="look at crops of the hands, too; needs the videos")
@@ -91,32 +91,12 @@ def get_args_parser() -> Parser:
     add("--text_encoder_freeze", action="store_true", help="the text encoder gets no gradient; its features are cached")
     add("--text_max_tokens", type=int, default=128, help="a description is cut to this many tokens; default: 128")
     add(
-        "--text_scale",
-        default="own",
-        choices=config.TEXT_SCALES,
-        help="pose: bring each text feature to the size of its frame's pose feature, and start with the gate open; "
-        "default: own, as the encoder gives it",
-    )
-    add(
-        "--hold_gate",
-        type=float,
-        default=0,
-        metavar="EPOCHS",
-        help="the gate learns only after so many epochs, so that it cannot close before the model can read texts; "
-        "default: 0",
-    )
-    add(
         "--description_alignment",
         type=float,
         default=0.0,
         metavar="W",
-        help="weight of learning to predict a frame's text feature from its pose; default: 0, off",
-    )
-    add(
-        "--missing_text",
-        default="mask",
-        choices=config.MISSING_TEXT,
-        help="what stands for a missing text: the mask embedding or that prediction; default: mask",
+        help="weight of learning to predict a frame's text from its pose; the prediction stands in for missing texts; "
+        "default: 0, off",
     )
     add(
         "--text_cache",
@@ -229,10 +209,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--text_encoder": args.text_encoder,
             "--fusion_checkpoint": args.fusion_checkpoint,
             "--trainable fusion": args.trainable == "fusion",
-            "--text_scale pose": args.text_scale == "pose",
-            "--hold_gate": args.hold_gate,
             "--description_alignment": args.description_alignment,
-            "--missing_text mapper": args.missing_text == "mapper",
         }
         if given := [flag for flag, value in wanted.items() if value]:
             parser.error(f"{given[0]} needs --use_descriptions.")
@@ -271,7 +248,7 @@ def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace)
 
 def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
     counts = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
-    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs hold_gate "
+    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs "
     others += "weight_decay gradient_clipping opt_eps min_lr"
     least = dict.fromkeys(counts.split(), 1) | dict.fromkeys(others.split(), 0)
     parser.at_least(args, **least)

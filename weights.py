@@ -30,7 +30,7 @@ from rgb_fusion import PREFIXES as RGB_PREFIXES
 logger = logging.getLogger(__name__)
 
 MAPPER_PREFIX = "description_mapper."
-FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_projection.", MAPPER_PREFIX)
+FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_adapter.", MAPPER_PREFIX)
 TEXT_ENCODER_PREFIX = "text_encoder."
 ENCODER_PREFIX = "text_encoder.encoder."
 MODEL_JSON = "model.json"  # in an exported folder: config and other facts
@@ -195,7 +195,7 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
     saved = _saved_config(facts)
     if saved.get("use_descriptions") and not config.use_descriptions:
         raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")
-    of_text = ["text_max_tokens", "text_scale"] if saved.get("use_descriptions") else []
+    of_text = ["text_max_tokens"] if saved.get("use_descriptions") else []
     _same_flags(facts, config, ["hidden_dim", *of_text], f"--finetune: {path}")
     if of_text:
         _same_text_encoder(saved.get("text_encoder", ""), config.text_encoder, f"--finetune: {path}")
@@ -205,18 +205,10 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
     holds_rgb = any(name.startswith(RGB_PREFIXES) for name in weights)
     if holds_rgb and not config.rgb_support:
         raise ValueError(f"--finetune: {path} is an RGB-pose checkpoint; add --rgb_support.")
-    text_branch = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
-    holds_encoder = [any(name.startswith(TEXT_ENCODER_PREFIX) for name in names) for names in (weights, own)]
-    if holds_encoder == [True, False] and config.use_descriptions:
-        raise ValueError(
-            f"--finetune: {path} holds a trained text encoder; --text_encoder_freeze would use the one of its folder. "
-            "Drop --text_encoder_freeze (with --trainable fusion the encoder stays as it is)."
-        )
+    refuse_without_adapter(weights, f"--finetune: {path}")
     if config.use_descriptions and not config.uses_mapper and any(name.startswith(MAPPER_PREFIX) for name in weights):
-        raise ValueError(
-            f"--finetune: {path} holds a mapper from poses to texts. Add --missing_text mapper to use it where a text "
-            "is missing, or --description_alignment W to leave missing texts to the mask embedding."
-        )
+        raise ValueError(f"--finetune: {path} holds a mapper from poses to texts; add --description_alignment.")
+    text_branch = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
     may_be_new = text_branch if holds_rgb else (*text_branch, *RGB_PREFIXES)
     missing = [name for name in own if name not in weights and not name.startswith(may_be_new)]
     unknown = [name for name in weights if name not in own]
@@ -229,6 +221,20 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
     told = ", ".join(f"{module} ({count} tensors)" for module, count in modules.items())
     logger.info("--finetune %s: %d tensors loaded, new is %s.", path, len(weights), told or "nothing")
     return new
+
+
+def refuse_without_adapter(weights: Mapping[str, torch.Tensor], file: str) -> None:
+    """Refuse fusion modules that were trained before there was a text adapter.
+
+    Raises:
+        ValueError: the weights have a gate and no adapter.
+    """
+    fused = any(name.startswith("gating_fusion.") for name in weights)
+    if fused and "text_adapter.mean" not in weights:
+        raise ValueError(
+            f"{file} has fusion modules without a text adapter, of an earlier version of this code. Train them again "
+            "from pose-only weights."
+        )
 
 
 def _saved_config(facts: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -294,15 +300,14 @@ def _misfit(
     return f"--finetune: {path} does not fit this model: {'; '.join(seen)}. {cause}"
 
 
-def load_fusion(model: nn.Module, path: str | Path, config: ModelConfig) -> None:
+def load_fusion(model: nn.Module, path: str | Path) -> None:
     """Load the fusion modules of `--fusion_checkpoint` (a `best_fusion.pth`, or a whole checkpoint that has them).
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a weight is missing or has another shape, or the modules were trained with another --text_scale.
+        ValueError: a weight is missing or has another shape.
     """
-    content, facts = read_weights(path, "--fusion_checkpoint")
-    _same_flags(facts, config, ["text_scale"], f"--fusion_checkpoint: {path}")
+    content, _ = read_weights(path, "--fusion_checkpoint")
     weights = fusion_weights(content)
     own = fusion_weights(model.state_dict())
     if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:

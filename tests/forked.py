@@ -152,7 +152,7 @@ def ended(*runs: Run) -> Iterator[None]:
 
 _TINY = (
     "--mt5_path tiny --hidden_dim 8 --batch-size 2 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
-    "--num_beams 1 --max_new_tokens 2 --max_length 16 --use_descriptions --hold_gate 0.5 --save_steps 1 --resume auto"
+    "--num_beams 1 --max_new_tokens 2 --max_length 16 --use_descriptions --save_steps 1 --resume auto"
 ).split()
 
 

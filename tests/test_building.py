@@ -34,11 +34,9 @@ def test_the_model_is_that_of_the_flags(command):
         "text_dropout_p": 0.25,
         "text_encoder": "x",
         "text_max_tokens": 7,
-        "text_scale": "pose",
         "description_alignment": 0.5,
-        "missing_text": "mapper",
         "rgb_support": True,
-        "joint_hands": True,
+        "uni_sign_batch_norm": True,
         "uni_sign_padding": True,
     }
     flags = [

@@ -26,7 +26,7 @@ def test_no_flag_that_makes_the_model_or_its_training_is_free():
     assert flags >= checkpoint.FREE_FLAGS
     switches = {field.name for field in dataclasses.fields(ModelConfig)} & flags
     assert len(switches) > 10
-    training = {"lr", "seed", "opt", "epochs", "finetune", "trainable", "hold_gate", "length_grouping", "dtype"}
+    training = {"lr", "seed", "opt", "epochs", "finetune", "trainable", "length_grouping", "dtype"}
     assert not checkpoint.FREE_FLAGS & (switches | training)
 
 

@@ -217,7 +217,7 @@ def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
 @pytest.mark.parametrize("stage", "0123")
 @pytest.mark.parametrize("launcher", [(sys.executable,), TWO])
 def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
-    flags = ("--use_descriptions", "--hold_gate", "1", "--zero_stage", stage, "--dtype", "bf16")
+    flags = ("--use_descriptions", "--zero_stage", stage, "--dtype", "bf16")
     finish(start(corpus, tmp_path, *flags, launcher=launcher))
     before = lines(tmp_path / "steps.jsonl")
     state = sorted((tmp_path / "resume").iterdir())[0]
@@ -245,7 +245,11 @@ def test_frozen_encoder_with_a_base_trains_fusion_alone(corpus, baseline, tmp_pa
     train(corpus, tmp_path, *flags, "--finetune", str(base), "--epochs", "1")
     before, after = weights(base), weights(tmp_path / "checkpoint_0.pth")
     assert all(torch.equal(before[name], after[name]) for name in before)  # batch statistics included
-    assert {name.split(".")[0] for name in set(after) - set(before)} == {"gating_fusion", "mask_embedding"}
+    assert {name.split(".")[0] for name in set(after) - set(before)} == {
+        "gating_fusion",
+        "mask_embedding",
+        "text_adapter",
+    }
     assert "the fusion modules alone" in caplog.text
     # A checkpoint of a frozen run evaluates with the encoder running: the features are the same.
     out = train(

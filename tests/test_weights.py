@@ -6,6 +6,7 @@ from torch import nn
 
 import weights
 from config import ModelConfig
+from text_fusion_modules import TextAdapter
 
 
 def test_weights_survive_the_round_trip(tmp_path):
@@ -83,6 +84,7 @@ class Model(nn.Module):
             self.text_encoder = nn.Linear(3, 3)
         if fusion:
             self.gating_fusion = nn.Linear(3, 1)
+            self.text_adapter = TextAdapter(2, 3)
 
 
 def save(model, path, config):
@@ -96,10 +98,13 @@ def test_a_base_without_text_loads_into_a_model_with_it(tmp_path, caplog):
     path = save(base, tmp_path / "base.pth", ModelConfig())
     weights.load_finetune(model, path, ModelConfig(use_descriptions=True))
     assert torch.equal(model.pose_proj.weight, base.pose_proj.weight)
-    assert "2 tensors loaded, new is text_encoder (2 tensors), gating_fusion (2 tensors)." in caplog.text
+    assert (
+        "2 tensors loaded, new is text_encoder (2 tensors), gating_fusion (2 tensors), text_adapter (6 tensors)."
+        in caplog.text
+    )
     path = save(model, tmp_path / "fusion.pth", ModelConfig(use_descriptions=True))
     weights.load_finetune(model, path, ModelConfig(use_descriptions=True))
-    assert "6 tensors loaded, new is nothing." in caplog.text
+    assert "12 tensors loaded, new is nothing." in caplog.text
 
 
 def test_a_text_branch_is_never_dropped_in_silence(tmp_path):
@@ -111,31 +116,22 @@ def test_a_text_branch_is_never_dropped_in_silence(tmp_path):
 def test_a_mapper_is_never_dropped_in_silence(tmp_path):
     model = Model()
     model.description_mapper = nn.Linear(3, 3)
-    path = save(model, tmp_path / "mapped.pth", ModelConfig(use_descriptions=True, missing_text="mapper"))
-    with pytest.raises(ValueError, match="holds a mapper from poses to texts. Add --missing_text mapper"):
+    path = save(model, tmp_path / "mapped.pth", ModelConfig(use_descriptions=True, description_alignment=0.3))
+    with pytest.raises(ValueError, match="holds a mapper from poses to texts; add --description_alignment"):
         weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
-    assert len(weights.fusion_weights(model.state_dict())) == 4
+    assert len(weights.fusion_weights(model.state_dict())) == 10
     new = weights.load_finetune(model, path, ModelConfig(use_descriptions=True, description_alignment=0.1))
     assert not new
 
 
-def test_a_trained_encoder_is_not_replaced_by_a_cache(tmp_path):
-    """Its features were learnt with the rest; the cache would hold those of the encoder as it was before."""
-    path = save(Model(), tmp_path / "fusion.pth", ModelConfig(use_descriptions=True))
-    with pytest.raises(ValueError, match="--text_encoder_freeze"):
-        weights.load_finetune(Model(encoder=False), path, ModelConfig(use_descriptions=True))
-
-
-def test_texts_of_another_scale_are_another_model(tmp_path):
-    """The weights have the same names and shapes, so only the record of their training tells."""
-    source, scaled = Model(), ModelConfig(use_descriptions=True, text_scale="pose")
-    path = save(source, tmp_path / "scaled.pth", scaled)
-    assert weights.load_finetune(Model(), path, scaled) == []
-    weights.load_fusion(Model(), path, scaled)
-    with pytest.raises(ValueError, match="--finetune: .* trained with --text_scale pose; this run has own"):
+def test_fusion_modules_without_an_adapter_are_refused(tmp_path):
+    model = Model()
+    del model.text_adapter
+    path = save(model, tmp_path / "earlier.pth", ModelConfig(use_descriptions=True))
+    with pytest.raises(ValueError, match="--finetune: .*earlier.pth has fusion modules without a text adapter"):
         weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
-    with pytest.raises(ValueError, match="--fusion_checkpoint: .* trained with --text_scale pose; this run has own"):
-        weights.load_fusion(Model(), path, ModelConfig(use_descriptions=True))
+    with pytest.raises(ValueError, match=r"first difference text_adapter\."):
+        weights.load_fusion(Model(), path)
 
 
 def test_another_text_encoder_is_named(tmp_path):
@@ -180,8 +176,8 @@ def test_fusion_weights_load_alone(tmp_path):
     path = tmp_path / "best_fusion.pth"
     weights.save_weights(path, weights.fusion_weights(source.state_dict()), ModelConfig())
     kept = model.pose_proj.weight.clone()
-    weights.load_fusion(model, path, ModelConfig())
+    weights.load_fusion(model, path)
     assert torch.equal(model.gating_fusion.weight, source.gating_fusion.weight)
     assert torch.equal(model.pose_proj.weight, kept)
     with pytest.raises(ValueError, match="--fusion_checkpoint: .* does not hold"):
-        weights.load_fusion(model, save(Model(fusion=False), tmp_path / "none.pth", ModelConfig()), ModelConfig())
+        weights.load_fusion(model, save(Model(fusion=False), tmp_path / "none.pth", ModelConfig()))
