@@ -1,6 +1,6 @@
 """Ablation: do descriptions help? One command runs all trainings and tests, and writes one table.
 
-    python sample_data.py --out sample --clips 2000 100 200
+    python sample_data.py --out sample
     python ablate.py --root sample --jobs 2 --out runs/ablation
 
 All work is done by printed commands of `fine_tuning.py`, so that each can be run by hand. Trainings differ only in the
@@ -24,8 +24,9 @@ import numpy as np
 import config
 from cli import Parser, add_dataset_flags, run
 from disk import write_text
-from experiments import SMALL, Experiments
+from experiments import Experiments
 from metrics import Tally, compare, draw_clips, tally
+from sample_data import SMALL_MODEL
 
 logger = logging.getLogger("ablate")
 
@@ -44,7 +45,7 @@ EXAMPLES = (
   python ablate.py --root my_data --dataset_config my.toml --out runs/mine -- --hidden_dim 64 --epochs 20
 
 Flags after -- go to every training and test, after these: """
-    + SMALL
+    + SMALL_MODEL
 )
 
 

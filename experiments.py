@@ -16,13 +16,11 @@ from pathlib import Path
 from config import DatasetSpec
 from control_texts import write_control_texts
 from disk import write_text
+from sample_data import SMALL_MODEL
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-# A small model that a CPU trains in minutes on a few thousand clips.
-SMALL = "--hidden_dim 16 --epochs 6 --warmup-epochs 0.6 --lr 2e-3 --batch-size 32 --gradient-accumulation-steps 1 "
-SMALL += "--dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40"
 
 
 def to_toml(spec: DatasetSpec, description_dir: Path) -> str:
@@ -43,7 +41,7 @@ class Experiments:
         root: --root of all commands.
         out: the folder.
         jobs: how many run at a time; they share the cores, unless OMP_NUM_THREADS is set.
-        flags: flags of every command, after `SMALL`.
+        flags: flags of every command, after `SMALL_MODEL`.
     """
 
     spec: DatasetSpec
@@ -72,10 +70,10 @@ class Experiments:
         return self.out / "texts" / f"{texts}.toml"
 
     def train(self, texts: str, flags: Sequence[str], folder: Path) -> Path:
-        """Train once, into `folder`/train, and return the best weights."""
-        command = [*self._fine_tuning(texts, flags, folder / "train"), "--resume", "auto"]
+        """Train once, into `folder`, and return the best weights."""
+        command = [*self._fine_tuning(texts, flags, folder), "--resume", "auto"]
         self.once(folder / "trained.json", command)
-        return folder / "train" / "best_checkpoint.pth"
+        return folder / "best_checkpoint.pth"
 
     def test(self, texts: str, flags: Sequence[str], weights: Path, folder: Path) -> list[dict]:
         """Test weights once, into `folder`, and return the lines of the test clips' predictions."""
@@ -86,7 +84,7 @@ class Experiments:
 
     def _fine_tuning(self, texts: str, flags: Sequence[str], out: Path) -> list[str]:
         command = [str(HERE / "fine_tuning.py"), "--dataset_config", str(self.record(texts)), "--root", self.root]
-        return [*command, *SMALL.split(), *self.flags, *flags, "--output_dir", str(out)]
+        return [*command, *SMALL_MODEL.split(), *self.flags, *flags, "--output_dir", str(out)]
 
     def once(self, done: Path, command: list[str]) -> None:
         """Run a command of this project unless it has run before: then the file `done` holds the command.

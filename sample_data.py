@@ -50,12 +50,12 @@ from cli import Parser, run
 from sample_signer import Form, Recording, Signer, record
 from small_mt5 import refuse_other_models, write_small_mt5
 
-# Flags of a training that takes minutes on a CPU, those of `make demo`; the released weights' size needs a GPU.
+# Model and recipe of `demo.py` and `ablate.py`: minutes on a CPU. The released weights' size needs a GPU.
 SMALL_MODEL = (
-    "--use_descriptions --text_scale pose --description_alignment 0.3 --joint_hands --hidden_dim 32 --epochs 8 "
-    "--warmup-epochs 1 --batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 1 --num_beams 2 "
-    "--max_new_tokens 40"
+    "--hidden_dim 16 --epochs 6 --warmup-epochs 0.6 --lr 2e-3 --batch-size 32 --gradient-accumulation-steps 1 "
+    "--dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40"
 )
+CLIPS = {"train": 2000, "dev": 100, "test": 200}
 MARKER = "sample_corpus.json"  # lies in a sample corpus, and says that the folder may be written anew
 
 # gloss role handshape place movement fingers hands detail. The text of a sign is its gloss.
@@ -417,14 +417,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(description="Write the sample corpus: a made-up sign language and a small mT5.")
     parser.add_argument("--out", default="sample", help="folder to write (default: sample)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clips", type=int, nargs=3, default=(400, 60, 60), metavar=config.SPLITS)
+    parser.add_argument("--clips", type=int, nargs=3, default=tuple(CLIPS.values()), metavar=config.SPLITS)
     args = parser.parse_args(arguments)
     totals = write_corpus(args.out, dict(zip(config.SPLITS, args.clips, strict=True)), args.seed)
     summary = ", ".join(f"{count} {what}" for what, count in totals.items())
     sys.stdout.write(
         f"{args.out}: {summary}\n"
         f"{len(SIGNS)} signs, {len(minimal_pairs())} pairs that only descriptions tell apart\n"
-        f"next: python fine_tuning.py --root {args.out} {SMALL_MODEL} --output_dir output_demo\n"
+        f"next: python fine_tuning.py --root {args.out} --use_descriptions --text_encoder_freeze {SMALL_MODEL}\n"
     )
 
 

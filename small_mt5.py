@@ -134,7 +134,7 @@ def write_small_mt5(
     folder: str | Path,
     texts: Iterable[str],
     *,
-    d_model: int = 256,
+    d_model: int = 128,
     layers: int = 2,
     heads: int = 4,
     d_kv: int = 64,

@@ -138,15 +138,6 @@ def test_the_published_recipe(readme):
 
 
 @both
-def test_the_sample_command_is_that_of_make_demo(readme):
-    ((_, flags),) = [(launcher, flags) for launcher, flags in of_fine_tuning(readme) if "output_demo" in flags]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    demo = re.search(r"^DEMO_FLAGS := (.*)$", makefile, re.M)[1].split()
-    wanted = ["--root", "sample", "--use_descriptions", *demo, "--output_dir", "output_demo"]
-    assert utils.parse_args(flags) == utils.parse_args(wanted)
-
-
-@both
 def test_example_of_a_data_set_can_be_read(readme, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = [content for language, content in fences(readme) if language == "python"]
