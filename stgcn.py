@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from winograd import KERNEL as TEMPORAL_KERNEL
-from winograd import TILE, convolve, precise_on_cpu
+import winograd
 
+TEMPORAL_KERNEL = 5
 REACH = TEMPORAL_KERNEL // 2  # frames that a temporal convolution sees on each side
 
 _HAND_EDGES = [(start, start + 1) for finger in range(5) for start in range(4 * finger + 1, 4 * finger + 4)]
@@ -71,14 +71,7 @@ class ClipLayout:
         self.shape = (int(mask.shape[0]), int(mask.shape[1]))
         rows = mask.flatten().nonzero().squeeze(1)
         self.rows = rows.to(device or mask.device, non_blocking=True)  # (N,), each frame's index in B x T
-        # Each frame's position on a line that is divided into tiles of the fast convolution. No tile spans two clips,
-        # so a clip's rounding does not depend on the rest of the batch.
-        counts = (mask != 0).sum(1)
-        room = -(-(counts + TILE) // TILE) * TILE  # (B,), frames of each clip plus the gap after it
-        moved = TILE + (room.cumsum(0) - room) - (counts.cumsum(0) - counts)
-        slots = torch.arange(len(rows), device=rows.device) + moved[rows // self.shape[1]]
-        self.slots = slots.to(self.rows.device, non_blocking=True)  # (N,)
-        self.line_length = TILE + int(room.sum())
+        self.clips = self.rows // self.shape[1]  # (N,), each frame's clip
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """Remove padding, (B, T, ...) -> (N, ...)."""
@@ -92,10 +85,6 @@ class ClipLayout:
     def rows_of(self, clips: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Return the packed indices, (n,), of frames given by clip, (n,), and frame within the clip, (n,)."""
         return torch.searchsorted(self.rows, clips * self.shape[1] + frames)
-
-    def on_line(self, x: torch.Tensor) -> torch.Tensor:
-        """Place packed frames on the line, with zeros between clips, (V, N, C) -> (V, line_length, C)."""
-        return x.new_zeros(len(x), self.line_length, x.shape[2]).index_copy(1, self.slots, x)
 
 
 class GraphConvolution(nn.Conv2d):
@@ -141,13 +130,17 @@ class TemporalConvolution(nn.Conv2d):
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
         """(V, N, C) -> (V, N, C)."""
         assert self.bias is not None
-        if precise_on_cpu(x):
-            return convolve(x, self.weight.squeeze(3), layout.slots, layout.line_length) + self.bias
-        line = layout.on_line(x)[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
-        if x.device.type == "cpu":
-            line = line.contiguous()  # on CPU the backward pass is half as fast with channels last
-        out = F.conv2d(line, self.weight.transpose(2, 3), self.bias).permute(0, 2, 3, 1)[0]  # (V, line - 2 REACH, C)
-        return out.index_select(1, layout.slots - REACH)
+        if winograd.suits(x):
+            return winograd.convolve(x, self.weight.squeeze(3), layout.clips) + self.bias
+        n_joints, n_frames, n_channels = x.shape
+        n_clips, _ = layout.shape
+        # One line of all frames, with REACH zeros before each clip and after the last, so that no window spans two.
+        starts = torch.arange(n_frames, device=x.device) + REACH * layout.clips  # (N,), of each frame's window
+        line = x.new_zeros(n_joints, n_frames + REACH * (n_clips + 1), n_channels)  # (V, line, C)
+        line = line.index_copy(1, starts + REACH, x)
+        line = line[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
+        line = F.conv2d(line, self.weight.transpose(2, 3), self.bias)  # (1, C, V, line - 2 REACH)
+        return line[0].permute(1, 2, 0).index_select(1, starts)  # (V, N, C)
 
 
 class GraphUnit(nn.Module):

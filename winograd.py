@@ -34,36 +34,52 @@ OF_FRAMES = torch.linalg.inv(_powers(TILE + KERNEL - 1)).T * _SCALE  # (8, 8)
 TO_FRAMES = _powers(TILE).T.contiguous()  # (4, 8)
 
 
-def precise_on_cpu(x: torch.Tensor) -> bool:
+def suits(x: torch.Tensor) -> bool:
     """Return whether to use this method for x: not on GPUs, which have a fast one, nor in bf16 (rounding errors)."""
     lower = torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64)
     return x.device.type == "cpu" and not lower
 
 
-def convolve(x: torch.Tensor, weight: torch.Tensor, slots: torch.Tensor, length: int) -> torch.Tensor:
-    """Convolve the frames of each joint with a kernel of size 5.
+def convolve(x: torch.Tensor, weight: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    """Convolve the frames of each clip and joint with a kernel of size 5, with zeros beyond a clip's ends.
 
     Args:
         x: (V, N, C).
         weight: (C', C, 5).
-        slots: (N,), each frame's position on a line of zeros; the first two and last two positions are free.
-        length: length of the line, a multiple of `TILE`.
+        clips: (N,), the index of each frame's clip, ascending.
 
     Returns:
         (V, N, C').
     """
     n_joints, n_frames, n_channels = x.shape
-    n_tiles = n_joints * length // TILE
-    rows = (torch.arange(n_joints, device=x.device)[:, None] * length + slots).flatten()  # (V N,), on one long line
-    planes = x.new_zeros(TILE * (n_tiles + 1), n_channels)  # one extra tile, which the last one overlaps
-    planes = planes.index_copy(0, rows % TILE * (n_tiles + 1) + rows // TILE, x.flatten(0, 1))
-    out = _Convolution.apply(planes.unflatten(0, (TILE, -1)), weight.permute(2, 1, 0))  # (4, T, C')
-    rows = rows - KERNEL // 2
-    return out.flatten(0, 1).index_select(0, rows % TILE * n_tiles + rows // TILE).view(n_joints, n_frames, -1)
+    frames, n_tiles = _line(clips, n_joints)  # (V N,)
+    line = x.new_zeros(TILE * n_tiles, n_channels).index_copy(0, _rows(frames, n_tiles), x.flatten(0, 1))
+    out = _Convolution.apply(line.unflatten(0, (TILE, -1)), weight.permute(2, 1, 0))  # (4, T - 1, C')
+    out = out.flatten(0, 1).index_select(0, _rows(frames - KERNEL // 2, n_tiles - 1))  # (V N, C')
+    return out.view(n_joints, n_frames, -1)
+
+
+def _line(clips: torch.Tensor, n_joints: int) -> tuple[torch.Tensor, int]:
+    """Place all joints' clips on one line of tiles; return the position of each frame, (V N,), and the number of tiles.
+
+    No tile holds frames of two clips, and a tile of zeros is before, between and after clips. So a clip's rounding does
+    not depend on the rest of the batch.
+    """
+    lengths = torch.bincount(clips)  # (B,)
+    tiles = (lengths + TILE - 1) // TILE + 1  # (B,), each clip's and one of zeros
+    moved = TILE * (tiles.cumsum(0) - tiles + 1) - (lengths.cumsum(0) - lengths)  # (B,)
+    n_tiles = int(tiles.sum()) + 1  # of one joint
+    frames = torch.arange(len(clips)) + moved[clips]  # (N,), of the first joint
+    return (TILE * n_tiles * torch.arange(n_joints)[:, None] + frames).flatten(), n_joints * n_tiles
+
+
+def _rows(positions: torch.Tensor, n_tiles: int) -> torch.Tensor:
+    """Return the row of each position in the flattened planes of a line."""
+    return positions % TILE * n_tiles + positions // TILE
 
 
 class _Convolution(torch.autograd.Function):
-    """Convolve (4, T + 1, C) planes with a (5, C, C') kernel to (4, T, C'); output row i begins at input row i.
+    """Convolve (4, T, C) planes with a (5, C, C') kernel to (4, T - 1, C'); output row i begins at input row i.
 
     The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
     """

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import winograd
 from stgcn import (
     EDGES,
     PART_GRAPH,
@@ -109,14 +110,6 @@ def test_pack_and_unpack(lengths, padding):
     assert torch.equal(layout.unpack(packed), x * mask_of(lengths, longest)[..., None, None])
 
 
-def test_clips_begin_at_tiles_of_four_with_four_empty_frames_between():
-    layout = layout_of((2, 1, 4))
-    line = layout.on_line(torch.arange(1, 8).view(1, 7, 1)).flatten().tolist()
-    gap = [0, 0, 0, 0]
-    assert line == [*gap, 1, 2, 0, 0, *gap, 3, 0, 0, 0, *gap, 4, 5, 6, 7, *gap]
-    assert layout.line_length == len(line)
-
-
 # -- against plain torch -------------------------------------------------------------------------------------------
 
 
@@ -130,7 +123,10 @@ def test_graph_convolution_is_channels_then_joints(graph, n_in, n_out):
     torch.testing.assert_close(joints_first(layer, x, matrix), plain, rtol=1e-5, atol=1e-5)
 
 
-def test_temporal_convolution_is_one_per_clip():
+@pytest.mark.parametrize("fast", [True, False])
+def test_temporal_convolution_is_one_per_clip(fast, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(winograd, "suits", lambda x: False)
     layer = shaken(TemporalConvolution(4))
     plain = nn.Conv2d(4, 4, (5, 1), padding=(2, 0))
     plain.load_state_dict(layer.state_dict())
