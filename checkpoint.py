@@ -14,7 +14,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import nn
 
 from config import under_root
 from deepspeed_engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
-from disk import UNFINISHED, explain, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
+from disk import UNFINISHED, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
 from distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from weights import fusion_weights, save_weights
 
@@ -62,25 +62,10 @@ class TrainState:
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
     epoch_sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
-
-class SaveError(Exception):
-    """A file could not be written, e.g. on a full disk; earlier saves are intact."""
-
-
-def write_on_main(path: str | Path, write: Callable[..., object], *arguments: Any) -> None:
-    """Call `write` on rank 0 and report a failure to all processes.
-
-    Raises:
-        SaveError: writing failed; on all processes. `path` serves to report the free space.
-    """
-    failure = ""
-    if is_main():
-        try:
-            write(*arguments)
-        except OSError as error:
-            failure = explain(error, path)
-    if failure := broadcast_object(failure):
-        raise SaveError(failure)
+    @property
+    def folder_name(self) -> str:
+        """Return the name of this state's folder, which sorts by step."""
+        return f"step_{self.step:08d}"
 
 
 def resume_dir(output_dir: str | Path) -> Path:
@@ -88,37 +73,35 @@ def resume_dir(output_dir: str | Path) -> Path:
     return Path(output_dir) / "resume"
 
 
-def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> Path:
-    """Save everything needed to resume a run exactly; every process must call this.
+def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> None:
+    """Save everything needed to resume a run exactly; every process must call this, rank 0 writes.
 
-    Only rank 0 writes. The folder is renamed to step_{step} once it is complete. Weights and optimizer state are stored
-    by name in fp32, whatever the number of processes and the ZeRO stage; random numbers and sums, process by process.
+    Weights and optimizer state are stored by name in fp32, whatever the number of processes and the ZeRO stage; random
+    numbers and sums, process by process.
+
+    Args:
+        engine: the engine that trains.
+        state: its progress.
+        folder: the state's folder, which appears once it is complete.
+        keep_last: number of states kept beside each other; 0 keeps all.
 
     Raises:
-        SaveError: the state cannot be written.
+        OSError: the state cannot be written; on rank 0 only.
     """
-    target = folder / f"step_{state.step:08d}"
     parts = _parts(engine, state)
-    failure = ""
-    if is_main():
-        try:
-            for left in folder.glob(f"{UNFINISHED}*"):  # from a run that was killed
+    try:
+        if is_main():
+            for left in folder.parent.glob(f"{UNFINISHED}*"):  # from a run that was killed
                 shutil.rmtree(left)
-            with new_folder(target) as unfinished:
-                digests = {}
-                for name, content in parts:
-                    digests[name] = write_whole(unfinished / name, partial(torch.save, content))
+            with new_folder(folder) as unfinished:
+                digests = {name: write_whole(unfinished / name, partial(torch.save, part)) for name, part in parts}
                 write_progress(unfinished, dataclasses.replace(state, digests=digests))
             state.digests = digests
-            for old in sorted(folder.glob("step_*"))[:-keep_last] if keep_last else ():
+            for old in sorted(folder.parent.glob("step_*"))[:-keep_last] if keep_last else ():
                 remove_folder(old)
-        except OSError as error:
-            failure = explain(error, target)
-    for _ in parts:  # other ranks, and a rank 0 that failed, must still take part in the collectives
-        pass
-    if failure := broadcast_object(failure):
-        raise SaveError(failure)
-    return target
+    finally:
+        for _ in parts:  # other ranks, and a rank 0 that failed, must still take part in the collectives
+            pass
 
 
 def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
@@ -363,29 +346,30 @@ def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
     return {"mt5_path": mt5_path, "max_length": args.max_length}
 
 
-def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> bool:
-    """Write checkpoint_{epoch}.pth and, if it is the best so far, best_checkpoint.pth and best_fusion.pth."""
+def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> None:
+    """Write checkpoint_{epoch}.pth and, if it is the best so far, best_checkpoint.pth and best_fusion.pth.
+
+    Every process must call this, rank 0 writes.
+    """
     weights = full_state_dict(engine)
+    if not is_main():
+        return
     output_dir, config = Path(args.output_dir), engine.module.config
     facts = {**weights_facts(args), "epoch": epoch, "score": score}
-
-    def write() -> None:
-        if best:
-            save_weights(output_dir / "best_checkpoint.pth", weights, config, **facts)
-            if config.use_descriptions:
-                save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
-        save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
-        forget_checkpoints(output_dir, epoch, args.keep_last)
-
-    write_on_main(output_dir, write)
-    return True
+    if best:
+        save_weights(output_dir / "best_checkpoint.pth", weights, config, **facts)
+        if config.use_descriptions:
+            save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
+    save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
+    forget_checkpoints(output_dir, epoch, args.keep_last)
 
 
 def save_quick(engine: Any, epoch: int, args: argparse.Namespace) -> None:
-    """Write checkpoint.pth for --quick_break within an epoch; every process must call this."""
-    path, weights = Path(args.output_dir) / "checkpoint.pth", full_state_dict(engine)
-    facts = {**weights_facts(args), "epoch": epoch, "score": None}
-    write_on_main(path, partial(save_weights, path, weights, engine.module.config, **facts))
+    """Write checkpoint.pth for --quick_break within an epoch; every process must call this, rank 0 writes."""
+    weights = full_state_dict(engine)
+    if is_main():
+        facts = {**weights_facts(args), "epoch": epoch, "score": None}
+        save_weights(Path(args.output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)
 
 
 def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> None:

@@ -38,7 +38,6 @@ from checkpoint import (
     set_aside,
     set_later_aside,
     trim_curves,
-    write_on_main,
     write_progress,
 )
 from cli import progress, run
@@ -102,13 +101,17 @@ def train(
         scores, losses = evaluate(engine, loaders["dev"], guards, args) if "dev" in loaders else (None, {})
         score = scores.values[metrics.MAIN_METRIC[args.task][0]] if scores else None
         improved = score is None or metrics.is_better(args.task, score, state.best)
-        saved = guards.saves.attempt("the checkpoint", save_epoch, engine, state.epoch, score, improved, args)
-        state.best = score if improved and saved else state.best
+        with guards.saves.attempt("the checkpoint", args.output_dir):
+            save_epoch(engine, state.epoch, score, improved, args)
+        if improved and not guards.saves.failed["the checkpoint"]:
+            state.best = score
         on_dev = {f"dev_{name}": value for name, value in (scores.values | losses).items()} if scores else {}
         log_epoch(state, {**trained, **on_dev}, improved, begun, guards, args)
         state.epoch, state.micro_batch, state.epoch_sums = state.epoch + 1, 0, {}
         if folder:
-            guards.saves.attempt("the state", write_on_main, folder, write_progress, folder, state)
+            with guards.saves.attempt("the state", folder):
+                if distributed.is_main():
+                    write_progress(folder, state)
     logger.info("done; the best weights are %s.", Path(args.output_dir) / "best_checkpoint.pth")
 
 
@@ -210,8 +213,9 @@ def evaluate(
     loss, nll, n_tokens = torch.stack(distributed.all_gather(sums)).sum(0).tolist()
     losses = {"loss": loss / max(n_tokens, 1), "nll": nll / max(n_tokens, 1)}
     results = Results(args.task, dataset, hypotheses, references, scores, losses, bad_clips)
-    out = Path(args.output_dir)
-    guards.saves.attempt("predictions", write_on_main, out, write_predictions, out, results)
+    with guards.saves.attempt("predictions", args.output_dir):
+        if distributed.is_main():
+            write_predictions(Path(args.output_dir), results)
     if distributed.is_main():
         shown = f"loss {losses['loss']:.4f} (without smoothing {losses['nll']:.4f})"
         logger.info("%s, %d clips, %s:\n%s", dataset.split, len(dataset), shown, scores.table())
@@ -274,8 +278,10 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState
 
 def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespace) -> Path | None:
     """Save a state to resume from and return its folder, or None if saving failed but the run may go on."""
-    folder = resume_dir(args.output_dir)
-    return guards.saves.attempt("the state", save_state, engine, state, folder, args.keep_last)
+    folder = resume_dir(args.output_dir) / state.folder_name
+    with guards.saves.attempt("the state", folder):
+        save_state(engine, state, folder, args.keep_last)
+    return None if guards.saves.failed["the state"] else folder
 
 
 def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, args: argparse.Namespace) -> None:
@@ -285,8 +291,11 @@ def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, ar
         ValueError: always; it names the step, learning rate, losses, clips and saved state.
     """
     clips = sorted(name for part in distributed.all_gather(names) for name in part)
-    folder = guards.saves.attempt("the state", save_state, engine, state, Path(args.output_dir) / "non_finite")
-    raise ValueError(guards.steps.report(state.step, state.lr, clips, f"The state is saved in {folder}."))
+    folder = Path(args.output_dir) / "non_finite" / state.folder_name
+    with guards.saves.attempt("the state", folder):
+        save_state(engine, state, folder)
+    place = "not saved" if guards.saves.failed["the state"] else f"saved in {folder}"
+    raise ValueError(guards.steps.report(state.step, state.lr, clips, f"The state is {place}."))
 
 
 def log_epoch(
@@ -324,7 +333,8 @@ def save_within_epoch(
     # Like Uni-Sign, --quick_break counts micro-batches: does this step include a multiple of N?
     quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
-        guards.saves.attempt("checkpoint.pth", save_quick, engine, state.epoch, args)
+        with guards.saves.attempt("checkpoint.pth", args.output_dir):
+            save_quick(engine, state.epoch, args)
     if quick or stop or (args.save_steps and state.step % args.save_steps == 0):
         save(engine, state, guards, args)
 

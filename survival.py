@@ -10,23 +10,22 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 
 import distributed
 from bad_clips import BadClips
 from batch import SrcInput
-from checkpoint import SaveError
 from datasets import SEARCHED
 from deepspeed_engine import lower_gradient_scale
+from disk import explain
 from tracking import Tracker
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 RESUME_ME = 75  # exit status: stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h: try again)
 
@@ -123,31 +122,42 @@ class Saves:
 
     Args:
         limit: maximum number of failures in a row (`--max_failed_saves`).
+
+    Attributes:
+        failed: what is saved -> number of failures in a row; 0 after a success.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.failed: Counter[str] = Counter()
 
-    def attempt(self, what: str, save: Callable[..., T], *arguments: Any) -> T | None:
-        """Call `save` and return its result, or None if it failed.
+    @contextlib.contextmanager
+    def attempt(self, what: str, path: str | Path) -> Iterator[None]:
+        """Save something inside a `with` block; every process must enter it, though only rank 0 writes.
+
+        An OSError, on whichever process, is counted in `failed` and logged, and all of them go on after the block.
+
+        Args:
+            what: what is saved; failures of each are counted separately.
+            path: the file or folder, whose free space the message gives.
 
         Raises:
-            ValueError: it failed too often in a row.
+            ValueError: it failed too often in a row; on all processes.
         """
+        failure = ""
         try:
-            result = save(*arguments)
-        except SaveError as error:
-            self.failed[what] += 1
-            if self.failed[what] > self.limit:
-                raise ValueError(
-                    f"--max_failed_saves {self.limit}: saving {what} failed {self.failed[what]} times in a row: "
-                    f"{error} What was saved before is whole: make room, then --resume auto."
-                ) from None
-            logger.warning("%s is not saved: %s The run goes on; what was saved before is whole.", what, error)
-            return None
-        self.failed[what] = 0
-        return result
+            yield
+        except OSError as error:
+            failure = explain(error, path)
+        failure = next(filter(None, distributed.all_gather(failure)), "")
+        self.failed[what] = self.failed[what] + 1 if failure else 0
+        if self.failed[what] > self.limit:
+            raise ValueError(
+                f"--max_failed_saves {self.limit}: saving {what} failed {self.failed[what]} times in a row: "
+                f"{failure} What was saved before is whole: make room, then --resume auto."
+            ) from None
+        if failure:
+            logger.warning("%s is not saved: %s The run goes on; what was saved before is whole.", what, failure)
 
     def finish(self) -> None:
         """Check at the end of the run that everything is saved.

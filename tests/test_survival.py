@@ -1,6 +1,7 @@
 """Stop signals, steps that are not finite, failed saves, full memory: by doing the thing itself."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,6 @@ import cli
 import disk
 import survival
 import utils
-from checkpoint import SaveError
 from survival import RESUME_ME, Saves, SkippedSteps, StopRequest, explain_memory
 
 # -- signals ---------------------------------------------------------------------------------------------------------
@@ -171,22 +171,54 @@ def test_a_disk_that_stays_full_ends_the_run(tiny_corpus, whole, tmp_path):
     assert_same_run(whole, out, 1)
 
 
-def test_a_run_whose_last_save_failed_does_not_claim_success():
+def test_a_full_disk_of_rank_0_is_known_to_all(tiny_corpus, tmp_path):
+    """The other rank writes nothing, and both go on together: else one would wait for the other for ever."""
+    out = tmp_path / "out"
+    text = start(tiny_corpus, out, "--epochs", "1", n_processes=2, before=SmallDisk(1, 1)).finish()
+    assert text.count("the state is not saved") == 2
+    assert [path.name for path in (out / "resume").iterdir()] == ["step_00000002"]
+
+
+def test_a_run_whose_last_save_failed_does_not_claim_success(tmp_path):
     saves = Saves(limit=2)
 
-    def fail():
-        raise SaveError("x cannot be written: No space left on device; 0 MB are free there.")
+    def save(what, full):
+        with saves.attempt(what, tmp_path / "x"):
+            if full:
+                raise OSError(errno.ENOSPC, "No space left on device")
 
-    assert saves.attempt("the checkpoint", fail) is None
-    assert saves.attempt("the state", lambda: 3) == 3
+    save("the checkpoint", full=True)
+    save("the state", full=False)
     with pytest.raises(ValueError, match="the run is done, but saving the checkpoint failed"):
         saves.finish()
-    saves.attempt("the checkpoint", lambda: 3)
+    save("the checkpoint", full=False)
     saves.finish()
-    for _ in range(2):
-        saves.attempt("the state", fail)
-    with pytest.raises(ValueError, match="--max_failed_saves 2: saving the state failed 3 times"):
-        saves.attempt("the state", fail)
+    save("the state", full=True)
+    save("the state", full=True)
+    with pytest.raises(
+        ValueError, match="--max_failed_saves 2: saving the state failed 3 times .*/x cannot be written"
+    ):
+        save("the state", full=True)
+
+
+def test_a_failure_of_another_process_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("distributed.all_gather", lambda mine: ["x cannot be written.", mine])
+    saves = Saves(limit=1)
+    with saves.attempt("the state", tmp_path):
+        pass
+    assert saves.failed["the state"] == 1
+    with (
+        pytest.raises(ValueError, match="failed 2 times in a row: x cannot be written"),
+        saves.attempt("the state", tmp_path),
+    ):
+        pass
+
+
+def test_only_what_the_disk_does_counts_as_a_failed_save(tmp_path):
+    saves = Saves(limit=2)
+    with pytest.raises(TypeError), saves.attempt("the state", tmp_path):
+        raise TypeError("a defect")
+    assert not saves.failed
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -264,7 +296,19 @@ def test_too_many_in_a_row_end_the_run(tiny_corpus, tmp_path):
     assert line.startswith("error: --max_skipped_steps 2: 2 steps in a row had a loss or gradient that is not finite")
     assert "the last is step 4: learning rate 0.00075" in line
     assert ", nan, nan, clips S" in line
+    assert f"The state is saved in {out}/non_finite/step_00000004. Try a lower --lr" in line
     assert (out / "non_finite" / "step_00000004" / "weights.pt").is_file()
+
+
+def poison_on_a_small_disk():
+    Poison(range(3, 99))()
+    SmallDisk(1)()
+
+
+def test_too_many_in_a_row_on_a_full_disk_name_no_state(tiny_corpus, tmp_path):
+    flags = ("--max_skipped_steps", "1", "--save_steps", "0")
+    text = start(tiny_corpus, tmp_path / "out", *flags, before=poison_on_a_small_disk).finish(code=1)
+    assert "The state is not saved. Try a lower --lr" in text
 
 
 class FakeEngine:
