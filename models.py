@@ -247,13 +247,12 @@ class Uni_Sign(nn.Module):
         return fused.fused, fused.gate, alignment
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the text encoder's features of n distinct texts, (max(n, 1), W).
+        """Return the text encoder's features of n distinct texts, (n, W); of an empty one if there are none.
 
         Gradients are reduced across processes, so every process must use every weight in every step. A batch without
-        any text therefore encodes an empty one, which no frame refers to.
+        any text therefore encodes an empty one, which no frame refers to; stored features have no weights.
         """
-        encoder = self.text_encoder if self.text_features is None else self.text_features
-        return encoder(texts or [""])
+        return self.text_encoder(texts or [""]) if self.text_features is None else self.text_features(texts)
 
     def prepend_prompt(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prepend "Translate sign language video to {language}: " to the frames; return (B, P + T, D) and the mask."""

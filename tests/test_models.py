@@ -351,6 +351,7 @@ class Stored:
 
     @torch.no_grad()
     def __call__(self, texts):
+        assert "" not in texts  # a batch without texts asks for none: nobody has stored a feature for it
         return self.encoder(texts)[:, : self.width] if texts else torch.empty(0, self.width)
 
 
