@@ -228,7 +228,7 @@ class ModelConfig:
         label_smoothing: label smoothing of the training loss.
         max_target_tokens: target sentences are truncated to this many tokens, including </s>.
         use_descriptions: whether the model has the text branch.
-        text_dropout_p: probability in training that a frame with text loses it.
+        text_dropout_p: probability in training that a clip loses all its texts, and that a frame loses its text.
         text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
         text_max_tokens: descriptions are truncated to this many tokens.
         description_alignment: weight of the loss of a mapper that predicts a frame's text feature from its pose, and

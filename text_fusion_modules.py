@@ -330,17 +330,19 @@ def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[s
 def drop_texts(
     rows: torch.Tensor, has_description: torch.Tensor, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Remove the text of a random fraction of the frames that have one.
+    """Remove all texts of random clips, and those of random frames in the other clips.
 
-    Frames with a neighbour's text can lose it, too; otherwise a dropped text would remain visible in the neighbours.
+    Frames alone would not do: their neighbours tell the same. Clips that lose all their texts teach the model to do
+    without, and so to translate clips that have none.
 
     Args:
         rows: (B, T), from `distinct_texts`.
         has_description: (B, T).
-        probability: dropout probability of each frame.
+        probability: dropout probability of each clip, and of each frame.
 
     Returns:
         rows and has_description, with `NO_TEXT` and 0 where a text was dropped.
     """
-    dropped = (torch.rand(rows.shape, device=rows.device) < probability) & (rows != NO_TEXT)
+    clips, frames = (torch.rand(shape, device=rows.device) < probability for shape in ((len(rows), 1), rows.shape))
+    dropped = (clips | frames) & (rows != NO_TEXT)
     return rows.masked_fill(dropped, NO_TEXT), has_description.masked_fill(dropped, 0)
