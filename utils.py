@@ -84,8 +84,8 @@ def get_args_parser() -> Parser:
         "--text_dropout_p",
         type=float,
         default=0.1,
-        help="in training, how likely a clip loses all its texts, and a frame its own: 0.05 with much data, 0.2 against "
-        "over-fitting, 0 to debug; default: 0.1",
+        help="in training, how likely a clip loses all its texts, and a frame its own: 0.05 with much data, "
+        "0.2 against over-fitting, 0 to debug; default: 0.1",
     )
     add("--text_encoder", default="", metavar="DIR", help="any Hugging Face text encoder; default: the encoder of mT5")
     add("--text_encoder_freeze", action="store_true", help="the text encoder gets no gradient; its features are cached")
