@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -67,21 +67,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
 
     def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
-        """Exit with an error if a number is below its bound or NaN."""
-        for name, bound in bounds.items():
-            if not getattr(args, name) >= bound:
-                self.error(f"--{name} {getattr(args, name)}: must be at least {bound}.")
+        """Exit with an error if numbers are below their bounds or NaN."""
+        low = [name for name, bound in bounds.items() if not getattr(args, name) >= bound]
+        self.refuse(f"--{name} {getattr(args, name)}: must be at least {bounds[name]}." for name in low)
 
     def between(self, args: argparse.Namespace, name: str, low: float, high: float) -> None:
         """Exit with an error if a number is outside its bounds."""
         if not low <= getattr(args, name) <= high:
             self.error(f"--{name} {getattr(args, name)}: must be between {low} and {high}.")
 
-    def refuse(self, wrong: Mapping[str, object]) -> None:
-        """Exit with the first message whose condition holds; `wrong` is {message: condition}."""
-        for message, holds in wrong.items():
-            if holds:
-                self.error(message)
+    def refuse(self, faults: Iterable[str]) -> None:
+        """Exit with all faults in one line; go on if there are none."""
+        if message := " ".join(faults):
+            self.error(message)
 
 
 def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:

@@ -14,7 +14,7 @@ import os
 import sys
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,23 +95,28 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line and reject invalid combinations."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    wrong = {
-        "--poses needs --out DIR, where the descriptions go.": args.poses and not (args.out or args.preview),
-        "--videos goes with --poses; a data set has its own folder of videos.": args.videos and not args.poses,
-        "--endpoint URL and --model NAME go together.": bool(args.endpoint) != bool(args.model),
-        "--max_cost needs --price_in and --price_out, the prices of a million tokens.": args.max_cost
-        and not (args.price_in or args.price_out),
-    }
-    for flag in ("workers", "segment", "pictures", "picture_height", "concurrency", "timeout", "backoff", "max_tokens"):
-        wrong[f"--{flag} {getattr(args, flag)}: must be positive."] = not getattr(args, flag) > 0
     parser.at_least(args, retries=0, max_requests=0, max_cost=0, price_in=0, price_out=0)
     parser.between(args, "aspect", *config.ASPECTS)
-    parser.refuse(wrong)
+    parser.refuse(_faults(args))
+    return args
+
+
+def _faults(args: argparse.Namespace) -> Iterator[str]:
+    if args.poses and not (args.out or args.preview):
+        yield "--poses needs --out DIR, where the descriptions go."
+    if args.videos and not args.poses:
+        yield "--videos goes with --poses; a data set has its own folder of videos."
+    if bool(args.endpoint) != bool(args.model):
+        yield "--endpoint URL and --model NAME go together."
+    if args.max_cost and not (args.price_in or args.price_out):
+        yield "--max_cost needs --price_in and --price_out, the prices of a million tokens."
+    for flag in ("workers", "segment", "pictures", "picture_height", "concurrency", "timeout", "backoff", "max_tokens"):
+        if not getattr(args, flag) > 0:
+            yield f"--{flag} {getattr(args, flag)}: must be positive."
     try:
         json.loads(args.fields).items()
     except (ValueError, AttributeError):
-        parser.error(f"--fields {args.fields}: wanted a JSON object.")
-    return args
+        yield f"--fields {args.fields}: wanted a JSON object."
 
 
 # -- which clips -----------------------------------------------------------------------------------------------------

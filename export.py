@@ -77,16 +77,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line and reject invalid combinations, before any slow import."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    is_file, trims = args.to == "uni_sign", args.vocabulary == "trimmed"
-    wrong = {
-        f"--out {args.out}: Uni-Sign's format is a file; let it end in .pth.": is_file and args.out[-4:] != ".pth",
-        "--vocabulary trimmed needs --texts, what the model must still read and write.": trims and not args.texts,
-        "--texts is for --vocabulary trimmed.": args.texts and not trims,
-        "--base is for --vocabulary full.": args.base and args.vocabulary != "full",
-        "--drop_descriptions is for --to uni_sign.": args.drop_descriptions and not is_file,
-    }
-    parser.refuse(wrong)
+    parser.refuse(_faults(args))
     return args
+
+
+def _faults(args: argparse.Namespace) -> Iterator[str]:
+    if args.to == "uni_sign" and not args.out.endswith(".pth"):
+        yield f"--out {args.out}: Uni-Sign's format is a file; let it end in .pth."
+    if args.vocabulary == "trimmed" and not args.texts:
+        yield "--vocabulary trimmed needs --texts, what the model must still read and write."
+    if args.texts and args.vocabulary != "trimmed":
+        yield "--texts is for --vocabulary trimmed."
+    if args.base and args.vocabulary != "full":
+        yield "--base is for --vocabulary full."
+    if args.drop_descriptions and args.to != "uni_sign":
+        yield "--drop_descriptions is for --to uni_sign."
 
 
 @dataclass

@@ -75,13 +75,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, num_workers=1, person=0)
-    wrong = {
-        ONE_PERSON: args.person and args.extractor == "mediapipe",
-        "--device cuda: MediaPipe computes on the CPU.": args.device == "cuda" and args.extractor == "mediapipe",
-        "--check and --overwrite exclude each other: --check makes no files.": args.check and args.overwrite,
-    }
-    parser.refuse(wrong)
+    parser.refuse(_faults(args))
     return args
+
+
+def _faults(args: argparse.Namespace) -> Iterator[str]:
+    if args.person and args.extractor == "mediapipe":
+        yield ONE_PERSON
+    if args.device == "cuda" and args.extractor == "mediapipe":
+        yield "--device cuda: MediaPipe computes on the CPU."
+    if args.check and args.overwrite:
+        yield "--check and --overwrite exclude each other: --check makes no files."
 
 
 class Video(NamedTuple):

@@ -105,18 +105,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.between(args, "seconds", 1, LONGEST)
     if args.aspect is not None:
         parser.between(args, "aspect", *ASPECTS)
-    out = Path(args.out)
-    wrong = {
-        f"--num_beams {args.num_beams}: must be at least --n_best, which is {args.n_best}.": args.num_beams
-        < args.n_best,
-        "--descriptions and --describe exclude each other.": args.descriptions and args.describe,
-        f"--out {out}: must end in {', '.join(OUT_SUFFIXES)}.": args.out and out.suffix not in OUT_SUFFIXES,
-        f"--out {out}: its folder does not exist.": args.out and not out.parent.is_dir(),
-        f"--fps {args.fps}: must be positive.": args.fps < 0,
-        ONE_PERSON: args.person and args.extractor == "mediapipe",
-    }
-    parser.refuse(wrong)
+    parser.refuse(_faults(args))
     return args
+
+
+def _faults(args: argparse.Namespace) -> Iterator[str]:
+    if args.num_beams < args.n_best:
+        yield f"--num_beams {args.num_beams}: must be at least --n_best, which is {args.n_best}."
+    if args.descriptions and args.describe:
+        yield "--descriptions and --describe exclude each other."
+    out = Path(args.out)
+    if args.out and out.suffix not in OUT_SUFFIXES:
+        yield f"--out {out}: must end in {', '.join(OUT_SUFFIXES)}."
+    if args.out and not out.parent.is_dir():
+        yield f"--out {out}: its folder does not exist."
+    if args.fps < 0:
+        yield f"--fps {args.fps}: must be positive."
+    if args.person and args.extractor == "mediapipe":
+        yield ONE_PERSON
 
 
 @dataclass

@@ -57,7 +57,6 @@ def search(
         raise ValueError(f"--num_beams {num_beams}: must be at most half of the model's {n_tokens} tokens.")
     n_clips, device = len(states), states.device
     decoder = _Decoder(mt5, states, mask, num_beams)
-    idle = decoder.first() if synced else None
     clips = torch.arange(n_clips, device=device)  # (B,), indices of clips still searched
     tokens = torch.full((n_clips, num_beams), PAD, device=device)
     first_alone = [0.0] + [NEVER] * (num_beams - 1)  # all beams are identical at first: only one counts
@@ -67,15 +66,13 @@ def search(
     hypotheses = paths.clone()  # (all clips, K, max_new_tokens)
 
     for step in range(max_new_tokens):
-        if not len(clips):
-            if not synced or not any_process(False)[0]:
-                break
-            assert idle is not None
-            idle.idle()  # other processes need this process's weight shards
+        searching = len(clips) > 0
+        if not (any_process(searching)[0] if synced else searching):
+            break
+        logits = decoder.step(tokens)  # (B, K, V)
+        if not searching:  # the step was for the other processes, which need this one's weight shards
             continue
-        if synced:
-            any_process(True)
-        log_probs = decoder.step(tokens).float().log_softmax(-1)  # (B, K, V)
+        log_probs = logits.float().log_softmax(-1)
         best, words = log_probs.topk(2 * num_beams, dim=-1)  # (B, K, 2 K): enough even if K of them end
         best, places = (best + running[..., None]).flatten(1).topk(2 * num_beams)  # (B, 2 K) of K 2 K
         parents, words = places // (2 * num_beams), words.flatten(1).gather(1, places)
@@ -99,7 +96,9 @@ def search(
         open_ones = ~ends[:, 0] if greedy else (running[:, :1] / (step + 1) > merged).any(1)
         if not open_ones.all():  # GPU synchronisation, once per step
             live = open_ones.nonzero().squeeze(1)
-            clips, tokens, running, paths = clips[live], tokens[live], running[live], paths[live]
+            clips, running, paths = clips[live], running[live], paths[live]
+            live = live if len(live) else live.new_zeros(1)  # the decoder keeps a clip to step with
+            tokens = tokens[live]
             decoder.keep(live)
 
     ids = hypotheses[:, :n_best].flatten(0, 1)  # (B N, max_new_tokens)
@@ -162,17 +161,6 @@ class _Decoder:
         self.seen, self.own = self.seen[live], self.own[live]
         self.cross = [[x[live] for x in pair] for pair in self.cross]
         self.past = [[x[live] for x in pair] for pair in self.past]
-
-    def first(self) -> _Decoder:
-        """Return a copy that holds only the first clip."""
-        one = object.__new__(_Decoder)
-        one.__dict__.update(self.__dict__)
-        one.keep(torch.zeros(1, dtype=torch.long, device=self.own.device))
-        return one
-
-    def idle(self) -> None:
-        """Compute a dummy step, so that the other processes can gather weights."""
-        self.first().step(torch.full((1, self.n_beams), PAD, device=self.own.device))
 
 
 def _heads(attention: Any, x: torch.Tensor) -> torch.Tensor:

@@ -207,33 +207,37 @@ def explain_memory(src_input: SrcInput, args: argparse.Namespace, training: bool
         texts = {text for clip in src_input.get("descriptions", []) for text in clip if text}
         shape = f"{clips} clips x {frames} frames" + (f" with {len(texts)} distinct texts" if texts else "")
         advice = in_training(args, clips, frames, bool(texts)) if training else in_evaluation(args)
-        helpful = ", then ".join(flag for flag, helps in advice.items() if helps)
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ValueError(
-            f"out of GPU memory in a batch of {shape} ({reason}). What helps, in order: {helpful}."
+            f"out of GPU memory in a batch of {shape} ({reason}). What helps, in order: {', then '.join(advice)}."
         ) from None
 
 
-def in_training(args: argparse.Namespace, clips: int, frames: int, described: bool) -> dict[str, bool]:
-    """Return advice for less memory in training -> whether it applies to this run."""
-    return {
-        "--gradient_checkpointing (the same result in more time)": not args.gradient_checkpointing
-        and args.trainable != "fusion",
-        "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)": clips > 1,
-        "--text_encoder_freeze": described and not args.text_encoder_freeze,
-        "--dtype bf16": args.dtype == "fp32",
-        "--zero_stage 0 on one GPU": distributed.world_size() == 1 and args.zero_stage > 0 and not args.offload,
-        "--offload": not args.offload and args.zero_stage > 0,
-        f"--max_length below {frames} (this changes results)": True,
-        "--trainable fusion": args.use_descriptions and args.trainable != "fusion",
-    }
+def in_training(args: argparse.Namespace, clips: int, frames: int, described: bool) -> Iterator[str]:
+    """Yield the flags by which this run would need less memory in training, the best first."""
+    if not args.gradient_checkpointing and args.trainable != "fusion":
+        yield "--gradient_checkpointing (the same result in more time)"
+    if clips > 1:
+        yield "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)"
+    if described and not args.text_encoder_freeze:
+        yield "--text_encoder_freeze"
+    if args.dtype == "fp32":
+        yield "--dtype bf16"
+    if distributed.world_size() == 1 and args.zero_stage > 0 and not args.offload:
+        yield "--zero_stage 0 on one GPU"
+    if args.zero_stage > 0 and not args.offload:
+        yield "--offload"
+    yield f"--max_length below {frames} (this changes results)"
+    if args.use_descriptions and args.trainable != "fusion":
+        yield "--trainable fusion"
 
 
-def in_evaluation(args: argparse.Namespace) -> dict[str, bool]:
-    """Return advice for less memory in evaluation -> whether it applies to this run."""
-    return {
-        f"--batch-size (an evaluation searches up to {SEARCHED} times as many clips together)": args.batch_size > 1,
-        "--num_beams (this changes results)": args.num_beams > 1,
-        "--dtype bf16": args.dtype == "fp32",
-        "--max_length (this changes results)": True,
-    }
+def in_evaluation(args: argparse.Namespace) -> Iterator[str]:
+    """Yield the flags by which this run would need less memory in evaluation, the best first."""
+    if args.batch_size > 1:
+        yield f"--batch-size (an evaluation searches up to {SEARCHED} times as many clips together)"
+    if args.num_beams > 1:
+        yield "--num_beams (this changes results)"
+    if args.dtype == "fp32":
+        yield "--dtype bf16"
+    yield "--max_length (this changes results)"

@@ -53,11 +53,17 @@ def test_a_number_outside_its_bounds_ends_the_program(capsys, value):
     assert f"--aspect {value}: must be between 0.2 and 5." in capsys.readouterr().err
 
 
-def test_the_first_thing_that_is_wrong_is_said(capsys):
-    Parser().refuse({"first": 0, "second": ""})
+def test_all_that_is_wrong_is_said_in_one_line(capsys):
+    Parser().refuse([])
     with pytest.raises(SystemExit):
-        Parser().refuse({"right": False, "wrong": "x", "later": True})
-    assert capsys.readouterr().err.endswith("error: wrong. See --help.\n")
+        Parser().refuse(["--lr: wrong.", "--seed: wrong as well."])
+    assert capsys.readouterr().err.endswith("error: --lr: wrong. --seed: wrong as well. See --help.\n")
+    parser = Parser()
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=-1)
+    with pytest.raises(SystemExit):
+        parser.at_least(parser.parse_args([]), jobs=1, seeds=0)
+    assert "error: --jobs 0: must be at least 1. --seeds -1: must be at least 0. See" in capsys.readouterr().err
 
 
 MISTYPED = [("--batchsize", "--batch-size"), ("--use_description", "--use_descriptions")]

@@ -188,6 +188,7 @@ def test_a_page_of_pictures(few_poses, tmp_path):
         ("--aspect 100", "--aspect 100.0: must be between"),
         ("--fields [1]", "wanted a JSON object"),
         ("--fields {", "wanted a JSON object"),
+        ("--model m --segment 0", "--endpoint URL and --model NAME go together. --segment 0: must be positive."),
     ],
 )
 def test_wrong_flags(line, message, capsys):

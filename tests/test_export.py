@@ -372,6 +372,7 @@ def test_a_full_disk_leaves_nothing(save, tmp_path, monkeypatch):
         ("--to folder --out x --texts y", "--texts is for --vocabulary trimmed"),
         ("--to folder --out x --base y", "--base is for --vocabulary full"),
         ("--to folder --out x --drop_descriptions", "--drop_descriptions is for --to uni_sign"),
+        ("--to folder --out x --texts y --base z", "--vocabulary trimmed. --base is for --vocabulary full."),
         ("--out x", "--to"),
     ],
 )

@@ -185,6 +185,7 @@ def test_two_videos_of_one_name(videos, write_video, tmp_path, capsys):
         ("--extractor mediapipe --person 1", "MediaPipe finds one person only"),
         ("--extractor mediapipe --device cuda", "MediaPipe computes on the CPU"),
         ("--check --overwrite", "exclude each other"),
+        ("--num_workers 0 --person -1", "--num_workers 0: must be at least 1. --person -1: must be at least 0."),
     ],
 )
 def test_flags_that_cannot_be(flags, said, capsys):
