@@ -243,7 +243,8 @@ class Uni_Sign(nn.Module):
         if predicted is not None:
             guess = self.text_adapter(predicted) * root_mean_square(pose.detach())
             text = torch.where((rows == NO_TEXT)[..., None], guess.to(text.dtype), text)
-        fused: Fusion = self.gating_fusion(pose, text, has_description)
+        mask = src_input["attention_mask"].to(pose.device, non_blocking=True)  # (B, T)
+        fused: Fusion = self.gating_fusion(pose, text, has_description, mask)
         return fused.fused, fused.gate, alignment
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:

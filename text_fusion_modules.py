@@ -231,13 +231,16 @@ class GatingFusion(nn.Module):
         nn.init.constant_(layers[-1].bias, OPEN)
         self.gate = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.Sigmoid())
 
-    def forward(self, pose: torch.Tensor, text: torch.Tensor, has_description: torch.Tensor) -> Fusion:
+    def forward(
+        self, pose: torch.Tensor, text: torch.Tensor, has_description: torch.Tensor, mask: torch.Tensor
+    ) -> Fusion:
         """Fuse pose and text features.
 
         Args:
             pose: (B, T, D).
-            text: (B, T, D).
+            text: (B, T, D), zeros in a clip without any text.
             has_description: (B, T), 1 where the text is the frame's own.
+            mask: (B, T), 0 on padding, for a fusion that looks at more than one frame; this one does not.
         """
         gate = self.gate(torch.cat([pose, text, has_description.unsqueeze(-1).to(pose.dtype)], dim=-1))
         return Fusion(pose + gate * text, gate)

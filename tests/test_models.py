@@ -12,7 +12,7 @@ from models import IGNORE, Uni_Sign
 from mt5 import load_mt5
 from optimization import parameter_groups
 from pose import PART_JOINTS
-from text_fusion_modules import TextEncoder, alignment_loss
+from text_fusion_modules import TextEncoder, alignment_loss, root_mean_square
 from tokenizer import Tokenizer
 
 WIDTH = 32  # of the small mT5
@@ -126,7 +126,7 @@ def gate_inputs(model, src_input):
     out = model.fuse_text(pose, src_input)
     hook.remove()
     [(args, _)] = calls
-    return (*args, *out[:2])
+    return (*args[:3], *out[:2])
 
 
 # -- a clip's result is its own ------------------------------------------------------------------------------------
@@ -257,8 +257,8 @@ def test_described_filled_and_empty_frames(described):
     torch.testing.assert_close(text, adapted(described, texts, pose), rtol=1e-4, atol=1e-5)
     assert has_description.tolist() == [[1, 0, 0], [0, 0, 1], [0] * 3]
     torch.testing.assert_close(fused, pose + gate * text)
-    same = pose[:1, :1].expand(1, 2, -1)  # the same text on the same pose, once the frame's own and once filled in
-    gate = described.gating_fusion(same, text[:1, :1].expand(1, 2, -1), torch.tensor([[1, 0]])).gate
+    same = [x[:1, :1].expand(1, 2, -1) for x in (pose, text)]  # once with the frame's own text and once filled in
+    gate = described.gating_fusion(*same, torch.tensor([[1, 0]]), torch.ones(1, 2)).gate
     assert (gate[0, 0] - gate[0, 1]).abs() > 1e-5
 
 
@@ -436,70 +436,42 @@ def test_a_trained_text_encoder_has_groups_of_its_own_in_the_optimizer(described
 # -- the mapper ------------------------------------------------------------------------------------------------------
 
 
-def mapped(model, src_input):
-    """What the mapper predicts where `gate_inputs` puts poses of zero."""
-    return model.description_mapper(torch.zeros(*src_input["attention_mask"].shape, WIDTH))
-
-
 @torch.no_grad()
-def test_the_mapper_stands_in_for_missing_texts_alone(make):
-    model = make(missing_text="mapper")
+@pytest.mark.parametrize("dropped", [False, True])
+def test_the_mapper_stands_in_for_missing_texts_alone(make, dropped):
+    model = make(description_alignment=0.5, text_dropout_p=1.0)
+    model.freeze([model.text_encoder])
+    model.train(dropped)
     texts, own = [[UP, None, DOWN], [None, None, None]], [[1, 0, 0], [0, 0, 0]]
     src_input, _ = batch_of(texts, own)
-    _, text, indicator, *_ = gate_inputs(model, src_input)
-    predicted = mapped(model, src_input)
-    features = model.text_encoder([UP, DOWN])
-    torch.testing.assert_close(text[0, [0, 2]], features)
-    torch.testing.assert_close(text[0, 1], predicted[0, 1])
-    torch.testing.assert_close(text[1], predicted[1])
-    assert indicator.tolist() == own
-
-
-@torch.no_grad()
-def test_a_mapper_that_is_only_aligned_changes_nothing_in_evaluation(make, described):
-    model = make(description_alignment=0.5)
-    own = described.state_dict()
-    names = set(model.state_dict()) - set(own)
-    assert {name.partition(".")[0] for name in names} == {"description_mapper"}
-    model.load_state_dict(own, strict=False)
-    batch = collate_fn([clip(number) for number in range(6)])
-    first, second = described(*batch), model(*batch)
-    assert torch.equal(first.encoder_states, second.encoder_states)
-    assert torch.equal(first.loss, second.loss)
-
-
-@torch.no_grad()
-def test_dropped_texts_are_predicted_too(make):
-    model = make(missing_text="mapper", text_dropout_p=1.0)
-    model.freeze([model.text_encoder])
-    model.train()
-    src_input, _ = batch_of([[UP, DOWN]], [[1, 1]])
-    _, text, indicator, *_ = gate_inputs(model, src_input)
-    torch.testing.assert_close(text, mapped(model, src_input))
-    assert indicator.tolist() == [[0, 0]]
+    pose, text, indicator, *_ = gate_inputs(model, src_input)
+    guess = model.text_adapter(model.description_mapper(pose)) * root_mean_square(pose)
+    given = torch.tensor([[t is not None and not dropped for t in row] for row in texts])
+    wanted = torch.where(given[..., None], adapted(model, texts, pose), guess)
+    torch.testing.assert_close(text, wanted, rtol=1e-4, atol=1e-5)
+    assert indicator.tolist() == ([[0] * 3] * 2 if dropped else own)
 
 
 def test_the_alignment_is_part_of_the_training_loss(make):
     batch = batch_of([[UP, None, DOWN], [LONG, LONG, None]], [[1, 0, 1], [0, 1, 0]])
     losses = {}
     for weight in (1.0, 3.0):
-        model = make(
-            description_alignment=weight, text_dropout_p=1.0
-        )  # that texts are dropped makes no difference to it
+        # That texts are dropped makes no difference to it.
+        model = make(description_alignment=weight, text_dropout_p=1.0)
         model.freeze([model.text_encoder, model.mt5_model])
         model.train()
         losses[weight] = model(*batch).loss
         predicted = model.description_mapper(model.encode_pose(batch[0]))
+        features = model.text_adapter.standardise(model.text_encoder([UP, DOWN, LONG]))
         rows, own = torch.tensor([[1, 0, 2], [3, 3, 0]]), torch.tensor([[1, 0, 1], [0, 1, 0]])
-        by_hand = alignment_loss(predicted, model.text_table([UP, DOWN, LONG], predicted), rows, own)
+        by_hand = alignment_loss(predicted, features, rows, own)
     torch.testing.assert_close(losses[3.0] - losses[1.0], 2 * by_hand, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("with_texts", [True, False])
-@pytest.mark.parametrize("changes", [{"description_alignment": 0.5}, {"missing_text": "mapper"}], ids=str)
-def test_every_weight_of_the_mapper_gets_a_gradient(make, changes, with_texts):
+def test_every_weight_of_the_mapper_gets_a_gradient(make, with_texts):
     """Also where no frame is described: processes reduce their gradients together."""
-    model = make(**changes).train()
+    model = make(description_alignment=0.5).train()
     texts = [[UP, DOWN, None]] if with_texts else [[None, None, None]]
     model(*batch_of(texts, [[int(with_texts)] * 2 + [0]])).loss.backward()
     trained = dict(model.named_parameters())

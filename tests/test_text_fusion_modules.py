@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, MT5EncoderModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
@@ -285,11 +286,62 @@ def test_gate_by_hand():
         third.weight.copy_(torch.tensor([[0.5]]))
         third.bias.fill_(-1)
     pose, text = torch.tensor([[[1.0, -5], [1, -5], [-9, 0]]]), torch.tensor([[[4.0, 0.5], [4, 0.5], [0, 0.5]]])
-    fused, gate = fusion(pose, text, torch.tensor([[1, 0, 0]]))
+    fused, gate = fusion(pose, text, torch.tensor([[1, 0, 0]]), torch.ones(1, 3))
     assert gate.shape == (1, 3, 1)
     expected = torch.sigmoid(torch.tensor([0.5 * 5 - 1, 0.5 * 2 - 1, -1]))[None, :, None]
     torch.testing.assert_close(gate, expected)
     torch.testing.assert_close(fused, pose + expected * text)
+
+
+FUSIONS = [GatingFusion]  # every kind of fusion that a model can have
+
+
+@pytest.fixture(params=FUSIONS, ids=lambda kind: kind.__name__)
+def fusion(request):
+    torch.manual_seed(0)
+    return request.param(8).eval()
+
+
+def inputs(lengths=(5, 3), seed=1):
+    """pose, text, has_description, mask of clips of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    pose, text = torch.randn(2, len(lengths), max(lengths), 8, generator=generator)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return pose, text, torch.randint(2, mask.shape, generator=generator) * mask, mask
+
+
+def test_a_fusion_leaves_poses_without_texts_alone(fusion):
+    pose, text, has_description, mask = inputs()
+    fused, gate = fusion(pose, torch.zeros_like(text), has_description, mask)
+    assert torch.equal(fused, pose)
+    assert gate.shape == (2, 5, 1)
+    assert ((gate >= 0) & (gate <= 1)).all()
+
+
+def test_a_fusion_sees_its_own_clip_alone(fusion):
+    """Neither padding nor other clips."""
+    pose, text, has_description, mask = inputs()
+    together = fusion(pose, text, has_description, mask)
+    alone = fusion(pose[1:, :3], text[1:, :3], has_description[1:, :3], mask[1:, :3])
+    torch.testing.assert_close(together.fused[1:, :3], alone.fused)
+    torch.testing.assert_close(together.gate[1:, :3], alone.gate)
+    text = text.masked_fill(mask[..., None] == 0, 99.0)
+    torch.testing.assert_close(fusion(pose, text, has_description, mask).fused[1, :3], alone.fused[0])
+
+
+def test_a_gradient_reaches_every_weight_of_a_fusion(fusion):
+    pose, text, has_description, mask = inputs()
+    fusion(pose, text, has_description, mask).fused.square().sum().backward()
+    assert [name for name, parameter in fusion.named_parameters() if not parameter.grad.any()] == []
+
+
+def test_a_fusion_that_is_saved_and_loaded_is_the_same(fusion, tmp_path):
+    torch.save(fusion.state_dict(), tmp_path / "fusion.pth")
+    torch.manual_seed(1)
+    other = type(fusion)(8).eval()
+    assert not torch.equal(other(*inputs()).fused, fusion(*inputs()).fused)
+    other.load_state_dict(torch.load(tmp_path / "fusion.pth", weights_only=True))
+    assert torch.equal(other(*inputs()).fused, fusion(*inputs()).fused)
 
 
 def test_an_adapter_starts_with_zeros_and_then_learns():
@@ -373,28 +425,28 @@ def test_the_text_of_a_frame():
 
 def test_alignment_by_hand():
     """Two described frames of three; the first is predicted as it is, the second at a right angle."""
-    table = torch.tensor([[9.0, 9.0], [2.0, 0.0], [0.0, 2.0]])
+    features = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     predicted = torch.tensor([[[2.0, 0.0], [1.0, 0.0], [5.0, 5.0]]])
     rows, own = torch.tensor([[1, 2, 1]]), torch.tensor([[1, 1, 0]])
-    error = (0 + 0 + 1 + 4) / 4 / ((4 + 0 + 0 + 4) / 4)
+    error = (0 + 0 + 1 + 4) / 4
     right = math.log(1 + math.exp(-1 / 0.5))
     wrong = math.log(1 + math.exp(1 / 0.5))
-    loss = alignment_loss(predicted, table, rows, own, temperature=0.5)
+    loss = alignment_loss(predicted, features, rows, own, temperature=0.5)
     torch.testing.assert_close(loss, torch.tensor(error + (right + wrong) / 2))
 
 
 def test_alignment_leaves_the_texts_as_they_are():
-    table = torch.randn(4, 8, requires_grad=True)
+    features = torch.randn(3, 8, requires_grad=True)
     predicted = torch.randn(2, 3, 8, requires_grad=True)
-    alignment_loss(predicted, table, torch.tensor([[1, 0, 2], [3, 3, 0]]), torch.ones(2, 3)).backward()
-    assert table.grad is None
+    alignment_loss(predicted, features, torch.tensor([[1, 0, 2], [3, 3, 0]]), torch.ones(2, 3)).backward()
+    assert features.grad is None
     assert predicted.grad[0, 1].abs().sum() == 0  # no text
     assert (predicted.grad[0, [0, 2]].abs().sum(-1) > 0).all()
 
 
 def test_alignment_without_descriptions():
     predicted = torch.randn(1, 3, 8, requires_grad=True)
-    loss = alignment_loss(predicted, torch.randn(1, 8), torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3))
+    loss = alignment_loss(predicted, torch.empty(0, 8), torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3))
     loss.backward()
     assert loss.item() == 0
     assert predicted.grad.abs().sum() == 0
@@ -402,14 +454,14 @@ def test_alignment_without_descriptions():
 
 def test_a_mapper_learns_its_aim():
     torch.manual_seed(0)
-    mapper = DescriptionMapper(16)
-    pose, table = torch.randn(4, 6, 16), torch.randn(7, 16)
+    mapper = DescriptionMapper(16, 12)
+    pose, features = torch.randn(4, 6, 16), torch.randn(6, 12)
     rows = torch.arange(24).reshape(4, 6) % 6 + 1
-    pose = pose * 0.1 + table[rows].flip(-1)  # the texts can be read from the poses
+    pose = pose * 0.1 + F.pad(features[rows - 1], (4, 0)).flip(-1)  # the texts can be read from the poses
     optimizer = torch.optim.Adam(mapper.parameters(), 1e-2)
     losses = []
     for _ in range(60):
-        loss = alignment_loss(mapper(pose), table, rows, torch.ones(4, 6))
+        loss = alignment_loss(mapper(pose), features, rows, torch.ones(4, 6))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
