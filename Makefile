@@ -1,6 +1,6 @@
 # make demo   sets everything up, trains on the sample corpus with descriptions, evaluates: five to ten minutes
 # make test   the quick tests; make test-slow: all of them; make check: style and types
-# make bench  times and memory of every stage against its straightforward form, of a small model: a few minutes
+# make bench  time and memory of every stage, with a small model
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,8 +30,8 @@ demo: setup sample/sample_corpus.json
 	@echo "the curves in $(DEMO)/log.txt, the weights in $(DEMO)/best_checkpoint.pth."
 
 # A small model: the released weights have --hidden_dim 256 and need a GPU.
-DEMO_FLAGS := --text_scale pose --description_alignment 0.3 --joint_hands --hidden_dim 32 --epochs 8 --warmup-epochs 1 \
-    --batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40
+DEMO_FLAGS := --description_alignment 0.3 --hidden_dim 32 --epochs 8 --warmup-epochs 1 --batch-size 8 \
+    --gradient-accumulation-steps 1 --dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40
 
 test: setup
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
@@ -49,7 +49,7 @@ check: setup
 	$(VENV)/bin/mypy
 
 bench: setup
-	$(RUN) benchmark.py --size small --compare --repeats 3 --threads 1 --clock cpu --json benchmark.json
+	$(RUN) benchmark.py --size small --repeats 3 --threads 1 --clock cpu --json benchmark.json
 
 format: setup
 	$(VENV)/bin/ruff check --fix .
