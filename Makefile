@@ -1,6 +1,6 @@
 # make demo   sets everything up, trains without and with descriptions on a made-up corpus, compares: five minutes
 # make test   the quick tests; make test-slow: all of them; make check: style and types
-# make bench  times and memory of every stage against its straightforward form, of a small model: a few minutes
+# make bench  times and memory of every stage, of a small model: a few minutes
 
 PYTHON ?= python3
 VENV := .venv
@@ -37,7 +37,7 @@ check: setup
 	$(VENV)/bin/mypy
 
 bench: setup
-	$(RUN) benchmark.py --size small --compare --repeats 3 --threads 1 --clock cpu --json benchmark.json
+	$(RUN) benchmark.py --size small --repeats 3 --threads 1 --clock cpu --json benchmark.json
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -1,11 +1,11 @@
-"""Benchmark each stage of training and evaluation, optionally against a reference implementation.
+"""Measure each stage of training and evaluation: time, memory, and the share of what the device can compute.
 
-    python benchmark.py --size small --compare
-    python benchmark.py --size base --batch-size 16 --frames 256 --compare --json results.json
+    python benchmark.py --size small
+    python benchmark.py --size base --batch-size 8 --frames 128 --json results.json
 
-Batches are synthetic with realistic shapes; mT5 has random weights, and nothing is downloaded. Every figure is a median
-after one warm-up run. With --compare, `benchmark_reference.py` and our implementation alternate in one process: their
-ratio is the result, since absolute times vary between machines and over time.
+Clips, texts and weights are random and as large as real ones; nothing is downloaded. All clips have the same number of
+frames, so nothing is padded. A time is the median of some runs after a warm-up, peak memory is what a stage takes
+beyond what was in use before: weights, optimizer and batch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import benchmark_reference as reference
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,89 +35,69 @@ from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 from batch import Sample, collate_fn, to_device
 from cli import Parser, run
 from config import DatasetSpec, ModelConfig
-from datasets import SEARCHED, BatchSampler, S2T_Dataset
+from datasets import SEARCHED, S2T_Dataset
 from distributed import autocast
 from models import Uni_Sign
 from mt5 import run_encoder, untie_embeddings, use_fused_activation
 from optimization import parameter_groups
-from packed import POSES, pack_pose, write_pack
-from pose import N_KEYPOINTS, PART_JOINTS, normalize_keypoints
+from packed import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
+from pose import N_KEYPOINTS, normalize_keypoints
 from text_fusion_modules import EncodesTexts, TextEncoder
 from tokenizer import EOS, PAD, Tokenizer
 
-NAMES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-MT5_BASE: dict[str, Any] = dict(zip(NAMES, (250_112, 768, 64, 2048, 12, 12), strict=True))
-MT5_SMALL: dict[str, Any] = dict(zip(NAMES, (32_000, 256, 32, 512, 3, 8), strict=True))
-# CSL-Daily: 2.5 million frames in 20,654 clips. The spread of clip lengths is not published; that of its sentence
-# lengths in characters is used (standard deviation of the logarithm).
-MEAN_FRAMES, SPREAD, MOST_FRAMES = 121, 0.34, 256
-ENDING = 14  # factor for the row of </s>, so that most sentences of the small model have 10 to 20 tokens, the others 40
-MT5_TINY: dict[str, Any] = dict(zip(NAMES, (500, 32, 8, 48, 1, 2), strict=True))
+NUM_BEAMS = 4
+WORDS = 25  # of a text; each is a token
 
 
 @dataclass(frozen=True)
 class Size:
-    """The size of the model, and the default size of the batch."""
+    """The size of the model and of a batch."""
 
-    mt5: dict[str, Any]
     hidden_dim: int
+    mt5: dict[str, Any]  # fields of its config
     batch_size: int
-    frames: int
-    texts: int  # distinct descriptions per clip
-    new_tokens: int  # maximum length of a generated sentence
+    frames: int  # of each clip
+    texts: int  # distinct descriptions of each clip
+    max_new_tokens: int
 
 
+MT5_TINY = {"vocab_size": 500, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+MT5_SMALL = {"vocab_size": 32_000, "d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 8}
+MT5_BASE = {"vocab_size": 250_112, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
 SIZES = {
-    "tiny": Size(MT5_TINY, 16, 2, 8, 2, 3),
-    "small": Size(MT5_SMALL, 128, 8, 64, 8, 40),
-    "base": Size(MT5_BASE, 256, 16, 256, 30, 40),
+    "tiny": Size(16, MT5_TINY, batch_size=2, frames=8, texts=2, max_new_tokens=3),
+    "small": Size(128, MT5_SMALL, batch_size=8, frames=64, texts=8, max_new_tokens=40),
+    "base": Size(256, MT5_BASE, batch_size=16, frames=256, texts=30, max_new_tokens=40),
 }
 
 
-@dataclass
-class Form:
-    """The measurements of one implementation of a stage."""
-
-    seconds: list[float] = field(default_factory=list)
-    peak_mib: float | None = None
-    flops: float = 0.0
-
-    @property
-    def median(self) -> float:
-        """Return the median seconds of a run."""
-        return statistics.median(self.seconds)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Stage:
-    """A stage to measure: `ours` and `reference` do the same work, on so many `clips` and `frames`."""
+    """Work to measure, on a number of clips with a number of frames in all."""
 
     name: str
-    ours: Callable[[], Any]
-    reference: Callable[[], Any] | None
+    work: Callable[[], object]
     clips: int
     frames: int
 
 
+# -- model and data --------------------------------------------------------------------------------------------------
+
+
 class Words(Tokenizer):
-    """A replacement for mT5's tokenizer: each word is a token."""
+    """A tokenizer that makes a token of each word."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.kept = vocab_size, None
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Return ids that depend on the words only, in every process."""
-        ids = [3 + int.from_bytes(word.encode()[-6:], "little") % (self.vocab_size - 3) for word in text.split()]
+        """Return a text's ids, at most `max_tokens` including </s>."""
+        ids = [3 + zlib.crc32(word.encode()) % (self.vocab_size - 3) for word in text.split()]
         return [*ids[: max_tokens - 1], EOS]
 
-    def decode(self, ids: Any) -> str:
-        """Return the ids up to the first </s> as text."""
-        kept = []
-        for token in ids:
-            if token == EOS:
-                break
-            kept.append(str(token))
-        return " ".join(word for word in kept if word != str(PAD))
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the ids as text."""
+        return " ".join(map(str, ids))
 
 
 class RandomTextEncoder(TextEncoder):
@@ -131,308 +112,182 @@ class RandomTextEncoder(TextEncoder):
 
 
 class RandomFeatures:
-    """Replaces the feature cache of a frozen text encoder."""
+    """Stands in for the feature cache of a frozen text encoder."""
 
     def __init__(self, width: int) -> None:
         self.width = width
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return random features for n texts, (n, W)."""
+        """Return features of n texts, (n, W)."""
         return torch.randn(len(texts), self.width)
 
 
-# -- what is measured ------------------------------------------------------------------------------------------------
-
-
-def make_model(size: Size, described: bool, device: torch.device, frozen: bool = False) -> Uni_Sign:
-    """Return a model with random weights, in training mode; its text encoder, if any, is trained or cached."""
+def make_model(size: Size, texts: str) -> Uni_Sign:
+    """Return a model with random weights; its text encoder is "trained" or "frozen", or there are "no" texts."""
     torch.manual_seed(0)
-    config = MT5Config(**size.mt5, dropout_rate=0.1, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS)
-    tokenizer = Words(size.mt5["vocab_size"])
-    mt5 = untie_embeddings(MT5ForConditionalGeneration(config))
-    mt5.lm_head.weight.data.mul_(0.02)  # like a trained one; otherwise the first loss is about 50
-    texts: EncodesTexts | None = None
-    if described:
-        texts = RandomFeatures(config.d_model) if frozen else RandomTextEncoder(config, tokenizer)
-    model_config = ModelConfig(hidden_dim=size.hidden_dim, use_descriptions=described, text_dropout_p=0.0)
-    return Uni_Sign(model_config, mt5, tokenizer, texts).to(device).train()
+    config = MT5Config(**size.mt5, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS)
+    mt5, tokenizer = untie_embeddings(MT5ForConditionalGeneration(config)), Words(config.vocab_size)
+    text_encoder: EncodesTexts | None = None
+    if texts == "frozen":
+        text_encoder = RandomFeatures(config.d_model)
+    elif texts == "trained":
+        text_encoder = RandomTextEncoder(config, tokenizer)
+    model_config = ModelConfig(hidden_dim=size.hidden_dim, use_descriptions=texts != "no")
+    return Uni_Sign(model_config, mt5, tokenizer, text_encoder)
 
 
-def clip_lengths(n: int, most: int) -> np.ndarray:
-    """Draw n clip lengths like those of CSL-Daily, (n,), scaled to a maximum of `most` frames."""
-    drawn = np.random.default_rng(0).lognormal(np.log(MEAN_FRAMES) - SPREAD**2 / 2, SPREAD, n)
-    return np.ceil(drawn.clip(max=MOST_FRAMES) / MOST_FRAMES * most).astype(int)
-
-
-def make_samples(lengths: Sequence[int] | np.ndarray, texts: int) -> list[Sample]:
-    """Return clips of the given lengths with random content."""
+def write_clips(folder: Path, size: Size) -> tuple[DatasetSpec, DatasetSpec]:
+    """Write the clips of a batch; return them as a data set in files, and as one in packs."""
     rng = np.random.default_rng(0)
-    samples = []
-    for i, length in enumerate(np.asarray(lengths).tolist()):
-        pose = {
-            part: torch.from_numpy(rng.uniform(-1, 1, (length, len(joints), 3)).astype(np.float32))
-            for part, joints in PART_JOINTS.items()
-        }
-        words = rng.integers(10**5, 10**6, size=(texts, 25)).astype(str)
-        described: list[str | None] = [" ".join(words[t * texts // length]) for t in range(length)]
-        target = " ".join(rng.integers(10**5, 10**6, size=rng.integers(8, 33)).astype(str))
-        samples.append(Sample(f"clip{i}", pose, target, "", {}, described, [1] * length))
-    return samples
-
-
-def stages_of_loading(folder: Path, frames: int, samples: list[Sample]) -> Iterator[Stage]:
-    """Yield the stages from files to a batch, one clip at a time, as in a data worker."""
-    rng = np.random.default_rng(0)
-    n = 16
+    poses, texts, packed = folder / "poses", folder / "texts" / "train", folder / "packed"
+    poses.mkdir()
+    texts.mkdir(parents=True)
     labels = {}
-    clips = []
-    for i in range(n):
-        keypoints = rng.uniform(0, 1, (frames, 1, N_KEYPOINTS, 2))
-        scores = rng.uniform(0, 1, (frames, 1, N_KEYPOINTS)).astype(np.float32)
-        with open(folder / f"clip{i}.pkl", "wb") as file:
-            pickle.dump({"keypoints": list(keypoints), "scores": list(scores)}, file)
-        labels[f"clip{i}"] = {"video": f"clip{i}.mp4", "pose": f"clip{i}.pkl", "text": "a sentence"}
-        clips.append((keypoints[:, 0], scores[:, 0]))
+    for name in map(str, range(size.batch_size)):
+        keypoints = rng.uniform(0, 1, (size.frames, 1, N_KEYPOINTS, 2))
+        scores = rng.uniform(0, 1, (size.frames, 1, N_KEYPOINTS)).astype(np.float32)
+        (poses / f"{name}.pkl").write_bytes(pickle.dumps({"keypoints": list(keypoints), "scores": list(scores)}))
+        distinct = [" ".join(words) for words in rng.integers(10**5, 10**6, (size.texts, WORDS)).astype(str)]
+        of_frames = {frame: distinct[frame * size.texts // size.frames] for frame in range(size.frames)}
+        (texts / f"{name}.json").write_text(json.dumps(of_frames))
+        labels[name] = {"video": f"{name}.mp4", "text": distinct[0]}
     (folder / "labels.json").write_text(json.dumps(list(labels.values())))
-    spec = DatasetSpec("benchmark", {"train": str(folder / "labels.json")}, str(folder))
-    dataset = S2T_Dataset(spec, "train", max_length=frames)
+    pose_contents = [pack_pose((str(poses), f"{name}.pkl")) for name in labels]
+    text_contents = [pack_descriptions((str(texts), name)) for name in labels]
+    write_pack(packed / "poses", POSES, str(poses), filter(None, pose_contents))
+    write_pack(packed / "train", DESCRIPTIONS, str(texts), filter(None, text_contents))
+    files = DatasetSpec(
+        "benchmark", {"train": str(folder / "labels.json")}, str(poses), description_dir=str(texts.parent)
+    )
+    return files, replace(files, pose_dir=str(packed / "poses"), description_dir=str(packed))
 
-    def load(path: Path) -> dict[str, np.ndarray]:
-        with open(path, "rb") as file:
-            content = pickle.load(file)
-        return reference.normalize_keypoints(np.concatenate(content["keypoints"]), np.concatenate(content["scores"]))
 
-    yield Stage(
-        "normalisation",
-        lambda: [normalize_keypoints(*clip) for clip in clips],
-        lambda: [reference.normalize_keypoints(*clip) for clip in clips],
-        n,
-        n * frames,
+# -- stages ----------------------------------------------------------------------------------------------------------
+
+
+def all_stages(size: Size, folder: Path, device: torch.device, dtype: str) -> Iterator[Stage]:
+    """Yield all stages in the order of the pipeline; a model is made when its first stage is reached."""
+    files, packs = (
+        S2T_Dataset(spec, "train", max_length=size.frames, use_descriptions=True) for spec in write_clips(folder, size)
     )
-    yield Stage(
-        "clip from .pkl",
-        lambda: [dataset[i] for i in range(n)],
-        lambda: [load(folder / f"clip{i}.pkl") for i in range(n)],
-        n,
-        n * frames,
-    )
-    contents = filter(None, (pack_pose((str(folder), f"{name}.pkl")) for name in labels))
-    write_pack(folder / "pack", POSES, str(folder), contents)
-    packed = S2T_Dataset(replace(spec, pose_dir=str(folder / "pack")), "train", max_length=frames)
-    yield Stage(
-        "clip from a pack",
-        lambda: [packed[i] for i in range(n)],
-        lambda: [load(folder / f"clip{i}.pkl") for i in range(n)],
-        n,
-        n * frames,
-    )
-    arrays = [{part: x.numpy() for part, x in sample.pose_sample.items()} for sample in samples]
-    total = sum(len(sample.pose_sample["body"]) for sample in samples)
-    yield Stage("collation", lambda: collate_fn(samples), lambda: reference.collate(arrays), len(samples), total)
+    poses = [files.poses.read(path) for path in files.pose_paths.values()]
+    samples = [files[i] for i in range(len(files))]
+    batch = len(samples), len(samples) * size.frames
+    yield Stage("normalisation", lambda: [normalize_keypoints(pose.keypoints, pose.scores) for pose in poses], *batch)
+    yield Stage("clips from files", lambda: [files[i] for i in range(len(files))], *batch)
+    yield Stage("clips from packs", lambda: [packs[i] for i in range(len(packs))], *batch)
+    yield Stage("collation", lambda: collate_fn(samples), *batch)
+    for texts in ("no", "frozen", "trained"):
+        yield from Training(size, texts, samples, device, dtype).stages()
+        gc.collect()  # the model
 
 
 class Training:
-    """The stages of a training step, on one batch.
+    """A model, its optimizer and a batch; `texts` as in `make_model`."""
 
-    Args:
-        size: the model's size.
-        samples: the clips of the batch.
-        described: whether to use descriptions.
-        frozen: whether their encoder is frozen.
-        device: the device.
-        dtype: precision of matrix products.
-    """
-
-    def __init__(
-        self, size: Size, samples: list[Sample], device: torch.device, dtype: str, described: bool, frozen: bool = False
-    ) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.model = make_model(size, described, device, frozen)
-        self.reference = reference.ReferenceModel(self.model).train()
-        self.src_input, self.tgt_input = collate_fn(samples)
-        self.src_input = to_device(self.src_input, device)
-        self.on_device = {**self.src_input, "attention_mask": self.src_input["attention_mask"].to(device)}
-        # Two, since the fused one keeps step counts on the device, where the other would synchronise for each.
-        options: dict[bool, dict[str, Any]] = {True: {"fused": True}, False: {"foreach": device.type == "cuda"}}
-        self.optimizers = {
-            fused: torch.optim.AdamW(parameter_groups(self.model, 1e-4), lr=1e-5, **kind)
-            for fused, kind in options.items()
-        }
-        self.clips, self.frames = len(samples), int(self.src_input["attention_mask"].sum())
-        with torch.no_grad(), self.precision():
-            pose = self.model.encode_pose(self.src_input)
-            self.pose = pose.float()
-            embeds, self.mask = self.model.prepend_prompt(self.pose, self.src_input["attention_mask"])
-            self.embeds = embeds.float()
-            self.states = run_encoder(self.model.mt5_model.encoder, self.embeds, self.mask).float()
-
-    def precision(self) -> torch.autocast:
-        """Return autocast with the measured precision."""
-        return autocast(self.dtype, self.device)
-
-    def both_ways(self, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
-        """Return a function that runs a forward and a backward pass, with gradients for the inputs."""
-
-        def passes() -> None:
-            leaves = [x.detach().requires_grad_() for x in inputs]
-            with self.precision():
-                out = forward(*leaves)
-            (out if out.ndim == 0 else out.float().mean()).backward()
-            self.model.zero_grad(set_to_none=True)
-
-        return passes
-
-    def stage(
-        self, name: str, ours: Callable[..., torch.Tensor], other: Callable[..., torch.Tensor], *inputs: torch.Tensor
-    ) -> Stage:
-        """Return a stage of forward and backward pass."""
-        return Stage(name, self.both_ways(ours, *inputs), self.both_ways(other, *inputs), self.clips, self.frames)
+    def __init__(self, size: Size, texts: str, samples: list[Sample], device: torch.device, dtype: str) -> None:
+        self.size, self.texts, self.samples, self.device = size, texts, samples, device
+        self.precision = partial(autocast, dtype, device)
+        self.model = make_model(size, texts).to(device).train()
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 1e-4), lr=1e-5, fused=True)
+        src_input, self.tgt_input = collate_fn(samples)
+        self.src_input = to_device(src_input, device)
 
     def stages(self) -> Iterator[Stage]:
-        """Yield the stages of the pose-only training step."""
-        ours, other, mt5 = self.model, self.reference, self.model.mt5_model
-        labels = ours.labels(self.tgt_input["gt_sentence"])
-        src: Any = self.on_device
-        yield self.stage("pose encoder", lambda: ours.encode_pose(self.src_input), lambda: other.encode_pose(src))
-        yield self.stage(
-            "mT5 encoder",
-            lambda x: run_encoder(mt5.encoder, x, self.mask),
-            lambda x: other.encode(x, self.mask),
-            self.embeds,
-        )
-        yield self.stage(
-            "decoder and loss",
-            lambda x: ours.target_loss(x, self.mask, self.tgt_input["gt_sentence"])[0],
-            lambda x: other.loss(x, self.mask, labels),
-            self.states,
-        )
-        yield self.stage(
-            "forward and backward",
-            lambda: ours(self.src_input, self.tgt_input).loss,
-            lambda: other(src, self.tgt_input),
-        )
-        yield Stage("optimizer", self.step(True), self.step(False), self.clips, self.frames)
-        yield Stage("training step", self.whole(True), self.whole(False), self.clips, self.frames)
+        """Yield the parts of a training step (without descriptions) or the text branch (with them), then the step."""
+        model, sentences, stack = self.model, self.tgt_input["gt_sentence"], self.model.mt5_model.encoder
+        with torch.no_grad(), self.precision():
+            pose = model.encode_pose(self.src_input)
+            embeds, mask = model.prepend_prompt(pose, self.src_input["attention_mask"])
+            states = run_encoder(stack, embeds, mask)
+        if self.texts != "no":
+            yield self.trained(
+                f"text branch with {self.texts} texts", lambda x: model.fuse_text(x, self.src_input)[0], pose
+            )
+            yield self.stage(f"training step with {self.texts} texts", self.step)
+            return
+        yield self.trained("pose encoder", lambda: model.encode_pose(self.src_input))
+        yield self.trained("mT5 encoder", lambda x: run_encoder(stack, x, mask), embeds)
+        yield self.trained("decoder and loss", lambda x: model.target_loss(x, mask, sentences)[0], states)
+        yield self.trained("forward and backward", self.loss)
+        self.loss().backward()  # leaves gradients for the optimizer
+        yield self.stage("optimizer", self.optimizer.step)
+        yield self.stage("training step", self.step)
+        yield self.stage("evaluation", self.evaluate, SEARCHED)
 
-    def described_stages(self, pose_only: Training) -> Iterator[Stage]:
-        """Yield the stages of the step with descriptions, compared with the pose-only step."""
-        # Only the first clip: with one encoder call per frame, a batch would take minutes.
-        fields = ("descriptions", "has_description")
-        texts: Any = self.src_input
-        src: Any = {**self.on_device, **{key: texts[key][:1] for key in fields}}
-        ours = self.both_ways(lambda x: self.model.fuse_text(x, src)[0], self.pose[:1])
-        other = self.both_ways(lambda x: self.reference.fuse_text(x, src), self.pose[:1])
-        yield Stage("text branch, one clip", ours, other, 1, self.pose.shape[1])
-        yield Stage("step with trained texts", self.whole(True), pose_only.whole(True), self.clips, self.frames)
+    def stage(self, name: str, work: Callable[[], object], batches: int = 1) -> Stage:
+        """Return a stage that works on some batches."""
+        clips = batches * len(self.samples)
+        return Stage(name, work, clips, clips * self.size.frames)
 
-    def step(self, fused: bool) -> Callable[[], None]:
-        """Return a function that takes an optimizer step with existing gradients."""
+    def trained(self, name: str, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Stage:
+        """Return a stage of forward and backward pass, with gradients for weights and inputs."""
 
-        def take() -> None:
-            for parameter in self.model.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            self.optimizers[fused].step()
-
-        return take
-
-    def whole(self, fast: bool, batches: Sequence[tuple[Any, Any]] = ()) -> Callable[[], None]:
-        """Return a function for full training steps on the batches (default: this object's batch)."""
-        batches = batches or [(self.src_input if fast else self.on_device, self.tgt_input)]
-        step = self.step(fast)
-
-        def train() -> None:
-            for src_input, tgt_input in batches:
-                self.model.zero_grad(set_to_none=True)
-                with self.precision():
-                    ours, other = self.model, self.reference
-                    loss = ours(src_input, tgt_input).loss if fast else other(src_input, tgt_input)
-                loss.backward()
-                step()
-
-        return train
-
-    def split_stages(
-        self, samples: list[Sample], batch_size: int, new_tokens: int, num_beams: int = 4
-    ) -> Iterator[Stage]:
-        """Yield stages with clips of unequal length: an evaluation (losses and sentences), and training steps.
-
-        Ours groups clips by length, as in a real run; the reference takes clips in their order, like Uni-Sign, and
-        processes the padding. With random weights no sentence would end, so the evaluation scales up the row of </s>
-        in both.
-        """
-        lengths = np.array([len(sample.pose_sample["body"]) for sample in samples])
-        n, n_frames = len(samples), int(lengths.sum())
-
-        def batches(size: int, grouped: bool, seed: int | None = None) -> list[tuple[Any, Any]]:
-            sampler = BatchSampler(n, size, 0, 1, seed=seed, lengths=lengths if grouped else None)
-            collated = []
-            for clips in sampler.batches():
-                src_input, tgt_input = collate_fn([samples[clip] for clip in clips])
-                src_input = to_device(src_input, self.device)
-                if not grouped:
-                    src_input["attention_mask"] = src_input["attention_mask"].to(self.device)
-                collated.append((src_input, tgt_input))
-            return collated
-
-        large, as_they_come = batches(SEARCHED * batch_size, True), batches(batch_size, False)
-
-        @torch.no_grad()
-        def evaluate() -> None:
-            for src_input, tgt_input in large:
-                with self.precision():
-                    output = self.model(src_input, tgt_input)
-                    ids = self.model.generate(output, num_beams, new_tokens)
-                self.model.sentences(ids)
-
-        def evaluate_plainly() -> None:
+        def passes() -> None:
             with self.precision():
-                self.reference.evaluate(as_they_come, num_beams, new_tokens)
+                out = forward(*(x.detach().requires_grad_() for x in inputs))
+            out.float().mean().backward()
+            self.model.zero_grad(set_to_none=True)
 
-        row = self.model.mt5_model.lm_head.weight.data[EOS]
-        row *= ENDING
-        self.reference.eval()  # also the model, which is its submodule
-        yield Stage(f"evaluation, beam {num_beams}, clips of unequal length", evaluate, evaluate_plainly, n, n_frames)
-        self.reference.train()
-        row /= ENDING
-        ours = self.whole(True, batches(batch_size, True, seed=0))
-        other = self.whole(False, batches(batch_size, False, seed=0))
-        yield Stage("training steps, clips of unequal length", ours, other, n, n_frames)
+        return self.stage(name, passes)
+
+    def loss(self) -> torch.Tensor:
+        """Compute the loss of the batch."""
+        with self.precision():
+            return self.model(self.src_input, self.tgt_input).loss
+
+    def step(self) -> None:
+        """Take a training step."""
+        self.model.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Compute losses and sentences; with random weights, hardly any sentence ends before its maximum length."""
+        self.model.eval()
+        src_input, tgt_input = collate_fn(self.samples * SEARCHED)
+        with self.precision():
+            output = self.model(to_device(src_input, self.device), tgt_input)
+            ids = self.model.generate(output, NUM_BEAMS, self.size.max_new_tokens)
+        self.model.sentences(ids)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
 class Meter:
-    """Measures time, memory and operations.
+    """Measures stages.
 
     Args:
         device: the device.
         clock: "wall", or "cpu" for this process's CPU time, for a machine with other load.
-        repeats: runs of each implementation.
+        repeats: timed runs of a stage.
     """
 
     def __init__(self, device: torch.device, clock: str, repeats: int) -> None:
         self.device, self.repeats = device, repeats
         self.now = time.process_time if clock == "cpu" else time.perf_counter
 
-    def measure(self, stage: Stage, compare: bool) -> tuple[Form, Form | None]:
-        """Measure ours and, with `compare`, the reference: one warm-up run each, then alternating."""
-        forms = [(stage.ours, Form())]
-        if compare and stage.reference is not None:
-            forms.append((stage.reference, Form()))
-        with FlopCounterMode(display=False) as counter:
-            stage.ours()
-        forms[0][1].flops = float(counter.get_total_flops())
-        for work, form in forms:
-            form.peak_mib = self.peak(work)
-        for _ in range(self.repeats):
-            for work, form in forms:
-                form.seconds.append(self.seconds(work))
-        return forms[0][1], forms[1][1] if len(forms) > 1 else None
+    def measure(self, stage: Stage, ceiling: float) -> dict[str, Any]:
+        """Return the figures of a stage; `ceiling` is the most FLOP/s to expect."""
+        with FlopCounterMode(display=False) as counter:  # also the warm-up
+            stage.work()
+        peak_mib = self.peak(stage.work)
+        runs = [self.seconds(stage.work) for _ in range(self.repeats)]
+        seconds = statistics.median(runs)
+        return {
+            "stage": stage.name,
+            "seconds": seconds,
+            "spread": [min(runs), max(runs)],
+            "clips_per_second": stage.clips / seconds,
+            "frames_per_second": stage.frames / seconds,
+            "peak_mib": peak_mib,
+            "share_of_ceiling": counter.get_total_flops() / seconds / ceiling,
+        }
 
-    def seconds(self, work: Callable[[], Any]) -> float:
+    def seconds(self, work: Callable[[], object]) -> float:
         """Return the seconds of one run."""
         self.wait()
         begun = self.now()
@@ -440,7 +295,7 @@ class Meter:
         self.wait()
         return self.now() - begun
 
-    def peak(self, work: Callable[[], Any]) -> float | None:
+    def peak(self, work: Callable[[], object]) -> float | None:
         """Return the peak MiB of a run beyond the memory in use before; None if the system cannot tell."""
         gc.collect()
         self.wait()
@@ -448,7 +303,6 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self.device)
             before: float = torch.cuda.memory_allocated(self.device)
             work()
-            self.wait()
             return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise memory freed earlier would hide what this run allocates
@@ -464,11 +318,11 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def ceiling(self, kind: torch.dtype | None) -> float:
-        """Return the maximum FLOP/s of a large matrix product on this device."""
+    def ceiling(self, dtype: str) -> float:
+        """Return the FLOP/s of a large matrix product on this device."""
         n = 8192 if self.device.type == "cuda" else 1024
-        a = torch.randn(n, n, device=self.device, dtype=kind or torch.float32)
-        return 2.0 * float(n) ** 3 / min(self.seconds(lambda: a @ a) for _ in range(8))
+        a = torch.randn(n, n, device=self.device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+        return 2.0 * n**3 / min(self.seconds(lambda: a @ a) for _ in range(8))
 
 
 def _status_mib(key: str) -> float:
@@ -476,49 +330,21 @@ def _status_mib(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def rows_of(stage: Stage, ours: Form, other: Form | None, ceiling: float) -> dict[str, Any]:
-    """Return the figures of a stage for the JSON file."""
-    row: dict[str, Any] = {
-        "stage": stage.name,
-        "seconds": ours.median,
-        "spread": [min(ours.seconds), max(ours.seconds)],
-        "clips_per_second": stage.clips / ours.median,
-        "frames_per_second": stage.frames / ours.median,
-        "peak_mib": ours.peak_mib,
-        "share_of_ceiling": ours.flops / ours.median / ceiling,
-    }
-    if other is not None:
-        row |= {
-            "reference_seconds": other.median,
-            "reference_spread": [min(other.seconds), max(other.seconds)],
-            "reference_peak_mib": other.peak_mib,
-            "ratio": other.median / ours.median,
-            "memory_ratio": other.peak_mib / ours.peak_mib if other.peak_mib and ours.peak_mib else None,
-        }
-    return row
+# -- command line ----------------------------------------------------------------------------------------------------
+
+# Heading, key in a row of figures, factor, format.
+COLUMNS = (
+    ("ms", "seconds", 1000, ",.1f"),
+    ("clips/s", "clips_per_second", 1, ",.1f"),
+    ("frames/s", "frames_per_second", 1, ",.0f"),
+    ("peak MiB", "peak_mib", 1, ",.0f"),
+    ("% of ceiling", "share_of_ceiling", 100, ".0f"),
+)
 
 
-HEAD = ("stage", "ours ms", "reference ms", "ratio", "clips/s", "frames/s", "peak MiB", "reference MiB", "of ceiling")
-
-
-def line_of(row: dict[str, Any]) -> str:
-    """Format a line of the table."""
-
-    def number(key: str, scale: float = 1, form: str = ",.0f") -> str:
-        return format(row[key] * scale, form) if row.get(key) is not None else "-"
-
-    cells = [
-        row["stage"],
-        number("seconds", 1e3, ",.1f"),
-        number("reference_seconds", 1e3, ",.1f"),
-        number("ratio", form=".2f"),
-        number("clips_per_second", form=",.1f"),
-        number("frames_per_second"),
-        number("peak_mib"),
-        number("reference_peak_mib"),
-        number("share_of_ceiling", 100, ".0f") + " %",
-    ]
-    return f"| {' | '.join(cells)} |"
+def table_line(*cells: str) -> str:
+    """Format a line of a Markdown table."""
+    return f"| {' | '.join(cells)} |\n"
 
 
 def get_args_parser() -> Parser:
@@ -526,71 +352,56 @@ def get_args_parser() -> Parser:
     parser = Parser(description="Measure each stage of training and evaluation.")
     add = parser.add_argument
     add("--size", default="small", choices=SIZES, help="base: mt5-base and the released pose encoder; default: small")
-    add("--compare", action="store_true", help="also run the straightforward form of each stage, and give the ratio")
-    add("--only", nargs="+", default=[], metavar="STAGE", help="stages whose name begins so; default: all")
+    add("--only", nargs="+", default=[""], metavar="STAGE", help="stages whose name begins so; default: all")
     add("--batch-size", type=int, help="clips of a batch; default: that of the size")
-    add("--frames", type=int, help="frames of a clip, of the longest where they differ; default: that of the size")
+    add("--frames", type=int, help="frames of a clip; default: that of the size")
     add("--dtype", choices=("bf16", "fp32"), help="of matrix products; default: bf16 on a GPU, fp32 on a CPU")
-    add("--repeats", type=int, default=5, help="runs of each form; default: 5")
+    add("--repeats", type=int, default=5, help="timed runs of a stage; default: 5")
     add("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the time of this process, where others compute")
-    add("--threads", type=int, help="of torch on a CPU")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of torch on a CPU; default: torch's choice")
     add("--json", metavar="FILE", help="also write all figures there")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmarks of the command line and print a table."""
-    args = get_args_parser().parse_args(argv)
-    size = SIZES[args.size]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    """Measure what the command line asks for and print a table."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    device, size = torch.device("cuda" if torch.cuda.is_available() else "cpu"), SIZES[args.size]
+    args.batch_size = size.batch_size if args.batch_size is None else args.batch_size
+    args.frames = size.frames if args.frames is None else args.frames
+    args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    parser.at_least(args, batch_size=1, frames=1, repeats=1, threads=1)
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: its folder does not exist.")
+    size = replace(size, batch_size=args.batch_size, frames=args.frames)
+    torch.set_num_threads(args.threads)
     meter = Meter(device, args.clock, args.repeats)
-    ceiling = meter.ceiling(torch.bfloat16 if dtype == "bf16" else None)
-    batch_size, frames = args.batch_size or size.batch_size, args.frames or size.frames
+    ceiling = meter.ceiling(args.dtype)
     facts = {
-        **{key: value for key, value in vars(args).items() if key != "json"},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "ceiling_tflops": ceiling / 1e12,
-        "dtype": dtype,
-        "batch_size": batch_size,
-        "frames": frames,
-        "model": asdict(size),
+        "ceiling_tflops": round(ceiling / 1e12, 3),
+        **{key: value for key, value in vars(args).items() if key not in ("only", "json")},
     }
-    shown = ("device", "torch", "threads", "size", "batch_size", "frames", "dtype", "clock", "repeats")
-    sys.stdout.write(", ".join(f"{key} {facts[key]}" for key in shown) + f", ceiling {ceiling / 1e12:.3g} TFLOP/s\n\n")
-    sys.stdout.write(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}\n")
-    rows = []
+    sys.stdout.write(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n\n")
+    sys.stdout.write(table_line("stage", *(column[0] for column in COLUMNS)))
+    sys.stdout.write(table_line(*["---"] * (1 + len(COLUMNS))))
+    rows, names = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for stage in all_stages(size, batch_size, frames, device, dtype, folder):
-            if args.only and not stage.name.startswith(tuple(args.only)):
-                continue
-            ours, other = meter.measure(stage, args.compare)
-            rows.append(rows_of(stage, ours, other, ceiling))
-            sys.stdout.write(line_of(rows[-1]) + "\n")
-            sys.stdout.flush()
+        for stage in all_stages(size, Path(folder), device, args.dtype):
+            names.append(stage.name)
+            if stage.name.startswith(tuple(args.only)):
+                rows.append(row := meter.measure(stage, ceiling))
+                cells = ("-" if row[key] is None else format(row[key] * by, form) for _, key, by, form in COLUMNS)
+                sys.stdout.write(table_line(stage.name, *cells))
+                sys.stdout.flush()
+            del stage  # with the model, before the next one is made
+    if not rows:
+        raise ValueError(f"--only {' '.join(args.only)}: no stage begins so; there are {', '.join(names)}.")
     if args.json:
-        Path(args.json).write_text(json.dumps({"run": facts, "stages": rows}, indent=1) + "\n", encoding="utf-8")
-
-
-def all_stages(
-    size: Size, batch_size: int, frames: int, device: torch.device, dtype: str, folder: str
-) -> Iterator[Stage]:
-    """Yield all stages in pipeline order; models are built when needed."""
-    samples = make_samples([frames] * batch_size, size.texts)  # no padding, which would favour ours
-    yield from stages_of_loading(Path(folder), frames, samples)
-    training = Training(size, samples, device, dtype, described=False)
-    split = make_samples(clip_lengths(SEARCHED * batch_size, frames), size.texts)
-    yield from training.split_stages(split, batch_size, size.new_tokens)
-    yield from training.stages()
-    frozen = Training(size, samples, device, dtype, described=True, frozen=True)
-    yield Stage("step with frozen texts", frozen.whole(True), training.whole(True), frozen.clips, frozen.frames)
-    del frozen
-    gc.collect()
-    yield from Training(size, samples, device, dtype, described=True).described_stages(training)
+        content = {"run": facts | {"model": asdict(size)}, "stages": rows}
+        Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,56 +2,79 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
 import benchmark
+from datasets import SEARCHED
 
+TINY = benchmark.SIZES["tiny"]
 STAGES = [
     "normalisation",
-    "clip from .pkl",
-    "clip from a pack",
+    "clips from files",
+    "clips from packs",
     "collation",
-    "evaluation, beam 4, clips of unequal length",
-    "training steps, clips of unequal length",
     "pose encoder",
     "mT5 encoder",
     "decoder and loss",
     "forward and backward",
     "optimizer",
     "training step",
-    "step with frozen texts",
-    "text branch, one clip",
-    "step with trained texts",
+    "evaluation",
+    "text branch with frozen texts",
+    "training step with frozen texts",
+    "text branch with trained texts",
+    "training step with trained texts",
 ]
+OF_DATA = {*STAGES[:4], "optimizer"}  # no matrix products
 
 
 def test_every_stage_is_measured(tmp_path, capsys):
-    benchmark.main(["--size", "tiny", "--compare", "--repeats", "1", "--json", str(tmp_path / "r.json")])
+    benchmark.main(["--size", "tiny", "--repeats", "1", "--json", str(tmp_path / "r.json")])
     content = json.loads((tmp_path / "r.json").read_text())
     assert [row["stage"] for row in content["stages"]] == STAGES
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(table) == 2 + len(STAGES)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0][2:] for line in lines] == ["stage", "---", *STAGES]
     for row in content["stages"]:
-        assert row["seconds"] > 0
-        assert row["ratio"] > 0
-    assert {"device", "torch", "threads", "dtype", "clock", "model"} <= content["run"].keys()
+        n = TINY.batch_size * (SEARCHED if row["stage"] == "evaluation" else 1)
+        assert row["clips_per_second"] * row["seconds"] == pytest.approx(n)
+        assert row["frames_per_second"] * row["seconds"] == pytest.approx(n * TINY.frames)
+        assert (row["share_of_ceiling"] > 0) == (row["stage"] not in OF_DATA)
+    assert {"device", "torch", "threads", "dtype", "clock", "batch_size", "frames", "model"} <= content["run"].keys()
 
 
 def test_some_stages_alone(capsys):
-    benchmark.main(["--size", "tiny", "--repeats", "1", "--only", "coll"])
+    benchmark.main(["--size", "tiny", "--repeats", "1", "--only", "coll", "clips"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(lines) == 3
-    assert lines[2].startswith("| collation | ")
+    assert [line.split(" | ")[0][2:] for line in lines[2:]] == ["clips from files", "clips from packs", "collation"]
 
 
-def test_lengths_are_like_those_of_csl_daily():
-    lengths = benchmark.clip_lengths(20_654, 256)
-    assert lengths.mean() == pytest.approx(121, abs=2)
-    assert lengths.max() == 256
-    assert 40 < np.percentile(lengths, 1) < np.percentile(lengths, 99) < 256
-    assert np.array_equal(benchmark.clip_lengths(8, 64), np.ceil(benchmark.clip_lengths(8, 256) / 4))
+def test_wrong_input_gets_one_line(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"--only poses: no stage begins so; there are normalisation, .*trained texts"):
+        benchmark.main(["--size", "tiny", "--only", "poses"])
+    for flags, complaint in (
+        (["--batch-size", "0"], "--batch_size 0: must be at least 1"),
+        (["--json", str(tmp_path / "nowhere" / "r.json")], "its folder does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            benchmark.main(["--size", "tiny", *flags])
+        assert complaint in capsys.readouterr().err
+
+
+def test_the_optimizer_has_gradients(tmp_path):
+    stages = benchmark.all_stages(TINY, tmp_path, torch.device("cpu"), "fp32")
+    stage = next(stage for stage in stages if stage.name == "optimizer")
+    (group, *_) = stage.work.__self__.param_groups
+    before = [weight.clone() for weight in group["params"]]
+    stage.work()
+    assert not any(torch.equal(*pair) for pair in zip(before, group["params"], strict=True))
+
+
+def test_share_of_the_ceiling_counts_matrix_products():
+    a = torch.ones(64, 64)
+    meter = benchmark.Meter(torch.device("cpu"), "wall", 1)
+    row = meter.measure(benchmark.Stage("product", lambda: a @ a, clips=1, frames=1), ceiling=1e6)
+    assert row["share_of_ceiling"] * row["seconds"] * 1e6 == pytest.approx(2 * 64**3)
 
 
 def test_peak_memory_sees_what_was_freed_again():

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OWNERS = {
     "deepspeed": {"distributed", "deepspeed_engine"},
-    "transformers": {"text_fusion_modules", "models", "mt5", "benchmark", "benchmark_reference"},
+    "transformers": {"text_fusion_modules", "models", "mt5", "benchmark"},
     "sentencepiece": {"tokenizer", "small_mt5"},
     "sacrebleu": {"metrics"},
     "tqdm": {"cli"},
