@@ -19,7 +19,7 @@ $(VENV)/done: requirements.txt requirements-dev.txt requirements-pose.txt requir
 	touch $@
 
 demo: setup
-	$(RUN) demo.py
+	$(RUN) -m tools.demo
 
 test: setup
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
@@ -37,7 +37,7 @@ check: setup
 	$(VENV)/bin/mypy
 
 bench: setup
-	$(RUN) benchmark.py --size small --repeats 3 --threads 1 --clock cpu --json benchmark.json
+	$(RUN) -m tools.benchmark --size small --repeats 3 --threads 1 --clock cpu --json benchmark.json
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -41,7 +41,8 @@ class DatasetSpec:
 
     Attributes:
         name: the name given to `--dataset`.
-        labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv` or `.tsv` (see `labels.py`).
+        labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv` or `.tsv` (see
+            `clips/labels.py`).
         pose_dir: folder of pose files, named like `video_path` but with `pose_suffix`. "{split}" in it is replaced by
             train, dev or test.
         rgb_dir: folder of videos, likewise; "" if there are none.

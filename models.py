@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import MT5ForConditionalGeneration, PreTrainedModel
 
-from batch import SrcInput, TgtInput
+from clips.batch import SrcInput, TgtInput
 from config import ModelConfig
-from kept_tokens import KEPT_TOKENS
-from mt5 import cross_attention_mask, run_encoder, use_fused_activation
-from output_layer import OutputLayer
-from pose import PART_ANCHOR, PART_JOINTS, Part
-from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
-from search import search
-from stgcn import PART_GRAPH, ClipLayout, STGCNChain
+from network.mt5 import cross_attention_mask, run_encoder, use_fused_activation
+from network.output_layer import OutputLayer
+from network.rgb_branch import HANDS, fuse_hand, hand_fusion_modules
+from network.search import search
+from network.stgcn import PART_GRAPH, ClipLayout, STGCNChain
+from network.tokenizer import EOS, PAD, Tokenizer
+from network.vocabulary import KEPT_TOKENS
+from pose.keypoints import PART_ANCHOR, PART_JOINTS, Part
 from text_fusion_modules import (
     NO_TEXT,
     DescriptionMapper,
@@ -38,7 +39,6 @@ from text_fusion_modules import (
     root_mean_square,
     text_of_frames,
 )
-from tokenizer import EOS, PAD, Tokenizer
 
 logger = logging.getLogger(__name__)
 

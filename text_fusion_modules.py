@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 
-from disk import sha256
-from distributed import sum_over_processes
-from mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
-from tokenizer import Tokenizer
+from network.mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
+from network.tokenizer import Tokenizer
+from system.disk import sha256
+from system.distributed import sum_over_processes
 
 CALL_TOKENS = 1 << 14  # maximum tokens per call of the text encoder, including padding
 OPEN = 4.0  # initial last bias of the gate: sigmoid(4) = 0.98

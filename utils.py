@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _OURS = "run"  # name of this run's log handlers
 
 EXAMPLES = """examples:
-  python sample_data.py --out sample     a small made-up corpus; then --root sample below, and no other data is needed
+  python -m tools.sample_data --out sample   a small made-up corpus; with --root sample below no other data is needed
   python fine_tuning.py --epochs 20 --output_dir ./output_baseline
   python fine_tuning.py --epochs 20 --use_descriptions --output_dir ./output_multimodal
   python fine_tuning.py --use_descriptions --finetune ./output_multimodal/best_checkpoint.pth --eval
@@ -36,7 +36,12 @@ def get_args_parser() -> Parser:
     add_dataset_flags(add)
     add("--task", default="SLT", choices=config.TASKS, help="default: SLT")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
-    add("--packed", default="", metavar="DIR", help="read poses and descriptions from what pack_dataset.py wrote there")
+    add(
+        "--packed",
+        default="",
+        metavar="DIR",
+        help="read poses and descriptions from what tools/pack_dataset.py wrote there",
+    )
     add("--mt5_path", default=config.mt5_path, metavar="DIR", help=f"mT5; default: {config.mt5_path} under --root")
     add("--max_length", type=int, default=256, help="maximum frames of a clip; longer ones are sampled; default: 256")
     add(
@@ -148,7 +153,7 @@ def get_args_parser() -> Parser:
         "--finetune",
         default="",
         metavar="FILE|DIR",
-        help="start from these weights: .pth, .safetensors, or a folder of export.py, whose mT5 is taken as well",
+        help="start from these weights: .pth, .safetensors, or a folder of tools/export.py, whose mT5 is taken as well",
     )
     add("--eval", action="store_true", help="evaluate --finetune on dev and test, train nothing")
     add("--num_beams", type=int, default=4, help="beams of the beam search; 1 is greedy; default: 4")
@@ -225,7 +230,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _take_from_export(args: argparse.Namespace) -> None:
-    """If --finetune is a folder of `export.py`, use its mT5 and text encoder unless flags name others."""
+    """If --finetune is a folder of `tools/export.py`, use its mT5 and text encoder unless flags name others."""
     folder = Path(args.finetune)
     if not args.finetune or not (folder / "mt5").is_dir():
         return

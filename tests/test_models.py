@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from batch import Sample, collate_fn
+from clips.batch import Sample, collate_fn
 from config import ModelConfig
 from models import IGNORE, Uni_Sign
-from mt5 import load_mt5
-from optimization import parameter_groups
-from pose import PART_JOINTS
+from network.mt5 import load_mt5
+from network.tokenizer import Tokenizer
+from pose.keypoints import PART_JOINTS
 from text_fusion_modules import TextEncoder, alignment_loss, root_mean_square
-from tokenizer import Tokenizer
+from training.optimization import parameter_groups
 
 WIDTH = 32  # of the small mT5
 UP, DOWN, LONG = "右手食指伸直。", "the left hand", "妈妈晚上很累，我今天想在学校读书。the left hand is at the chin"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, MT5EncoderModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
+from network.tokenizer import Tokenizer
 from text_fusion_modules import (
     NO_TEXT,
     DescriptionMapper,
@@ -28,7 +29,6 @@ from text_fusion_modules import (
     encoder_fingerprint,
     text_of_frames,
 )
-from tokenizer import Tokenizer
 
 TEXTS = ["右手食指伸直，位于胸前。", "the left hand", "累", ""]
 BERT_WIDTH = 20

@@ -68,13 +68,13 @@ def test_pinning_can_be_switched_off_in_both_spellings():
 
 def test_every_flag_is_read_somewhere():
     read = set()
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
                 read.add(node.attr)
     flags = {action.dest for action in utils.get_args_parser()._actions} - {"help"}
-    # The deepspeed launcher gives --local_rank and sets LOCAL_RANK to the same number, which distributed.py reads.
-    # `building.model_config` reads those that are fields of the model's record.
+    # The deepspeed launcher gives --local_rank and sets LOCAL_RANK to the same number, which system/distributed.py
+    # reads. `training.build.model_config` reads those that are fields of the model's record.
     assert flags - read - {field.name for field in dataclasses.fields(config.ModelConfig)} == {"local_rank"}
 
 
