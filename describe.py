@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import config
-from cli import Parser, add_dataset_flags, in_processes, progress, require_packages, run
 from describing.files import Clip, makers, write_descriptions
 from pages.elements import element, page
 from system.disk import write_text
+from system.processes import in_processes
+from utils import Parser, add_dataset_flags, progress, require_packages, run
 
 logger = logging.getLogger("describe")
 

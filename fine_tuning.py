@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from cli import progress, run
 from clips.batch import to_device
 from datasets import ClipLoader
 from models import Uni_Sign
@@ -46,7 +45,7 @@ from training.engine import start_engine, synchronised_batch_norm
 from training.guards import Guards
 from training.optimization import build_optimizer, build_schedule
 from training.run_folder import Results, write_predictions
-from utils import git_revision, seed_everything, start_log
+from utils import git_revision, progress, run, seed_everything, start_log
 
 logger = logging.getLogger(__name__)
 

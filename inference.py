@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import Parser, progress, run, sigterm_as_ctrl_c
 from config import ASPECTS, EXTRACTORS, ONE_PERSON, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from system.disk import write_text
+from utils import Parser, progress, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from clips.batch import Sample

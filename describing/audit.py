@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import config
-from cli import Parser, in_processes, progress
 from describing.files import makers_by_frame, write_descriptions
 from pages.elements import Html, element, folded, page
 from system.disk import write_text
+from system.processes import in_processes
 from temporal_alignment import DescriptionCounts, DescriptionLoader
+from utils import Parser, progress
 
 logger = logging.getLogger(__name__)
 

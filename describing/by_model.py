@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from cli import progress, require_packages
 from config import SPLITS
 from describing.files import Clip, makers_by_frame, write_descriptions
 from describing.vlm_client import EndpointError, FailedRequestError, LimitReachedError, Limits, VlmClient, api_key
@@ -26,6 +25,7 @@ from pose.keypoints import Pose, read_pose
 from pose.video import read_frames
 from system.disk import write_text
 from temporal_alignment import DescriptionLoader
+from utils import progress, require_packages
 
 logger = logging.getLogger(__name__)
 

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cli import require_packages
 from network.stgcn import ClipLayout
 from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Part, Pose
 from pose.video import read_frames
 from system.distributed import all_reduce_sum
+from utils import require_packages
 
 HANDS: tuple[Part, ...] = ("left", "right")
 FINGERTIPS = np.array([4, 8, 12, 16, 20])

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import cli
 import fine_tuning
 import utils
 from synthetic.small_mt5 import write_small_mt5
@@ -336,7 +335,7 @@ def test_what_a_user_can_mend_is_one_line(corpus, tmp_path, flags, words, capsys
     (tmp_path / "README.md").write_text("no weights")
     flags = [str(tmp_path / flag) if "nowhere" in flag or flag == "README.md" else flag for flag in flags]
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: train(corpus, tmp_path / "out", *flags))
+        utils.run(lambda: train(corpus, tmp_path / "out", *flags))
     assert stopped.value.code == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1

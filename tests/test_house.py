@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = [  # a module imports from its own line and the lines above
     "config system",
-    "cli utils temporal_alignment network",
+    "utils temporal_alignment network",
     "pose text_fusion_modules",
     "clips",
     "datasets models synthetic",
@@ -31,7 +31,7 @@ OWNERS = {
     "transformers": {"models", "network.mt5", "text_fusion_modules", "tools.benchmark"},
     "sentencepiece": {"network.tokenizer", "synthetic.small_mt5"},
     "sacrebleu": {"training.metrics"},
-    "tqdm": {"cli"},
+    "tqdm": {"utils"},
     "pose_format": {"pose.files"},
     "av": {"pose.video"},
     "cv2": {"pose.video"},

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 import config
-from cli import Parser, add_dataset_flags, run
 from synthetic.corpus import SMALL_MODEL
 from system.disk import write_text
 from training.experiments import Experiments
 from training.metrics import Tally, compare, draw_clips, tally
+from utils import Parser, add_dataset_flags, run
 
 logger = logging.getLogger("ablate")
 

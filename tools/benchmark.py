@@ -32,7 +32,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 
-from cli import Parser, run
 from clips.batch import Sample, collate_fn, to_device
 from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
 from config import DatasetSpec, ModelConfig
@@ -44,6 +43,7 @@ from pose.keypoints import N_KEYPOINTS, normalize_keypoints
 from system.distributed import autocast
 from text_fusion_modules import EncodesTexts, TextEncoder
 from training.optimization import parameter_groups
+from utils import Parser, run
 
 NUM_BEAMS = 4
 WORDS = 25  # of a text; each is a token

@@ -11,11 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import config
-from cli import Parser, progress, run
 from synthetic.corpus import CLIPS, MARKER, write_corpus
 from system.disk import read_lines
 from training.experiments import Experiments
 from training.metrics import score
+from utils import Parser, progress, run
 
 EPOCHS = 6
 BATCH = 32

@@ -23,8 +23,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import Parser, run, sigterm_as_ctrl_c
 from config import ASPECTS, EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from utils import Parser, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from pose.extraction import Extractor

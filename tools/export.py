@@ -27,8 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import Parser, run
 from system.disk import new_folder, require_room, write_text, write_whole
+from utils import Parser, run
 
 if TYPE_CHECKING:
     import torch

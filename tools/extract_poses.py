@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cli import Parser, progress, require_packages, run
 from config import EXTRACTORS, ONE_PERSON, VIDEO_SUFFIXES
+from utils import Parser, progress, require_packages, run
 
 if TYPE_CHECKING:
     from pose.extraction import Extractor

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import config  # `packed` is imported where it is used: it needs torch, and --help answers at once
-from cli import Parser, add_dataset_flags, in_processes, progress, run
 from clips.labels import split_labels
 from system import lock
 from system.disk import explain
+from system.processes import in_processes
+from utils import Parser, add_dataset_flags, progress, run
 
 if TYPE_CHECKING:
     from clips.packs import Content

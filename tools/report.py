@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import config
 import utils
-from cli import Parser, progress, run
 from pages.elements import Bar, Html, Line, chart, element, folded, intervals, join, number, page, smoothed, table
 from system.disk import write_text
+from utils import Parser, progress, run
 
 if TYPE_CHECKING:
     from pages.comparison import Judged

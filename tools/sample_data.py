@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 import config
-from cli import Parser, run
 from synthetic.corpus import CLIPS, SIGNS, SMALL_MODEL, minimal_pairs, write_corpus
+from utils import Parser, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

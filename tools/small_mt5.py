@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cli import Parser, run
 from synthetic.small_mt5 import read_texts, write_small_mt5
+from utils import Parser, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

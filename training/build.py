@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from cli import progress
 from clips.labels import split_labels, target
 from clips.packs import use_packs
 from config import DatasetSpec, ModelConfig, dataset_of, under_root
@@ -37,6 +36,7 @@ from training.weights import (
     read_model,
     read_weights,
 )
+from utils import progress
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from cli import progress
 from clips.labels import split_labels, target
 from clips.packs import open_descriptions, open_poses
 from config import DatasetSpec, under_root
@@ -21,6 +20,7 @@ from network.tokenizer import Tokenizer
 from network.vocabulary import choose
 from pose.video import check_n_frames, count_frames
 from training import build
+from utils import progress
 
 SAMPLE = 200  # number of files to open (up to twice as many), unless all are opened
 

@@ -43,7 +43,6 @@ def _begin(log: str) -> None:
 def _run(flags: list[str], environment: dict[str, str], log: str, before: Callable[[], None] | None) -> None:
     os.environ.update(environment)
     _begin(log)
-    import cli
     import fine_tuning
     import utils
     from system import distributed
@@ -53,7 +52,7 @@ def _run(flags: list[str], environment: dict[str, str], log: str, before: Callab
         before()
     args = utils.parse_args(flags)
     with distributed.naming_the_lost():
-        cli.run(lambda: fine_tuning.main(args))
+        utils.run(lambda: fine_tuning.main(args))
     distributed.stop()
 
 

@@ -12,7 +12,6 @@ import time
 import pytest
 import torch
 
-import cli
 import utils
 from system import disk
 from tests.helpers.processes import assert_same_run, start
@@ -225,7 +224,7 @@ def test_only_what_the_disk_does_counts_as_a_failed_save(tmp_path):
 def test_a_read_only_folder_is_one_line(tmp_path, capsys):
     tmp_path.chmod(0o500)
     with pytest.raises(SystemExit):
-        cli.run(lambda: disk.write_text(tmp_path / "a", "b"))
+        utils.run(lambda: disk.write_text(tmp_path / "a", "b"))
     assert "error: " in capsys.readouterr().err
 
 

@@ -184,7 +184,7 @@ def test_a_missing_package_is_one_line(package, monkeypatch, capsys):
 
 def test_a_folder_of_that_name_is_no_package(tmp_path):
     (tmp_path / "wandb_left_this").mkdir()
-    code = "import cli; print(cli.installed('wandb_left_this'), cli.installed('json'))"
+    code = "import utils; print(utils.installed('wandb_left_this'), utils.installed('json'))"
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}, '.']; {code}"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=utils.__file__.rpartition("/")[0])
     assert found.stdout == "False True\n"
