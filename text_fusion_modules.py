@@ -37,7 +37,10 @@ class EncodesTexts(Protocol):
 
 
 class TextEncoder(nn.Module):
-    """A pretrained text encoder with mean pooling over tokens.
+    """A pretrained text encoder with mean pooling over tokens, without dropout.
+
+    With dropout, a text that is encoded anew in every step would never look the same twice, and the rest of the model
+    learns to read it late or not at all.
 
     Args:
         folder: an mT5 folder (only its encoder is loaded) or any Hugging Face text encoder (BERT, XLM-R, MiniLM ...).
@@ -56,6 +59,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.max_tokens = max_tokens
         self.encoder, self._tokenize = _load_encoder(Path(folder), with_weights, kept)
+        _remove_dropout(self.encoder)
         if (longest := _longest_text(self.encoder)) < max_tokens:
             raise ValueError(f"--text_max_tokens {max_tokens}: {folder} takes texts of up to {longest} tokens.")
         self.width = int(self.encoder.config.hidden_size)
@@ -130,6 +134,15 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
         return batch["input_ids"], batch["attention_mask"]
 
     return encoder, tokenize
+
+
+def _remove_dropout(encoder: nn.Module) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):  # attention layers have it as a number
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _longest_text(encoder: PreTrainedModel) -> float:

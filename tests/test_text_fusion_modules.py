@@ -129,6 +129,13 @@ def test_every_weight_of_an_encoder_gets_a_gradient(request, kind):
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
 
 
+@pytest.mark.parametrize("kind", ["mt5", "bert"])
+def test_a_text_looks_the_same_in_every_step_of_training(request, kind):
+    encoder = TextEncoder(request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])).train()
+    assert torch.equal(encoder(TEXTS), encoder(TEXTS))
+    assert torch.equal(encoder(TEXTS), encoder.eval()(TEXTS))
+
+
 def test_weights_are_float32_whatever_the_file_has(small_mt5_folder, tmp_path):
     folder = copy_of(small_mt5_folder, tmp_path)
     weights = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
