@@ -248,7 +248,7 @@ class ModelConfig:
     text_dropout_p: float = 0.1
     text_encoder: str = ""
     text_max_tokens: int = 128
-    description_alignment: float = 0.0
+    description_alignment: float = 0.3
     rgb_support: bool = False
     uni_sign_batch_norm: bool = False
     uni_sign_padding: bool = False

@@ -240,8 +240,8 @@ class Uni_Sign(nn.Module):
             rows, has_description = drop_texts(rows, has_description, self.config.text_dropout_p)
         table = torch.cat([self.mask_embedding(), self.text_adapter(features)])  # (1 + max(n, 1), D)
         text = text_of_frames(table, rows, pose)  # (B, T, D)
-        if predicted is not None:
-            guess = self.text_adapter(predicted) * root_mean_square(pose.detach())
+        if predicted is not None:  # before the first text of all, the mapper has nothing to say
+            guess = self.text_adapter(predicted) * root_mean_square(pose.detach()) * (self.text_adapter.n_batches > 0)
             text = torch.where((rows == NO_TEXT)[..., None], guess.to(text.dtype), text)
         mask = src_input["attention_mask"].to(pose.device, non_blocking=True)  # (B, T)
         fused: Fusion = self.gating_fusion(pose, text, has_description, mask)

@@ -223,10 +223,10 @@ def get_args_parser() -> Parser:
     add(
         "--description_alignment",
         type=float,
-        default=0.0,
+        default=config.ModelConfig.description_alignment,
         metavar="W",
         help="weight of learning to predict a frame's text from its pose; the prediction stands in for missing texts; "
-        "default: 0, off",
+        "0 for none; default: 0.3",
     )
     add(
         "--text_cache",
@@ -339,7 +339,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--text_encoder": args.text_encoder,
             "--fusion_checkpoint": args.fusion_checkpoint,
             "--trainable fusion": args.trainable == "fusion",
-            "--description_alignment": args.description_alignment,
         }
         if given := [flag for flag, value in wanted.items() if value]:
             parser.error(f"{given[0]} needs --use_descriptions.")

@@ -151,7 +151,7 @@ def test_defaults_of_the_model():
         "text_dropout_p": 0.1,
         "text_encoder": "",
         "text_max_tokens": 128,
-        "description_alignment": 0.0,
+        "description_alignment": 0.3,
         "rgb_support": False,
         "uni_sign_batch_norm": False,
         "uni_sign_padding": False,

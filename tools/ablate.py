@@ -34,7 +34,7 @@ QUICK = "--epochs 1 --num_beams 1 --max_new_tokens 5 --hidden_dim 16"
 RESAMPLES = 1000
 DESCRIBED = ("--use_descriptions",)  # the manual's command 2: the text encoder is trained
 FROZEN = (*DESCRIBED, "--text_encoder_freeze")  # its command 3
-ALIGNED = (*FROZEN, "--description_alignment", "0.3")
+UNALIGNED = (*FROZEN, "--description_alignment", "0")
 
 EXAMPLES = (
     """examples:
@@ -85,8 +85,10 @@ ARMS: dict[str, Arm] = {
         DESCRIBED,
         (Row("own texts, trained encoder", "own"), Row("trained encoder, texts in training only", "none")),
     ),
-    "aligned": Arm(
-        "own", ALIGNED, (Row("alignment, own texts", "own"), Row("alignment, texts in training only", "none"))
+    "unaligned": Arm(
+        "own",
+        UNALIGNED,
+        (Row("no alignment, own texts", "own"), Row("no alignment, texts in training only", "none")),
     ),
     "rules": Arm("rules", FROZEN, (Row("texts made by rules", "rules"),)),
     "tenth": Arm("tenth", FROZEN, (Row("texts for 10 % of the clips", "tenth"),)),

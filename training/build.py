@@ -150,7 +150,7 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
             "--use_descriptions, or name trained ones with --fusion_checkpoint."
         )
     if args.eval and any(name.startswith(MAPPER_PREFIX) for name in new):
-        raise ValueError(f"--description_alignment: {args.finetune} has no mapper; drop this flag.")
+        raise ValueError(f"--description_alignment: {args.finetune} has no mapper; add --description_alignment 0.")
     if backbone_is_new and trains_fusion_alone(args):
         raise ValueError(
             f"--rgb_support: {args.finetune or 'nothing'} has no RGB branch to start from, and a new one would not "
