@@ -26,7 +26,6 @@ from network.tokenizer import EOS, PAD, Tokenizer
 from network.vocabulary import KEPT_TOKENS
 from pose.keypoints import PART_ANCHOR, PART_JOINTS, Part
 from text_fusion_modules import (
-    NO_TEXT,
     DescriptionMapper,
     EncodesTexts,
     Fusion,
@@ -36,7 +35,6 @@ from text_fusion_modules import (
     alignment_loss,
     distinct_texts,
     drop_texts,
-    root_mean_square,
     text_of_frames,
 )
 
@@ -239,10 +237,9 @@ class Uni_Sign(nn.Module):
         if self.training:
             rows, has_description = drop_texts(rows, has_description, self.config.text_dropout_p)
         table = torch.cat([self.mask_embedding(), self.text_adapter(features)])  # (1 + max(n, 1), D)
-        text = text_of_frames(table, rows, pose)  # (B, T, D)
-        if predicted is not None:  # before the first text of all, the mapper has nothing to say
-            guess = self.text_adapter(predicted) * root_mean_square(pose.detach()) * (self.text_adapter.n_batches > 0)
-            text = torch.where((rows == NO_TEXT)[..., None], guess.to(text.dtype), text)
+        guess = None if predicted is None else self.text_adapter(predicted)  # (B, T, D)
+        text = text_of_frames(table, rows, pose, guess)  # (B, T, D)
+        text = text * (self.text_adapter.n_batches > 0)  # nothing before the first text of all
         mask = src_input["attention_mask"].to(pose.device, non_blocking=True)  # (B, T)
         fused: Fusion = self.gating_fusion(pose, text, has_description, mask)
         return fused.fused, fused.gate, alignment

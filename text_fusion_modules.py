@@ -212,7 +212,7 @@ class TextAdapter(nn.Module):
 
 
 class LearnableMaskEmbedding(nn.Module):
-    """A learned embedding that replaces the text feature of a frame without text; it starts at zero, adding nothing."""
+    """A learned embedding in place of the text feature of a frame without text; it starts at zero, adding nothing."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -259,23 +259,26 @@ class GatingFusion(nn.Module):
         return Fusion(pose + gate * text, gate)
 
 
-def text_of_frames(table: torch.Tensor, rows: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+def text_of_frames(
+    table: torch.Tensor, rows: torch.Tensor, pose: torch.Tensor, guess: torch.Tensor | None = None
+) -> torch.Tensor:
     """Look up each frame's text feature and bring it to the size of the frame's pose feature.
 
-    A clip without any text gets zeros: it is translated as by the pose-only model. In other clips, a frame without a
-    text takes the mask embedding, which is not scaled.
+    A frame without a text gets the mask embedding, which is not scaled, and a guess at its text, which is.
 
     Args:
         table: (1 + n, D), the mask embedding, then the adapted features of n texts.
         rows: (B, T), each frame's row in the table.
         pose: (B, T, D). No gradient reaches it: that texts grow with it must not be a reason for it to grow.
+        guess: (B, T, D), the adapted prediction of a mapper; None without one.
 
     Returns:
         (B, T, D).
     """
-    with_text = (rows != NO_TEXT).unsqueeze(-1)  # (B, T, 1)
-    scale = torch.where(with_text, root_mean_square(pose.detach()), 1) * with_text.any(1, keepdim=True)
-    return F.embedding(rows, table) * scale.to(table.dtype)
+    missing = (rows == NO_TEXT).unsqueeze(-1)  # (B, T, 1)
+    size = root_mean_square(pose.detach()).to(table.dtype)  # (B, T, 1)
+    text = F.embedding(rows, table) * torch.where(missing, 1, size)
+    return text if guess is None else text + missing * size * guess
 
 
 def root_mean_square(x: torch.Tensor) -> torch.Tensor:

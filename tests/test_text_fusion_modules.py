@@ -417,14 +417,17 @@ def test_several_processes_learn_the_same_mean(tmp_path):
 
 
 def test_the_text_of_a_frame():
-    """At the size of its frame's pose, which it does not drive; nothing at all in a clip without texts."""
+    """At the size of its frame's pose, which it does not drive; without a text, the mask embedding and a guess."""
     table = torch.tensor([[9.0, 9.0], [2.0, 0.0], [0.0, -1.0]])
-    pose = torch.tensor([[[3.0, 4.0], [6.0, 8.0], [1.0, 1.0]], [[5.0, 5.0], [5.0, 5.0], [5.0, 5.0]]]).requires_grad_()
-    text = text_of_frames(table, torch.tensor([[1, 2, 0], [0, 0, 0]]), pose)
+    pose = torch.tensor([[[3.0, 4.0], [6.0, 8.0], [1.0, 1.0]]]).requires_grad_()
     small, large = 12.5**0.5, 50**0.5
+    text = text_of_frames(table, torch.tensor([[1, 2, 0]]), pose)
     torch.testing.assert_close(text[0], torch.tensor([[2 * small, 0.0], [0.0, -large], [9.0, 9.0]]))
-    assert torch.equal(text[1], torch.zeros(3, 2))
     assert not text.requires_grad
+    guess = torch.tensor([[[7.0, 7.0], [0.5, 0.25], [0.5, 0.25]]])
+    text = text_of_frames(table, torch.tensor([[1, 0, 0]]), pose, guess)
+    wanted = [[2 * small, 0.0], [9 + 0.5 * large, 9 + 0.25 * large], [9.5, 9.25]]
+    torch.testing.assert_close(text[0], torch.tensor(wanted))
 
 
 # -- the mapper ------------------------------------------------------------------------------------------------------
