@@ -51,7 +51,7 @@ NOT_RUN = {
 # What the documents call beside this project's programs, and what stands in its place: installers, launchers (which
 # test_fine_tuning.py has; here one process runs what they start), other people's programs.
 STANDS_IN = {
-    "python": f'exec {sys.executable} -S {HERE / "doc_client.py"} "$@"',
+    "python": f'exec {sys.executable} -S {HERE / "helpers/doc_client.py"} "$@"',
     "deepspeed": '[ "$1" = --hostfile ] || { shift 2; exec python "$@"; }',
     "torchrun": '[ "$1" = --nnodes ] || { shift 2; exec python "$@"; }',
     **dict.fromkeys(("make", "pip", "python3", "tensorboard", "wandb", "scontrol"), "true"),
