@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = [  # a module imports from its own line and the lines above
     "config system",
-    "utils temporal_alignment network",
+    "utils network",
     "pose text_fusion_modules",
-    "clips",
+    "clips temporal_alignment",
     "datasets models synthetic",
     "describing training",
     "translator fine_tuning",
