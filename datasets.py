@@ -23,7 +23,7 @@ from clips.batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_s
 from clips.labels import check_column, gloss, split_labels, target
 from clips.packs import DescriptionPack, is_pack, open_descriptions, open_poses
 from config import DatasetSpec
-from network.rgb_branch import HandCrops, no_crops
+from pose.hand_crops import HandCrops, no_crops
 from pose.keypoints import part_keypoints
 from system.disk import file_sizes, sha256
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames

@@ -23,8 +23,6 @@ ROOMS = [  # a module imports from its own line and the lines above
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms.split()}
 PENDING = {  # until these files are divided
     ("describing.audit", "pages.elements"),
-    ("network.rgb_branch", "pose.keypoints"),
-    ("network.rgb_branch", "pose.video"),
 }
 OWNERS = {
     "deepspeed": {"system.distributed", "training.engine"},
@@ -38,7 +36,7 @@ OWNERS = {
     "mediapipe": {"pose.extraction"},
     "rtmlib": {"pose.extraction"},
     "onnxruntime": {"pose.extraction"},
-    "PIL": {"network.rgb_branch", "pose.drawing"},
+    "PIL": {"pose.drawing", "pose.hand_crops"},
     "safetensors": {"synthetic.small_mt5", "training.weights"},
 }
 FILES = [*ROOT.glob("*.py"), *(path for room in RANK for path in (ROOT / room).glob("[!_]*.py"))]

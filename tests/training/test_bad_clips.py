@@ -14,7 +14,7 @@ from clips.batch import BadClip, collate_fn, empty_sample
 from config import DATASETS
 from datasets import BatchSampler, ClipLoader, S2T_Dataset
 from models import Uni_Sign
-from network.rgb_branch import no_crops
+from pose.hand_crops import no_crops
 from system.disk import read_lines
 from tests.helpers.processes import Run
 from training.bad_clips import BadClips
