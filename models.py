@@ -22,8 +22,7 @@ from network.output_layer import OutputLayer
 from network.rgb_branch import fuse_hand, hand_fusion_modules
 from network.search import search
 from network.stgcn import PART_GRAPH, ClipLayout, STGCNChain
-from network.tokenizer import EOS, PAD, Tokenizer
-from network.vocabulary import KEPT_TOKENS
+from network.vocabulary import EOS, KEPT_TOKENS, PAD, Tokenizer
 from pose.hand_crops import HANDS
 from pose.keypoints import PART_ANCHOR, PART_JOINTS, Part
 from text_fusion_modules import (

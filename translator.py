@@ -16,7 +16,7 @@ from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from models import Uni_Sign
 from network.mt5 import load_mt5
 from network.rgb_branch import PREFIXES as RGB_PREFIXES
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from pose.extraction import Extractor, extract_pose
 from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose.video import read_pictures

@@ -22,7 +22,7 @@ import sentencepiece
 from safetensors.numpy import save_file
 
 from clips.labels import read_labels, target
-from network.tokenizer import TOKENIZER_CONFIG
+from network.vocabulary import TOKENIZER_CONFIG
 from temporal_alignment import read_descriptions
 
 MADE_BY = "small_mt5.py"  # marker in config.json, so that a real mT5 is never overwritten

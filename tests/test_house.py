@@ -27,7 +27,7 @@ PENDING = {  # until these files are divided
 OWNERS = {
     "deepspeed": {"system.distributed", "training.engine"},
     "transformers": {"models", "network.mt5", "text_fusion_modules", "tools.benchmark"},
-    "sentencepiece": {"network.tokenizer", "synthetic.small_mt5"},
+    "sentencepiece": {"network.vocabulary", "synthetic.small_mt5"},
     "sacrebleu": {"training.metrics"},
     "tqdm": {"utils"},
     "pose_format": {"pose.files"},

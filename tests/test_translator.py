@@ -14,7 +14,7 @@ from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
 from models import Uni_Sign
 from network.mt5 import load_mt5
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from pose.keypoints import read_pose
 from text_fusion_modules import TextEncoder
 from training.checkpoint import weights_facts

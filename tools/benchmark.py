@@ -38,7 +38,7 @@ from config import DatasetSpec, ModelConfig
 from datasets import S2T_Dataset
 from models import Uni_Sign
 from network.mt5 import run_encoder, untie_embeddings, use_fused_activation
-from network.tokenizer import EOS, PAD, Tokenizer
+from network.vocabulary import EOS, PAD, Tokenizer
 from pose.keypoints import N_KEYPOINTS, normalize_keypoints
 from system.distributed import autocast
 from text_fusion_modules import EncodesTexts, TextEncoder

@@ -17,9 +17,8 @@ from datasets import S2T_Dataset
 from models import Uni_Sign
 from network.mt5 import load_mt5
 from network.rgb_branch import BACKBONE, load_backbone
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer, log_coverage
 from network.vocabulary import choose as choose_tokens
-from network.vocabulary import log_coverage
 from system import distributed
 from text_fusion_modules import EncodesTexts, TextEncoder
 from training import metrics

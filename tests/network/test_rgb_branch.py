@@ -24,7 +24,7 @@ from models import Uni_Sign
 from network import rgb_branch
 from network.mt5 import load_mt5, untie_embeddings
 from network.rgb_branch import efficientnet_b0, hand_fusion_modules
-from network.tokenizer import EOS, Tokenizer
+from network.vocabulary import EOS, Tokenizer
 from pose.hand_crops import HANDS
 from pose.keypoints import PART_JOINTS, read_pose
 from tests.helpers.corpus import write_small_corpus
