@@ -12,7 +12,7 @@ from describing.sentences import LANGUAGES, REVISION, SHORTEST, VERSION, describ
 from describing.vlm_client import judge
 from pose.keypoints import Pose, read_pose
 from temporal_alignment import TemporalAligner
-from tests.describing.test_posecodes import hand, make_pose
+from tests.helpers.poses import hand, make_pose
 
 POINT = hand("FEFFF")
 

@@ -11,13 +11,12 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 import fine_tuning
 import utils
 from clips.batch import collate_fn
-from config import DATASETS, ModelConfig
+from config import DATASETS
 from datasets import S2T_Dataset
-from models import Uni_Sign
 from network.mt5 import keep_rows, load_mt5, untie_embeddings
 from network.vocabulary import EOS, PAD, UNK, Tokenizer, choose, coverage, log_coverage, move_rows
 from synthetic.small_mt5 import train_tokenizer
-from text_fusion_modules import TextEncoder
+from tests.helpers.models import new_model
 from training import build
 from training.weights import kept_tokens, load_finetune, read_weights, save_weights
 from translator import Translator
@@ -161,17 +160,6 @@ def kept(full):
 def batch(corpus):
     dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "test", use_descriptions=True)
     return collate_fn([dataset[i] for i in range(4)])
-
-
-def new_model(folder, kept=None, **config):
-    """A random model whose sentences depend on poses and texts; the same weights whatever is kept."""
-    torch.manual_seed(0)
-    config = ModelConfig(hidden_dim=16, **config)
-    texts = TextEncoder(folder, kept=kept) if config.use_descriptions else None
-    model = Uni_Sign(config, load_mt5(folder, kept=kept), Tokenizer(folder, kept), texts).eval()
-    with torch.no_grad():
-        model.pose_proj.weight *= 10
-    return model
 
 
 def test_what_is_kept(full, kept, small_mt5_folder):
