@@ -29,7 +29,7 @@ test-slow: setup
 
 # Coverage-guided, a minute each; needs atheris==3.0.0, which few platforms have.
 fuzz: setup
-	for target in descriptions alignment labels poses weights states; do $(RUN) tests/fuzz.py $$target 60 || exit 1; done
+	for target in descriptions alignment labels poses weights states; do $(RUN) -m tests.helpers.fuzz $$target 60 || exit 1; done
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from clips.batch import to_device
-from datasets import ClipLoader
 from models import Uni_Sign
 from system import distributed, lock
 from training import guards as survival
@@ -43,6 +42,7 @@ from training.checkpoint import (
 )
 from training.engine import start_engine, synchronised_batch_norm
 from training.guards import Guards
+from training.loader import ClipLoader
 from training.optimization import build_optimizer, build_schedule
 from training.run_folder import Results, write_predictions
 from utils import git_revision, progress, run, seed_everything, start_log

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 
 from network.mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from system.disk import sha256
 from system.distributed import sum_over_processes
 

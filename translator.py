@@ -16,12 +16,12 @@ from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from models import Uni_Sign
 from network.mt5 import load_mt5
 from network.rgb_branch import PREFIXES as RGB_PREFIXES
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from pose.extraction import Extractor, extract_pose
 from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose.video import read_pictures
 from system.distributed import autocast, check_dtype
-from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
+from temporal_alignment import TemporalAligner, read_descriptions, sample_frames
 from text_fusion_modules import EncodesTexts, TextEncoder
 from training.weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model, refuse_without_adapter
 
@@ -315,8 +315,7 @@ def load_descriptions(path: str | Path, pose: Pose) -> dict[int, str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--descriptions: {path} does not exist.")
-    loader = DescriptionLoader(path.parent)
-    texts = loader.load(path.stem, pose.frames) if path.suffix == ".json" else {}
-    if not loader.counts.files_found:
+    texts, counts = read_descriptions(path, pose.frames)
+    if path.suffix != ".json" or not counts.files_found:
         raise ValueError(f"--descriptions: {path} cannot be read as descriptions; wanted a .json file of them.")
     return texts

@@ -18,6 +18,7 @@ import utils
 from clips.labels import read_labels
 from config import DATASETS, DatasetSpec
 from pose.keypoints import read_pose
+from tests.helpers.poses import write_pose
 from training import guards as survival
 from training import metrics, readiness
 
@@ -201,8 +202,6 @@ def own_corpus(folder, shared_real, kind):
         if kind == ".npz":
             np.savez_compressed(folder / f"poses/{name}.npz", keypoints=pose.keypoints, scores=pose.scores)
         else:
-            from tests.pose.test_files import write_pose
-
             points = {"BODY": 23, "FACE": 68, "LEFT_HAND": 21, "RIGHT_HAND": 21}
             components = {part: [str(i) for i in range(count)] for part, count in points.items()}
             pixels = (pose.keypoints * 1000).astype(np.float32)

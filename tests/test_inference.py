@@ -16,7 +16,7 @@ from config import ModelConfig
 from describing import sentences
 from models import Uni_Sign
 from network.mt5 import load_mt5
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from pose import extraction, video
 from pose.video import read_pictures
 from text_fusion_modules import TextEncoder

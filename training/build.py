@@ -13,17 +13,17 @@ import torch
 from clips.labels import split_labels, target
 from clips.packs import use_packs
 from config import DatasetSpec, ModelConfig, dataset_of, under_root
-from datasets import SEARCHED, BatchSampler, ClipLoader, S2T_Dataset
+from datasets import S2T_Dataset
 from models import Uni_Sign
 from network.mt5 import load_mt5
 from network.rgb_branch import BACKBONE, load_backbone
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer, log_coverage
 from network.vocabulary import choose as choose_tokens
-from network.vocabulary import log_coverage
 from system import distributed
 from text_fusion_modules import EncodesTexts, TextEncoder
 from training import metrics
 from training.checkpoint import STATE_WEIGHTS, load_model_state
+from training.loader import SEARCHED, BatchSampler, ClipLoader
 from training.optimization import ENCODER, ENCODER_RATE
 from training.text_cache import build_text_cache
 from training.weights import (

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from clips.batch import SrcInput
-from datasets import SEARCHED
 from system import distributed
 from system.disk import explain
 from training.bad_clips import BadClips
 from training.engine import lower_gradient_scale
+from training.loader import SEARCHED
 from training.tracking import Tracker
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,8 @@ import torch
 from clips.labels import split_labels, target
 from clips.packs import open_descriptions, open_poses
 from config import DatasetSpec, under_root
-from network.rgb_branch import HandCrops
-from network.tokenizer import Tokenizer
-from network.vocabulary import choose
+from network.vocabulary import Tokenizer, choose
+from pose.hand_crops import HandCrops
 from pose.video import check_n_frames, count_frames
 from training import build
 from utils import progress

@@ -9,6 +9,7 @@ import pytest
 
 from pose.files import BODY, SYSTEMS, load_pose_file
 from pose.keypoints import PART_JOINTS, part_keypoints, read_pose
+from tests.helpers.poses import write_pose
 
 
 def some(n_frames=6, seed=0):
@@ -159,22 +160,6 @@ MEDIAPIPE_BODY = (
     "RIGHT_PINKY LEFT_INDEX RIGHT_INDEX LEFT_THUMB RIGHT_THUMB LEFT_HIP RIGHT_HIP LEFT_KNEE RIGHT_KNEE "
     "LEFT_ANKLE RIGHT_ANKLE LEFT_HEEL RIGHT_HEEL LEFT_FOOT_INDEX RIGHT_FOOT_INDEX"
 ).split()
-
-
-def write_pose(path, components, data, confidence, size=(640, 480), dims="XYC"):
-    """Write with the library. components: name -> points; data (F, P, N, 2 or 3) in pixels."""
-    library = pytest.importorskip("pose_format", reason="needs requirements-pose.txt")
-    from pose_format.numpy import NumPyPoseBody
-    from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
-
-    header = PoseHeader(
-        0.2,
-        PoseHeaderDimensions(*size, 0),
-        [PoseHeaderComponent(name, points, [], [], dims) for name, points in components.items()],
-    )
-    with open(path, "wb") as file:
-        library.Pose(header, NumPyPoseBody(25, data, confidence)).write(file)
-    return path
 
 
 def holistic(tmp_path, drop=()):

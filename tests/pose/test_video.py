@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from pose.video import Facts, check_n_frames, count_frames, read_facts, read_frames, read_pictures, record
+from tests.helpers.videos import greys
 
 av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
-
-
-def greys(n, height=48, width=64):
-    """A video whose frames say by their brightness which they are."""
-    return [np.full((height, width, 3), 40 + 4 * (i % 50), np.uint8) for i in range(n)]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import config
-from tests.test_pre_training_checklist import MIXED, write_split
+from tests.helpers.corpus import MIXED, write_split
 from training import readiness
 
 
