@@ -32,19 +32,15 @@ from training.checkpoint import (
     check_resumable,
     find_state,
     load_optimizer_state,
-    resume_dir,
     save_epoch,
     save_quick,
     save_state,
-    set_aside,
-    set_later_aside,
-    trim_curves,
     write_progress,
 )
 from training.engine import start_engine, synchronised_batch_norm
 from training.guards import Guards
 from training.optimization import build_optimizer, build_schedule
-from training.run_folder import Results, write_predictions
+from training.run_folder import Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
 from utils import git_revision, progress, run, seed_everything, start_log
 
 logger = logging.getLogger(__name__)
@@ -268,8 +264,8 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState
         return TrainState(revision=git_revision(), arguments=vars(args), n_processes=distributed.world_size())
     folder, state = resumed
     if distributed.is_main():
-        trim_curves(args.output_dir, state)
-        set_later_aside(args.output_dir, state)
+        trim_curves(args.output_dir, state.epoch, state.step)
+        set_later_aside(args.output_dir, state.step)
     logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch + 1, state.step)
     return state
 
