@@ -24,8 +24,11 @@ from system import distributed
 from text_fusion_modules import EncodesTexts, TextEncoder
 from training import metrics
 from training.checkpoint import STATE_WEIGHTS, load_model_state
+from training.guards import BadClips, Guards, Saves, SkippedSteps, StopRequest
+from training.memory import MemorySettings
 from training.optimization import ENCODER, ENCODER_RATE
 from training.text_cache import build_text_cache
+from training.tracking import Tracker
 from training.weights import (
     FUSION_PREFIXES,
     MAPPER_PREFIX,
@@ -239,6 +242,35 @@ def trains_fusion_alone(args: argparse.Namespace) -> bool:
     """Return whether only the fusion modules train: with --trainable fusion, or "auto" and suitable other flags."""
     auto = args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
     return args.trainable == "fusion" or (auto and not args.eval)
+
+
+def build_guards(args: argparse.Namespace) -> Guards:
+    """Build the run's fault handlers and the tracker of its curves."""
+    return Guards(
+        BadClips(args.output_dir, args.max_bad_clips),
+        StopRequest(),
+        SkippedSteps(args.max_skipped_steps),
+        Saves(args.max_failed_saves),
+        Tracker(args),
+        memory_settings(args),
+    )
+
+
+def memory_settings(args: argparse.Namespace) -> MemorySettings:
+    """Return what decides how much memory the run needs."""
+    return MemorySettings(
+        batch_size=args.batch_size,
+        hidden_dim=args.hidden_dim,
+        num_beams=args.num_beams,
+        dtype=args.dtype,
+        zero_stage=args.zero_stage,
+        offload=args.offload,
+        gradient_checkpointing=args.gradient_checkpointing,
+        use_descriptions=args.use_descriptions,
+        encodes_texts=args.use_descriptions and not args.text_encoder_freeze,
+        rgb_support=args.rgb_support,
+        fusion_alone=trains_fusion_alone(args),
+    )
 
 
 def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:

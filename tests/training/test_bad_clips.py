@@ -17,7 +17,7 @@ from models import Uni_Sign
 from network.rgb_branch import no_crops
 from system.disk import read_lines
 from tests.helpers.processes import Run
-from training.bad_clips import BadClips
+from training.guards import BadClips
 
 SMALL = (
     "--hidden_dim 8 --epochs 1 --batch-size 2 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
