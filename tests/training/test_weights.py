@@ -124,6 +124,16 @@ def test_a_mapper_is_never_dropped_in_silence(tmp_path):
     assert not new
 
 
+def test_all_flags_that_differ_are_told_at_once(tmp_path):
+    model = Model()
+    model.rgb_proj = nn.Linear(3, 3)
+    path = save(model, tmp_path / "w.pth", ModelConfig(use_descriptions=True, hidden_dim=64))
+    with pytest.raises(ValueError, match="--finetune: .*w.pth was trained with descriptions") as error:
+        weights.load_finetune(Model(fusion=False, encoder=False), path, ModelConfig())
+    said = ("add --use_descriptions. It", "add --rgb_support. It", "--hidden_dim 64; this run has 256, give the same.")
+    assert [words in str(error.value) for words in said] == [True] * 3
+
+
 def test_fusion_modules_without_an_adapter_are_refused(tmp_path):
     model = Model()
     del model.text_adapter
