@@ -17,7 +17,7 @@ from models import Uni_Sign
 from pose.hand_crops import no_crops
 from system.disk import read_lines
 from tests.helpers.processes import Run
-from training.bad_clips import BadClips
+from training.guards import BadClips
 from training.loader import BatchSampler, ClipLoader
 
 SMALL = (

@@ -13,7 +13,7 @@ import utils
 from config import DATASETS
 from datasets import S2T_Dataset
 from training import tracking
-from training.checkpoint import set_aside
+from training.run_folder import set_aside
 
 SMALL = "--hidden_dim 16 --epochs 1 --batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 0 "
 SMALL += "--num_beams 1 --max_new_tokens 3"
