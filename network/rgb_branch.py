@@ -2,7 +2,7 @@
 
 Up to a tenth of a clip's frames get a crop of each hand. An EfficientNet-B0 encodes it as a small feature map; every
 joint of the hand attends to this map near its keypoint, and a gate weights the result against its pose feature. The
-network needs only torch; reading videos needs `requirements-rgb.txt`.
+network needs only torch; reading videos needs `requirements/rgb.txt`.
 
 Shapes: T sampled frames, N crops of one hand in a clip or a batch, V joints of a hand (21), C channels, H and W height
 and width of a feature map.

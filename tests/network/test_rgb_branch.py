@@ -39,8 +39,8 @@ from tests.helpers.corpus import write_small_corpus
 from training import build as building
 from training.weights import save_weights
 
-av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
-pytest.importorskip("PIL", reason="pip install -r requirements-rgb.txt")
+av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
+pytest.importorskip("PIL", reason="pip install -r requirements/rgb.txt")
 
 # As Uni-Sign: padded frames and empty crops take part, and so in the vectors of whole batches.
 OFFICIAL = ModelConfig(rgb_support=True, uni_sign_padding=True)
@@ -549,7 +549,7 @@ def test_a_video_that_changes_its_size_is_refused(monkeypatch):
 def test_a_missing_package_is_one_line(monkeypatch, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(ValueError, match=rf"^--rgb_support needs {package}: pip install -r requirements-rgb.txt$"):
+    with pytest.raises(ValueError, match=rf"^--rgb_support needs {package}: pip install -r requirements/rgb.txt$"):
         HandCrops()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.describing.test_posecodes import hand, make_pose
 
-pytest.importorskip("PIL", reason="pillow is not installed (requirements-rgb.txt)")
+pytest.importorskip("PIL", reason="pillow is not installed (requirements/rgb.txt)")
 
 from pose.drawing import (
     DRAWN,
