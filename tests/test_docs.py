@@ -51,7 +51,7 @@ NOT_RUN = {
 # What the documents call beside this project's programs, and what stands in its place: installers, launchers (which
 # test_fine_tuning.py has; here one process runs what they start), other people's programs.
 STANDS_IN = {
-    "python": f'exec {sys.executable} -S {HERE / "doc_client.py"} "$@"',
+    "python": f'exec {sys.executable} -S {HERE / "helpers" / "doc_client.py"} "$@"',
     "deepspeed": '[ "$1" = --hostfile ] || { shift 2; exec python "$@"; }',
     "torchrun": '[ "$1" = --nnodes ] || { shift 2; exec python "$@"; }',
     **dict.fromkeys(("make", "pip", "python3", "tensorboard", "wandb", "scontrol"), "true"),
@@ -91,6 +91,11 @@ class Place:
         shutil.copytree(spec.description_dir, folder / "my_corpus" / "descriptions")
         shutil.copytree(spec.pose_dir, folder / "my_poses")
         (folder / "my_poses" / "train_0.pkl").rename(folder / "my_poses" / "S000317_P0009_T00.pkl")
+        own = folder / "my_data"
+        shutil.copytree(spec.pose_dir, own / "poses")
+        names = sorted(path.stem for path in (own / "poses").iterdir())
+        rows = [f"{name},Guten Tag,{name.partition('_')[0]}\n" for name in names]
+        (own / "labels.csv").write_text("name,text,split\n" + "".join(rows))
         (folder / "my_pictures").mkdir()
         for file in (".venv/bin/activate", "requirements.txt", "hello.srt"):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
