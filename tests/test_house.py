@@ -38,7 +38,7 @@ OWNERS = {
     "mediapipe": {"pose.extraction"},
     "rtmlib": {"pose.extraction"},
     "onnxruntime": {"pose.extraction"},
-    "PIL": {"network.rgb_branch", "pose.drawing"},
+    "PIL": {"network.rgb_branch", "pose.drawing", "tools.picture"},
     "safetensors": {"synthetic.small_mt5", "training.weights"},
 }
 FILES = [*ROOT.glob("*.py"), *(path for room in RANK for path in (ROOT / room).glob("[!_]*.py"))]

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 FONTS = ("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc", "DejaVuSans.ttf")
 WIDTH, HEIGHT, MARGIN = 640, 360, 16
-SKELETON = (264, 252)  # largest width and height
+SKELETON = (264, 240)  # largest width and height
 COLUMN = 296  # where text and gate begin
-PLOT = (COLUMN, 196, WIDTH - 60, 244)  # left, top (gate 1), right, bottom (gate 0)
+PLOT = (COLUMN, 188, WIDTH - 60, 236)  # left, top (gate 1), right, bottom (gate 0)
 SENTENCES = 272  # top of the band of sentences
 INK, FAINT, BAND, GATE, PALE = "#1a1a1a", "#767676", "#f0f0f0", "#0a7d55", "#b9dccf"
-COLOURS = 64
+COLOURS = 128
 END_MS = 2000  # how long the last frame stays
 
 EXAMPLES = """examples:
@@ -147,7 +147,7 @@ def choose_font(path: str, characters: str) -> str:
         if not missing or missing == [" "]:
             return candidate
     raise ValueError(
-        f"{path or 'no font that is known here'} has all of the characters {characters[:20]} ...: name a font file "
+        f"{path or 'every known font here'} has not all of the characters {characters[:20]} ...: name a font file "
         "with --font, or install one, for Chinese: apt install fonts-noto-cjk."
     )
 
@@ -173,7 +173,7 @@ def draw_gate(draw: ImageDraw, gate: Sequence[float], own: Sequence[int], now: i
         box = [left + i * step, bottom - max(1, value * (bottom - top)), left + (i + 1) * step, bottom]
         draw.rectangle(box, fill=GATE if i <= now else PALE)
         if own[i]:
-            draw.rectangle([box[0], bottom + 4, box[2] - 2, bottom + 7], fill=INK)
+            draw.rectangle([box[0] + 1, bottom + 4, box[2] - 1, bottom + 7], fill=INK)
     draw.line([left, bottom + 1, right, bottom + 1], fill=FAINT)
 
 
@@ -191,19 +191,21 @@ def draw_frame(clip: Clip, now: int, box: tuple[float, float, float, float], asp
 
     from pose.drawing import draw_pose
 
-    small, middle, large = (ImageFont.truetype(font, size) for size in (13, 18, 21))
+    tiny, small, middle, large = (ImageFont.truetype(font, size) for size in (11, 13, 18, 21))
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(image)
     skeleton = draw_pose(clip.pose, int(clip.frames[now]), box, 2 * SKELETON[1], aspect)  # twice as large: smooth lines
     skeleton.thumbnail(SKELETON)
-    image.paste(skeleton, (MARGIN + (SKELETON[0] - skeleton.width) // 2, (SENTENCES - skeleton.height) // 2))
+    image.paste(skeleton, (MARGIN + (SKELETON[0] - skeleton.width) // 2, SENTENCES - skeleton.height - 4))
 
     frame = clip.frames[now] + clip.pose.start
+    draw.text((MARGIN, MARGIN), "keypoints", FAINT, small)
     draw.text((COLUMN, MARGIN), f"description of frame {frame}", FAINT, small)
     for number, line in enumerate(wrap(clip.lane.texts[now] or "", middle, WIDTH - MARGIN - COLUMN)[:5]):
         draw.text((COLUMN, MARGIN + 22 + 25 * number), line, INK, middle)
-    draw.text((COLUMN, PLOT[1] - 22), "gate: the weight of the description", FAINT, small)
+    draw.text((COLUMN, PLOT[1] - 22), "gate: the weight of the description (0 to 1), over time", FAINT, small)
     draw_gate(draw, clip.lane.gate, clip.lane.own, now)
+    draw.text((COLUMN, PLOT[3] + 11), "marked: described frames; the others take the nearest text", FAINT, tiny)
     draw.text((PLOT[2] + 8, PLOT[1] + 10), f"{clip.lane.gate[now]:.2f}", GATE, middle)
 
     draw.rectangle([0, SENTENCES, WIDTH, HEIGHT], fill=BAND)
@@ -220,8 +222,11 @@ def draw_frame(clip: Clip, now: int, box: tuple[float, float, float, float], asp
 
 def write_gif(path: str, images: Sequence[Image], milliseconds: float) -> None:
     """Write an animation that repeats; its last frame stays for a while."""
-    palette = images[len(images) // 2].quantize(COLOURS, dither=0)
-    frames = [image.quantize(palette=palette, dither=0) for image in images]
+    from PIL import Image
+
+    # One palette for all frames; this method keeps the colours of thin lines.
+    palette = images[len(images) // 2].quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [round(milliseconds)] * (len(frames) - 1) + [END_MS]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
 
