@@ -13,9 +13,9 @@ SHELL := /bin/bash
 
 setup: $(VENV)/done
 
-$(VENV)/done: requirements.txt requirements-dev.txt requirements-pose.txt requirements-rgb.txt
+$(VENV)/done: requirements.txt requirements/dev.txt requirements/pose.txt requirements/rgb.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/dev.txt
 	touch $@
 
 demo: setup
