@@ -251,7 +251,7 @@ class GatingFusion(nn.Module):
 
         Args:
             pose: (B, T, D).
-            text: (B, T, D), zeros in a clip without any text.
+            text: (B, T, D).
             has_description: (B, T), 1 where the text is the frame's own.
             mask: (B, T), 0 on padding, for a fusion that looks at more than one frame; this one does not.
         """
