@@ -17,7 +17,7 @@ import torch
 from clips.packs import DescriptionPack, open_descriptions
 from datasets import S2T_Dataset
 from pages.elements import Html, data, element, folded, heat, join, table
-from pages.run import RunFolder
+from pages.run_folder import RunFolder
 from pose.drawing import FULL, PATHS, picture_points, player_data
 from pose.keypoints import Pose
 from temporal_alignment import DescriptionLoader, sample_frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pages.run import RunFolder
+from pages.run_folder import RunFolder
 from training import metrics
 from training.metrics import Tally
 

@@ -88,7 +88,7 @@ def open_run(folder: str, split: str) -> Viewer:
         ValueError: the run has no descriptions, or its model or data cannot be read.
     """
     from pages.clip_view import Viewer
-    from pages.run import RunFolder
+    from pages.run_folder import RunFolder
 
     viewer = Viewer("", "", RunFolder.read(folder), split)
     viewer.open("cpu")

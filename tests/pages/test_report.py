@@ -6,14 +6,16 @@ import shutil
 
 import pytest
 
-from tools import report
+from pages import report
+from tools import report as program
 from training import metrics
 
 BAD = '</script><img src="x" onerror="document.documentElement.dataset.owned = 1">'
 
 
 def build(*line):
-    return report.build(report.parse_args([*map(str, line)]))
+    args = program.parse_args([*map(str, line)])
+    return report.build(args.runs, args.split, args.clips, args.aspect, args.device)
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +141,12 @@ def test_what_cannot_be_is_one_line(two_runs, tmp_path, capsys):
         ([place, "--out", f"{place}/no/x.html"], "x.html: its folder does not exist"),
     ):
         with pytest.raises(SystemExit):
-            report.parse_args(line)
+            program.parse_args(line)
         assert words in capsys.readouterr().err
 
 
 def test_the_command_writes_the_page(run, capsys):
-    report.main([str(run), "--clips", "0"])
+    program.main([str(run), "--clips", "0"])
     assert (run / "report.html").read_text().startswith("<!doctype html>")
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pages.run import RunFolder
+from pages.run_folder import RunFolder
 
 
 @pytest.fixture
