@@ -1,4 +1,4 @@
-"""Weight files: safe reading, atomic saving, and loading into a model.
+"""Putting a model together, and weight files: safe reading, atomic saving, and loading into a model.
 
 A weight file (`checkpoint_{epoch}.pth`, `best_checkpoint.pth`) is `{"model": state_dict, ...}` with Uni-Sign's names.
 The state dict includes the fusion modules; `best_fusion.pth` holds only these. A folder written by `tools/export.py`
@@ -23,9 +23,13 @@ import torch
 from torch import nn
 
 from config import ModelConfig
+from models import Uni_Sign
+from network.mt5 import load_mt5
 from network.rgb_branch import PREFIXES as RGB_PREFIXES
+from network.tokenizer import Tokenizer
 from network.vocabulary import KEPT_TOKENS, matrices, move_rows
 from system.disk import sync_file, write_whole
+from text_fusion_modules import EncodesTexts, TextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,34 @@ TEXT_ENCODER_PREFIX = "text_encoder."
 TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
 ENCODER_PREFIX = "text_encoder.encoder."
 MODEL_JSON = "model.json"  # in an exported folder: config and other facts
+
+
+def assemble(
+    config: ModelConfig,
+    mt5_folder: str | Path,
+    kept: torch.Tensor | None = None,
+    texts: EncodesTexts | None = None,
+    *,
+    with_weights: bool = True,
+) -> Uni_Sign:
+    """Put a model together from its config, mT5, and the encoder of its descriptions.
+
+    Args:
+        config: its sizes and switches.
+        mt5_folder: mT5's folder.
+        kept: (V,), ids of the tokens of mT5 that the model keeps; None for all.
+        texts: a text encoder beside the model, frozen. By default the encoder is part of a model with descriptions.
+        with_weights: False to skip loading weights of mT5 and encoder, for a model that gets all from a checkpoint.
+
+    Raises:
+        FileNotFoundError: a folder or its weights are missing.
+        ValueError: a folder holds another model, or is damaged.
+    """
+    mt5 = load_mt5(mt5_folder, with_weights=with_weights, kept=kept)
+    if config.use_descriptions and texts is None:
+        folder, own = (config.text_encoder, None) if config.text_encoder else (mt5_folder, kept)
+        texts = TextEncoder(folder, config.text_max_tokens, with_weights=with_weights, kept=own)
+    return Uni_Sign(config, mt5, Tokenizer(mt5_folder, kept), texts)
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: ModelConfig, **facts: Any) -> None:
