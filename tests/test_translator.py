@@ -17,7 +17,7 @@ from network.mt5 import load_mt5
 from network.tokenizer import Tokenizer
 from pose.keypoints import read_pose
 from text_fusion_modules import TextEncoder
-from training.checkpoint import weights_facts
+from training.build import weights_facts
 from training.weights import save_weights
 from translator import Translator, load_descriptions
 
