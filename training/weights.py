@@ -264,7 +264,7 @@ def _differing_flags(
     for prefixes, wanted, cure in parts:
         if not wanted and any(name.startswith(prefixes) for name in weights):
             yield cure
-    values = {"hidden_dim": config.hidden_dim}
+    values: dict[str, Any] = {"hidden_dim": config.hidden_dim}
     if _is_fused(weights) and config.use_descriptions:
         values |= {"text_max_tokens": config.text_max_tokens, "text_encoder": config.text_encoder}
     for name, value in values.items():
