@@ -23,7 +23,15 @@ from clips.batch import to_device
 from models import Uni_Sign
 from system import distributed, lock
 from training import metrics
-from training.build import build_guards, build_loaders, build_model, choose_trainable, dataset_spec, model_config
+from training.build import (
+    build_engine,
+    build_guards,
+    build_loaders,
+    build_model,
+    dataset_spec,
+    model_config,
+    weights_facts,
+)
 from training.checkpoint import (
     TrainState,
     check_resumable,
@@ -34,11 +42,9 @@ from training.checkpoint import (
     save_state,
     write_progress,
 )
-from training.engine import start_engine, synchronised_batch_norm
 from training.guards import Guards, statistics_kept
 from training.loader import ClipLoader
 from training.memory import explain_memory
-from training.optimization import build_optimizer, build_schedule
 from training.run_folder import Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
 from utils import git_revision, progress, run, seed_everything, start_log
 
@@ -77,10 +83,7 @@ def train(
     loader = loaders["train"]
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     state = start_state(args, resumed)
-    choose_trainable(args, model)
-    optimizer = build_optimizer(model, args)
-    schedule = build_schedule(optimizer, args, steps_per_epoch)
-    engine = start_engine(synchronised_batch_norm(model), optimizer, schedule, args)
+    engine = build_engine(args, model, steps_per_epoch)
     if resumed:
         state = load_optimizer_state(engine, resumed[0], state)
     log_plan(args, steps_per_epoch)
@@ -95,7 +98,8 @@ def train(
         score = scores.values[metrics.MAIN_METRIC[args.task][0]] if scores else None
         improved = score is None or metrics.is_better(args.task, score, state.best)
         with guards.saves.attempt("the checkpoint", args.output_dir):
-            save_epoch(engine, state.epoch, score, improved, args)
+            facts = {**weights_facts(args), "score": score}
+            save_epoch(engine, args.output_dir, state.epoch, improved, args.keep_last, facts)
         if improved and not guards.saves.failed["the checkpoint"]:
             state.best = score
         on_dev = {f"dev_{name}": value for name, value in (scores.values | losses).items()} if scores else {}
@@ -117,9 +121,8 @@ def train_one_epoch(
         Means over the epoch: `loss` (label-smoothed, as trained), `nll` (without smoothing); `lr` of the last step;
         `waited`, the seconds spent waiting for the data loader.
     """
-    dataset, n_batches, sums = loader.dataset, len(loader), state.epoch_sums
-    n_group = args.gradient_accumulation_steps
-    sums_of_step: list[torch.Tensor] = []  # (loss, nll, 1) of each micro-batch since the last step
+    dataset, n_batches = loader.dataset, len(loader)
+    sums: list[torch.Tensor] = []  # (loss, nll, 1) of each micro-batch since the last step
     names: list[str] = []  # clips of those micro-batches
     engine.train()
     batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
@@ -128,40 +131,30 @@ def train_one_epoch(
         guards.clips.note(src_input, dataset.split, len(dataset))
         has_clips = bool(src_input["name_batch"])  # False if no clip of the batch could be read
         state.micro_batch += 1
-        # The last accumulation group of an epoch may be smaller. It still makes a step; nothing is carried over to the
-        # next epoch. The engine divides every loss by the size of a full group, which `share` corrects.
-        before = (state.micro_batch - 1) // n_group * n_group  # micro-batches in earlier groups
-        share = n_group / min(n_group, n_batches - before)
-        last_of_group = state.micro_batch % n_group == 0 or state.micro_batch == n_batches
+        share, last_of_group = place_in_group(state.micro_batch, n_batches, args.gradient_accumulation_steps)
         engine.set_gradient_accumulation_boundary(last_of_group)
         with explain_memory(src_input, guards.memory), statistics_kept(engine.module, src_input):
             output = engine(to_device(src_input, engine.device), tgt_input)
             engine.backward(has_clips * share * output.loss)
             state.lr = engine.get_lr()[0]
             engine.step()
-        sums_of_step.append(has_clips * torch.stack([output.loss.detach(), output.nll, torch.ones_like(output.nll)]))
+        sums.append(has_clips * torch.stack([output.loss.detach(), output.nll, torch.ones_like(output.nll)]))
         names += src_input["name_batch"]
 
         if last_of_group:
-            state.step += 1
-            loss, nll, n = torch.stack(sums_of_step).double().sum(0).tolist()
-            taken = guards.steps.taken(engine, loss / max(n, 1))
-            if taken:
-                for name, value in (("loss", loss), ("nll", nll), ("batches", n)):
-                    sums[name] = sums.get(name, 0.0) + value
-            log_step(state, loss / max(n, 1), taken, guards)
-            bar.set_postfix(loss=loss / max(n, 1), lr=state.lr, refresh=False)
+            loss = end_step(engine, state, sums, guards)
+            bar.set_postfix(loss=loss, lr=state.lr, refresh=False)
             if guards.steps.too_many:
                 give_up(engine, state, names, guards, args)
             if state.micro_batch < n_batches:  # the end of an epoch saves a state anyway
                 stop = guards.stop.agreed()
-                save_within_epoch(engine, state, len(sums_of_step), stop, guards, args)
+                save_within_epoch(engine, state, len(sums), stop, guards, args)
                 if stop:
                     guards.stop.leave(f"after step {state.step}")
-            sums_of_step.clear()
+            sums.clear()
             names.clear()
     guards.clips.settle(dataset.split, len(dataset))
-    return {**average(sums), "waited": round(loader.waited, 2), "lr": state.lr}
+    return {**average(state.epoch_sums), "waited": round(loader.waited, 2), "lr": state.lr}
 
 
 @torch.no_grad()
@@ -303,13 +296,42 @@ def log_epoch(
     logger.info("epoch %d of %d: %s%s.", state.epoch + 1, args.epochs, text, " (best)" if improved else "")
 
 
-def log_step(state: TrainState, loss: float, taken: bool, guards: Guards) -> None:
-    """Append an optimizer step to steps.jsonl; the loss of a skipped step is null."""
+def place_in_group(micro_batch: int, n_batches: int, group: int) -> tuple[float, bool]:
+    """Return the factor of a micro-batch's loss, and whether it is the last of its accumulation group.
+
+    The last group of an epoch may be smaller. It still makes a step; nothing is carried over to the next epoch. The
+    engine divides every loss by the size of a full group, which the factor corrects.
+
+    >>> [place_in_group(micro_batch, n_batches=3, group=2) for micro_batch in (1, 2, 3)]
+    [(1.0, False), (1.0, True), (2.0, True)]
+    """
+    before = (micro_batch - 1) // group * group  # micro-batches in earlier groups
+    size = min(group, n_batches - before)
+    return group / size, micro_batch == before + size
+
+
+def end_step(engine: Any, state: TrainState, sums: list[torch.Tensor], guards: Guards) -> float:
+    """Count an optimizer step, append it to steps.jsonl, and return its mean loss; that of a skipped one is not kept.
+
+    Args:
+        engine: the engine, after its step.
+        state: the run's progress.
+        sums: (loss, nll, 1) of each micro-batch of the step, 0 for those without clips.
+        guards: the run's guards.
+    """
+    state.step += 1
+    loss, nll, n = torch.stack(sums).double().sum(0).tolist()
+    mean = loss / max(n, 1)
+    taken = guards.steps.taken(engine, mean)
+    if taken:
+        for name, value in (("loss", loss), ("nll", nll), ("batches", n)):
+            state.epoch_sums[name] = state.epoch_sums.get(name, 0.0) + value
+    else:
+        logger.warning("step %d is skipped: its loss or gradient is not finite (loss %.4g).", state.step, mean)
     if distributed.is_main():
-        line = {"step": state.step, "epoch": state.epoch, "loss": loss if taken else None, "lr": state.lr}
+        line = {"step": state.step, "epoch": state.epoch, "loss": mean if taken else None, "lr": state.lr}
         guards.tracker.step(line if taken else {**line, "skipped": True})
-    if not taken:
-        logger.warning("step %d is skipped: its loss or gradient is not finite (loss %.4g).", state.step, loss)
+    return mean
 
 
 def average(sums: dict[str, float]) -> dict[str, float]:
@@ -327,7 +349,7 @@ def save_within_epoch(
     quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
         with guards.saves.attempt("checkpoint.pth", args.output_dir):
-            save_quick(engine, state.epoch, args)
+            save_quick(engine, args.output_dir, state.epoch, weights_facts(args))
     if quick or stop or (args.save_steps and state.step % args.save_steps == 0):
         save(engine, state, guards, args)
 

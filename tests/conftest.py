@@ -200,7 +200,7 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
         args = utils.parse_args([*flags.split(), *(["--use_descriptions"] if described else [])])
         spec = DATASETS["CSL_Daily"].under(corpus)
         test = S2T_Dataset(spec, "test", use_descriptions=described)
-        tracker = Tracker(args)
+        tracker = Tracker(folder, vars(args))
         tracker.start(spec, {"test": test.fingerprint()}, 0)
         for step in range(1, 61):
             tracker.step({"step": step, "epoch": (step - 1) // 20, "loss": 6 / step**0.3, "lr": 1e-3 / step})

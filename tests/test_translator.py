@@ -14,7 +14,7 @@ from config import DATASETS
 from datasets import S2T_Dataset
 from pose.keypoints import read_pose
 from tests.helpers.models import new_model
-from training.checkpoint import weights_facts
+from training.build import weights_facts
 from training.weights import save_weights
 from translator import Translator, load_descriptions
 

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,10 +22,11 @@ from network.vocabulary import choose as choose_tokens
 from system import distributed
 from training import metrics
 from training.checkpoint import STATE_WEIGHTS, load_model_state
+from training.engine import EngineConfig, start_engine, synchronised_batch_norm
 from training.guards import BadClips, Guards, Saves, SkippedSteps, StopRequest
 from training.loader import SEARCHED, BatchSampler, ClipLoader
 from training.memory import MemorySettings
-from training.optimization import ENCODER, ENCODER_RATE
+from training.optimization import ENCODER, ENCODER_RATE, OptimizerConfig, build_optimizer, build_schedule
 from training.text_cache import TextFeatureCache, build_text_cache
 from training.tracking import Tracker
 from training.weights import (
@@ -231,6 +233,50 @@ def trains_fusion_alone(args: argparse.Namespace) -> bool:
     return args.trainable == "fusion" or (auto and not args.eval)
 
 
+def build_engine(args: argparse.Namespace, model: Uni_Sign, steps_per_epoch: int) -> Any:
+    """Choose what trains, and build the engine that trains it; `engine.module` is the model."""
+    choose_trainable(args, model)
+    config = optimizer_config(args)
+    optimizer = build_optimizer(model, config)
+    schedule = build_schedule(optimizer, config, steps_per_epoch)
+    return start_engine(synchronised_batch_norm(model), optimizer, schedule, engine_config(args))
+
+
+def optimizer_config(args: argparse.Namespace) -> OptimizerConfig:
+    """Return the optimizer and schedule of the command line."""
+    beta1, beta2 = args.opt_betas or (0.9, 0.999)
+    return OptimizerConfig(
+        opt=args.opt,
+        betas=(beta1, beta2),
+        eps=args.opt_eps,
+        weight_decay=args.weight_decay,
+        sched=args.sched,
+        lr=args.lr,
+        min_lr=args.min_lr,
+        epochs=args.epochs,
+        warmup_epochs=args.warmup_epochs,
+    )
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """Return the engine's settings of the command line."""
+    return EngineConfig(
+        batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        gradient_clipping=args.gradient_clipping,
+        zero_stage=args.zero_stage,
+        offload=args.offload,
+        pin_mem=args.pin_mem,
+        dtype=args.dtype,
+    )
+
+
+def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what inference needs besides a checkpoint's weights and config."""
+    mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
+    return {"mt5_path": mt5_path, "max_length": args.max_length}
+
+
 def build_guards(args: argparse.Namespace) -> Guards:
     """Build the run's fault handlers and the tracker of its curves."""
     return Guards(
@@ -238,7 +284,7 @@ def build_guards(args: argparse.Namespace) -> Guards:
         StopRequest(),
         SkippedSteps(args.max_skipped_steps),
         Saves(args.max_failed_saves),
-        Tracker(args),
+        Tracker(args.output_dir, vars(args), tensorboard=args.tensorboard, wandb=args.wandb),
         memory_settings(args),
     )
 

@@ -5,7 +5,6 @@ Every write is atomic. `training/weights.py` defines the format of weight files.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import under_root
 from system.disk import UNFINISHED, new_folder, remove_folder, sha256, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
@@ -287,33 +285,36 @@ def _read(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what inference needs besides a checkpoint's weights and config."""
-    mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
-    return {"mt5_path": mt5_path, "max_length": args.max_length}
-
-
-def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> None:
+def save_epoch(
+    engine: Any, output_dir: str | Path, epoch: int, best: bool, keep_last: int, facts: Mapping[str, Any]
+) -> None:
     """Write checkpoint_{epoch}.pth and, if it is the best so far, best_checkpoint.pth and best_fusion.pth.
 
     Every process must call this, rank 0 writes.
+
+    Args:
+        engine: the engine that trains.
+        output_dir: the run's folder.
+        epoch: the epoch that is done, from 0.
+        best: whether it is the best so far.
+        keep_last: number of checkpoints kept; 0 keeps all.
+        facts: what inference needs besides weights and config, and what a reader may want to know.
     """
     weights = full_state_dict(engine)
     if not is_main():
         return
-    output_dir, config = Path(args.output_dir), engine.module.config
-    facts = {**weights_facts(args), "epoch": epoch, "score": score}
+    folder, config, facts = Path(output_dir), engine.module.config, {**facts, "epoch": epoch}
     if best:
-        save_weights(output_dir / "best_checkpoint.pth", weights, config, **facts)
+        save_weights(folder / "best_checkpoint.pth", weights, config, **facts)
         if config.use_descriptions:
-            save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
-    save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
-    forget_checkpoints(output_dir, epoch, args.keep_last)
+            save_weights(folder / "best_fusion.pth", fusion_weights(weights), config, **facts)
+    save_weights(folder / f"checkpoint_{epoch}.pth", weights, config, **facts)
+    forget_checkpoints(folder, epoch, keep_last)
 
 
-def save_quick(engine: Any, epoch: int, args: argparse.Namespace) -> None:
+def save_quick(engine: Any, output_dir: str | Path, epoch: int, facts: Mapping[str, Any]) -> None:
     """Write checkpoint.pth for --quick_break within an epoch; every process must call this, rank 0 writes."""
     weights = full_state_dict(engine)
     if is_main():
-        facts = {**weights_facts(args), "epoch": epoch, "score": None}
-        save_weights(Path(args.output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)
+        facts = {**facts, "epoch": epoch, "score": None}
+        save_weights(Path(output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)

@@ -6,8 +6,8 @@ the ZeRO stage, so both may differ when a run is resumed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,25 +17,48 @@ from torch import nn
 from system.distributed import broadcast, device, is_main, rank, world_size
 
 
-def deepspeed_config(args: argparse.Namespace) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for the command line.
+@dataclass(frozen=True)
+class EngineConfig:
+    """What DeepSpeed is told; names and values are those of the flags.
+
+    Attributes:
+        batch_size: clips per process and micro-batch.
+        gradient_accumulation_steps: micro-batches per step.
+        gradient_clipping: maximum gradient norm.
+        zero_stage: ZeRO stage, 0 to 3.
+        offload: keep the optimizer's state in CPU memory.
+        pin_mem: pin that memory.
+        dtype: autocast of matrix products: "bf16", "fp16" or "fp32".
+    """
+
+    batch_size: int
+    gradient_accumulation_steps: int
+    gradient_clipping: float
+    zero_stage: int
+    offload: bool
+    pin_mem: bool
+    dtype: str
+
+
+def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
+    """Return DeepSpeed's own configuration.
 
     Parameters, accumulated gradients and batch statistics stay in fp32. Matrix products run in bf16 or fp16 under
     autocast; gradients of linear layers are communicated in that precision. (Casting the whole model to bf16 would keep
     batch statistics with an 8-bit mantissa on a GPU, and fail on a CPU.)
     """
-    zero: dict[str, Any] = {"stage": args.zero_stage}
-    if args.offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": args.pin_mem}
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.pin_mem}
     dtypes = {"bf16": "bfloat16", "fp16": "float16"}
     return {
-        "train_micro_batch_size_per_gpu": args.batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "gradient_clipping": args.gradient_clipping,
+        "train_micro_batch_size_per_gpu": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_clipping": config.gradient_clipping,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": args.dtype != "fp32", "dtype": dtypes.get(args.dtype, "bfloat16")},
+        "torch_autocast": {"enabled": config.dtype != "fp32", "dtype": dtypes.get(config.dtype, "bfloat16")},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
@@ -45,7 +68,7 @@ def start_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    args: argparse.Namespace,
+    config: EngineConfig,
 ) -> Any:
     """Wrap a model for training on all processes.
 
@@ -54,13 +77,17 @@ def start_engine(
     """
     import deepspeed
 
-    if args.zero_stage == 0:
+    if config.zero_stage == 0:
         _skip_non_finite(optimizer)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(args), dist_init_required=False
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=deepspeed_config(config),
+        dist_init_required=False,
     )
-    if args.zero_stage and args.dtype == "fp16":
-        _clip_scaled(engine.optimizer, args.gradient_clipping)
+    if config.zero_stage and config.dtype == "fp16":
+        _clip_scaled(engine.optimizer, config.gradient_clipping)
     return engine
 
 

@@ -6,7 +6,6 @@ Only rank 0 writes. Information stored elsewhere is not repeated here: scores ar
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -50,11 +49,17 @@ class Tracker:
     """Writes run.json and a run's curves; leaving the `with` block closes the boards.
 
     Args:
-        args: the command line.
+        folder: the run's folder.
+        arguments: the whole command line, for run.json.
+        tensorboard: draw curves in TensorBoard.
+        wandb: draw curves in Weights & Biases.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.folder = args, Path(args.output_dir)
+    def __init__(
+        self, folder: str | Path, arguments: Mapping[str, Any], *, tensorboard: bool = False, wandb: bool = False
+    ) -> None:
+        self.folder, self.arguments = Path(folder), dict(arguments)
+        self.tensorboard, self.wandb = tensorboard, wandb
         self._steps, self._epochs = Lines(self.folder / "steps.jsonl"), Lines(self.folder / "log.txt")
         self._boards: dict[str, Board] = {}
         self._said = time.monotonic()
@@ -72,11 +77,11 @@ class Tracker:
             ValueError: Weights & Biases rejects the run.
         """
         record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
-        record["starts"].append(_facts(self.args, step) | {"dataset": dataclasses.asdict(spec), "data": data})
+        record["starts"].append(_facts(self.arguments, step) | {"dataset": dataclasses.asdict(spec), "data": data})
         write_text(self.folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        if step is not None and self.args.tensorboard:
+        if step is not None and self.tensorboard:
             self._boards["--tensorboard"] = TensorBoard(self.folder, step)
-        if step is not None and self.args.wandb:
+        if step is not None and self.wandb:
             self._boards["--wandb"] = WandB(self.folder, record)
 
     def step(self, line: Mapping[str, Any]) -> None:
@@ -208,7 +213,7 @@ def _record_so_far(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _facts(args: argparse.Namespace, step: int | None) -> dict[str, Any]:
+def _facts(arguments: Mapping[str, Any], step: int | None) -> dict[str, Any]:
     """Return the facts needed to reproduce this start of the program."""
     world = distributed.world_size()
     return {
@@ -221,8 +226,8 @@ def _facts(args: argparse.Namespace, step: int | None) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": _device(),
         "processes": world,
-        "global_batch": args.batch_size * args.gradient_accumulation_steps * world,
-        "arguments": vars(args),
+        "global_batch": arguments["batch_size"] * arguments["gradient_accumulation_steps"] * world,
+        "arguments": arguments,
     }
 
 

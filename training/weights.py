@@ -61,12 +61,11 @@ def assemble(
         FileNotFoundError: a folder or its weights are missing.
         ValueError: a folder holds another model, or is damaged.
     """
+    mt5 = load_mt5(mt5_folder, with_weights=with_weights, kept=kept)
     if config.use_descriptions and texts is None:
         folder, own = (config.text_encoder, None) if config.text_encoder else (mt5_folder, kept)
         texts = TextEncoder(folder, config.text_max_tokens, with_weights=with_weights, kept=own)
-    return Uni_Sign(
-        config, load_mt5(mt5_folder, with_weights=with_weights, kept=kept), Tokenizer(mt5_folder, kept), texts
-    )
+    return Uni_Sign(config, mt5, Tokenizer(mt5_folder, kept), texts)
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: ModelConfig, **facts: Any) -> None:

@@ -25,7 +25,7 @@ from text_fusion_modules import TextEncoder
 from tools import export
 from tools.export import main, needed_modules, parse_args
 from training import build
-from training.checkpoint import weights_facts
+from training.build import weights_facts
 from training.weights import read_weights, repeated, save_weights
 from translator import FrozenTextEncoder, Translator
 

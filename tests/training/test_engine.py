@@ -13,6 +13,7 @@ from torch import nn
 import utils
 from system import disk
 from tests.helpers.processes import curves, start
+from training import build
 from training import engine as deepspeed_engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,15 +127,16 @@ def test_two_processes_resume_bit_for_bit(tiny_corpus, tmp_path, stage):
     ],
 )
 def test_flags_reach_deepspeed(flags, key, value):
-    assert deepspeed_engine.deepspeed_config(utils.parse_args(flags))[key] == value
+    assert deepspeed_engine.deepspeed_config(build.engine_config(utils.parse_args(flags)))[key] == value
 
 
 UPDATES = """
 import sys, torch
 import utils
 from system import distributed
-from training.optimization import build_optimizer, build_schedule
+from training.build import engine_config, optimizer_config
 from training.engine import full_state_dict, start_engine
+from training.optimization import build_optimizer, build_schedule
 
 distributed.start()
 for stage in "023":
@@ -143,8 +145,9 @@ for stage in "023":
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 1))
     before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    optimizer = build_optimizer(model, args)
-    engine = start_engine(model, optimizer, build_schedule(optimizer, args, 1), args)
+    optimizer = build_optimizer(model, optimizer_config(args))
+    schedule = build_schedule(optimizer, optimizer_config(args), 1)
+    engine = start_engine(model, optimizer, schedule, engine_config(args))
     loss = (engine(torch.ones(4, 64, device=engine.device)).float() - 1).square().mean() / 10
     engine.backward(loss)
     engine.step()

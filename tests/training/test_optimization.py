@@ -1,6 +1,5 @@
 """Groups of parameters and learning rates: those of Uni-Sign, and warm-up and floor by hand."""
 
-import argparse
 import json
 
 import pytest
@@ -8,22 +7,11 @@ import torch
 from torch import nn
 
 from config import OPTIMIZERS, SCHEDULES, ModelConfig
-from training.optimization import build_optimizer, build_schedule, lr_lambda, parameter_groups
+from training.optimization import OptimizerConfig, build_optimizer, build_schedule, lr_lambda, parameter_groups
 
 
 def arguments(**changes):
-    defaults = {
-        "opt": "adamw",
-        "lr": 3e-4,
-        "weight_decay": 1e-4,
-        "opt_eps": 1e-9,
-        "opt_betas": None,
-        "sched": "cosine",
-        "epochs": 20,
-        "warmup_epochs": 0,
-        "min_lr": 0.0,
-    }
-    return argparse.Namespace(**(defaults | changes))
+    return OptimizerConfig(**{"lr": 3e-4, "min_lr": 0.0, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +97,7 @@ def test_a_trained_text_encoder_learns_at_a_tenth_of_the_rate():
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_every_optimizer_takes_its_flags(opt):
     model = nn.Linear(2, 2)
-    optimizer = build_optimizer(model, arguments(opt=opt, lr=0.1, opt_eps=1e-6, opt_betas=(0.8, 0.9)))
+    optimizer = build_optimizer(model, arguments(opt=opt, lr=0.1, eps=1e-6, betas=(0.8, 0.9)))
     assert type(optimizer) is {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[opt]
     for group in optimizer.param_groups:
         assert group["lr"] == 0.1

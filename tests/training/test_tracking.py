@@ -23,6 +23,10 @@ def arguments(corpus, out, *flags):
     return utils.parse_args([*f"--root {corpus} --output_dir {out} {SMALL}".split(), *flags])
 
 
+def tracker_of(corpus, out):
+    return tracking.Tracker(out, vars(arguments(corpus, out)))
+
+
 def record(out):
     return json.loads((out / "run.json").read_text())
 
@@ -64,7 +68,7 @@ def test_a_new_run_in_the_folder_has_a_new_record(corpus, tmp_path):
     tmp_path.joinpath("best_checkpoint.pth").write_text("old")
     set_aside(tmp_path)
     set_aside(tmp_path)  # nothing is there any more
-    tracking.Tracker(arguments(corpus, tmp_path)).start(DATASETS["CSL_Daily"], {}, 0)
+    tracker_of(corpus, tmp_path).start(DATASETS["CSL_Daily"], {}, 0)
     assert len(record(tmp_path)["starts"]) == 1
     assert record(tmp_path / "earlier")["id"] == "old"
     assert record(tmp_path)["id"] != "old"
@@ -110,7 +114,7 @@ def test_packs_have_fingerprints_too(corpus, tmp_path):
 
 def test_a_damaged_record_is_set_aside(corpus, tmp_path, caplog):
     (tmp_path / "run.json").write_text('{"id": ')
-    tracking.Tracker(arguments(corpus, tmp_path)).start(DATASETS["CSL_Daily"], {}, 5)
+    tracker_of(corpus, tmp_path).start(DATASETS["CSL_Daily"], {}, 5)
     assert (tmp_path / "run.json.damaged").read_text() == '{"id": '
     assert [start["from_step"] for start in record(tmp_path)["starts"]] == [5]
     assert "run.json is damaged" in caplog.text
@@ -132,7 +136,7 @@ class Board:
 
 
 def test_boards_get_the_numbers_of_the_files(corpus, tmp_path, caplog):
-    tracker, board = tracking.Tracker(arguments(corpus, tmp_path)), Board()
+    tracker, board = tracker_of(corpus, tmp_path), Board()
     full = Board(OSError(28, "No space left on device"))
     tracker._boards |= {"--wandb": board, "--tensorboard": full}
 
@@ -200,7 +204,7 @@ def test_a_long_epoch_shows_life_in_the_log(corpus, tmp_path, monkeypatch, caplo
     caplog.set_level("INFO")
     now = [1000.0]
     monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
-    tracker = tracking.Tracker(arguments(corpus, tmp_path))
+    tracker = tracker_of(corpus, tmp_path)
     for step in range(1, 6):
         now[0] += 200
         loss = None if step == 2 else 0.5 * step  # the second was skipped
