@@ -22,7 +22,7 @@ demo: setup
 	$(RUN) -m tools.demo
 
 test: setup
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" --durations=10
 
 test-slow: setup
 	$(RUN) -m pytest

@@ -36,7 +36,7 @@ END_MS = 2000  # how long the last frame stays
 
 EXAMPLES = """examples:
   python -m tools.picture output_demo/with --out docs/fusion.gif
-  python -m tools.picture output_demo/with --out clip.gif --clip S002101_P0004_T00
+  python -m tools.picture output_demo/with --out clip.gif --clip S001104_P0008_T00
 
 RUN_DIR is the --output_dir of a training with descriptions. Its run.json says where the data lie."""
 
