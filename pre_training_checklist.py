@@ -127,18 +127,19 @@ def check_fine_tuning(_root: str) -> None:
 
     require(importlib.util.find_spec("deepspeed") is not None, "DeepSpeed is not installed", "pip install deepspeed")
     with toy_corpus() as root:
-        flags = "--use_descriptions --batch-size 2 --num_workers 0 --no-pin-mem --hidden_dim 32 --mt5_path mt5 --root"
-        args = utils.parse_args([*flags.split(), root])
+        flags = "--use_descriptions --text_dropout_p 0 --batch-size 2 --num_workers 0 --no-pin-mem --hidden_dim 32"
+        args = utils.parse_args([*flags.split(), "--mt5_path", "mt5", "--root", root])
         spec = fine_tuning.dataset_spec(args)
         dataset = S2T_Dataset(spec, "train", use_descriptions=True)
-        describe(dataset, 0, {5: "右手位于胸前。"})
+        describe(dataset, 0, {5: "右手位于胸前。", 9: "左手向上。"})
         describe(dataset, 1, {})
         loaders = fine_tuning.build_loaders(args, spec)
         model = fine_tuning.build_model(args, fine_tuning.model_config(args, spec), loaders).train()
+        model.text_adapter.layers[-1].reset_parameters()  # starts at zero, where nothing before it has a gradient
         src_input, tgt_input = next(iter(loaders["train"].epoch()))
         output = model(src_input, tgt_input)
         output.loss.backward()
-        for part in ("gating_fusion", "mask_embedding", "text_encoder", "pose_proj", "mt5_model"):
+        for part in ("gating_fusion", "text_encoder", "pose_proj", "mt5_model"):
             gradients = [p.grad.abs().sum() for p in getattr(model, part).parameters() if p.grad is not None]
             learns = 0 < float(sum(gradients)) < math.inf
             reason = f"no gradient reaches {part} (loss {output.loss.item():g})"
@@ -172,12 +173,19 @@ def check_models(_root: str) -> None:
             how = f"{'with' if described else 'without'} descriptions"
             config = ModelConfig(hidden_dim=16, use_descriptions=described, text_dropout_p=0)
             model = Uni_Sign(config, load_mt5(mt5), Tokenizer(mt5), TextEncoder(mt5) if described else None).train()
+            if described:
+                model.text_adapter.layers[-1].reset_parameters()  # starts at zero, which hides the text
             clips = [clip([None] * 5 + ["手向上"] * 4, described), clip(["手向下", "手向上", None], described)]
             src_input, tgt_input = collate_fn(clips)
             output = model(src_input, tgt_input)
             output.loss.backward()
-            slope = 0 if model.part_para.grad is None else float(model.part_para.grad.abs().sum())
-            require(0 < slope < math.inf, f"{how}: the pose encoder's gradient is {slope}", cure)
+            for weight in (model.part_para, *(model.mask_embedding.parameters() if described else ())):
+                slope = 0 if weight.grad is None else float(weight.grad.abs().sum())
+                require(
+                    0 < slope < math.inf,
+                    f"{how}: no gradient reaches the pose encoder or the mask embedding ({slope})",
+                    cure,
+                )
             with torch.no_grad():
                 model.eval()
                 batched, alone = model(src_input, tgt_input), model(*collate_fn(clips[1:]))
