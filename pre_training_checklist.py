@@ -1,8 +1,8 @@
 """Check that everything is ready for a run: test the code on toy data, then examine data, weights and GPU.
 
-    python pre_training_checklist.py [--strict] [--full] [the flags of the run]
+    python pre_training_checklist.py [--lang en|zh] [--strict] [--full] [the flags of the run]
 
-Project modules are imported only by the check that needs them, so a module that cannot be imported fails that check.
+Modules are imported only by the check that needs them, so that one which cannot be imported fails that check.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import math
+import os
 import sys
 import tempfile
 import traceback
@@ -24,16 +25,21 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from training.findings import LANGUAGES, Report
+
 if TYPE_CHECKING:
     from datasets import S2T_Dataset
+    from text_fusion_modules import TextAdapter
 
 HELP = """\
 Take the command line of a run and put this program in the place of fine_tuning.py: --dataset, --dataset_config, --root,
 --mt5_path, --use_descriptions, --finetune, --batch-size and the other flags mean what they mean there.
 
-  ✓ in order    · good to know    ! missing or damaged, an error with --strict    ✗ a check that failed
+  ✓ in order    · good to know    ! worth mending    ✗ a check failed, or the run could not start
 
-That some clips have no description file is no fault. Exit status: 0 if the five checks pass, else 1."""
+Missing labels and mT5 are marked ✗, and so are poses and videos beyond --max_bad_clips, and descriptions and weights
+that the flags ask for. That some clips have no description file is no fault.
+Exit status: 1 if a line is marked ✗, or with --strict also !; 2 for a wrong flag; else 0."""
 EXAMPLES = """examples:
   python pre_training_checklist.py
   python pre_training_checklist.py --root sample --strict --full
@@ -127,24 +133,34 @@ def check_fine_tuning(_root: str) -> None:
 
     require(importlib.util.find_spec("deepspeed") is not None, "DeepSpeed is not installed", "pip install deepspeed")
     with toy_corpus() as root:
-        flags = "--use_descriptions --batch-size 2 --num_workers 0 --no-pin-mem --hidden_dim 32 --mt5_path mt5 --root"
-        args = utils.parse_args([*flags.split(), root])
+        flags = "--use_descriptions --text_dropout_p 0 --batch-size 2 --num_workers 0 --no-pin-mem --hidden_dim 32"
+        args = utils.parse_args([*flags.split(), "--mt5_path", "mt5", "--root", root])
         spec = fine_tuning.dataset_spec(args)
         dataset = S2T_Dataset(spec, "train", use_descriptions=True)
-        describe(dataset, 0, {5: "右手位于胸前。"})
+        describe(dataset, 0, {5: "右手位于胸前。", 9: "左手向上。"})
         describe(dataset, 1, {})
         loaders = fine_tuning.build_loaders(args, spec)
         model = fine_tuning.build_model(args, fine_tuning.model_config(args, spec), loaders).train()
+        wake(model.text_adapter)
         src_input, tgt_input = next(iter(loaders["train"].epoch()))
         output = model(src_input, tgt_input)
         output.loss.backward()
-        for part in ("gating_fusion", "mask_embedding", "text_encoder", "pose_proj", "mt5_model"):
+        for part in ("gating_fusion", "text_encoder", "pose_proj", "mt5_model"):
             gradients = [p.grad.abs().sum() for p in getattr(model, part).parameters() if p.grad is not None]
             learns = 0 < float(sum(gradients)) < math.inf
             reason = f"no gradient reaches {part} (loss {output.loss.item():g})"
             require(learns, reason, "Mend build_model in training/build.py, or fuse_text in models.py.")
         sentences = model.sentences(model.generate(output, 1, 4))
         metrics.score(args.task, sentences, tgt_input["gt_sentence"], spec.text_unit)
+
+
+def wake(adapter: TextAdapter) -> None:
+    """Draw the adapter's last layer, which starts at zero: at zero it hides the text, and passes no gradient on."""
+    from torch import nn
+
+    last = adapter.layers[-1]
+    assert isinstance(last, nn.Linear)
+    last.reset_parameters()
 
 
 def check_models(_root: str) -> None:
@@ -172,12 +188,19 @@ def check_models(_root: str) -> None:
             how = f"{'with' if described else 'without'} descriptions"
             config = ModelConfig(hidden_dim=16, use_descriptions=described, text_dropout_p=0)
             model = Uni_Sign(config, load_mt5(mt5), Tokenizer(mt5), TextEncoder(mt5) if described else None).train()
+            if described:
+                wake(model.text_adapter)
             clips = [clip([None] * 5 + ["手向上"] * 4, described), clip(["手向下", "手向上", None], described)]
             src_input, tgt_input = collate_fn(clips)
             output = model(src_input, tgt_input)
             output.loss.backward()
-            slope = 0 if model.part_para.grad is None else float(model.part_para.grad.abs().sum())
-            require(0 < slope < math.inf, f"{how}: the pose encoder's gradient is {slope}", cure)
+            for weight in (model.part_para, *(model.mask_embedding.parameters() if described else ())):
+                slope = 0 if weight.grad is None else float(weight.grad.abs().sum())
+                require(
+                    0 < slope < math.inf,
+                    f"{how}: no gradient reaches the pose encoder or the mask embedding ({slope})",
+                    cure,
+                )
             with torch.no_grad():
                 model.eval()
                 batched, alone = model(src_input, tgt_input), model(*collate_fn(clips[1:]))
@@ -307,43 +330,52 @@ def explain(error: BaseException, said: str, file: str) -> tuple[str, str]:
     return reason, f"Mend {places[-1][0] if places else file}, or take it anew from the repository."
 
 
+def run_flags(typed: Sequence[str]) -> argparse.Namespace:
+    """Parse the flags of the run; exit if they are wrong or name files that do not exist."""
+    from config import dataset_of
+    from utils import parse_args
+
+    args = parse_args(typed)
+    paths = {flag: getattr(args, flag) for flag in ("root", "finetune", "fusion_checkpoint", "rgb_backbone")}
+    faults = [f"--{flag}: {path} does not exist." for flag, path in paths.items() if path and not Path(path).exists()]
+    try:
+        dataset_of(args)
+    except (OSError, ValueError) as error:
+        faults.append(str(error))
+    if faults:
+        sys.exit(f"error: {' '.join(faults)}")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, then examine the folders of the run; return the exit status."""
     parser = argparse.ArgumentParser(
         description=HELP,
         epilog=EXAMPLES,
-        usage="%(prog)s [-h] [--strict] [--full] [flags of fine_tuning.py]",
+        usage="%(prog)s [-h] [--lang en|zh] [--strict] [--full] [flags of fine_tuning.py]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--strict", action="store_true", help="missing or damaged data is an error")
+    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
+    lang = "zh" if locale.startswith("zh") else "en"
+    parser.add_argument("--lang", choices=LANGUAGES, default=lang, help="default: the locale's, here %(default)s")
+    parser.add_argument("--strict", action="store_true", help="what is marked ! is an error, too")
     parser.add_argument("--full", action="store_true", help="open all files, not a sample of each split")
     own, of_run = parser.parse_known_args(argv)
-    args = None
-    # The checks report broken code; a wrong flag exits here.
+    args, report = None, Report(own.lang)
+    # The checks report broken code; wrong flags and paths exit here, before torch is imported.
     with contextlib.suppress(Exception):
-        from utils import parse_args
-
-        args = parse_args(of_run)
-    failed = sum([not passes(name, args.root if args else ".") for name in CHECKS])
-    print(f"\n✗ {failed} 项检查未通过 ({failed} failed)" if failed else "\n✓ 所有检查通过！系统准备就绪", flush=True)
-    missing = examine_folders(args, own.full) if args else 0
+        args = run_flags(of_run)
+    if all([passes(name, args.root if args else ".") for name in CHECKS]):
+        print("\n✓ 所有检查通过！系统准备就绪", flush=True)
+    else:
+        report.require("checks.cure")
     if args:
-        wrong = f"\n! 数据或权重有 {missing} 处问题，见标有 ! 的行 ({missing} problems with data or weights)"
-        print(wrong if missing else "\n✓ 数据和权重齐备 (data and weights are in place)", flush=True)
-    return 1 if failed or (own.strict and missing) else 0
+        with report.section(f"\n{report.text('data')}"):
+            from training import readiness
 
-
-def examine_folders(args: argparse.Namespace, everything: bool) -> int:
-    """Examine data, weights and GPU; return the number of problems. If broken code prevents this, print one line."""
-    print(flush=True)
-    try:
-        from training import readiness
-
-        return readiness.examine(args, everything)
-    except Exception as error:  # noqa: BLE001 -- the checks above have named the file to mend
-        print(f"  ! data not examined: {explain(error, '', '')[0]}", flush=True)
-        return 1
+            readiness.examine(report, args, own.full)
+    return 0 if report.conclude(own.strict) else 1
 
 
 if __name__ == "__main__":

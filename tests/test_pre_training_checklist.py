@@ -80,22 +80,35 @@ def test_a_whole_tree_passes_in_an_empty_folder(tmp_path):
     program = [sys.executable, str(ROOT / "pre_training_checklist.py")]
     result = subprocess.run(program, cwd=here, env=environment(home), capture_output=True, text=True, check=False)
     assert result.stdout.startswith(READY)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.count("  ! labels: data/CSL_Daily/labels.") == 3
-    assert "  ! mT5: pretrained_weight/mt5-base has no config.json, no spiece.model." in result.stdout
+    assert (result.returncode, result.stderr) == (1, "")
+    assert result.stdout.count("  ✗ labels: data/CSL_Daily/labels.") == 3
+    assert "  ✗ mT5: pretrained_weight/mt5-base has no config.json, spiece.model\n" in result.stdout
+    assert re.fullmatch(r"✗ Not ready\. Labels are missing: .* mT5 is missing: .*", result.stdout.splitlines()[-1])
     assert not [*home.iterdir(), *here.iterdir()]
 
 
-def test_help_and_wrong_flags_come_before_anything_heavy():
+def test_help_wrong_flags_and_wrong_paths_come_before_anything_heavy():
     code = "import sys, pre_training_checklist as c\ntry: c.main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
-    help_, wrong = (
-        subprocess.run([sys.executable, "-c", code, flag], cwd=ROOT, capture_output=True, text=True, check=False)
-        for flag in ("--help", "--strikt")
-    )
+
+    def run(*flags, **variables):
+        command = [sys.executable, "-c", code, *flags]
+        here = environment(ROOT) | variables
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=here)
+
+    help_ = run("--help", LANG="zh_CN.UTF-8")
     assert (help_.returncode, help_.stdout.splitlines()[-1]) == (0, "False")
     assert "python pre_training_checklist.py --root sample --strict --full" in help_.stdout
+    assert "the locale's, here zh" in help_.stdout
+    assert "the locale's, here en" in run("--help", LC_ALL="C.UTF-8", LANG="zh_CN.UTF-8").stdout
+    wrong = run("--strikt")
     assert (wrong.returncode, wrong.stdout) == (2, "False\n")
     assert "unrecognized arguments: --strikt" in wrong.stderr
+    paths = run("--root", "no_root", "--finetune", "no.pth", "--dataset_config", "no.toml")
+    assert (paths.returncode, paths.stdout) == (1, "False\n")
+    assert paths.stderr == (
+        "error: --root: no_root does not exist. --finetune: no.pth does not exist. "
+        "--dataset_config: no.toml does not exist.\n"
+    )
 
 
 # -- faults put in ---------------------------------------------------------------------------------------------------
@@ -107,7 +120,7 @@ FAULTS = {
         "utils.py",
         "default=0.1,",
         "default=None,",
-        "utils.py fine_tuning.py",
+        "utils.py",
         "--text_dropout_p: the default is None",
     ),
     "flag": (
@@ -226,6 +239,7 @@ def test_a_fault_fails_the_line_that_names_it(broken, name):
     assert reason in told[0]
     assert re.match(r"    cure:   .", told[1])
     assert result.stderr == ""
+    assert result.stdout.splitlines()[-1].startswith("✗ Not ready. A check of the code failed: ")
 
 
 def test_cures_name_the_place(broken):
@@ -275,7 +289,7 @@ def looked_at(tmp_path_factory, corpus):
             "strict": (ROOT, folder, ["--strict"]),
             "whole_": (ROOT, folder, ["--root", str(whole), "--strict", "--full"]),
             "weights": (ROOT, folder, ["--root", str(whole), "--finetune", str(weights)]),
-            "toml": (ROOT, folder, ["--dataset_config", "none.toml"]),
+            "chinese": (ROOT, known, ["--lang", "zh"]),
             "mine_": (mine, folder, []),
         },
     )
@@ -295,7 +309,7 @@ def section(stdout: str, title: str) -> list[str]:
 def test_numbers_are_those_of_the_files(looked_at):
     result = looked_at["known_"]
     assert result.stdout.startswith(READY)
-    assert result.status == 0
+    assert result.status == 1
     poses, descriptions = "dataset/CSL_Daily/pose_format", "description/CSL-Daily/split_data"
     assert section(result.stdout, "CSL_Daily train") == [
         "  ✓ labels: 4 clips in data/CSL_Daily/labels.train",
@@ -305,21 +319,35 @@ def test_numbers_are_those_of_the_files(looked_at):
         "  · with a text of their own: 25.0% of the clips, 7.5% of the frames",
     ]
     dev = section(result.stdout, "CSL_Daily dev")
-    assert dev[1] == f"  ! poses: 3 found, 1 missing, 1 unreadable in {poses}; the first: dev1.pkl is missing"
+    assert dev[1] == f"  ✗ poses: 3 found, 1 missing, 1 unreadable in {poses}; the first: dev1.pkl is missing"
     assert dev[2] == f"  ! descriptions: {descriptions}/dev does not exist; --use_descriptions needs it"
-    assert section(result.stdout, "CSL_Daily test")[0].startswith("  ! labels: data/CSL_Daily/labels.test does not")
-    marked = result.stdout.count("\n  ! ")
-    assert marked > 3
-    assert result.stdout.endswith(
-        f"\n! 数据或权重有 {marked} 处问题，见标有 ! 的行 ({marked} problems with data or weights)\n"
+    assert section(result.stdout, "CSL_Daily test") == ["  ✗ labels: data/CSL_Daily/labels.test does not exist"]
+    verdict = result.stdout.splitlines()[-1]
+    assert re.fullmatch(
+        r"✗ Not ready\. Poses are missing: .* Labels are missing: .* mT5 is missing: .* 2 lines are marked !; .*",
+        verdict,
     )
 
 
-def test_strict_makes_missing_data_an_error(looked_at):
+def test_what_follows_the_checks_is_in_one_language(looked_at):
+    english, chinese = looked_at["known_"], looked_at["chinese"]
+    assert chinese.stdout.startswith(READY)
+    assert chinese.status == 1
+    marks = [re.findall(r"^ *([✓·!✗]) ", result.stdout, re.M) for result in (english, chinese)]
+    assert marks[0] == marks[1]
+    assert re.fullmatch(
+        r"✗ 未就绪。 姿态缺失：.* 缺少标签：.* 缺少 mT5：.* 2 行标有 !；.*", chinese.stdout.splitlines()[-1]
+    )
+    assert not re.search(r"[一-鿿]", english.stdout.removeprefix(READY))
+    words = " ".join(chinese.stdout.removeprefix(READY).split("train\n", 1)[1].split())
+    assert not re.search(r"\b(the|is|are|of|in|missing|found|about)\b", words)
+
+
+def test_strict_makes_warnings_an_error(looked_at):
     assert looked_at["strict"].stdout.startswith(READY)
     assert looked_at["strict"].status == 1
     assert looked_at["whole_"].status == 0
-    assert "\n  ! " not in looked_at["whole_"].stdout
+    assert looked_at["whole_"].stdout.endswith("\n\n✓ Ready: the run can start.\n")
 
 
 def test_the_sample_corpus_is_read_as_it_was_written(looked_at, corpus):
@@ -337,12 +365,8 @@ def test_the_sample_corpus_is_read_as_it_was_written(looked_at, corpus):
 
 def test_weights_that_do_not_fit_are_told(looked_at):
     (line,) = section(looked_at["weights"].stdout, "checkpoint")
-    assert re.match(r"  ! --finetune: .*weights.pth does not fit this model: \d+ weights are missing", line)
-
-
-def test_a_data_set_file_that_is_not_there_is_told(looked_at):
-    assert section(looked_at["toml"].stdout, "data") == ["  ! --dataset_config: none.toml does not exist."]
-    assert looked_at["toml"].status == 0
+    assert re.match(r"  ✗ --finetune: .*weights.pth does not fit this model: \d+ weights are missing", line)
+    assert looked_at["weights"].status == 1
 
 
 def test_absolute_paths_in_the_configuration_are_read_and_never_written(looked_at):

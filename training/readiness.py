@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,73 +17,71 @@ from network.vocabulary import Tokenizer, choose
 from pose.hand_crops import HandCrops
 from pose.video import check_n_frames, count_frames
 from training import build
+from training.findings import Report
 from training.memory import estimate, mt5_parameters
 from utils import progress
 
 SAMPLE = 200  # number of files to open (up to twice as many), unless all are opened
 
 
-@dataclasses.dataclass
-class Report:
-    """Prints findings and counts what is missing or damaged."""
-
-    missing: int = 0
-
-    def say(self, mark: str, text: str) -> None:
-        """Print a line; the mark "!" counts as a problem."""
-        self.missing += mark == "!"
-        print(f"  {mark} {text}", flush=True)
-
-    def attempt(self, title: str, look: Callable[..., Any], *values: Any) -> Any:
-        """Print a title and call `look`; an error prints a line and returns None."""
-        print(title, flush=True)
-        try:
-            return look(self, *values)
-        except (OSError, ValueError) as error:
-            self.say("!", " ".join(str(error).split()))
-        except Exception as error:  # noqa: BLE001 -- whatever is broken here, the rest is worth reading
-            self.say("!", f"not examined: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        return None
-
-
-def examine(args: argparse.Namespace, everything: bool) -> int:
-    """Print findings on a run's folders; return the number of problems.
+def examine(report: Report, args: argparse.Namespace, everything: bool) -> None:
+    """Report on the folders, weights and GPU of a run.
 
     Args:
+        report: where findings go.
         args: the command line of the run.
         everything: open every file instead of a sample.
+
+    Raises:
+        FileNotFoundError, ValueError: see `build.dataset_spec`.
     """
-    report = Report()
-    train = report.attempt("data", examine_data, args, sys.maxsize if everything else SAMPLE)
-    sizes = report.attempt("weights", examine_weights, args)
-    if args.finetune or args.fusion_checkpoint:
-        report.attempt("checkpoint", examine_checkpoints, args)
-    report.attempt("GPU", examine_gpu, args, sizes or {}, *(train or (0, 0.0)))
-    return report.missing
-
-
-def examine_data(report: Report, args: argparse.Namespace, limit: int) -> tuple[int, float] | None:
-    """Examine every split; return the result of `examine_split` for train."""
     spec = build.dataset_spec(args)
-    splits = {split: report.attempt(f"{spec.name} {split}", examine_split, spec, split, limit) for split in spec.labels}
-    for split in spec.labels if args.rgb_support else ():
-        report.attempt(f"{spec.name} {split}, videos", examine_videos, spec, split, limit)
-    return splits.get("train")
+    limit = sys.maxsize if everything else SAMPLE
+    train = sizes = None
+    for split in spec.labels:
+        with report.section(f"{spec.name} {split}"):
+            clips = examine_split(
+                report, spec, split, limit, described=args.use_descriptions, max_bad_clips=args.max_bad_clips
+            )
+            train = clips if split == "train" else train
+            if clips and args.rgb_support:
+                examine_videos(report, spec, split, limit, args.max_bad_clips)
+    with report.section(report.text("weights")):
+        folder = Path(under_root(args.root, args.mt5_path))
+        sizes = examine_mt5(report, folder)
+        if sizes and train and args.trim_vocab:
+            sentences = [target(label, args.task) for label in split_labels(spec, "train").values()]
+            sizes["vocab_size"] = len(choose(Tokenizer(folder), sentences))
+            report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(**sizes)) / 1e6)
+    if sizes and (args.finetune or args.fusion_checkpoint):
+        with report.section(report.text("checkpoint")):
+            # With a frozen text encoder this would fill the cache.
+            unfrozen = argparse.Namespace(**{**vars(args), "text_encoder_freeze": False})
+            build.build_model(unfrozen, build.model_config(args, spec), {})
+            report.say("✓", "fits", ", ".join(filter(None, (args.finetune, args.fusion_checkpoint))))
+    with report.section("GPU"):
+        examine_gpu(report, args, sizes or {}, *(train or (0, 0.0)))
 
 
-def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> tuple[int, float]:
+def examine_split(
+    report: Report, spec: DatasetSpec, split: str, limit: int, *, described: bool = False, max_bad_clips: float = 0.0
+) -> tuple[int, float] | None:
     """Check that all label, pose and description files exist, and open about `limit` of each.
 
+    With `described` the run needs descriptions; `max_bad_clips` is the share of clips that it may leave out.
+
     Returns:
-        The frames of the longest clip, and the mean number of texts per clip.
+        The frames of the longest clip, and the mean number of texts per clip; None without labels.
     """
+    if not Path(spec.labels[split]).is_file():
+        report.say("✗", "no_labels", spec.labels[split])
+        return None
     labels, spec = split_labels(spec, split), spec.for_split(split)
-    report.say("✓", f"labels: {len(labels)} clips in {spec.labels[split]}")
+    report.say("✓", "labels", len(labels), spec.labels[split])
     poses = {name: spec.pose_path(label) for name, label in labels.items()}
     source = open_poses(spec.pose_dir)
     missing = {name for name, size in zip(poses, source.sizes(list(poses.values())), strict=True) if not size}
-    faults = [f"{path.name} is missing" for name, path in poses.items() if name in missing]
-    n_missing = len(faults)
+    faults = [report.text("missing", path.name) for name, path in poses.items() if name in missing]
     directory = Path(spec.description_dir) / spec.folder(split)
     loader = open_descriptions(directory) if spec.description_dir and directory.is_dir() else None
     filed = [name for name, size in zip(labels, loader.sizes([*labels]), strict=True) if size] if loader else []
@@ -103,43 +99,38 @@ def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> 
         if loader and name in to_read:
             texts[name] = len(loader.load(name, own))
 
-    numbers = f"{len(labels) - n_missing} found, {n_missing} missing, {len(faults) - n_missing} unreadable"
-    first = f"; the first: {faults[0]}" if faults else ""
-    report.say("!" if faults else "✓", f"poses: {numbers} in {spec.pose_dir}{first}")
+    say_files(report, "poses", spec.pose_dir, faults, (len(labels), len(missing), len(to_measure)), max_bad_clips)
     longest = max(lengths.values(), default=0)
     if loader is None:
-        lacking = f"{directory} does not exist" if spec.description_dir else "the record has no description_dir"
-        report.say("!" if spec.description_dir else "·", f"descriptions: {lacking}; --use_descriptions needs it")
+        mark = "✗" if described else "!" if spec.description_dir else "·"
+        report.say(mark, "no_descriptions" if spec.description_dir else "no_description_dir", directory)
         return longest, 0.0
     counts = vars(loader.counts)
-    numbers = f"{len(filed)} found, {len(labels) - len(filed)} missing, {counts['files_unreadable']} unreadable"
-    refused = " (training refuses that)" if split == "train" else ""
-    useless = "" if any(texts.values()) else f"; not one text that can be used{refused}"
-    good = not useless and not counts["files_unreadable"]
-    report.say("✓" if good else "!", f"descriptions: {numbers} in {directory}{useless}")
-    kinds = [f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items() if kind[:5] not in ("files", "entri")]
-    report.say("·", f"entries: {counts['entries']} = {', '.join(kinds)}")
+    useless = not any(texts.values())
+    mark = "!" if useless or counts["files_unreadable"] else "✓"
+    numbers = len(filed), len(labels) - len(filed), counts["files_unreadable"]
+    refused = useless and described and split == "train"
+    report.say("✗" if refused else mark, "descriptions", *numbers, directory, report.text("useless") if useless else "")
+    kinds = [report.text(kind, n) for kind, n in counts.items() if kind[:5] not in ("files", "entri")]
+    report.say("·", "entries", counts["entries"], ", ".join(kinds))
     # Extrapolate from the opened files: from clips with a description file, and from all clips.
     share = len(filed) / len(labels) / max(1, len(to_read))
     per_clip = share * sum(n for name, n in texts.items() if name in lengths)
     frames = sum(lengths.get(name, 0) for name in to_measure) / len(to_measure)
-    of_clips, of_frames = share * sum(map(bool, texts.values())), per_clip / max(1, frames)
-    report.say("·", f"with a text of their own: {of_clips:.1%} of the clips, {of_frames:.1%} of the frames")
+    report.say("·", "coverage", share * sum(map(bool, texts.values())), per_clip / max(1, frames))
     if len(to_measure) < len(labels):
-        opened = f"{len(to_measure)} of {len(labels)} poses and {len(to_read)} of {len(filed)} description files"
-        report.say("·", f"estimated: {opened} were opened; --full opens all")
+        report.say("·", "estimated", len(to_measure), len(labels), len(to_read), len(filed))
     return longest, per_clip
 
 
-def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) -> None:
+def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int, max_bad_clips: float = 0.0) -> None:
     """Check that all videos exist, and compare about `limit` of them with their pose files."""
     HandCrops()  # raises if a package is missing
     labels, spec = split_labels(spec, split), spec.for_split(split)
     poses = open_poses(spec.pose_dir)
     videos = {name: spec.video_path(label) for name, label in labels.items()}
-    faults = [f"{path.name} is missing" for path in videos.values() if not path.is_file()]
-    n_missing = len(faults)
     found = [name for name, path in videos.items() if path.is_file()]
+    faults = [report.text("missing", path.name) for name, path in videos.items() if not path.is_file()]
     opened = found[:: max(1, len(found) // limit)]
     for name in progress(opened, split):
         try:
@@ -147,40 +138,34 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) ->
             check_n_frames(videos[name], count_frames(videos[name]), pose.n_recorded)
         except (ValueError, OSError) as error:
             faults.append(str(error))
-    numbers = f"{len(found)} found, {n_missing} missing; of {len(opened)} opened {len(faults) - n_missing} do not fit"
-    first = f"; the first: {faults[0]}" if faults else ""
-    report.say("!" if faults else "✓", f"videos: {numbers} in {spec.rgb_dir}{first}")
+    numbers = len(labels), len(labels) - len(found), len(opened)
+    say_files(report, "videos", spec.rgb_dir, faults, numbers, max_bad_clips)
 
 
-def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] | None:
-    """Examine mT5; return the sizes in its config."""
-    folder = Path(under_root(args.root, args.mt5_path))
+def say_files(
+    report: Report, kind: str, folder: str, faults: list[str], numbers: tuple[int, int, int], max_bad_clips: float
+) -> None:
+    """Say what was found, of `numbers` = (clips, missing files, opened files), and the first of the faults."""
+    n_clips, n_missing, n_opened = numbers
+    n_damaged = len(faults) - n_missing
+    bad = n_missing / n_clips + n_damaged / max(1, n_opened)
+    mark = "✗" if bad > max_bad_clips else "!" if faults else "✓"
+    first = report.text("first", faults[0]) if faults else ""
+    report.say(mark, kind, n_clips - n_missing, n_missing, n_damaged, folder, first)
+
+
+def examine_mt5(report: Report, folder: Path) -> dict[str, Any] | None:
+    """Examine mT5's folder; return the sizes in its config, None if files are missing."""
     if lacking := [name for name in ("config.json", "spiece.model") if not (folder / name).is_file()]:
-        report.say("!", f"mT5: {folder} has no {', no '.join(lacking)}. Put google/mt5-base there, or set --mt5_path.")
+        report.say("✗", "no_mt5", folder, ", ".join(lacking))
         return None
     sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     n_parameters = sum(mt5_parameters(**sizes))
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-    what = f"d_model {sizes['d_model']}, {sizes['num_layers']} layers, about {n_parameters / 1e6:.1f} M parameters"
-    whole = size > 1.9 * n_parameters  # otherwise under two bytes each: perhaps a Git LFS pointer
-    cure = "" if whole else ": too small, get the weights again"
-    report.say("✓" if whole else "!", f"mT5: {folder}: {what}, {size / 1e9:.3f} GB{cure}")
-    if args.trim_vocab:
-        labels = split_labels(build.dataset_spec(args), "train")
-        kept = choose(Tokenizer(folder), [target(label, args.task) for label in labels.values()])
-        sizes["vocab_size"] = len(kept)
-        n_parameters = sum(mt5_parameters(**sizes))
-        what = f"{len(kept)} tokens for the sentences of train: about {n_parameters / 1e6:.1f} M parameters"
-        report.say("·", f"--trim_vocab keeps {what}; descriptions may need some more")
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    whole = n_bytes > 1.9 * n_parameters  # otherwise under two bytes each: perhaps a Git LFS pointer
+    values = folder, sizes["d_model"], sizes["num_layers"], n_parameters / 1e6, n_bytes / 1e9
+    report.say("✓" if whole else "✗", "mt5" if whole else "small_mt5", *values)
     return sizes
-
-
-def examine_checkpoints(report: Report, args: argparse.Namespace) -> None:
-    """Load mT5 and the checkpoints like a run."""
-    config = build.model_config(args, build.dataset_spec(args))
-    # With a frozen text encoder this would fill the cache.
-    build.build_model(argparse.Namespace(**{**vars(args), "text_encoder_freeze": False}), config, {})
-    report.say("✓", f"{' and '.join(filter(None, (args.finetune, args.fusion_checkpoint)))}: readable, and fits")
 
 
 def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any], longest: int, texts: float) -> None:
@@ -188,13 +173,12 @@ def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any],
     run = build.memory_settings(args)
     frames = min(args.max_length, longest or args.max_length)
     state, activations = estimate(run, sizes, frames, texts, max(1, torch.cuda.device_count()))
-    batch = f"{args.batch_size} clips of {frames} frames" + (f" and {texts:.0f} texts" if run.encodes_texts else "")
-    parts = f"{state:.1f} weights and optimizer, {activations:.1f} for {batch}"
-    report.say("·", f"training needs about {state + activations:.1f} GiB a GPU, an estimate: {parts}")
+    described = report.text("texts", texts) if run.encodes_texts else ""
+    report.say("·", "memory", state + activations, state, activations, args.batch_size, frames, described)
     if not torch.cuda.is_available():
-        report.say("·", "no GPU: a CPU run is possible, and slow")
+        report.say("·", "no_gpu")
     for number in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(number)
         memory = gpu.total_memory / 2**30
-        cure = "" if memory > state + activations else ": try a smaller --batch-size or --max_length, or --offload"
-        report.say("·" if cure else "✓", f"GPU {number}: {gpu.name}, {memory:.1f} GiB{cure}")
+        fits = memory > state + activations
+        report.say("✓" if fits else "·", "gpu", number, gpu.name, memory, "" if fits else report.text("save_memory"))

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from string import Formatter
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import config
 from tests.helpers.corpus import MIXED, write_split
 from training import readiness
+from training.findings import TEXTS, Report
+from utils import parse_args
 
 
 def test_of_many_files_some_are_opened(tmp_path, capsys):
@@ -18,7 +21,7 @@ def test_of_many_files_some_are_opened(tmp_path, capsys):
     for i in (1, 2, 4):
         (descriptions / f"train{i}.json").write_text(MIXED, encoding="utf-8")
     spec = config.DATASETS["CSL_Daily"].under(tmp_path)
-    longest, texts = readiness.examine_split(readiness.Report(), spec, "train", 2)
+    longest, texts = readiness.examine_split(Report(), spec, "train", 2)
     # Each of half of the clips has three texts.
     assert (longest, texts) == (10, pytest.approx(1.5))
     said = capsys.readouterr().out
@@ -39,10 +42,10 @@ def test_a_file_that_cannot_be_opened_does_not_end_the_look_at_a_split(tmp_path,
 
     monkeypatch.setattr("pose.keypoints.PoseFolder.read", refusing)
     spec = config.DATASETS["CSL_Daily"].under(tmp_path)
-    assert readiness.examine_split(readiness.Report(), spec, "train", 200)[0] == 10
+    assert readiness.examine_split(Report(), spec, "train", 200)[0] == 10
     said = capsys.readouterr().out
     assert re.search(
-        r"! poses: 4 found, 0 missing, 1 unreadable in .*; the first: .*Permission denied.*train2.pkl", said
+        r"✗ poses: 4 found, 0 missing, 1 unreadable in .*; the first: .*Permission denied.*train2.pkl", said
     )
     assert "! descriptions: 2 found, 2 missing, 1 unreadable in" in said
     monkeypatch.setattr("training.readiness.HandCrops", lambda: None)
@@ -51,8 +54,8 @@ def test_a_file_that_cannot_be_opened_does_not_end_the_look_at_a_split(tmp_path,
         path = Path(spec.rgb_dir) / f"train{number}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    readiness.examine_videos(readiness.Report(), spec, "train", 200)
-    assert "of 4 opened 1 do not fit" in capsys.readouterr().out
+    readiness.examine_videos(Report(), spec, "train", 200)
+    assert "videos: 4 found, 0 missing, 1 do not fit" in capsys.readouterr().out
 
 
 def test_videos_are_compared_with_the_pose_files(write_video, tmp_path, capsys):
@@ -60,18 +63,78 @@ def test_videos_are_compared_with_the_pose_files(write_video, tmp_path, capsys):
     spec = config.DATASETS["CSL_Daily"].under(tmp_path)
     for i, n_frames in enumerate((10, 9, 10)):
         write_video(Path(spec.rgb_dir) / f"train{i}.mp4", [np.zeros((32, 32, 3), np.uint8)] * n_frames)
-    report = readiness.Report()
+    report = Report()
     readiness.examine_videos(report, spec, "train", 200)
     said = capsys.readouterr().out
-    assert "! videos: 3 found, 1 missing; of 3 opened 1 do not fit in" in said
+    assert "✗ videos: 3 found, 1 missing, 1 do not fit in" in said
     assert "the first: train3.mp4 is missing" in said
     (Path(spec.rgb_dir) / "train3.mp4").write_bytes((Path(spec.rgb_dir) / "train0.mp4").read_bytes())
     readiness.examine_videos(report, spec, "train", 200)
     assert "train1.mp4: the video has 9 frames, its pose file 10." in capsys.readouterr().out
     shutil.copy(f"{spec.rgb_dir}/train0.mp4", f"{spec.rgb_dir}/train1.mp4")
     readiness.examine_videos(report, spec, "train", 200)
-    assert "  ✓ videos: 4 found, 0 missing; of 4 opened 0 do not fit" in capsys.readouterr().out
-    assert report.missing == 2
+    assert "  ✓ videos: 4 found, 0 missing, 0 do not fit" in capsys.readouterr().out
+    assert len(report.cures) == 1
+
+
+# -- the verdict -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def verdict(tmp_path, corpus, capsys):
+    """A function: what a run with these flags lacks on a copy of the corpus without some paths, and the last line."""
+    shutil.copytree(corpus, tmp_path / "root")
+
+    def conclude(removed, *flags, strict=False):
+        for path in (tmp_path / "root").glob(removed) if removed else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        report = Report()
+        readiness.examine(report, parse_args(["--root", str(tmp_path / "root"), *flags]), everything=True)
+        ready = report.conclude(strict)
+        return ready, capsys.readouterr().out.splitlines()[-1]
+
+    return conclude
+
+
+@pytest.mark.parametrize(
+    ("removed", "lacking"),
+    [
+        ("data/CSL_Daily/labels.dev", "Labels"),
+        ("dataset/CSL_Daily/pose_format", "Poses"),
+        ("dataset/CSL_Daily/pose_format/S000001*", "Poses"),
+        ("pretrained_weight", "mT5"),
+    ],
+)
+def test_a_run_without_labels_poses_or_mt5_is_not_ready(verdict, removed, lacking):
+    ready, line = verdict(removed)
+    assert not ready
+    assert re.fullmatch(rf"✗ Not ready\. {lacking} (is|are) missing: .*", line)
+
+
+def test_as_many_poses_may_be_missing_as_the_run_leaves_out(verdict):
+    ready, line = verdict("dataset/CSL_Daily/pose_format/S000001*", "--max_bad_clips", "0.5")
+    assert ready
+    assert line.startswith("✓ Ready: the run can start. ")
+    assert "marked !; --strict makes them errors." in line
+
+
+def test_descriptions_are_missed_where_they_are_used(verdict):
+    assert verdict("")[0]
+    assert verdict("description")[0]
+    assert not verdict("", strict=True)[0]
+    ready, line = verdict("", "--use_descriptions")
+    assert not ready
+    assert line == (
+        "✗ Not ready. Descriptions are missing: make them with python describe.py, or drop --use_descriptions."
+    )
+
+
+def test_both_languages_show_the_same_values():
+    def values(text):
+        return [(field, spec) for _, field, spec, _ in Formatter().parse(text) if field is not None]
+
+    assert all(values(english) == values(chinese) for english, chinese in TEXTS.values())
+    assert {name.removesuffix(".cure") for name in TEXTS if "." in name} - {"checks"} <= TEXTS.keys()
 
 
 # -- weights and GPU -------------------------------------------------------------------------------------------------
@@ -80,24 +143,21 @@ def test_videos_are_compared_with_the_pose_files(write_video, tmp_path, capsys):
 def test_a_pointer_in_the_place_of_weights_is_told(tmp_path, capsys, corpus):
     shutil.copytree(corpus / "pretrained_weight", tmp_path / "pretrained_weight")
     (tmp_path / "pretrained_weight/mt5-base/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    report = readiness.Report()
-    args = SimpleNamespace(root=str(tmp_path), mt5_path=config.mt5_path, trim_vocab=False)
-    assert readiness.examine_weights(report, args)["d_model"] == 64
-    assert report.missing == 1
-    assert "too small, get the weights again" in capsys.readouterr().out
+    report = Report()
+    assert readiness.examine_mt5(report, tmp_path / config.mt5_path)["d_model"] == 64
+    assert "for which 0.000 GB are too small" in capsys.readouterr().out
+    assert not report.conclude(strict=False)
 
 
 def needed(capsys, monkeypatch, *flags: str, memory: int = 24) -> tuple[float, float, str]:
     """Estimates in GiB for mt5-base: weights and optimizer, activations; and the line of a GPU."""
     import torch
 
-    from utils import parse_args
-
     gpu = SimpleNamespace(name="Some GPU", total_memory=memory << 30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: gpu)
-    readiness.examine_gpu(readiness.Report(), parse_args(flags), {}, 0, 10.0)
+    readiness.examine_gpu(Report(), parse_args(flags), {}, 0, 10.0)
     said = capsys.readouterr().out
     state, activations = re.search(r"estimate: (\S+) weights and optimizer, (\S+) for ", said).groups()
     return float(state), float(activations), said.splitlines()[-1]

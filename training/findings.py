@@ -1,0 +1,161 @@
+"""What the checklist says about a run's folders, in English and in Chinese; nothing slow or breakable is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+LANGUAGES = ("en", "zh")
+_DESCRIBE = (
+    "Descriptions are missing: make them with python describe.py, or drop --use_descriptions.",
+    "缺少描述：请用 python describe.py 生成，或去掉 --use_descriptions。",
+)
+_GET_MT5 = (
+    "mT5 is missing: hf download google/mt5-base --local-dir {0}, or name its folder with --mt5_path.",
+    "缺少 mT5：请用 hf download google/mt5-base --local-dir {0} 下载，或用 --mt5_path 指明所在目录。",
+)
+TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line NAME that is marked ✗
+    "data": ("data", "数据"),
+    "weights": ("weights", "权重"),
+    "checkpoint": ("checkpoint", "检查点"),
+    "unusable": ("{}", "无法使用：{}"),
+    "unusable.cure": ("Mend what the lines marked ✗ name.", "请解决标有 ✗ 的各行所述的问题。"),
+    "checks.cure": ("A check of the code failed: mend what it names.", "代码检查未通过：请按其中的 cure 修复。"),
+    "labels": ("labels: {} clips in {}", "标签：{} 个片段，位于 {}"),
+    "no_labels": ("labels: {} does not exist", "标签：{} 不存在"),
+    "no_labels.cure": (
+        "Labels are missing: put the files there, or name yours with --root or --dataset_config (docs/DATA.md).",
+        "缺少标签：请把文件放到上述位置，或用 --root、--dataset_config 指明（docs/zh-CN/DATA.md）。",
+    ),
+    "poses": (
+        "poses: {} found, {} missing, {} unreadable in {}{}",
+        "姿态：找到 {} 个，缺少 {} 个，无法读取 {} 个，位于 {}{}",
+    ),
+    "poses.cure": (
+        "Poses are missing: put them there, make them (python -m tools.extract_poses), or remove these clips' labels.",
+        "姿态缺失：请放到上述位置，或用 python -m tools.extract_poses 提取，或从标签中删除这些片段。",
+    ),
+    "videos": (
+        "videos: {} found, {} missing, {} do not fit in {}{}",
+        "视频：找到 {} 个，缺少 {} 个，与姿态不符 {} 个，位于 {}{}",
+    ),
+    "videos.cure": (
+        "Videos are missing or do not fit their poses: put the right ones there, or drop --rgb_support.",
+        "视频缺失或与姿态不符：请放入正确的视频，或去掉 --rgb_support。",
+    ),
+    "first": ("; the first: {}", "；第一个：{}"),
+    "missing": ("{} is missing", "缺少 {}"),
+    "descriptions": (
+        "descriptions: {} found, {} missing, {} unreadable in {}{}",
+        "描述：找到 {} 个，缺少 {} 个，无法读取 {} 个，位于 {}{}",
+    ),
+    "descriptions.cure": _DESCRIBE,
+    "useless": ("; not one text that can be used", "；没有一条可用的文本"),
+    "no_descriptions": (
+        "descriptions: {} does not exist; --use_descriptions needs it",
+        "描述：{} 不存在；--use_descriptions 需要它",
+    ),
+    "no_descriptions.cure": _DESCRIBE,
+    "no_description_dir": (
+        "descriptions: the record has no description_dir",
+        "描述：数据集的记录中没有 description_dir",
+    ),
+    "no_description_dir.cure": _DESCRIBE,
+    "entries": ("entries: {} = {}", "条目：{} = {}"),
+    "frames": ("{} frames", "{} 帧"),
+    "error_texts": ("{} error texts", "{} 错误文本"),
+    "blank": ("{} blank", "{} 空白"),
+    "not_text": ("{} not text", "{} 非文本"),
+    "bad_frame": ("{} bad frame", "{} 帧号错误"),
+    "out_of_range": ("{} out of range", "{} 超出片段"),
+    "duplicates": ("{} duplicates", "{} 重复"),
+    "coverage": (
+        "with a text of their own: {:.1%} of the clips, {:.1%} of the frames",
+        "有自己的文本：{:.1%} 的片段，{:.1%} 的帧",
+    ),
+    "estimated": (
+        "estimated: {} of {} poses and {} of {} description files were opened; --full opens all",
+        "以上为估计：打开了 {}/{} 个姿态文件、{}/{} 个描述文件；--full 会打开全部",
+    ),
+    "mt5": (
+        "mT5: {}: d_model {}, {} layers, about {:.1f} M parameters, {:.3f} GB",
+        "mT5：{}：d_model {}，{} 层，约 {:.1f} M 参数，{:.3f} GB",
+    ),
+    "small_mt5": (
+        "mT5: {}: d_model {}, {} layers, about {:.1f} M parameters, for which {:.3f} GB are too small",
+        "mT5：{}：d_model {}，{} 层，约 {:.1f} M 参数，而 {:.3f} GB 太小",
+    ),
+    "small_mt5.cure": _GET_MT5,
+    "no_mt5": ("mT5: {} has no {}", "mT5：{} 中没有 {}"),
+    "no_mt5.cure": _GET_MT5,
+    "trim_vocab": (
+        "--trim_vocab keeps {} tokens for train's sentences: about {:.1f} M parameters; descriptions may need more",
+        "--trim_vocab 为 train 的句子保留 {} 个 token：约 {:.1f} M 参数；描述可能还需要一些",
+    ),
+    "fits": ("{}: readable, and fits", "{}：可以读取，与模型相符"),
+    "memory": (
+        "training needs about {:.1f} GiB a GPU, an estimate: {:.1f} weights and optimizer, {:.1f} for {} clips of {} "
+        "frames{}",
+        "训练约需每块 GPU {:.1f} GiB（估计）：权重和优化器 {:.1f}，激活 {:.1f}（{} 个片段，各 {} 帧{}）",
+    ),
+    "texts": (" and {:.0f} texts", "、{:.0f} 条文本"),
+    "no_gpu": ("no GPU: a CPU run is possible, and slow", "没有 GPU：可以用 CPU 运行，但很慢"),
+    "gpu": ("GPU {}: {}, {:.1f} GiB{}", "GPU {}：{}，{:.1f} GiB{}"),
+    "save_memory": (
+        ": try a smaller --batch-size or --max_length, or --offload",
+        "：可以减小 --batch-size 或 --max_length，或加 --offload",
+    ),
+    "ready": ("Ready: the run can start.", "就绪：可以开始运行。"),
+    "not_ready": ("Not ready.", "未就绪。"),
+    "warnings": ("{} lines are marked !; --strict makes them errors.", "{} 行标有 !；加 --strict 时视为错误。"),
+}
+
+
+@dataclasses.dataclass
+class Report:
+    """Prints findings line by line, and in the end the verdict.
+
+    Attributes:
+        language: one of `LANGUAGES`.
+        warnings: the number of lines marked "!".
+        cures: what has to be done before the run can start.
+    """
+
+    language: str = LANGUAGES[0]
+    warnings: int = 0
+    cures: list[str] = dataclasses.field(default_factory=list)
+
+    def text(self, name: str, *values: object) -> str:
+        """Return a text of the table in the report's language."""
+        return TEXTS[name][LANGUAGES.index(self.language)].format(*values)
+
+    def say(self, mark: str, name: str, *values: object) -> None:
+        """Print a line: "✓" in order, "·" good to know, "!" worth mending, "✗" the run cannot start."""
+        print(f"  {mark} {self.text(name, *values)}", flush=True)
+        self.warnings += mark == "!"
+        if mark == "✗":
+            self.require(f"{name}.cure", *values)
+
+    def require(self, name: str, *values: object) -> None:
+        """Note what has to be done before the run can start; the verdict says it once."""
+        cure = self.text(name, *values)
+        self.cures += [cure] if cure not in self.cures else []
+
+    @contextlib.contextmanager
+    def section(self, title: str) -> Iterator[None]:
+        """Print a title; an error in the block becomes a line."""
+        print(title, flush=True)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- whatever is broken here, the rest is worth reading
+            kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+            self.say("✗", "unusable", kind + " ".join(str(error).split())[:400])
+
+    def conclude(self, strict: bool) -> bool:
+        """Print the verdict; return whether the run can start. With `strict`, warnings are errors."""
+        warnings = [self.text("warnings", self.warnings)] if self.warnings else []
+        ready = not self.cures and not (strict and warnings)
+        verdict = ["✓", self.text("ready")] if ready else ["✗", self.text("not_ready"), *self.cures]
+        print("\n" + " ".join(verdict + warnings), flush=True)
+        return ready
