@@ -33,6 +33,7 @@ def checkpoint(small_mt5_folder, tmp_path_factory):
     config = ModelConfig(hidden_dim=16, use_descriptions=True)
     encoder = TextEncoder(small_mt5_folder)
     model = Uni_Sign(config, load_mt5(small_mt5_folder), Tokenizer(small_mt5_folder), encoder)
+    read_texts(model)
     path = tmp_path_factory.mktemp("weights") / "best_checkpoint.pth"
     save_weights(path, model.state_dict(), config, mt5_path=str(small_mt5_folder), max_length=256)
     return path

@@ -20,7 +20,7 @@ from training.weights import load_finetune, save_weights
 pytestmark = pytest.mark.parity
 
 LENGTHS = (30, 19, 25, 6)
-PADDED = ModelConfig(uni_sign_padding=True)  # how the vectors of whole batches were made
+PADDED = ModelConfig(uni_sign_padding=True, uni_sign_batch_norm=True)  # how the vectors of whole batches were made
 # Two runs of the official code differ by about 1e-6 of the largest value (sums of float32 in another order); the
 # absolute part is that much of a logit's size, and no relative tolerance here exceeds 1e-4.
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -355,11 +355,9 @@ def test_an_official_checkpoint_starts_a_model_with_descriptions(shared_referenc
     before = {key: value.clone() for key, value in model.state_dict().items()}
     load_finetune(model, written(tmp_path / "official.pth", stored), config)
     new = {key for key in before if key not in stored}
-    assert {key.split(".")[0] for key in new} == {"gating_fusion", "mask_embedding", "text_encoder"}
-    said = ", ".join(
-        f"{module} ({sum(key.startswith(module) for key in new)} tensors)"
-        for module in ("text_encoder", "mask_embedding", "gating_fusion")
-    )
+    modules = ("text_encoder", "text_adapter", "mask_embedding", "gating_fusion", "description_mapper")
+    assert {key.split(".")[0] for key in new} == set(modules)
+    said = ", ".join(f"{module} ({sum(key.startswith(module) for key in new)} tensors)" for module in modules)
     assert f"{len(stored)} tensors loaded, new is {said}." in caplog.text
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key] if key in new else stored[key].to(value.dtype)), key

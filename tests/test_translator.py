@@ -174,7 +174,9 @@ def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
     gone = changed(described, tmp_path, mt5_path=str(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError, match=r"gone/config.json does not exist.*--mt5_path"):
         Translator.from_checkpoint(gone)
-    fusion = changed(described, tmp_path, model={n: w for n, w in model.items() if n.startswith("gating")})
+    fusion = changed(
+        described, tmp_path, model={n: w for n, w in model.items() if n.startswith(("gating", "text_adapter"))}
+    )
     with pytest.raises(ValueError, match="holds no whole model"):
         Translator.from_checkpoint(fusion)
     hole = changed(described, tmp_path, model={n: w for n, w in model.items() if n != "part_para"})

@@ -12,6 +12,13 @@ from network.vocabulary import Tokenizer
 from text_fusion_modules import TextEncoder
 
 
+def read_texts(model: Uni_Sign) -> None:
+    """Let texts matter in a new model, as after the first steps of training."""
+    with torch.no_grad():
+        model.text_adapter.layers[-1].weight.normal_()
+        model.text_adapter.n_batches.fill_(1)
+
+
 def new_model(folder: Path, kept: torch.Tensor | None = None, **changes: Any) -> Uni_Sign:
     """A model whose sentences depend on poses and texts; the same weights whatever tokens are kept."""
     torch.manual_seed(0)
@@ -20,4 +27,6 @@ def new_model(folder: Path, kept: torch.Tensor | None = None, **changes: Any) ->
     model = Uni_Sign(config, load_mt5(folder, kept=kept), Tokenizer(folder, kept), texts).eval()
     with torch.no_grad():
         model.pose_proj.weight *= 10
+    if config.use_descriptions:
+        read_texts(model)
     return model

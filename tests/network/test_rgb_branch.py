@@ -36,7 +36,7 @@ av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
 pytest.importorskip("PIL", reason="pip install -r requirements/rgb.txt")
 
 # As Uni-Sign: padded frames and empty crops take part, and so in the vectors of whole batches.
-OFFICIAL = ModelConfig(rgb_support=True, uni_sign_padding=True)
+OFFICIAL = ModelConfig(rgb_support=True, uni_sign_padding=True, uni_sign_batch_norm=True)
 LENGTHS = (30, 19, 25, 6)
 
 

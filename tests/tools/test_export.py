@@ -21,6 +21,7 @@ from network.mt5 import load_mt5
 from network.vocabulary import KEPT_TOKENS, TOKENIZER_CONFIG, Tokenizer, choose
 from pose.keypoints import read_pose
 from system import disk
+from tests.helpers.models import read_texts
 from text_fusion_modules import TextEncoder
 from tools import export
 from tools.export import main, needed_modules, parse_args
@@ -87,6 +88,8 @@ def save(small_mt5_folder, tmp_path_factory):
         model = Uni_Sign(config, mt5, Tokenizer(small_mt5_folder, kept), texts)
         with torch.no_grad():
             model.pose_proj.weight *= 10
+            if config.use_descriptions:
+                read_texts(model)
             for parameter in (*model.mt5_model.parameters(), *(texts.parameters() if "trained" in kind else ())):
                 parameter *= 1.01  # not what lies in the folder any more
         path = tmp_path_factory.mktemp("weights") / "best_checkpoint.pth"

@@ -118,7 +118,7 @@ def test_a_mapper_is_never_dropped_in_silence(tmp_path):
     model.description_mapper = nn.Linear(3, 3)
     path = save(model, tmp_path / "mapped.pth", ModelConfig(use_descriptions=True, description_alignment=0.3))
     with pytest.raises(ValueError, match="holds a mapper from poses to texts; drop --description_alignment 0"):
-        weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
+        weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True, description_alignment=0))
     assert len(weights.fusion_weights(model.state_dict())) == 10
     new = weights.load_finetune(model, path, ModelConfig(use_descriptions=True, description_alignment=0.1))
     assert not new
