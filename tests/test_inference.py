@@ -19,6 +19,7 @@ from network.mt5 import load_mt5
 from network.vocabulary import Tokenizer
 from pose import extraction, video
 from pose.video import read_pictures
+from tests.helpers.models import read_texts
 from text_fusion_modules import TextEncoder
 from training.weights import save_weights
 from translator import Translator
