@@ -190,7 +190,7 @@ def test_wrong_calls(described, clip, tmp_path):
     with pytest.raises(ValueError, match=r"talk.txt: is no pose file \(.pkl, .npz, .pose\) and no video \(.mp4, ...\)"):
         translate("talk.txt")
     (tmp_path / "talk.MP4").touch()
-    with pytest.raises(ValueError, match=r"talk.MP4: is a video: give an extractor as well, pose_extraction.load_ex"):
+    with pytest.raises(ValueError, match=r"talk.MP4: is a video: give an extractor as well, pose.extraction.load_ex"):
         translate(tmp_path / "talk.MP4")
     with pytest.raises(FileNotFoundError, match=r"none.pkl does not exist"):
         translate(tmp_path / "none.pkl")
