@@ -11,7 +11,6 @@ Parameter names and shapes match Uni-Sign's released weights.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,12 +20,11 @@ import winograd
 TEMPORAL_KERNEL = 5
 REACH = TEMPORAL_KERNEL // 2  # frames that a temporal convolution sees on each side
 
-_HAND_EDGES = [(start, start + 1) for finger in range(5) for start in range(4 * finger + 1, 4 * finger + 4)]
 EDGES: dict[str, list[tuple[int, int]]] = {
     # nose 0, ears 1 2, shoulders 3 4, elbows 5 6, wrists 7 8
     "body": [(0, 1), (0, 2), (0, 3), (0, 4), (3, 5), (5, 7), (4, 6), (6, 8)],
     # wrist 0, then four joints per finger
-    "hand": [(0, 4 * finger + 1) for finger in range(5)] + _HAND_EDGES,
+    "hand": [(0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 21)],
     # jaw 0-8, lips 9-16 (a ring), tip of the nose 17, connected to all
     "face": [(i, i + 1) for i in range(8)]
     + [(9 + i, 9 + (i + 1) % 8) for i in range(8)]
@@ -51,12 +49,11 @@ def adjacency(graph: str) -> torch.Tensor:
     """
     edges = EDGES[graph]
     n_joints = 1 + max(max(edge) for edge in edges)
-    neighbours = np.zeros((n_joints, n_joints), np.float32)
+    itself, neighbours = torch.eye(n_joints), torch.zeros(n_joints, n_joints)
     for v, w in edges:
         neighbours[v, w] = neighbours[w, v] = 1
-    itself = np.eye(n_joints, dtype=np.float32)
-    degree = (itself + neighbours).sum(axis=0)
-    return torch.from_numpy(np.stack([itself, neighbours]) / degree)
+    degree = (itself + neighbours).sum(0)  # (V,)
+    return torch.stack([itself, neighbours]) / degree
 
 
 class ClipLayout:
