@@ -3,7 +3,8 @@
 Frames are packed: the frames of all clips in a batch are concatenated in an (N, V, C) tensor without padding. So no
 computation is spent on padding, batch normalisation sees real frames only, and (except for batch statistics) a
 clip's result does not depend on the rest of the batch. `ClipLayout` stores where each frame belongs. Within a chain
-the layout is joints first, (V, N, C), so that mixing joints, mixing channels and normalising need no copies.
+a row is one joint in one frame, (V N, C), all frames of the first joint before those of the next: so mixing joints,
+mixing channels and normalising need no copies.
 
 Shapes: B clips, T frames of the longest clip, N frames of all clips, V joints, C channels, K partitions.
 Parameter names and shapes match Uni-Sign's released weights.
@@ -11,7 +12,6 @@ Parameter names and shapes match Uni-Sign's released weights.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,12 +21,11 @@ from network import winograd
 TEMPORAL_KERNEL = 5
 REACH = TEMPORAL_KERNEL // 2  # frames that a temporal convolution sees on each side
 
-_HAND_EDGES = [(start, start + 1) for finger in range(5) for start in range(4 * finger + 1, 4 * finger + 4)]
 EDGES: dict[str, list[tuple[int, int]]] = {
     # nose 0, ears 1 2, shoulders 3 4, elbows 5 6, wrists 7 8
     "body": [(0, 1), (0, 2), (0, 3), (0, 4), (3, 5), (5, 7), (4, 6), (6, 8)],
     # wrist 0, then four joints per finger
-    "hand": [(0, 4 * finger + 1) for finger in range(5)] + _HAND_EDGES,
+    "hand": [(0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 21)],
     # jaw 0-8, lips 9-16 (a ring), tip of the nose 17, connected to all
     "face": [(i, i + 1) for i in range(8)]
     + [(9 + i, 9 + (i + 1) % 8) for i in range(8)]
@@ -51,12 +50,11 @@ def adjacency(graph: str) -> torch.Tensor:
     """
     edges = EDGES[graph]
     n_joints = 1 + max(max(edge) for edge in edges)
-    neighbours = np.zeros((n_joints, n_joints), np.float32)
+    itself, neighbours = torch.eye(n_joints), torch.zeros(n_joints, n_joints)
     for v, w in edges:
         neighbours[v, w] = neighbours[w, v] = 1
-    itself = np.eye(n_joints, dtype=np.float32)
-    degree = (itself + neighbours).sum(axis=0)
-    return torch.from_numpy(np.stack([itself, neighbours]) / degree)
+    degree = (itself + neighbours).sum(0)  # (V,)
+    return torch.stack([itself, neighbours]) / degree
 
 
 class ClipLayout:
@@ -93,29 +91,30 @@ class GraphConvolution(nn.Conv2d):
     It subclasses Conv2d only for its parameters, their names and initialisation; `forward` has another signature.
     """
 
+    bias: torch.Tensor  # never None
+
     def __init__(self, in_channels: int, out_channels: int, n_partitions: int) -> None:
         super().__init__(in_channels, out_channels * n_partitions, kernel_size=1)
-        self.n_partitions = n_partitions
 
     def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Mix joints first, then channels: the same sum using matrix products only, without copies.
+        """Mix joints first, then channels: the same sum, and cheaper where there are more channels after than before.
 
         Args:
-            x: (V, N, C).
+            x: (V N, C).
             adjacency: (K, V, V).
 
         Returns:
-            (V, N, C').
+            (V N, C').
         """
-        assert self.bias is not None
-        weight = self.weight.view(self.n_partitions, -1, self.in_channels)  # (K, C', C)
-        bias = self.bias.view(self.n_partitions, -1)  # (K, C')
-        out = None
-        for k, weigh in enumerate(adjacency):
-            mixed = (weigh.T @ x.flatten(1)).view(-1, self.in_channels)  # (V N, C)
-            out = mixed @ weight[k].T if out is None else torch.addmm(out, mixed, weight[k].T)  # (V N, C')
-        assert out is not None
-        return out.unflatten(0, x.shape[:2]) + torch.einsum("kc,kvw->wc", bias, adjacency)[:, None]
+        n_partitions, n_joints, _ = adjacency.shape
+        x = x.view(n_joints, -1)  # (V, N C)
+        weight = self.weight.view(n_partitions, -1, self.in_channels)  # (K, C', C)
+        bias = self.bias.view(n_partitions, -1)  # (K, C')
+        out = torch.einsum("kc,kvw->wc", bias, adjacency)[:, None]  # (V, 1, C')
+        for joints, channels in zip(adjacency, weight, strict=True):
+            mixed = (joints.T @ x).view(n_joints, -1, self.in_channels)  # (V, N, C)
+            out = out + mixed @ channels.T  # (V, N, C')
+        return out.flatten(0, 1)
 
 
 class TemporalConvolution(nn.Conv2d):
@@ -124,23 +123,34 @@ class TemporalConvolution(nn.Conv2d):
     It subclasses Conv2d for the same reasons as `GraphConvolution`.
     """
 
+    bias: torch.Tensor  # never None
+
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=(TEMPORAL_KERNEL, 1))
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
-        """(V, N, C) -> (V, N, C)."""
-        assert self.bias is not None
-        if winograd.suits(x):
+        """(V N, C) -> (V N, C)."""
+        if winograd.suits(x):  # only faster: what follows works on every device
             return winograd.convolve(x, self.weight.squeeze(3), layout.clips) + self.bias
-        n_joints, n_frames, n_channels = x.shape
-        n_clips, _ = layout.shape
-        # One line of all frames, with REACH zeros before each clip and after the last, so that no window spans two.
-        starts = torch.arange(n_frames, device=x.device) + REACH * layout.clips  # (N,), of each frame's window
-        line = x.new_zeros(n_joints, n_frames + REACH * (n_clips + 1), n_channels)  # (V, line, C)
-        line = line.index_copy(1, starts + REACH, x)
-        line = line[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
-        line = F.conv2d(line, self.weight.transpose(2, 3), self.bias)  # (1, C, V, line - 2 REACH)
-        return line[0].permute(1, 2, 0).index_select(1, starts)  # (V, N, C)
+        # All frames on one line, with REACH zeros between clips, so that no window spans two of them.
+        n_clips, n_frames = layout.shape[0], len(layout.clips)
+        places = torch.arange(n_frames, device=x.device) + REACH * layout.clips  # (N,)
+        x = x.unflatten(0, (-1, n_frames))  # (V, N, C)
+        line = x.new_zeros(len(x), n_frames + REACH * (n_clips - 1), self.in_channels)  # (V, line, C)
+        line = line.index_copy(1, places, x)[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
+        line = F.conv2d(line, self.weight.transpose(2, 3), self.bias, padding=(0, REACH))  # (1, C, V, line)
+        return line[0].permute(1, 2, 0).index_select(1, places).flatten(0, 1)
+
+
+class Projection(nn.Conv2d):
+    """A 1 x 1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(V N, C) -> (V N, C')."""
+        return F.linear(x, self.weight.flatten(1), self.bias)
 
 
 class GraphUnit(nn.Module):
@@ -153,14 +163,9 @@ class GraphUnit(nn.Module):
         self.bn = nn.BatchNorm1d(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(V, N, C) -> (V, N, C')."""
+        """(V N, C) -> (V N, C')."""
         x = self.conv(x, self.A)
-        return normalised(self.bn, x).relu_().view_as(x)
-
-
-def normalised(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Batch-normalise (V, N, C) over joints and frames; return rows (V N, C) that may be modified in place."""
-    return norm(x.flatten(0, 1))
+        return self.bn(x).relu_()
 
 
 class STGCNBlock(nn.Module):
@@ -170,24 +175,18 @@ class STGCNBlock(nn.Module):
         super().__init__()
         self.gcn = GraphUnit(in_channels, out_channels, graph)
         self.tcn = nn.ModuleList([TemporalConvolution(out_channels), nn.BatchNorm1d(out_channels)] if temporal else [])
-        self.residual = nn.ModuleList(
-            [nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm1d(out_channels)]
-            if in_channels != out_channels
-            else []
-        )
+        self.residual = nn.Sequential()  # empty: the identity
+        if in_channels != out_channels:
+            self.residual = nn.Sequential(Projection(in_channels, out_channels), nn.BatchNorm1d(out_channels))
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
-        """(V, N, C) -> (V, N, C')."""
-        shortcut = x.flatten(0, 1)  # (V N, C')
-        if self.residual:
-            project, norm = self.residual
-            assert isinstance(project, nn.Conv2d)
-            shortcut = normalised(norm, F.linear(x, project.weight.flatten(1), project.bias))
-        x = self.gcn(x)
-        if not self.tcn:
-            return F.relu(x + shortcut.view_as(x))
-        convolve, norm = self.tcn
-        return normalised(norm, convolve(x, layout)).add_(shortcut).relu_().view_as(x)
+        """(V N, C) -> (V N, C')."""
+        shortcut = self.residual(x)  # (V N, C')
+        x = self.gcn(x)  # (V N, C')
+        if self.tcn:
+            convolve, norm = self.tcn
+            x = norm(convolve(x, layout))  # (V N, C')
+        return (x + shortcut).relu_()
 
 
 class STGCNChain(nn.ModuleDict):
@@ -208,7 +207,8 @@ class STGCNChain(nn.ModuleDict):
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
         """(N, V, C) -> (N, V, hidden_dim)."""
-        x = x.transpose(0, 1).contiguous()  # (V, N, C)
+        n_joints = x.shape[1]
+        x = x.transpose(0, 1).flatten(0, 1)  # (V N, C)
         for block in self.values():
-            x = block(x, layout)
-        return x.transpose(0, 1)
+            x = block(x, layout)  # (V N, C')
+        return x.unflatten(0, (n_joints, -1)).transpose(0, 1)

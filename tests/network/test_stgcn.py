@@ -35,8 +35,8 @@ def layout_of(lengths, longest=None):
 
 
 def joints_first(module, x, *others):
-    """Call a part of a chain, which works on (V, N, C), with (N, V, C)."""
-    return module(x.transpose(0, 1).contiguous(), *others).transpose(0, 1)
+    """Call a part of a chain, which works on (V N, C), with (N, V, C)."""
+    return module(x.transpose(0, 1).flatten(0, 1), *others).unflatten(0, (x.shape[1], -1)).transpose(0, 1)
 
 
 def shaken(module):
