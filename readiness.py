@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,16 @@ class Report:
         self.missing += mark == "!"
         print(f"  {mark} {text}", flush=True)
 
-    def attempt(self, title: str, look: Callable[..., Any], *values: Any) -> Any:
-        """Print a title and call `look`; an error prints a line and returns None."""
+    @contextlib.contextmanager
+    def section(self, title: str) -> Iterator[None]:
+        """Print a title; an error in the `with` block is printed as a problem, and what follows is still examined."""
         print(title, flush=True)
         try:
-            return look(self, *values)
+            yield
         except (OSError, ValueError) as error:
             self.say("!", " ".join(str(error).split()))
         except Exception as error:  # noqa: BLE001 -- whatever is broken here, the rest is worth reading
             self.say("!", f"not examined: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        return None
 
 
 def examine(args: argparse.Namespace, everything: bool) -> int:
@@ -56,21 +57,31 @@ def examine(args: argparse.Namespace, everything: bool) -> int:
         everything: open every file instead of a sample.
     """
     report = Report()
-    train = report.attempt("data", examine_data, args, sys.maxsize if everything else SAMPLE)
-    sizes = report.attempt("weights", examine_weights, args)
+    longest, texts = 0, 0.0
+    sizes: dict[str, Any] = {}
+    with report.section("data"):
+        longest, texts = examine_data(report, args, sys.maxsize if everything else SAMPLE)
+    with report.section("weights"):
+        sizes = examine_weights(report, args)
     if args.finetune or args.fusion_checkpoint:
-        report.attempt("checkpoint", examine_checkpoints, args)
-    report.attempt("GPU", examine_gpu, args, sizes or {}, *(train or (0, 0.0)))
+        with report.section("checkpoint"):
+            examine_checkpoints(report, args)
+    with report.section("GPU"):
+        examine_gpu(report, args, sizes, longest, texts)
     return report.missing
 
 
-def examine_data(report: Report, args: argparse.Namespace, limit: int) -> tuple[int, float] | None:
-    """Examine every split; return the result of `examine_split` for train."""
+def examine_data(report: Report, args: argparse.Namespace, limit: int) -> tuple[int, float]:
+    """Examine every split; return the result of `examine_split` for train, zeros if there is none."""
     spec = building.dataset_spec(args)
-    splits = {split: report.attempt(f"{spec.name} {split}", examine_split, spec, split, limit) for split in spec.labels}
+    results = {}
+    for split in spec.labels:
+        with report.section(f"{spec.name} {split}"):
+            results[split] = examine_split(report, spec, split, limit)
     for split in spec.labels if args.rgb_support else ():
-        report.attempt(f"{spec.name} {split}, videos", examine_videos, spec, split, limit)
-    return splits.get("train")
+        with report.section(f"{spec.name} {split}, videos"):
+            examine_videos(report, spec, split, limit)
+    return results.get("train", (0, 0.0))
 
 
 def examine_split(report: Report, spec: DatasetSpec, split: str, limit: int) -> tuple[int, float]:
@@ -152,12 +163,12 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int) ->
     report.say("!" if faults else "✓", f"videos: {numbers} in {spec.rgb_dir}{first}")
 
 
-def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any] | None:
-    """Examine mT5; return the sizes in its config."""
+def examine_weights(report: Report, args: argparse.Namespace) -> dict[str, Any]:
+    """Examine mT5; return the sizes in its config, {} if it is not there."""
     folder = Path(under_root(args.root, args.mt5_path))
     if lacking := [name for name in ("config.json", "spiece.model") if not (folder / name).is_file()]:
         report.say("!", f"mT5: {folder} has no {', no '.join(lacking)}. Put google/mt5-base there, or set --mt5_path.")
-        return None
+        return {}
     sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     n_parameters = sum(mt5_parameters(**sizes))
     size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
