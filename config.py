@@ -32,9 +32,6 @@ SCHEDULES = ("cosine", "linear", "constant")
 ASPECTS = (0.2, 5)  # minimum and maximum width / height of a video
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
-MISSING_TEXT = ("mask", "mapper")
-TEXT_SCALES = ("own", "pose")
-
 mt5_path = "./pretrained_weight/mt5-base"
 
 
@@ -44,7 +41,8 @@ class DatasetSpec:
 
     Attributes:
         name: the name given to `--dataset`.
-        labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv` or `.tsv` (see `labels.py`).
+        labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv` or `.tsv` (see
+            `clips/labels.py`).
         pose_dir: folder of pose files, named like `video_path` but with `pose_suffix`. "{split}" in it is replaced by
             train, dev or test.
         rgb_dir: folder of videos, likewise; "" if there are none.
@@ -231,14 +229,14 @@ class ModelConfig:
         label_smoothing: label smoothing of the training loss.
         max_target_tokens: target sentences are truncated to this many tokens, including </s>.
         use_descriptions: whether the model has the text branch.
-        text_dropout_p: probability in training that a frame with text loses it.
+        text_dropout_p: probability in training that a clip loses all its texts, and that a frame loses its text.
         text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
         text_max_tokens: descriptions are truncated to this many tokens.
-        text_scale: scale of text features in the fusion: "own" (as encoded) or "pose" (that of the pose feature).
-        description_alignment: weight of the loss for predicting a frame's text feature from its pose; 0 for none.
-        missing_text: replacement for a missing text: "mask" (learned embedding) or "mapper" (predicted from the pose).
+        description_alignment: weight of the loss of a mapper that predicts a frame's text feature from its pose, and
+            stands in for missing texts; 0 for no mapper.
         rgb_support: whether the model uses crops of the hands.
-        joint_hands: encode both hands in one pass, so that they share batch statistics in training as in evaluation.
+        uni_sign_batch_norm: in training, normalise each hand by its own batch statistics, as Uni-Sign does. Evaluation
+            has one set of running statistics for both, so by default both hands share them in training, too.
         uni_sign_padding: process padded frames and empty crops like real ones, as Uni-Sign does; for comparison only.
     """
 
@@ -250,11 +248,9 @@ class ModelConfig:
     text_dropout_p: float = 0.1
     text_encoder: str = ""
     text_max_tokens: int = 128
-    text_scale: str = "own"
-    description_alignment: float = 0.0
-    missing_text: str = "mask"
+    description_alignment: float = 0.3
     rgb_support: bool = False
-    joint_hands: bool = False
+    uni_sign_batch_norm: bool = False
     uni_sign_padding: bool = False
 
     def __post_init__(self) -> None:
@@ -273,10 +269,6 @@ class ModelConfig:
             raise ValueError(f"--text_dropout_p {self.text_dropout_p}: must lie in [0, 1].")
         if not 0 <= self.description_alignment < math.inf:
             raise ValueError(f"--description_alignment {self.description_alignment}: must not be negative.")
-        if self.text_scale not in TEXT_SCALES:
-            raise ValueError(f"--text_scale {self.text_scale}: must be {' or '.join(TEXT_SCALES)}.")
-        if self.missing_text not in MISSING_TEXT:
-            raise ValueError(f"--missing_text {self.missing_text}: must be {' or '.join(MISSING_TEXT)}.")
         for flag, value in (("max_target_tokens", self.max_target_tokens), ("text_max_tokens", self.text_max_tokens)):
             if value < 2:
                 raise ValueError(f"--{flag} {value}: must be at least 2.")
@@ -289,7 +281,7 @@ class ModelConfig:
     @property
     def uses_mapper(self) -> bool:
         """Return whether the model predicts text features from poses."""
-        return self.use_descriptions and (self.description_alignment > 0 or self.missing_text == "mapper")
+        return self.use_descriptions and self.description_alignment > 0
 
 
 def description_language(language: str) -> str:

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
+from clips.batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
+from clips.labels import check_column, gloss, split_labels, target
+from clips.packs import DescriptionPack, is_pack, open_descriptions, open_poses
 from config import DatasetSpec
-from disk import file_sizes, sha256
-from labels import check_column, gloss, split_labels, target
-from packed import DescriptionPack, is_pack, open_descriptions, open_poses
-from pose import part_keypoints
-from rgb_fusion import HandCrops, no_crops
+from network.rgb_branch import HandCrops, no_crops
+from pose.keypoints import part_keypoints
+from system.disk import file_sizes, sha256
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
 logger = logging.getLogger(__name__)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import config
-from cli import Parser, add_dataset_flags, in_processes, progress, require_packages, run
-from description_files import Clip, makers, write_descriptions
-from disk import write_text
-from pages import element, page
+from describing.files import Clip, makers, write_descriptions
+from pages.elements import element, page
+from system.disk import write_text
+from system.processes import in_processes
+from utils import Parser, add_dataset_flags, progress, require_packages, run
 
 logger = logging.getLogger("describe")
 
@@ -201,7 +202,7 @@ class Written(NamedTuple):
 
 def made_by_rules(language: str, aspect: float) -> str:
     """Return the maker's name for texts made by rules; it changes with the rules."""
-    from pose_sentences import VERSION
+    from describing.sentences import VERSION
 
     return f"rules {VERSION} {language}" + (f" aspect {aspect:g}" if aspect != 1 else "")
 
@@ -240,8 +241,8 @@ def by_rules(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
 
 
 def _describe_batch(job: tuple[list[Clip], str, float, str]) -> Written:
-    from pose import read_pose
-    from pose_sentences import describe_poses
+    from describing.sentences import describe_poses
+    from pose.keypoints import read_pose
 
     clips, language, aspect, maker = job
     poses, good = [], []
@@ -269,9 +270,9 @@ def _is_damaged(path: Path) -> bool:
 
 def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
     """Write a page that shows frames next to their rule-based descriptions."""
-    from pictures import draw_pose, encode, picture_box
-    from pose import read_pose
-    from pose_sentences import stretches
+    from describing.sentences import stretches
+    from pose.drawing import draw_pose, encode, picture_box
+    from pose.keypoints import read_pose
 
     require_packages("--preview", "PIL")
     sections = []
@@ -296,16 +297,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Describe or audit; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["audit"]:
-        import description_audit
+        from describing import audit
 
-        return description_audit.main(argv[1:])
+        return audit.main(argv[1:])
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     clips, language = find_clips(args)
     if args.preview:
         return preview(args, clips, language)
     if args.endpoint:
-        from describe_by_model import by_model
+        from describing.by_model import by_model
 
         return by_model(args, clips, language)
     return by_rules(args, clips, language)

@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-import distributed
-import metrics
-import run_lock
-import survival
-from bad_clips import statistics_kept
-from batch import to_device
-from building import build_loaders, build_model, choose_trainable, dataset_spec, model_config
-from checkpoint import (
+from clips.batch import to_device
+from datasets import ClipLoader
+from models import Uni_Sign
+from system import distributed, lock
+from training import guards as survival
+from training import metrics
+from training.bad_clips import statistics_kept
+from training.build import build_loaders, build_model, choose_trainable, dataset_spec, model_config
+from training.checkpoint import (
     TrainState,
     check_resumable,
     find_state,
@@ -40,14 +41,11 @@ from checkpoint import (
     trim_curves,
     write_progress,
 )
-from cli import progress, run
-from datasets import ClipLoader
-from deepspeed_engine import start_engine, synchronised_batch_norm
-from models import Uni_Sign
-from optimization import build_optimizer, build_schedule
-from run_folder import Results, write_predictions
-from survival import Guards
-from utils import git_revision, seed_everything, start_log
+from training.engine import start_engine, synchronised_batch_norm
+from training.guards import Guards
+from training.optimization import build_optimizer, build_schedule
+from training.run_folder import Results, write_predictions
+from utils import git_revision, progress, run, seed_everything, start_log
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     distributed.check_dtype(args.dtype, distributed.device())
     distributed.start()
     if distributed.is_main():
-        run_lock.hold(args.output_dir)
+        lock.hold(args.output_dir)
     start_log(args.output_dir, distributed.is_main())
     seed_everything(args.seed, distributed.rank())
     spec = dataset_spec(args)

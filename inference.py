@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import Parser, progress, run, sigterm_as_ctrl_c
 from config import ASPECTS, EXTRACTORS, ONE_PERSON, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
-from disk import write_text
+from system.disk import write_text
+from utils import Parser, progress, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
-    from batch import Sample
-    from pose import Pose
-    from pose_extraction import Extractor
+    from clips.batch import Sample
+    from pose.extraction import Extractor
+    from pose.keypoints import Pose
     from translator import Candidate, Translator
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
@@ -41,7 +41,7 @@ out. A run that is ended early leaves in --out what it has done.
 
 Of several people in a video, --person 0 is the one whose head and shoulders are seen largest and longest, followed from
 frame to frame; 1 is the next. In a pose file it is a place in the file's order, which may change from frame to frame.
-Many videos are quicker with extract_poses.py first, which works in several processes.
+Many videos are quicker with tools/extract_poses.py first, which works in several processes.
 The checkpoint says where its mT5 is and how it was trained. Of mT5's weights only the encoder is read, and that only
 where it encodes texts and was frozen in training. From Python:
 
@@ -64,7 +64,7 @@ def get_args_parser() -> Parser:
         "--checkpoint",
         required=True,
         metavar="FILE",
-        help="best_checkpoint.pth of a run, weights of Uni-Sign, or a folder of export.py",
+        help="best_checkpoint.pth of a run, weights of Uni-Sign, or a folder of tools/export.py",
     )
     add("--out", default="", metavar="FILE", help="also write a .json, .jsonl or .srt file")
     add("--fps", type=float, default=0, help="frames per second, for .srt: pose files need it, a video says its own")
@@ -204,8 +204,8 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
 
         clip.fps = args.fps
         return load_pose(clip.path, args.person), args.aspect or 1
-    from pose_extraction import extract_pose
-    from video import count_frames, read_facts, read_pictures, record
+    from pose.extraction import extract_pose
+    from pose.video import count_frames, read_facts, read_pictures, record
 
     assert extractor is not None, "loaded for clips with pictures"
     if clip.camera is not None:
@@ -240,7 +240,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
     clip.first, clip.end = pose.frames.start, pose.frames.stop
     texts = None
     if args.describe:
-        from pose_sentences import describe_pose
+        from describing.sentences import describe_pose
 
         language = description_language(translator.model.config.language)
         texts = describe_pose(pose, language, aspect)
@@ -348,7 +348,7 @@ def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Transl
         FileNotFoundError: a file of a model does not exist.
         ValueError: a model is unusable, or does not support the request.
     """
-    from pose_extraction import load_extractor
+    from pose.extraction import load_extractor
     from translator import Translator
 
     extractor = None

@@ -15,33 +15,34 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import MT5ForConditionalGeneration, PreTrainedModel
 
-from batch import SrcInput, TgtInput
+from clips.batch import SrcInput, TgtInput
 from config import ModelConfig
-from kept_tokens import KEPT_TOKENS
-from mt5 import cross_attention_mask, run_encoder, use_fused_activation
-from output_layer import OutputLayer
-from pose import PART_ANCHOR, PART_JOINTS, Part
-from rgb_fusion import HANDS, fuse_hand, hand_fusion_modules
-from search import search
-from stgcn import PART_GRAPH, ClipLayout, STGCNChain
+from network.mt5 import cross_attention_mask, run_encoder, use_fused_activation
+from network.output_layer import OutputLayer
+from network.rgb_branch import HANDS, fuse_hand, hand_fusion_modules
+from network.search import search
+from network.stgcn import PART_GRAPH, ClipLayout, STGCNChain
+from network.tokenizer import EOS, PAD, Tokenizer
+from network.vocabulary import KEPT_TOKENS
+from pose.keypoints import PART_ANCHOR, PART_JOINTS, Part
 from text_fusion_modules import (
-    NO_TEXT,
     DescriptionMapper,
     EncodesTexts,
     Fusion,
     GatingFusion,
     LearnableMaskEmbedding,
+    TextAdapter,
     alignment_loss,
     distinct_texts,
     drop_texts,
+    text_of_frames,
 )
-from tokenizer import EOS, PAD, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 IGNORE = -100  # label of padding tokens, ignored by the loss
-# The parts encoded in each pass with `joint_hands`, in the order of `PART_JOINTS`.
-JOINT_HANDS: tuple[tuple[Part, ...], ...] = (("body",), ("left", "right"), ("face_all",))
+# The parts encoded in each pass, in the order of `PART_JOINTS`: hands share their weights.
+PASSES: tuple[tuple[Part, ...], ...] = (("body",), ("left", "right"), ("face_all",))
 
 
 @dataclass
@@ -141,12 +142,11 @@ class Uni_Sign(nn.Module):
         self.text_features = text_encoder if not isinstance(text_encoder, nn.Module) else None
         if isinstance(text_encoder, nn.Module):
             self.text_encoder = text_encoder
-        width = text_encoder.width
-        self.text_projection = nn.Linear(width, d_model) if width != d_model else nn.Identity()
+        self.text_adapter = TextAdapter(text_encoder.width, d_model)
         self.mask_embedding = LearnableMaskEmbedding(d_model)
-        self.gating_fusion = GatingFusion(d_model, scale=self.config.text_scale)
+        self.gating_fusion = GatingFusion(d_model)
         if self.config.uses_mapper:
-            self.description_mapper = DescriptionMapper(d_model)
+            self.description_mapper = DescriptionMapper(d_model, text_encoder.width)
 
     # -- the three stages ------------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class Uni_Sign(nn.Module):
         layout = ClipLayout(mask, src_input["body"].device)
         pooled: list[torch.Tensor] = []
         body = None
-        for parts in JOINT_HANDS if self.config.joint_hands else [(part,) for part in PART_JOINTS]:
+        for parts in [(part,) for part in PART_JOINTS] if self.config.uni_sign_batch_norm else PASSES:
             # Parts encoded in one pass share weights; they are concatenated as if they were additional clips.
             n_parts, (first, *_) = len(parts), parts
             passed = layout if n_parts == 1 else ClipLayout(mask.repeat(n_parts, 1), src_input["body"].device)
@@ -214,7 +214,7 @@ class Uni_Sign(nn.Module):
         """Add each frame's text feature through the gate; without descriptions, return the pose features unchanged.
 
         Returns:
-            The fused features, the gate, and the mapper's alignment loss (None outside training or if its weight is 0).
+            The fused features, the gate, and the mapper's alignment loss (None outside training or without a mapper).
         """
         if not self.config.use_descriptions:
             return pose, None, None
@@ -225,29 +225,32 @@ class Uni_Sign(nn.Module):
             )
         texts, rows = distinct_texts(src_input["descriptions"])  # n, (B, T)
         has_description = torch.tensor(src_input["has_description"])  # (B, T)
-        table = self.text_table(texts, pose)  # (1 + n, D)
-        predicted = self.description_mapper(pose) if self.config.uses_mapper else None  # (B, T, D)
+        features = self.encode_texts(texts).to(pose.device, non_blocking=True)  # (max(n, 1), W)
+        if self.training:
+            self.text_adapter.update_mean(features[: len(texts)])
+        features = self.text_adapter.standardise(features)
+        predicted = self.description_mapper(pose) if self.config.uses_mapper else None  # (B, T, W)
         alignment = None
-        if self.training and predicted is not None and self.config.description_alignment:
-            alignment = alignment_loss(predicted, table, rows, has_description)
+        if self.training and predicted is not None:
+            alignment = alignment_loss(predicted, features, rows, has_description)
         rows, has_description = (x.to(pose.device, non_blocking=True) for x in (rows, has_description))
         if self.training:
             rows, has_description = drop_texts(rows, has_description, self.config.text_dropout_p)
-        text = F.embedding(rows, table)  # (B, T, D)
-        if predicted is not None and self.config.missing_text == "mapper":
-            text = torch.where((rows == NO_TEXT)[..., None], predicted.to(text.dtype), text)
-        fused: Fusion = self.gating_fusion(pose, text, has_description)
+        table = torch.cat([self.mask_embedding(), self.text_adapter(features)])  # (1 + max(n, 1), D)
+        guess = None if predicted is None else self.text_adapter(predicted)  # (B, T, D)
+        text = text_of_frames(table, rows, pose, guess)  # (B, T, D)
+        text = text * (self.text_adapter.n_batches > 0)  # nothing before the first text of all
+        mask = src_input["attention_mask"].to(pose.device, non_blocking=True)  # (B, T)
+        fused: Fusion = self.gating_fusion(pose, text, has_description, mask)
         return fused.fused, fused.gate, alignment
 
-    def text_table(self, texts: Sequence[str], like: torch.Tensor) -> torch.Tensor:
-        """Return a feature table, (1 + n, D): the mask embedding in row 0, then n distinct texts."""
-        if self.text_features is None and not texts:
-            # Gradients are reduced across processes, so every process must use every weight in every step. A batch
-            # without any text therefore encodes an empty one, which no frame refers to.
-            texts = [""]
-        encoder = self.text_encoder if self.text_features is None else self.text_features
-        features = encoder(texts).to(like.device, non_blocking=True)  # (n, W)
-        return torch.cat([self.mask_embedding(), self.text_projection(features)])
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the text encoder's features of n distinct texts, (n, W); of an empty one if there are none.
+
+        Gradients are reduced across processes, so every process must use every weight in every step. A batch without
+        any text therefore encodes an empty one, which no frame refers to; stored features have no weights.
+        """
+        return self.text_encoder(texts or [""]) if self.text_features is None else self.text_features(texts)
 
     def prepend_prompt(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prepend "Translate sign language video to {language}: " to the frames; return (B, P + T, D) and the mask."""

@@ -100,7 +100,7 @@ def check_flags(_root: str) -> None:
 def toy_corpus() -> Iterator[str]:
     """Write a few clips to a temporary folder, to which config.py's paths of CSL_Daily and mT5 point in the block."""
     import config
-    from sample_data import write_corpus
+    from synthetic.corpus import write_corpus
 
     with tempfile.TemporaryDirectory() as root:
         labels = {split: f"labels.{split}" for split in config.SPLITS}
@@ -121,9 +121,9 @@ def describe(dataset: S2T_Dataset, clip: int, texts: dict[int, str]) -> None:
 def check_fine_tuning(_root: str) -> None:
     """Check that the functions of a real run load a small corpus, backpropagate a loss and score sentences."""
     import fine_tuning
-    import metrics
     import utils
     from datasets import S2T_Dataset
+    from training import metrics
 
     require(importlib.util.find_spec("deepspeed") is not None, "DeepSpeed is not installed", "pip install deepspeed")
     with toy_corpus() as root:
@@ -142,7 +142,7 @@ def check_fine_tuning(_root: str) -> None:
             gradients = [p.grad.abs().sum() for p in getattr(model, part).parameters() if p.grad is not None]
             learns = 0 < float(sum(gradients)) < math.inf
             reason = f"no gradient reaches {part} (loss {output.loss.item():g})"
-            require(learns, reason, "Mend build_model in building.py, or fuse_text in models.py.")
+            require(learns, reason, "Mend build_model in training/build.py, or fuse_text in models.py.")
         sentences = model.sentences(model.generate(output, 1, 4))
         metrics.score(args.task, sentences, tgt_input["gt_sentence"], spec.text_unit)
 
@@ -151,14 +151,14 @@ def check_models(_root: str) -> None:
     """Check forward and backward pass of a toy model with and without descriptions, padding, and the gate."""
     import torch
 
-    from batch import Sample, collate_fn
+    from clips.batch import Sample, collate_fn
     from config import ModelConfig
     from models import Uni_Sign
-    from mt5 import load_mt5
-    from pose import PART_JOINTS
-    from small_mt5 import write_small_mt5
+    from network.mt5 import load_mt5
+    from network.tokenizer import Tokenizer
+    from pose.keypoints import PART_JOINTS
+    from synthetic.small_mt5 import write_small_mt5
     from text_fusion_modules import TextEncoder
-    from tokenizer import Tokenizer
 
     def clip(texts: list[str | None], described: bool) -> Sample:
         pose = {part: torch.randn(len(texts), len(joints), 3) for part, joints in PART_JOINTS.items()}
@@ -199,13 +199,16 @@ def check_models(_root: str) -> None:
 
 def check_datasets(_root: str) -> None:
     """Check the documented format of items and batches, and that descriptions are aligned with their frames."""
-    from batch import Sample, collate_fn
+    from clips.batch import Sample, collate_fn
     from config import DATASETS
     from datasets import S2T_Dataset
-    from pose import PART_JOINTS, read_pose
+    from pose.keypoints import PART_JOINTS, read_pose
     from temporal_alignment import sample_frames
 
-    cure = "Mend S2T_Dataset in datasets.py, or what it calls in batch.py, pose.py or temporal_alignment.py."
+    cure = (
+        "Mend S2T_Dataset in datasets.py, or what it calls in clips/batch.py, pose/keypoints.py or "
+        "temporal_alignment.py."
+    )
     with toy_corpus() as root:
         spec = DATASETS["CSL_Daily"].under(root)
         dataset = S2T_Dataset(spec, "train", max_length=19, use_descriptions=True)
@@ -290,14 +293,17 @@ def explain(error: BaseException, said: str, file: str) -> tuple[str, str]:
     if isinstance(error, SystemExit) and said.strip():  # the parser has printed its reason
         return said.strip().splitlines()[-1], f"Mend {file}."
     here = Path(__file__).resolve()
-    calls = [call for call in traceback.extract_tb(error.__traceback__) if Path(call.filename).parent == here.parent]
-    places = [(Path(call.filename).name, call.lineno) for call in calls if Path(call.filename) != here]
+    ours = {here.parent, *(package.parent for package in here.parent.glob("*/__init__.py"))}
+    lines = [(Path(call.filename), call.lineno) for call in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
-        places.append((Path(error.filename).name, error.lineno))
+        lines.append((Path(error.filename), error.lineno))
+    places = [(path.relative_to(here.parent), line) for path, line in lines if path.parent in ours and path != here]
     place = f" ({places[-1][0]}, line {places[-1][1]})" if places else ""
     reason = f"{type(error).__name__}: {' '.join(str(getattr(error, 'msg', error)).split())[:300]}{place}"
-    if isinstance(error, ModuleNotFoundError) and not (here.parent / f"{error.name}.py").is_file():
-        return reason, f"pip install {(error.name or '').partition('.')[0]}"
+    if isinstance(error, ModuleNotFoundError):
+        missing = error.name or ""
+        if not (here.parent / f"{missing.replace('.', '/')}.py").is_file():
+            return reason, f"pip install {missing.partition('.')[0]}"
     return reason, f"Mend {places[-1][0] if places else file}, or take it anew from the repository."
 
 
@@ -332,7 +338,7 @@ def examine_folders(args: argparse.Namespace, everything: bool) -> int:
     """Examine data, weights and GPU; return the number of problems. If broken code prevents this, print one line."""
     print(flush=True)
     try:
-        import readiness
+        from training import readiness
 
         return readiness.examine(args, everything)
     except Exception as error:  # noqa: BLE001 -- the checks above have named the file to mend

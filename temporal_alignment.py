@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from disk import file_sizes
+from system.disk import file_sizes
 
 logger = logging.getLogger(__name__)
 

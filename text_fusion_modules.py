@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 
-from disk import sha256
-from mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
-from tokenizer import Tokenizer
+from network.mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
+from network.tokenizer import Tokenizer
+from system.disk import sha256
+from system.distributed import sum_over_processes
 
 CALL_TOKENS = 1 << 14  # maximum tokens per call of the text encoder, including padding
-OPEN = 4.0  # last bias of a gate that starts open: sigmoid(4) = 0.98
+OPEN = 4.0  # initial last bias of the gate: sigmoid(4) = 0.98
+SLOWEST = 0.01  # minimum weight of a batch in the running mean of text features
 NO_TEXT = 0  # row of the mask embedding in a table of text features
 
 
@@ -35,7 +37,10 @@ class EncodesTexts(Protocol):
 
 
 class TextEncoder(nn.Module):
-    """A pretrained text encoder with mean pooling over tokens.
+    """A pretrained text encoder with mean pooling over tokens, without dropout.
+
+    With dropout, a text that is encoded anew in every step would never look the same twice, and the rest of the model
+    learns to read it late or not at all.
 
     Args:
         folder: an mT5 folder (only its encoder is loaded) or any Hugging Face text encoder (BERT, XLM-R, MiniLM ...).
@@ -54,6 +59,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.max_tokens = max_tokens
         self.encoder, self._tokenize = _load_encoder(Path(folder), with_weights, kept)
+        _remove_dropout(self.encoder)
         if (longest := _longest_text(self.encoder)) < max_tokens:
             raise ValueError(f"--text_max_tokens {max_tokens}: {folder} takes texts of up to {longest} tokens.")
         self.width = int(self.encoder.config.hidden_size)
@@ -130,6 +136,15 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
     return encoder, tokenize
 
 
+def _remove_dropout(encoder: nn.Module) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):  # attention layers have it as a number
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def _longest_text(encoder: PreTrainedModel) -> float:
     """Return the maximum number of tokens an encoder has positions for; infinity for relative positions, as in mT5."""
     positions = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
@@ -148,12 +163,60 @@ def encoder_fingerprint(folder: str | Path, max_tokens: int) -> str:
     return digest.hexdigest()[:32]
 
 
+class TextAdapter(nn.Module):
+    """Turns the encoder's text features into what is added to the pose features; starts by adding nothing.
+
+    Features of an encoder have a large mean in common and a size of their own. They are centred, brought to root mean
+    square 1, and pass an MLP whose last layer starts at zero, so that training starts from exactly the pose-only model
+    and the adapter learns whatever the decoder can use, even a frozen one.
+
+    Args:
+        width: W, the text encoder's width.
+        d_model: D.
+
+    Source: the zero-initialised layer is the idea of ControlNet's zero convolutions (Zhang et al., ICCV 2023).
+    """
+
+    def __init__(self, width: int, d_model: int) -> None:
+        super().__init__()
+        last = nn.Linear(2 * d_model, d_model)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.Linear(width, 2 * d_model), nn.GELU(), last)
+        self.mean: torch.Tensor
+        self.n_batches: torch.Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update_mean(self, features: torch.Tensor) -> None:
+        """Move the running mean towards that of a batch's distinct texts, (n, W), of all processes.
+
+        It is the plain mean of the first batches, later an exponential one, which follows an encoder that is trained.
+        Every process must call this in every step, also without texts.
+        """
+        sums = torch.cat([features.float().sum(0), features.new_tensor([len(features)], dtype=torch.float32)])
+        total, n = sum_over_processes(sums).split([len(self.mean), 1])
+        self.n_batches += (n > 0).squeeze()
+        rate = (1 / self.n_batches.clamp_min(1)).clamp_min(SLOWEST) * (n > 0)
+        self.mean += rate * (total / n.clamp_min(1) - self.mean)
+
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """Centre features and bring each to root mean square 1, (n, W) -> (n, W), in fp32."""
+        centred = features.float() - self.mean
+        return centred / root_mean_square(centred).clamp_min(1e-6)
+
+    def forward(self, standardised: torch.Tensor) -> torch.Tensor:
+        """(..., W) -> (..., D)."""
+        return self.layers(standardised)
+
+
 class LearnableMaskEmbedding(nn.Module):
-    """A learned embedding that replaces the text feature of a frame without text."""
+    """A learned embedding in place of the text feature of a frame without text; it starts at zero, adding nothing."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.mask_embedding = nn.Parameter(torch.empty(1, d_model).normal_(std=0.01))
+        self.mask_embedding = nn.Parameter(torch.zeros(1, d_model))
 
     def forward(self) -> torch.Tensor:
         """Return the embedding, (1, D)."""
@@ -168,38 +231,54 @@ class Fusion(NamedTuple):
 
 
 class GatingFusion(nn.Module):
-    """Computes `pose + gate * text`; the gate is an MLP of both features and of `has_description`.
+    """Computes `pose + gate * text`; the gate is an MLP of both features and of `has_description`, and starts open.
 
     Args:
         d_model: D.
         hidden: widths of the MLP's two hidden layers.
-        scale: "own" leaves text features as they are. "pose" rescales each to the root mean square of its frame's pose
-            feature, and initialises the gate open. An encoder's features are small compared with the pose (0.2 against
-            1 to 2 for mT5 with random weights), and a gate that starts half open closes before the decoder has learnt
-            to use them.
     """
 
-    def __init__(self, d_model: int, hidden: tuple[int, int] = (512, 256), scale: str = "own") -> None:
+    def __init__(self, d_model: int, hidden: tuple[int, int] = (512, 256)) -> None:
         super().__init__()
-        self.scale = scale
         layers = [nn.Linear(2 * d_model + 1, hidden[0]), nn.Linear(*hidden), nn.Linear(hidden[1], 1)]
-        if scale == "pose":
-            nn.init.constant_(layers[-1].bias, OPEN)
+        nn.init.constant_(layers[-1].bias, OPEN)
         self.gate = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.Sigmoid())
 
-    def forward(self, pose: torch.Tensor, text: torch.Tensor, has_description: torch.Tensor) -> Fusion:
+    def forward(
+        self, pose: torch.Tensor, text: torch.Tensor, has_description: torch.Tensor, mask: torch.Tensor
+    ) -> Fusion:
         """Fuse pose and text features.
 
         Args:
             pose: (B, T, D).
-            text: (B, T, D).
+            text: (B, T, D), zeros in a clip without any text.
             has_description: (B, T), 1 where the text is the frame's own.
+            mask: (B, T), 0 on padding, for a fusion that looks at more than one frame; this one does not.
         """
-        if self.scale == "pose":
-            # Detach: the text grows with the pose, which must not become an incentive for the pose to grow.
-            text = text * (root_mean_square(pose.detach()) / root_mean_square(text).clamp_min(1e-6)).to(text.dtype)
         gate = self.gate(torch.cat([pose, text, has_description.unsqueeze(-1).to(pose.dtype)], dim=-1))
         return Fusion(pose + gate * text, gate)
+
+
+def text_of_frames(
+    table: torch.Tensor, rows: torch.Tensor, pose: torch.Tensor, guess: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Look up each frame's text feature and bring it to the size of the frame's pose feature.
+
+    A frame without a text gets the mask embedding, which is not scaled, and a guess at its text, which is.
+
+    Args:
+        table: (1 + n, D), the mask embedding, then the adapted features of n texts.
+        rows: (B, T), each frame's row in the table.
+        pose: (B, T, D). No gradient reaches it: that texts grow with it must not be a reason for it to grow.
+        guess: (B, T, D), the adapted prediction of a mapper; None without one.
+
+    Returns:
+        (B, T, D).
+    """
+    missing = (rows == NO_TEXT).unsqueeze(-1)  # (B, T, 1)
+    size = root_mean_square(pose.detach()).to(table.dtype)  # (B, T, 1)
+    text = F.embedding(rows, table) * torch.where(missing, 1, size)
+    return text if guess is None else text + missing * size * guess
 
 
 def root_mean_square(x: torch.Tensor) -> torch.Tensor:
@@ -208,30 +287,29 @@ def root_mean_square(x: torch.Tensor) -> torch.Tensor:
 
 
 class DescriptionMapper(nn.Module):
-    """Predicts the text feature of a frame from its pose feature."""
+    """Predicts the standardised text feature of a frame from its pose feature."""
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, d_model))
+        self.layers = nn.Sequential(nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, width))
 
     def forward(self, pose: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """(B, T, D) -> (B, T, W)."""
         return self.layers(pose)
 
 
 def alignment_loss(
-    predicted: torch.Tensor, table: torch.Tensor, rows: torch.Tensor, own: torch.Tensor, temperature: float = 0.1
+    predicted: torch.Tensor, features: torch.Tensor, rows: torch.Tensor, own: torch.Tensor, temperature: float = 0.1
 ) -> torch.Tensor:
     """Compute the loss between predicted and actual text features, over frames with a description of their own.
 
-    The sum of the mean squared error, relative to the features' mean square, and a contrastive cross-entropy that
-    identifies the frame's text among the batch's distinct texts by cosine similarity. The targets are detached: no
-    gradient reaches the text encoder.
+    The sum of the mean squared error and a contrastive cross-entropy that identifies the frame's text among the batch's
+    distinct texts by cosine similarity. The targets are detached: no gradient reaches the text encoder.
 
     Args:
-        predicted: (B, T, D).
-        table: (1 + n, D), the mask embedding, then the features of n texts.
-        rows: (B, T), each frame's row in the table. Best on the CPU, like `own`, to avoid a GPU synchronisation.
+        predicted: (B, T, W).
+        features: (n, W), the standardised features of the batch's distinct texts.
+        rows: (B, T), 1 + the number of each frame's text, or `NO_TEXT`.
         own: (B, T), 1 where the text is the frame's own.
         temperature: divisor of the cosines.
 
@@ -241,16 +319,15 @@ def alignment_loss(
     Source: the objective of MMSLT's mapper, with its two terms. Contrasting distinct texts instead of frames is our
     change, since neighbouring frames often share a text.
     """
-    described = ((rows != NO_TEXT) & (own > 0)).flatten().nonzero().squeeze(1)  # (n described,)
-    labels = rows.flatten()[described] - 1
+    described = ((rows != NO_TEXT) & (own > 0)).flatten().nonzero().squeeze(1)  # on the CPU, to avoid a GPU sync
+    labels = rows.flatten()[described] - 1  # (n described,)
     described, labels = (index.to(predicted.device, non_blocking=True) for index in (described, labels))
-    predicted = predicted.flatten(0, 1)[described].float()  # (n described, D)
+    predicted = predicted.flatten(0, 1)[described].float()  # (n described, W)
     if not len(labels):
         return predicted.sum()
-    texts = table[1:].detach().float()  # (n, D)
-    aims = texts[labels]
-    error = (predicted - aims).square().mean() / aims.square().mean()
-    cosines = F.normalize(predicted, dim=-1) @ F.normalize(texts, dim=-1).T  # (n described, n)
+    features = features.detach().float()
+    error = (predicted - features[labels]).square().mean()
+    cosines = F.normalize(predicted, dim=-1) @ F.normalize(features, dim=-1).T  # (n described, n)
     return error + F.cross_entropy(cosines / temperature, labels)
 
 
@@ -272,17 +349,19 @@ def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[s
 def drop_texts(
     rows: torch.Tensor, has_description: torch.Tensor, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Remove the text of a random fraction of the frames that have one.
+    """Remove all texts of random clips, and those of random frames in the other clips.
 
-    Frames with a neighbour's text can lose it, too; otherwise a dropped text would remain visible in the neighbours.
+    Frames alone would not do: their neighbours tell the same. Clips that lose all their texts teach the model to do
+    without, and so to translate clips that have none.
 
     Args:
         rows: (B, T), from `distinct_texts`.
         has_description: (B, T).
-        probability: dropout probability of each frame.
+        probability: dropout probability of each clip, and of each frame.
 
     Returns:
         rows and has_description, with `NO_TEXT` and 0 where a text was dropped.
     """
-    dropped = (torch.rand(rows.shape, device=rows.device) < probability) & (rows != NO_TEXT)
+    clips, frames = (torch.rand(shape, device=rows.device) < probability for shape in ((len(rows), 1), rows.shape))
+    dropped = (clips | frames) & (rows != NO_TEXT)
     return rows.masked_fill(dropped, NO_TEXT), has_description.masked_fill(dropped, 0)

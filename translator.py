@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from batch import Sample, collate_fn, to_device
+from clips.batch import Sample, collate_fn, to_device
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
-from distributed import autocast, check_dtype
 from models import Uni_Sign
-from mt5 import load_mt5
-from pose import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
-from pose_extraction import Extractor, extract_pose
-from rgb_fusion import PREFIXES as RGB_PREFIXES
+from network.mt5 import load_mt5
+from network.rgb_branch import PREFIXES as RGB_PREFIXES
+from network.tokenizer import Tokenizer
+from pose.extraction import Extractor, extract_pose
+from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
+from pose.video import read_pictures
+from system.distributed import autocast, check_dtype
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 from text_fusion_modules import EncodesTexts, TextEncoder
-from tokenizer import Tokenizer
-from video import read_pictures
-from weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model
+from training.weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model, refuse_without_adapter
 
 
 class Candidate(NamedTuple):
@@ -87,7 +87,7 @@ class Translator:
         max_length: int = 0,
         **options: Any,
     ) -> Translator:
-        """Load a checkpoint of `fine_tuning.py`, a folder of `export.py`, or pose-only weights of Uni-Sign.
+        """Load a checkpoint of `fine_tuning.py`, a folder of `tools/export.py`, or pose-only weights of Uni-Sign.
 
         Omitted arguments default to the checkpoint's values, as in training. Of mT5 only config.json and spiece.model
         are read, plus, at the first text, its encoder if that was frozen in training.
@@ -122,8 +122,7 @@ class Translator:
                 own = None if config.text_encoder else kept
                 texts = TextEncoder(folder, config.text_max_tokens, with_weights=False, kept=own)
             else:
-                projection = weights.get("text_projection.weight")  # (D, W)
-                width = mt5.config.d_model if projection is None else projection.shape[1]
+                width = weights["text_adapter.mean"].shape[0]
                 texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
         model = Uni_Sign(config, mt5, Tokenizer(mt5_folder, kept), texts)
         wanted = {name: value.shape for name, value in model.state_dict().items()}
@@ -145,9 +144,9 @@ class Translator:
         """Translate one clip.
 
         Args:
-            clip: a pose file, a video, or a result of `pose.read_pose`.
+            clip: a pose file, a video, or a result of `pose.keypoints.read_pose`.
             descriptions: {frame number in the recording: text}, or a JSON file of them; optional for all models.
-            extractor: needed for a video: a result of `pose_extraction.load_extractor`.
+            extractor: needed for a video: a result of `pose.extraction.load_extractor`.
 
         Raises:
             FileNotFoundError: a file does not exist.
@@ -261,6 +260,7 @@ def read_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str
         config = ModelConfig(**{**saved, **{key: value for key, value in given.items() if value}})
     except TypeError as error:
         raise ValueError(f"--checkpoint: {path} is of another version of this code ({error}).") from None
+    refuse_without_adapter(weights, f"--checkpoint: {path}")
     if not any(name.startswith("mt5_model.") for name in weights):
         raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
     return config
@@ -296,7 +296,7 @@ def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = N
     if path.suffix.lower() not in POSE_SUFFIXES:
         if extractor is None:
             raise ValueError(
-                f"{path}: is a video: give an extractor as well, pose_extraction.load_extractor('rtmlib') for example."
+                f"{path}: is a video: give an extractor as well, pose.extraction.load_extractor('rtmlib') for example."
             )
         return extract_pose(read_pictures(path), extractor, person, path).pose
     pose = read_pose(path, person=person)

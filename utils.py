@@ -1,28 +1,153 @@
-"""Command line, seed and log of `fine_tuning.py`. Nothing slow is imported, so that `--help` responds at once."""
+"""What every command line shares, and the flags, seed and log of a run. Nothing slow is imported: `--help` is quick."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
+import importlib.util
 import logging
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import config
-from cli import Parser, add_dataset_flags, installed
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 _OURS = "run"  # name of this run's log handlers
 
 EXAMPLES = """examples:
-  python sample_data.py --out sample     a small made-up corpus; then --root sample below, and no other data is needed
+  python -m tools.sample_data --out sample   a small made-up corpus; with --root sample below no other data is needed
   python fine_tuning.py --epochs 20 --output_dir ./output_baseline
   python fine_tuning.py --epochs 20 --use_descriptions --output_dir ./output_multimodal
   python fine_tuning.py --use_descriptions --finetune ./output_multimodal/best_checkpoint.pth --eval
   torchrun --nproc-per-node 4 fine_tuning.py --use_descriptions
 """
+
+
+# -- every command line ----------------------------------------------------------------------------------------------
+
+
+def spellings(*names: str) -> list[str]:
+    """Return a flag's names with underscores and with hyphens.
+
+    >>> spellings("--batch-size", "-b")
+    ['--batch-size', '-b', '--batch_size']
+    """
+    found = dict.fromkeys(names)
+    for name in names:
+        if name.startswith("--"):
+            found |= dict.fromkeys(["--" + name[2:].replace("-", "_"), "--" + name[2:].replace("_", "-")])
+    return list(found)
+
+
+class Parser(argparse.ArgumentParser):
+    """Accepts every flag with hyphens or underscores, never abbreviated; help texts keep their line breaks.
+
+    `add_argument` is typed more loosely than in argparse, to which it passes all options unchanged.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+        return super().add_argument(*spellings(*names), **options)
+
+    def group(self, title: str) -> Callable[..., argparse.Action]:
+        """Return a function that adds flags under a heading of their own in --help."""
+        group = self.add_argument_group(title)
+        return lambda *names, **options: group.add_argument(*spellings(*names), **options)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with one line, and the flag that may have been meant, in place of the whole usage."""
+        # Without the hyphens in front, which would make all flags alike.
+        known = [next((name[2:] for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
+        unknown = message.split() if message.startswith("unrecognized arguments") else []
+        typed = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
+        close = [f"--{name}" for word in typed for name in difflib.get_close_matches(word, known, n=1)]
+        hint = f" Did you mean {' '.join(close)}?" if close else ""
+        end = "" if message.endswith((".", "?", "!")) else "."
+        self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
+
+    def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
+        """Exit with an error if numbers are below their bounds or NaN."""
+        low = [name for name, bound in bounds.items() if not getattr(args, name) >= bound]
+        self.refuse(f"--{name} {getattr(args, name)}: must be at least {bounds[name]}." for name in low)
+
+    def between(self, args: argparse.Namespace, name: str, low: float, high: float) -> None:
+        """Exit with an error if a number is outside its bounds."""
+        if not low <= getattr(args, name) <= high:
+            self.error(f"--{name} {getattr(args, name)}: must be between {low} and {high}.")
+
+    def refuse(self, faults: Iterable[str]) -> None:
+        """Exit with all faults in one line; go on if there are none."""
+        if message := " ".join(faults):
+            self.error(message)
+
+
+def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags used by `config.dataset_of`."""
+    add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
+    add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        logging.getLogger().debug("where it came from:", exc_info=True)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM, which schedulers send, like Ctrl-C: raise KeyboardInterrupt."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def installed(package: str) -> bool:
+    """Return whether a package can be imported; a mere folder of that name, such as wandb's, does not count."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
+
+def require_packages(flag: str, *names: str) -> None:
+    """Check that the packages for images and videos that a flag needs are installed.
+
+    Raises:
+        ValueError: a package is missing.
+    """
+    if missing := [name for name in names if not installed(name)]:
+        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
+
+
+def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> tqdm[T]:
+    """Show a progress bar if stderr is a terminal. `total` is for items without a length."""
+    from tqdm import tqdm
+
+    hidden = not (shown and sys.stderr.isatty())
+    return tqdm(items, desc=title, total=total, disable=hidden, leave=False, dynamic_ncols=True)
+
+
+# -- the flags of a run ----------------------------------------------------------------------------------------------
 
 
 def get_args_parser() -> Parser:
@@ -36,7 +161,12 @@ def get_args_parser() -> Parser:
     add_dataset_flags(add)
     add("--task", default="SLT", choices=config.TASKS, help="default: SLT")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
-    add("--packed", default="", metavar="DIR", help="read poses and descriptions from what pack_dataset.py wrote there")
+    add(
+        "--packed",
+        default="",
+        metavar="DIR",
+        help="read poses and descriptions from what tools/pack_dataset.py wrote there",
+    )
     add("--mt5_path", default=config.mt5_path, metavar="DIR", help=f"mT5; default: {config.mt5_path} under --root")
     add("--max_length", type=int, default=256, help="maximum frames of a clip; longer ones are sampled; default: 256")
     add(
@@ -65,9 +195,9 @@ def get_args_parser() -> Parser:
         help="keep only the tokens of mT5's vocabulary that the training texts need: less memory, other losses",
     )
     add(
-        "--joint_hands",
+        "--uni_sign_batch_norm",
         action="store_true",
-        help="normalise both hands together in training, as a test does; Uni-Sign normalises each by itself",
+        help="in training, normalise each hand by itself as in Uni-Sign, other than in a test; for comparison only",
     )
     add("--uni_sign_padding", action="store_true", help="let padded frames leak as in Uni-Sign; for comparison only")
     add("--rgb_support", action="store_true", help="look at crops of the hands, too; needs the videos")
@@ -84,39 +214,19 @@ def get_args_parser() -> Parser:
         "--text_dropout_p",
         type=float,
         default=0.1,
-        help="in training, how likely a frame loses its text: 0.05 with much data, 0.2 against over-fitting, "
-        "0 to debug; default: 0.1",
+        help="in training, how likely a clip loses all its texts, and a frame its own: 0.05 with much data, "
+        "0.2 against over-fitting, 0 to debug; default: 0.1",
     )
     add("--text_encoder", default="", metavar="DIR", help="any Hugging Face text encoder; default: the encoder of mT5")
     add("--text_encoder_freeze", action="store_true", help="the text encoder gets no gradient; its features are cached")
     add("--text_max_tokens", type=int, default=128, help="a description is cut to this many tokens; default: 128")
     add(
-        "--text_scale",
-        default="own",
-        choices=config.TEXT_SCALES,
-        help="pose: bring each text feature to the size of its frame's pose feature, and start with the gate open; "
-        "default: own, as the encoder gives it",
-    )
-    add(
-        "--hold_gate",
-        type=float,
-        default=0,
-        metavar="EPOCHS",
-        help="the gate learns only after so many epochs, so that it cannot close before the model can read texts; "
-        "default: 0",
-    )
-    add(
         "--description_alignment",
         type=float,
-        default=0.0,
+        default=config.ModelConfig.description_alignment,
         metavar="W",
-        help="weight of learning to predict a frame's text feature from its pose; default: 0, off",
-    )
-    add(
-        "--missing_text",
-        default="mask",
-        choices=config.MISSING_TEXT,
-        help="what stands for a missing text: the mask embedding or that prediction; default: mask",
+        help="weight of learning to predict a frame's text from its pose; the prediction stands in for missing texts; "
+        "0 for none; default: 0.3",
     )
     add(
         "--text_cache",
@@ -168,7 +278,7 @@ def get_args_parser() -> Parser:
         "--finetune",
         default="",
         metavar="FILE|DIR",
-        help="start from these weights: .pth, .safetensors, or a folder of export.py, whose mT5 is taken as well",
+        help="start from these weights: .pth, .safetensors, or a folder of tools/export.py, whose mT5 is taken as well",
     )
     add("--eval", action="store_true", help="evaluate --finetune on dev and test, train nothing")
     add("--num_beams", type=int, default=4, help="beams of the beam search; 1 is greedy; default: 4")
@@ -229,10 +339,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--text_encoder": args.text_encoder,
             "--fusion_checkpoint": args.fusion_checkpoint,
             "--trainable fusion": args.trainable == "fusion",
-            "--text_scale pose": args.text_scale == "pose",
-            "--hold_gate": args.hold_gate,
-            "--description_alignment": args.description_alignment,
-            "--missing_text mapper": args.missing_text == "mapper",
         }
         if given := [flag for flag, value in wanted.items() if value]:
             parser.error(f"{given[0]} needs --use_descriptions.")
@@ -248,7 +354,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _take_from_export(args: argparse.Namespace) -> None:
-    """If --finetune is a folder of `export.py`, use its mT5 and text encoder unless flags name others."""
+    """If --finetune is a folder of `tools/export.py`, use its mT5 and text encoder unless flags name others."""
     folder = Path(args.finetune)
     if not args.finetune or not (folder / "mt5").is_dir():
         return
@@ -271,7 +377,7 @@ def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace)
 
 def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
     counts = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
-    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs hold_gate "
+    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs "
     others += "weight_decay gradient_clipping opt_eps min_lr"
     least = dict.fromkeys(counts.split(), 1) | dict.fromkeys(others.split(), 0)
     parser.at_least(args, **least)
@@ -283,6 +389,9 @@ def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--min_lr {args.min_lr}: must not be above --lr, which is {args.lr}.")
     if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
         parser.error(f"--opt_betas {' '.join(map(str, args.opt_betas))}: each must lie in [0, 1).")
+
+
+# -- the log and the seed of a run -------------------------------------------------------------------------------------
 
 
 class _LogFile(logging.FileHandler):

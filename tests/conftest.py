@@ -14,7 +14,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Its assertions say what differs, as those of the test files do.
-pytest.register_assert_rewrite("forked")
+pytest.register_assert_rewrite("tests.helpers.processes")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -41,16 +41,18 @@ def shared_reference() -> Path:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample corpus of a few clips, with a small mT5; read only."""
-    from small_corpus import write_small_corpus
+    from tests.helpers.corpus import write_small_corpus
 
     return write_small_corpus(tmp_path_factory.mktemp("corpus") / "sample", {"train": 24, "dev": 9, "test": 7})
 
 
 @pytest.fixture(scope="module")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample corpus, and an mT5 in its folder `tiny`, so small that a run takes a second; see `forked.start`."""
-    from sample_data import write_corpus
-    from small_mt5 import write_small_mt5
+    """A sample corpus, and an mT5 in its folder `tiny`, so small that a run takes a second; see
+    `tests.helpers.processes.start`.
+    """
+    from synthetic.corpus import write_corpus
+    from synthetic.small_mt5 import write_small_mt5
 
     folder = tmp_path_factory.mktemp("tiny") / "corpus"
     write_corpus(folder, {"train": 12, "dev": 2, "test": 1})
@@ -99,7 +101,7 @@ def world(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def filmed_world(world: Path, write_video) -> None:
     """The same, with a video beside each pose file."""
     from config import DATASETS
-    from pose import read_pose
+    from pose.keypoints import read_pose
 
     for spec in (spec.under(world) for spec in DATASETS.values()):
         for split in spec.labels:
@@ -115,8 +117,8 @@ def reference_model(shared_reference):
     from safetensors.torch import load_file
 
     from models import Uni_Sign
-    from mt5 import load_mt5
-    from tokenizer import Tokenizer
+    from network.mt5 import load_mt5
+    from network.tokenizer import Tokenizer
 
     weights = load_file(shared_reference / "tiny_pose.safetensors")
     with_rgb = weights | load_file(shared_reference / "tiny_rgb_extra.safetensors")
@@ -155,7 +157,7 @@ def small_mt5_folder(tmp_path_factory) -> Path:
     """A folder with an mT5 of width 32, random but decided: its input matters, and its logits lie far enough apart."""
     from safetensors.torch import load_file, save_file
 
-    from small_mt5 import write_small_mt5
+    from synthetic.small_mt5 import write_small_mt5
 
     folder = tmp_path_factory.mktemp("mt5") / "small"
     texts = ["我今天想在学校读书。", "妈妈晚上很累。", "右手食指伸直，位于胸前。", "the left hand is at the chin"] * 3
@@ -183,11 +185,11 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
     from config import DATASETS, ModelConfig
     from datasets import S2T_Dataset
     from models import Uni_Sign
-    from mt5 import load_mt5
+    from network.mt5 import load_mt5
+    from network.tokenizer import Tokenizer
     from text_fusion_modules import TextEncoder
-    from tokenizer import Tokenizer
-    from tracking import Tracker
-    from weights import save_weights
+    from training.tracking import Tracker
+    from training.weights import save_weights
 
     folders = []
     for name in ("pose", "fusion"):
@@ -227,7 +229,7 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A real browser, for pages."""
-    from browser import Browser
+    from tests.helpers.browser import Browser
 
     found = Browser(tmp_path_factory.mktemp("profile"))
     yield found

@@ -75,7 +75,7 @@ def alignment(data: bytes) -> None:
 
 def labels(data: bytes) -> None:
     """As a packed pickle, unpacked, and as JSON."""
-    from labels import read_labels
+    from clips.labels import read_labels
 
     _refused(read_labels, _file("labels.train", gzip.compress(data, 1)))
     _refused(read_labels, _file("labels.plain", data))
@@ -86,7 +86,7 @@ def poses(data: bytes) -> None:
     """A pose is usable or refused."""
     import numpy as np
 
-    from pose import part_keypoints, read_pose
+    from pose.keypoints import part_keypoints, read_pose
 
     def read(path: Path) -> None:
         pose = read_pose(path)
@@ -98,7 +98,7 @@ def poses(data: bytes) -> None:
 
 def weights(data: bytes) -> None:
     """Of --finetune, in both formats."""
-    from weights import read_weights
+    from training.weights import read_weights
 
     for name in ("w.pth", "w.safetensors"):
         _refused(lambda path: read_weights(path, "--finetune"), _file(name, data))
@@ -106,7 +106,7 @@ def weights(data: bytes) -> None:
 
 def states(data: bytes) -> None:
     """A state to resume from, of which `state.json` is any file."""
-    from checkpoint import read_progress
+    from training.checkpoint import read_progress
 
     _file("state.json", data)
     _refused(lambda _: read_progress(FOLDER), FOLDER)
@@ -120,7 +120,7 @@ def seeds(target: str) -> list[bytes]:
     import numpy as np
     import torch
 
-    from checkpoint import TrainState, write_progress
+    from training.checkpoint import TrainState, write_progress
 
     array = np.linspace(0, 1, 133 * 2, dtype=np.float32).reshape(1, 133, 2)
     pose = {"keypoints": [array] * 2, "scores": [array[..., 0]] * 2}
@@ -153,13 +153,20 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(
-        include=["temporal_alignment", "labels", "pose", "checkpoint", "weights", "safe_pickle"]
+        include=[
+            "temporal_alignment",
+            "clips.labels",
+            "pose.keypoints",
+            "training.checkpoint",
+            "training.weights",
+            "system.safe_pickle",
+        ]
     ):
-        import checkpoint  # noqa: F401
-        import labels as _labels  # noqa: F401
-        import pose  # noqa: F401
         import temporal_alignment  # noqa: F401
-        import weights as _weights  # noqa: F401
+        from clips import labels as _labels  # noqa: F401
+        from pose import keypoints as pose  # noqa: F401
+        from training import checkpoint  # noqa: F401
+        from training import weights as _weights  # noqa: F401
     folder = FOLDER / "corpus"
     folder.mkdir()
     for number, seed in enumerate(seeds(target)):

@@ -151,11 +151,9 @@ def test_defaults_of_the_model():
         "text_dropout_p": 0.1,
         "text_encoder": "",
         "text_max_tokens": 128,
-        "text_scale": "own",
-        "description_alignment": 0.0,
-        "missing_text": "mask",
+        "description_alignment": 0.3,
         "rgb_support": False,
-        "joint_hands": False,
+        "uni_sign_batch_norm": False,
         "uni_sign_padding": False,
     }
 
@@ -173,8 +171,6 @@ def test_defaults_of_the_model():
         {"text_dropout_p": float("nan")},
         {"description_alignment": -1.0},
         {"description_alignment": float("inf")},
-        {"missing_text": "zero"},
-        {"text_scale": "mine"},
         {"max_target_tokens": 1},
         {"text_max_tokens": 0},
     ],

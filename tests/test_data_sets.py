@@ -14,13 +14,12 @@ import pytest
 import torch
 
 import fine_tuning
-import metrics
-import readiness
-import survival
 import utils
+from clips.labels import read_labels
 from config import DATASETS, DatasetSpec
-from labels import read_labels
-from pose import read_pose
+from pose.keypoints import read_pose
+from training import guards as survival
+from training import metrics, readiness
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
@@ -202,7 +201,7 @@ def own_corpus(folder, shared_real, kind):
         if kind == ".npz":
             np.savez_compressed(folder / f"poses/{name}.npz", keypoints=pose.keypoints, scores=pose.scores)
         else:
-            from test_pose_files import write_pose
+            from tests.pose.test_files import write_pose
 
             points = {"BODY": 23, "FACE": 68, "LEFT_HAND": 21, "RIGHT_HAND": 21}
             components = {part: [str(i) for i in range(count)] for part, count in points.items()}
@@ -256,6 +255,6 @@ def test_a_wrong_frame_count_is_named(shared_real, world, tmp_path):
 
 def test_texts_for_a_small_mt5_come_from_any_labels(shared_real, tmp_path):
     own_corpus(tmp_path, shared_real, ".npz")
-    command = [sys.executable, "small_mt5.py", "--out", tmp_path / "mt5", "--texts", tmp_path / "labels.csv"]
+    command = [sys.executable, "-m", "tools.small_mt5", "--out", tmp_path / "mt5", "--texts", tmp_path / "labels.csv"]
     assert "from 6 texts" in subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert read_labels(tmp_path / "labels.csv")["sgg_pizza"]["text"] == "Die Kinder essen."

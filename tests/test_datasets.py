@@ -10,9 +10,9 @@ import re
 import numpy as np
 import pytest
 
+from clips.labels import read_labels
 from config import DATASETS, DatasetSpec
 from datasets import POOL, BatchSampler, ClipLoader, S2T_Dataset, _within_cores
-from labels import read_labels
 from temporal_alignment import TemporalAligner
 
 
@@ -321,7 +321,7 @@ def test_evaluation_by_length_has_every_clip_once_and_the_longest_first():
 
 
 def test_lengths_are_known_without_reading(corpus, monkeypatch):
-    monkeypatch.setattr("pose.read_pose", lambda *_: pytest.fail("a pose was read"))
+    monkeypatch.setattr("pose.keypoints.read_pose", lambda *_: pytest.fail("a pose was read"))
     dataset = S2T_Dataset(spec_of(corpus), "train")
     monkeypatch.undo()
     frames = [len(dataset[i].pose_sample["body"]) for i in range(len(dataset))]

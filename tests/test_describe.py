@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import describe
-import pose_sentences
-from labels import read_labels
-from pose import read_pose
+from clips.labels import read_labels
+from describing import sentences
+from pose.keypoints import read_pose
 from temporal_alignment import DescriptionLoader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def test_every_clip_of_a_data_set(corpus, tmp_path):
         loader = DescriptionLoader(tmp_path / split)
         for name in labels:
             pose = read_pose(corpus / "dataset" / "CSL_Daily" / "pose_format" / f"{name}.pkl")
-            assert loader.load(name, pose.frames) == pose_sentences.describe_pose(pose, "zh")
+            assert loader.load(name, pose.frames) == sentences.describe_pose(pose, "zh")
         assert loader.counts.frames == loader.counts.entries > 50
 
 
@@ -78,7 +78,7 @@ def test_files_are_the_same_for_any_number_of_workers(corpus, tmp_path):
 
 def test_other_versions_are_named_and_others_files_kept(few_poses, tmp_path, lines, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(pose_sentences, "VERSION", "0ld")
+    monkeypatch.setattr(sentences, "VERSION", "0ld")
     assert run("--poses", few_poses, "--out", out) == 0
     monkeypatch.undo()
     mine, *_ = sorted(out.iterdir())
@@ -89,7 +89,7 @@ def test_other_versions_are_named_and_others_files_kept(few_poses, tmp_path, lin
     assert run("--overwrite --poses", few_poses, "--out", out) == 0
     assert "By hand." in mine.read_text()
     made_by = [entry["made_by"] for path in sorted(out.iterdir())[1:] for entry in json.loads(path.read_text())]
-    assert set(made_by) == {f"rules {pose_sentences.VERSION} zh"}
+    assert set(made_by) == {f"rules {sentences.VERSION} zh"}
 
 
 @pytest.mark.parametrize(("content", "kept"), [("", False), ('[{"filename": "0.jpg", "descr', True), ("[]", False)])
@@ -159,8 +159,8 @@ def test_the_aspect_reaches_the_rules(few_poses, tmp_path):
     path = sorted(few_poses.iterdir())[0]
     assert run("--aspect 2 --poses", few_poses, "--out", tmp_path / "out", "--clips", path.stem) == 0
     texts = DescriptionLoader(tmp_path / "out").load(path.stem)
-    assert texts == pose_sentences.describe_pose(read_pose(path), "zh", 2.0)
-    assert texts != pose_sentences.describe_pose(read_pose(path), "zh")
+    assert texts == sentences.describe_pose(read_pose(path), "zh", 2.0)
+    assert texts != sentences.describe_pose(read_pose(path), "zh")
 
 
 def test_a_page_of_pictures(few_poses, tmp_path):
@@ -169,7 +169,7 @@ def test_a_page_of_pictures(few_poses, tmp_path):
     page = (tmp_path / "look.html").read_text()
     assert page.count("<h2>") == 5
     assert page.count("data:image/png;base64,") > 20
-    text = next(iter(pose_sentences.describe_pose(read_pose(sorted(few_poses.iterdir())[0]), "en").values()))
+    text = next(iter(sentences.describe_pose(read_pose(sorted(few_poses.iterdir())[0]), "en").values()))
     assert text in page
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".json"] == []
 
@@ -221,5 +221,5 @@ def test_as_a_program(tmp_path):
 
 
 def test_the_aspect_is_part_of_the_version():
-    assert describe.made_by_rules("en", 1.0) == f"rules {pose_sentences.VERSION} en"
-    assert describe.made_by_rules("en", 4 / 3) == f"rules {pose_sentences.VERSION} en aspect 1.33333"
+    assert describe.made_by_rules("en", 1.0) == f"rules {sentences.VERSION} en"
+    assert describe.made_by_rules("en", 4 / 3) == f"rules {sentences.VERSION} en aspect 1.33333"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import temporal_alignment
-from safe_pickle import load_pickle
+from system.safe_pickle import load_pickle
 from temporal_alignment import DescriptionCounts, DescriptionLoader, is_error_text
 
 DESCRIPTION_DIR = Path(__file__).resolve().parents[1] / "description"

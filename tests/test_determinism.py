@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from forked import curves, start
 
 import utils
 from config import DATASETS
 from datasets import S2T_Dataset
-from disk import read_lines
+from system.disk import read_lines
+from tests.helpers.processes import curves, start
 
 
 def train(corpus, out, *flags, **options):

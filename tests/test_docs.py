@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import run_program
 
 from config import DATASETS
-from rgb_fusion import efficientnet_b0
-from sample_data import write_corpus
-from small_mt5 import write_small_mt5
+from network.rgb_branch import efficientnet_b0
+from synthetic.corpus import write_corpus
+from synthetic.small_mt5 import write_small_mt5
+from tests.helpers.processes import run_program
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -34,17 +34,19 @@ TINY = {
     "fine_tuning.py": "--hidden_dim 8 --epochs 1 --num_workers 0 --num_beams 1 --max_new_tokens 2 --max_length 16 "
     "--dtype fp32",
     "pre_training_checklist.py": "--hidden_dim 8",
-    "sample_data.py": "--clips 6 2 2",
+    "-m tools.sample_data": "--clips 6 2 2",
     "inference.py": "--max_new_tokens 4 --dtype fp32",
 }
 DETERMINED = re.compile(r"python describe\.py .*--root sample")  # the same words on every machine
 NOT_RUN = {
-    r"ablate.py": "hours; test_ablate.py runs it small",
-    r"benchmark.py": "minutes; test_benchmark.py runs it small",
-    r"demo_page.py": "serves until it is ended; test_demo_page.py has a browser",
+    "-m tools.ablate": "hours; tools/test_ablate.py runs it small",
+    "-m tools.benchmark": "minutes; tools/test_benchmark.py runs it small",
+    "-m tools.demo_page": "serves until it is ended; tools/test_demo_page.py has a browser",
     r"describe.py .*--endpoint": "needs a model; test_describe.py has a server in its place",
-    r"fine_tuning.py .*--(tensorboard|wandb)": "needs packages; see test_tracking.py",
-    r"extract_poses.py|inference.py .*--extractor": "needs an extractor; test_extract_poses.py has one in its place",
+    r"fine_tuning.py .*--(tensorboard|wandb)": "needs packages; see training/test_tracking.py",
+    r"-m tools.extract_poses|inference.py .*--extractor": (
+        "needs an extractor; tools/test_extract_poses.py has one in its place"
+    ),
 }
 # What the documents call beside this project's programs, and what stands in its place: installers, launchers (which
 # test_fine_tuning.py has; here one process runs what they start), other people's programs.
@@ -118,7 +120,8 @@ class Place:
         if any(re.match(pattern, " ".join(words)) for pattern in NOT_RUN):
             return 0, ""
         self.provide(words)
-        return run_program([*words, *TINY.get(words[0], "").split()], self.folder, self.log)
+        program = " ".join(words[: 2 if words[0] == "-m" else 1])
+        return run_program([*words, *TINY.get(program, "").split()], self.folder, self.log)
 
     @contextlib.contextmanager
     def serving(self):
@@ -149,7 +152,7 @@ class Place:
 
     def provide(self, words):
         """What the text says to have: from an earlier run, or published elsewhere."""
-        wanted = any(word.split("/")[0] == "sample" for word in words) and "sample_data.py" not in words
+        wanted = any(word.split("/")[0] == "sample" for word in words) and "tools.sample_data" not in words
         if wanted and not (self.folder / "sample").exists():
             write_corpus(self.folder / "sample", {"train": 400, "dev": 60, "test": 60})
         for flag, word in pairwise(words):

@@ -13,16 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forked import Run
 
-import building
-import cli
 import fine_tuning
 import utils
-from checkpoint import TrainState
-from safe_pickle import load_pickle
-from small_mt5 import write_small_mt5
-from survival import Guards
+from synthetic.small_mt5 import write_small_mt5
+from system.safe_pickle import load_pickle
+from tests.helpers.processes import Run
+from training import build
+from training.checkpoint import TrainState
+from training.guards import Guards
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -179,7 +178,7 @@ def test_more_clips_are_searched_together_than_trained_on(corpus):
     """Four times as many; with Uni-Sign's padding a clip's neighbours count, and must stay."""
     for more, size in (([], 8), (["--uni_sign_padding"], 2)):
         args = utils.parse_args(["--root", str(corpus), *SMALL, "--batch-size", "2", *more])
-        loaders = building.build_loaders(args, building.dataset_spec(args))
+        loaders = build.build_loaders(args, build.dataset_spec(args))
         sizes = {split: {len(batch) for batch in loader.sampler.batches()} for split, loader in loaders.items()}
         assert sizes == {"train": sizes["train"], "dev": {size, 1}}  # 9 clips
         assert max(sizes["train"]) == 2
@@ -217,13 +216,13 @@ def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
 @pytest.mark.parametrize("stage", "0123")
 @pytest.mark.parametrize("launcher", [(sys.executable,), TWO])
 def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
-    flags = ("--use_descriptions", "--hold_gate", "1", "--zero_stage", stage, "--dtype", "bf16")
+    flags = ("--use_descriptions", "--zero_stage", stage, "--dtype", "bf16")
     finish(start(corpus, tmp_path, *flags, launcher=launcher))
     before = lines(tmp_path / "steps.jsonl")
     state = sorted((tmp_path / "resume").iterdir())[0]
     finish(start(corpus, tmp_path, *flags, "--resume", state, launcher=launcher))
     after = lines(tmp_path / "steps.jsonl")
-    if stage == "3" and launcher is TWO:  # DeepSpeed sends weights in bf16 there; test_deepspeed_engine.py is in fp32
+    if stage == "3" and launcher is TWO:  # DeepSpeed sends weights in bf16 there; training/test_engine.py is in fp32
         assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=1e-4)
     else:
         assert after == before
@@ -245,7 +244,11 @@ def test_frozen_encoder_with_a_base_trains_fusion_alone(corpus, baseline, tmp_pa
     train(corpus, tmp_path, *flags, "--finetune", str(base), "--epochs", "1")
     before, after = weights(base), weights(tmp_path / "checkpoint_0.pth")
     assert all(torch.equal(before[name], after[name]) for name in before)  # batch statistics included
-    assert {name.split(".")[0] for name in set(after) - set(before)} == {"gating_fusion", "mask_embedding"}
+    assert {name.split(".")[0] for name in set(after) - set(before)} == {
+        "gating_fusion",
+        "mask_embedding",
+        "text_adapter",
+    }
     assert "the fusion modules alone" in caplog.text
     # A checkpoint of a frozen run evaluates with the encoder running: the features are the same.
     out = train(
@@ -302,7 +305,7 @@ def test_going_back_to_an_older_state(corpus, described, tmp_path):
     older, *_, newest = sorted((out / "resume").iterdir())
     flags = ("--use_descriptions", "--save_steps", "1", "--keep_last", "2")
     args = utils.parse_args(["--root", str(corpus), *SMALL, "--output_dir", str(out), *flags, "--resume", str(older)])
-    loaders = building.build_loaders(args, building.dataset_spec(args))
+    loaders = build.build_loaders(args, build.dataset_spec(args))
     state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders))
     assert f"step_{state.step:08d}" == older.name != newest.name
     assert [path.name for path in (out / "resume").iterdir()] == [older.name]
@@ -332,7 +335,7 @@ def test_what_a_user_can_mend_is_one_line(corpus, tmp_path, flags, words, capsys
     (tmp_path / "README.md").write_text("no weights")
     flags = [str(tmp_path / flag) if "nowhere" in flag or flag == "README.md" else flag for flag in flags]
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: train(corpus, tmp_path / "out", *flags))
+        utils.run(lambda: train(corpus, tmp_path / "out", *flags))
     assert stopped.value.code == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
@@ -405,7 +408,7 @@ def test_real_signing_is_learnt(shared_real, tmp_path):
     config = ROOT / "examples" / "fingerspelling.toml"
     mt5 = tmp_path / "mt5"
     texts = [shared_real / "fingerspelling" / "labels.train", shared_real / "descriptions" / "train"]
-    subprocess.run([sys.executable, "small_mt5.py", "--out", mt5, "--texts", *texts], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "tools.small_mt5", "--out", mt5, "--texts", *texts], cwd=ROOT, check=True)
     flags = ["--dataset_config", str(config), "--mt5_path", str(mt5), "--text_cache", str(tmp_path / "cache")]
     flags += "--hidden_dim 32 --lr 4e-4 --warmup-epochs 0.5 --epochs 20 --batch-size 4".split()
     flags += "--gradient-accumulation-steps 1 --num_beams 1 --max_new_tokens 40 --max_length 256".split()

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED
 
+from clips.labels import read_labels
 from config import DatasetSpec
 from datasets import S2T_Dataset
-from labels import read_labels
-from pose import read_pose
-from safe_pickle import load_pickle
-from weights import read_weights
+from pose.keypoints import read_pose
+from system.safe_pickle import load_pickle
+from tests.conftest import SHARED
+from training.weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = SHARED / "real" / "hostile"
@@ -122,7 +122,7 @@ def test_memory_stays_bounded(tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from safe_pickle import load_pickle
+from system.safe_pickle import load_pickle
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in Path(sys.argv[1]).iterdir():
     try:
@@ -149,7 +149,7 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
 
 
 def test_json_labels_have_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr("labels.MAX_BYTES", 100)
+    monkeypatch.setattr("clips.labels.MAX_BYTES", 100)
     (tmp_path / "labels.json").write_text("[" + " " * 200 + "]")
     with pytest.raises(ValueError, match="labels.json: larger than 100 bytes"):
         read_labels(tmp_path / "labels.json")

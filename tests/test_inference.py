@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 
 import inference
-import pose_extraction
-import pose_sentences
-import video
 from config import ModelConfig
+from describing import sentences
 from models import Uni_Sign
-from mt5 import load_mt5
+from network.mt5 import load_mt5
+from network.tokenizer import Tokenizer
+from pose import extraction, video
+from pose.video import read_pictures
 from text_fusion_modules import TextEncoder
-from tokenizer import Tokenizer
+from training.weights import save_weights
 from translator import Translator
-from video import read_pictures
-from weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = "--dtype fp32 --num_beams 2 --max_new_tokens 6 --device cpu".split()
@@ -234,7 +233,7 @@ class Extractor:
 
 @pytest.fixture
 def extractor(monkeypatch):
-    monkeypatch.setattr(pose_extraction, "load_extractor", lambda name, models, device: Extractor())
+    monkeypatch.setattr(extraction, "load_extractor", lambda name, models, device: Extractor())
     return Extractor()
 
 
@@ -254,8 +253,8 @@ def test_a_video_is_translated_as_its_poses_are(checkpoint, extractor, talk, tmp
         "up to 2 people, --person 0 is taken\n"
     )
     assert out.read_text(encoding="utf-8").startswith("1\n00:00:00,000 --> 00:00:00,480\n")
-    found = pose_extraction.extract_pose(read_pictures(talk), extractor)
-    pose_extraction.write_pose(tmp_path / "talk.pkl", found.pose)
+    found = extraction.extract_pose(read_pictures(talk), extractor)
+    extraction.write_pose(tmp_path / "talk.pkl", found.pose)
     assert lines == call(capsys, tmp_path / "talk.pkl", "--checkpoint", checkpoint, "--n_best", 2)[1]
     translate = Translator.from_checkpoint(checkpoint, dtype="fp32", num_beams=2, max_new_tokens=6)
     assert " ".join(translate(talk, extractor=extractor).split()) == lines[0].split("\t")[2]
@@ -291,7 +290,7 @@ def test_videos_and_poses_in_a_folder(checkpoint, extractor, talk, poses, tmp_pa
 @pytest.mark.parametrize(("flags", "aspect"), [((), 2.0), (("--aspect", 1.5), 1.5)])
 def test_rules_know_the_aspect_of_a_video(checkpoint, extractor, talk, capsys, monkeypatch, flags, aspect):
     seen = []
-    monkeypatch.setattr(pose_sentences, "describe_pose", lambda pose, language, aspect: seen.append(aspect) or {})
+    monkeypatch.setattr(sentences, "describe_pose", lambda pose, language, aspect: seen.append(aspect) or {})
     assert call(capsys, talk, "--checkpoint", checkpoint, "--describe", *flags)[0] == 0
     assert seen == [aspect]
 

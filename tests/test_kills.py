@@ -10,9 +10,9 @@ import time
 
 import pytest
 import torch
-from forked import assert_same_run, ended, start
 
-import disk
+from system import disk
+from tests.helpers.processes import assert_same_run, ended, start
 
 
 class FileOperations:

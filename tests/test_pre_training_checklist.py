@@ -26,7 +26,7 @@ RUNNER = """
 import json, os, runpy, sys
 import torch
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, MT5ForConditionalGeneration
-import warmed
+from tests.helpers import preload
 children = {}
 for output, tree, cwd, arguments in json.load(sys.stdin):
     children[output] = os.fork()
@@ -62,7 +62,7 @@ def run_all(folder: Path, jobs: dict[str, tuple[Path, Path, list[str]]]) -> dict
         (folder / name).mkdir()
         lines.append((str(folder / name), str(tree), str(cwd), arguments))
     command = [sys.executable, "-c", RUNNER]
-    here = environment(folder) | {"PYTHONPATH": str(Path(__file__).parent)}
+    here = environment(folder) | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, input=json.dumps(lines), text=True, check=True, env=here, cwd=folder)
     results = {}
     for name in jobs:
@@ -162,7 +162,7 @@ FAULTS = {
         "descriptions do not lie on the frames that their file names say",
     ),
     "unpadded": (
-        "batch.py",
+        "clips/batch.py",
         "_pad(sample.has_description, 0, longest)",
         "sample.has_description",
         "datasets.py models.py fine_tuning.py",
@@ -194,9 +194,10 @@ FAULTS = {
 
 def tree_with(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
     """Copy the program; in one file, put `new` in the place of `old`."""
-    folder.mkdir()
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, folder)
+    for path in (path for pattern in ("*.py", "*/*.py") for path in ROOT.glob(pattern)):
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     if file:
         text = (folder / file).read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{file} has changed: the fault that is put in needs another place"

@@ -6,22 +6,17 @@ import shlex
 from pathlib import Path
 
 import pytest
-import test_house
 import torch
-from small_corpus import write_small_corpus
 
-import demo_page
 import describe
-import export
-import extract_poses
 import fine_tuning
 import inference
-import pack_dataset
 import pre_training_checklist
-import report
 import utils
-from labels import read_labels
-from pose import read_pose
+from clips.labels import read_labels
+from pose.keypoints import read_pose
+from tests.helpers.corpus import write_small_corpus
+from tools import demo_page, export, extract_poses, pack_dataset, report
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
@@ -92,34 +87,35 @@ def test_commands_parse(readme):
     for command in commands(readme):
         if "describe.py" in command and " audit " not in command:
             describe.parse_args(shlex.split(command)[2:])
-        if "export.py" in command:
-            export.parse_args(shlex.split(command)[2:])
-        if "demo_page.py" in command:
-            demo_page.parse_args(shlex.split(command)[2:])
+        if "tools.export" in command:
+            export.parse_args(shlex.split(command)[3:])
+        if "tools.demo_page" in command:
+            demo_page.parse_args(shlex.split(command)[3:])
         if "inference.py" in command:
             inference.parse_args(shlex.split(command)[2:])
-        if "report.py" in command:
-            report.parse_args([*shlex.split(command)[2:], "--out", "report.html"])
-        if "extract_poses.py" in command:
-            extract_poses.parse_args(shlex.split(command)[2:])
+        if "tools.report" in command:
+            report.parse_args([*shlex.split(command)[3:], "--out", "report.html"])
+        if "tools.extract_poses" in command:
+            extract_poses.parse_args(shlex.split(command)[3:])
         if "pre_training_checklist.py" in command:
             utils.parse_args([word for word in shlex.split(command)[2:] if word not in ("--strict", "--full")])
 
 
 def test_commands_of_the_guide_to_videos_parse():
     guide = (ROOT / "docs" / "INFERENCE.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^ *(?:\$ )?python (inference|extract_poses)\.py (.*)$", guide, re.M)
-    lines += re.findall(r"`python (inference|extract_poses)\.py ([^`]*)`", guide)
+    lines = re.findall(r"^ *(?:\$ )?python (inference\.py|-m tools\.extract_poses) (.*)$", guide, re.M)
+    lines += re.findall(r"`python (inference\.py|-m tools\.extract_poses) ([^`]*)`", guide)
     assert len(lines) >= 8
     for program, flags in lines:
-        {"inference": inference, "extract_poses": extract_poses}[program].parse_args(shlex.split(flags))
+        {"inference.py": inference, "-m tools.extract_poses": extract_poses}[program].parse_args(shlex.split(flags))
 
 
 @both
 def test_programs_and_targets_exist(readme):
     for command in commands(readme):
-        if (program := re.match(r"python (\S+\.py)", command)) is not None:
-            assert (ROOT / program[1]).is_file(), command
+        if (program := re.match(r"python (?:-m (tools\.\w+)|(\S+)\.py)", command)) is not None:
+            name = program[2] or program[1].replace(".", "/")
+            assert (ROOT / f"{name}.py").is_file(), command
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {*re.findall(r"`make ([\w-]+)", readme), *re.findall(r"^make ([\w-]+)$", readme, re.M)}
     assert targets >= {"demo", "test", "check"}
@@ -135,15 +131,6 @@ def test_the_published_recipe(readme):
     assert (args.lr, args.epochs, args.opt, args.opt_eps, args.weight_decay) == (3e-4, 20, "adamw", 1e-9, 1e-4)
     assert (args.sched, args.warmup_epochs, args.gradient_clipping, args.label_smoothing) == ("cosine", 0, 1.0, 0.2)
     assert (args.dtype, args.zero_stage, args.num_beams) == ("bf16", 2, 4)
-
-
-@both
-def test_the_sample_command_is_that_of_make_demo(readme):
-    ((_, flags),) = [(launcher, flags) for launcher, flags in of_fine_tuning(readme) if "output_demo" in flags]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    demo = re.search(r"^DEMO_FLAGS := (.*)$", makefile, re.M)[1].split()
-    wanted = ["--root", "sample", "--use_descriptions", *demo, "--output_dir", "output_demo"]
-    assert utils.parse_args(flags) == utils.parse_args(wanted)
 
 
 @both
@@ -214,13 +201,6 @@ def test_links_lead_somewhere(readme):
         assert not path or (ROOT / path).is_file(), link
         text = (ROOT / path).read_text(encoding="utf-8") if path and anchor else readme
         assert not anchor or anchor in {slug(heading) for _, heading in headings(text)}, link
-
-
-@both
-def test_every_module_is_in_the_house(readme):
-    section = readme.partition("`tests/test_house.py`")[2].partition("\n## ")[0]
-    modules = [module for cell, *_ in rows(section, "`") for module in names(cell)]
-    assert sorted(modules) == sorted(f"{name}.py" for name in test_house.MODULES)
 
 
 @both

@@ -10,16 +10,16 @@ import torch
 
 import fine_tuning
 import utils
-from checkpoint import weights_facts
 from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
 from models import Uni_Sign
-from mt5 import load_mt5
-from pose import read_pose
+from network.mt5 import load_mt5
+from network.tokenizer import Tokenizer
+from pose.keypoints import read_pose
 from text_fusion_modules import TextEncoder
-from tokenizer import Tokenizer
+from training.checkpoint import weights_facts
+from training.weights import save_weights
 from translator import Translator, load_descriptions
-from weights import save_weights
 
 OPTIONS = {"dtype": "fp32", "num_beams": 2, "max_new_tokens": 24, "device": "cpu"}
 
@@ -125,7 +125,7 @@ def test_scores_are_transformers_own(described, clip, length):
     """Against the search's own scores, with sentences that end and sentences that are cut."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    from batch import collate_fn
+    from clips.batch import collate_fn
 
     translate = Translator.from_checkpoint(described[0], **OPTIONS)
     src_input = collate_fn([translate.sample(read_pose(clip, person=person)) for person in (0, 1)])[0]

@@ -45,8 +45,6 @@ SPEC_DEFAULTS = {
     "warmup_epochs": 0,
     "sched": "cosine",
     "text_max_tokens": 128,
-    "text_scale": "own",
-    "hold_gate": 0,
     "rgb_support": False,
     "rgb_backbone": "",
     "root": ".",
@@ -70,13 +68,13 @@ def test_pinning_can_be_switched_off_in_both_spellings():
 
 def test_every_flag_is_read_somewhere():
     read = set()
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
                 read.add(node.attr)
     flags = {action.dest for action in utils.get_args_parser()._actions} - {"help"}
-    # The deepspeed launcher gives --local_rank and sets LOCAL_RANK to the same number, which distributed.py reads.
-    # `building.model_config` reads those that are fields of the model's record.
+    # The deepspeed launcher gives --local_rank and sets LOCAL_RANK to the same number, which system/distributed.py
+    # reads. `training.build.model_config` reads those that are fields of the model's record.
     assert flags - read - {field.name for field in dataclasses.fields(config.ModelConfig)} == {"local_rank"}
 
 
@@ -86,9 +84,6 @@ def test_every_flag_is_read_somewhere():
         (["--dataset", "Nobody"], ["--dataset", "Nobody", "CSL_Daily"]),
         (["--text_encoder_freeze"], ["--text_encoder_freeze", "--use_descriptions"]),
         (["--fusion_checkpoint", "x.pth"], ["--fusion_checkpoint", "--use_descriptions"]),
-        (["--text_scale", "pose"], ["--text_scale pose", "--use_descriptions"]),
-        (["--hold_gate", "2"], ["--hold_gate", "--use_descriptions"]),
-        (["--use_descriptions", "--hold_gate", "-1"], ["--hold_gate -1", "at least 0"]),
         (["--trainable", "fusion"], ["--trainable fusion", "--use_descriptions"]),
         (["--rgb_backbone", "x.pth"], ["--rgb_backbone", "--rgb_support"]),
         (["--eval"], ["--eval", "--finetune"]),
@@ -156,3 +151,95 @@ def test_without_git_there_is_no_revision(monkeypatch):
     assert utils.git_revision()
     monkeypatch.setenv("PATH", "")
     assert utils.git_revision() == ""
+
+
+# -- every command line ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_user_can_mend_is_one_line(capsys, tmp_path):
+    def main():
+        raise ValueError("--lr: too large.")
+
+    with pytest.raises(SystemExit) as stopped:
+        utils.run(main)
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: --lr: too large.\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    def main():
+        raise TypeError("a defect")
+
+    with pytest.raises(TypeError):
+        utils.run(main)
+
+
+def test_a_package_that_is_missing_is_named():
+    utils.require_packages("--preview", "json")
+    with pytest.raises(ValueError, match="--preview needs no_such_package: pip install -r requirements-rgb.txt"):
+        utils.require_packages("--preview", "json", "no_such_package")
+
+
+@pytest.mark.parametrize("value", ["0", "nan"])
+def test_a_number_below_its_bound_ends_the_program(capsys, value):
+    parser = utils.Parser()
+    parser.add_argument("--jobs", type=float)
+    parser.at_least(parser.parse_args(["--jobs", "1"]), jobs=1)
+    with pytest.raises(SystemExit):
+        parser.at_least(parser.parse_args(["--jobs", value]), jobs=1)
+    assert f"--jobs {float(value)}: must be at least 1." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0.1", "5.1", "nan"])
+def test_a_number_outside_its_bounds_ends_the_program(capsys, value):
+    parser = utils.Parser()
+    parser.add_argument("--aspect", type=float)
+    parser.between(parser.parse_args(["--aspect", "5"]), "aspect", 0.2, 5)
+    with pytest.raises(SystemExit):
+        parser.between(parser.parse_args(["--aspect", value]), "aspect", 0.2, 5)
+    assert f"--aspect {value}: must be between 0.2 and 5." in capsys.readouterr().err
+
+
+def test_all_that_is_wrong_is_said_in_one_line(capsys):
+    utils.Parser().refuse([])
+    with pytest.raises(SystemExit):
+        utils.Parser().refuse(["--lr: wrong.", "--seed: wrong as well."])
+    assert capsys.readouterr().err.endswith("error: --lr: wrong. --seed: wrong as well. See --help.\n")
+    parser = utils.Parser()
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=-1)
+    with pytest.raises(SystemExit):
+        parser.at_least(parser.parse_args([]), jobs=1, seeds=0)
+    assert "error: --jobs 0: must be at least 1. --seeds -1: must be at least 0. See" in capsys.readouterr().err
+
+
+MISTYPED = [("--batchsize", "--batch-size"), ("--use_description", "--use_descriptions")]
+
+
+def test_a_flag_like_no_other_is_not_guessed_at(capsys):
+    parser = utils.Parser(prog="x.py")
+    parser.add_argument("--trim_vocab", action="store_true")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--stric"])
+    assert capsys.readouterr().err == "x.py: error: unrecognized arguments: --stric. See --help.\n"
+
+
+def test_a_mistyped_flag_with_its_value_in_one_word_is_known(capsys):
+    parser = utils.Parser(prog="x.py")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--min-lr", type=float)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--minlr=1e-8"])
+    assert capsys.readouterr().err.endswith("--minlr=1e-8. Did you mean --min-lr? See --help.\n")
+
+
+@pytest.mark.parametrize(("typed", "meant"), MISTYPED)
+def test_a_mistyped_flag_is_one_line_with_the_flag_that_is_close(capsys, typed, meant):
+    parser = utils.Parser(prog="x.py")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--use_descriptions", action="store_true")
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args([typed, "8"])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err == f"x.py: error: unrecognized arguments: {typed} 8. Did you mean {meant}? See --help.\n"

@@ -1,0 +1,457 @@
+"""Packed poses and descriptions: a memory-mapped folder of four files instead of one file per clip.
+
+    pack.json     what is packed, from where, and size and SHA-256 of the other files
+    names.npy     the sorted keys, as byte strings of equal length
+    clips.npy     for each key: offset, size and checksum of its content, number of frames or texts, size of its file
+    content.bin   the concatenated contents
+
+Clips are found by bisection and read in place: opening a pack reads only its index, and all processes on a machine
+share one copy in the system's page cache. Nothing in a pack is ever executed. A pack gives bit-identical results to
+the original files; for an unreadable file it stores the error message.
+
+`open_poses` and `open_descriptions` accept a pack or a folder of files. Shapes: F frames of a clip.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from config import DatasetSpec
+from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, check_length, read_pose
+from system.disk import UNFINISHED, new_folder, sha256, write_text, write_whole
+from temporal_alignment import DescriptionCounts, DescriptionLoader
+
+FORMAT = "uni-sign-pack 2"
+POSES, DESCRIPTIONS = "poses", "descriptions"
+ALIGN = 64  # alignment of contents: a CPU cache line
+_FILES = ("names.npy", "clips.npy", "content.bin")
+_CLIP = np.dtype([("offset", "<u8"), ("size", "<u8"), ("sum", "<u8"), ("length", "<u4"), ("file_size", "<u8")])
+_POSE = struct.Struct("<III4s4s4s4s")  # F, start, n_after; dtypes: keypoints, as stored; scores, as stored
+
+
+class Content(NamedTuple):
+    """The packed content of a clip.
+
+    Attributes:
+        key: the key to find it by.
+        length: number of frames or texts; 0 means unreadable, and `data` is the error message.
+        data: the content.
+        file_size: size of the original file in bytes, by which clips are sorted.
+    """
+
+    key: str
+    length: int
+    data: bytes
+    file_size: int = 1
+
+
+def is_pack(folder: str | Path) -> bool:
+    """Return whether a folder is a pack, intact or damaged."""
+    return (Path(folder) / "pack.json").is_file()
+
+
+def packs_in(place: Path) -> list[Path]:
+    """Return the packs written by `tools/pack_dataset.py --out`, without unfinished ones."""
+    folders = [path.parent for path in sorted(place.glob("*/*/pack.json"))]
+    return [folder for folder in folders if not folder.name.startswith(UNFINISHED)]
+
+
+def use_packs(spec: DatasetSpec, folder: str, root: str | Path) -> DatasetSpec:
+    """Return a data set's record with paths under `root`, and poses and descriptions from packs.
+
+    Args:
+        spec: the record, as configured.
+        folder: the folder given to `tools/pack_dataset.py --out`.
+        root: start of relative paths.
+
+    Raises:
+        FileNotFoundError: there are no packs.
+        ValueError: they were made from other folders than those of the record.
+    """
+    place = Path(root) / folder
+    packs = packs_in(place)
+    if not packs:
+        raise FileNotFoundError(
+            f"--packed: {place} holds no packs. Make them: python -m tools.pack_dataset --out {folder}."
+        )
+    for pack in packs:
+        kind = pack.parent.name
+        wanted = {POSES: spec.pose_dir, DESCRIPTIONS: spec.description_dir}.get(kind)
+        if wanted and (source := _manifest(pack, kind)["source"]) != wanted:
+            raise ValueError(
+                f"--packed: {pack} was packed from {source}, but the data set {spec.name} has its {kind} in {wanted}. "
+                "Pack that folder, or drop --packed."
+            )
+    packed = dataclasses.replace(
+        spec,
+        pose_dir=f"{folder}/{POSES}/{{split}}",
+        description_dir=f"{folder}/{DESCRIPTIONS}" if spec.description_dir else "",
+    )
+    return packed.under(root)
+
+
+def open_poses(folder: str | Path) -> PosePack | PoseFolder:
+    """Open a folder of poses, packed or in files.
+
+    Raises:
+        ValueError: the pack is damaged.
+    """
+    return PosePack(folder) if is_pack(folder) else PoseFolder()
+
+
+def open_descriptions(folder: str | Path) -> DescriptionPack | DescriptionLoader:
+    """Open a split's folder of descriptions, packed or in files.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: the pack is damaged.
+    """
+    return DescriptionPack(folder) if is_pack(folder) else DescriptionLoader(folder)
+
+
+def _manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """Read and check pack.json."""
+    path = folder / "pack.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        sizes = {
+            name: (int(manifest["files"][name]["size"]), str(manifest["files"][name]["sha256"])) for name in _FILES
+        }
+        found = manifest["format"], manifest["kind"], str(manifest["source"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: no pack of {kind} is there. Make it with tools/pack_dataset.py.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: is damaged, or no pack's. Pack again with tools/pack_dataset.py.") from None
+    if found[:2] != (FORMAT, kind):
+        raise ValueError(
+            f"{path}: is a pack of {found[1]!r} in the format {found[0]!r}; wanted {kind!r} in {FORMAT!r}."
+        )
+    return {"source": found[2], "files": sizes}
+
+
+class DamagedPackError(ValueError):
+    """A pack's content differs from what was written."""
+
+
+class Pack(abc.ABC):
+    """A pack of one kind, open for reading, without caching.
+
+    Args:
+        folder: the pack's folder.
+
+    Raises:
+        FileNotFoundError: there is no pack.
+        ValueError: the pack is damaged, or of another kind or format.
+    """
+
+    kind = ""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        files = _manifest(self.folder, self.kind)["files"]
+        for name, (size, digest) in files.items():
+            path = self.folder / name
+            seen = path.stat().st_size if path.is_file() else 0
+            if seen != size or not size:
+                raise self.damaged(f"{name} has {seen} bytes, not {size}")
+            if name != "content.bin" and sha256(path) != digest:  # the index is small enough to verify each time
+                raise self.damaged(f"{name} is not what was written")
+        names, clips = (np.load(self.folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[:2])
+        self.names, self._clips = np.asarray(names), np.asarray(clips)
+        if self.names.dtype.kind != "S" or self._clips.dtype != _CLIP or len(self.names) != len(self._clips):
+            raise self.damaged("the index is of another form")
+        self._content = np.asarray(np.memmap(self.folder / "content.bin", np.uint8, "r"))
+
+    def __reduce__(self) -> Any:
+        """Pickle only the folder: another process opens the files itself."""
+        return type(self), (self.folder,)
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return len(self.names)
+
+    def damaged(self, what: str) -> DamagedPackError:
+        """Return a one-line error about this pack."""
+        return DamagedPackError(
+            f"{self.folder}: damaged: {what}. Copy the pack again, or pack again with tools/pack_dataset.py."
+        )
+
+    def file_sizes(self, keys: Sequence[str]) -> np.ndarray:
+        """Return the sizes of the original files in bytes, 0 for a clip that is not in the pack."""
+        if not keys:
+            return np.zeros(0, np.int64)
+        wanted = np.array([_encoded(key) for key in keys])
+        rows = np.searchsorted(self.names, wanted)
+        there = rows < len(self)
+        there[there] = self.names[rows[there]] == wanted[there]
+        sizes = np.zeros(len(wanted), np.int64)
+        sizes[there] = self._clips["file_size"][rows[there]]
+        return sizes
+
+    def find(self, key: str) -> int | None:
+        """Return a clip's row in the index; None if it is not in the pack."""
+        name = _encoded(key)
+        if len(name) > self.names.dtype.itemsize:
+            return None
+        row = int(np.searchsorted(self.names, np.array(name, self.names.dtype)))
+        return row if row < len(self) and self.names[row] == name else None
+
+    def content(self, key: str) -> tuple[int, np.ndarray] | None:
+        """Return a clip's length and stored bytes; None if it is not in the pack.
+
+        Raises:
+            ValueError: the content is damaged, or the clip's file was unreadable when it was packed.
+        """
+        row = self.find(key)
+        if row is None:
+            return None
+        offset, size, expected, length, _ = self._clips[row].item()
+        padded = self._content[offset : offset + _padded(size)]
+        if len(padded) != _padded(size) or _sum(padded) != expected:
+            raise self.damaged(f"{key} is not what was written")
+        data = padded[:size]
+        if not length:
+            reason = data.tobytes().decode("utf-8", "replace")
+            raise ValueError(f"{reason} So it was when {self.folder} was packed: mend the file, and pack again.")
+        return length, data
+
+    def verify(self, progress: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:
+        """Decode every clip, and compare the checksum of content.bin.
+
+        Args:
+            progress: wraps the iteration over keys.
+
+        Returns:
+            The faults, one line each.
+        """
+        faults = []
+        for key in progress([name.decode("utf-8", "surrogatepass") for name in self.names.tolist()]):
+            try:
+                self.decode(key)
+            except DamagedPackError as error:
+                faults.append(str(error))
+            except ValueError:
+                pass  # the file was unreadable when it was packed: not a fault of the pack
+        digest = _manifest(self.folder, self.kind)["files"]["content.bin"][1]
+        if not faults and sha256(self.folder / "content.bin") != digest:
+            faults.append(str(self.damaged("content.bin is not what was written")))
+        return faults
+
+    @abc.abstractmethod
+    def decode(self, key: str) -> Any:
+        """Return a clip's decoded content."""
+
+
+class PosePack(Pack):
+    """Packed poses; the key is the file's path relative to the packed folder."""
+
+    kind = POSES
+
+    def decode(self, key: str) -> Pose:
+        """Return a clip's pose, without copying where the stored dtype allows.
+
+        Raises:
+            ValueError: it is missing, damaged, or was unreadable when it was packed.
+        """
+        found = self.content(key)
+        if found is None:
+            raise ValueError(f"{self.folder / key} is not in the pack. Pack again with tools/pack_dataset.py.")
+        length, data = found
+        try:
+            n_frames, start, n_after, *kinds = _POSE.unpack_from(data.data)
+            dtypes = [np.dtype(kind.rstrip(b"\0").decode("ascii")) for kind in kinds]
+            if n_frames != length or any(dtype.kind not in "fiu" for dtype in dtypes):
+                raise ValueError("not a pose")
+            places = np.frombuffer(data, dtypes[1], n_frames * N_KEYPOINTS * 2, ALIGN).reshape(-1, N_KEYPOINTS, 2)
+            sure = np.frombuffer(data, dtypes[3], n_frames * N_KEYPOINTS, ALIGN + _padded(places.nbytes))
+        except (ValueError, TypeError, struct.error):
+            raise self.damaged(f"{key} is no pose") from None
+        keypoints = places.astype(dtypes[0], copy=False)
+        scores = sure.reshape(-1, N_KEYPOINTS).astype(dtypes[2], copy=False)
+        return Pose(keypoints, scores, start, n_after)
+
+    def read(self, path: Path, n_frames: int | None = None) -> Pose:
+        """Do the same as `pose.keypoints.read_pose`, from the pack."""
+        pose = self.decode(self._key(path))
+        check_length(path, pose, n_frames)
+        return pose
+
+    def sizes(self, paths: Sequence[Path]) -> np.ndarray:
+        """Return the size of each clip's original file in bytes, 0 if it is missing."""
+        return self.file_sizes([self._key(path) for path in paths])
+
+    def _key(self, path: Path) -> str:
+        return path.as_posix().removeprefix(f"{self.folder.as_posix()}/")
+
+
+class DescriptionPack(Pack):
+    """Packed valid descriptions; the key is the clip's name.
+
+    Attributes:
+        counts: the same as `DescriptionLoader.counts`, except for entries skipped when packing.
+    """
+
+    kind = DESCRIPTIONS
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.counts = DescriptionCounts()
+
+    def decode(self, key: str) -> dict[int, str]:
+        """Return all texts of a clip, {} if there are none.
+
+        Raises:
+            ValueError: the content is damaged.
+        """
+        found = self.content(key)
+        if found is None:
+            return {}
+        try:
+            frames, texts = json.loads(found[1].tobytes())
+            return dict(zip(frames, texts, strict=True))
+        except (ValueError, TypeError):
+            raise self.damaged(f"{key} has no texts") from None
+
+    def load(self, name: str, frames: range | None = None) -> dict[int, str]:
+        """Do the same as `DescriptionLoader.load`, from the pack."""
+        found = self.decode(name)
+        texts = found if frames is None else {frame: text for frame, text in found.items() if frame in frames}
+        missing = not found and self.find(name) is None
+        self.counts += DescriptionCounts(
+            files_found=int(not missing),
+            files_missing=int(missing),
+            entries=len(found),
+            out_of_range=len(found) - len(texts),
+            frames=len(texts),
+        )
+        return texts
+
+    def sizes(self, names: Sequence[str]) -> np.ndarray:
+        """Return the size of each clip's original file in bytes, 0 if it is missing."""
+        return self.file_sizes(names)
+
+
+# -- encoding ----------------------------------------------------------------------------------------------------------
+
+
+def pack_pose(job: tuple[str, str]) -> Content | None:
+    """Read a pose file for a pack; None if it does not exist.
+
+    Args:
+        job: the folder to pack, and the file's path in it.
+    """
+    folder, key = job
+    path = Path(folder) / key
+    try:
+        pose = read_pose(path)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        return Content(key, 0, str(error).encode("utf-8", "replace"), _file_size(path))
+    arrays = [(values, _narrowed(values)) for values in (pose.keypoints, pose.scores)]
+    kinds = [values.dtype.str.encode("ascii") for pair in arrays for values in pair]
+    head = _POSE.pack(len(pose), pose.start, pose.n_after, *kinds)
+    parts = [head, *(np.ascontiguousarray(stored).tobytes() for _, stored in arrays)]
+    data = b"".join(part.ljust(_padded(len(part)), b"\0") for part in parts)
+    return Content(key, len(pose), data, _file_size(path))
+
+
+def pack_descriptions(job: tuple[str, str]) -> Content | None:
+    """Read a description file for a pack; None if it is missing or unreadable.
+
+    Args:
+        job: the folder to pack, and the clip's name.
+    """
+    folder, name = job
+    loader = DescriptionLoader(folder)
+    texts = loader.load(name)
+    if not loader.counts.files_found:
+        return None
+    data = json.dumps([list(texts), list(texts.values())], ensure_ascii=False).encode("utf-8")
+    return Content(name, max(len(texts), 1), data, _file_size(loader.directory / f"{name}.json"))
+
+
+def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]) -> None:
+    """Write a pack atomically; an older one stays in place until then.
+
+    Args:
+        folder: the pack's folder.
+        kind: `POSES` or `DESCRIPTIONS`.
+        source: the packed folder, as named in the data set's record.
+        contents: the clips' contents, in any order.
+
+    Raises:
+        ValueError: there are no contents, or the folder exists and is not a pack.
+        OSError: the pack cannot be written.
+    """
+    if folder.exists() and not is_pack(folder) and any(folder.iterdir()):
+        raise ValueError(f"--out: {folder} is there and is no pack. Name another folder, or remove it.")
+    index: list[tuple[bytes, tuple[int, int, int, int, int]]] = []
+
+    def write_contents(file: Any) -> None:
+        offset = 0
+        for content in contents:
+            data = content.data.ljust(_padded(len(content.data)), b"\0")
+            file.write(data)
+            words = _sum(np.frombuffer(data, np.uint8))
+            place = offset, len(content.data), words, content.length, content.file_size
+            index.append((_encoded(content.key), place))
+            offset += len(data)
+        if not index:
+            raise ValueError(f"{source}: holds no {kind} of this split's clips. Nothing is packed.")
+
+    with new_folder(folder) as unfinished:
+        digests = {"content.bin": write_whole(unfinished / "content.bin", write_contents)}
+        index.sort()
+        arrays = {
+            "names.npy": np.array([name for name, _ in index]),
+            "clips.npy": np.array([c for _, c in index], _CLIP),
+        }
+        for name, array in arrays.items():
+            digests[name] = write_whole(unfinished / name, partial(np.save, arr=array))
+        files = {
+            name: {"size": (unfinished / name).stat().st_size, "sha256": digest} for name, digest in digests.items()
+        }
+        manifest = {"format": FORMAT, "kind": kind, "source": source, "clips": len(index), "files": files}
+        write_text(unfinished / "pack.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _file_size(path: Path) -> int:
+    """Return a file's size in bytes, at least 1, since 0 means missing."""
+    return max(1, path.stat().st_size)
+
+
+def _encoded(key: str) -> bytes:
+    name = key.encode("utf-8", "surrogatepass")
+    if b"\0" in name or not name:
+        raise ValueError(f"clip {key!r}: such a name cannot be packed. Rename it in the labels.")
+    return name
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+def _sum(data: np.ndarray) -> int:
+    """Return the checksum of a content: the sum of its 64-bit words, as fast as reading them."""
+    return int(np.add.reduce(data.view(np.uint64), dtype=np.uint64))
+
+
+def _narrowed(values: np.ndarray) -> np.ndarray:
+    """Convert to the smallest floating-point dtype that holds the values exactly."""
+    for kind in (np.float16, np.float32):
+        if values.dtype.kind == "f" and values.dtype.itemsize > np.dtype(kind).itemsize:
+            with np.errstate(over="ignore"):
+                fewer = values.astype(kind)
+            if np.array_equal(fewer, values):
+                return fewer
+    return values

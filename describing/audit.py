@@ -1,0 +1,376 @@
+"""Audit description files: their coverage and faults; optionally write a cleaned copy.
+
+python describe.py audit DIR [--html FILE] [--repair OTHER_DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import config
+from describing.files import makers_by_frame, write_descriptions
+from pages.elements import Html, element, folded, page
+from system.disk import write_text
+from system.processes import in_processes
+from temporal_alignment import DescriptionCounts, DescriptionLoader
+from utils import Parser, progress
+
+logger = logging.getLogger(__name__)
+
+MANY_FRAMES, MOST = 8, 0.5  # suspicious: one text on at least so many frames and more than this fraction of them
+NEED_CLIPS = ("files_missing", "pose_unreadable", "out_of_range")  # need known clips
+UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name the clips and their poses."
+SHOWN = 10  # number of frequent texts per split, and of files per fault, on the page
+
+EXAMPLES = """examples:
+  python describe.py audit description/CSL-Daily/split_data
+  python describe.py audit description/CSL-Daily/split_data --dataset CSL_Daily --html audit.html
+  python describe.py audit description/CSL-Daily/split_data --repair description/CSL-Daily/cleaned
+
+DIR holds NAME.json files, or one folder of them per split. Without --dataset, clips that have no file and frames beyond
+a clip's end cannot be known. Exit status: 0, also when faults are found; 1 when DIR cannot be read."""
+
+
+class Job(NamedTuple):
+    """A file to audit: its folder, the clip, and the path of its pose, if known."""
+
+    folder: Path
+    name: str
+    pose: Path | None
+
+
+@dataclass
+class FileReport:
+    """The findings for one clip's file."""
+
+    name: str
+    counts: DescriptionCounts
+    n_frames: int | None = None  # of the clip; None if unknown
+    damage: str = ""  # why it cannot be read
+    pose_damage: str = ""  # why the clip's pose cannot be read
+    lengths: list[int] = field(default_factory=list)  # of the valid texts, in characters
+    languages: Counter = field(default_factory=Counter)
+    texts: Counter = field(default_factory=Counter)  # text -> number of frames with it
+    made_by: Counter = field(default_factory=Counter)
+
+    def faults(self) -> list[str]:
+        """Return the names of the file's faults, as in `FAULTS`."""
+        found = [name for name in FAULTS if getattr(self.counts, name, 0)]
+        if self.pose_damage:
+            found.append("pose_unreadable")
+        if self.damage:
+            found.append("unreadable")
+        elif self.counts.files_found and not self.counts.frames:
+            found.append("no_text")
+        most = max(self.texts.values(), default=0)
+        if most >= MANY_FRAMES and most > MOST * self.counts.frames:
+            found.append("one_text")
+        return found
+
+
+FAULTS = {
+    "files_missing": "clips without a file",
+    "pose_unreadable": "clips whose pose cannot be read",
+    "unreadable": "files that cannot be read",
+    "no_text": "files without one valid text",
+    "error_texts": "API errors and refusals in place of texts",
+    "blank": "empty or blank texts",
+    "not_text": "null, numbers or lists in place of texts",
+    "bad_frame": "entries without a frame number",
+    "out_of_range": "frames outside the clip",
+    "duplicates": "second texts of a frame",
+    "one_text": f"files with one text at {MANY_FRAMES} frames or more, and at most of them",
+}
+
+
+@dataclass
+class SplitReport:
+    """The findings for all files of one split."""
+
+    name: str
+    files: list[FileReport]
+    knows_clips: bool  # whether the clips and their lengths are known
+
+    def count(self, fault: str) -> int:
+        """Return how often a fault occurs, in entries or files."""
+        total = self.totals()
+        if hasattr(total, fault):
+            return getattr(total, fault)
+        return sum(fault in report.faults() for report in self.files)
+
+    def totals(self) -> DescriptionCounts:
+        """Return the sum of the loader's counts over all files."""
+        total = DescriptionCounts()
+        for report in self.files:
+            total += report.counts
+        return total
+
+    def measured(self) -> list[tuple[int, int]]:
+        """Return (frames, described frames) of each clip of known length."""
+        return [(report.n_frames, report.counts.frames) for report in self.files if report.n_frames is not None]
+
+    def coverage(self) -> str:
+        """Return the percentage of described frames, with the number of clips if not all lengths are known."""
+        lengths = self.measured()
+        n_frames, described = map(sum, zip(*lengths, strict=True)) if lengths else (0, 0)
+        share = f"{100 * described / n_frames:.1f} %" if n_frames else "?"
+        return share if len(lengths) in (0, len(self.files)) else f"{share} of {len(lengths)} clips"
+
+    def row(self) -> dict[str, str]:
+        """Return the split's values in the table."""
+        total = self.totals()
+        lengths = sorted(length for report in self.files for length in report.lengths)
+        languages = sum((report.languages for report in self.files), Counter())
+        texts = sum((Counter(report.texts.keys()) for report in self.files), Counter())
+        silent = sum(not report.counts.frames for report in self.files)
+        frames = sum(length for length, _ in self.measured())
+        row = {
+            "clips": f"{len(self.files)}" if self.knows_clips else "?",
+            "files": f"{len(self.files) - total.files_missing}",
+            "clips without a text": f"{silent}" if self.knows_clips else "?",
+            "frames": f"{frames}" if frames else "?",
+            "described": f"{total.frames}",
+            "coverage": self.coverage(),
+            "distinct texts": f"{len(texts)}",
+            "characters (5 %, median, 95 %)": ", ".join(
+                str(lengths[int(share * (len(lengths) - 1))]) for share in (0.05, 0.5, 0.95)
+            )
+            if lengths
+            else "-",
+            "languages": ", ".join(f"{name} {count}" for name, count in languages.most_common()) or "-",
+        }
+        unknown = () if self.knows_clips else NEED_CLIPS
+        return row | {title: "?" if fault in unknown else f"{self.count(fault)}" for fault, title in FAULTS.items()}
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def language_of(text: str) -> str:
+    """Classify a text as Chinese or English by its letters.
+
+    >>> language_of("右手在胸前。"), language_of("Right hand."), language_of("右手 index finger"), language_of("12")
+    ('zh', 'en', 'mixed', 'other')
+    """
+    chinese, latin = len(re.findall("[\u4e00-\u9fff]", text)), len(re.findall("[A-Za-z]", text))
+    if not chinese + latin:
+        return "other"
+    # One Chinese character counts as three letters.
+    share = 3 * chinese / (3 * chinese + latin)
+    return "zh" if share > 0.8 else "en" if share < 0.2 else "mixed"
+
+
+def examine(job: Job) -> FileReport:
+    """Audit one file."""
+    n_frames, damage = None, ""
+    frames = None
+    if job.pose is not None:
+        from pose.keypoints import read_pose
+
+        try:
+            pose = read_pose(job.pose)
+            n_frames, frames = len(pose), pose.frames
+        except (ValueError, OSError) as error:
+            damage = str(error)
+    loader = DescriptionLoader(job.folder)
+    texts = loader.load(job.name, frames)
+    path = job.folder / f"{job.name}.json"
+    report = FileReport(job.name, loader.counts, n_frames, pose_damage=damage)
+    if loader.counts.files_unreadable:
+        report.damage = damage_of(path)
+    report.lengths = [len(text) for text in texts.values()]
+    report.languages = Counter(map(language_of, texts.values()))
+    report.texts = Counter(texts.values())
+    if texts:
+        made_by = makers_by_frame(path)
+        report.made_by = Counter(made_by.get(frame, "") for frame in texts)
+    return report
+
+
+def damage_of(path: Path) -> str:
+    """Return why a file cannot be read."""
+    try:
+        data = path.read_bytes()
+        if not data.strip():
+            return "empty file"
+        content = json.loads(data)
+    except json.JSONDecodeError as error:
+        rest = error.doc[error.pos :].strip()
+        return "cut short" if not rest or error.msg.startswith("Unterminated") else f"no JSON: {error}"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"no JSON: {error}"
+    return f"a {type(content).__name__} in place of an array"
+
+
+def find_jobs(args: argparse.Namespace) -> dict[str, list[Job]]:
+    """Return split -> files to audit; the key is "" if the folder has no splits.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or is empty.
+    """
+    folder = Path(args.folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder. Name the one that holds train, dev and test, or the files.")
+    if args.dataset or args.dataset_config:
+        from datasets import S2T_Dataset
+
+        spec = config.dataset_of(args).under(args.root)
+        jobs = {}
+        for split in spec.labels:
+            if (folder / split).is_dir():
+                dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)
+                jobs[split] = [Job(folder / split, name, dataset.pose_paths[name]) for name in dataset.names]
+                stray = {path.stem for path in (folder / split).glob("*.json")} - set(dataset.names)
+                if stray:
+                    logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
+        if not jobs:
+            raise FileNotFoundError(f"{folder} has none of the folders {', '.join(spec.labels)}.")
+        return jobs
+    folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))}
+    if any(folder.glob("*.json")) and not folders:
+        folders[""] = folder
+    if not folders:
+        raise FileNotFoundError(f"{folder} holds no .json files, nor folders of them.")
+    order = {split: number for number, split in enumerate(config.SPLITS)}
+    return {
+        split: [Job(path, file.stem, None) for file in sorted(path.glob("*.json"))]
+        for split, path in sorted(folders.items(), key=lambda item: order.get(item[0], len(order)))
+    }
+
+
+# -- showing ---------------------------------------------------------------------------------------------------------
+
+
+def table(splits: Sequence[SplitReport]) -> str:
+    """Format all splits as a text table, one line per property."""
+    rows = [split.row() for split in splits]
+    width = max(map(len, rows[0]))
+    columns = [max(len(split.name or "all"), *map(len, row.values())) for split, row in zip(splits, rows, strict=True)]
+    head = [(split.name or "all").rjust(column) for split, column in zip(splits, columns, strict=True)]
+    lines = ["  ".join([" " * width, *head])]
+    for key in rows[0]:
+        cells = [row[key].rjust(column) for row, column in zip(rows, columns, strict=True)]
+        lines.append("  ".join([key.ljust(width), *cells]))
+    return "\n".join(lines + [UNKNOWN] * any(not split.knows_clips for split in splits))
+
+
+def page_of(folder: str, splits: Sequence[SplitReport]) -> str:
+    """Return an HTML page with all findings."""
+    rows = [split.row() for split in splits]
+    bad = set(FAULTS.values())
+    lines = [element("tr", element("th"), [element("th", split.name or "all", scope="col") for split in splits])]
+    for key in rows[0]:
+        cells = [
+            element("td", row[key], class_="bad" if key in bad and row[key] not in ("0", "?") else None) for row in rows
+        ]
+        lines.append(element("tr", element("th", key, scope="row"), cells))
+    unknown = [element("p", UNKNOWN)] * any(not split.knows_clips for split in splits)
+    counts = element("div", [element("table", lines), *unknown], class_="wide")
+    name = f"Descriptions in {folder}"
+    return page(name, element("h1", name), counts, map(_section, splits))
+
+
+def _section(split: SplitReport) -> Html:
+    parts = [element("h2", split.name or "all files")]
+    n_frames, described = (sum(numbers) for numbers in zip(*split.measured() or [(0, 0)], strict=True))
+    if n_frames:
+        share = 100 * described / n_frames
+        told = f"{described} of {n_frames} frames have a text of their own ({split.coverage()})."
+        parts.append(element("p", told))
+        parts.append(element("div", element("div", style=f"width:{share:.1f}%"), class_="bar"))
+    lengths = [length for report in split.files for length in report.lengths]
+    if lengths:
+        longest = max(lengths)
+        bins = Counter(min(length * 24 // (longest + 1), 23) for length in lengths)
+        bars = [element("div", style=f"height:{100 * bins[i] / max(bins.values()):.0f}%") for i in range(24)]
+        parts.append(element("p", f"Length of the texts, up to {longest} characters:"))
+        parts.append(element("div", bars, class_="hist"))
+    made_by = sum((report.made_by for report in split.files), Counter())
+    if made_by:
+        parts.append(
+            _list("Made by", (f"{name or 'unknown'}: {count} frames" for name, count in made_by.most_common()))
+        )
+    clips_of = sum((Counter(report.texts.keys()) for report in split.files), Counter())
+    frequent = [(text, count) for text, count in clips_of.most_common(SHOWN) if count > 1]
+    if frequent:
+        parts.append(_list("Texts of the most clips", (f"{count} clips: {text}" for text, count in frequent)))
+    for fault, title in FAULTS.items():
+        having = [report for report in split.files if fault in report.faults()]
+        if having:
+            lines = [": ".join(filter(None, (report.name, _why(report, fault)))) for report in having[:SHOWN]]
+            lines += [f"and {len(having) - SHOWN} more"] if len(having) > SHOWN else []
+            parts.append(_list(f"{title[0].upper()}{title[1:]}", lines))
+    return element("section", parts)
+
+
+def _why(report: FileReport, fault: str) -> str:
+    return {"unreadable": report.damage, "pose_unreadable": report.pose_damage}.get(fault, "")
+
+
+def _list(title: str, lines: Iterable[str]) -> Html:
+    return folded(title, element("ul", [element("li", line) for line in lines], class_="small"), open_=True)
+
+
+# -- cleaning --------------------------------------------------------------------------------------------------------
+
+
+def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: Path) -> int:
+    """Write the valid texts of every file to another folder; return the number of files written."""
+    written = 0
+    for split in reports:
+        for job, report in zip(jobs[split.name], split.files, strict=True):
+            if report.counts.frames:
+                frames = None
+                if job.pose is not None and report.n_frames is not None:
+                    from pose.keypoints import read_pose
+
+                    frames = read_pose(job.pose).frames
+                texts = DescriptionLoader(job.folder).load(job.name, frames)
+                made_by = makers_by_frame(job.folder / f"{job.name}.json")
+                write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)
+                written += 1
+    return written
+
+
+def main(argv: Sequence[str]) -> int:
+    """Audit a folder of descriptions; return the exit status."""
+    parser = Parser(
+        prog="describe.py audit",
+        description="Say what a folder of descriptions covers and what is wrong with it.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--dataset", default="", choices=sorted(config.DATASETS), help="whose clips they describe")
+    parser.add_argument("--dataset_config", default="", metavar="FILE", help="the same, for a data set of your own")
+    parser.add_argument("--root", default=".", metavar="DIR", help="folder that the data set's paths start from")
+    parser.add_argument("--html", default="", metavar="FILE", help="write a page")
+    parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    target = Path(args.repair)
+    if args.repair and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--repair: {target} is there already. Name a new folder, so that no file is overwritten.")
+    jobs = find_jobs(args)
+    flat = [job for of_split in jobs.values() for job in of_split]
+    reports = iter(list(progress(in_processes(examine, flat, args.workers, 64), "reading", total=len(flat))))
+    knows = bool(args.dataset or args.dataset_config)
+    splits = [SplitReport(split, [next(reports) for _ in of_split], knows) for split, of_split in jobs.items()]
+    sys.stdout.write(table(splits) + "\n")
+    if args.html:
+        write_text(args.html, page_of(str(args.folder), splits))
+        logger.info("%s written.", args.html)
+    if args.repair:
+        count = repair(jobs, splits, target)
+        logger.info("%s: %d files with valid texts only; %s is as it was.", target, count, args.folder)
+    return 0

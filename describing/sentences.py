@@ -1,0 +1,259 @@
+"""Describe a clip from its keypoints alone: posecodes expressed as English or Chinese sentences.
+
+Shapes: F frames of the clip, C posecodes. Left and right are the signer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from describing import posecodes as rules
+from describing.posecodes import FINGERS, HAND_CODES, OTHER_CODES, RULE_OF, RULES, posecodes
+from pose.keypoints import Pose
+
+LANGUAGES = ("en", "zh")
+SHORTEST = 5  # minimum number of frames per text, except at the clip's end
+REVISION = 1  # increment when a change of code (not of the table) changes the texts
+
+# Files record the version, so that texts made by other rules can be recognised.
+_SETTINGS = (
+    rules.REACH,
+    rules.TOUCH,
+    rules.SEEN_LENGTH,
+    rules.CIRCLE,
+    rules.SWING,
+    rules.PALM,
+    rules.HOLD,
+    rules.WINDOW,
+)
+VERSION = hashlib.blake2b(repr((RULES, _SETTINGS, SHORTEST, REVISION)).encode(), digest_size=4).hexdigest()
+
+# -- sentences -------------------------------------------------------------------------------------------------------
+
+_NAMES = {
+    "en": dict(zip(FINGERS, FINGERS, strict=True)) | {"right": "Right hand", "left": "Left hand", "both": "Both hands"},
+    "zh": dict(zip(FINGERS, ("拇指", "食指", "中指", "无名指", "小指"), strict=True))
+    | {"right": "右手", "left": "左手", "both": "双手"},
+}
+_FOLDED, _BENT, _EXTENDED = 1, 2, 3  # codes of a finger
+_DOWN, _HEAD_HEIGHT, _ABOVE = 1, 6, 7  # codes of a hand's height; the last also applies to "face"
+_REPEATED, _MOVING = 2, 2  # smallest code of "repeat" to mention; code of "speed"
+_MIRRORED = 1
+
+
+def _word(rule: str, code: int, language: str) -> str:
+    return getattr(RULES[RULE_OF.get(rule, rule)][1][code - 1], language) if code else ""
+
+
+def _fingers(names: list[str], language: str) -> str:
+    if language == "zh":
+        return "、".join(_NAMES["zh"][name] for name in names)
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return listed if names == ["thumb"] else listed + (" fingers" if len(set(names) - {"thumb"}) > 1 else " finger")
+
+
+def _shape(hand: dict[str, int], language: str) -> str:
+    """Describe the handshape; "" if no finger is known."""
+    zh = language == "zh"
+    four = [hand[name] for name in FINGERS[1:]]
+    thumb_out = hand["thumb"] == _EXTENDED
+    spread = _word("spread", hand["spread"], language)
+    if not any(four):
+        return ""
+    if set(four) == {_FOLDED}:
+        return ("握拳，拇指伸出" if zh else "fist with the thumb out") if thumb_out else ("握拳" if zh else "fist")
+    if set(four) == {_EXTENDED}:
+        if zh:
+            return f"{'五' if thumb_out else '四'}指伸直{spread}"
+        return ("open hand" if thumb_out else "flat hand, thumb in") + (f", fingers {spread}" if spread else "")
+    parts = []
+    others = list(FINGERS)
+    if _word("pinch", hand["pinch"], language) and hand["index"] != _FOLDED:
+        parts.append("拇指与食指指尖相触" if zh else "thumb and index finger touching")
+        others = others[2:]
+    elif set(four) == {_BENT}:
+        return "手指弯曲成弧形" if zh else "curved hand"
+    for code in (_EXTENDED, _BENT):
+        if names := [name for name in others if hand[name] == code and (name != "thumb" or code == _EXTENDED)]:
+            how = _word("finger", code, language)
+            between = spread if code == _EXTENDED and len(set(names) - {"thumb"}) > 1 else ""
+            parts.append(f"{_fingers(names, language)}{how}{between}" if zh else f"{_fingers(names, language)} {how}")
+            if between and not zh:
+                parts[-1] += f" and {between}"
+    return ("，" if zh else ", ").join(parts)
+
+
+def _place(hand: dict[str, int], language: str) -> str:
+    if not hand["height"]:
+        return ""
+    by_face = hand["height"] >= _HEAD_HEIGHT - 1 and hand["face"] > 1
+    height = _word("face", hand["face"], language) if by_face else _word("height", hand["height"], language)
+    above = hand["face" if by_face else "height"] == _ABOVE
+    side = _word("beside", hand["beside"], language) if by_face and not above else _word("side", hand["side"], language)
+    return (
+        height if hand["height"] == _DOWN else ("、" if language == "zh" else ", ").join(filter(None, (height, side)))
+    )
+
+
+def _motion(hand: dict[str, int], language: str) -> str:
+    if hand["repeat"] >= _REPEATED:
+        return _word("repeat", hand["repeat"], language)
+    if hand["speed"] == _MOVING and (way := _word("heading", hand["heading"], language)):
+        return f"向{way}移动" if language == "zh" else f"moving {way}"
+    return "" if hand["height"] == _DOWN else _word("speed", hand["speed"], language)
+
+
+def _form(hand: dict[str, int], language: str) -> list[str]:
+    """Describe handshape, palm and direction; nothing for a hand that hangs down."""
+    if hand["height"] == _DOWN:
+        return []
+    zh = language == "zh"
+    shape = _shape(hand, language)
+    parts = [shape, _word("palm", hand["palm"], language)]
+    if (way := _word("pointing", hand["pointing"], language)) and shape:
+        if any(hand[name] == _EXTENDED for name in FINGERS[1:]):
+            parts.append(f"指向{way}方" if zh else f"pointing {way}")
+        elif hand["thumb"] == _EXTENDED:
+            parts.append(f"拇指指向{way}方" if zh else f"thumb pointing {way}")
+        else:
+            parts.append(f"手朝{way}方" if zh else f"directed {way}")
+    return list(filter(None, parts))
+
+
+def _touch(hand: dict[str, int], language: str) -> str:
+    place = _word("touch", hand["touch"], language)
+    if not place:
+        return ""
+    tips = any(hand[name] in (_BENT, _EXTENDED) for name in FINGERS[1:]) or hand["thumb"] == _EXTENDED
+    if language == "zh":
+        return f"{'指尖' if tips else '手'}在{place}处"
+    return f"{'fingertips' if tips else 'hand'} at the {place}"
+
+
+@lru_cache(maxsize=1 << 14)
+def _hand_sentence(who: str, codes: tuple[int, ...], language: str, motion: str | None = None) -> str:
+    hand = dict(zip(HAND_CODES, codes, strict=True))
+    place = _place(hand, language)
+    form = _form(hand, language)
+    action = [_touch(hand, language), _motion(hand, language) if motion is None else motion]
+    zh = language == "zh"
+    groups = [("，" if zh else ", ").join(filter(None, group)) for group in (form, action)]
+    if not place and not any(groups):
+        return ""
+    start = _NAMES[language][who] + (place if zh else f" {place}" if place else "")
+    return ("，" if zh else "; ").join(filter(None, [start, *groups])) + ("。" if zh else ".")
+
+
+@lru_cache(maxsize=1 << 14)
+def _both_motion(right: tuple[int, ...], left: tuple[int, ...], parting: str, language: str) -> str | None:
+    """Describe the motion of two mirrored hands; None if their forms or motions differ."""
+    hands = [dict(zip(HAND_CODES, codes, strict=True)) for codes in (right, left)]
+    forms = [
+        (_shape(hand, language), _word("palm", hand["palm"], language), hand["height"], hand["face"]) for hand in hands
+    ]
+    if forms[0] != forms[1] or not forms[0][0]:
+        return None
+    motions = [_motion(hand, language) for hand in hands]
+    if parting:
+        return parting
+    return motions[0] if motions[0] == motions[1] else None
+
+
+def sentence(codes: np.ndarray, language: str) -> str:
+    """Describe a frame's posecodes, (C,), in words; "" if nothing is known."""
+    values = codes.tolist()
+    n = len(HAND_CODES)
+    right, left = tuple(values[:n]), tuple(values[n : 2 * n])
+    other = dict(zip(OTHER_CODES, values[2 * n :], strict=True))
+    zh = language == "zh"
+    sentences = []
+    motion = None
+    if other["mirror"] == _MIRRORED:
+        motion = _both_motion(right, left, _word("parting", other["parting"], language), language)
+    if motion is None:
+        sentences += [_hand_sentence("right", right, language), _hand_sentence("left", left, language)]
+    else:
+        sentences.append(_both_hands(right, left, motion, language))
+    up = all(hand[HAND_CODES.index("height")] != _DOWN for hand in (right, left))
+    if up and (gap := _word("gap", other["gap"], language)):
+        sentences.append(gap + ("。" if zh else "."))
+    head = [_word(name, other[name], language) for name in ("turn", "tilt", "nod")]
+    if any(head):
+        listed = ("，" if zh else ", ").join(filter(None, head))
+        sentences.append(f"头{listed}。" if zh else f"Head {listed}.")
+    if mouth := _word("mouth", other["mouth"], language):
+        sentences.append(mouth + ("。" if zh else "."))
+    return ("" if zh else " ").join(filter(None, sentences))
+
+
+@lru_cache(maxsize=1 << 14)
+def _both_hands(right: tuple[int, ...], left: tuple[int, ...], motion: str, language: str) -> str:
+    hand = dict(zip(HAND_CODES, right, strict=True))
+    hand |= dict.fromkeys(("side", "beside", "touch"), 0)  # their positions mirror each other
+    if right[HAND_CODES.index("pointing")] != left[HAND_CODES.index("pointing")]:
+        hand["pointing"] = 0
+    said = _hand_sentence("both", tuple(hand[name] for name in HAND_CODES), language, motion)
+    mirrored = _word("mirror", _MIRRORED, language)
+    zh = language == "zh"
+    start = _NAMES[language]["both"]
+    return said.replace(start, f"{start}{mirrored}，" if zh else f"{start}, {mirrored},", 1)
+
+
+# -- descriptions of a clip --------------------------------------------------------------------------------------------
+
+
+class Stretch(NamedTuple):
+    """Frames `first` to `last`, counted from the clip's start, with their common text ("" if nothing is known)."""
+
+    first: int
+    last: int
+    text: str
+
+
+def stretches(poses: Sequence[Pose], language: str, aspect: float = 1.0) -> list[list[Stretch]]:
+    """Divide clips where their description changes."""
+    return [_cut(codes, language) for codes in posecodes(poses, aspect)]
+
+
+def _cut(codes: np.ndarray, language: str) -> list[Stretch]:
+    changes = np.flatnonzero((codes[1:] != codes[:-1]).any(1)) + 1
+    starts = [0]
+    for change in changes.tolist():  # delay a change that follows soon after another
+        start = max(change, starts[-1] + SHORTEST)
+        if start < len(codes) and change > starts[-1]:
+            starts.append(start)
+    found: list[Stretch] = []
+    for first, end in zip(starts, [*starts[1:], len(codes)], strict=True):
+        text = sentence(codes[(first + end - 1) // 2], language)
+        if found and found[-1].text == text:
+            first = found.pop().first
+        found.append(Stretch(first, end - 1, text))
+    return found
+
+
+def describe_poses(poses: Sequence[Pose], language: str = "zh", aspect: float = 1.0) -> list[dict[int, str]]:
+    """Describe clips where something changes; return {frame number in the original recording: text} for each.
+
+    Each stretch without change is described at its first and last frame, so the nearest described frame is valid for
+    all frames in between. Processing several clips at once is faster and does not change the results.
+
+    Args:
+        poses: the clips; a clip's frame numbers start at its `start`.
+        language: one of `LANGUAGES`.
+        aspect: width / height of the images, which relative keypoints do not contain.
+    """
+    described = []
+    for pose, cuts in zip(poses, stretches(poses, language, aspect), strict=True):
+        ends = [(frame, stretch.text) for stretch in cuts if stretch.text for frame in (stretch.first, stretch.last)]
+        described.append({pose.start + frame: text for frame, text in ends})
+    return described
+
+
+def describe_pose(pose: Pose, language: str = "zh", aspect: float = 1.0) -> dict[int, str]:
+    """Describe one clip, see `describe_poses`."""
+    return describe_poses([pose], language, aspect)[0]

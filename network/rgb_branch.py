@@ -1,0 +1,486 @@
+"""The optional RGB-pose branch: cut crops of the hands and fuse them with the hands' pose features.
+
+Up to a tenth of a clip's frames get a crop of each hand. An EfficientNet-B0 encodes it as a small feature map; every
+joint of the hand attends to this map near its keypoint, and a gate weights the result against its pose feature. The
+network needs only torch; reading videos needs `requirements-rgb.txt`.
+
+Shapes: T sampled frames, N crops of one hand in a clip or a batch, V joints of a hand (21), C channels, H and W height
+and width of a feature map.
+
+Source: Uni-Sign (Li et al., ICLR 2025), section 3.3, "prior-guided fusion".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from network.stgcn import ClipLayout
+from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Part, Pose
+from pose.video import read_frames
+from system.distributed import all_reduce_sum
+from utils import require_packages
+
+HANDS: tuple[Part, ...] = ("left", "right")
+FINGERTIPS = np.array([4, 8, 12, 16, 20])
+SHARE = 0.1  # maximum fraction of frames with a crop of a hand
+MARGIN = 1.2  # box size relative to the clip's largest hand
+CROP = 112  # pixels
+MAP = 4  # height and width of a crop's feature map
+# ImageNet statistics, as used for EfficientNet's published weights.
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+
+BACKBONE = "rgb_support_backbone."
+PREFIXES = (BACKBONE, "rgb_proj.", "fusion_pose_rgb_linear.", "fusion_pose_rgb_DA.", "fusion_gate.")
+
+
+# -- a clip's crops --------------------------------------------------------------------------------------------------
+
+
+class HandCrops:
+    """Chooses frames and cuts crops of the hands.
+
+    Args:
+        uni_sign: as in Uni-Sign, make a crop entirely black if it extends beyond the left or upper image border.
+            Otherwise only the part outside is black.
+
+    Raises:
+        ValueError: a package is missing.
+    """
+
+    def __init__(self, uni_sign: bool = False) -> None:
+        self.uni_sign = uni_sign
+        require_packages("--rgb_support", "av", "PIL")
+
+    def load(
+        self, path: str | Path, pose: Pose, frames: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Read a clip's video and crop its hands in the chosen frames.
+
+        Args:
+            path: the video file.
+            pose: the clip.
+            frames: (T,), indices of the sampled frames within the clip.
+            rng: draws the frames to crop.
+
+        Returns:
+            For left and right: {side}_hands (N, 3, 112, 112) float32, {side}_sampled_indices (N,) int64 among the T
+            frames, {side}_skeletons_norm (N, 21, 2) float32, x and y of the joints as fractions of the box,
+            and {side}_rgb_len (1,) int64, which is N. An invisible hand has one empty crop of zeros with index -1.
+
+        Raises:
+            ValueError: the video is unreadable, changes its size, or has another number of frames than the pose file.
+        """
+        keypoints, scores = pose.keypoints[frames], pose.scores[frames]
+        chosen = {side: choose_frames(scores[:, PART_JOINTS[side]], rng) for side in HANDS}
+        numbers = frames + pose.start
+        wanted = {int(numbers[i]) for indices in chosen.values() for i in indices}
+        pictures = read_frames(path, wanted, pose.n_recorded) if wanted else {}
+        sizes = {picture.shape[:2] for picture in pictures.values()}
+        if len(sizes) > 1:  # e.g. recorded video calls; a clip's boxes have one size in pixels
+            raise ValueError(f"{path}: the video changes its size; encode it again, with all frames of one size.")
+        height, width = sizes.pop() if sizes else (1, 1)
+        # Joints detected farther away than this are useless, and their boxes would need too much memory.
+        keypoints = np.clip(keypoints, -1, 2) * [width, height]
+        joints = {side: keypoints[indices][:, PART_JOINTS[side]] for side, indices in chosen.items()}
+        boxes, size = hand_boxes(joints)
+        clip: dict[str, torch.Tensor] = {}
+        for side, indices in chosen.items():
+            if not (size and len(indices)):
+                clip |= _no_crop(side)
+                continue
+            crops = [self._crop(pictures[int(numbers[i])], box) for i, box in zip(indices, boxes[side], strict=True)]
+            inside = (joints[side] - boxes[side][:, None, :2]) / size
+            clip |= {
+                f"{side}_hands": torch.from_numpy(np.stack(crops)),
+                f"{side}_sampled_indices": torch.from_numpy(indices),
+                f"{side}_skeletons_norm": torch.from_numpy(inside.astype(np.float32)),
+                f"{side}_rgb_len": torch.tensor([len(indices)]),
+            }
+        return clip
+
+    def _crop(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """Cut a box out of an image, resize it to the crop size and normalise it, (3, 112, 112) float32."""
+        from PIL import Image
+
+        x0, y0, x1, y1 = box.tolist()
+        if self.uni_sign:
+            part = picture[y0:y1, x0:x1]
+            image = Image.fromarray(part) if part.size else Image.new("RGB", (1, 1))
+        else:
+            image = Image.fromarray(picture).crop((x0, y0, x1, y1))
+        scaled = np.asarray(image.resize((CROP, CROP), Image.Resampling.BICUBIC), np.float32) / 255
+        return ((scaled - MEAN) / STD).transpose(2, 0, 1)
+
+
+def no_crops() -> dict[str, torch.Tensor]:
+    """Return the result of `HandCrops.load` for a clip without visible hands."""
+    return {field: value for side in HANDS for field, value in _no_crop(side).items()}
+
+
+def _no_crop(side: Part) -> dict[str, torch.Tensor]:
+    return {
+        f"{side}_hands": torch.zeros(1, 3, CROP, CROP),
+        f"{side}_sampled_indices": torch.tensor([-1]),
+        f"{side}_skeletons_norm": torch.zeros(1, len(PART_JOINTS[side]), 2),
+        f"{side}_rgb_len": torch.tensor([1]),
+    }
+
+
+def choose_frames(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw up to a tenth of the frames, preferring those with a low fingertip score.
+
+    Args:
+        scores: (T, 21), scores of the hand's joints.
+        rng: draws without replacement.
+
+    Returns:
+        (N,) int64, ascending; N is 0 if the hand is never visible.
+    """
+    seen = np.flatnonzero(scores.mean(1) > SCORE_THRESHOLD)
+    n = min(math.ceil(SHARE * len(scores)), len(seen))
+    if n == 0:
+        return seen
+    worst = scores[seen][:, FINGERTIPS].min(1).astype(np.float64)
+    weights = worst.max() - worst + 1e-9  # 1e-9 for the best frame, and for equal frames
+    return np.sort(rng.choice(seen, size=n, replace=False, p=weights / weights.sum()))
+
+
+def hand_boxes(joints: Mapping[Part, np.ndarray]) -> tuple[dict[Part, np.ndarray], int]:
+    """Place a square box around each hand; all boxes of a clip have one size, to preserve the hand's scale.
+
+    Args:
+        joints: side -> (N, 21, 2), x and y in pixels.
+
+    Returns:
+        side -> (N, 4) int16, left, top, right and bottom; and the size in pixels, 0 if there is no hand.
+    """
+    corners = {side: (points.min(1), points.max(1)) for side, points in joints.items()}
+    widest = max((float((high - low).max()) for low, high in corners.values() if len(low)), default=0.0)
+    half = int(MARGIN * widest / 2)
+    boxes = {
+        side: np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half], axis=1).astype(np.int16)
+        for side, (low, high) in corners.items()
+    }
+    return boxes, 2 * half
+
+
+# -- the network -----------------------------------------------------------------------------------------------------
+
+
+def hand_fusion_modules(hidden_dim: int) -> dict[str, nn.Module]:
+    """Build the modules of the branch, named as in the released weights.
+
+    A new gate starts nearly closed. (Uni-Sign's starts at exactly zero, where its ReLU has no gradient: trained from
+    there, it would never open.)
+
+    Args:
+        hidden_dim: C, width of a hand's pose feature.
+    """
+    unused = nn.Linear(hidden_dim, hidden_dim).requires_grad_(False)  # in the released weights, but unused
+    gate = nn.Sequential(
+        nn.Conv1d(2 * hidden_dim, hidden_dim, 1), nn.GELU(), nn.Conv1d(hidden_dim, 1, 1), nn.Tanh(), nn.ReLU()
+    )
+    assert isinstance(gate[2], nn.Conv1d)
+    assert gate[2].bias is not None
+    nn.init.zeros_(gate[2].weight)
+    nn.init.constant_(gate[2].bias, 0.01)
+    return {
+        "rgb_support_backbone": nn.Sequential(efficientnet_b0()),
+        "rgb_proj": nn.Conv2d(BACKBONE_CHANNELS, hidden_dim, 1),
+        "fusion_pose_rgb_linear": unused,
+        "fusion_pose_rgb_DA": PriorGuidedAttention(hidden_dim),
+        "fusion_gate": gate,
+    }
+
+
+def fuse_hand(
+    model: nn.Module,
+    x: torch.Tensor,
+    side: str,
+    src_input: Mapping[str, Any],
+    layout: ClipLayout,
+    with_empty: bool,
+) -> torch.Tensor:
+    """Fuse a hand's pose features with its crops, for the whole batch at once.
+
+    A batch without crops takes the same path with N = 0, since every process must use every weight in every step.
+
+    Args:
+        model: a module with `hand_fusion_modules`.
+        x: (frames of all clips, V, C), the hand's pose features.
+        side: left or right.
+        src_input: the batch.
+        layout: the batch's frame layout.
+        with_empty: include empty crops in the backbone's batch statistics, as Uni-Sign does.
+
+    Returns:
+        x, with the features of frames that have a crop replaced.
+
+    Raises:
+        ValueError: the batch holds no crops.
+    """
+    if f"{side}_hands" not in src_input:
+        raise ValueError(
+            f"{side}_hands not found in src_input: this model looks at crops of the hands. Make the data set with "
+            "rgb_support=True (flag --rgb_support), or use a model without the RGB branch."
+        )
+    crops, frames = src_input[f"{side}_hands"], src_input[f"{side}_sampled_indices"]  # (N, 3, 112, 112), (N,)
+    clips = torch.arange(layout.shape[0]).repeat_interleave(src_input[f"{side}_rgb_len"])  # (N,)
+    real = (frames >= 0).nonzero().squeeze(1)
+    clips, frames, real = (index.to(x.device, non_blocking=True) for index in (clips[real], frames[real], real))
+    maps = crop_features(model, crops)[real] if with_empty else crop_features(model, crops[real])  # (N, C, H, W)
+    rows = layout.rows_of(clips, frames)  # (N,)
+    pose = x[rows]  # (N, V, C)
+    found = model.get_submodule("fusion_pose_rgb_DA")(pose, maps, src_input[f"{side}_skeletons_norm"][real])
+    both = torch.cat([found, pose.to(found.dtype)], dim=2)  # (N, V, 2 C)
+    gate = model.get_submodule("fusion_gate")(both.transpose(1, 2)).transpose(1, 2)  # (N, V, 1)
+    return x.index_copy(0, rows, ((1 - gate) * pose + gate * found).to(x.dtype))
+
+
+def crop_features(model: nn.Module, crops: torch.Tensor) -> torch.Tensor:
+    """Encode crops, (N, 3, 112, 112) -> (N, C, 4, 4)."""
+    backbone, project = model.get_submodule("rgb_support_backbone"), model.get_submodule("rgb_proj")
+    trains = backbone.training
+    # Batch statistics need at least one crop, over all processes when they are synchronised.
+    backbone.train(trains and all_reduce_sum(len(crops)) > 0)
+    maps = project(backbone(crops))
+    backbone.train(trains)
+    return maps
+
+
+class PriorGuidedAttention(nn.Module):
+    """Cross-attention of a hand's joints to positions in its crop, near the keypoints.
+
+    Args:
+        dim: C.
+
+    Source: `fusion_pose_rgb_DA` of Uni-Sign; deformable attention after DAT (Xia et al., CVPR 2022).
+    """
+
+    HEADS = 8
+    REACH = 2 / 3  # maximum offset, as a fraction of half the crop
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        width = dim // self.HEADS
+        self.to_offsets = nn.Sequential(
+            nn.Conv1d(width, width, 1, groups=width), nn.GELU(), nn.Conv1d(width, 2, 1, bias=False), nn.Tanh()
+        )
+        self.rel_pos_bias = DistanceBias(dim // 4)
+        self.to_q = nn.Conv1d(dim, dim, 1, groups=self.HEADS, bias=False)
+        self.to_k = nn.Conv2d(dim, dim, 1, groups=self.HEADS, bias=False)
+        self.to_v = nn.Conv2d(dim, dim, 1, groups=self.HEADS, bias=False)
+        self.to_out = nn.Conv1d(dim, dim, 1)
+        self.cross_attn = nn.MultiheadAttention(dim, self.HEADS, batch_first=True)
+        self.pe_layer = FourierPositions(dim)
+        self.map_positions: torch.Tensor
+        self.register_buffer("map_positions", sinusoids(MAP * MAP, dim), persistent=False)
+
+    def forward(self, pose: torch.Tensor, maps: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+        """Attend from every joint to its crop.
+
+        Args:
+            pose: (N, V, C).
+            maps: (N, C, H, W).
+            prior: (N, V, 2), x and y of the joints in the crop, from 0 to 1.
+
+        Returns:
+            (N, V, C).
+        """
+        n, heads = len(pose), self.HEADS
+
+        def by_head(features: torch.Tensor) -> torch.Tensor:  # (N, C, ...) -> (N heads, C / heads, ...)
+            return features.unflatten(1, (heads, -1)).flatten(0, 1)
+
+        # First attend to the whole crop, to derive the queries and offsets,
+        seen = maps.flatten(2).transpose(1, 2) + self.map_positions  # (N, H W, C)
+        with sdpa_kernel(SDPBackend.MATH):  # GPU kernels fail on an empty batch
+            context, _ = self.cross_attn(pose + self.pe_layer(prior), seen, seen, need_weights=False)  # (N, V, C)
+        q = self.to_q((pose + context).transpose(1, 2))  # (N, C, V)
+        # then, for each head, to a position near each joint.
+        joints = (2 * prior - 1).repeat_interleave(heads, dim=0)  # (N heads, V, 2), from -1 to 1
+        places = joints + self.REACH * self.to_offsets(by_head(q)).transpose(1, 2)  # (N heads, V, 2)
+        found = F.grid_sample(by_head(maps).to(places.dtype), places[:, None], align_corners=False)
+        found = found.unflatten(0, (n, heads)).flatten(1, 2)  # (N, C, 1, V)
+        q, k, v = (
+            features.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)  # (N, heads, V, C / heads)
+            for features in (q, self.to_k(found), self.to_v(found))
+        )
+        bias = self.rel_pos_bias(joints, places).unflatten(0, (n, heads))  # (N, heads, V, V)
+        weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5 + bias).softmax(dim=3)  # (N, heads, V, V)
+        x = weights.to(v.dtype) @ v  # (N, heads, V, C / heads)
+        return self.to_out(x.transpose(2, 3).flatten(1, 2)).transpose(1, 2)
+
+
+class DistanceBias(nn.Module):
+    """A learned attention bias as a function of the logarithm of the distance between joint and position.
+
+    Args:
+        dim: width of the hidden layers.
+
+    Source: continuous relative position bias of Swin Transformer V2 (Liu et al., CVPR 2022).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Sequential(nn.Linear(2, dim), nn.ReLU()),
+            nn.Sequential(nn.Linear(dim, dim), nn.ReLU()),
+            nn.Linear(dim, 1),
+        )
+
+    def forward(self, joints: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Compute the bias, (n, V, 2), (n, V', 2) -> (n, V, V')."""
+        distance = joints[:, :, None] - places[:, None]  # (n, V, V', 2)
+        return self.mlp(distance.sign() * distance.abs().log1p()).squeeze(3)
+
+
+class FourierPositions(nn.Module):
+    """Position encoding by sines and cosines with fixed random frequencies, which are saved with the weights.
+
+    Args:
+        dim: C, even.
+
+    Source: Fourier features (Tancik et al., NeurIPS 2020).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # A fixed seed makes them equal in all processes: DeepSpeed broadcasts parameters at the start, but not buffers.
+        frequencies = torch.randn(2, dim // 2, generator=torch.Generator().manual_seed(0), device="cpu")
+        self.positional_encoding_gaussian_matrix: torch.Tensor
+        self.register_buffer("positional_encoding_gaussian_matrix", frequencies)
+
+    def forward(self, places: torch.Tensor) -> torch.Tensor:
+        """Encode positions from 0 to 1, (..., 2) -> (..., C)."""
+        # Not a matrix product, which autocast would round to 8 bits.
+        angles = 2 * math.pi * ((2 * places - 1)[..., None] * self.positional_encoding_gaussian_matrix).sum(-2)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def sinusoids(n: int, dim: int) -> torch.Tensor:
+    """Return sinusoidal encodings of n positions, (n, C): sines in even channels, cosines in odd ones.
+
+    Source: "Attention is all you need" (Vaswani et al., 2017).
+    """
+    angles = torch.arange(n)[:, None] / 10000 ** (torch.arange(dim // 2) * 2 / dim)  # (n, C / 2)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+
+
+# -- EfficientNet-B0 -------------------------------------------------------------------------------------------------
+# Implemented here because torchvision works with exactly one release and build of torch; with a mismatch even importing
+# mT5 from transformers fails.
+
+# For each stage: expansion, kernel, stride, channels, blocks.
+STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+STEM_CHANNELS = 32
+BACKBONE_CHANNELS = 1280
+DROP_PATH = 0.2  # probability of skipping a block in training: grows linearly from 0 (first block) towards this
+
+
+def efficientnet_b0() -> nn.Sequential:
+    """Build EfficientNet-B0 without classifier, (N, 3, H, W) -> (N, 1280, H / 32, W / 32), with torchvision's names.
+
+    Source: EfficientNet (Tan and Le, ICML 2019), table 1.
+    """
+    stages: list[nn.Module] = [_convolution(3, STEM_CHANNELS, 3, 2)]
+    channels, block, n_blocks = STEM_CHANNELS, 0, sum(stage[-1] for stage in STAGES)
+    for expansion, kernel, stride, width, n in STAGES:
+        blocks = []
+        for i in range(n):
+            drop = DROP_PATH * block / n_blocks
+            blocks.append(MBConv(channels, width, expansion, kernel, 1 if i else stride, drop))
+            channels, block = width, block + 1
+        stages.append(nn.Sequential(*blocks))
+    network = nn.Sequential(*stages, _convolution(channels, BACKBONE_CHANNELS, 1))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+def _convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, active: bool = True
+) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), *([nn.SiLU()] if active else []))
+
+
+class MBConv(nn.Module):
+    """An inverted bottleneck: expansion, depthwise convolution, squeeze and excitation, projection."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int, drop: float
+    ) -> None:
+        super().__init__()
+        wide = in_channels * expansion
+        self.block = nn.Sequential(
+            *([_convolution(in_channels, wide, 1)] if expansion > 1 else []),
+            _convolution(wide, wide, kernel, stride, groups=wide),
+            ChannelWeights(wide, in_channels // 4),
+            _convolution(wide, out_channels, 1, active=False),
+        )
+        self.residual = stride == 1 and in_channels == out_channels
+        self.drop = drop
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the block, (N, C, H, W) -> (N, C', H', W')."""
+        out = self.block(x)
+        if not self.residual:
+            return out
+        if self.training and self.drop:
+            kept = torch.rand(len(out), 1, 1, 1, device=out.device) >= self.drop
+            out = out * kept / (1 - self.drop)
+        return x + out
+
+
+class ChannelWeights(nn.Module):
+    """Squeeze and excitation: scale channels depending on their mean over the image."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale the channels, (N, C, H, W) -> (N, C, H, W)."""
+        weights = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True))))  # (N, C, 1, 1)
+        return x * weights.sigmoid()
+
+
+def load_backbone(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Load torchvision's EfficientNet-B0 weights into the hand backbone, without the classifier's.
+
+    Raises:
+        ValueError: the weights are those of another network.
+    """
+    backbone = model.get_submodule("rgb_support_backbone.0")
+    features = {name.removeprefix("features."): value for name, value in weights.items() if "classifier" not in name}
+    own = backbone.state_dict()
+    shapes, wanted = ({name: value.shape for name, value in names.items()} for names in (features, own))
+    if shapes != wanted:
+        first = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
+        raise ValueError(
+            f"--rgb_backbone: {path} does not hold EfficientNet-B0 under torchvision's names (first difference "
+            f"features.{first}). Give the file of torchvision.models.EfficientNet_B0_Weights."
+        )
+    backbone.load_state_dict(features)

@@ -1,0 +1,311 @@
+"""HTML view of a clip: animated skeleton, gate and texts below, and sentences with and without descriptions.
+
+Shapes: T sampled frames, J drawn joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from clips.packs import DescriptionPack, open_descriptions
+from datasets import S2T_Dataset
+from pages.elements import Html, data, element, folded, heat, join, table
+from pose.drawing import FULL, PATHS, picture_points, player_data
+from pose.keypoints import Pose
+from temporal_alignment import DescriptionLoader, sample_frames
+from training.run_folder import RunFolder
+from translator import Candidate, Translator
+
+FILM = 8  # images in a film strip
+FILM_HEIGHT = 300  # height of each, in SVG units
+MOST_FRAMES = 256  # maximum frames of a clip without gate
+
+Mark = Callable[[str], Html]  # marks a sentence's differences from the reference
+
+
+class Lane(NamedTuple):
+    """A run's gate on a clip: for each frame the gate, its text, and whether the text is its own."""
+
+    gate: list[float]
+    texts: list[str | None]
+    own: list[int]
+
+
+class Said(NamedTuple):
+    """A run's sentence, and how it was generated."""
+
+    how: str
+    candidate: Candidate
+
+
+@dataclass
+class Viewer:
+    """A run's model and data for showing clips, as far as available.
+
+    Attributes:
+        label: the run's name on the page.
+        style: "a" or "b".
+        run: the content of its folder.
+        split: the clips' split.
+        left_out: sentences that say why the model or the data are missing.
+    """
+
+    label: str
+    style: str
+    run: RunFolder
+    split: str
+    left_out: list[str] = field(default_factory=list)
+    dataset: S2T_Dataset | None = None
+    translator: Translator | None = None
+    descriptions: DescriptionLoader | DescriptionPack | None = None
+
+    def open(self, device: str) -> None:
+        """Load labels and weights; failures are added to `left_out`."""
+        spec = self.run.spec
+        if spec is None:
+            self.left_out.append("skeletons, gate and new translations: run.json does not say where the data lie.")
+            return
+        try:
+            self.dataset = S2T_Dataset(spec, self.split, task=self.run.task, max_bad_clips=1.0)
+        except (ValueError, OSError) as error:
+            self.left_out.append(f"skeletons, gate and new translations: {error}")
+            return
+        path, arguments = self.run.weights, self.run.last["arguments"]
+        if path is None:
+            self.left_out.append("gate and new translations: the folder has no best_checkpoint.pth.")
+            return
+        options = {key: arguments[key] for key in ("num_beams", "max_new_tokens", "dtype") if key in arguments}
+        if options.get("dtype") == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+            options["dtype"] = "fp32"
+        try:
+            self.translator = Translator.from_checkpoint(path, device=device, **options)
+        except (ValueError, OSError) as error:
+            self.left_out.append(f"gate and new translations: {error}")
+            return
+        if self.translator.model.config.use_descriptions:
+            try:
+                self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(self.split))
+            except (ValueError, OSError) as error:
+                self.left_out.append(f"descriptions: {error}")
+
+    def described(self) -> set[str]:
+        """Return the names of clips with a description file."""
+        if self.descriptions is None:
+            return set()
+        names = list(self.run.predictions[self.split])
+        sizes = self.descriptions.sizes(names)
+        return {name for name, size in zip(names, sizes, strict=True) if size}
+
+    def pose(self, name: str) -> Pose:
+        """Read a clip's pose.
+
+        Raises:
+            KeyError: the split has no such clip, or there are no data.
+            OSError: the file cannot be opened.
+            ValueError: the file is unusable.
+        """
+        if self.dataset is None:
+            raise KeyError(name)
+        return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name].get("frames"))
+
+    def says(self, name: str, pose: Pose | None) -> tuple[list[Said], Lane | None]:
+        """Return the run's sentences for a clip, and its gate; without a model, the evaluated sentence."""
+        if self.translator is not None and pose is not None:
+            try:
+                return self._says_anew(self.translator, name, pose)
+            except (ValueError, OSError) as error:  # the text encoder's folder may have been moved
+                self.left_out.append(f"gate and new translations of {name}: {error}")
+        return [Said("as evaluated", Candidate(self.run.predictions[self.split][name]["hypothesis"], 0.0))], None
+
+    def _says_anew(self, translator: Translator, name: str, pose: Pose) -> tuple[list[Said], Lane | None]:
+        if not translator.model.config.use_descriptions:
+            return [Said("", translator.explain([translator.sample(pose)])[0].candidates[0])], None
+        texts = self.descriptions.load(name, pose.frames) if self.descriptions else {}
+        samples = [translator.sample(pose, texts)] + ([translator.sample(pose, {})] if texts else [])
+        explained = translator.explain(samples)
+        hows = ["with descriptions", "without"] if texts else ["has no description"]
+        said = [Said(how, found.candidates[0]) for how, found in zip(hows, explained, strict=True)]
+        gate, with_texts = explained[0].gate, samples[0]
+        assert gate is not None, "a model with descriptions has a gate"
+        assert with_texts.descriptions is not None, "so have its samples"
+        assert with_texts.has_description is not None, "so have its samples"
+        return said, Lane(gate, list(with_texts.descriptions), list(with_texts.has_description))
+
+
+def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mark, aspect: float) -> Html:
+    """Return the section of a clip.
+
+    Args:
+        name: the clip's name.
+        viewers: one or two runs.
+        reference: the clip's sentence.
+        mark: marks a sentence's differences from the reference.
+        aspect: width of the videos / their height.
+    """
+    pose, why = _first_pose(name, viewers)
+    says, lanes = [element("dt", "reference"), element("dd", reference)], []
+    for viewer in viewers:
+        said, lane = viewer.says(name, pose)
+        for how, candidate in said:
+            score = element("small", f" {candidate.score:.2f}") if how != "as evaluated" else ""
+            key = element("span", class_=f"key {viewer.style}")
+            says.append(element("dt", key, f"{viewer.label}{how and f', {how}'}"))
+            says.append(element("dd", mark(candidate.text), score))
+        if lane:
+            lanes.append((viewer, lane))
+    spoken = element("dl", says, class_="says")
+    if pose is None:
+        return element("section", element("h3", name), element("p", why, class_="small"), spoken, class_="clip")
+    frames = sample_frames(len(pose), len(lanes[0][1].gate) if lanes else MOST_FRAMES)
+    lanes = [(viewer, _fit(lane, len(frames))) for viewer, lane in lanes]
+    points, ratio = picture_points(pose, frames, aspect)
+    content = {
+        "frames": (frames + pose.start).tolist(),
+        "lanes": [_numbered(lane) for _, lane in lanes],
+        **player_data(points, ratio),
+    }
+    shown = f"Skeleton of {name}, {len(frames)} frames; right hand and arm red, left blue"
+    controls = element(
+        "div",
+        element("button", "Play", type="button"),
+        element("input", type="range", min=0, max=len(frames) - 1, value=0, aria_label=f"Frame of {name}"),
+        class_="controls live",
+        hidden=True,
+    )
+    stage = element("div", element("canvas", role="img", aria_label=shown), class_="stage live", hidden=True)
+    now = [element("p", class_="now small") for _ in lanes]
+    place = element("small", class_="place")
+    lists = [_text_list(viewer, lane, content["frames"], lanes) for viewer, lane in lanes]
+    player = element("div", stage, controls, place)
+    top = element("div", player, element("div", spoken, now, lists), class_="clip-top")
+    film = element("div", _film(points, ratio), class_="film", role="img", aria_label=shown)
+    timeline = element("div", film, [_lane(viewer, lane) for viewer, lane in lanes], class_="timeline")
+    return element("section", element("h3", name), top, timeline, data(content, "clip-data"), class_="clip")
+
+
+def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]:
+    """Return the clip's pose from the first run that can read it, or why none can."""
+    why = "The skeleton is left out: its data are not there."
+    for viewer in viewers:
+        try:
+            return viewer.pose(name), ""
+        except KeyError:
+            continue
+        except (ValueError, OSError) as error:
+            why = f"The skeleton is left out: {error}"
+    return None, why
+
+
+def _film(points: np.ndarray, ratio: float) -> list[Html]:
+    """Return small images of evenly spaced frames, each from the middle of its interval.
+
+    Args:
+        points: (T, J, 2), from `picture_points`.
+        ratio: width / height of the image.
+    """
+    n, size = min(FILM, len(points)), [round(FILM_HEIGHT * ratio), FILM_HEIGHT]
+    pictures = []
+    for i in range(n):
+        where = points[int((i + 0.5) * len(points) / n)] / FULL * size  # (J, 2)
+        shapes = []
+        for (kind, thickness), group in groupby(sorted(PATHS, key=lambda p: p[1:]), key=lambda p: p[1:]):
+            d = "".join(_polyline([where[joint] for joint in joints]) for joints, _, _ in group)
+            shapes.append(element("path", d=d, class_=kind, stroke_width=thickness * 0.6))
+        pictures.append(element("svg", shapes, viewBox=f"0 0 {size[0]} {size[1]}", aria_hidden="true"))
+    return pictures
+
+
+def _polyline(points: Sequence[np.ndarray]) -> str:
+    parts, pen_down = [], False
+    for x, y in points:
+        seen = bool(x or y)
+        if seen:
+            parts.append(f"{'L' if pen_down else 'M'}{x:.0f} {y:.0f}")
+        pen_down = seen
+    return "".join(parts)
+
+
+def _fit(lane: Lane, length: int) -> Lane:
+    """Resample a lane to `length` frames, if another run has sampled the clip differently."""
+    picks = [i * len(lane.gate) // length for i in range(length)]
+    return Lane([lane.gate[i] for i in picks], [lane.texts[i] for i in picks], [lane.own[i] for i in picks])
+
+
+def _numbered(lane: Lane) -> dict:
+    """Return a lane as data for the script, with each distinct text once."""
+    texts = list(dict.fromkeys(text for text in lane.texts if text is not None))
+    number = {text: i for i, text in enumerate(texts)}
+    rows = [-1 if text is None else number[text] for text in lane.texts]
+    return {"gate": [round(gate, 4) for gate in lane.gate], "texts": texts, "rows": rows, "own": lane.own}
+
+
+def _stretches(texts: Sequence[str | None]) -> Iterator[tuple[int, int, str | None]]:
+    """Yield (first frame, end, text) of each stretch with the same text."""
+    first = 0
+    for text, group in groupby(texts):
+        end = first + len(list(group))
+        yield first, end, text
+        first = end
+
+
+def _lane(viewer: Viewer, lane: Lane) -> Html:
+    """Draw the gate as a colour strip, and the stretches of texts below it, strong where a text is the frame's own."""
+    low, high = min(lane.gate), max(lane.gate)
+    told = f"Gate of {viewer.label}, from {low:.3f} to {high:.3f}"
+    cells = []
+    described = [stretch for stretch in _stretches(lane.texts) if stretch[2] is not None]
+    for i, (first, end, text) in enumerate(described):
+        shape = element("title", text or "")
+        cells.append(element("rect", shape, x=first, y=0, width=end - first, height=1, class_="odd" if i % 2 else None))
+    cells += [
+        element("rect", x=i, y=0, width=1, height=1, class_="own")
+        for i, own in enumerate(lane.own)
+        if own and described
+    ]
+    own = sum(lane.own)
+    box = f"0 0 {len(lane.gate)} 1"
+    texts = element(
+        "svg", cells, class_="texts", viewBox=box, preserveAspectRatio="none", role="img",
+        aria_label=f"Texts: {own} of {len(lane.own)} frames have their own",
+    )  # fmt: skip
+    scale = element(
+        "small",
+        element("span", element("span", class_=f"key {viewer.style}"), f"{viewer.label}: gate"),
+        element("span", f"pale {low:.3f}, full colour {high:.3f}"),
+    )
+    below = element(
+        "small",
+        element(
+            "span", f"texts: a shade for each, strong where it is the frame's own ({own} of {len(lane.own)} frames)"
+        )
+        if described
+        else element("span", "no text"),
+    )
+    strip = element("div", heat(lane.gate, told), texts if described else "", class_="strip")
+    return element("div", scale, strip, below, class_="lane")
+
+
+def _text_list(viewer: Viewer, lane: Lane, frames: list[int], lanes: Sequence[tuple[Viewer, Lane]]) -> Html:
+    """List the texts in temporal order, once for runs with the same texts."""
+    stretches = [stretch for stretch in _stretches(lane.texts) if stretch[2] is not None]
+    first_viewer, first_lane = lanes[0]
+    if not stretches or (viewer is not first_viewer and lane.texts == first_lane.texts):
+        return Html()
+    rows = [(_span(frames, first, end), _mean(lane.gate[first:end]), text or "") for first, end, text in stretches]
+    title = f"{len(rows)} texts in order" + ("" if len(lanes) == 1 else f", {viewer.label}")
+    return folded(title, table(rows, ("frames", "mean gate", "text")), open_=True)
+
+
+def _span(frames: Sequence[int], first: int, end: int) -> str:
+    return f"{frames[first]}\N{EN DASH}{frames[end - 1]}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return join(f"{sum(values) / len(values):.3f}")

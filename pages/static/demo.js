@@ -1,0 +1,257 @@
+// The page of tools/demo_page.py: sends a file, shows what comes back. Everything is inserted as text, never as markup.
+
+import { SkeletonPlayer, drawStrip } from "/skeleton_player.js";
+
+const WORDS = {
+  en: {
+    title: "Sign language translation",
+    other: "中文",
+    drop: (facts) => `Drop a pose file${facts.no_videos ? "" : " or a video"} here, or choose one`,
+    accepted: (facts) => `${facts.suffixes.join(" ")}, up to ${facts.max_bytes / 1e6} MB`,
+    no_videos: "Videos cannot be read now",
+    descriptions: "Descriptions of the frames",
+    by_rules: "made from the keypoints, by rules",
+    from_file: "from a JSON file",
+    none: "none",
+    aspect: "Video's width : height",
+    person: "Person",
+    ready: "Waiting for a file.",
+    nothing: "Here the skeleton will play, with the descriptions of its frames and the gate beneath.",
+    working: (name) => `Translating ${name} …`,
+    done: (name, seconds) => `${name}: translated in ${seconds} s.`,
+    sampled: (shown, all) => ` Of its ${all} frames the model looks at ${shown}.`,
+    too_large: (name, size, limit) => `${name} has ${size} MB; the limit is ${limit} MB (--max_upload).`,
+    unreachable: "The server does not answer. Is tools/demo_page.py still running?",
+    choose_texts: "Choose a JSON file of descriptions.",
+    with: "With descriptions",
+    without: "Without descriptions",
+    sentence: "Translation",
+    others: "Next best:",
+    empty: "(an empty sentence)",
+    score: "The number is the mean log-probability of the sentence's tokens: closer to 0 is surer.",
+    left: "signer's left hand",
+    right: "signer's right hand",
+    play: "Play",
+    pause: "Pause",
+    frame: (number, all) => `frame ${number} of ${all}`,
+    gate: "Gate",
+    strip: "Dark: the model adds much of the text. Green marks: frames with a description of their own; the others take the nearest.",
+    no_text: "no description",
+    nearest: "from the nearest described frame: ",
+    about: (facts) => `${facts.checkpoint}, ${facts.descriptions ? "poses and descriptions" : "poses"} → ${facts.language}`,
+  },
+  zh: {
+    title: "手语翻译",
+    other: "English",
+    drop: (facts) => `把姿态文件${facts.no_videos ? "" : "或视频"}拖到这里，或点击选择`,
+    accepted: (facts) => `${facts.suffixes.join(" ")}，最大 ${facts.max_bytes / 1e6} MB`,
+    no_videos: "目前无法读取视频",
+    descriptions: "帧描述",
+    by_rules: "按规则由关键点生成",
+    from_file: "来自 JSON 文件",
+    none: "不使用",
+    aspect: "视频宽高比",
+    person: "人物序号",
+    ready: "等待文件。",
+    nothing: "这里将播放骨架，下方显示帧描述和门控。",
+    working: (name) => `正在翻译 ${name} …`,
+    done: (name, seconds) => `${name}：翻译用时 ${seconds} 秒。`,
+    sampled: (shown, all) => `共 ${all} 帧，模型看了其中 ${shown} 帧。`,
+    too_large: (name, size, limit) => `${name} 有 ${size} MB，上限为 ${limit} MB（--max_upload）。`,
+    unreachable: "服务器没有响应。tools/demo_page.py 还在运行吗？",
+    choose_texts: "请选择描述的 JSON 文件。",
+    with: "使用描述",
+    without: "不使用描述",
+    sentence: "译文",
+    others: "其他候选：",
+    empty: "（空句子）",
+    score: "数字是句中各词元的平均对数概率：越接近 0 越有把握。",
+    left: "手语者的左手",
+    right: "手语者的右手",
+    play: "播放",
+    pause: "暂停",
+    frame: (number, all) => `第 ${number} / ${all} 帧`,
+    gate: "门控",
+    strip: "颜色越深，模型加入的文本越多。绿色标记：该帧有自己的描述；其余帧取最近的描述。",
+    no_text: "没有描述",
+    nearest: "取自最近的有描述的帧：",
+    about: (facts) => `${facts.checkpoint}，${facts.descriptions ? "姿态与描述" : "姿态"} → ${facts.language}`,
+  },
+};
+
+const $ = (id) => document.getElementById(id);
+let language = navigator.language.startsWith("zh") ? "zh" : "en";
+let facts = null;
+let file = null;
+let clip = null;
+let player = null;
+let say = (words) => words.ready; // what the status line says, in any language
+let asked = 0; // number of the latest question: answers to earlier ones are dropped
+
+function t() {
+  return WORDS[language];
+}
+
+function translatePage() {
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  document.title = t().title;
+  for (const element of document.querySelectorAll("[data-t]")) element.textContent = t()[element.dataset.t];
+  $("language").textContent = t().other;
+  if (facts) {
+    $("model").textContent = t().about(facts);
+    $("accepted").textContent = t().accepted(facts);
+    $("what").textContent = t().drop(facts);
+  }
+  $("place").setAttribute("aria-label", t().frame("", "").trim());
+  $("status").textContent = say(t());
+  if (clip) showSentences();
+  if (player) showState(player.playing), showFrame(player.frame);
+}
+
+function status(words, kind = "") {
+  say = words;
+  $("status").className = kind;
+  $("status").textContent = words(t());
+}
+
+async function ask() {
+  if (!file) return;
+  const number = ++asked;
+  const kind = facts.descriptions ? document.querySelector("[name=texts]:checked").value : "none";
+  const texts = kind === "file" ? $("texts").files[0] : null;
+  if (kind === "file" && !texts) return status((words) => words.choose_texts, "fault");
+  const { name } = file;
+  const question = { name, texts: kind, aspect: Number($("aspect").value), person: Number($("person").value) };
+  if (texts) question.content = await texts.text();
+  const body = new Blob([JSON.stringify(question), "\n", file]);
+  if (body.size > facts.max_bytes) {
+    const [size, limit] = [(body.size / 1e6).toFixed(1), facts.max_bytes / 1e6];
+    return status((words) => words.too_large(name, size, limit), "fault");
+  }
+  status((words) => words.working(name), "working");
+  const begun = performance.now();
+  let answer;
+  try {
+    answer = await (await fetch("/translate", { method: "POST", body })).json();
+  } catch {
+    if (number === asked) status((words) => words.unreachable, "fault");
+    return;
+  }
+  if (number !== asked) return;
+  if (answer.error) return status(() => answer.error, "fault");
+  const seconds = ((performance.now() - begun) / 1000).toFixed(1);
+  const [shown, all] = [answer.frames.length, answer.recorded];
+  status((words) => words.done(name, seconds) + (shown < all ? words.sampled(shown, all) : ""));
+  show(answer);
+}
+
+function show(answer) {
+  clip = answer;
+  $("sentences").hidden = $("clip").hidden = false;
+  $("nothing").hidden = true;
+  $("gates").hidden = !clip.gate;
+  showSentences();
+  if (player) player.close();
+  $("place").max = clip.frames.length - 1;
+  if (clip.fps) $("fps").value = closestRate(clip.fps);
+  player = new SkeletonPlayer($("skeleton"), clip, { fps: Number($("fps").value), onFrame: showFrame, onState: showState });
+  showState(false);
+  if (!window.matchMedia("(prefers-reduced-motion: reduce)").matches) player.play();
+}
+
+// Of the rates that can be chosen, the one nearest to a video's.
+function closestRate(fps) {
+  const rates = [...$("fps").options].map((option) => Number(option.value));
+  return String(rates.reduce((best, rate) => (Math.abs(rate - fps) < Math.abs(best - fps) ? rate : best)));
+}
+
+function showSentences() {
+  for (const kind of ["with", "without"]) {
+    const candidates = clip[kind];
+    $(kind).hidden = !candidates;
+    if (!candidates) continue;
+    $(kind).querySelector("h2").textContent = facts.descriptions ? t()[kind] : t().sentence;
+    const [best, ...others] = candidates;
+    $(kind).querySelector(".best").replaceChildren(...sentence(best));
+    $(kind).querySelector("ol").replaceChildren(...others.map((other) => {
+      const item = document.createElement("li");
+      item.append(...sentence(other));
+      return item;
+    }));
+  }
+}
+
+function sentence({ text, score }) {
+  const number = document.createElement("span");
+  number.className = "score";
+  number.textContent = score.toFixed(3).replace("-", "−");
+  return [`${text || t().empty} `, number];
+}
+
+function showState(playing) {
+  $("play").textContent = playing ? t().pause : t().play;
+}
+
+function showFrame(frame) {
+  $("place").value = frame;
+  $("number").textContent = t().frame(clip.frames[frame], clip.frames.at(-1));
+  $("skeleton").setAttribute("aria-label", $("number").textContent);
+  if (!clip.gate) return;
+  $("gate").textContent = clip.gate[frame].toFixed(3);
+  drawStrip($("strip"), clip.gate, clip.own, frame);
+  $("strip").setAttribute("aria-label", `${t().gate} ${$("gate").textContent}`);
+  const text = clip.texts[frame];
+  const note = document.createElement("span");
+  note.className = "filled";
+  note.textContent = text === null ? t().no_text : clip.own[frame] ? "" : t().nearest;
+  $("text").replaceChildren(note, text ?? "");
+}
+
+function takeFile(files) {
+  if (!files.length) return;
+  [file] = files;
+  ask();
+}
+
+$("language").onclick = () => {
+  language = language === "zh" ? "en" : "zh";
+  translatePage();
+};
+$("file").onchange = () => takeFile($("file").files);
+for (const [event, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+  document.addEventListener(event, (dropped) => {
+    dropped.preventDefault(); // or the browser would open the file
+    $("drop").classList.toggle("over", over);
+    if (event === "drop") takeFile(dropped.dataTransfer.files);
+  });
+}
+for (const radio of document.querySelectorAll("[name=texts]")) {
+  radio.onchange = () => {
+    $("texts").hidden = radio.value !== "file";
+    ask();
+  };
+}
+for (const id of ["texts", "aspect", "person"]) $(id).onchange = ask;
+$("play").onclick = () => (player.playing ? player.pause() : player.play());
+$("fps").onchange = () => { if (player) player.fps = Number($("fps").value); };
+$("place").oninput = () => {
+  player.pause();
+  player.seek(Number($("place").value));
+};
+$("strip").onclick = (event) => {
+  player.pause();
+  player.seek(Math.floor((event.offsetX / $("strip").clientWidth) * player.length));
+};
+window.addEventListener("resize", () => { if (player) showFrame(player.frame); });
+
+translatePage();
+try {
+  facts = await (await fetch("/facts")).json();
+  $("file").accept = facts.suffixes.join(",");
+  $("descriptions").hidden = !facts.descriptions;
+  $("no_videos").hidden = !facts.no_videos;
+  $("no_videos").querySelector("p").textContent = facts.no_videos;
+  translatePage();
+} catch {
+  status((words) => words.unreachable, "fault");
+}

@@ -1,0 +1,284 @@
+"""COCO-WholeBody keypoints (133 per frame): read and check pose files, split into body parts, normalise.
+
+Shapes: F frames of the clip, T sampled frames, V joints of a part.
+Coordinates x and y are fractions of the image's width and height; left and right are the signer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pose.files import load_pose_file
+from system.disk import file_sizes
+from system.safe_pickle import load_pickle
+
+N_KEYPOINTS = 133
+SCORE_THRESHOLD = 0.3  # points with this score or less count as not detected
+FAR = 10  # image sizes; if most coordinates lie farther from the corner than this, they must be in pixels
+MIN_BODY_POINTS = 4  # with fewer good points the body's size is unknown
+
+Part = Literal["body", "left", "right", "face_all"]
+# The parts in the order in which Uni-Sign concatenates them, and the joints of each.
+PART_JOINTS: dict[Part, np.ndarray] = {
+    "body": np.array([0, *range(3, 11)]),  # nose, ears, shoulders, elbows, wrists
+    "left": np.arange(91, 112),
+    "right": np.arange(112, 133),
+    "face_all": np.array([*range(23, 40, 2), *range(83, 91), 53]),  # jaw, inner lips, nose tip
+}
+# Each part's origin, to which its other joints are relative (index within the part).
+PART_ORIGIN = {"left": 0, "right": 0, "face_all": -1}
+# The body joint (index within "body") whose feature is added to each part: its wrist or the nose.
+PART_ANCHOR = {"left": 7, "right": 8, "face_all": 0}
+
+# All parts concatenated: their joints, each part's columns, and the column of each joint's origin.
+_JOINTS = np.concatenate(list(PART_JOINTS.values()))
+_STARTS = dict(zip(PART_JOINTS, np.cumsum([0, *map(len, PART_JOINTS.values())]).tolist(), strict=False))
+_COLUMNS = {part: slice(_STARTS[part], _STARTS[part] + len(joints)) for part, joints in PART_JOINTS.items()}
+_ORIGINS = np.concatenate(
+    [
+        np.full(len(joints), _STARTS[part] + PART_ORIGIN.get(part, 0) % len(joints))
+        for part, joints in PART_JOINTS.items()
+    ]
+)
+# Length to which the box's longer side is scaled, for x and y of each joint: the body spans -1 to 1.
+_SIZES = np.repeat([2.0 if joint < len(PART_JOINTS["body"]) else 1.0 for joint in range(len(_JOINTS))], 2)
+
+PartKeypoints = dict[Part, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """One clip's keypoints.
+
+    Attributes:
+        keypoints: (F, 133, 2), x and y as fractions of the image's width and height.
+        scores: (F, 133), the detector's confidence.
+        start: index of the clip's first frame in the recording it was cut from.
+        n_after: number of frames in the recording after the clip.
+    """
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+    start: int = 0
+    n_after: int = 0
+
+    def __len__(self) -> int:
+        """Return F, the number of frames."""
+        return len(self.scores)
+
+    @property
+    def frames(self) -> range:
+        """Return the indices of the clip's frames in the recording."""
+        return range(self.start, self.start + len(self))
+
+    @property
+    def n_recorded(self) -> int:
+        """Return the number of frames in the recording."""
+        return self.start + len(self) + self.n_after
+
+
+def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) -> Pose:
+    """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as in Uni-Sign's pickles.
+
+    By default the first of P people in a frame is used, as in Uni-Sign. A frame without that person gets score 0
+    everywhere. A frame in which nobody was detected may also be an empty list or None. The optional keys "start" and
+    "end" cut a clip out of a longer recording.
+
+    Args:
+        path: a `.pkl`, `.npz` or `.pose` file.
+        n_frames: the clip's number of frames according to the labels; None for no check.
+        person: index of the person to use, in the file's order, from 0.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the content is not a pose, has another number of frames, or no frame has that person. One line
+            with the file, what was found and what was expected.
+    """
+    content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
+    if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
+        seen = (
+            f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        )
+        raise ValueError(f"{path}: holds {seen}; wanted a dict with 'keypoints' and 'scores'.")
+    keypoints, scores = _frames(path, content, "keypoints"), _frames(path, content, "scores")
+    if len(keypoints) != len(scores):
+        raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
+    for i in range(len(scores)):
+        if _is_nobody(scores[i]) and _is_nobody(keypoints[i]):
+            keypoints[i], scores[i] = np.empty((0, N_KEYPOINTS, 2)), np.empty((0, N_KEYPOINTS))
+    start, end = content.get("start", 0), content.get("end", len(scores))
+    whole = isinstance(start, (int, np.integer)) and isinstance(end, (int, np.integer))
+    if not (whole and 0 <= start < end <= len(scores)):
+        raise ValueError(f"{path}: frames {start!r} to {end!r} of {len(scores)}; wanted 0 <= start < end <= frames.")
+    pose = Pose(
+        _one_person(path, keypoints[start:end], (N_KEYPOINTS, 2), "keypoints", person),
+        _one_person(path, scores[start:end], (N_KEYPOINTS,), "scores", person),
+        int(start),
+        int(len(scores) - end),
+    )
+    people = max(map(len, scores[start:end]))
+    if person and person >= people:
+        raise ValueError(f"{path}: no frame has more than {people} people; person {person} (from 0) is not there.")
+    _check_values(path, pose)
+    check_length(path, pose, n_frames)
+    return pose
+
+
+def check_length(path: str | Path, pose: Pose, n_frames: int | None) -> None:
+    """Compare a clip's length with the labels.
+
+    Raises:
+        ValueError: the numbers of frames differ.
+    """
+    if n_frames is not None and len(pose) != n_frames:
+        raise ValueError(
+            f"{path}: the clip has {len(pose)} frames, the labels say {n_frames}. Take poses and labels from the same "
+            "video, at the same frame rate, or remove the frame counts from the labels."
+        )
+
+
+class PoseFolder:
+    """Reads poses from one file per clip; `clips.packs.PosePack` has the same interface."""
+
+    def read(self, path: Path, n_frames: int | None = None) -> Pose:
+        """Call `read_pose`."""
+        return read_pose(path, n_frames)
+
+    def sizes(self, paths: Sequence[Path]) -> np.ndarray:
+        """Return the size of each file in bytes, 0 if it is missing."""
+        return file_sizes(paths)
+
+
+def _frames(path: str | Path, content: Mapping, what: str) -> list:
+    frames = content[what]
+    if not (isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim)):
+        raise ValueError(f"{path}: {what} is a {type(frames).__name__}; wanted a list of one array per frame.")
+    return list(frames)
+
+
+def _is_nobody(frame: Any) -> bool:
+    if isinstance(frame, np.ndarray):
+        return frame.shape[:1] == (0,)
+    return frame is None or (isinstance(frame, (list, tuple)) and not frame)
+
+
+_KIND = attrgetter("shape", "dtype")
+
+
+def _one_person(path: str | Path, frames: list, shape: tuple[int, ...], what: str, person: int) -> np.ndarray:
+    kinds = set(map(_KIND, frames)) if all(isinstance(frame, np.ndarray) for frame in frames) else set()
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is not None and kind[0][1:] == shape and person < kind[0][0] and kind[1].kind in "fiu":
+        array = np.concatenate(frames)[person :: kind[0][0]]  # all frames alike: the usual case
+    else:
+        array = np.stack([_person_of(path, i, frame, shape, what, person) for i, frame in enumerate(frames)])
+    # Some people store float16 to save disk space; its 11 bits are too few for the normalisation.
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+
+
+def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...], what: str, person: int) -> np.ndarray:
+    try:
+        array = np.asarray(frame)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, object)
+    if array.shape[1:] != shape or array.dtype.kind not in "fiu":
+        seen = f"{array.dtype} of the shape {array.shape}"
+        wanted = ("people", *shape)
+        raise ValueError(f"{path}: frame {number} of {what} is {seen}; wanted numbers of the shape {wanted}.")
+    return array[person] if person < len(array) else np.zeros(shape, np.float32)
+
+
+def _ends(pose: Pose) -> list[Any]:
+    """Return the minimum and maximum of coordinates and of scores; NaN values propagate."""
+    return [end(values) for values in (pose.keypoints, pose.scores) for end in (np.min, np.max)]
+
+
+def _check_values(path: str | Path, pose: Pose) -> None:
+    ends = _ends(pose)
+    if not np.isfinite(ends).all():
+        lost = (pose.scores == 0) & ~np.isfinite(pose.keypoints).all(2)
+        pose.keypoints[lost] = 0  # undetected points may hold any value
+        ends = _ends(pose)
+    if not np.isfinite(ends).all():
+        bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
+        raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
+    if max(-ends[0], ends[1]) <= FAR:
+        return
+    good = pose.scores > SCORE_THRESHOLD
+    far = (np.abs(pose.keypoints) > FAR) & good[..., None]
+    if far.sum() > good.sum():  # over half of the good points' coordinates
+        raise ValueError(f"{path}: coordinates are in pixels; divide x by the image's width and y by its height.")
+
+
+def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Convert a clip's keypoints to the model's input coordinates.
+
+    The bounding box of the body's good points over the whole clip defines one scale and shift, to [-1, 1]. Hands are
+    relative to their wrist and the face to the tip of the nose, divided by the same scale. Everything is clipped to
+    [-1, 1]. Points with a score of 0.3 or less become zero, including the score. With too few good body points (or
+    all of them in one place) everything is zero.
+
+    Args:
+        keypoints: (T, 133, 2).
+        scores: (T, 133).
+
+    Returns:
+        part -> (T, V, 3): x, y and score, in the common floating-point dtype of keypoints and scores.
+
+    Source: `load_part_kp` and `crop_scale` of Uni-Sign.
+    """
+    x = _normalised(keypoints, scores, np.result_type(keypoints, scores, np.float32))
+    return {part: x[:, columns] for part, columns in _COLUMNS.items()}
+
+
+def _normalised(keypoints: np.ndarray, scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return all parts concatenated, (T, 69, 3) in `dtype`.
+
+    Points are stored as complex numbers, so that numpy handles x and y in one contiguous operation.
+    """
+    sure = scores.take(_JOINTS, axis=1)  # (T, 69)
+    good = sure.astype(np.result_type(keypoints, scores, np.float32), copy=False) > SCORE_THRESHOLD
+    points = keypoints.take(_JOINTS, axis=1).astype(np.float64, copy=False).view(np.complex128)[..., 0]  # (T, 69)
+    body = _COLUMNS["body"]
+    seen = points[:, body][good[:, body]]  # (n,)
+    low = high = 0j
+    if len(seen) >= MIN_BODY_POINTS:
+        across, down = seen.real, seen.imag
+        low, high = complex(across.min(), down.min()), complex(across.max(), down.max())
+    scale = max((high - low).real, (high - low).imag)
+    if not scale:
+        return np.zeros((*sure.shape, 3), dtype)
+    origins = points.take(_ORIGINS, axis=1)
+    origins[:, body] = (low + high) / 2
+    points -= origins
+    places = points.view(np.float64)  # (T, 138), the same memory
+    places *= _SIZES / scale
+    places, sure, kept = (values.astype(dtype, copy=False) for values in (places, sure, good))
+    x = np.empty((*sure.shape, 3), dtype)
+    for coordinate, values in enumerate((places[:, ::2], places[:, 1::2], sure)):
+        np.multiply(values, kept, out=x[..., coordinate])
+    return np.clip(x, -1, 1, out=x)
+
+
+def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
+    """Normalise the sampled frames of a clip.
+
+    Args:
+        pose: the clip.
+        frames: (T,), distinct sorted indices within the clip (not within the recording).
+
+    Returns:
+        part -> (T, V, 3) float32.
+    """
+    keypoints, scores = pose.keypoints, pose.scores
+    if len(frames) < len(pose):  # otherwise all frames are sampled, in order
+        keypoints, scores = keypoints[frames], scores[frames]
+    x = torch.from_numpy(_normalised(keypoints, scores, np.dtype(np.float32)))  # (T, 69, 3)
+    return {part: x[:, columns] for part, columns in _COLUMNS.items()}

@@ -1,0 +1,167 @@
+"""The processes of a run: ranks, devices, collectives.
+
+A plain `python` process is a group of one; `torchrun` and `deepspeed` set each process's rank in the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from system.heartbeat import Heartbeat
+
+T = TypeVar("T")
+
+_heart: list[Heartbeat] = []  # this process's heartbeat, if there are several processes
+
+
+def device() -> torch.device:
+    """Return this process's device: its own GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def start() -> None:
+    """Join the process group of this run.
+
+    Without a launcher there is a single process, and no port is opened, so runs cannot conflict.
+    """
+    backend = "gloo" if device().type == "cpu" else "nccl"
+    if "RANK" not in os.environ:  # otherwise DeepSpeed looks for MPI
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if device().type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        torch.cuda.set_device(device())
+    # DeepSpeed calls functions that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+
+    # On a CPU it would compile its own collective at first use, which needs a C++ compiler; gloo is sufficient.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    if world_size() > 1 and not _heart:
+        _heart.append(Heartbeat(rank(), world_size()))
+
+
+def stop() -> None:
+    """Leave the process group; all processes must call this."""
+    if _heart:
+        _heart.pop().stop()
+        barrier()  # the process that owns the store must not leave first
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def naming_the_lost() -> Iterator[None]:
+    """If a collective fails because a process is lost, exit with a line that names it."""
+    try:
+        yield
+    except RuntimeError:
+        if _heart:
+            _heart[0].name_the_lost()
+        raise
+
+
+def rank() -> int:
+    """Return this process's rank."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Return whether this is rank 0, which writes the files and the log."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_gather(value: T) -> list[T]:
+    """Return every process's value, in the order of ranks, on every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Return rank 0's value on every process."""
+    return all_gather(value if is_main() else None)[0]
+
+
+def any_process(*flags: bool) -> list[bool]:
+    """Return for each flag whether it is set on any process; the same result on every process."""
+    if world_size() == 1:
+        return list(flags)
+    union = torch.tensor(flags, dtype=torch.int32, device=device())
+    dist.all_reduce(union, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in union.tolist()]
+
+
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """Overwrite a tensor with rank 0's, in place."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every process rank 0's batch statistics, which are those that are saved.
+
+    On several GPUs they are equal anyway; on CPUs each process has seen different clips.
+    """
+    for buffer in model.buffers():
+        broadcast(buffer)
+
+
+def broadcast_weights(model: nn.Module) -> None:
+    """Give every process rank 0's weights and buffers; the model is still on the CPU."""
+    for value in model.state_dict().values():
+        value.copy_(broadcast(value.to(device())))
+
+
+def all_reduce_sum(n: int) -> int:
+    """Return the sum of a number over all processes."""
+    return int(sum_over_processes(torch.tensor(n, device=device())))
+
+
+def check_dtype(dtype: str, device: torch.device) -> None:
+    """Refuse a precision that the device does not support.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    if dtype == "fp16" and device.type == "cpu":
+        raise ValueError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.")
+
+
+def autocast(dtype: str, device: torch.device) -> torch.autocast:
+    """Return an autocast context for code outside the engine; dtype is "bf16", "fp16" or "fp32"."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, dtype=kinds.get(dtype, torch.bfloat16), enabled=dtype in kinds)

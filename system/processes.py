@@ -1,0 +1,40 @@
+"""Work shared among several processes, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+AHEAD = 4  # maximum chunks per process that are computed in advance
+
+
+def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:
+    """Yield function(job) for each job, in order, computed by several processes.
+
+    At most a few chunks are computed in advance, since all results at once may not fit into memory.
+    """
+    if workers == 1 or len(jobs) <= chunk:
+        yield from map(function, jobs)
+        return
+    workers = min(workers, -(-len(jobs) // chunk))
+    ahead: deque[Future[list[T]]] = deque()
+    with ProcessPoolExecutor(workers) as pool:
+        try:
+            for first in range(0, len(jobs), chunk):
+                ahead.append(pool.submit(_each, function, jobs[first : first + chunk]))
+                if len(ahead) == AHEAD * workers:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        finally:
+            for result in ahead:
+                result.cancel()
+
+
+def _each(function: Callable[[S], T], jobs: Sequence[S]) -> list[T]:
+    return [function(job) for job in jobs]

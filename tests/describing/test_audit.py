@@ -1,0 +1,208 @@
+"""The audit of description files: every kind of fault is counted, and a cleaned copy has none."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+import describe
+from clips.labels import read_labels
+from config import DATASETS
+from describing.audit import FAULTS, examine, find_jobs, language_of
+from temporal_alignment import DescriptionLoader
+
+CONFIG = """
+name = "some splits"
+pose_dir = "fingerspelling/pose_format"
+[labels]
+"""
+
+
+def audit(*arguments):
+    return describe.main(["audit", *map(str, arguments), "--workers", "1"])
+
+
+def rows(text):
+    """Title -> cells of the printed table."""
+    titles = {title: title for title in FAULTS.values()}
+    found = {}
+    for line in text.splitlines()[1:]:
+        title = next((title for title in titles if line.startswith(title)), line.split("  ")[0])
+        found[title] = [cell.strip() for cell in line[len(title) :].split("  ") if cell.strip()]
+    return found
+
+
+@pytest.fixture
+def messy(tmp_path):
+    folder = tmp_path / "descriptions" / "train"
+    folder.mkdir(parents=True)
+    entry = lambda number, text: {"filename": f"{number:06d}.jpg", "description": text}  # noqa: E731
+    files = {
+        "good": [entry(0, "Right hand at the chin."), entry(4, "右手在下巴处。") | {"made_by": "rules 1 zh"}],
+        "errors": [entry(0, "出错: Error code: 429"), entry(1, "A hand."), entry(1, "Another hand."), entry(2, " ")],
+        "types": [entry(0, None), entry(1, 3), {"filename": "thumb.jpg", "description": "A hand."}],
+        "same": [entry(number, "The same hand.") for number in range(9)],
+    }
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "short.json").write_text(json.dumps(files["good"])[:40])
+    (folder / "nothing.json").write_text("")
+    (folder / "word.json").write_text('"text"')
+    return folder.parent
+
+
+def test_counts(messy, capsys):
+    assert audit(messy) == 0
+    table = rows(capsys.readouterr().out)
+    assert {title: table[title] for title in FAULTS.values()} == {
+        "clips without a file": ["?"],
+        "clips whose pose cannot be read": ["?"],
+        "files that cannot be read": ["3"],
+        "files without one valid text": ["1"],
+        "API errors and refusals in place of texts": ["1"],
+        "empty or blank texts": ["1"],
+        "null, numbers or lists in place of texts": ["2"],
+        "entries without a frame number": ["1"],
+        "frames outside the clip": ["?"],
+        "second texts of a frame": ["1"],
+        "files with one text at 8 frames or more, and at most of them": ["1"],
+    }
+    assert table["files"] == ["7"]
+    assert table["described"] == ["12"]
+    assert table["clips"] == table["frames"] == table["coverage"] == ["?"]
+    assert table["languages"] == ["en 11, zh 1"]
+    assert table["distinct texts"] == ["4"]
+
+
+def test_why_a_file_cannot_be_read(messy):
+    jobs = {job.name: job for job in find_jobs(describe_args(messy))["train"]}
+    damage = {name: examine(jobs[name]).damage for name in ("short", "nothing", "word", "good")}
+    assert damage == {"short": "cut short", "nothing": "empty file", "word": "a str in place of an array", "good": ""}
+
+
+def describe_args(folder):
+    class Args:
+        dataset = dataset_config = ""
+
+    Args.folder = str(folder)
+    return Args
+
+
+def test_a_cleaned_copy(messy, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in messy.rglob("*.json")}
+    assert audit(messy, "--repair", tmp_path / "clean") == 0
+    assert {path: path.read_bytes() for path in messy.rglob("*.json")} == before
+    clean = tmp_path / "clean" / "train"
+    assert sorted(path.stem for path in clean.iterdir()) == ["errors", "good", "same"]
+    for path in clean.iterdir():
+        there, here = DescriptionLoader(messy / "train"), DescriptionLoader(clean)
+        assert here.load(path.stem) == there.load(path.stem)
+        assert here.counts.entries == here.counts.frames
+    assert json.loads((clean / "good.json").read_text())[1]["made_by"] == "rules 1 zh"
+    with pytest.raises(ValueError, match=r"--repair: .* is there already"):
+        audit(messy, "--repair", tmp_path / "clean")
+    capsys.readouterr()
+
+
+def test_the_page(messy, tmp_path, capsys):
+    (messy / "train" / "script.json").write_text(
+        '[{"filename": "0.jpg", "description": "<script>alert(1)</script> hand"}]'
+    )
+    assert audit(messy, "--html", tmp_path / "audit.html") == 0
+    page = (tmp_path / "audit.html").read_text()
+    assert "short: cut short" in page
+    assert "rules 1 zh: 1 frames" in page
+    assert "<script>" not in page
+    assert "://" not in page
+    capsys.readouterr()
+
+
+def test_a_folder_without_splits(messy, capsys):
+    assert audit(messy / "train") == 0
+    assert rows(capsys.readouterr().out)["files"] == ["7"]
+
+
+def test_what_cannot_be_looked_at(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        audit(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"holds no \.json files"):
+        audit(tmp_path)
+
+
+def test_coverage_of_a_data_set(corpus, capsys):
+    assert audit(corpus / "description" / "CSL-Daily" / "split_data", "--dataset", "CSL_Daily", "--root", corpus) == 0
+    table = rows(capsys.readouterr().out)
+    assert table["clips"] == ["24", "9", "7"]
+    share = [100 * int(part) / int(whole) for part, whole in zip(table["described"], table["frames"], strict=True)]
+    assert table["coverage"] == [f"{value:.1f} %" for value in share]
+
+
+def test_no_coverage_where_a_length_is_not_known(corpus, tmp_path, capsys):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    for pose in sorted((copy / "dataset").rglob("*.pkl")):
+        pose.write_bytes(b"no pickle")
+    assert audit(copy / "description" / "CSL-Daily" / "split_data", "--dataset", "CSL_Daily", "--root", copy) == 0
+    table = rows(capsys.readouterr().out)
+    assert (table["clips"], set(table["frames"]), set(table["coverage"])) == (["24", "9", "7"], {"?"}, {"?"})
+
+
+def test_coverage_of_a_clip_cut_from_a_recording(tmp_path, capsys):
+    """Texts are numbered in the recording: those before the clip are none of its own."""
+    (tmp_path / "poses").mkdir()
+    (tmp_path / "texts/train").mkdir(parents=True)
+    pose = {"keypoints": [np.full((1, 133, 2), 0.5)] * 12, "scores": [np.ones((1, 133))] * 12, "start": 8, "end": 12}
+    (tmp_path / "poses/a.pkl").write_bytes(pickle.dumps(pose))
+    (tmp_path / "texts/train/a.json").write_text(json.dumps({str(frame): "A hand." for frame in range(12)}))
+    (tmp_path / "labels.json").write_text(json.dumps([{"video": "a.mp4", "text": "x"}]))
+    (tmp_path / "own.toml").write_text('name = "own"\npose_dir = "poses"\n[labels]\ntrain = "labels.json"\n')
+    arguments = ["--dataset_config", tmp_path / "own.toml", "--root", tmp_path, "--repair", tmp_path / "clean"]
+    assert audit(tmp_path / "texts", *arguments) == 0
+    table = rows(capsys.readouterr().out)
+    assert (table["described"], table["frames"], table["coverage"]) == (["4"], ["4"], ["100.0 %"])
+    assert table["frames outside the clip"] == ["8"]
+    assert list(DescriptionLoader(tmp_path / "clean/train").load("a")) == [8, 9, 10, 11]
+
+
+def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_path, capsys, caplog):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    first, second = list(read_labels(DATASETS["CSL_Daily"].under(copy).labels["test"]))[:2]
+    (copy / f"dataset/CSL_Daily/pose_format/{first}.pkl").write_bytes(b"no pickle")
+    (copy / f"dataset/CSL_Daily/pose_format/{second}.pkl").unlink()
+    texts = copy / "description/CSL-Daily/split_data"
+    flags = [texts, "--dataset", "CSL_Daily", "--root", copy, "--html", tmp_path / "audit.html"]
+    assert audit(*flags) == 0
+    out = capsys.readouterr().out
+    table = rows(out)
+    assert table["clips whose pose cannot be read"] == ["0", "0", "2"]
+    assert table["files that cannot be read"] == ["0", "0", "0"]
+    assert table["coverage"][2].endswith(" % of 5 clips")
+    assert "without --dataset" not in out
+    assert f"{first}: " in (tmp_path / "audit.html").read_text()
+    assert "1 of 7 files of the split 'test' do not exist" in caplog.text
+    assert "--max_bad_clips" not in caplog.text
+    assert audit(texts) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("?: cannot be known without --dataset")
+
+
+@pytest.mark.parametrize("splits", [("dev", "test"), pytest.param(("train",), marks=pytest.mark.slow)])
+def test_totals_of_real_files(shared_real, tmp_path, capsys, splits):
+    manifest = json.loads((shared_real / "descriptions" / "MANIFEST.json").read_text())["totals"]
+    labels = "".join(f'{split} = "fingerspelling/labels.{split}"\n' for split in splits)
+    (tmp_path / "config.toml").write_text(CONFIG + labels)
+    arguments = ["--dataset_config", tmp_path / "config.toml", "--root", shared_real]
+    assert audit(shared_real / "descriptions", *arguments) == 0
+    table = rows(capsys.readouterr().out)
+    for number, split in enumerate(splits):
+        seen = {title: cells[number] for title, cells in table.items()}
+        total = {key: str(value) for key, value in manifest[split].items()}
+        assert seen["clips"] == total["clips"]
+        assert seen["files"] == total["files"]
+        assert seen["frames"] == total["clip_frames"]
+        assert seen["described"] == total["valid_described_frames"]
+        assert seen["clips without a text"] == total["clips_with_no_valid_frame"]
+
+
+def test_languages():
+    assert [language_of(text) for text in ("OK手势，右手", "手", "hand", "")] == ["zh", "zh", "en", "other"]

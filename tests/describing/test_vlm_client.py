@@ -1,0 +1,259 @@
+"""The client of a vision-language model, against a local server that misbehaves."""
+
+import base64
+import email.utils
+import threading
+import time
+
+import pytest
+
+from describing.vlm_client import (
+    EndpointError,
+    FailedRequestError,
+    LimitReachedError,
+    Limits,
+    VlmClient,
+    _retry_after,
+    api_key,
+    judge,
+)
+from tests.helpers.vlm_server import GOOD, server
+
+FAST = {"backoff": 0.01, "timeout": 5.0, "retries": 2}
+
+
+def make(httpd, key="", language="en", fields=None, **limits):
+    return VlmClient(httpd.url, "some-model", key, language, Limits(**(FAST | limits)), fields)
+
+
+def in_turn(*behaviours):
+    """The n-th request meets the n-th behaviour, and all later ones the last."""
+    return lambda handler, number: behaviours[min(number, len(behaviours)) - 1](handler)
+
+
+def test_what_is_sent_and_what_comes_back():
+    with server(lambda h, _: h.answer(f"  {GOOD}\n")) as httpd:
+        client = make(httpd, key="sk-secret\n", fields={"temperature": None, "seed": 7})
+        assert client.ask("Describe.", [("image/png", b"\x89PNG"), ("image/jpeg", b"\xff")], max_tokens=50) == GOOD
+    (request,) = httpd.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["key"] == "Bearer sk-secret"
+    assert request["body"]["model"] == "some-model"
+    assert (request["body"]["max_tokens"], request["body"]["seed"]) == (50, 7)
+    assert "temperature" not in request["body"]
+    text, *pictures = request["body"]["messages"][0]["content"]
+    assert text == {"type": "text", "text": "Describe."}
+    assert [picture["image_url"]["url"].partition(",") for picture in pictures] == [
+        ("data:image/png;base64", ",", base64.b64encode(b"\x89PNG").decode()),
+        ("data:image/jpeg;base64", ",", base64.b64encode(b"\xff").decode()),
+    ]
+    assert (client.usage.requests, client.usage.tokens_in, client.usage.tokens_out) == (1, 100, 10)
+
+
+def test_no_key_no_header():
+    with server(lambda h, _: h.answer()) as httpd:
+        make(httpd).ask("?", [])
+    assert httpd.requests[0]["key"] is None
+
+
+def test_answers_in_parts_and_the_whole_address():
+    with server(lambda h, _: h.answer([{"type": "text", "text": GOOD}])) as httpd:
+        httpd.url += "/chat/completions/"
+        assert make(httpd).ask("?", []) == GOOD
+    assert httpd.requests[0]["path"] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        lambda h: h.send(429, b""),
+        lambda h: h.send(500, b"<html>"),
+        lambda h: h.send(503, b""),
+        lambda h: h.send(200, b"\xff\xfe garbage"),
+        lambda h: h.send(200, {"choices": []}),
+        lambda h: h.send(200, []),
+        lambda h: h.send(200, b"[" * 100_000),
+        lambda h: h.reset(),
+        lambda h: h.short(),
+    ],
+)
+def test_what_passes_is_tried_again(behaviour):
+    with server(in_turn(behaviour, lambda h: h.answer())) as httpd:
+        assert make(httpd).ask("?", []) == GOOD
+    assert len(httpd.requests) == 2
+
+
+@pytest.mark.parametrize("behaviour", [lambda h: h.stall(), lambda h: h.drip()])
+def test_a_server_that_keeps_one_waiting_is_left(behaviour):
+    with server(in_turn(behaviour, lambda h: h.answer())) as httpd:
+        start = time.monotonic()
+        assert make(httpd, timeout=0.3).ask("?", []) == GOOD
+        assert time.monotonic() - start < 5  # it would stall for 20 s, and drip for ever
+
+
+def test_tries_come_to_an_end():
+    with server(lambda h, _: h.send(500, b"overloaded")) as httpd, pytest.raises(FailedRequestError) as error:
+        make(httpd).ask("?", [])
+    assert str(error.value) == "HTTP 500 Internal Server Error: overloaded (3 tries)"
+    assert len(httpd.requests) == 3
+
+
+def test_retry_after_is_waited_for():
+    later = [("Retry-After", "0.4")]
+    with server(in_turn(lambda h: h.send(429, b"", later), lambda h: h.answer())) as httpd:
+        start = time.monotonic()
+        make(httpd).ask("?", [])
+        assert time.monotonic() - start >= 0.4
+    with server(lambda h, _: h.send(429, b"", [("Retry-After", "3600")])) as httpd, pytest.raises(FailedRequestError):
+        make(httpd).ask("?", [])
+    assert len(httpd.requests) == 1
+
+
+def test_forms_of_retry_after():
+    assert _retry_after("7") == 7
+    assert _retry_after(email.utils.formatdate(time.time() + 100, usegmt=True)) == pytest.approx(100, abs=2)
+    assert [_retry_after(text) for text in ("", "soon", "-5", "Thu, 01 Jan 1970 00:00:00 GMT")] == [0, 0, 0, 0]
+
+
+def test_waits_grow_and_vary(monkeypatch):
+    with server(lambda h, _: h.send(500, b"")) as httpd:
+        client = make(httpd, backoff=2.0, retries=7)
+        waits = []
+        monkeypatch.setattr(client._over, "wait", waits.append)
+        with pytest.raises(FailedRequestError):
+            client.ask("?", [])
+    for number, wait in enumerate(waits):
+        assert min(2.0 * 2**number, 60) / 2 <= wait <= min(2.0 * 2**number, 60)
+    assert len(waits) == 7
+    assert len({wait / 2**number for number, wait in enumerate(waits)}) == 7
+
+
+# -- answers that are no descriptions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "more", "reason"),
+    [
+        ("", {}, "empty"),
+        (None, {}, "empty"),
+        ("   ", {}, "empty"),
+        ("I'm sorry, but I can't help with that.", {}, "refusal"),
+        ("Error code: 429 - rate limit of the hand model", {}, "refusal"),
+        ("The weather is nice in Paris.", {}, "something else"),
+        ("```json\n{}\n``` hand", {}, "markup"),
+        ('{"hand": "up"}', {}, "markup"),
+        ("右手在下巴处，食指伸直。", {}, "language"),
+        ("hand " * 1000, {}, "characters long"),
+        ("Right hand at the", {"finish_reason": "length"}, "broken off"),
+        ("Right hand at the chin.", {"finish_reason": "content_filter"}, "broken off"),
+    ],
+)
+def test_it_is_not_stored_and_not_asked_again_in_this_run(answer, more, reason):
+    with server(lambda h, _: h.answer(answer, **more)) as httpd:
+        client = make(httpd)
+        with pytest.raises(FailedRequestError, match=reason):
+            client.ask("?", [])
+    assert len(httpd.requests) == 1
+    assert client.usage.answers == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("右手在胸前，食指伸直。", "zh"),
+        ("右手比出OK手势，掌心朝向镜头。", "zh"),
+        ("The right palm faces the camera; sorry is signed with a fist.", "en"),
+        ("Both arms hang down.", "en"),
+    ],
+)
+def test_descriptions_are_let_through(text, language):
+    assert judge(text, language) == ""
+
+
+# -- what ends a run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 301])
+def test_what_no_request_can_mend(status):
+    with server(lambda h, _: h.send(status, b"", [("Location", "http://127.0.0.1:1/")])) as httpd:
+        client = make(httpd)
+        with pytest.raises(EndpointError, match=f"HTTP {status}"):
+            client.ask("?", [])
+        with pytest.raises(LimitReachedError):
+            client.ask("?", [])
+    assert len(httpd.requests) == 1
+
+
+def test_many_failures_in_a_row():
+    with server(lambda h, _: h.send(400, b"no such parameter")) as httpd:
+        client = make(httpd, failures_in_a_row=3)
+        for _ in range(2):
+            with pytest.raises(FailedRequestError):
+                client.ask("?", [])
+        with pytest.raises(EndpointError, match=r"3 requests in a row failed, the last: HTTP 400 .*no such parameter"):
+            client.ask("?", [])
+
+
+def test_limits():
+    with server(lambda h, _: h.answer()) as httpd:
+        client = make(httpd, max_requests=2)
+        client.ask("?", [])
+        client.ask("?", [])
+        with pytest.raises(LimitReachedError, match="--max_requests 2"):
+            client.ask("?", [])
+        assert len(httpd.requests) == 2
+        # An answer costs 100 x 3 + 10 x 20 millionths.
+        client = make(httpd, max_cost=0.0009, price_in=3, price_out=20)
+        client.ask("?", [])
+        client.ask("?", [])
+        with pytest.raises(LimitReachedError, match=r"--max_cost 0.0009: 0.0010 used"):
+            client.ask("?", [])
+
+
+def test_retries_count_as_requests():
+    with server(lambda h, _: h.send(500, b"")) as httpd:
+        client = make(httpd, max_requests=2, retries=9)
+        with pytest.raises(LimitReachedError):
+            client.ask("?", [])
+    assert len(httpd.requests) == 2
+
+
+def test_the_end_of_a_run_ends_its_waits():
+    with server(lambda h, _: h.send(500, b"")) as httpd:
+        client = make(httpd, backoff=30.0)
+        threading.Timer(0.2, client.stop).start()
+        start = time.monotonic()
+        with pytest.raises(LimitReachedError):
+            client.ask("?", [])
+        assert time.monotonic() - start < 5
+
+
+# -- the key ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_never_repeated(caplog):
+    caplog.set_level("DEBUG")
+    key = "sk-0123456789"
+    said = f"Incorrect API key provided: {key}".encode()
+    with server(lambda h, _: h.send(401, said)) as httpd, pytest.raises(EndpointError) as error:
+        make(httpd, key=key).ask("?", [])
+    assert "***" in str(error.value)
+    assert key not in str(error.value) + caplog.text
+
+
+def test_where_the_key_comes_from(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "abc")
+    assert api_key("SOME_KEY") == "abc"
+    monkeypatch.delenv("SOME_KEY")
+    assert api_key("SOME_KEY") == ""
+
+
+def test_an_address_that_is_none():
+    with pytest.raises(ValueError, match="--endpoint localhost: wanted an address"):
+        VlmClient("localhost", "m", "", "en", Limits())
+
+
+def test_nobody_listens():
+    client = VlmClient("http://127.0.0.1:9/v1", "m", "", "en", Limits(**FAST))
+    with pytest.raises(FailedRequestError, match=r"\(3 tries\)"):
+        client.ask("?", [])

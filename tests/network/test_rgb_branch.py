@@ -1,0 +1,745 @@
+"""The RGB-pose branch: as the official one where that can be compared, and from a video to a trained checkpoint."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import MT5Config, MT5ForConditionalGeneration
+
+import fine_tuning
+import utils
+from clips.batch import collate_fn
+from config import DATASETS, ModelConfig
+from datasets import S2T_Dataset
+from models import Uni_Sign
+from network import rgb_branch
+from network.mt5 import load_mt5, untie_embeddings
+from network.rgb_branch import (
+    HANDS,
+    HandCrops,
+    choose_frames,
+    efficientnet_b0,
+    hand_boxes,
+    hand_fusion_modules,
+)
+from network.tokenizer import EOS, Tokenizer
+from pose.keypoints import PART_JOINTS, Pose, read_pose
+from pose.video import read_frames
+from tests.helpers.corpus import write_small_corpus
+from training import build as building
+from training.weights import save_weights
+
+av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
+pytest.importorskip("PIL", reason="pip install -r requirements-rgb.txt")
+
+# As Uni-Sign: padded frames and empty crops take part, and so in the vectors of whole batches.
+OFFICIAL = ModelConfig(rgb_support=True, uni_sign_padding=True)
+LENGTHS = (30, 19, 25, 6)
+
+
+def close(seen, expected, share=1e-5):
+    """No difference larger than a share of the largest value; two official runs differ by up to 1.8e-5 (da_out)."""
+    seen, expected = seen.detach().numpy(), np.asarray(expected)
+    assert seen.shape == expected.shape
+    assert np.abs(seen - expected).max() <= share * np.abs(expected).max()
+
+
+# -- against the official implementation: crops ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vectors(shared_reference):
+    return lambda name: np.load(shared_reference / name)
+
+
+def recorded_clips(vectors, monkeypatch, uni_sign):
+    """The four recorded clips through `HandCrops`, with the recorded frames in the place of a video."""
+    clips, videos = vectors("clips.npz"), vectors("rgb_frames.npz")
+    monkeypatch.setattr(rgb_branch, "read_frames", lambda path, wanted, n: dict(enumerate(videos[f"{path}.frames"])))
+    crops = HandCrops(uni_sign)
+    for i, length in enumerate(LENGTHS):
+        pose = Pose(clips[f"clip{i}.keypoints"], clips[f"clip{i}.scores"])
+        rng = np.random.RandomState(20259 + i)
+        yield crops.load(f"clip{i}", pose, np.arange(length), rng)
+
+
+@pytest.mark.parity
+def test_crops_of_a_batch(vectors, monkeypatch):
+    expected = vectors("batch_rgb.npz")
+    clips = list(recorded_clips(vectors, monkeypatch, uni_sign=True))
+    fields = {name: torch.cat([clip[name] for clip in clips]) for name in clips[0]}
+    assert fields.keys() == set(expected.files)
+    for name, seen in fields.items():
+        if name.endswith("norm"):  # recorded in float64
+            close(seen, expected[name], share=1e-7)
+        else:
+            np.testing.assert_array_equal(seen.numpy(), expected[name], err_msg=name)
+
+
+@pytest.mark.parity
+def test_a_hand_at_the_border_is_seen(vectors, monkeypatch):
+    """The official crop of a box that reaches beyond the left or upper border is black; ours shows what there is."""
+    ours, official = (list(recorded_clips(vectors, monkeypatch, uni_sign)) for uni_sign in (False, True))
+    black = torch.from_numpy(-rgb_branch.MEAN / rgb_branch.STD)[:, None, None]
+    differing = []
+    for i in range(4):
+        for side in HANDS:
+            for j, (a, b) in enumerate(zip(ours[i][f"{side}_hands"], official[i][f"{side}_hands"], strict=True)):
+                if not torch.equal(a, b):
+                    differing.append((i, side, int(ours[i][f"{side}_sampled_indices"][j])))
+                    assert torch.allclose(b, black)
+                    assert torch.allclose(a[:, :, :8], black, atol=0.1)  # a third of the box lies outside
+                    assert (a[:, :, 50:] - black).abs().mean() > 0.5
+    assert differing == [(2, "right", 17), (2, "right", 18)]
+
+
+@pytest.mark.parity
+def test_boxes(vectors):
+    cases = vectors("bbox_4hands.npz")
+    names = {name.split(".")[0] for name in cases.files}
+    assert len(names) == 7
+    for case in names:
+        pixels = cases[f"{case}.in.hw"][::-1]
+        joints = {side: cases[f"{case}.in.{side}"] * pixels for side in HANDS}
+        boxes, size = hand_boxes(joints)
+        assert size == cases[f"{case}.out.box_hw"], case
+        for side in HANDS:
+            assert boxes[side].dtype == np.int16
+            if len(joints[side]):
+                np.testing.assert_array_equal(boxes[side], cases[f"{case}.out.{side}_box"], err_msg=case)
+            else:
+                assert boxes[side].shape == (0, 4)
+
+
+@pytest.mark.parity
+def test_boxes_of_clips(vectors):
+    clips, expected = vectors("clips.npz"), vectors("rgb_geometry.npz")
+    for i in range(3):
+        indices = {side: expected[f"clip{i}.{side}_sampled_indices"] for side in HANDS}
+        joints = {
+            side: clips[f"clip{i}.keypoints"][at[at >= 0]][:, PART_JOINTS[side]] * [128, 96]
+            for side, at in indices.items()
+        }
+        boxes, size = hand_boxes(joints)
+        assert size == expected[f"clip{i}.box_hw"]
+        for side in HANDS:
+            if indices[side][0] >= 0:
+                np.testing.assert_array_equal(boxes[side], expected[f"clip{i}.{side}_box"])
+                inside = (joints[side] - boxes[side][:, None, :2]) / size
+                np.testing.assert_array_equal(inside, expected[f"clip{i}.{side}_skeletons_norm"])
+
+
+# -- against the official implementation: the network ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentences(shared_reference):
+    return json.loads((shared_reference / "batch_info.json").read_text(encoding="utf-8"))["sentences"]
+
+
+@pytest.fixture(scope="module")
+def batch(vectors):
+    poses, crops = vectors("batch_pose.npz"), vectors("batch_rgb.npz")
+    fields = {name: torch.from_numpy(poses[name]) for name in (*PART_JOINTS, "attention_mask")}
+    fields |= {name: torch.from_numpy(crops[name]) for name in crops.files}
+    return {name: value.float() if value.is_floating_point() else value for name, value in fields.items()}
+
+
+def take(batch, which):
+    """Some clips of the batch, with their padding."""
+    taken = {name: batch[name][which] for name in (*PART_JOINTS, "attention_mask")}
+    longest = int(taken["attention_mask"].sum(1).max())
+    taken = {name: value[:, :longest] for name, value in taken.items()}
+    for side in HANDS:
+        lengths = batch[f"{side}_rgb_len"].tolist()
+        for field in ("hands", "sampled_indices", "skeletons_norm"):
+            of_clips = batch[f"{side}_{field}"].split(lengths)
+            taken[f"{side}_{field}"] = torch.cat([of_clips[i] for i in which])
+        taken[f"{side}_rgb_len"] = batch[f"{side}_rgb_len"][which]
+    return taken
+
+
+def logits_of(model, output, sentences):
+    states = model.decode(output.encoder_states, output.attention_mask, model.labels(sentences))
+    return model.mt5_model.lm_head(states)
+
+
+@pytest.fixture(scope="module")
+def evaluated(reference_model, batch, sentences):
+    """The model, its output, and what its RGB modules gave, left hand first."""
+    model = reference_model(OFFICIAL)
+    seen = {"rgb_support_backbone": [], "rgb_proj": [], "fusion_pose_rgb_DA": [], "fusion_gate": []}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, into=into: into.append(out))
+        for name, into in seen.items()
+    ]
+    with torch.no_grad():
+        output = model(batch, {"gt_sentence": sentences})
+    for hook in hooks:
+        hook.remove()
+    return model, output, seen
+
+
+@pytest.mark.parity
+def test_features_of_the_crops(evaluated, vectors):
+    expected, seen = vectors("forward_rgb_eval.npz"), evaluated[2]
+    for i, side in enumerate(HANDS):
+        close(seen["rgb_support_backbone"][i].mean((2, 3)), expected[f"rgb_backbone.{side}_spatial_mean"])
+        close(seen["rgb_proj"][i], expected[f"rgb_proj.{side}"])
+
+
+@pytest.mark.parity
+def test_attention_and_gate(evaluated, vectors):
+    """Recorded clip by clip, here at once."""
+    expected, seen = vectors("forward_rgb_eval.npz"), evaluated[2]
+    found = torch.cat(seen["fusion_pose_rgb_DA"]).transpose(1, 2)
+    gates = torch.cat(seen["fusion_gate"])
+    for name, values in (("da_out", found), ("gate", gates)):
+        close(values, np.concatenate([expected[f"{name}.{i}"] for i in range(5)]), share=2e-5)
+
+
+@pytest.mark.parity
+@torch.no_grad()
+def test_output_in_evaluation(evaluated, vectors, sentences):
+    model, output, _ = evaluated
+    expected = vectors("forward_rgb_eval.npz")
+    close(output.inputs_embeds[:, -30:], expected["pose_embeds"])
+    np.testing.assert_array_equal(output.attention_mask.numpy(), expected["attention_mask"])
+    np.testing.assert_array_equal(model.labels(sentences).numpy(), expected["labels"])
+    close(logits_of(model, output, sentences), expected["logits"])
+    assert output.loss.item() == pytest.approx(float(expected["loss"]), rel=1e-6)
+    assert output.nll.item() == pytest.approx(float(expected["hf_loss"]), rel=1e-6)
+
+
+@pytest.mark.parity
+def test_fused_features(reference_model, batch, sentences, vectors):
+    """What goes on to the temporal graph convolutions, before the feature of the wrist is added."""
+    model, seen = reference_model(OFFICIAL), []
+    fuse = rgb_branch.fuse_hand
+
+    def keep(*args):
+        seen.append(fuse(*args))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr("models.fuse_hand", keep)
+        model.encode_pose(batch)
+    for side, x in zip(HANDS, seen, strict=True):
+        close(x.mean(1).unflatten(0, (4, 30)), vectors("forward_rgb_eval.npz")[f"fused_gcn.{side}_mean"])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("beams", [1, 4])
+def test_sentences(evaluated, vectors, beams):
+    def up_to_end(ids):
+        ids = list(map(int, ids))
+        return ids[: ids.index(EOS) + 1] if EOS in ids else ids
+
+    model, output, _ = evaluated
+    ids = model.generate(output, num_beams=beams, max_new_tokens=100)
+    assert list(map(up_to_end, ids)) == list(map(up_to_end, vectors("generate_rgb.npz")[f"beam{beams}"]))
+
+
+def without_drop(model):
+    """Take stochastic depth out: it was off in the recording."""
+    for module in model.modules():
+        if isinstance(module, rgb_branch.MBConv):
+            module.drop = 0.0
+    return model.train()
+
+
+@pytest.fixture(scope="module")
+def trained(reference_model, batch, sentences):
+    """The model after one forward and backward pass, and its output.
+
+    In float64, which leaves only the rounding of the recorded float32 run to be allowed for: a ReLU that sits on zero
+    may open in the one run and not in the other, and a gradient then differs by a percent.
+    """
+    model = without_drop(reference_model(OFFICIAL)).double()
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in batch.items()}
+    output = model(inputs, {"gt_sentence": sentences})
+    output.loss.backward()
+    return model, output
+
+
+@pytest.mark.parity
+@torch.no_grad()
+def test_output_in_training(trained, vectors, sentences):
+    model, output = trained
+    expected = vectors("forward_rgb_train.npz")
+    close(output.inputs_embeds[:, -30:], expected["pose_embeds"])
+    assert output.loss.item() == pytest.approx(float(expected["loss"]), rel=1e-6)
+    assert output.nll.item() == pytest.approx(float(expected["hf_loss"]), rel=1e-6)
+    close(logits_of(model, output, sentences), expected["logits"])
+
+
+@pytest.mark.parity
+def test_gradients(trained, vectors, shared_reference):
+    model, _ = trained
+    recorded = json.loads((shared_reference / "forward_rgb_train_grads.json").read_text(encoding="utf-8"))
+    whole = recorded["global_l2_norm"]
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert unused == set(recorded["none_grad"])
+    assert all(not model.get_parameter(name).requires_grad for name in unused)
+    gradients = {name: p.grad.double() for name, p in model.named_parameters() if name not in unused}
+    assert gradients.keys() == recorded["params"].keys() - unused
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+    assert norm == pytest.approx(whole, rel=1e-6)
+    arrays = vectors("forward_rgb_train.npz")
+    for name, gradient in gradients.items():
+        norm, total, largest, numel = recorded["params"][name]
+        # A bias before a batch normalisation has rounding noise for a gradient: hence the share of the whole.
+        allowed = 1e-3 * norm + 1e-6 * whole
+        assert gradient.numel() == numel
+        assert abs(gradient.norm().item() - norm) < allowed, name
+        assert abs(gradient.abs().max().item() - largest) < allowed, name
+        assert abs(gradient.sum().item() - total) < allowed * numel**0.5, name
+        if f"grad.{name}" in arrays.files:
+            assert np.linalg.norm(gradient.numpy() - arrays[f"grad.{name}"]) < allowed, name
+
+
+@pytest.mark.parity
+def test_batch_statistics_after_one_pass(trained, vectors):
+    model, _ = trained
+    expected = vectors("forward_rgb_train_bn_after.npz")
+    state = {name: value for name, value in model.state_dict().items() if ".right." not in name}
+    statistics = {name for name in state if "running_" in name or name.endswith("num_batches_tracked")}
+    assert statistics == set(expected.files)
+    for name in statistics:
+        close(state[name], expected[name], share=1e-6)
+
+
+@pytest.mark.parity
+def test_state_dict_of_the_full_size(shared_reference):
+    recorded = json.loads((shared_reference / "state_dict_keys_rgb.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        mt5 = untie_embeddings(MT5ForConditionalGeneration(MT5Config(**recorded["mt5_config"])))
+        model = Uni_Sign(ModelConfig(rgb_support=True), mt5, Tokenizer(shared_reference / "tiny_mt5"))
+    state = model.state_dict(keep_vars=True)
+    entries = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()}
+    assert entries == {name: [shape, dtype] for name, shape, dtype in recorded["entries"]}
+    assert len(entries) == recorded["num_entries"]
+    unique = dict(model.named_parameters())
+    assert list(unique) == recorded["named_parameters_unique_order"]
+    assert sum(parameter.numel() for parameter in unique.values()) == recorded["unique_parameter_elements"]
+    assert set(dict(model.named_buffers(remove_duplicate=False))) & set(state) == set(recorded["buffer_keys"])
+
+
+# -- what holds by default -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_clip_in_a_batch_is_the_clip_alone(reference_model, batch):
+    model = reference_model(ModelConfig(rgb_support=True))
+    together = model.encode_pose(batch)
+    for i, length in enumerate(LENGTHS):
+        close(together[i, :length], model.encode_pose(take(batch, [i]))[0].numpy())
+    shuffled = model.encode_pose(take(batch, [3, 1, 0]))
+    close(shuffled[2], together[0].numpy())
+    assert not torch.allclose(together, reference_model(ModelConfig()).encode_pose(batch), atol=0.1)  # crops count
+
+
+def test_empty_crops_stay_out_of_batch_statistics(reference_model, batch):
+    config = ModelConfig(rgb_support=True)
+    after = []
+    # Clip 1 has no left hand and clip 3 no hand at all: its one empty crop a side must not matter.
+    for which in ([0, 2], [0, 2, 3]):
+        model = without_drop(reference_model(config))
+        with torch.no_grad():
+            model.encode_pose(take(batch, which))
+        after.append({name: x for name, x in model.rgb_support_backbone.state_dict().items() if "running" in name})
+    for name, statistics in after[0].items():
+        assert torch.equal(statistics, after[1][name]), name
+
+
+def test_a_batch_without_a_hand_uses_every_weight(reference_model, batch, sentences):
+    """As several processes need it; and nothing is learnt from the crops that are not there."""
+    model = reference_model(ModelConfig(rgb_support=True)).train()
+    before = {name: x.clone() for name, x in model.rgb_support_backbone.state_dict().items()}
+    model(take(batch, [3]), {"gt_sentence": sentences[3:]}).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith(rgb_branch.PREFIXES) and parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name
+    assert all(torch.equal(x, before[name]) for name, x in model.rgb_support_backbone.state_dict().items())
+    assert model.rgb_support_backbone.training
+    model.eval()
+    assert model.encode_pose(take(batch, [3])).isfinite().all()
+
+
+def test_a_new_gate_opens(batch):
+    """Nearly shut at first, and every weight before it learns within two steps."""
+    torch.manual_seed(0)
+    modules = nn.ModuleDict(hand_fusion_modules(256))
+    gate, attention = modules["fusion_gate"], modules["fusion_pose_rgb_DA"]
+    pose, maps = torch.randn(3, 21, 256), torch.randn(3, 256, 4, 4)
+    optimizer = torch.optim.SGD(modules.parameters(), lr=0.1)
+    for step in range(2):
+        found = attention(pose, maps, batch["left_skeletons_norm"][:3])
+        opened = gate(torch.cat([found, pose], dim=2).transpose(1, 2))
+        if step == 0:
+            assert torch.allclose(opened, torch.tensor(0.01).tanh())
+        opened = opened.transpose(1, 2)
+        optimizer.zero_grad()
+        ((1 - opened) * pose + opened * found - found.detach()).square().mean().backward()
+        optimizer.step()
+    assert all(parameter.grad.any() for parameter in (*gate.parameters(), *attention.parameters()))
+
+
+def test_new_frequencies_are_the_same_in_every_process():
+    """Each draws its new weights from a seed of its own; DeepSpeed makes parameters alike at the start, not buffers."""
+    made = [torch.manual_seed(seed) and rgb_branch.FourierPositions(16) for seed in (1, 2)]
+    assert torch.equal(*(positions.positional_encoding_gaussian_matrix for positions in made))
+
+
+def test_stochastic_depth_keeps_the_mean():
+    block = rgb_branch.MBConv(8, 8, 6, 3, 1, drop=0.25).train()
+    block.block = nn.Identity()
+    torch.manual_seed(0)
+    x = torch.ones(4000, 8, 1, 1)
+    added = block(x)[:, 0, 0, 0] - 1
+    assert sorted(set(added.tolist())) == pytest.approx([0, 4 / 3])
+    assert added.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(block.eval()(x), 2 * x)
+    drops = [module.drop for module in efficientnet_b0().modules() if isinstance(module, rgb_branch.MBConv)]
+    np.testing.assert_allclose(drops, np.arange(16) * 0.2 / 16)
+
+
+def test_a_batch_without_crops_is_refused(small_mt5_folder):
+    model = Uni_Sign(
+        ModelConfig(hidden_dim=32, rgb_support=True), load_mt5(small_mt5_folder), Tokenizer(small_mt5_folder)
+    )
+    with pytest.raises(ValueError, match=r"left_hands not found in src_input.*rgb_support=True"):
+        model.encode_pose(
+            {p: torch.zeros(1, 4, len(j), 3) for p, j in PART_JOINTS.items()} | {"attention_mask": torch.ones(1, 4)}
+        )
+
+
+# -- frames and videos -----------------------------------------------------------------------------------------------
+
+
+def test_chosen_frames():
+    rng = np.random.default_rng(0)
+    scores = np.full((30, 21), 0.9)
+    scores[10:] = 0.2  # not seen
+    scores[3, 8] = 0.1  # a fingertip that was hardly found, in a hand that was
+    draws = [choose_frames(scores, rng) for _ in range(200)]
+    assert all(len(set(draw)) == 3 and list(draw) == sorted(draw) for draw in draws)
+    assert all(3 in draw for draw in draws)
+    assert set(np.concatenate(draws)) == set(range(10))  # the others are all alike
+    assert len(choose_frames(scores[:11], rng)) == 2
+    assert len(choose_frames(scores[9:], rng)) == 1
+    assert len(choose_frames(scores[10:], rng)) == 0
+
+
+def test_a_hand_that_is_one_point_has_no_crop(monkeypatch):
+    monkeypatch.setattr(
+        rgb_branch, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
+    )
+    clip = HandCrops().load(
+        "", Pose(np.full((4, 133, 2), 0.5), np.ones((4, 133))), np.arange(4), np.random.default_rng(0)
+    )
+    assert clip["left_sampled_indices"].tolist() == [-1]
+    assert not clip["left_hands"].any()
+
+
+def test_a_lost_point_takes_no_memory(monkeypatch):
+    monkeypatch.setattr(
+        rgb_branch, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
+    )
+    keypoints = np.full((4, 133, 2), 0.5)
+    keypoints[:, 100] = 1e9
+    clip = HandCrops().load("", Pose(keypoints, np.ones((4, 133))), np.arange(4), np.random.default_rng(0))
+    assert clip["left_hands"].shape == (1, 3, 112, 112)
+    assert clip["left_skeletons_norm"].isfinite().all()
+
+
+def greys(n, height=48, width=64):
+    """A video whose frames say by their brightness which they are."""
+    return [np.full((height, width, 3), 40 + 4 * (i % 50), np.uint8) for i in range(n)]
+
+
+@pytest.fixture
+def real_video(shared_real):
+    return shared_real / "video" / "test_video.mp4"
+
+
+def hands_of_the_video():
+    """58 frames with both hands inside the picture; the left one moves to the right."""
+    keypoints, scores = np.zeros((58, 133, 2), np.float32), np.ones((58, 133), np.float32)
+    spread = np.stack(np.meshgrid(np.linspace(0, 0.1, 7), np.linspace(0, 0.06, 3)), axis=-1).reshape(21, 2)
+    keypoints[:, PART_JOINTS["left"]] = spread + [0.6, 0.5]
+    keypoints[:, PART_JOINTS["left"], 0] += np.linspace(0, 0.2, 58)[:, None]
+    keypoints[:, PART_JOINTS["right"]] = spread + [0.2, 0.4]
+    return Pose(keypoints, scores)
+
+
+def test_crops_of_a_real_video(real_video):
+    """A joint's surroundings in the picture are its surroundings in the crop."""
+    pose = hands_of_the_video()
+    clip = HandCrops().load(real_video, pose, np.arange(58), np.random.default_rng(0))
+    pictures = read_frames(real_video, set(range(58)), 58)
+    assert pictures[0].shape == (720, 540, 3)
+    seen, wanted = [], []
+    for side in HANDS:
+        frames = clip[f"{side}_sampled_indices"].tolist()
+        assert clip[f"{side}_hands"].shape == (6, 3, 112, 112)
+        assert len(set(frames)) == clip[f"{side}_rgb_len"].item() == 6
+        for crop, frame, inside in zip(clip[f"{side}_hands"], frames, clip[f"{side}_skeletons_norm"], strict=True):
+            for joint in (0, 6, 10, 14, 20):
+                x, y = (pose.keypoints[frame, PART_JOINTS[side][joint]] * [540, 720]).round().astype(int)
+                wanted.append(pictures[frame][y - 2 : y + 3, x - 2 : x + 3].mean((0, 1)) / 255)
+                x, y = (inside[joint] * 112).round().int().tolist()
+                seen.append(
+                    crop[:, y - 4 : y + 4, x - 4 : x + 4].mean((1, 2)).numpy() * rgb_branch.STD + rgb_branch.MEAN
+                )
+    assert np.std(wanted) > 0.1
+    assert np.abs(np.array(seen) - wanted).mean() < 0.01
+
+
+def test_another_number_of_frames_is_named(real_video, write_video, tmp_path):
+    pose = hands_of_the_video()
+    for shorter in (57, 50):
+        cut = Pose(pose.keypoints[:shorter], pose.scores[:shorter])
+        with pytest.raises(ValueError, match=rf"test_video.mp4: the video has 58 frames, its pose file {shorter}\."):
+            HandCrops().load(real_video, cut, np.arange(shorter), np.random.default_rng(0))
+    short = write_video(tmp_path / "short.mp4", greys(20))
+    with pytest.raises(ValueError, match=r"short.mp4: the video has 20 frames, its pose file 58\."):
+        HandCrops().load(short, pose, np.arange(58), np.random.default_rng(0))
+
+
+def test_a_clip_of_a_longer_recording(write_video, tmp_path):
+    """Frames count from the recording's start, and so do those that were sampled."""
+    pose = hands_of_the_video()
+    path = write_video(tmp_path / "long.mp4", greys(40))
+    clip = HandCrops().load(
+        path,
+        Pose(pose.keypoints[8:28], pose.scores[8:28], start=8, n_after=12),
+        np.arange(0, 20, 2),
+        np.random.default_rng(1),
+    )
+    for side in HANDS:
+        assert len(clip[f"{side}_hands"]) == 1
+        for crop, index in zip(clip[f"{side}_hands"], clip[f"{side}_sampled_indices"].tolist(), strict=True):
+            grey = (crop.numpy() * rgb_branch.STD[:, None, None] + rgb_branch.MEAN[:, None, None]).mean() * 255
+            assert grey == pytest.approx(40 + 4 * (8 + 2 * index), abs=1.9)
+
+
+def test_a_video_that_changes_its_size_is_refused(monkeypatch):
+    """As recorded calls do: the boxes of a clip have one size in pixels."""
+    monkeypatch.setattr(
+        rgb_branch, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9 + i % 2, 3), np.uint8) for i in wanted}
+    )
+    pose = hands_of_the_video()
+    with pytest.raises(ValueError, match=r"^call.webm: the video changes its size; encode it again"):
+        HandCrops().load("call.webm", pose, np.arange(58), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("package", ["av", "PIL"])
+def test_a_missing_package_is_one_line(monkeypatch, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(ValueError, match=rf"^--rgb_support needs {package}: pip install -r requirements-rgb.txt$"):
+        HandCrops()
+
+
+# -- from the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def filmed(write_video, tmp_path_factory):
+    """A sample corpus with videos in Uni-Sign's folder."""
+    root = write_small_corpus(tmp_path_factory.mktemp("filmed") / "sample", {"train": 6, "dev": 2, "test": 2})
+    spec = DATASETS["CSL_Daily"].under(root)
+    for split in spec.labels:
+        dataset = S2T_Dataset(spec, split)
+        for name, path in dataset.video_paths.items():
+            write_video(path, greys(len(read_pose(dataset.pose_paths[name])), 64, 64))
+    return root
+
+
+FLAGS = (
+    "--rgb_support --hidden_dim 16 --epochs 1 --batch-size 3 --gradient-accumulation-steps 1 --dtype fp32 "
+    "--num_workers 0 --num_beams 1 --max_new_tokens 4 --max_length 20"
+).split()
+
+
+def train(root, out, *flags):
+    fine_tuning.main(utils.parse_args(["--root", str(root), *FLAGS, "--output_dir", str(out), *map(str, flags)]))
+    return out
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def fused(filmed, tmp_path_factory):
+    """A finished run with crops and descriptions."""
+    return train(filmed, tmp_path_factory.mktemp("fused"), "--use_descriptions", "--epochs", 2, "--save_steps", 1)
+
+
+def with_crops(root, max_length=20, **more):
+    return S2T_Dataset(DATASETS["CSL_Daily"].under(root), "train", max_length=max_length, rgb_support=True, **more)
+
+
+def test_samples_with_crops(filmed):
+    dataset = with_crops(filmed, use_descriptions=True)
+    samples = [dataset[i] for i in range(3)]
+    src_input, _ = collate_fn(samples)
+    assert src_input["left_rgb_len"].tolist() == [len(sample.rgb_dict["left_hands"]) for sample in samples]
+    assert src_input["left_hands"].shape[1:] == (3, 112, 112)
+    assert len(src_input["descriptions"]) == 3
+    indices = src_input["right_sampled_indices"].split(src_input["right_rgb_len"].tolist())
+    assert all(max(i) < n for i, n in zip(indices, src_input["src_length_batch"].tolist(), strict=True))
+
+
+def test_which_frames_are_drawn(filmed):
+    """Of clips that are not sampled down: only the crops are drawn."""
+
+    def chosen(epoch=0, **options):
+        dataset = with_crops(filmed, max_length=256, **options)
+        dataset.epoch = epoch
+        return [dataset[i].rgb_dict["left_sampled_indices"].tolist() for i in range(6)]
+
+    assert chosen(seed=1) == chosen(seed=2)  # evaluation repeats
+    training = chosen(seed=1, random_frames=True)
+    assert training == chosen(seed=1, random_frames=True)
+    assert training != chosen(seed=1, random_frames=True, epoch=1)
+    assert training != chosen(seed=2, random_frames=True)
+    # The frames of a clip that is sampled down are those of a run without crops.
+    poses = S2T_Dataset(DATASETS["CSL_Daily"].under(filmed), "train", max_length=20, seed=1, random_frames=True)
+    crops = with_crops(filmed, seed=1, random_frames=True)
+    assert torch.equal(poses[0].pose_sample["body"], crops[0].pose_sample["body"])
+
+
+def test_a_run_with_crops_and_descriptions(fused, filmed, tmp_path):
+    saved = weights(fused / "best_checkpoint.pth")
+    rgb = {name for name in saved if name.startswith(rgb_branch.PREFIXES)}
+    modules = {"rgb_support_backbone", "rgb_proj", "fusion_pose_rgb_linear", "fusion_pose_rgb_DA", "fusion_gate"}
+    assert {name.split(".")[0] for name in rgb} == modules
+    assert {"gating_fusion", "mask_embedding"} <= {name.split(".")[0] for name in saved}
+    scores = [json.loads(line) for line in (fused / "log.txt").read_text().splitlines()]
+    flags = ("--use_descriptions", "--eval", "--finetune", fused / "checkpoint_1.pth")
+    again = json.loads((train(filmed, tmp_path, *flags) / "dev_metrics.json").read_text())
+    assert again["nll"] == pytest.approx(scores[1]["dev_nll"], rel=1e-5)
+
+
+def test_a_resumed_run_is_as_never_stopped(fused, filmed, tmp_path):
+    """Frames, crops, stochastic depth and batch statistics go on where they were."""
+    out = shutil.copytree(fused, tmp_path / "out")
+    state = sorted((out / "resume").iterdir())[0]
+    train(filmed, out, "--use_descriptions", "--epochs", 2, "--save_steps", 1, "--resume", state)
+    before, after = weights(fused / "checkpoint_1.pth"), weights(out / "checkpoint_1.pth")
+    assert state.name == "step_00000003"
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_weights_with_and_without_crops(fused, filmed, tmp_path, caplog):
+    """Uni-Sign's stage 2 starts from poses alone; the other way round would drop what was learnt."""
+    caplog.set_level("INFO")
+    path = fused / "checkpoint_1.pth"
+    whole = weights(path)
+    poses = {name: x for name, x in whole.items() if not name.startswith(rgb_branch.PREFIXES)}
+    config = ModelConfig(hidden_dim=16, use_descriptions=True)
+    save_weights(tmp_path / "poses.pth", poses, config)
+    args = utils.parse_args(["--root", str(filmed), *FLAGS, "--use_descriptions"])
+
+    def build(rgb_support, file, **more):
+        changed = dict(vars(args), rgb_support=rgb_support, finetune=str(file), **more)
+        return building.build_model(type(args)(**changed), dataclasses.replace(config, rgb_support=rgb_support), {})
+
+    model = build(True, path)
+    assert all(torch.equal(x, whole[name]) for name, x in model.state_dict().items())
+    assert "hand backbone" not in caplog.text
+    build(True, tmp_path / "poses.pth")
+    assert "new is rgb_support_backbone (358 tensors), rgb_proj (2 tensors), fusion_pose_rgb_linear" in caplog.text
+    assert "the hand backbone starts from random weights" in caplog.text
+    with pytest.raises(ValueError, match=r"checkpoint_1.pth is an RGB-pose checkpoint; add --rgb_support"):
+        build(False, path)
+    del whole["rgb_proj.weight"]
+    save_weights(tmp_path / "hole.pth", whole, config)
+    with pytest.raises(ValueError, match=r"1 weights are missing \(first rgb_proj.weight\)"):
+        build(True, tmp_path / "hole.pth")
+    with pytest.raises(ValueError, match=r"--eval: .*poses.pth has no RGB branch; drop --rgb_support"):
+        build(True, tmp_path / "poses.pth", eval=True)
+    with pytest.raises(ValueError, match="drop --rgb_backbone"):
+        build(True, path, rgb_backbone="x.pth")
+
+
+def test_backbone_from_imagenet(filmed, tmp_path):
+    """A file as torchvision publishes it, classifier included."""
+    own = {f"features.{name}": x for name, x in efficientnet_b0().state_dict().items()}
+    torch.save(own | {"classifier.1.weight": torch.zeros(1000, 1280)}, tmp_path / "b0.pth")
+    args = utils.parse_args(["--root", str(filmed), *FLAGS, "--rgb_backbone", str(tmp_path / "b0.pth")])
+    config = ModelConfig(hidden_dim=16, rgb_support=True)
+    model = building.build_model(args, config, {})
+    for name, x in model.rgb_support_backbone[0].state_dict().items():
+        assert torch.equal(x, own[f"features.{name}"])
+    del own["features.8.1.bias"]
+    torch.save(own, tmp_path / "b0.pth")
+    with pytest.raises(ValueError, match=r"--rgb_backbone: .*b0.pth does not hold EfficientNet-B0 .*features.8.1.bias"):
+        building.build_model(args, config, {})
+
+
+def test_missing_videos_stop_the_run_before_training(filmed, tmp_path):
+    copy = shutil.copytree(filmed, tmp_path / "copy")
+    gone = next(iter(S2T_Dataset(DATASETS["CSL_Daily"].under(copy), "train").video_paths.values()))
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"videos: 1 of 6 files of the split 'train' .*{gone.name}"):
+        train(copy, tmp_path / "out")
+    shutil.rmtree(gone.parent)
+    with pytest.raises(FileNotFoundError, match=r"videos: .*sentence-crop does not exist"):
+        train(copy, tmp_path / "out")
+    with pytest.raises(ValueError, match="names no folder of videos; set its rgb_dir"):
+        S2T_Dataset(dataclasses.replace(DATASETS["CSL_Daily"].under(filmed), rgb_dir=""), "dev", rgb_support=True)
+
+
+@pytest.fixture(scope="module")
+def partly_filmed(filmed, tmp_path_factory):
+    """The same, but in every second training clip no hand is found."""
+    root = shutil.copytree(filmed, tmp_path_factory.mktemp("partly") / "sample")
+    dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(root), "train")
+    for path in list(dataset.pose_paths.values())[::2]:
+        pose = read_pose(path)
+        pose.scores[:, 91:] = 0.1
+        content = {"keypoints": list(pose.keypoints[:, None]), "scores": list(pose.scores[:, None])}
+        path.write_bytes(pickle.dumps(content))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [["--zero_stage", "2"], ["--zero_stage", "3"], ["--zero_stage", "2", "--dtype", "bf16", "--use_descriptions"]],
+    ids=" ".join,
+)
+def test_two_processes_of_which_one_may_see_no_hand(partly_filmed, tmp_path, flags):
+    """Clip by clip: in most steps only one of the two has crops, and every process learns from them."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "fine_tuning.py", "--root", partly_filmed, *FLAGS, "--batch-size", "1", *flags]
+    mine = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    run = subprocess.run(
+        [*map(str, command), "--output_dir", str(tmp_path)],
+        cwd=Path(fine_tuning.__file__).parent,
+        env=mine | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    saved = weights(tmp_path / "checkpoint_0.pth")
+    assert all(x.isfinite().all() for x in saved.values())
+    assert saved["fusion_gate.2.weight"].any()  # it was zero at the start
+    steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3]

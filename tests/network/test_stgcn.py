@@ -1,0 +1,257 @@
+"""Graph convolutions against plain torch in the official order, and what packing must not mix."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from network import winograd
+from network.stgcn import (
+    EDGES,
+    PART_GRAPH,
+    ClipLayout,
+    GraphConvolution,
+    GraphUnit,
+    STGCNBlock,
+    STGCNChain,
+    TemporalConvolution,
+    adjacency,
+)
+
+LENGTHS = (7, 1, 4, 9)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def mask_of(lengths, longest=None):
+    return (torch.arange(longest or max(lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+def layout_of(lengths, longest=None):
+    return ClipLayout(mask_of(lengths, longest))
+
+
+def joints_first(module, x, *others):
+    """Call a part of a chain, which works on (V, N, C), with (N, V, C)."""
+    return module(x.transpose(0, 1).contiguous(), *others).transpose(0, 1)
+
+
+def shaken(module):
+    """Give every parameter and statistic a value that shows when it is left out."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_()
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+    return module
+
+
+# -- skeletons -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("graph", "n_joints", "n_edges"), [("body", 9, 8), ("hand", 21, 20), ("face", 18, 33)])
+def test_adjacency(graph, n_joints, n_edges):
+    itself, neighbours = adjacency(graph)
+    assert itself.shape == neighbours.shape == (n_joints, n_joints)
+    torch.testing.assert_close((itself + neighbours).sum(0), torch.ones(n_joints))
+    assert torch.equal(itself, torch.diag(itself.diagonal()))
+    assert not neighbours.diagonal().any()
+    assert torch.equal(neighbours > 0, neighbours.T > 0)
+    assert int((neighbours > 0).sum()) == 2 * n_edges == 2 * len(set(EDGES[graph]))
+
+
+def test_adjacency_by_hand():
+    itself, neighbours = adjacency("body")
+    # A wrist (8) has its elbow (6) alone; the nose (0) has ears and shoulders; a shoulder (3) has nose and elbow.
+    assert neighbours[:, 8].tolist() == [0, 0, 0, 0, 0, 0, 0.5, 0, 0]
+    torch.testing.assert_close(neighbours[:, 0], torch.tensor([0, 1, 1, 1, 1, 0, 0, 0, 0]) / 5)
+    torch.testing.assert_close(neighbours[:, 3], torch.tensor([1, 0, 0, 0, 0, 1, 0, 0, 0]) / 3)
+    torch.testing.assert_close(itself.diagonal()[[0, 3, 8]], torch.tensor([1 / 5, 1 / 3, 1 / 2]))
+
+
+def test_fingers_are_chains_from_the_wrist():
+    neighbours = adjacency("hand")[1] > 0
+    for finger in range(5):
+        chain = [0, *range(4 * finger + 1, 4 * finger + 5)]
+        assert all(neighbours[a, b] for a, b in zip(chain, chain[1:], strict=False))
+        assert neighbours[chain[-1]].sum() == 1
+    assert neighbours[0].sum() == 5
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("part", PART_GRAPH)
+def test_skeletons_are_the_official_ones(shared_reference, part):
+    weights = load_file(shared_reference / "tiny_pose.safetensors")
+    recorded = torch.stack(
+        [value.float() for name, value in weights.items() if f".{part}." in name and name.endswith("A")]
+    )
+    assert len(recorded) == 6
+    # They were stored with noise of deviation 0.05: the mean of six is within 0.02 or so, an edge weighs far more.
+    torch.testing.assert_close(recorded.mean(0), adjacency(PART_GRAPH[part]), rtol=0, atol=0.1)
+
+
+# -- packing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (3,), (5, 5), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_pack_and_unpack(lengths, padding):
+    longest = max(lengths) + padding
+    layout = layout_of(lengths, longest)
+    x = torch.randn(len(lengths), longest, 2, 3)
+    packed = layout.pack(x)
+    assert torch.equal(packed, torch.cat([clip[:n] for clip, n in zip(x, lengths, strict=True)]))
+    assert torch.equal(layout.unpack(packed), x * mask_of(lengths, longest)[..., None, None])
+
+
+# -- against plain torch -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("graph", "n_in", "n_out"), [("body", 6, 4), ("hand", 4, 8), ("face", 5, 5)])
+def test_graph_convolution_is_channels_then_joints(graph, n_in, n_out):
+    matrix = adjacency(graph) + 0.1 * torch.randn_like(adjacency(graph))  # no longer symmetric
+    layer = shaken(GraphConvolution(n_in, n_out, n_partitions=2))
+    x = torch.randn(11, matrix.shape[-1], n_in)  # (N, V, C)
+    plain = nn.functional.conv2d(x.permute(2, 0, 1)[None], layer.weight, layer.bias)  # (1, K C', N, V)
+    plain = torch.einsum("bkcnv,kvw->bcnw", plain.unflatten(1, (2, n_out)), matrix)[0].permute(1, 2, 0)
+    torch.testing.assert_close(joints_first(layer, x, matrix), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_temporal_convolution_is_one_per_clip(fast, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(winograd, "suits", lambda x: False)
+    layer = shaken(TemporalConvolution(4))
+    plain = nn.Conv2d(4, 4, (5, 1), padding=(2, 0))
+    plain.load_state_dict(layer.state_dict())
+    clips = [torch.randn(n, 6, 4) for n in LENGTHS]
+    out = joints_first(layer, torch.cat(clips), layout_of(LENGTHS))
+    expected = [plain(clip.permute(2, 0, 1)[None])[0].permute(1, 2, 0) for clip in clips]
+    torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+class PlainBlock(nn.Module):
+    """A block on (B, C, T, V), as it is usually written."""
+
+    def __init__(self, block, n_in, n_out):
+        super().__init__()
+        self.A = nn.Parameter(torch.empty_like(block.gcn.A))
+        self.conv, self.norm = nn.Conv2d(n_in, 2 * n_out, 1), nn.BatchNorm2d(n_out)
+        self.over_time = nn.Sequential(nn.Conv2d(n_out, n_out, (5, 1), padding=(2, 0)), nn.BatchNorm2d(n_out))
+        self.residual = nn.Sequential(nn.Conv2d(n_in, n_out, 1), nn.BatchNorm2d(n_out))
+        self.A.data.copy_(block.gcn.A)
+        self.conv.load_state_dict(block.gcn.conv.state_dict())
+        self.norm.load_state_dict(block.gcn.bn.state_dict())
+        self.over_time = self.over_time if block.tcn else nn.Identity()
+        self.over_time.load_state_dict(block.tcn.state_dict())
+        self.residual = self.residual if block.residual else nn.Identity()
+        self.residual.load_state_dict(block.residual.state_dict())
+
+    def forward(self, x):
+        mixed = torch.einsum("bkctv,kvw->bctw", self.conv(x).unflatten(1, (2, -1)), self.A)
+        return (self.over_time(self.norm(mixed).relu()) + self.residual(x)).relu()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(("n_in", "n_out", "temporal"), [(4, 4, True), (4, 8, False), (6, 6, False), (4, 8, True)])
+def test_block_is_the_usual_one(n_in, n_out, temporal, training):
+    block = shaken(STGCNBlock(n_in, n_out, "body", temporal))
+    plain = PlainBlock(block, n_in, n_out)
+    block.train(training)
+    plain.train(training)
+    x = torch.randn(3, 8, 9, n_in)  # (B, T, V, C), no padding
+    layout = layout_of((8, 8, 8))
+    out = layout.unpack(joints_first(block, layout.pack(x), layout))
+    torch.testing.assert_close(out, plain(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block.gcn.bn.running_var, plain.norm.running_var)
+
+
+# -- padding and neighbours ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [STGCNChain.spatial, STGCNChain.temporal])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_padding_counts_for_nothing(kind, training):
+    width = 4 if kind == STGCNChain.spatial else 16
+    chains = [kind("body", 16) for _ in range(2)]
+    chains[1].load_state_dict(shaken(chains[0]).state_dict())
+    clips = [torch.randn(n, 9, width) for n in LENGTHS]
+    results = []
+    for chain, padding in zip(chains, (0, 6), strict=True):
+        batch = torch.full((len(clips), max(LENGTHS) + padding, 9, width), float("nan"))
+        for row, clip in zip(batch, clips, strict=True):
+            row[: len(clip)] = clip
+        layout = layout_of(LENGTHS, batch.shape[1])
+        results.append(chain.train(training)(layout.pack(batch), layout))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    for (name, one), other in zip(chains[0].state_dict().items(), chains[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+        assert one.isfinite().all()
+
+
+def test_batch_statistics_are_those_of_the_real_frames():
+    unit = GraphUnit(3, 4, "body").train()
+    x = torch.randn(len(LENGTHS), max(LENGTHS) + 2, 9, 3)
+    layout = layout_of(LENGTHS, x.shape[1])
+    frames = torch.cat([clip[:n] for clip, n in zip(x, LENGTHS, strict=True)])
+    mixed = joints_first(unit.conv, frames, unit.A).flatten(0, 1)  # (N V, C)
+    joints_first(unit, layout.pack(x))
+    torch.testing.assert_close(unit.bn.running_mean, 0.1 * mixed.mean(0))
+    torch.testing.assert_close(unit.bn.running_var, 0.9 + 0.1 * mixed.var(0))
+
+
+def test_a_clip_is_what_it_is_alone():
+    chain = shaken(STGCNChain.temporal("hand", 8)).eval()
+    clips = [torch.randn(n, 21, 8) for n in LENGTHS]
+    together = chain(torch.cat(clips), layout_of(LENGTHS, 20)).split(LENGTHS)
+    for clip, out in zip(clips, together, strict=True):
+        torch.testing.assert_close(out, chain(clip, layout_of((len(clip),))), rtol=1e-5, atol=1e-5)
+
+
+def test_a_frame_sees_two_neighbours_a_block_and_no_other_clip():
+    block = shaken(STGCNBlock(4, 4, "body", temporal=True)).eval()
+    x = torch.randn(21, 9, 4, requires_grad=True)
+    out = joints_first(block, x, layout_of((12, 9)))
+
+    def seen_from(frame):
+        (gradient,) = torch.autograd.grad(out[frame].sum(), x, retain_graph=True)
+        own = slice(0, 12) if frame < 12 else slice(12, 21)
+        size = gradient.flatten(1).abs().amax(1)
+        assert size.count_nonzero() == size[own].count_nonzero()  # of another clip not even a rounding error
+        return (size > 1e-4).nonzero().squeeze(1).tolist()
+
+    assert seen_from(5) == [3, 4, 5, 6, 7]
+    assert seen_from(0) == [0, 1, 2]
+    assert seen_from(11) == [9, 10, 11]
+    assert seen_from(12) == [12, 13, 14]
+
+
+@pytest.mark.parametrize("kind", [STGCNChain.spatial, STGCNChain.temporal])
+def test_gradient_reaches_every_weight(kind):
+    chain = kind("face", 16).train()
+    width = 4 if kind == STGCNChain.spatial else 16
+    x = torch.randn(sum(LENGTHS), 18, width, requires_grad=True)
+    out = chain(x, layout_of(LENGTHS))
+    assert out.shape == (sum(LENGTHS), 18, 16)
+    out.pow(2).sum().backward()
+    assert x.grad.flatten(1).any(1).all()
+    for name, parameter in chain.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        # A bias before a batch normalisation is taken off again.
+        idle = name.endswith(("residual.0.bias", "tcn.0.bias"))
+        assert idle or parameter.grad.abs().max() > 1e-3, name
+
+
+def test_names_and_widths_of_the_blocks():
+    spatial, temporal = STGCNChain.spatial("hand", 256), STGCNChain.temporal("hand", 256)
+    widths = {name: (block.gcn.conv.in_channels, block.gcn.bn.num_features) for name, block in spatial.items()}
+    assert widths == {"layer0_0": (64, 64), "layer1_0": (64, 128), "layer2_0": (128, 256)}
+    assert {name: tuple(block.tcn[0].weight.shape) for name, block in temporal.items()} == {
+        f"layer0_{i}": (256, 256, 5, 1) for i in range(3)
+    }

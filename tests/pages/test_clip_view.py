@@ -1,0 +1,137 @@
+"""A clip's section shows what the model made of it, and where the joints are."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from pages.clip_view import Viewer, clip_section
+from pages.elements import Html
+from pose.drawing import picture_points, player_data
+from pose.keypoints import read_pose
+from training.run_folder import RunFolder
+
+
+def viewer(folder, label="run", style="a"):
+    found = Viewer(label, style, RunFolder.read(folder), "test")
+    found.open("cpu")
+    return found
+
+
+@pytest.fixture(scope="module")
+def fusion(two_runs):
+    return viewer(two_runs[1], "fusion", "b")
+
+
+def shown(section):
+    return json.loads(re.search(r'class="clip-data">(.*?)</script>', section)[1])
+
+
+def section(viewers, name):
+    return clip_section(name, viewers, "reference", lambda text: Html(f"<i>{text}</i>"), 1.0)
+
+
+def test_all_frames_of_the_pose_file_are_shown(fusion):
+    name = fusion.dataset.names[0]
+    pose = read_pose(fusion.dataset.pose_paths[name])
+    facts = shown(section([fusion], name))
+    wanted = player_data(*picture_points(pose, np.arange(len(pose))))
+    assert {key: facts[key] for key in wanted} == json.loads(json.dumps(wanted))
+    assert facts["frames"] == list(range(pose.start, pose.start + len(pose)))
+
+
+def test_the_lane_is_the_models_gate_and_the_aligned_texts(fusion):
+    name = next(iter(sorted(fusion.described())))
+    pose = fusion.pose(name)
+    said, lane = fusion.says(name, pose)
+    assert [how for how, _ in said] == ["with descriptions", "without"]
+    assert len(lane.gate) == len(lane.texts) == len(lane.own) == len(pose)
+    assert all(0 < gate < 1 for gate in lane.gate)
+    facts = shown(section([fusion], name))["lanes"][0]
+    assert [None if row < 0 else facts["texts"][row] for row in facts["rows"]] == lane.texts
+    assert facts["gate"] == pytest.approx(lane.gate, abs=1e-4)
+    assert 0 < sum(facts["own"]) < len(pose)
+
+
+def test_a_clip_without_texts_has_a_gate_all_the_same(fusion):
+    name = next(name for name in fusion.dataset.names if name not in fusion.described())
+    said, lane = fusion.says(name, fusion.pose(name))
+    assert [how for how, _ in said] == ["has no description"]
+    assert set(lane.texts) == {None}
+    assert "no text" in section([fusion], name)
+
+
+def test_two_runs_stand_beside_each_other(two_runs, fusion):
+    pose = viewer(two_runs[0], "pose")
+    name = min(fusion.described())
+    made = section([pose, fusion], name)
+    assert re.findall(r"</span>(\w+(?:, [a-z ]+)?)</dt>", made) == [
+        "pose",
+        "fusion, with descriptions",
+        "fusion, without",
+    ]
+    assert len(shown(made)["lanes"]) == 1
+
+
+def test_without_weights_the_skeleton_is_there(two_runs, tmp_path):
+    shutil.copytree(two_runs[1], tmp_path / "run")
+    (tmp_path / "run/best_checkpoint.pth").unlink()
+    found = viewer(tmp_path / "run")
+    assert "has no best_checkpoint.pth" in found.left_out[0]
+    made = section([found], found.dataset.names[0])
+    assert "as evaluated" in made
+    assert shown(made)["lanes"] == []
+
+
+def test_without_data_the_sentences_are_there(two_runs, tmp_path):
+    shutil.copytree(two_runs[1], tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["starts"][0]["dataset"]["pose_dir"] = str(tmp_path / "gone")
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    found = viewer(tmp_path / "run")
+    assert "gone does not exist" in found.left_out[0]
+    name = next(iter(found.run.predictions["test"]))
+    made = section([found], name)
+    assert "as evaluated" in made
+    assert "The skeleton is left out" in made
+
+
+def test_without_descriptions_the_model_speaks_all_the_same(two_runs, tmp_path):
+    shutil.copytree(two_runs[1], tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["starts"][0]["dataset"]["description_dir"] = str(tmp_path / "gone")
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    found = viewer(tmp_path / "run")
+    assert found.left_out[0].startswith("descriptions: ")
+    assert found.described() == set()
+    said, lane = found.says(found.dataset.names[0], found.pose(found.dataset.names[0]))
+    assert [how for how, _ in said] == ["has no description"]
+    assert lane.own == [0] * len(lane.gate)
+
+
+def test_packed_data_show_the_same(two_runs, fusion, tmp_path):
+    from clips.packs import POSES, pack_pose, write_pack
+
+    pose_dir = fusion.run.last["dataset"]["pose_dir"]
+    contents = [pack_pose((pose_dir, path.name)) for path in fusion.dataset.pose_paths.values()]
+    write_pack(tmp_path / "pack", POSES, pose_dir, contents)
+    shutil.copytree(two_runs[1], tmp_path / "run")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["starts"][0]["dataset"]["pose_dir"] = str(tmp_path / "pack")
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    name = fusion.dataset.names[0]
+    assert section([viewer(tmp_path / "run", "fusion", "b")], name) == section([fusion], name)
+
+
+@pytest.mark.parametrize("error", [ValueError("out of GPU memory"), FileNotFoundError("out of GPU memory")])
+def test_a_clip_that_fails_is_told(fusion, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(fusion.translator, "explain", fail)
+    monkeypatch.setattr(fusion, "left_out", [])
+    name = fusion.dataset.names[0]
+    assert [how for how, _ in fusion.says(name, fusion.pose(name))[0]] == ["as evaluated"]
+    assert fusion.left_out == [f"gate and new translations of {name}: out of GPU memory"]

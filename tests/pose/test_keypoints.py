@@ -1,0 +1,377 @@
+"""Keypoints: normalisation against recorded and hand-computed values, and pose files good, odd and hostile."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from pose.keypoints import PART_ANCHOR, PART_JOINTS, PART_ORIGIN, Pose, normalize_keypoints, part_keypoints, read_pose
+
+LENGTHS = {"body": 9, "left": 21, "right": 21, "face_all": 18}
+LEGAL = {"two_persons.pkl", "empty_person_frame.pkl", "all_scores_zero.pkl"}
+
+
+def test_parts_are_those_of_coco_wholebody():
+    assert {part: len(joints) for part, joints in PART_JOINTS.items()} == LENGTHS
+    assert PART_JOINTS["body"].tolist() == [0, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert (PART_JOINTS["left"][0], PART_JOINTS["right"][0], PART_JOINTS["face_all"][-1]) == (91, 112, 53)
+    assert PART_ORIGIN == {"left": 0, "right": 0, "face_all": -1}
+    # The left wrist is point 9, the right one 10, the nose 0.
+    assert {part: PART_JOINTS["body"][joint] for part, joint in PART_ANCHOR.items()} == {
+        "left": 9,
+        "right": 10,
+        "face_all": 0,
+    }
+
+
+# -- normalisation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("clip", ["clip0", "clip1", "clip2", "clip3"])
+def test_normalisation_is_the_official_one(shared_reference, clip):
+    clips, expected = np.load(shared_reference / "clips.npz"), np.load(shared_reference / "load_part_kp.npz")
+    parts = normalize_keypoints(clips[f"{clip}.keypoints"], clips[f"{clip}.scores"])
+    assert list(parts) == list(LENGTHS)
+    for part, values in parts.items():
+        np.testing.assert_allclose(values, expected[f"{clip}.{part}"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parity
+def test_normalisation_of_edge_cases_is_the_official_one(shared_reference):
+    vectors = np.load(shared_reference / "load_part_kp_edge.npz")
+    cases = sorted({key.split(".")[0] for key in vectors.files})
+    assert len(cases) == 12
+    for case in cases:
+        parts = normalize_keypoints(vectors[f"{case}.in.keypoints"], vectors[f"{case}.in.scores"])
+        # In float32 numpy 1.22, which recorded the vectors, and numpy 2 round differently; one such step is 1.2e-7.
+        tolerance = 2e-7 if case == "float32_keypoints" else 1e-12
+        for part, values in parts.items():
+            expected = vectors[f"{case}.out.{part}"]
+            assert values.dtype == expected.dtype
+            np.testing.assert_allclose(values, expected, rtol=0, atol=tolerance, err_msg=f"{case} {part}")
+
+
+@pytest.mark.parity
+def test_box_of_the_body_is_the_official_one(shared_reference):
+    """`crop_scale` on the body alone: its output, and the scale and corner of its box."""
+    vectors = np.load(shared_reference / "load_part_kp_edge.npz")
+    cases = sorted({key.split(".")[0] for key in vectors.files})
+    for case in cases:
+        body, out, scale, corner = (vectors[f"{case}.crop_scale.{key}"] for key in ("in", "out", "scale", "xy"))
+        keypoints, scores = np.zeros((len(body), 133, 2), body.dtype), np.zeros((len(body), 133), body.dtype)
+        keypoints[:, PART_JOINTS["body"]], scores[:, PART_JOINTS["body"]] = body[..., :2], body[..., 2]
+        scores[:, 91:93] = 1
+        keypoints[:, 92] = 0.5 * scale, -0.25 * scale  # seen from the wrist, which lies in the corner of the picture
+        parts = normalize_keypoints(keypoints, scores)
+        tolerance = 2e-7 if case == "float32_keypoints" else 1e-12  # as above
+        np.testing.assert_allclose(parts["body"], out, rtol=0, atol=tolerance, err_msg=case)
+        hand = parts["left"][:, 1]
+        np.testing.assert_allclose(hand, np.tile([0.5, -0.25, 1] if scale else [0] * 3, (len(body), 1)), atol=1e-6)
+        assert np.isnan(corner).all() == (scale == 0)
+        if scale:
+            inside = np.abs(out[..., :2]).max(-1) < 1
+            inside &= body[..., 2] > 0.3
+            assert inside.any()
+            back = (parts["body"][inside][:, :2] + 1) / 2 * scale + corner
+            np.testing.assert_allclose(back, body[inside][:, :2], rtol=0, atol=1e-6, err_msg=case)
+
+
+def clip_of(points, n_frames=1):
+    """(frame, joint) -> (x, y, score); all else is not found, with coordinates that must not count."""
+    keypoints, scores = np.full((n_frames, 133, 2), 0.9), np.zeros((n_frames, 133))
+    for (frame, joint), (x, y, score) in points.items():
+        keypoints[frame, joint], scores[frame, joint] = (x, y), score
+    return keypoints, scores
+
+
+# Body points in two frames: x from 0.3 to 0.7, y from 0.2 to 1.0, so the scale is 0.8 and the corner (0.1, 0.2).
+BODY = {(0, 0): (0.5, 0.2, 1.0), (0, 5): (0.7, 0.4, 0.5), (1, 6): (0.3, 0.6, 0.31), (1, 9): (0.5, 1.0, 1.0)}
+
+
+def test_normalisation_by_hand():
+    others = {
+        (0, 91): (0.6, 0.5, 0.9),
+        (0, 95): (0.7, 0.3, 0.8),
+        (0, 96): (0.7, 0.3, 0.3),  # not sure enough
+        (0, 97): (9.0, -9.0, 1.5),  # far out
+        (1, 112): (0.2, 0.2, 0.1),  # a wrist that was not found is the origin all the same
+        (1, 113): (0.4, 0.1, 1.0),
+        (1, 53): (0.5, 0.25, 1.0),
+        (1, 23): (0.46, 0.29, 1.0),
+        (0, 10): (0.0, 9.0, 0.3),  # of the body, but not in its box
+    }
+    parts = normalize_keypoints(*clip_of(BODY | others, n_frames=2))
+    expected = {part: np.zeros((2, n, 3)) for part, n in LENGTHS.items()}
+    expected["body"][0, 0] = (0, -1, 1)
+    expected["body"][0, 3] = (0.5, -0.5, 0.5)
+    expected["body"][1, 4] = (-0.5, 0, 0.31)
+    expected["body"][1, 7] = (0, 1, 1)
+    expected["left"][0, 0] = (0, 0, 0.9)
+    expected["left"][0, 4] = (0.125, -0.25, 0.8)
+    expected["left"][0, 6] = (1, -1, 1)
+    expected["right"][1, 1] = (0.25, -0.125, 1)
+    expected["face_all"][1, 17] = (0, 0, 1)
+    expected["face_all"][1, 0] = (-0.05, 0.05, 1)
+    for part, values in parts.items():
+        np.testing.assert_allclose(values, expected[part], rtol=0, atol=1e-12, err_msg=part)
+
+
+@pytest.mark.parametrize("lost", BODY)
+def test_three_points_of_the_body_are_too_few(lost):
+    hand = {(0, 91): (0.6, 0.5, 1.0), (0, 92): (0.7, 0.5, 1.0)}
+    assert normalize_keypoints(*clip_of(BODY | hand, 2))["left"].any()
+    points = {**BODY, **hand, lost: (*BODY[lost][:2], 0.3)}
+    assert not any(values.any() for values in normalize_keypoints(*clip_of(points, 2)).values())
+
+
+def test_place_and_size_in_the_picture_do_not_count():
+    rng = np.random.default_rng(0)
+    keypoints, scores = rng.random((7, 133, 2)), rng.random((7, 133))
+    kept = keypoints.copy(), scores.copy()
+    parts, moved = normalize_keypoints(keypoints, scores), normalize_keypoints(0.3 * keypoints + (0.1, -0.2), scores)
+    for part, values in parts.items():
+        np.testing.assert_allclose(values, moved[part], rtol=0, atol=1e-12)
+    assert (keypoints == kept[0]).all()  # the input stays as it was
+    assert (scores == kept[1]).all()
+
+
+def test_sampled_frames_are_normalised_by_themselves():
+    rng = np.random.default_rng(1)
+    pose = Pose(rng.random((9, 133, 2)), rng.random((9, 133)))
+    frames = np.array([1, 4, 7])
+    parts = part_keypoints(pose, frames)
+    expected = normalize_keypoints(pose.keypoints[frames], pose.scores[frames])
+    assert list(parts) == list(LENGTHS)
+    for part, values in parts.items():
+        assert values.dtype == torch.float32
+        assert values.shape == (3, LENGTHS[part], 3)
+        np.testing.assert_array_equal(values.numpy(), expected[part].astype(np.float32))
+    assert not torch.equal(parts["body"], part_keypoints(pose, np.arange(9))["body"][frames])
+
+
+# -- pose files ----------------------------------------------------------------------------------------------------
+
+
+def test_good_files_of_every_dialect(shared_real):
+    folder = shared_real / "fingerspelling/pose_format"
+    files = sorted(folder.iterdir())[::7] + sorted(folder.glob("F00000*"))
+    dialects, dtypes = set(), set()
+    for path in files:
+        data = path.read_bytes()
+        dialects |= {
+            name for name in (b"numpy.core.multiarray", b"numpy._core.multiarray", b"_frombuffer") if name in data
+        }
+        plain = pickle.loads(data)
+        pose = read_pose(path)
+        assert type(pose.keypoints) is type(pose.scores) is np.ndarray
+        assert (len(pose), pose.start) == (len(plain["scores"]), 0)
+        dtypes |= {plain["keypoints"][0].dtype, plain["scores"][0].dtype}
+        assert pose.keypoints.dtype == pose.scores.dtype == np.float32  # also of what is stored in half of it
+        np.testing.assert_array_equal(pose.keypoints, np.concatenate(plain["keypoints"]).astype(np.float32))
+        np.testing.assert_array_equal(pose.scores, np.concatenate(plain["scores"]).astype(np.float32))
+    assert len(dialects) == 3
+    assert dtypes == {np.dtype(np.float16), np.dtype(np.float32)}
+
+
+def test_real_clips_that_were_only_converted(shared_real):
+    index = json.loads((shared_real / "isolated/index.json").read_text(encoding="utf-8"))
+    assert len(index) == 14
+    for entry in index:
+        pose = read_pose(shared_real / f"isolated/pose_format/{entry['name']}.pkl")
+        assert len(pose) == entry["frames"]
+        assert pose.keypoints.dtype == (np.float64 if entry["name"] in ("sgg_essen", "viewer_sample") else np.float32)
+        parts = part_keypoints(pose, np.arange(len(pose)))
+        absent = set(entry["absent_points"])
+        for part, values in parts.items():
+            assert values.isfinite().all()
+            assert values.abs().max() <= 1
+            missing = [i for i, joint in enumerate(PART_JOINTS[part]) if joint in absent]
+            assert not values[:, missing].any()
+        assert parts["body"].abs().sum() > 0
+        hands = torch.cat([parts["left"], parts["right"]], dim=1)
+        assert hands.abs().sum() > 0, entry["name"]
+
+
+def saved(folder, **content):
+    path = folder / "clip.pkl"
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+def frames(n, shape, dtype=np.float32):
+    rng = np.random.default_rng(n)
+    return [rng.random((1, *shape)).astype(dtype) for _ in range(n)]
+
+
+def test_start_and_end_cut_a_clip_out(tmp_path):
+    keypoints, scores = frames(12, (133, 2)), frames(12, (133,))
+    pose = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores, start=np.int64(3), end=8))
+    assert (len(pose), pose.start, type(pose.start)) == (5, 3, int)
+    assert (pose.n_after, pose.n_recorded) == (4, 12)
+    np.testing.assert_array_equal(pose.keypoints, np.concatenate(keypoints[3:8]))
+    np.testing.assert_array_equal(pose.scores, np.concatenate(scores[3:8]))
+    # What lies outside the clip is nobody's business.
+    keypoints[0] = keypoints[0] * np.nan
+    assert len(read_pose(saved(tmp_path, keypoints=keypoints, scores=scores, start=3, end=12))) == 9
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 12), (3, 8)])
+def test_the_number_of_frames_is_that_of_the_labels(tmp_path, start, end):
+    path = saved(tmp_path, keypoints=frames(12, (133, 2)), scores=frames(12, (133,)), start=start, end=end)
+    assert len(read_pose(path, n_frames=end - start)) == end - start
+    with pytest.raises(
+        ValueError, match=rf"clip\.pkl: the clip has {end - start} frames, the labels say 11\. .*frame"
+    ) as e:
+        read_pose(path, n_frames=11)
+    assert "\n" not in str(e.value)
+
+
+def test_whole_arrays_and_plain_lists_are_read_too(tmp_path):
+    keypoints, scores = frames(4, (133, 2), np.float64), frames(4, (133,), np.float64)
+    expected = np.concatenate(keypoints)
+    for pack in (np.stack, tuple, lambda arrays: [array.tolist() for array in arrays]):
+        pose = read_pose(saved(tmp_path, keypoints=pack(keypoints), scores=pack(scores)))
+        assert pose.keypoints.dtype == np.float64
+        np.testing.assert_array_equal(pose.keypoints, expected)
+
+
+def test_of_two_persons_the_first_counts(shared_real):
+    path = shared_real / "hostile/two_persons.pkl"
+    plain = pickle.loads(path.read_bytes())
+    pose = read_pose(path)
+    assert plain["keypoints"][0].shape == (2, 133, 2)
+    np.testing.assert_array_equal(pose.keypoints, np.stack([frame[0] for frame in plain["keypoints"]]))
+    np.testing.assert_array_equal(pose.scores, np.stack([frame[0] for frame in plain["scores"]]))
+
+
+def test_a_frame_with_nobody_has_no_points(shared_real):
+    pose = read_pose(shared_real / "hostile/empty_person_frame.pkl")
+    assert pose.scores.any(axis=1).tolist() == [frame != 4 for frame in range(len(pose))]
+    assert not pose.keypoints[4].any()
+    assert not any(values[4].any() for values in part_keypoints(pose, np.arange(len(pose))).values())
+
+
+@pytest.mark.parametrize("nobody", [[], None, (), np.zeros(0), np.zeros((0, 133, 2))])
+def test_a_frame_with_nobody_may_be_empty(tmp_path, nobody):
+    keypoints, scores = frames(3, (133, 2)), frames(3, (133,))
+    whole = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+    keypoints[1], scores[1] = nobody, None
+    pose = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+    assert not pose.keypoints[1].any()
+    assert not pose.scores[1].any()
+    np.testing.assert_array_equal(pose.keypoints[::2], whole.keypoints[::2])
+    scores[1] = np.ones((1, 133))  # somebody, whose keypoints are lost
+    if nobody is None or not isinstance(nobody, np.ndarray):
+        with pytest.raises(ValueError, match="frame 1 of keypoints is .*; wanted numbers of the shape"):
+            read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+
+
+def test_a_clip_with_nobody_in_any_frame_may_be_of_empty_ones(tmp_path):
+    pose = read_pose(saved(tmp_path, keypoints=[None, []], scores=[[], []]))
+    assert (len(pose), pose.scores.any(), pose.keypoints.any()) == (2, False, False)
+
+
+def test_a_clip_in_which_nothing_was_found_is_legal(shared_real):
+    pose = read_pose(shared_real / "hostile/all_scores_zero.pkl")
+    assert len(pose) == 12
+    assert not any(values.any() for values in part_keypoints(pose, np.arange(12)).values())
+
+
+def test_a_point_that_was_not_found_may_hold_nan(tmp_path):
+    keypoints, scores = frames(3, (133, 2)), frames(3, (133,))
+    scores[1][0, 7] = 0
+    keypoints[1][0, 7] = np.nan, 0.5
+    pose = read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+    assert not pose.keypoints[1, 7].any()
+    keypoints[1][0, 7] = 0
+    np.testing.assert_array_equal(pose.keypoints, np.concatenate(keypoints))
+    scores[1][0, 7] = 1e-6
+    keypoints[1][0, 7] = np.nan
+    with pytest.raises(ValueError, match="1 frames hold NaN or infinite values, the first is 1"):
+        read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+
+
+def test_pixels_beside_points_that_were_not_found_are_still_refused(tmp_path):
+    keypoints, scores = [600 * frame for frame in frames(3, (133, 2))], frames(3, (133,))
+    keypoints[0][0, 0], scores[0][0, 0] = np.nan, 0
+    with pytest.raises(ValueError, match="in pixels"):
+        read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
+
+
+SAID = {
+    "truncated.pkl": "not a readable pickle",
+    "empty_file.pkl": "the file is empty",
+    "not_a_pickle.pkl": "not a readable pickle",
+    "nan_inf.pkl": "6 frames hold NaN or infinite values, the first is 3",
+    "all_nan.pkl": "12 frames hold NaN",
+    "joints17.pkl": "(1, 17, 2)",
+    "zero_frames.pkl": "frames 0 to 0 of 0",
+    "length_mismatch.pkl": "12 frames of keypoints, but 9 of scores",
+    "length_mismatch_keypoints.pkl": "9 frames of keypoints, but 12 of scores",
+    "no_scores_key.pkl": "the keys ['keypoints']",
+    "no_person_axis.pkl": "('people', 133, 2)",
+    "start_after_end.pkl": "frames 8 to 4 of 12",
+    "end_beyond.pkl": "frames 5 to 400 of 12",
+    "pixel_coordinates.pkl": "coordinates are in pixels",
+    "list_pickle.pkl": "holds a list",
+}
+
+
+def test_hostile_files_are_one_clear_error_each(shared_real, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a payload would leave its mark
+    index = json.loads((shared_real / "hostile/INDEX.json").read_text(encoding="utf-8"))
+    names = {name for name, entry in index.items() if entry["kind"] == "pose"} - LEGAL
+    assert len(names) == 20
+    for name in sorted(names):
+        said = SAID.get(name, "which plain data does not need")
+        with pytest.raises(ValueError, match=name) as error:
+            read_pose(shared_real / "hostile" / name)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+RAGGED = [[[0.1, 0.2], [0.3]]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"keypoints": None},
+        {"keypoints": 3},
+        {"keypoints": "abc"},
+        {"keypoints": {0: 1, 1: 2, 2: 3}},
+        {"keypoints": np.float32(1)},
+        {"keypoints": np.zeros(())},
+        {"keypoints": [None] * 3},
+        {"keypoints": [RAGGED] * 3},
+        {"keypoints": [np.full((1, 133, 2), "a")] * 3},
+        {"keypoints": [np.zeros((1, 133, 3))] * 3},
+        {"scores": [np.ones((1, 133)) * 1j] * 3},
+        {"scores": [np.zeros(133)] * 3},
+        {"scores": []},
+        {"start": None},
+        {"start": "0"},
+        {"start": -1},
+        {"start": 3},
+        {"end": 2.5},
+        {"end": float("nan")},
+        {"end": 0},
+        {"start": [0]},
+    ],
+    ids=lambda wrong: " ".join(f"{key}={type(value).__name__}" for key, value in wrong.items()),
+)
+def test_a_wrong_value_is_one_clear_error(tmp_path, wrong):
+    content = {"keypoints": frames(3, (133, 2)), "scores": frames(3, (133,)), **wrong}
+    with pytest.raises(ValueError, match=r"clip\.pkl: ") as error:
+        read_pose(saved(tmp_path, **content))
+    assert "wanted" in str(error.value) or "frames of keypoints" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.pkl"):
+        read_pose(tmp_path / "none.pkl")

@@ -1,0 +1,185 @@
+"""Files are whole or absent."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from system import disk
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_file_is_written_with_its_sum(tmp_path):
+    digest = disk.write_whole(tmp_path / "a", lambda file: [file.write(b"ab"), file.write(memoryview(b"c"))])
+    assert (tmp_path / "a").read_bytes() == b"abc"
+    assert digest == hashlib.sha256(b"abc").hexdigest() == disk.sha256(tmp_path / "a")
+
+
+def test_what_torch_saves_is_summed_as_it_lies_on_the_disk(tmp_path):
+    tensors = {"a": torch.randn(1000), "b": torch.randn(3, 4).T}
+    digest = disk.write_whole(tmp_path / "a.pt", lambda file: torch.save(tensors, file))
+    assert digest == disk.sha256(tmp_path / "a.pt")
+    assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True)["a"], tensors["a"])
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        disk.write_whole(path, write)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_processes_write_the_same_file(tmp_path, monkeypatch, locks, fails):
+    """Each writes all of its own, the last one stays, and neither leaves anything behind."""
+
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refused)
+    path = tmp_path / "a"
+    other = "import sys; from system import disk; disk.write_whole(sys.argv[1], lambda file: file.write(b'other'))"
+
+    def write(file):
+        file.write(b"mi")
+        file.flush()
+        subprocess.run([sys.executable, "-c", other, path], cwd=ROOT, check=True)
+        assert path.read_bytes() == b"other"
+        if fails:
+            raise OSError("full")
+        file.write(b"ne")
+
+    with pytest.raises(OSError, match="full") if fails else contextlib.nullcontext():
+        disk.write_whole(path, write)
+    assert path.read_bytes() == (b"other" if fails else b"mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_kill_left_is_used_up(tmp_path):
+    code = (
+        "import os, sys; from system import disk; disk.write_whole(sys.argv[1], lambda file: [file.write(b'x' * "
+        "99999), os._exit(1)])"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, tmp_path / "a"], cwd=ROOT, check=False)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.unfinished"]
+    disk.write_whole(tmp_path / "a", lambda file: file.write(b"whole"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file size limit on this system")
+def test_a_full_disk_is_an_os_error_also_inside_torch(tmp_path):
+    """A limit on the size of files stands in for the disk's end: the kernel refuses in the middle of a write."""
+    code = """
+import resource, sys, torch
+from system import disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    disk.write_whole(sys.argv[1], lambda file: torch.save({"a": torch.zeros(100_000)}, file))
+except OSError as error:
+    print(disk.explain(error, sys.argv[1]))
+"""
+    path = tmp_path / "w.pt"
+    run = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{path} cannot be written: File too large; " in run.stdout
+    assert "MB are free there." in run.stdout
+    assert not list(tmp_path.iterdir())
+    assert resource.getrlimit(resource.RLIMIT_FSIZE) != (100_000, 100_000)
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    folder = tmp_path / "in" / "state"
+    for content in ("1", "2"):
+        with disk.new_folder(folder) as unfinished:
+            (unfinished / "a").write_text(content)
+            assert folder.exists() == (content == "2")
+        assert (folder / "a").read_text() == content
+
+
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
+    folder = tmp_path / "in" / "state"
+    with disk.new_folder(folder) as unfinished:
+        (unfinished / "a").write_text("2")
+
+    def fail():
+        with disk.new_folder(folder) as unfinished:
+            (unfinished / "a").write_text("3")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert (folder / "a").read_text() == "2"
+    assert [path.name for path in folder.parent.iterdir()] == ["state"]
+
+
+def test_an_explanation_has_the_path_and_the_room(tmp_path):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    text = disk.explain(error, tmp_path / "no" / "such" / "folder")
+    assert text.startswith(f"{tmp_path}/no/such/folder cannot be written: No space left on device; ")
+    assert text.endswith(" MB are free there.")
+
+
+def test_lines_wait_until_they_can_be_written(tmp_path, caplog):
+    path = tmp_path / "later" / "steps.jsonl"
+    lines = disk.Lines(path)
+    for step in (1, 2):
+        lines.add({"step": step})
+    assert caplog.text.count("cannot be written") == 1
+    path.parent.mkdir()
+    lines.add({"step": 3})
+    assert disk.read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "steps.jsonl"
+    lines = disk.Lines(path)
+    lines.add({"step": 1})
+
+    class Full(io.FileIO):
+        def write(self, data):
+            return super().write(bytes(data)[:5])
+
+    monkeypatch.setattr(disk, "open", lambda path, mode, buffering: Full(path, mode), raising=False)
+    lines.add({"step": 2})
+    assert path.read_text() == '{"step": 1}\n'
+    monkeypatch.undo()
+    lines.add({"step": 3})
+    assert [line["step"] for line in disk.read_lines(path)] == [1, 2, 3]
+
+
+def test_a_cut_last_line_is_left_out(tmp_path):
+    (tmp_path / "a").write_text(json.dumps({"a": 1}) + '\n{"a": 2')
+    assert disk.read_lines(tmp_path / "a") == [{"a": 1}]
+    assert disk.read_lines(tmp_path / "none") == []
+
+
+def test_a_line_ends_at_its_end_alone(tmp_path):
+    """A sentence may hold what Unicode calls a line's end: a model that writes bytes writes anything."""
+    rows = [{"hypothesis": "a\u2028b\x85c\x0bd"}, {"hypothesis": "e"}]
+    lines = disk.Lines(tmp_path / "rows.jsonl")
+    for row in rows:
+        lines.add(row)
+    assert disk.read_lines(tmp_path / "rows.jsonl") == rows

@@ -1,0 +1,85 @@
+"""The benchmark in its smallest form: it runs, and what it writes is whole. Never how long anything takes."""
+
+import json
+
+import pytest
+import torch
+
+from datasets import SEARCHED
+from tools import benchmark
+
+TINY = benchmark.SIZES["tiny"]
+STAGES = [
+    "normalisation",
+    "clips from files",
+    "clips from packs",
+    "collation",
+    "pose encoder",
+    "mT5 encoder",
+    "decoder and loss",
+    "forward and backward",
+    "optimizer",
+    "training step",
+    "evaluation",
+    "text branch with frozen texts",
+    "training step with frozen texts",
+    "text branch with trained texts",
+    "training step with trained texts",
+]
+OF_DATA = {*STAGES[:4], "optimizer"}  # no matrix products
+
+
+def test_every_stage_is_measured(tmp_path, capsys):
+    benchmark.main(["--size", "tiny", "--repeats", "1", "--json", str(tmp_path / "r.json")])
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert [row["stage"] for row in content["stages"]] == STAGES
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0][2:] for line in lines] == ["stage", "---", *STAGES]
+    for row in content["stages"]:
+        n = TINY.batch_size * (SEARCHED if row["stage"] == "evaluation" else 1)
+        assert row["clips_per_second"] * row["seconds"] == pytest.approx(n)
+        assert row["frames_per_second"] * row["seconds"] == pytest.approx(n * TINY.frames)
+        assert (row["share_of_ceiling"] > 0) == (row["stage"] not in OF_DATA)
+    assert {"device", "torch", "threads", "dtype", "clock", "batch_size", "frames", "model"} <= content["run"].keys()
+
+
+def test_some_stages_alone(capsys):
+    benchmark.main(["--size", "tiny", "--repeats", "1", "--only", "coll", "clips"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0][2:] for line in lines[2:]] == ["clips from files", "clips from packs", "collation"]
+
+
+def test_wrong_input_gets_one_line(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"--only poses: no stage begins so; there are normalisation, .*trained texts"):
+        benchmark.main(["--size", "tiny", "--only", "poses"])
+    for flags, complaint in (
+        (["--batch-size", "0"], "--batch_size 0: must be at least 1"),
+        (["--json", str(tmp_path / "nowhere" / "r.json")], "its folder does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            benchmark.main(["--size", "tiny", *flags])
+        assert complaint in capsys.readouterr().err
+
+
+def test_the_optimizer_has_gradients(tmp_path):
+    stages = benchmark.all_stages(TINY, tmp_path, torch.device("cpu"), "fp32")
+    stage = next(stage for stage in stages if stage.name == "optimizer")
+    (group, *_) = stage.work.__self__.param_groups
+    before = [weight.clone() for weight in group["params"]]
+    stage.work()
+    assert not any(torch.equal(*pair) for pair in zip(before, group["params"], strict=True))
+
+
+def test_share_of_the_ceiling_counts_matrix_products():
+    a = torch.ones(64, 64)
+    meter = benchmark.Meter(torch.device("cpu"), "wall", 1)
+    row = meter.measure(benchmark.Stage("product", lambda: a @ a, clips=1, frames=1), ceiling=1e6)
+    assert row["share_of_ceiling"] * row["seconds"] * 1e6 == pytest.approx(2 * 64**3)
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    meter = benchmark.Meter(torch.device("cpu"), "wall", 1)
+    peak = meter.peak(lambda: torch.ones(64 * 2**18).sum())  # 64 MiB
+    if peak is None:
+        pytest.skip("this system has no /proc/self/clear_refs, which is how peak memory is measured on a CPU")
+    assert 60 < peak < 90

@@ -1,0 +1,423 @@
+"""What is exported says the same as before, wherever it is loaded."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, MT5EncoderModel, MT5ForConditionalGeneration
+
+import utils
+from config import ModelConfig
+from models import Uni_Sign
+from network.mt5 import load_mt5
+from network.tokenizer import TOKENIZER_CONFIG, Tokenizer
+from network.vocabulary import KEPT_TOKENS, choose
+from pose.keypoints import read_pose
+from system import disk
+from text_fusion_modules import TextEncoder
+from tools import export
+from tools.export import main, needed_modules, parse_args
+from training import build
+from training.checkpoint import weights_facts
+from training.weights import read_weights, repeated, save_weights
+from translator import FrozenTextEncoder, Translator
+
+OPTIONS = {"dtype": "fp32", "num_beams": 3, "max_new_tokens": 16, "device": "cpu"}
+TEXTS = {0: "右手食指伸直", 5: "the left hand is at the chin"}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.npz"
+    np.savez(path, keypoints=np.random.default_rng(0).random((12, 133, 2)), scores=np.ones((12, 133)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A text encoder that is no mT5."""
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"右手食指伸直",
+        "the",
+        "left",
+        "hand",
+        "is",
+        "at",
+        "chin",
+    ]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def save(small_mt5_folder, tmp_path_factory):
+    """Save a random model: `save("described trimmed")` -> its checkpoint."""
+
+    def saved(kind: str, encoder: str = "") -> Path:
+        config = ModelConfig(hidden_dim=16, use_descriptions="described" in kind, text_encoder=encoder)
+        kept = (
+            choose(Tokenizer(small_mt5_folder), ["我今天想在学校读书。", config.prompt]) if "trimmed" in kind else None
+        )
+        torch.manual_seed(1)
+        texts = None
+        if config.use_descriptions:
+            folder = encoder or small_mt5_folder
+            width = TextEncoder(folder).width
+            own = None if encoder else kept
+            texts = FrozenTextEncoder(folder, 128, width) if "frozen" in kind else TextEncoder(folder, kept=own)
+        mt5 = load_mt5(small_mt5_folder, kept=kept)
+        model = Uni_Sign(config, mt5, Tokenizer(small_mt5_folder, kept), texts)
+        with torch.no_grad():
+            model.pose_proj.weight *= 10
+            for parameter in (*model.mt5_model.parameters(), *(texts.parameters() if "trained" in kind else ())):
+                parameter *= 1.01  # not what lies in the folder any more
+        path = tmp_path_factory.mktemp("weights") / "best_checkpoint.pth"
+        save_weights(path, model.state_dict(), config, mt5_path=str(small_mt5_folder), max_length=8)
+        return path
+
+    return saved
+
+
+def run(*arguments):
+    main(parse_args([str(argument) for argument in arguments]))
+
+
+def found(path, clip, texts):
+    """Sentences and scores, to the last bit."""
+    translate = Translator.from_checkpoint(path, **OPTIONS)
+    return translate.candidates([translate.sample(read_pose(clip), texts)], n_best=3)[0]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", ["pose", "described trained trimmed", pytest.param("pose trimmed", marks=SLOW)])
+def test_a_folder_says_what_the_checkpoint_says(kind, save, clip, tmp_path):
+    checkpoint, out = save(kind), tmp_path / "model"
+    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    texts = TEXTS if "described" in kind else None
+    assert found(out, clip, texts) == found(checkpoint, clip, texts)
+    assert len({candidate.score for candidate in found(out, clip, texts)}) == 3
+    assert Translator.from_checkpoint(out, **OPTIONS).max_length == 8
+    moved = out.rename(tmp_path / "elsewhere")
+    assert found(moved, clip, texts) == found(checkpoint, clip, texts)
+
+
+def test_half_of_an_encoder_decoder_cannot_stand_alone(save, bert, tmp_path):
+    """Only its config says so here: what is tried is that nothing is written that could not be read again."""
+    other, out = shutil.copytree(bert, tmp_path / "bart"), tmp_path / "model"
+    checkpoint = save("described trained", str(other))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
+    with pytest.raises(ValueError, match="the text encoder .*bart is half of an encoder-decoder"):
+        run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("described frozen trimmed", False),
+        ("described trained", True),
+        pytest.param("described frozen", True, marks=SLOW),
+        pytest.param("described trained", False, marks=SLOW),
+    ],
+)
+def test_any_text_encoder_goes_with_it(kind, other, save, bert, clip, tmp_path):
+    checkpoint, out = save(kind, str(bert) if other else ""), tmp_path / "model"
+    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    assert found(out, clip, TEXTS) == found(checkpoint, clip, TEXTS)
+    assert found(out, clip, TEXTS)[0].score != found(out, clip, {})[0].score
+    encoder = Translator.from_checkpoint(out, **OPTIONS).model
+    assert hasattr(encoder, "text_encoder") == ("trained" in kind)
+
+
+def test_a_folder_stands_alone(save, clip, tmp_path):
+    """Another process, which has neither DeepSpeed nor this repository, and neither the mT5 of training."""
+    checkpoint, out = save("described trained trimmed"), tmp_path / "model"
+    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    for module in (
+        "deepspeed",
+        "fine_tuning",
+        "training.checkpoint",
+        "training.engine",
+        "datasets",
+        "training.guards",
+        "sacrebleu",
+    ):
+        file = Path(*module.split(".")).with_suffix(".py")
+        assert not (out / "code" / file).exists()
+        if "." not in module:
+            (lacking / file).write_text(f"raise SystemExit('{module} was imported')")
+    copy = tmp_path / "copy.npz"
+    copy.write_bytes(clip.read_bytes())
+    descriptions = tmp_path / "copy.json"
+    descriptions.write_text(json.dumps(TEXTS), encoding="utf-8")
+    command = [sys.executable, str(out / "code/inference.py"), str(copy), "--checkpoint", str(out), "--n_best", "3"]
+    command += f"--descriptions {descriptions} --dtype fp32 --num_beams 3 --max_new_tokens 16 --device cpu".split()
+    environment = {**os.environ, "PYTHONPATH": str(lacking)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    wanted = [("copy", f"{c.score:.3f}", " ".join(c.text.split())) for c in found(checkpoint, clip, TEXTS)]
+    assert [tuple(line.split("\t")) for line in result.stdout.splitlines()] == wanted
+    pins = (out / "code/requirements.txt").read_text().split()
+    assert [pin.partition("==")[0] for pin in pins] == [
+        "torch", "transformers", "sentencepiece", "safetensors", "numpy", "tqdm"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pose trimmed", "described trained trimmed", "described frozen"])
+def test_training_starts_from_a_folder(kind, save, corpus, tmp_path):
+    """Nothing but --finetune names it: mT5, its tokens and the text encoder come along."""
+    checkpoint, out = save(kind), tmp_path / "model"
+    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    flags = f"--root {corpus} --hidden_dim 16 --finetune {out}/ --text_cache {tmp_path}".split()
+    flags += ["--use_descriptions"] if "described" in kind else []
+    flags += ["--text_encoder_freeze"] if "frozen" in kind else []
+    args = utils.parse_args(flags)
+    config = build.model_config(args, build.dataset_spec(args))
+    model = build.build_model(args, config, {})
+    wanted = {name: value for name, value in read_weights(checkpoint, "")[0].items() if name != KEPT_TOKENS}
+    found = model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    again = tmp_path / "again.pth"
+    save_weights(again, found, config, **weights_facts(args))
+    kept = Translator.from_checkpoint(checkpoint).model.tokenizer
+    assert Translator.from_checkpoint(again).model.tokenizer.model == kept.model
+
+
+def test_a_folder_and_flags_that_name_something_else(save, corpus, tmp_path):
+    out = tmp_path / "model"
+    run("--checkpoint", save("described trained trimmed"), "--to", "folder", "--out", out)
+    named = utils.parse_args(f"--finetune {out} --mt5_path a --use_descriptions --text_encoder b".split())
+    assert (named.mt5_path, named.text_encoder) == ("a", "b")
+    args = utils.parse_args(f"--root {corpus} --hidden_dim 16 --finetune {out}".split())
+    with pytest.raises(ValueError, match="was trained with descriptions; add --use_descriptions"):
+        build.build_model(args, build.model_config(args, build.dataset_spec(args)), {})
+    args = utils.parse_args(f"--root {corpus} --finetune {tmp_path}".split())
+    with pytest.raises(FileNotFoundError, match=f"--finetune: {tmp_path} holds no model.json: it is no folder that"):
+        build.build_model(args, build.model_config(args, build.dataset_spec(args)), {})
+
+
+def test_modules_of_training_are_not_needed():
+    needed = needed_modules("inference")
+    assert {"inference", "translator", "models", "pose.files", "describing.posecodes"} <= needed
+    assert not needed & {
+        "fine_tuning",
+        "training.checkpoint",
+        "training.engine",
+        "datasets",
+        "training.optimization",
+        "training.text_cache",
+    }
+
+
+@pytest.mark.parametrize("kind", ["described trained trimmed", pytest.param("described trained", marks=SLOW)])
+def test_parts_load_in_plain_transformers(kind, save, tmp_path):
+    checkpoint, out = save(kind), tmp_path / "model"
+    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    weights = read_weights(checkpoint, "--checkpoint")[0]
+    for family, part, prefix in (
+        (MT5ForConditionalGeneration, "mt5", "mt5_model."),
+        (MT5EncoderModel, "text_encoder", "text_encoder.encoder."),
+    ):
+        model, info = family.from_pretrained(out / part, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, weights[prefix + name]), name
+        assert len(model.get_input_embeddings().weight) == model.config.vocab_size
+    assert not torch.equal(weights["mt5_model.lm_head.weight"], weights["mt5_model.shared.weight"])
+    assert json.loads((out / "mt5/tokenizer_config.json").read_text()) == TOKENIZER_CONFIG
+
+
+# -- Uni-Sign's format -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parity
+def test_uni_sign_format_is_the_released_files(shared_reference, reference_model, tmp_path):
+    """Names, their order, what they share; and the values, bit for bit."""
+    config = ModelConfig()
+    model = reference_model(config)
+    path, out = tmp_path / "best_checkpoint.pth", tmp_path / "out.pth"
+    save_weights(path, model.state_dict(), config, mt5_path=str(shared_reference / "tiny_mt5"))
+    run("--checkpoint", path, "--to", "uni_sign", "--out", out)
+    content = torch.load(out, weights_only=True)
+    keys = json.loads((shared_reference / "tiny_state_dict_keys.json").read_text())
+    assert list(content) == ["model"]
+    found = [[name, list(value.shape), str(value.dtype)[6:]] for name, value in content["model"].items()]
+    assert found == keys["pose"]
+    for name, value in content["model"].items():
+        assert torch.equal(value, model.state_dict()[name])
+        assert repeated(name) == keys["aliases"].get(name, name)
+        assert value.data_ptr() == content["model"][repeated(name)].data_ptr()
+    reference_model(config).load_state_dict(content["model"], strict=True)
+    assert out.stat().st_size < 1.02 * sum(v.nbytes for n, v in content["model"].items() if repeated(n) == n) + 1e5
+
+
+def test_descriptions_are_dropped_when_told_so_only(save, tmp_path):
+    checkpoint, out = save("described trained"), tmp_path / "out.pth"
+    with pytest.raises(ValueError, match="no place for descriptions. Add --drop_descriptions"):
+        run("--checkpoint", checkpoint, "--to", "uni_sign", "--out", out)
+    assert not out.exists()
+    run("--checkpoint", checkpoint, "--to", "uni_sign", "--out", out, "--drop_descriptions")
+    names = set(torch.load(out, weights_only=True)["model"])
+    assert names == set(read_weights(save("pose"), "--checkpoint")[0])
+
+
+# -- vocabularies ------------------------------------------------------------------------------------------------------
+
+
+def test_a_trimmed_model_goes_back_to_full_size(save, small_mt5_folder, tmp_path):
+    checkpoint = save("described trained trimmed")
+    trained = read_weights(checkpoint, "--checkpoint")[0]
+    kept, pretrained = trained["kept_tokens"], load_mt5(small_mt5_folder).state_dict()
+    base = tmp_path / "base.pth"
+    sevens = {name: torch.full_like(value, 7.0) for name, value in pretrained.items()}
+    torch.save({f"mt5_model.{name}": value for name, value in sevens.items()}, base)
+    for flags, wanted in (((), pretrained), (("--base", base), sevens)):
+        out = tmp_path / f"model{len(flags)}"
+        run("--checkpoint", checkpoint, "--to", "folder", "--out", out, "--vocabulary", "full", *flags)
+        model = Translator.from_checkpoint(out, **OPTIONS).model
+        outside = torch.ones(len(pretrained["shared.weight"]), dtype=torch.bool)
+        outside[kept] = False
+        assert 0 < outside.sum() < len(outside)
+        for name in ("mt5_model.shared.weight", "mt5_model.lm_head.weight", "text_encoder.encoder.shared.weight"):
+            rows = model.state_dict()[name]
+            assert torch.equal(rows[kept], trained[name])
+            untrained = wanted[name.rpartition("_model.")[2].removeprefix("text_encoder.encoder.")]
+            assert torch.equal(
+                rows[outside], torch.full_like(rows, 7.0)[outside] if untrained is None else untrained[outside]
+            )
+        assert (out / "mt5/spiece.model").read_bytes() == (small_mt5_folder / "spiece.model").read_bytes()
+    out = tmp_path / "out.pth"
+    run("--checkpoint", checkpoint, "--to", "uni_sign", "--out", out, "--vocabulary", "full", "--drop_descriptions")
+    names = torch.load(out, weights_only=True)["model"]
+    assert len(names["mt5_model.shared.weight"]) == len(pretrained["shared.weight"])
+    assert "kept_tokens" not in names
+
+
+def test_a_full_model_is_trimmed_to_texts(save, clip, small_mt5_folder, tmp_path):
+    """What it writes is what the full one writes, held to these tokens."""
+    checkpoint, out, texts = save("pose"), tmp_path / "model", tmp_path / "texts.txt"
+    texts.write_text("我今天想在学校读书。\n", encoding="utf-8")
+    run("--checkpoint", checkpoint, "--to", "folder", "--out", out, "--vocabulary", "trimmed", "--texts", texts)
+    kept = torch.tensor(json.loads((out / "model.json").read_text())["kept_tokens"])
+    whole = Translator.from_checkpoint(checkpoint, **OPTIONS)
+    outside = torch.ones(whole.model.mt5_model.config.vocab_size, dtype=torch.bool)
+    outside[kept] = False
+    whole.model.mt5_model.lm_head.register_forward_hook(lambda _, __, logits: logits.masked_fill(outside, -torch.inf))
+    small = Translator.from_checkpoint(out, **OPTIONS)
+    assert small.model.mt5_model.lm_head.weight.shape[0] == len(kept) < len(outside)
+    assert small(clip) == whole(clip)
+    with pytest.raises(ValueError, match="trimmed already"):
+        run("--checkpoint", save("pose trimmed"), "--to", "folder", "--out", tmp_path / "x", "--vocabulary", "trimmed",
+            "--texts", texts)  # fmt: skip
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_overwritten_unasked(save, tmp_path):
+    checkpoint, out, mine = save("pose"), tmp_path / "model", tmp_path / "mine"
+    export_to = ("--checkpoint", checkpoint, "--to", "folder", "--out")
+    run(*export_to, out)
+    before = (out / "model.json").stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"model exists. Give another name, or --overwrite"):
+        run(*export_to, out)
+    assert (out / "model.json").stat().st_mtime_ns == before
+    run(*export_to, out, "--overwrite")
+    assert (out / "model.json").stat().st_mtime_ns > before
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"mine is no folder that tools/export.py wrote; it is not replaced"):
+        run(*export_to, mine, "--overwrite")
+    assert (mine / "thesis.tex").is_file()
+    file = tmp_path / "mine.pth"
+    file.write_text("x")
+    with pytest.raises(ValueError, match="exists"):
+        run("--checkpoint", checkpoint, "--to", "uni_sign", "--out", file)
+    assert file.read_text() == "x"
+
+
+def test_a_full_disk_leaves_nothing(save, tmp_path, monkeypatch):
+    checkpoint = save("pose")
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_code", fail)
+        with pytest.raises(OSError, match="No space"):
+            run("--checkpoint", checkpoint, "--to", "folder", "--out", tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    for to, out in (("folder", "model"), ("uni_sign", "model.pth")):
+        with pytest.raises(ValueError, match=rf"{out}: needs \d+ MB; 0 MB are free there. Make room first"):
+            run("--checkpoint", checkpoint, "--to", to, "--out", tmp_path / out)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--to uni_sign --out folder", "let it end in .pth"),
+        ("--to folder --out x --vocabulary trimmed", "needs --texts"),
+        ("--to folder --out x --texts y", "--texts is for --vocabulary trimmed"),
+        ("--to folder --out x --base y", "--base is for --vocabulary full"),
+        ("--to folder --out x --drop_descriptions", "--drop_descriptions is for --to uni_sign"),
+        ("--to folder --out x --texts y --base z", "--vocabulary trimmed. --base is for --vocabulary full."),
+        ("--out x", "--to"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--checkpoint", "c.pth", *flags.split()])
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_cannot_be_exported_is_one_line(save, small_mt5_folder, tmp_path):
+    checkpoint = save("pose trimmed")
+    out = ("--to", "folder", "--out", tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="--checkpoint: .*none.pth does not exist"):
+        run("--checkpoint", tmp_path / "none.pth", *out)
+    with pytest.raises(FileNotFoundError, match="needs the config.json and spiece.model of its mT5.*--mt5_path"):
+        run("--checkpoint", checkpoint, *out, "--mt5_path", tmp_path)
+    torch.save({"x": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="has no mt5_model.shared.weight of all tokens"):
+        run("--checkpoint", checkpoint, *out, "--vocabulary", "full", "--base", tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="holds no whole model"):
+        run("--checkpoint", tmp_path / "other.pth", *out, "--mt5_path", small_mt5_folder)
+    run("--checkpoint", checkpoint, "--to", "folder", "--out", tmp_path / "model")
+    (tmp_path / "model/model.json").write_text("{")
+    with pytest.raises(ValueError, match="model.json is damaged"):
+        Translator.from_checkpoint(tmp_path / "model")
+    (tmp_path / "model/model.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no model.json: it is no folder that tools/export.py wrote\.$"):
+        Translator.from_checkpoint(tmp_path / "model")
+    (tmp_path / "model/best_checkpoint.pth").touch()
+    with pytest.raises(FileNotFoundError, match=r"Did you mean .*model/best_checkpoint.pth\?"):
+        Translator.from_checkpoint(tmp_path / "model")

@@ -1,0 +1,141 @@
+"""What a command line asks for is what is built; whole runs are in test_fine_tuning.py."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import utils
+from clips.labels import read_labels
+from config import DATASETS, ModelConfig
+from training import build as building
+from training.weights import save_weights
+
+SMALL = "--hidden_dim 16 --dtype fp32 --num_workers 0 --batch-size 4".split()
+
+
+@pytest.fixture
+def command(corpus):
+    """Read a command line on the sample corpus: `command(*flags)`."""
+    return lambda *flags: utils.parse_args(["--root", str(corpus), *SMALL, *map(str, flags)])
+
+
+def build(args, state=None):
+    return building.build_model(args, building.model_config(args, building.dataset_spec(args)), {}, state)
+
+
+def test_the_model_is_that_of_the_flags(command):
+    """Every switch of the model has its flag, and the value arrives."""
+    given = {
+        "hidden_dim": 8,
+        "label_smoothing": 0.3,
+        "use_descriptions": True,
+        "text_dropout_p": 0.25,
+        "text_encoder": "x",
+        "text_max_tokens": 7,
+        "description_alignment": 0.5,
+        "rgb_support": True,
+        "uni_sign_batch_norm": True,
+        "uni_sign_padding": True,
+    }
+    flags = [
+        word for name, value in given.items() for word in ([f"--{name}"] if value is True else [f"--{name}", value])
+    ]
+    config = building.model_config(command(*flags), DATASETS["How2Sign"])
+    fixed = {"language": "English"}  # the data set's
+    assert dataclasses.asdict(config) == dataclasses.asdict(ModelConfig(**given, **fixed))
+    assert all(getattr(config, name) != getattr(ModelConfig(), name) for name in given | fixed)
+
+
+def test_evaluation_has_dev_and_test_in_an_order_that_repeats(command):
+    args = command("--eval", "--finetune", "x", "--seed", 1)
+    loaders = building.build_loaders(args, building.dataset_spec(args))
+    assert list(loaders) == ["dev", "test"]
+    assert all(not loader.dataset.random_frames for loader in loaders.values())
+    assert all(loader.sampler.batches(0) == loader.sampler.batches(1) for loader in loaders.values())
+
+
+def test_dev_and_test_of_one_label_file_are_two_splits(corpus, tmp_path, caplog):
+    spec = DATASETS["CSL_Daily"].under(corpus)
+    labels = {split: read_labels(spec.labels[split]) for split in ("dev", "test")}
+    clips = [label | {"name": name, "split": split} for split in labels for name, label in labels[split].items()]
+    (tmp_path / "eval.json").write_text(json.dumps({clip["name"]: clip for clip in clips}))
+    both = dict.fromkeys(("dev", "test"), str(tmp_path / "eval.json"))
+    own = dataclasses.replace(spec, labels={"train": spec.labels["train"], **both})
+    args = utils.parse_args([*SMALL, "--use_descriptions"])
+    dev = building.build_loaders(args, own)["dev"].dataset
+    assert (dev.names, dev.descriptions.directory.name) == (list(labels["dev"]), "dev")
+    assert "no dev split" not in caplog.text
+
+
+def test_a_run_says_that_it_goes_on_without_missing_poses(command, tmp_path, caplog):
+    args = command("--max_bad_clips", 0.5)
+    spec = building.dataset_spec(args)
+    labels = read_labels(spec.labels["dev"])
+    next(iter(labels.values()))["video_path"] = "nowhere.mp4"
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(labels))
+    building.build_loaders(args, dataclasses.replace(spec, labels={**spec.labels, "dev": str(path)}))
+    assert "nowhere.pkl. The run goes on without them (--max_bad_clips 0.5)." in caplog.text
+
+
+def test_training_draws_clips_and_frames_anew_in_each_epoch(command):
+    args = command("--seed", 1)
+    loaders = building.build_loaders(args, building.dataset_spec(args))
+    assert [loader.dataset.random_frames for loader in loaders.values()] == [True, False]
+    orders = [loaders["train"].sampler.batches(epoch) for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+    assert [sorted(sum(order, [])) for order in orders] == [list(range(24))] * 2
+
+
+def test_a_state_is_all_that_a_resumed_run_reads(command, tmp_path):
+    """What --finetune and --fusion_checkpoint named may be gone: their weights are in the state, trained."""
+    first = build(command("--use_descriptions"))
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter += 0.25
+    torch.save(first.state_dict(), tmp_path / "weights.pt")
+    gone = ("--finetune", tmp_path / "gone.pth", "--fusion_checkpoint", tmp_path / "gone_too.pth")
+    with pytest.raises(FileNotFoundError, match=r"--finetune: .*gone.pth does not exist"):
+        build(command("--use_descriptions", *gone))
+    model = build(command("--use_descriptions", *gone), tmp_path)
+    wanted = first.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
+
+
+def test_the_fusion_checkpoint_comes_after_the_base(command, tmp_path):
+    model = build(command("--use_descriptions"))
+    weights = model.state_dict()
+    save_weights(tmp_path / "base.pth", weights, model.config)
+    changed = {name: value + 1 for name, value in weights.items() if name.startswith("gating_fusion.")}
+    save_weights(tmp_path / "fusion.pth", {**weights, **changed}, model.config)
+    flags = ("--finetune", tmp_path / "base.pth", "--fusion_checkpoint", tmp_path / "fusion.pth")
+    loaded = build(command("--use_descriptions", *flags)).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in (weights | changed).items())
+
+
+@pytest.mark.parametrize("fusion_alone", [("--trainable", "fusion"), ("--text_encoder_freeze",)])
+def test_a_new_rgb_branch_is_not_frozen(command, tmp_path, fusion_alone):
+    plain = build(command())
+    save_weights(tmp_path / "base.pth", plain.state_dict(), plain.config)
+    flags = ("--finetune", tmp_path / "base.pth", "--use_descriptions", "--rgb_support")
+    with pytest.raises(ValueError, match=r"--rgb_support: .*base\.pth has no RGB branch.*--trainable all"):
+        build(command(*flags, *fusion_alone))
+    assert build(command(*flags, *fusion_alone, "--trainable", "all")).config.rgb_support
+
+
+def test_descriptions_of_which_none_can_be_used_end_a_training(command, corpus, tmp_path, caplog):
+    """Or it would be another experiment. What is evaluated may lack them."""
+    args = command("--use_descriptions")
+    spec = dataclasses.replace(building.dataset_spec(args), description_dir=str(tmp_path))
+    for split in ("train", "dev", "test"):
+        (tmp_path / split).mkdir()
+    with pytest.raises(ValueError, match=r"--use_descriptions: no clip of train has a description file"):
+        building.build_loaders(args, spec)
+    name = next(iter(read_labels(spec.labels["train"])))
+    (tmp_path / "train" / f"{name}.json").write_text('{"0.jpg": "The right hand."}')
+    building.build_loaders(args, spec)
+    assert "no clip of dev has a description file" in caplog.text
+    building.build_loaders(command("--use_descriptions", "--eval", "--finetune", "x.pth"), spec)
+    assert "no clip of test has a description file" in caplog.text

@@ -1,0 +1,116 @@
+"""States on disk."""
+
+import dataclasses
+import json
+
+import pytest
+
+import utils
+from config import ModelConfig
+from system.disk import sha256
+from training import checkpoint
+from training.checkpoint import TrainState
+
+
+def state_folder(output_dir, step, whole=True):
+    folder = output_dir / "resume" / f"step_{step:08d}"
+    folder.mkdir(parents=True)
+    if whole:
+        (folder / "weights.pt").write_bytes(b"weights")
+        checkpoint.write_progress(folder, TrainState(step=step, digests={"weights.pt": sha256(folder / "weights.pt")}))
+    return folder
+
+
+def test_no_flag_that_makes_the_model_or_its_training_is_free():
+    flags = vars(utils.parse_args([])).keys()
+    assert flags >= checkpoint.FREE_FLAGS
+    switches = {field.name for field in dataclasses.fields(ModelConfig)} & flags
+    assert len(switches) > 10
+    training = {"lr", "seed", "opt", "epochs", "finetune", "trainable", "length_grouping", "dtype"}
+    assert not checkpoint.FREE_FLAGS & (switches | training)
+
+
+def test_auto_finds_the_newest_whole_state(tmp_path, caplog):
+    assert checkpoint.find_state("auto", tmp_path) is None
+    state_folder(tmp_path, 90)
+    newest = state_folder(tmp_path, 100)
+    state_folder(tmp_path, 110, whole=False)
+    (tmp_path / "resume" / "unfinished_00000120").mkdir()
+    assert checkpoint.find_state("auto", tmp_path)[0] == newest
+    assert "step_00000110/state.json is damaged" in caplog.text
+    assert checkpoint.find_state(str(newest), tmp_path)[1].step == 100
+    with pytest.raises(FileNotFoundError, match="--resume"):
+        checkpoint.find_state(str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "weights.pt").write_bytes(b"weightz"), "weights.pt is damaged"),
+        (lambda folder: (folder / "weights.pt").write_bytes(b"wei"), "weights.pt is damaged"),
+        (lambda folder: (folder / "weights.pt").unlink(), "weights.pt cannot be read"),
+        (lambda folder: (folder / "state.json").write_text("{"), "state.json is damaged"),
+        (lambda folder: (folder / "state.json").write_text("[" * 100_000), "state.json is damaged"),
+        (lambda folder: (folder / "state.json").write_text("[1]"), "state.json is damaged"),
+        (lambda folder: (folder / "state.json").write_text('{"sha256": "0", "step": 3}'), "state.json is damaged"),
+        (
+            lambda folder: (folder / "state.json").write_text(
+                (folder / "state.json").read_text().replace('"step": 100', '"step": 101')
+            ),
+            "state.json is damaged",
+        ),
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path, damage, words):
+    folder = state_folder(tmp_path, 100)
+    damage(folder)
+    with pytest.raises(ValueError, match=f"--resume: .*{words}") as error:
+        checkpoint.find_state(str(folder), tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="--resume auto: all 1 states .* are damaged"):
+        checkpoint.find_state("auto", tmp_path)
+
+
+def test_curves_are_cut_to_where_the_state_stands(tmp_path):
+    (tmp_path / "log.txt").write_text("".join(json.dumps({"epoch": n}) + "\n" for n in range(3)))
+    (tmp_path / "steps.jsonl").write_text(
+        "".join(json.dumps({"step": n}) + "\n" for n in range(1, 9)) + '{"step": 9, "l'
+    )
+    checkpoint.trim_curves(tmp_path, TrainState(epoch=1, step=5))
+    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
+    assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+ARGUMENTS = vars(utils.parse_args(["--batch-size", "4", "--gradient-accumulation-steps", "6"]))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "before", "n_batches", "after"),
+    [
+        (4, 6, 12, 50, 12),
+        (8, 3, 12, 25, 6),
+        (2, 12, 12, 100, 24),
+        (24, 1, 12, 9, 2),
+        (8, 3, 50, 25, 25),  # at the end of the epoch
+        (8, 3, 49, 25, 25),  # at the end of an epoch of an odd number
+    ],
+)
+def test_the_place_in_the_epoch_is_counted_in_clips(tmp_path, batch_size, steps, before, n_batches, after):
+    state = TrainState(micro_batch=before, arguments=ARGUMENTS)
+    now = {**ARGUMENTS, "batch_size": batch_size, "gradient_accumulation_steps": steps, "zero_stage": 3}
+    assert checkpoint.check_resumable(tmp_path, state, now, n_batches).micro_batch == after
+
+
+def test_another_global_batch_is_refused(tmp_path):
+    state = TrainState(arguments=ARGUMENTS, n_processes=2)
+    with pytest.raises(ValueError, match=r"global batch of 48 = 4 x 6 x 2.*this run has 24 = 4 x 6 x 1"):
+        checkpoint.check_resumable(tmp_path, state, ARGUMENTS, 10)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [8, 9, 10, 17]), (1, [10, 17]), (2, [9, 10, 17]), (9, [8, 9, 10, 17])])
+def test_newest_checkpoints_are_kept(tmp_path, keep, left):
+    for epoch in (8, 9, 10, 17):
+        (tmp_path / f"checkpoint_{epoch}.pth").touch()
+    (tmp_path / "checkpoint_mine.pth").touch()
+    checkpoint.forget_checkpoints(tmp_path, 10, keep)
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint_{n}.pth" for n in left} | {"checkpoint_mine.pth"}

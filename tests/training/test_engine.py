@@ -1,0 +1,170 @@
+"""The whole of what ZeRO scatters: the same state for any number of processes and any stage."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import utils
+from system import disk
+from tests.helpers.processes import curves, start
+from training import engine as deepspeed_engine
+
+ROOT = Path(__file__).resolve().parents[2]
+# Dropout would be drawn anew on another number of processes, and batch statistics are each process's own on a CPU:
+# what is compared is the state itself, and the way it is read.
+
+
+def state(folder):
+    files = {path.name: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
+    return {name: content for name, content in files.items() if name != "processes.pt"}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        if isinstance(one[name], dict):
+            assert_same(one[name], other[name])
+        elif isinstance(one[name], torch.Tensor):
+            assert torch.equal(one[name], other[name]), name
+        else:
+            assert one[name] == other[name], name
+
+
+class SaveAtOnce:
+    """Save a state as soon as the run has loaded one, and end."""
+
+    def __call__(self):
+        import fine_tuning
+
+        def train_one_epoch(engine, loader, state, guards, args):
+            fine_tuning.save(engine, state, guards, args)
+            raise ValueError("saved")
+
+        fine_tuning.train_one_epoch = train_one_epoch
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_number_of_the_step_lies_beside_the_moments(monkeypatch, stage):
+    """On a GPU, a fused optimizer refuses one on the CPU; the meta device stands for the GPU."""
+    flat = nn.Parameter(torch.zeros(3, device="meta"))
+    inner = SimpleNamespace(state={})
+    held = SimpleNamespace(fp32_partitioned_groups_flat=[flat], single_partition_of_fp32_groups=[flat])
+    engine = SimpleNamespace(optimizer=held, zero_optimization_stage=lambda: stage)
+    monkeypatch.setattr(deepspeed_engine, "_inner_optimizer", lambda _: inner)
+    monkeypatch.setattr(deepspeed_engine, "_trained", lambda _: [("flat", flat)])
+    monkeypatch.setattr(deepspeed_engine, "_link", lambda _: None)
+    deepspeed_engine._make_room(engine, ["exp_avg"], 7.0)
+    assert {value.device.type for value in inner.state[flat].values()} == {"meta"}
+
+
+CHANGES = [(2, 1, "2", "0"), (1, 2, "0", "3"), (2, 1, "3", "2"), (1, 2, "2", "1"), (2, 2, "1", "3"), (2, 1, "0", "1")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stage", "other_stage"),
+    [*CHANGES[:2], *(pytest.param(*change, marks=pytest.mark.slow) for change in CHANGES[2:])],
+)
+def test_a_state_is_the_same_for_any_size(tiny_corpus, tmp_path, before, after, stage, other_stage):
+    """Saved on N processes, loaded on M with another stage, saved again: every bit is the same; then it trains on."""
+    sizes = {1: ("--gradient-accumulation-steps", "4"), 2: ("--gradient-accumulation-steps", "2")}
+    flags, others = ([*sizes[n], "--zero_stage", s] for n, s in ((before, stage), (after, other_stage)))
+    first, second = tmp_path / "first", tmp_path / "second"
+    start(tiny_corpus, first, *flags, "--epochs", "2", n_processes=before).finish()
+    newest = sorted((first / "resume").iterdir())[-1]
+    one = sorted((first / "resume").iterdir())[0]
+    assert newest != one
+    shutil.copytree(first, second)
+    shutil.rmtree(second / "resume" / newest.name)
+    again = start(tiny_corpus, second, *others, "--epochs", "2", n_processes=after, before=SaveAtOnce())
+    text = again.finish(code=1)
+    assert "error: saved" in text
+    assert ("dropout is drawn anew" in text) == (before != after)
+    assert_same(state(one), state(second / "resume" / one.name))
+    start(tiny_corpus, second, *others, "--epochs", "2", n_processes=after).finish()
+    steps = [disk.read_lines(out / "steps.jsonl") for out in (first, second)]
+    assert [line["lr"] for line in steps[0]] == [line["lr"] for line in steps[1]]
+    losses = [[line["loss"] for line in lines] for lines in steps]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.parametrize("stage", ["2", pytest.param("3", marks=pytest.mark.slow)])
+def test_two_processes_resume_bit_for_bit(tiny_corpus, tmp_path, stage):
+    """Most tensors here do not divide by two, which ZeRO pads."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = ("--epochs", "2", "--zero_stage", stage, "--keep_last", "0", "--gradient-accumulation-steps", "1")
+    start(tiny_corpus, whole, *flags, n_processes=2).finish()
+    shutil.copytree(whole, cut)
+    for path in sorted((cut / "resume").iterdir())[-4:]:  # of six: it goes on within the first epoch
+        shutil.rmtree(path)
+    assert "resumed" in start(tiny_corpus, cut, *flags, n_processes=2).finish()
+    assert curves(whole) == curves(cut)
+    newest = [sorted((out / "resume").iterdir())[-1] for out in (whole, cut)]
+    assert_same(*(state(path) for path in newest))
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [
+        ([], "zero_optimization", {"stage": 2}),
+        (
+            ["--zero_stage", "3", "--offload"],
+            "zero_optimization",
+            {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
+        ),
+        ([], "torch_autocast", {"enabled": True, "dtype": "bfloat16"}),
+        (["--dtype", "fp16"], "torch_autocast", {"enabled": True, "dtype": "float16"}),
+        (["--dtype", "fp32"], "torch_autocast", {"enabled": False, "dtype": "bfloat16"}),
+        (["--gradient-clipping", "0.5"], "gradient_clipping", 0.5),
+        (["--gradient-accumulation-steps", "3"], "gradient_accumulation_steps", 3),
+        (["--batch-size", "5"], "train_micro_batch_size_per_gpu", 5),
+    ],
+)
+def test_flags_reach_deepspeed(flags, key, value):
+    assert deepspeed_engine.deepspeed_config(utils.parse_args(flags))[key] == value
+
+
+UPDATES = """
+import sys, torch
+import utils
+from system import distributed
+from training.optimization import build_optimizer, build_schedule
+from training.engine import full_state_dict, start_engine
+
+distributed.start()
+for stage in "023":
+    flags = f"--dtype {sys.argv[1]} --zero_stage {stage} --opt sgd --lr 1 --weight-decay 0 --gradient-clipping 0.01"
+    args = utils.parse_args([*flags.split(), "--gradient-accumulation-steps", "1"])
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 1))
+    before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    optimizer = build_optimizer(model, args)
+    engine = start_engine(model, optimizer, build_schedule(optimizer, args, 1), args)
+    loss = (engine(torch.ones(4, 64, device=engine.device)).float() - 1).square().mean() / 10
+    engine.backward(loss)
+    engine.step()
+    after = torch.cat([value.flatten() for value in full_state_dict(engine).values()])
+    print("update", *(after - before).tolist())
+"""
+
+
+def test_gradients_are_clipped_in_fp16_as_in_fp32():
+    """In processes of their own, for DeepSpeed keeps autocast on for every later engine."""
+    updates = []
+    for dtype in ("fp32", "fp16"):
+        run = subprocess.run(
+            [sys.executable, "-c", UPDATES, dtype], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        lines = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("update")]
+        updates.append(torch.tensor([[float(number) for number in line] for line in lines]))
+    assert updates[0].norm(dim=1).tolist() == pytest.approx([0.019] * 3, rel=1e-3)  # 0.01, and Nesterov's momentum
+    torch.testing.assert_close(updates[1], updates[0], rtol=0.02, atol=1e-5)
+
+
+def test_batch_norm_is_left_alone_in_one_process():
+    assert type(deepspeed_engine.synchronised_batch_norm(nn.BatchNorm1d(3))) is nn.BatchNorm1d

@@ -1,0 +1,54 @@
+"""Commands that run once, and the data sets they are given."""
+
+import json
+
+import pytest
+
+from config import DATASETS, DatasetSpec
+from training import experiments
+from training.experiments import Experiments, to_toml
+
+
+def test_the_record_of_a_data_set_survives(tmp_path):
+    for spec in DATASETS.values():
+        spec = spec.under(tmp_path)
+        (tmp_path / "record.toml").write_text(to_toml(spec, tmp_path / "texts"))
+        again = DatasetSpec.from_toml(tmp_path / "record.toml")
+        assert again.description_dir == str(tmp_path / "texts")
+        assert (again.language, again.labels, again.pose_dir) == (spec.language, dict(spec.labels), spec.pose_dir)
+        assert again.dev_is_test == spec.dev_is_test
+
+
+def made(tmp_path, **options):
+    return Experiments(DATASETS["CSL_Daily"].under(tmp_path), str(tmp_path), tmp_path / "out", **options)
+
+
+def test_a_command_that_fails_is_shown(corpus, tmp_path):
+    runs = Experiments(DATASETS["CSL_Daily"].under(corpus), str(corpus), tmp_path, flags=("--hidden_dim", "30"))
+    runs.prepare("none")
+    with pytest.raises(ValueError, match=r"status 1 of: python .*--hidden_dim 30"):
+        runs.train("none", ["--seed", "1"], tmp_path / "arm")
+    assert "must be a positive multiple of 4" in (tmp_path / "arm" / "output.txt").read_text()
+    assert not (tmp_path / "arm" / "trained.json").exists()
+
+
+def test_a_command_runs_once(tmp_path):
+    runs, done = made(tmp_path), tmp_path / "arm" / "done.json"
+    count = ["-c", f"open({str(tmp_path / 'count')!r}, 'a').write('x')"]
+    for _ in range(2):
+        runs.once(done, count)
+    assert (tmp_path / "count").read_text() == "x"
+    assert json.loads(done.read_text()) == count
+    with pytest.raises(ValueError, match="arm was made by another command. Name another folder, or remove it"):
+        runs.once(done, ["-c", "pass"])
+
+
+def test_jobs_divide_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments.os, "cpu_count", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    show = ["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
+    made(tmp_path, jobs=4).once(tmp_path / "a" / "done.json", show)
+    assert (tmp_path / "a" / "output.txt").read_text() == "2\n"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    made(tmp_path, jobs=4).once(tmp_path / "b" / "done.json", show)
+    assert (tmp_path / "b" / "output.txt").read_text() == "3\n"

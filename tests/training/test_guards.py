@@ -1,0 +1,395 @@
+"""Stop signals, steps that are not finite, failed saves, full memory: by doing the thing itself."""
+
+import argparse
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import utils
+from system import disk
+from tests.helpers.processes import assert_same_run, start
+from training import guards
+from training.guards import RESUME_ME, Saves, SkippedSteps, StopRequest, explain_memory
+
+# -- signals ---------------------------------------------------------------------------------------------------------
+
+
+def kill_group(pid, number):
+    """Send from a process outside the job: those that load data obey the run itself, and nobody else."""
+    code = f"import os; os.killpg({pid}, {int(number)})"
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, start_new_session=True)
+
+
+class SignalAt:
+    """Send this process a signal in the middle of a step, or of an evaluation, as SLURM would."""
+
+    def __init__(self, number, call, where="forward", rank=0, again_after=None, to_all=False):
+        self.number, self.call, self.where, self.rank, self.again_after = number, call, where, rank, again_after
+        self.seen, self.kill = 0, kill_group if to_all else os.kill
+
+    def __call__(self):
+        from models import Uni_Sign
+
+        function = getattr(Uni_Sign, self.where)
+
+        def watched(*arguments, **options):
+            self.seen += 1
+            if self.seen == self.call and int(os.environ.get("RANK", "0")) == self.rank:
+                self.kill(os.getpid(), self.number)
+                if self.again_after is not None:
+                    time.sleep(self.again_after)
+                    self.kill(os.getpid(), self.number)
+            return function(*arguments, **options)
+
+        setattr(Uni_Sign, self.where, watched)
+
+
+def break_the_loss():
+    """Let something fail that nobody foresaw, in the middle of an epoch."""
+    from models import Uni_Sign
+
+    def target_loss(*_arguments):
+        raise RuntimeError("the loss is broken")
+
+    Uni_Sign.target_loss = target_loss
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_corpus, tmp_path_factory):
+    """A run of two epochs that nobody disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    start(tiny_corpus, out, "--epochs", "2", "--save_steps", "0").finish()
+    return out
+
+
+def test_stopped_in_a_step_and_in_an_evaluation(tiny_corpus, whole, tmp_path):
+    """SIGTERM in the first half of a step, then SIGUSR1 in the evaluation: status 75 both times, nothing is lost."""
+    out = tmp_path / "out"
+    flags = ("--epochs", "2", "--save_steps", "0")
+    # To the whole process group, those that load data included, as SLURM sends it.
+    to_all = SignalAt(signal.SIGTERM, 3, to_all=True)
+    text = start(tiny_corpus, out, *flags, "--num_workers", "2", before=to_all).finish(code=RESUME_ME)
+    assert "SIGTERM: the run stops after this step" in text
+    assert "stopped by SIGTERM after step 2. Go on with --resume auto." in text
+    assert [path.name for path in (out / "resume").iterdir()] == ["step_00000002"]
+    text = start(tiny_corpus, out, *flags, before=SignalAt(signal.SIGUSR1, 1, "generate")).finish(code=RESUME_ME)
+    assert "stopped by SIGUSR1 in the evaluation of dev" in text
+    start(tiny_corpus, out, *flags).finish()
+    assert_same_run(whole, out, 1)
+
+
+def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path):
+    """Only one of them hears the signal."""
+    out = tmp_path / "out"
+    flags = ("--batch-size", "1", "--epochs", "9")
+    run = start(tiny_corpus, out, *flags, n_processes=2, before=SignalAt(signal.SIGTERM, 3, rank=1))
+    text = run.finish(code=RESUME_ME)
+    assert text.count("the run stops after this step") == 1
+    assert "stopped by another process after step 2" in text
+
+
+def test_an_unforeseen_error_ends_the_run(tiny_corpus, tmp_path):
+    """The processes that load data heed no signal but the run's own; else the run would wait for them for ever."""
+    run = start(tiny_corpus, tmp_path / "out", "--num_workers", "2", before=break_the_loss)
+    assert "the loss is broken" in run.finish(code=1)
+
+
+def test_a_second_signal_ends_at_once(tiny_corpus, tmp_path):
+    run = start(tiny_corpus, tmp_path / "out", before=SignalAt(signal.SIGINT, 3, again_after=1.2))
+    run.finish(code=128 + signal.SIGINT)
+    assert not list((tmp_path / "out" / "resume").glob("step_00000002"))
+
+
+def test_signals_that_come_together_are_one_request():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked == "SIGTERM"
+        assert stop.agreed()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# -- saves -----------------------------------------------------------------------------------------------------------
+
+
+def limit_files(n_bytes):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+class SmallDisk:
+    """From the n-th step on, no file can grow beyond some bytes; later it can again."""
+
+    def __init__(self, first, last=10**9, n_bytes=20_000):
+        self.first, self.last, self.n_bytes = first, last, n_bytes
+
+    def __call__(self):
+        import resource
+
+        import fine_tuning
+
+        save_state = fine_tuning.save_state
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+        def limited(engine, state, *arguments):
+            small = self.first <= state.step <= self.last
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.n_bytes if small else hard, hard))
+            return save_state(engine, state, *arguments)
+
+        fine_tuning.save_state = limited
+
+
+def test_a_full_disk_is_survived_for_a_while(tiny_corpus, whole, tmp_path):
+    """Two saves fail in a row, the third succeeds: same losses, every state whole, no half file left."""
+    out = tmp_path / "out"
+    text = start(tiny_corpus, out, "--epochs", "2", "--keep_last", "0", before=SmallDisk(2, 3)).finish()
+    assert text.count("The run goes on; what was saved before is whole.") >= 2
+    assert f"{out}/resume/step_00000002 cannot be written: File too large; " in text
+    assert "MB are free there" in text
+    assert sorted(path.name for path in (out / "resume").iterdir()) == [f"step_{n:08d}" for n in (1, 4, 5, 6)]
+    assert disk.read_lines(out / "steps.jsonl") == disk.read_lines(whole / "steps.jsonl")
+    assert not list(out.rglob("*unfinished*"))
+
+
+def test_a_disk_that_stays_full_ends_the_run(tiny_corpus, whole, tmp_path):
+    out = tmp_path / "out"
+    text = start(tiny_corpus, out, "--epochs", "2", "--max_failed_saves", "1", before=SmallDisk(3)).finish(code=1)
+    assert "error: --max_failed_saves 1: saving the state failed 2 times in a row" in text
+    assert "Traceback" not in text
+    start(tiny_corpus, out, "--epochs", "2").finish()
+    assert_same_run(whole, out, 1)
+
+
+def test_a_full_disk_of_rank_0_is_known_to_all(tiny_corpus, tmp_path):
+    """The other rank writes nothing, and both go on together: else one would wait for the other for ever."""
+    out = tmp_path / "out"
+    text = start(tiny_corpus, out, "--epochs", "1", n_processes=2, before=SmallDisk(1, 1)).finish()
+    assert text.count("the state is not saved") == 2
+    assert [path.name for path in (out / "resume").iterdir()] == ["step_00000002"]
+
+
+def test_a_run_whose_last_save_failed_does_not_claim_success(tmp_path):
+    saves = Saves(limit=2)
+
+    def save(what, full):
+        with saves.attempt(what, tmp_path / "x"):
+            if full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    save("the checkpoint", full=True)
+    save("the state", full=False)
+    with pytest.raises(ValueError, match="the run is done, but saving the checkpoint failed"):
+        saves.finish()
+    save("the checkpoint", full=False)
+    saves.finish()
+    save("the state", full=True)
+    save("the state", full=True)
+    with pytest.raises(
+        ValueError, match="--max_failed_saves 2: saving the state failed 3 times .*/x cannot be written"
+    ):
+        save("the state", full=True)
+
+
+def test_a_failure_of_another_process_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("system.distributed.all_gather", lambda mine: ["x cannot be written.", mine])
+    saves = Saves(limit=1)
+    with saves.attempt("the state", tmp_path):
+        pass
+    assert saves.failed["the state"] == 1
+    with (
+        pytest.raises(ValueError, match="failed 2 times in a row: x cannot be written"),
+        saves.attempt("the state", tmp_path),
+    ):
+        pass
+
+
+def test_only_what_the_disk_does_counts_as_a_failed_save(tmp_path):
+    saves = Saves(limit=2)
+    with pytest.raises(TypeError), saves.attempt("the state", tmp_path):
+        raise TypeError("a defect")
+    assert not saves.failed
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_one_line(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    with pytest.raises(SystemExit):
+        utils.run(lambda: disk.write_text(tmp_path / "a", "b"))
+    assert "error: " in capsys.readouterr().err
+
+
+# -- steps that are not finite ---------------------------------------------------------------------------------------
+
+
+class Poison:
+    """Make the loss, or one gradient, not finite in some forward passes of one rank."""
+
+    def __init__(self, passes, what="loss", rank=0):
+        self.passes, self.what, self.rank, self.seen = passes, what, rank, 0
+
+    def __call__(self):
+        from models import Uni_Sign
+
+        forward = Uni_Sign.forward
+
+        def poisoned(model, src_input, tgt_input):
+            output = forward(model, src_input, tgt_input)
+            if model.training:
+                self.seen += 1
+                if self.seen in self.passes and int(os.environ.get("RANK", "0")) == self.rank:
+                    if self.what == "loss":
+                        output.loss = output.loss * float("nan")
+                    else:
+                        output.loss.register_hook(lambda gradient: gradient * float("inf"))
+            return output
+
+        Uni_Sign.forward = poisoned
+
+
+@pytest.mark.parametrize(
+    ("stage", "what", "n_processes"),
+    [
+        ("2", "loss", 2),
+        ("0", "gradient", 1),
+        pytest.param("0", "loss", 2, marks=pytest.mark.slow),
+        pytest.param("1", "gradient", 2, marks=pytest.mark.slow),
+        pytest.param("2", "gradient", 1, marks=pytest.mark.slow),
+        pytest.param("3", "gradient", 2, marks=pytest.mark.slow),
+        pytest.param("3", "loss", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_that_is_not_finite_is_skipped(tiny_corpus, tmp_path, stage, what, n_processes):
+    """One of its batches is bad on the last rank; the weights before and after are the same, and the run goes on."""
+    out = tmp_path / "out"
+    flags = ("--zero_stage", stage, "--epochs", "1", "--keep_last", "0")
+    run = start(tiny_corpus, out, *flags, n_processes=n_processes, before=Poison([3], what, rank=n_processes - 1))
+    text = run.finish()
+    assert "step 2 is skipped: its loss or gradient is not finite" in text
+    steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+    if n_processes == 2:  # three micro-batches, so two steps
+        assert [line["loss"] is None for line in steps] == [False, True]
+    else:
+        assert [line["loss"] is None for line in steps] == [False, True, False]
+        assert steps[1]["lr"] == steps[2]["lr"]  # the schedule waits
+    one, two = (torch.load(path / "weights.pt", weights_only=True) for path in sorted((out / "resume").iterdir())[:2])
+    assert all(torch.equal(one[name], two[name]) for name in one if "running" not in name and "num_batches" not in name)
+    assert all(torch.isfinite(value).all() for value in two.values())
+    assert disk.read_lines(out / "log.txt")[0]["loss"] > 1
+
+
+def test_too_many_in_a_row_end_the_run(tiny_corpus, tmp_path):
+    out = tmp_path / "out"
+    run = start(tiny_corpus, out, "--max_skipped_steps", "2", "--epochs", "2", before=Poison(range(5, 99)))
+    text = run.finish(code=1)
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: --max_skipped_steps 2: 2 steps in a row had a loss or gradient that is not finite")
+    assert "the last is step 4: learning rate 0.00075" in line
+    assert ", nan, nan, clips S" in line
+    assert f"The state is saved in {out}/non_finite/step_00000004. Try a lower --lr" in line
+    assert (out / "non_finite" / "step_00000004" / "weights.pt").is_file()
+
+
+def poison_on_a_small_disk():
+    Poison(range(3, 99))()
+    SmallDisk(1)()
+
+
+def test_too_many_in_a_row_on_a_full_disk_name_no_state(tiny_corpus, tmp_path):
+    flags = ("--max_skipped_steps", "1", "--save_steps", "0")
+    text = start(tiny_corpus, tmp_path / "out", *flags, before=poison_on_a_small_disk).finish(code=1)
+    assert "The state is not saved. Try a lower --lr" in text
+
+
+class FakeEngine:
+    def __init__(self, applied):
+        self.applied = applied
+        self.optimizer = argparse.Namespace()
+        self.torch_autocast_z0_gradscaler = None
+
+    def was_step_applied(self):
+        return self.applied
+
+
+def test_skipped_steps_are_counted_in_a_row():
+    steps = SkippedSteps(limit=2)
+    for loss, applied, taken, in_row in [
+        (1.0, True, True, 0),
+        (float("nan"), True, False, 1),
+        (1.0, True, True, 0),
+        (1.0, False, False, 1),
+        (float("inf"), False, False, 2),
+    ]:
+        assert not steps.too_many
+        assert steps.taken(FakeEngine(applied), loss) == taken
+        assert steps.in_row == in_row
+    assert steps.too_many
+    assert steps.total == 3
+
+
+def test_an_overflow_in_fp16_is_no_fault_until_the_scale_is_at_its_end():
+    engine = FakeEngine(False)
+    scaler = engine.optimizer.torch_autocast_gradscaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(1))  # makes its state
+    engine.zero_optimization = lambda: True
+    steps = SkippedSteps(limit=2)
+    for scale, in_row in ((2.0, 0), (1.0, 0), (0.5, 1), (0.25, 2)):
+        assert not steps.taken(engine, 1.0)
+        assert scaler.get_scale() == scale
+        assert steps.in_row == in_row
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_is_one_line_with_the_shape_and_what_helps():
+    src_input = {"attention_mask": torch.ones(16, 231), "descriptions": [["a", "b", None], ["a"]]}
+    args = utils.parse_args(["--use_descriptions"])
+    with pytest.raises(ValueError, match="out of GPU memory") as error, explain_memory(src_input, args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ...\nmore")
+    text = str(error.value)
+    assert "\n" not in text
+    assert "a batch of 16 clips x 231 frames with 2 distinct texts (CUDA out of memory)" in text
+    flags = [
+        "--gradient_checkpointing",
+        "--batch-size",
+        "--text_encoder_freeze",
+        "--zero_stage 0",
+        "--offload",
+        "--max_length",
+        "--trainable fusion",
+    ]
+    places = [text.index(flag) for flag in flags]
+    assert places == sorted(places)
+    args = utils.parse_args(["--offload", "--dtype", "fp32", "--gradient_checkpointing"])
+    with pytest.raises(ValueError, match="out of GPU memory") as error, explain_memory(src_input, args):
+        raise torch.OutOfMemoryError
+    assert not any(flag in str(error.value) for flag in ("--offload", "--gradient_checkpointing"))
+    assert "--dtype bf16" in str(error.value)
+    assert guards.RESUME_ME == 75
+
+
+def test_out_of_memory_in_an_evaluation_is_not_helped_by_flags_of_training():
+    args = utils.parse_args([])
+    src_input = {"attention_mask": torch.ones(64, 256)}
+    with pytest.raises(ValueError, match="64 clips x 256") as error, explain_memory(src_input, args, training=False):
+        raise torch.OutOfMemoryError
+    words = (
+        "--batch-size",
+        "4 times as many",
+        "--num_beams",
+        "--max_length",
+        "--gradient",
+        "--offload",
+        "--zero_stage",
+    )
+    assert [word in str(error.value) for word in words] == [True] * 4 + [False] * 3

@@ -1,0 +1,149 @@
+"""What is said of data, weights and memory is what is there."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import config
+from tests.test_pre_training_checklist import MIXED, write_split
+from training import readiness
+
+
+def test_an_error_ends_its_section_alone(capsys):
+    report = readiness.Report()
+    with report.section("data"):
+        raise ValueError("no labels:\nnone")
+    with report.section("weights"):
+        raise KeyError("d_model")
+    assert capsys.readouterr().out == "data\n  ! no labels: none\nweights\n  ! not examined: KeyError: 'd_model'\n"
+    assert report.missing == 2
+
+
+def test_of_many_files_some_are_opened(tmp_path, capsys):
+    _, descriptions = write_split(tmp_path, "train", 6)
+    for i in (1, 2, 4):
+        (descriptions / f"train{i}.json").write_text(MIXED, encoding="utf-8")
+    spec = config.DATASETS["CSL_Daily"].under(tmp_path)
+    longest, texts = readiness.examine_split(readiness.Report(), spec, "train", 2)
+    # Each of half of the clips has three texts.
+    assert (longest, texts) == (10, pytest.approx(1.5))
+    said = capsys.readouterr().out
+    assert "with a text of their own: 50.0% of the clips, 15.0% of the frames" in said
+    assert "estimated: 2 of 6 poses and 3 of 3 description files were opened; --full opens all" in said
+
+
+def test_a_file_that_cannot_be_opened_does_not_end_the_look_at_a_split(tmp_path, capsys, monkeypatch):
+    _, descriptions = write_split(tmp_path, "train", 4)
+    (descriptions / "train0.json").write_text(MIXED, encoding="utf-8")
+    (descriptions / "train1.json").touch()
+    read = readiness.open_poses("").__class__.read
+
+    def refusing(self, path, n_frames=None):
+        if path.stem == "train2":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(self, path, n_frames)
+
+    monkeypatch.setattr("pose.keypoints.PoseFolder.read", refusing)
+    spec = config.DATASETS["CSL_Daily"].under(tmp_path)
+    assert readiness.examine_split(readiness.Report(), spec, "train", 200)[0] == 10
+    said = capsys.readouterr().out
+    assert re.search(
+        r"! poses: 4 found, 0 missing, 1 unreadable in .*; the first: .*Permission denied.*train2.pkl", said
+    )
+    assert "! descriptions: 2 found, 2 missing, 1 unreadable in" in said
+    monkeypatch.setattr("training.readiness.HandCrops", lambda: None)
+    monkeypatch.setattr("training.readiness.count_frames", lambda _: 10)
+    for number in range(4):
+        path = Path(spec.rgb_dir) / f"train{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    readiness.examine_videos(readiness.Report(), spec, "train", 200)
+    assert "of 4 opened 1 do not fit" in capsys.readouterr().out
+
+
+def test_videos_are_compared_with_the_pose_files(write_video, tmp_path, capsys):
+    write_split(tmp_path, "train", 4)
+    spec = config.DATASETS["CSL_Daily"].under(tmp_path)
+    for i, n_frames in enumerate((10, 9, 10)):
+        write_video(Path(spec.rgb_dir) / f"train{i}.mp4", [np.zeros((32, 32, 3), np.uint8)] * n_frames)
+    report = readiness.Report()
+    readiness.examine_videos(report, spec, "train", 200)
+    said = capsys.readouterr().out
+    assert "! videos: 3 found, 1 missing; of 3 opened 1 do not fit in" in said
+    assert "the first: train3.mp4 is missing" in said
+    (Path(spec.rgb_dir) / "train3.mp4").write_bytes((Path(spec.rgb_dir) / "train0.mp4").read_bytes())
+    readiness.examine_videos(report, spec, "train", 200)
+    assert "train1.mp4: the video has 9 frames, its pose file 10." in capsys.readouterr().out
+    shutil.copy(f"{spec.rgb_dir}/train0.mp4", f"{spec.rgb_dir}/train1.mp4")
+    readiness.examine_videos(report, spec, "train", 200)
+    assert "  ✓ videos: 4 found, 0 missing; of 4 opened 0 do not fit" in capsys.readouterr().out
+    assert report.missing == 2
+
+
+# -- weights and GPU -------------------------------------------------------------------------------------------------
+
+
+def test_a_pointer_in_the_place_of_weights_is_told(tmp_path, capsys, corpus):
+    shutil.copytree(corpus / "pretrained_weight", tmp_path / "pretrained_weight")
+    (tmp_path / "pretrained_weight/mt5-base/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    report = readiness.Report()
+    args = SimpleNamespace(root=str(tmp_path), mt5_path=config.mt5_path, trim_vocab=False)
+    assert readiness.examine_weights(report, args)["d_model"] == 64
+    assert report.missing == 1
+    assert "too small, get the weights again" in capsys.readouterr().out
+
+
+def test_parameters_are_estimated_as_they_are(corpus):
+    from network.mt5 import load_mt5
+
+    folder = corpus / config.mt5_path
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    exact = sum(parameter.numel() for parameter in load_mt5(folder).parameters())
+    assert sum(readiness.mt5_parameters(**sizes)) == pytest.approx(exact, rel=0.01)
+
+
+def needed(capsys, monkeypatch, *flags: str, memory: int = 24) -> tuple[float, float, str]:
+    """Estimates in GiB for mt5-base: weights and optimizer, activations; and the line of a GPU."""
+    import torch
+
+    from utils import parse_args
+
+    gpu = SimpleNamespace(name="Some GPU", total_memory=memory << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: gpu)
+    readiness.examine_gpu(readiness.Report(), parse_args(flags), {}, 0, 10.0)
+    said = capsys.readouterr().out
+    state, activations = re.search(r"estimate: (\S+) weights and optimizer, (\S+) for ", said).groups()
+    return float(state), float(activations), said.splitlines()[-1]
+
+
+def test_memory_is_compared_with_what_the_run_needs(capsys, monkeypatch):
+    state, activations, line = needed(capsys, monkeypatch)
+    assert state == pytest.approx(589.4e6 * 20 / 2**30, abs=0.06)  # ZeRO-2 on one GPU
+    assert needed(capsys, monkeypatch, "--zero_stage", "0")[0] == pytest.approx(589.4e6 * 16 / 2**30, abs=0.06)
+    assert line.startswith("  · GPU 0: Some GPU, 24.0 GiB") == (state + activations > 24)
+    half = needed(capsys, monkeypatch, "--batch-size", "8")
+    assert half[0] == state
+    assert half[1] == pytest.approx(activations / 2, abs=0.1)
+    assert half[2] == "  ✓ GPU 0: Some GPU, 24.0 GiB"
+    assert ": try a smaller --batch-size" in needed(capsys, monkeypatch, memory=6)[2]
+
+    # Of 256 frames 51 have a crop of a hand, counting both.
+    crops = needed(capsys, monkeypatch, "--rgb_support")
+    assert crops[0] - state == pytest.approx(5e6 * 20 / 2**30, abs=0.06)
+    assert crops[1] - activations == pytest.approx(16 * 51.2 * 14 / 1024, abs=0.1)
+
+    # The text encoder is a second encoder with its embedding, unless its features come from a cache.
+    described = needed(capsys, monkeypatch, "--use_descriptions")
+    assert described[0] - state == pytest.approx(277.0e6 * 20 / 2**30, abs=0.1)
+    assert described[1] > activations
+    frozen = needed(capsys, monkeypatch, "--use_descriptions", "--text_encoder_freeze")
+    assert frozen[:2] == (state, activations)
+    fusion = needed(capsys, monkeypatch, "--use_descriptions", "--text_encoder_freeze", "--finetune", "x")
+    assert fusion[0] == pytest.approx(state / 5, abs=0.06)

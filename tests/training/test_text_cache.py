@@ -1,0 +1,205 @@
+"""The cache of a frozen encoder's features."""
+
+import errno
+import logging
+import os
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from config import mt5_path
+from text_fusion_modules import TextEncoder
+from training import text_cache
+from training.text_cache import TextFeatureCache, build_text_cache, text_key
+
+TEXTS = ["右手在下巴", "the left hand rises", "双手分开", "", "a" * 400]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(corpus):
+    return corpus / mt5_path
+
+
+def build(root, folder, texts=TEXTS, max_tokens=128):
+    return build_text_cache(root, folder, max_tokens, texts, CPU)
+
+
+def test_features_are_those_of_the_encoder(encoder_folder, tmp_path):
+    cache = build(tmp_path, encoder_folder, TEXTS)
+    with torch.no_grad():
+        direct = TextEncoder(encoder_folder, 128).eval()(TEXTS)
+    wanted = [3, 0, 4, 0]
+    assert torch.allclose(cache([TEXTS[i] for i in wanted]), direct[wanted], atol=1e-5)
+    assert cache.width == direct.shape[1]
+
+
+def test_encoder_runs_once_for_each_text(encoder_folder, tmp_path, monkeypatch):
+    seen = []
+    forward = TextEncoder.forward
+    monkeypatch.setattr(TextEncoder, "forward", lambda self, texts: seen.extend(texts) or forward(self, texts))
+    build(tmp_path, encoder_folder, ["a", "b"])
+    build(tmp_path, encoder_folder, ["a", "b", "b"])
+    build(tmp_path, encoder_folder, ["b", "c"])
+    assert sorted(seen) == ["a", "b", "c"]
+
+
+def test_a_complete_cache_needs_no_encoder(encoder_folder, tmp_path, monkeypatch):
+    build(tmp_path, encoder_folder)
+    monkeypatch.setattr("training.text_cache.TextEncoder", lambda *_: pytest.fail("the encoder was loaded"))
+    build(tmp_path, encoder_folder)
+
+
+def test_another_cut_is_another_cache(encoder_folder, tmp_path):
+    long = build(tmp_path, encoder_folder, ["a" * 400], max_tokens=128)
+    short = build(tmp_path, encoder_folder, ["a" * 400], max_tokens=4)
+    assert long.folder != short.folder
+    assert not torch.allclose(long(["a" * 400]), short(["a" * 400]))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "drop", "garbage", "rows", "zeroes", "bit", "no sums", "cut sums"])
+def test_a_damaged_shard_is_made_again(encoder_folder, tmp_path, damage, caplog):
+    good = build(tmp_path, encoder_folder)(TEXTS)
+    features = next(tmp_path.glob("*/shard-*/features.npy"))
+    if damage == "truncate":
+        features.write_bytes(features.read_bytes()[:200])
+    elif damage == "drop":
+        features.unlink()
+    elif damage == "garbage":
+        features.write_bytes(b"nothing")
+    elif damage == "zeroes":  # as a power cut leaves what was never on the disk
+        features.write_bytes(features.read_bytes()[:128].ljust(features.stat().st_size, b"\0"))
+    elif damage == "bit":
+        content = bytearray(features.read_bytes())
+        content[-1] ^= 1
+        features.write_bytes(content)
+    elif damage == "no sums":  # as earlier versions wrote it
+        features.with_name("sums.json").unlink()
+    elif damage == "cut sums":
+        features.with_name("sums.json").write_text('{"keys.npy"')
+    else:
+        np.save(features, np.load(features)[:-1])
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(build(tmp_path, encoder_folder)(TEXTS), good)
+    assert caplog.text.count("is damaged") == 1
+    caplog.clear()
+    assert torch.equal(build(tmp_path, encoder_folder)(TEXTS), good)
+    assert "damaged" not in caplog.text
+
+
+def test_a_damaged_shard_that_cannot_be_removed_is_not_used(encoder_folder, tmp_path, monkeypatch):
+    folder = build(tmp_path, encoder_folder).folder
+    next(folder.glob("shard-*/sums.json")).write_text("{}")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    with pytest.raises(PermissionError, match="shard-.* is damaged and cannot be removed"):
+        build(tmp_path, encoder_folder)
+
+
+def test_a_shard_of_somebody_else_is_left_alone(encoder_folder, tmp_path, monkeypatch):
+    """A cache is shared: what the umask lets others read they can read, and what they cannot is not called damaged."""
+    shard = next(build(tmp_path, encoder_folder).folder.glob("shard-*"))
+    (tmp_path / "folder").mkdir()
+    assert shard.stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+    def refused(path, **_options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(np, "load", refused)
+    with pytest.raises(PermissionError, match=re.escape(str(shard))):
+        build(tmp_path, encoder_folder)
+    assert {path.name for path in shard.iterdir()} == {"keys.npy", "features.npy", "sums.json"}
+
+
+def test_unfinished_work_is_not_taken_for_a_shard(encoder_folder, tmp_path):
+    folder = build(tmp_path, encoder_folder).folder
+    (folder / "unfinished-x").mkdir()
+    (folder / "unfinished-x" / "keys.npy").write_bytes(b"")
+    assert len(TextFeatureCache(folder).shards) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_save_leaves_nothing(encoder_folder, tmp_path, monkeypatch, error):
+    """Features are GBs: on a full disk they would stay for ever, and be in the way of the next attempt."""
+
+    def half(file, arr):
+        if arr.ndim == 2:
+            raise error
+        save(file, arr)
+
+    save = np.save
+    monkeypatch.setattr(np, "save", half)
+    with pytest.raises(type(error)) as raised:
+        build(tmp_path, encoder_folder)
+    (folder,) = tmp_path.iterdir()
+    assert not list(folder.iterdir())
+    if isinstance(error, OSError):
+        assert str(raised.value).startswith(f"{folder} cannot be written: No space left on device; ")
+        assert str(raised.value).endswith(" MB are free there.")
+
+
+def test_what_a_kill_left_goes_after_a_day(encoder_folder, tmp_path):
+    folder = build(tmp_path, encoder_folder).folder
+    for name, age in (("unfinished-old", 25), ("unfinished-new", 23)):
+        (folder / name).mkdir()
+        (folder / name / "features.npy").write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age * 3600,) * 2)
+    build(tmp_path, encoder_folder)
+    assert [path.name for path in folder.glob("unfinished-*")] == ["unfinished-new"]
+
+
+def test_another_process_may_be_faster(encoder_folder, tmp_path, monkeypatch):
+    """While one run encodes, another one encodes and writes the same texts."""
+    encode, slow = text_cache._encode, []
+
+    def overtaken(encoder, texts, progress):
+        if not slow:
+            slow.append(texts)
+            build(tmp_path, encoder_folder)
+        return encode(encoder, texts, progress)
+
+    monkeypatch.setattr(text_cache, "_encode", overtaken)
+    cache = build(tmp_path, encoder_folder)
+    assert slow == [sorted(TEXTS)]
+    assert [path.name[:5] for path in cache.folder.iterdir()] == ["shard"]
+    assert cache.missing(TEXTS) == []
+
+
+def test_a_text_that_is_not_there_is_named(encoder_folder, tmp_path):
+    cache = build(tmp_path, encoder_folder, ["a"])
+    with pytest.raises(ValueError, match="'b'.*start again"):
+        cache(["b"])
+
+
+def test_a_shard_is_read_once_for_all_texts(encoder_folder, tmp_path):
+    """In any order, some of them twice: the same numbers as text by text, without a look-up for each."""
+    build(tmp_path, encoder_folder, TEXTS[:2])
+    cache = build(tmp_path, encoder_folder)
+    assert len(cache.shards) == 2
+    reads = []
+
+    class Counted:
+        def __init__(self, features):
+            self.features = features
+
+        def __getitem__(self, rows):
+            reads.append(rows)
+            return self.features[rows]
+
+    one_by_one = torch.cat([cache([text]) for text in TEXTS])
+    cache.shards = [(keys, Counted(features)) for keys, features in cache.shards]
+    wanted = [3, 0, 4, 0, 1, 2]
+    assert torch.equal(cache([TEXTS[i] for i in wanted]), one_by_one[wanted])
+    assert len(reads) <= 2
+
+
+def test_no_text_at_all(encoder_folder, tmp_path):
+    cache = build(tmp_path, encoder_folder, [])
+    assert cache.width > 0
+    assert cache([]).shape == (0, cache.width)
+
+
+def test_keys_differ():
+    assert len({text_key(text) for text in TEXTS}) == len(TEXTS)

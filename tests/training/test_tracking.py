@@ -1,0 +1,209 @@
+"""run.json says what is needed to repeat a run, and boards get the numbers of the files."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import fine_tuning
+import utils
+from config import DATASETS
+from datasets import S2T_Dataset
+from training import tracking
+from training.checkpoint import set_aside
+
+SMALL = "--hidden_dim 16 --epochs 1 --batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 0 "
+SMALL += "--num_beams 1 --max_new_tokens 3"
+
+
+def arguments(corpus, out, *flags):
+    return utils.parse_args([*f"--root {corpus} --output_dir {out} {SMALL}".split(), *flags])
+
+
+def record(out):
+    return json.loads((out / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """A run that was trained, resumed and evaluated."""
+    out = tmp_path_factory.mktemp("tracking") / "out"
+    fine_tuning.main(arguments(corpus, out, "--use_descriptions"))
+    fine_tuning.main(arguments(corpus, out, "--use_descriptions", "--resume", "auto"))
+    fine_tuning.main(
+        arguments(corpus, out, "--use_descriptions", "--eval", "--finetune", str(out / "best_checkpoint.pth"))
+    )
+    return out
+
+
+def test_every_start_is_kept(trained, corpus):
+    starts = record(trained)["starts"]
+    assert [(start["what"], start["from_step"]) for start in starts] == [
+        ("training", 0),
+        ("training", 3),
+        ("evaluation", None),
+    ]
+    first, resumed, evaluated = starts
+    assert first["arguments"] == vars(arguments(corpus, trained, "--use_descriptions"))
+    assert resumed["arguments"]["resume"] == "auto"
+    assert (first["processes"], first["global_batch"]) == (1, 8)
+    assert first["revision"] == utils.git_revision()
+    assert first["versions"]["torch"] == __import__("torch").__version__
+    assert first["dataset"]["text_unit"] == "char"
+    assert set(first["data"]) == {"train", "dev"}
+    assert set(evaluated["data"]) == {"dev", "test"}
+    assert first["data"] == resumed["data"]
+    assert first["data"]["train"]["clips"] == 24
+
+
+def test_a_new_run_in_the_folder_has_a_new_record(corpus, tmp_path):
+    tmp_path.joinpath("run.json").write_text(json.dumps({"id": "old", "starts": []}))
+    tmp_path.joinpath("best_checkpoint.pth").write_text("old")
+    set_aside(tmp_path)
+    set_aside(tmp_path)  # nothing is there any more
+    tracking.Tracker(arguments(corpus, tmp_path)).start(DATASETS["CSL_Daily"], {}, 0)
+    assert len(record(tmp_path)["starts"]) == 1
+    assert record(tmp_path / "earlier")["id"] == "old"
+    assert record(tmp_path)["id"] != "old"
+    set_aside(tmp_path)
+    assert record(tmp_path / "earlier")["id"] == "old" != record(tmp_path / "earlier_2")["id"]
+    assert (tmp_path / "earlier" / "best_checkpoint.pth").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "earlier_2"]
+
+
+def test_fingerprints_change_with_the_data(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "copy")
+    spec = DATASETS["CSL_Daily"].under(tmp_path / "copy")
+
+    def fingerprint():
+        return S2T_Dataset(spec, "dev", use_descriptions=True).fingerprint()
+
+    before = fingerprint()
+    assert before == S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "dev", use_descriptions=True).fingerprint()
+    name = S2T_Dataset(spec, "dev").names[0]
+    with open(tmp_path / f"copy/dataset/CSL_Daily/pose_format/{name}.pkl", "ab") as file:
+        file.write(b" ")
+    changed = {key for key, value in fingerprint().items() if value != before[key]}
+    assert changed == {"poses_sha256"}
+    next((tmp_path / "copy/description/CSL-Daily/split_data/dev").glob("*.json")).unlink()
+    changed = {key for key, value in fingerprint().items() if value != before[key]}
+    assert changed == {"poses_sha256", "described", "descriptions_sha256"}
+
+
+def test_packs_have_fingerprints_too(corpus, tmp_path):
+    from tools import pack_dataset
+
+    pack_dataset.main(["--root", str(corpus), "--out", str(tmp_path / "packs"), "--workers", "1"])
+    spec = DATASETS["CSL_Daily"].under(corpus)
+    places = {
+        "pose_dir": str(tmp_path / "packs/poses/{split}"),
+        "description_dir": str(tmp_path / "packs/descriptions"),
+    }
+    packed = S2T_Dataset(dataclasses.replace(spec, **places), "dev", use_descriptions=True).fingerprint()
+    files = S2T_Dataset(spec, "dev", use_descriptions=True).fingerprint()
+    assert packed.keys() == files.keys()
+    assert packed["described"] == files["described"]
+
+
+def test_a_damaged_record_is_set_aside(corpus, tmp_path, caplog):
+    (tmp_path / "run.json").write_text('{"id": ')
+    tracking.Tracker(arguments(corpus, tmp_path)).start(DATASETS["CSL_Daily"], {}, 5)
+    assert (tmp_path / "run.json.damaged").read_text() == '{"id": '
+    assert [start["from_step"] for start in record(tmp_path)["starts"]] == [5]
+    assert "run.json is damaged" in caplog.text
+
+
+class Board:
+    """Keeps what it is given; fails when told to."""
+
+    def __init__(self, error=None):
+        self.drawn, self.closed, self.error = [], None, error
+
+    def add(self, step, numbers):
+        if self.error:
+            raise self.error
+        self.drawn.append((step, dict(numbers)))
+
+    def close(self, failed):
+        self.closed = failed
+
+
+def test_boards_get_the_numbers_of_the_files(corpus, tmp_path, caplog):
+    tracker, board = tracking.Tracker(arguments(corpus, tmp_path)), Board()
+    full = Board(OSError(28, "No space left on device"))
+    tracker._boards |= {"--wandb": board, "--tensorboard": full}
+
+    def run_until_stopped():
+        with tracker:
+            tracker.step({"step": 7, "epoch": 0, "loss": None, "lr": 0.1, "skipped": True})
+            tracker.epoch(8, {"epoch": 0, "loss": 2.0, "dev_bleu4": 1.5})
+            sys.exit(75)
+
+    with pytest.raises(SystemExit):
+        run_until_stopped()
+    assert board.drawn == [(7, {"train/lr": 0.1}), (8, {"epoch/epoch": 0, "epoch/loss": 2.0, "dev/bleu4": 1.5})]
+    assert (board.closed, full.closed) == (True, None)
+    assert caplog.text.count("--tensorboard stops here, the run goes on") == 1
+    assert json.loads((tmp_path / "steps.jsonl").read_text())["skipped"]
+    assert json.loads((tmp_path / "log.txt").read_text())["dev_bleu4"] == 1.5
+
+
+def test_tensorboard_for_real(corpus, tmp_path):
+    pytest.importorskip("tensorboard", reason="pip install -r requirements-tracking.txt")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fine_tuning.main(arguments(corpus, tmp_path, "--tensorboard"))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    drawn = [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/loss")]
+    assert [(line["step"], line["loss"]) for line in steps] == drawn
+    assert [event.step for event in events.Scalars("dev/bleu4")] == [steps[-1]["step"]]
+
+
+def test_wandb_offline_for_real(corpus, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="pip install -r requirements-tracking.txt")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    fine_tuning.main(arguments(corpus, tmp_path, "--wandb"))
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert folder.name.endswith(record(tmp_path)["id"])
+    assert list(folder.glob("*.wandb"))
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+def test_a_missing_package_is_one_line(package, monkeypatch, capsys):
+    monkeypatch.setattr(utils, "installed", lambda name: False)
+    with pytest.raises(SystemExit):
+        utils.parse_args([f"--{package}"])
+    assert f"--{package} needs a package: pip install -r requirements-tracking.txt" in capsys.readouterr().err
+
+
+def test_a_folder_of_that_name_is_no_package(tmp_path):
+    (tmp_path / "wandb_left_this").mkdir()
+    code = "import utils; print(utils.installed('wandb_left_this'), utils.installed('json'))"
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}, '.']; {code}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=utils.__file__.rpartition("/")[0])
+    assert found.stdout == "False True\n"
+
+
+def test_an_evaluation_draws_no_curves(capsys):
+    with pytest.raises(SystemExit):
+        utils.parse_args(["--eval", "--finetune", "x.pth", "--tensorboard"])
+    assert "draw a training" in capsys.readouterr().err
+
+
+def test_a_long_epoch_shows_life_in_the_log(corpus, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    now = [1000.0]
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+    tracker = tracking.Tracker(arguments(corpus, tmp_path))
+    for step in range(1, 6):
+        now[0] += 200
+        loss = None if step == 2 else 0.5 * step  # the second was skipped
+        tracker.step({"step": step, "epoch": 0, "loss": loss, "lr": 0.001})
+    said = [record.message for record in caplog.records if record.name == "training.tracking"]
+    assert said == ["epoch 1, step 3: loss 1.5, lr 0.001.", "epoch 1, step 5: loss 2.5, lr 0.001."]

@@ -1,0 +1,219 @@
+"""Ablation: do descriptions help? One command runs all trainings and tests, and writes one table.
+
+    python -m tools.sample_data --out sample
+    python -m tools.ablate --root sample --jobs 2 --out runs/ablation
+
+All work is done by printed commands of `fine_tuning.py`, so that each can be run by hand. Trainings differ only in the
+folder of descriptions and a few flags; tests of one training differ only in the folder of descriptions. An interrupted
+run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import config
+from synthetic.corpus import SMALL_MODEL
+from system.disk import write_text
+from training.experiments import Experiments
+from training.metrics import Tally, compare, draw_clips, tally
+from utils import Parser, add_dataset_flags, run
+
+logger = logging.getLogger("ablate")
+
+QUICK = "--epochs 1 --num_beams 1 --max_new_tokens 5 --hidden_dim 16"
+RESAMPLES = 1000
+DESCRIBED = ("--use_descriptions",)  # the manual's command 2: the text encoder is trained
+FROZEN = (*DESCRIBED, "--text_encoder_freeze")  # its command 3
+UNALIGNED = (*FROZEN, "--description_alignment", "0")
+
+EXAMPLES = (
+    """examples:
+  python -m tools.ablate --root sample --jobs 2 --out runs/ablation
+  python -m tools.ablate --root sample --jobs 2 --out runs/ablation --seeds 5    goes on from what is there
+  python -m tools.ablate --root sample --arms pose own shuffled --out runs/small
+  python -m tools.ablate --root sample --quick --out runs/quick                  proves only that it runs
+  python -m tools.ablate --root my_data --dataset_config my.toml --out runs/mine -- --hidden_dim 64 --epochs 20
+
+Flags after -- go to every training and test, after these: """
+    + SMALL_MODEL
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a test of a trained model.
+
+    Attributes:
+        name: the row's name in the table.
+        texts: the descriptions for the test, "own", "rules" or a key of `CONTROLS`.
+    """
+
+    name: str
+    texts: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training and its tests.
+
+    Attributes:
+        texts: the descriptions for the training, "own", "rules" or a key of `CONTROLS`.
+        flags: flags of the training and its tests.
+        tests: rows of the table.
+    """
+
+    texts: str
+    flags: tuple[str, ...]
+    tests: tuple[Row, ...]
+
+
+ARMS: dict[str, Arm] = {
+    "pose": Arm("none", (), (Row("pose only", "none"),)),
+    "own": Arm("own", FROZEN, (Row("own texts", "own"), Row("own texts in training only", "none"))),
+    "trained": Arm(
+        "own",
+        DESCRIBED,
+        (Row("own texts, trained encoder", "own"), Row("trained encoder, texts in training only", "none")),
+    ),
+    "unaligned": Arm(
+        "own",
+        UNALIGNED,
+        (Row("no alignment, own texts", "own"), Row("no alignment, texts in training only", "none")),
+    ),
+    "rules": Arm("rules", FROZEN, (Row("texts made by rules", "rules"),)),
+    "tenth": Arm("tenth", FROZEN, (Row("texts for 10 % of the clips", "tenth"),)),
+    "hundredth": Arm("hundredth", FROZEN, (Row("texts for 1 % of the clips", "hundredth"),)),
+    # Controls: if meaningless texts help, it is not the meaning of texts that helps.
+    "shuffled": Arm("shuffled", FROZEN, (Row("texts of other clips", "shuffled"),)),
+    "constant": Arm("constant", FROZEN, (Row("one text for all", "constant"),)),
+    "errors": Arm("errors", FROZEN, (Row("error texts that pass for descriptions", "errors"),)),
+}
+BASE = "pose only"
+
+
+def run_arm(experiments: Experiments, name: str, seed: int) -> dict[str, list[dict]]:
+    """Train an arm and run its tests; return row -> predictions."""
+    arm, folder = ARMS[name], experiments.out / "runs" / f"{name}-seed{seed}"
+    flags = [*arm.flags, "--seed", str(seed)]
+    weights = experiments.train(arm.texts, flags, folder)
+    return {
+        test.name: experiments.test(test.texts, flags, weights, folder / f"test{number}")
+        for number, test in enumerate(arm.tests)
+    }
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def summarise(predictions: Mapping[str, Mapping[int, list[dict]]], spec: config.DatasetSpec) -> list[dict]:
+    """Return one dict per row of the table.
+
+    Args:
+        predictions: row -> seed -> the test clips' references and hypotheses.
+        spec: the data set's record.
+    """
+    table = []
+    tallies = {row: {seed: bleu4(lines, spec) for seed, lines in by.items()} for row, by in predictions.items()}
+    base = tallies.get(BASE, {})
+    for row, by_seed in tallies.items():
+        values = [counted.total() for counted in by_seed.values()]
+        entry = {"row": row, "seeds": len(values), "bleu4": float(np.mean(values)), "each": values}
+        if row != BASE and (common := sorted(set(base) & set(by_seed))):
+            ours, theirs = ([by[seed] for seed in common] for by in (by_seed, base))
+            entry |= compare(ours, theirs, draw_clips(len(predictions[row][common[0]]), RESAMPLES))
+        table.append(entry)
+    return table
+
+
+def bleu4(lines: Sequence[dict], spec: config.DatasetSpec) -> Tally:
+    """Return the BLEU-4 tally of a test's clips."""
+    hypotheses, references = ([line[key] for line in lines] for key in ("hypothesis", "reference"))
+    return tally("SLT", hypotheses, references, spec.text_unit, spec.bleu_tokenizer)[0]["bleu4"]
+
+
+def markdown(table: Sequence[dict]) -> str:
+    """Format the table as Markdown."""
+    lines = [
+        "| model and test | test BLEU-4 | each seed | against pose only | 95 % | p |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for entry in table:
+        versus = ["-"] * 3
+        if "difference" in entry:
+            low, high = entry["interval"]
+            versus = [f"{entry['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{entry['p']:.3f}"]
+        each = ", ".join(f"{value:.1f}" for value in entry["each"])
+        lines.append("| " + " | ".join([entry["row"], f"{entry['bleu4']:.1f}", each, *versus]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; flags after -- go to fine_tuning.py."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    own, flags = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    parser = Parser(
+        prog="python -m tools.ablate",
+        description="Train and test with and without descriptions, and with control texts; write one table.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("--root", default="sample", metavar="DIR", help="folder of the data; default: sample")
+    add_dataset_flags(parser.add_argument)
+    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="trainings of each arm; default: 2")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, on a CPU; default: 1")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="default: all")
+    parser.add_argument("--quick", action="store_true", help="one epoch of a tiny model: proves only that it runs")
+    parser.add_argument("--out", required=True, metavar="DIR", help="results; a stopped run goes on from what is there")
+    args = parser.parse_args(own)
+    args.flags = flags
+    parser.at_least(args, seeds=1, jobs=1)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all arms, seed by seed, and write the table after each.
+
+    Raises:
+        ValueError: a command failed; running jobs finish first, and no others are started.
+    """
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    spec = config.dataset_of(args).under(args.root)
+    flags = (*(QUICK.split() if args.quick else []), *args.flags)
+    experiments = Experiments(spec, args.root, Path(args.out), args.jobs, flags)
+    predictions: dict[str, dict[int, list[dict]]] = {}
+    out = Path(args.out)
+    for arm in (ARMS[name] for name in args.arms):
+        for texts in (arm.texts, *(test.texts for test in arm.tests)):
+            experiments.prepare(texts)  # before jobs run, to avoid a race
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [
+            (seed, pool.submit(run_arm, experiments, name, seed))
+            for seed in range(1, args.seeds + 1)
+            for name in args.arms
+        ]
+        for seed, job in jobs:
+            try:
+                rows = job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            for row, lines in rows.items():
+                predictions.setdefault(row, {})[seed] = lines
+            table = summarise(predictions, spec)
+            write_text(out / "ablation.json", json.dumps(table, indent=1) + "\n")
+            write_text(out / "ablation.md", markdown(table))
+    sys.stdout.write(markdown(table))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,408 @@
+"""Measure each stage of training and evaluation: time, memory, and the share of what the device can compute.
+
+    python -m tools.benchmark --size small
+    python -m tools.benchmark --size base --batch-size 8 --frames 128 --json results.json
+
+Clips, texts and weights are random and as large as real ones; nothing is downloaded. All clips have the same number of
+frames, so nothing is padded. A time is the median of some runs after a warm-up, peak memory is what a stage takes
+beyond what was in use before: weights, optimizer and batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import json
+import pickle
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
+
+from clips.batch import Sample, collate_fn, to_device
+from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
+from config import DatasetSpec, ModelConfig
+from datasets import SEARCHED, S2T_Dataset
+from models import Uni_Sign
+from network.mt5 import run_encoder, untie_embeddings, use_fused_activation
+from network.tokenizer import EOS, PAD, Tokenizer
+from pose.keypoints import N_KEYPOINTS, normalize_keypoints
+from system.distributed import autocast
+from text_fusion_modules import EncodesTexts, TextEncoder
+from training.optimization import parameter_groups
+from utils import Parser, run
+
+NUM_BEAMS = 4
+WORDS = 25  # of a text; each is a token
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of the model and of a batch."""
+
+    hidden_dim: int
+    mt5: dict[str, Any]  # fields of its config
+    batch_size: int
+    frames: int  # of each clip
+    texts: int  # distinct descriptions of each clip
+    max_new_tokens: int
+
+
+MT5_TINY = {"vocab_size": 500, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+MT5_SMALL = {"vocab_size": 32_000, "d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 8}
+MT5_BASE = {"vocab_size": 250_112, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
+SIZES = {
+    "tiny": Size(16, MT5_TINY, batch_size=2, frames=8, texts=2, max_new_tokens=3),
+    "small": Size(128, MT5_SMALL, batch_size=8, frames=64, texts=8, max_new_tokens=40),
+    "base": Size(256, MT5_BASE, batch_size=16, frames=256, texts=30, max_new_tokens=40),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work to measure, on a number of clips with a number of frames in all."""
+
+    name: str
+    work: Callable[[], object]
+    clips: int
+    frames: int
+
+
+# -- model and data --------------------------------------------------------------------------------------------------
+
+
+class Words(Tokenizer):
+    """A tokenizer that makes a token of each word."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size, self.kept = vocab_size, None
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Return a text's ids, at most `max_tokens` including </s>."""
+        ids = [3 + zlib.crc32(word.encode()) % (self.vocab_size - 3) for word in text.split()]
+        return [*ids[: max_tokens - 1], EOS]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the ids as text."""
+        return " ".join(map(str, ids))
+
+
+class RandomTextEncoder(TextEncoder):
+    """A text encoder with mT5's architecture that needs no files."""
+
+    def __init__(self, config: MT5Config, tokenizer: Tokenizer) -> None:
+        torch.nn.Module.__init__(self)
+        self.max_tokens, self.width = 128, config.d_model
+        self.encoder = MT5EncoderModel(copy.deepcopy(config))  # it modifies its config
+        self._tokenize = tokenizer.encode_batch
+        use_fused_activation(self.encoder)
+
+
+class RandomFeatures:
+    """Stands in for the feature cache of a frozen text encoder."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return features of n texts, (n, W)."""
+        return torch.randn(len(texts), self.width)
+
+
+def make_model(size: Size, texts: str) -> Uni_Sign:
+    """Return a model with random weights; its text encoder is "trained" or "frozen", or there are "no" texts."""
+    torch.manual_seed(0)
+    config = MT5Config(**size.mt5, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS)
+    mt5, tokenizer = untie_embeddings(MT5ForConditionalGeneration(config)), Words(config.vocab_size)
+    text_encoder: EncodesTexts | None = None
+    if texts == "frozen":
+        text_encoder = RandomFeatures(config.d_model)
+    elif texts == "trained":
+        text_encoder = RandomTextEncoder(config, tokenizer)
+    model_config = ModelConfig(hidden_dim=size.hidden_dim, use_descriptions=texts != "no")
+    return Uni_Sign(model_config, mt5, tokenizer, text_encoder)
+
+
+def write_clips(folder: Path, size: Size) -> tuple[DatasetSpec, DatasetSpec]:
+    """Write the clips of a batch; return them as a data set in files, and as one in packs."""
+    rng = np.random.default_rng(0)
+    poses, texts, packed = folder / "poses", folder / "texts" / "train", folder / "packed"
+    poses.mkdir()
+    texts.mkdir(parents=True)
+    labels = {}
+    for name in map(str, range(size.batch_size)):
+        keypoints = rng.uniform(0, 1, (size.frames, 1, N_KEYPOINTS, 2))
+        scores = rng.uniform(0, 1, (size.frames, 1, N_KEYPOINTS)).astype(np.float32)
+        (poses / f"{name}.pkl").write_bytes(pickle.dumps({"keypoints": list(keypoints), "scores": list(scores)}))
+        distinct = [" ".join(words) for words in rng.integers(10**5, 10**6, (size.texts, WORDS)).astype(str)]
+        of_frames = {frame: distinct[frame * size.texts // size.frames] for frame in range(size.frames)}
+        (texts / f"{name}.json").write_text(json.dumps(of_frames))
+        labels[name] = {"video": f"{name}.mp4", "text": distinct[0]}
+    (folder / "labels.json").write_text(json.dumps(list(labels.values())))
+    pose_contents = [pack_pose((str(poses), f"{name}.pkl")) for name in labels]
+    text_contents = [pack_descriptions((str(texts), name)) for name in labels]
+    write_pack(packed / "poses", POSES, str(poses), filter(None, pose_contents))
+    write_pack(packed / "train", DESCRIPTIONS, str(texts), filter(None, text_contents))
+    files = DatasetSpec(
+        "benchmark", {"train": str(folder / "labels.json")}, str(poses), description_dir=str(texts.parent)
+    )
+    return files, replace(files, pose_dir=str(packed / "poses"), description_dir=str(packed))
+
+
+# -- stages ----------------------------------------------------------------------------------------------------------
+
+
+def all_stages(size: Size, folder: Path, device: torch.device, dtype: str) -> Iterator[Stage]:
+    """Yield all stages in the order of the pipeline; a model is made when its first stage is reached."""
+    files, packs = (
+        S2T_Dataset(spec, "train", max_length=size.frames, use_descriptions=True) for spec in write_clips(folder, size)
+    )
+    poses = [files.poses.read(path) for path in files.pose_paths.values()]
+    samples = [files[i] for i in range(len(files))]
+    batch = len(samples), len(samples) * size.frames
+    yield Stage("normalisation", lambda: [normalize_keypoints(pose.keypoints, pose.scores) for pose in poses], *batch)
+    yield Stage("clips from files", lambda: [files[i] for i in range(len(files))], *batch)
+    yield Stage("clips from packs", lambda: [packs[i] for i in range(len(packs))], *batch)
+    yield Stage("collation", lambda: collate_fn(samples), *batch)
+    for texts in ("no", "frozen", "trained"):
+        yield from Training(size, texts, samples, device, dtype).stages()
+        gc.collect()  # the model
+
+
+class Training:
+    """A model, its optimizer and a batch; `texts` as in `make_model`."""
+
+    def __init__(self, size: Size, texts: str, samples: list[Sample], device: torch.device, dtype: str) -> None:
+        self.size, self.texts, self.samples, self.device = size, texts, samples, device
+        self.precision = partial(autocast, dtype, device)
+        self.model = make_model(size, texts).to(device).train()
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 1e-4), lr=1e-5, fused=True)
+        src_input, self.tgt_input = collate_fn(samples)
+        self.src_input = to_device(src_input, device)
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield the parts of a training step (without descriptions) or the text branch (with them), then the step."""
+        model, sentences, stack = self.model, self.tgt_input["gt_sentence"], self.model.mt5_model.encoder
+        with torch.no_grad(), self.precision():
+            pose = model.encode_pose(self.src_input)
+            embeds, mask = model.prepend_prompt(pose, self.src_input["attention_mask"])
+            states = run_encoder(stack, embeds, mask)
+        if self.texts != "no":
+            yield self.trained(
+                f"text branch with {self.texts} texts", lambda x: model.fuse_text(x, self.src_input)[0], pose
+            )
+            yield self.stage(f"training step with {self.texts} texts", self.step)
+            return
+        yield self.trained("pose encoder", lambda: model.encode_pose(self.src_input))
+        yield self.trained("mT5 encoder", lambda x: run_encoder(stack, x, mask), embeds)
+        yield self.trained("decoder and loss", lambda x: model.target_loss(x, mask, sentences)[0], states)
+        yield self.trained("forward and backward", self.loss)
+        self.loss().backward()  # leaves gradients for the optimizer
+        yield self.stage("optimizer", self.optimizer.step)
+        yield self.stage("training step", self.step)
+        yield self.stage("evaluation", self.evaluate, SEARCHED)
+
+    def stage(self, name: str, work: Callable[[], object], batches: int = 1) -> Stage:
+        """Return a stage that works on some batches."""
+        clips = batches * len(self.samples)
+        return Stage(name, work, clips, clips * self.size.frames)
+
+    def trained(self, name: str, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Stage:
+        """Return a stage of forward and backward pass, with gradients for weights and inputs."""
+
+        def passes() -> None:
+            with self.precision():
+                out = forward(*(x.detach().requires_grad_() for x in inputs))
+            out.float().mean().backward()
+            self.model.zero_grad(set_to_none=True)
+
+        return self.stage(name, passes)
+
+    def loss(self) -> torch.Tensor:
+        """Compute the loss of the batch."""
+        with self.precision():
+            return self.model(self.src_input, self.tgt_input).loss
+
+    def step(self) -> None:
+        """Take a training step."""
+        self.model.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Compute losses and sentences; with random weights, hardly any sentence ends before its maximum length."""
+        self.model.eval()
+        src_input, tgt_input = collate_fn(self.samples * SEARCHED)
+        with self.precision():
+            output = self.model(to_device(src_input, self.device), tgt_input)
+            ids = self.model.generate(output, NUM_BEAMS, self.size.max_new_tokens)
+        self.model.sentences(ids)
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """Measures stages.
+
+    Args:
+        device: the device.
+        clock: "wall", or "cpu" for this process's CPU time, for a machine with other load.
+        repeats: timed runs of a stage.
+    """
+
+    def __init__(self, device: torch.device, clock: str, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+        self.now = time.process_time if clock == "cpu" else time.perf_counter
+
+    def measure(self, stage: Stage, ceiling: float) -> dict[str, Any]:
+        """Return the figures of a stage; `ceiling` is the most FLOP/s to expect."""
+        with FlopCounterMode(display=False) as counter:  # also the warm-up
+            stage.work()
+        peak_mib = self.peak(stage.work)
+        runs = [self.seconds(stage.work) for _ in range(self.repeats)]
+        seconds = statistics.median(runs)
+        return {
+            "stage": stage.name,
+            "seconds": seconds,
+            "spread": [min(runs), max(runs)],
+            "clips_per_second": stage.clips / seconds,
+            "frames_per_second": stage.frames / seconds,
+            "peak_mib": peak_mib,
+            "share_of_ceiling": counter.get_total_flops() / seconds / ceiling,
+        }
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return the seconds of one run."""
+        self.wait()
+        begun = self.now()
+        work()
+        self.wait()
+        return self.now() - begun
+
+    def peak(self, work: Callable[[], object]) -> float | None:
+        """Return the peak MiB of a run beyond the memory in use before; None if the system cannot tell."""
+        gc.collect()
+        self.wait()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before: float = torch.cuda.memory_allocated(self.device)
+            work()
+            return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise memory freed earlier would hide what this run allocates
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
+            before = _status_mib("VmRSS")
+            work()
+            return _status_mib("VmHWM") - before
+        except (OSError, AttributeError):
+            return None
+
+    def wait(self) -> None:
+        """Synchronise with the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def ceiling(self, dtype: str) -> float:
+        """Return the FLOP/s of a large matrix product on this device."""
+        n = 8192 if self.device.type == "cuda" else 1024
+        a = torch.randn(n, n, device=self.device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+        return 2.0 * n**3 / min(self.seconds(lambda: a @ a) for _ in range(8))
+
+
+def _status_mib(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+# -- command line ----------------------------------------------------------------------------------------------------
+
+# Heading, key in a row of figures, factor, format.
+COLUMNS = (
+    ("ms", "seconds", 1000, ",.1f"),
+    ("clips/s", "clips_per_second", 1, ",.1f"),
+    ("frames/s", "frames_per_second", 1, ",.0f"),
+    ("peak MiB", "peak_mib", 1, ",.0f"),
+    ("% of ceiling", "share_of_ceiling", 100, ".0f"),
+)
+
+
+def table_line(*cells: str) -> str:
+    """Format a line of a Markdown table."""
+    return f"| {' | '.join(cells)} |\n"
+
+
+def get_args_parser() -> Parser:
+    """Build the command line."""
+    parser = Parser(prog="python -m tools.benchmark", description="Measure each stage of training and evaluation.")
+    add = parser.add_argument
+    add("--size", default="small", choices=SIZES, help="base: mt5-base and the released pose encoder; default: small")
+    add("--only", nargs="+", default=[""], metavar="STAGE", help="stages whose name begins so; default: all")
+    add("--batch-size", type=int, help="clips of a batch; default: that of the size")
+    add("--frames", type=int, help="frames of a clip; default: that of the size")
+    add("--dtype", choices=("bf16", "fp32"), help="of matrix products; default: bf16 on a GPU, fp32 on a CPU")
+    add("--repeats", type=int, default=5, help="timed runs of a stage; default: 5")
+    add("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the time of this process, where others compute")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of torch on a CPU; default: torch's choice")
+    add("--json", metavar="FILE", help="also write all figures there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what the command line asks for and print a table."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    device, size = torch.device("cuda" if torch.cuda.is_available() else "cpu"), SIZES[args.size]
+    args.batch_size = size.batch_size if args.batch_size is None else args.batch_size
+    args.frames = size.frames if args.frames is None else args.frames
+    args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    parser.at_least(args, batch_size=1, frames=1, repeats=1, threads=1)
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: its folder does not exist.")
+    size = replace(size, batch_size=args.batch_size, frames=args.frames)
+    torch.set_num_threads(args.threads)
+    meter = Meter(device, args.clock, args.repeats)
+    ceiling = meter.ceiling(args.dtype)
+    facts = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
+        "torch": torch.__version__,
+        "ceiling_tflops": round(ceiling / 1e12, 3),
+        **{key: value for key, value in vars(args).items() if key not in ("only", "json")},
+    }
+    sys.stdout.write(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n\n")
+    sys.stdout.write(table_line("stage", *(column[0] for column in COLUMNS)))
+    sys.stdout.write(table_line(*["---"] * (1 + len(COLUMNS))))
+    rows, names = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in all_stages(size, Path(folder), device, args.dtype):
+            names.append(stage.name)
+            if stage.name.startswith(tuple(args.only)):
+                rows.append(row := meter.measure(stage, ceiling))
+                cells = ("-" if row[key] is None else format(row[key] * by, form) for _, key, by, form in COLUMNS)
+                sys.stdout.write(table_line(stage.name, *cells))
+                sys.stdout.flush()
+            del stage  # with the model, before the next one is made
+    if not rows:
+        raise ValueError(f"--only {' '.join(args.only)}: no stage begins so; there are {', '.join(names)}.")
+    if args.json:
+        content = {"run": facts | {"model": asdict(size)}, "stages": rows}
+        Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

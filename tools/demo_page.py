@@ -1,0 +1,389 @@
+"""Demo page for a model: drop a clip, watch its skeleton with texts and gate, and read the sentence.
+
+Python's http.server serves the page to this computer only; its files are in `pages/static`. Other web pages cannot use
+it: every request must name this server as its host, and translation requests must come from its own page. Dropped files
+are written to a temporary folder and removed after reading.
+
+Shapes: T sampled frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import socketserver
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import ASPECTS, EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from utils import Parser, run, sigterm_as_ctrl_c
+
+if TYPE_CHECKING:
+    from pose.extraction import Extractor
+    from pose.keypoints import Pose
+    from translator import Translator
+
+HOST = "127.0.0.1"
+PAGES = Path(__file__).resolve().parents[1] / "pages" / "static"
+FILES = {
+    "/": ("demo.html", "text/html"),
+    "/demo.css": ("demo.css", "text/css"),
+    "/demo.js": ("demo.js", "text/javascript"),
+    "/skeleton_player.js": ("skeleton_player.js", "text/javascript"),
+}
+SECONDS = 30  # maximum seconds to wait for a browser
+N_BEST = 3
+EXAMPLES = """examples:
+  python -m tools.demo_page --checkpoint output_multimodal/best_checkpoint.pth
+  python -m tools.demo_page --checkpoint best_checkpoint.pth --extractor mediapipe
+  python -m tools.demo_page --checkpoint my_model --port 9000 --device cpu
+
+Open the address that is printed, in a browser on this computer. Ctrl-C ends it.
+"""
+
+
+def get_args_parser() -> Parser:
+    """Build the argument parser."""
+    parser = Parser(
+        prog="python -m tools.demo_page",
+        description="Serve a page on which a model can be tried, to this computer alone.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or an exported folder")
+    add("--port", type=int, default=8642, help="default: 8642")
+    add("--max_upload", type=int, default=64, metavar="MB", help="larger files are refused; default: 64")
+    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="finds the poses in videos; default: rtmlib")
+    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
+    add("--text_encoder", default="", metavar="DIR", help="default: that of training")
+    add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
+    add("--device", default="", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
+    add("--num_beams", type=int, default=4, help=f"of the search for sentences, at least {N_BEST}; default: 4")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid values, before any slow import."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if not 0 <= args.port <= 65535:
+        parser.error(f"--port {args.port}: must lie in 0 to 65535; 0 takes one that is free.")
+    parser.at_least(args, max_upload=1, num_beams=N_BEST)
+    return args
+
+
+# -- what the page asks for ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """The page's request for a file.
+
+    Attributes:
+        name: the file's name.
+        texts: source of the descriptions: "rules", "file" or "none".
+        content: the description file's content, for "file".
+        aspect: width / height of the original images; ignored for videos.
+        person: index of the person, if frames show several people.
+    """
+
+    name: str
+    texts: str = "none"
+    content: str = ""
+    aspect: float = 1.0
+    person: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate the values.
+
+        Raises:
+            ValueError: a value that the page never sends.
+        """
+        if not (isinstance(self.name, str) and isinstance(self.content, str)):
+            raise ValueError("the request's texts are no texts.")
+        if self.texts not in ("rules", "file", "none"):
+            raise ValueError(f"descriptions: {self.texts!r} is none of rules, file, none.")
+        if not isinstance(self.aspect, int | float) or not ASPECTS[0] <= self.aspect <= ASPECTS[1]:
+            raise ValueError(f"aspect: {self.aspect!r} must be between {ASPECTS[0]} and {ASPECTS[1]}.")
+        if not isinstance(self.person, int) or not 0 <= self.person < 1000:
+            raise ValueError(f"person: {self.person!r} must be a number from 0.")
+
+    @classmethod
+    def of(cls, body: bytes) -> tuple[Question, bytes]:
+        """Split a request into a line of JSON and the file.
+
+        Raises:
+            ValueError: the request is invalid.
+        """
+        line, _, file = body.partition(b"\n")
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict) or not set(values) <= {field.name for field in fields(cls)}:
+            raise ValueError("the request is none of this page; reload it.")
+        return cls(**{"name": "", **values}), file
+
+
+class Demo:
+    """Answers the page's requests.
+
+    Args:
+        translator: the translator with its model.
+        extractor: extracts poses from videos; without it videos are refused.
+        no_extractor: why there is none.
+    """
+
+    def __init__(self, translator: Translator, extractor: Extractor | None = None, no_extractor: str = "") -> None:
+        self.translator, self.extractor, self.no_extractor = translator, extractor, no_extractor
+        self.busy = threading.Lock()  # one clip is processed at a time
+
+    def facts(self, checkpoint: str, max_bytes: int) -> dict[str, Any]:
+        """Return the facts about model and server for the page."""
+        config = self.translator.model.config
+        return {
+            "checkpoint": Path(checkpoint).name,
+            "language": config.language,
+            "descriptions": config.use_descriptions,
+            "max_bytes": max_bytes,
+            "suffixes": [*POSE_SUFFIXES, *(VIDEO_SUFFIXES if self.extractor else ())],
+            "no_videos": "" if self.extractor else self.no_extractor,
+        }
+
+    def answer(self, question: Question, file: bytes) -> dict[str, Any]:
+        """Translate a file.
+
+        Returns:
+            The clip's data for the page, T frames, and its sentences with and without descriptions.
+
+        Raises:
+            ValueError: the file is unusable; the message uses the user's name for it.
+        """
+        from pose.drawing import picture_points, player_data
+        from temporal_alignment import sample_frames
+
+        with self.busy, tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
+            path = Path(folder) / f"clip{Path(question.name).suffix}"
+            try:
+                path.write_bytes(file)
+                pose, aspect, fps = self._pose(path, question)
+                texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
+            except (ValueError, OSError) as error:
+                raise ValueError(str(error).replace(str(path), question.name).replace(folder, "")) from None
+            sentences = self._sentences(pose, texts)
+        frames = sample_frames(len(pose), self.translator.max_length)
+        return {
+            "name": question.name,
+            "recorded": len(pose),
+            "frames": (frames + pose.start).tolist(),
+            "fps": fps,
+            **player_data(*picture_points(pose, frames, aspect)),
+            **sentences,
+        }
+
+    def _pose(self, path: Path, question: Question) -> tuple[Pose, float, float]:
+        """Return a file's pose, the aspect ratio of its images, and the frames per second (0 if unknown)."""
+        from pose.video import read_facts
+        from translator import load_pose
+
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            return load_pose(path, question.person), question.aspect, 0
+        if self.extractor is None:
+            raise ValueError(f"{path}: is a video. {self.no_extractor}")
+        facts = read_facts(path)
+        return load_pose(path, question.person, self.extractor), facts.width / facts.height, round(facts.fps, 3)
+
+    def _texts(self, question: Question, path: Path, pose: Pose, aspect: float) -> Mapping[int, str] | None:
+        """Return a clip's descriptions; None if not requested or not supported by the model."""
+        from describing.sentences import describe_pose
+        from translator import load_descriptions
+
+        if not self.translator.model.config.use_descriptions or question.texts == "none":
+            return None
+        if question.texts == "file":
+            path.write_text(question.content, encoding="utf-8")
+            return load_descriptions(path, pose)
+        language = description_language(self.translator.model.config.language)
+        return describe_pose(pose, language, aspect)
+
+    def _sentences(self, pose: Pose, texts: Mapping[int, str] | None) -> dict[str, Any]:
+        """Return sentences with and without descriptions, and each frame's text and gate."""
+        translator = self.translator
+        samples = [translator.sample(pose), *([] if texts is None else [translator.sample(pose, texts)])]
+        explained = translator.explain(samples, N_BEST)
+        found = [[candidate._asdict() for candidate in clip.candidates] for clip in explained]
+        if texts is None:
+            return {"without": found[0], "with": None, "texts": None, "own": None, "gate": None}
+        gate = [round(value, 4) for value in explained[1].gate or ()]
+        shown = {"texts": samples[1].descriptions, "own": samples[1].has_description, "gate": gate}
+        return {"without": found[0], "with": found[1], **shown}
+
+
+# -- the server ------------------------------------------------------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Handles one request: for the page's files, the facts, or a translation."""
+
+    server: Server
+    timeout = SECONDS
+    server_version, sys_version = "demo_page", ""
+
+    def do_GET(self) -> None:
+        """Send one of the page's files, or the facts."""
+        if not self._is_for_us():
+            return
+        if self.path == "/facts":
+            self._send_json(HTTPStatus.OK, self.server.facts)
+        elif self.path in FILES:
+            name, kind = FILES[self.path]
+            self._send(HTTPStatus.OK, (PAGES / name).read_bytes(), f"{kind}; charset=utf-8")
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "nothing is here.")
+
+    def do_POST(self) -> None:
+        """Answer a translation request."""
+        if not self._is_for_us():
+            return
+        length = self.headers.get("Content-Length", "")
+        if self.headers.get("Origin") != f"http://{self.headers['Host']}":
+            self._refuse(HTTPStatus.FORBIDDEN, "only the page itself may ask.")
+        elif self.path != "/translate" or not length.isdecimal():
+            self._refuse(HTTPStatus.BAD_REQUEST, "the request is none of this page.")
+        elif int(length) > self.server.facts["max_bytes"]:
+            size = f"{int(length) / 1e6:.1f} MB; the limit is {self.server.facts['max_bytes'] / 1e6:.0f} MB"
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file has {size} (--max_upload).")
+        else:
+            try:
+                self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(self.rfile.read(int(length)))))
+            except (ValueError, FileNotFoundError) as error:  # the text encoder's folder may have been moved
+                self._refuse(HTTPStatus.BAD_REQUEST, " ".join(str(error).split()))
+            except TimeoutError:
+                self.close_connection = True
+
+    def _is_for_us(self) -> bool:
+        """Refuse requests with another host name, as in DNS rebinding attacks."""
+        if self.headers.get("Host") in self.server.hosts:
+            return True
+        self._refuse(HTTPStatus.FORBIDDEN, "this server answers to its own address alone.")
+        return False
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        self.close_connection = True
+        self._send_json(status, {"error": reason})
+
+    def _send_json(self, status: HTTPStatus, content: Mapping[str, Any]) -> None:
+        body = json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        self._send(status, body, "application/json; charset=utf-8")
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        for name, value in (
+            ("Content-Type", kind),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+            (
+                "Content-Security-Policy",
+                "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+            ),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the name is http.server's
+        """Log nothing: the page shows errors."""
+
+
+class Server(ThreadingHTTPServer):
+    """The page's server.
+
+    Args:
+        port: the port; 0 for any free one.
+        demo: answers the requests.
+        checkpoint: path of the model's checkpoint.
+        max_bytes: maximum size of a request.
+
+    Raises:
+        ValueError: the port is in use or not available.
+    """
+
+    daemon_threads = True  # a thread that waits for a browser must not keep the program running
+
+    def __init__(self, port: int, demo: Demo, checkpoint: str, max_bytes: int) -> None:
+        try:
+            super().__init__((HOST, port), Handler)
+        except OSError as error:
+            cause = (
+                "is in use, perhaps by another tools/demo_page.py"
+                if error.errno == errno.EADDRINUSE
+                else error.strerror
+            )
+            raise ValueError(f"--port {port}: {cause}. Give another one; 0 takes any that is free.") from None
+        self.demo, self.facts = demo, demo.facts(checkpoint, max_bytes)
+        ending = "" if self.server_port == 80 else f":{self.server_port}"  # browsers omit the default port
+        self.hosts = {f"{name}{ending}" for name in (HOST, "localhost")}
+
+    def server_bind(self) -> None:
+        """Bind without looking up the host's full name, which can be slow without a network."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore closed connections; print a traceback for other errors."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
+    """Load the pose extractor, or return why it is not available: the page works without one."""
+    from pose.extraction import load_extractor
+
+    try:
+        device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU
+        return load_extractor(args.extractor, args.models, device), ""
+    except (ValueError, FileNotFoundError) as error:
+        return None, str(error)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Serve until Ctrl-C."""
+    from translator import Translator
+
+    translator = Translator.from_checkpoint(
+        args.checkpoint,
+        mt5_path=args.mt5_path,
+        text_encoder=args.text_encoder,
+        language=args.language,
+        device=args.device,
+        dtype=args.dtype,
+        num_beams=args.num_beams,
+    )
+    demo = Demo(translator, *find_extractor(args))
+    with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server, sigterm_as_ctrl_c():
+        try:
+            where = f"http://{HOST}:{server.server_port}/"
+            sys.stdout.write(f"{where} is the page, for this computer alone. Ctrl-C ends it.\n")
+            sys.stdout.flush()
+            server.serve_forever()
+        except KeyboardInterrupt:
+            sys.stdout.write("\nended\n")
+        with demo.busy:  # let a running translation finish
+            pass
+
+
+if __name__ == "__main__":
+    run(lambda: main(parse_args()))

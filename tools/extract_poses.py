@@ -1,0 +1,291 @@
+"""Extract poses from videos: one file per video in Uni-Sign's format, for `datasets.py` and `inference.py`."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from config import EXTRACTORS, ONE_PERSON, VIDEO_SUFFIXES
+from utils import Parser, progress, require_packages, run
+
+if TYPE_CHECKING:
+    from pose.extraction import Extractor
+    from pose.keypoints import Pose
+
+START = "spawn"  # start method of processes
+NOTE = "extractor.txt"  # file in the output folder that names the extractor
+SHOWN = 6  # frames per clip in an image of --look
+EXAMPLES = """examples:
+  python -m tools.extract_poses my_videos --out my_poses --extractor mediapipe
+  python -m tools.extract_poses dataset/CSL_Daily/sentence-crop --out dataset/CSL_Daily/pose_format --num_workers 4
+  python -m tools.extract_poses my_videos --out my_poses --look pictures
+  python -m tools.extract_poses my_videos --out my_poses --check
+
+my_videos/a/b.mp4 becomes my_poses/a/b.pkl. A file that is there is not made again: it is only compared with its video,
+and a difference in the number of frames is an error. So the same command goes on where an earlier one stopped.
+A damaged video is named, the others go on. Exit status: 0 when every video has its file, 1 otherwise.
+
+rtmlib finds the 133 points of COCO-WholeBody, as in Uni-Sign's data, and several people. It needs two model files of
+yours, --models. MediaPipe finds one person, runs on the CPU, and brings its models along; its points differ from those
+that released weights were trained on. Both are installed apart: requirements-rtmlib.txt, requirements-mediapipe.txt.
+
+Of several people, --person 0 is the one whose head and shoulders are seen largest and longest, followed from frame to
+frame; 1 is the next, such as an interpreter beside a speaker. Look at the result: --look draws it over the frames.
+"""
+
+
+def get_args_parser() -> Parser:
+    """Build the argument parser."""
+    parser = Parser(
+        prog="python -m tools.extract_poses",
+        description="Find the poses in a folder of videos.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument
+    parser.add_argument("videos", metavar="VIDEOS", help="a video, or a folder of them (and of folders)")
+    add("--out", required=True, metavar="DIR", help="where the pose files go")
+    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="default: rtmlib")
+    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add("--device", default="", choices=("cpu", "cuda"), help="for rtmlib; default: cuda if onnxruntime can use one")
+    add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
+    add(
+        "--num_workers",
+        type=int,
+        default=min(8, max(1, (os.cpu_count() or 1) // 2)),
+        metavar="N",
+        help="processes, each with a model of its own; default: one for two cores, at most 8",
+    )
+    add("--overwrite", action="store_true", help="make files again that are there")
+    add("--check", action="store_true", help="only compare the files that are there with their videos; make none")
+    add("--look", default="", metavar="DIR", help="also draw some frames of each new file, NAME.jpg; needs pillow")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid combinations, before any slow import."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    parser.at_least(args, num_workers=1, person=0)
+    parser.refuse(_faults(args))
+    return args
+
+
+def _faults(args: argparse.Namespace) -> Iterator[str]:
+    if args.person and args.extractor == "mediapipe":
+        yield ONE_PERSON
+    if args.device == "cuda" and args.extractor == "mediapipe":
+        yield "--device cuda: MediaPipe computes on the CPU."
+    if args.check and args.overwrite:
+        yield "--check and --overwrite exclude each other: --check makes no files."
+
+
+class Video(NamedTuple):
+    """A video, with the paths of its pose file and of its image for --look."""
+
+    path: Path
+    out: Path
+    picture: Path | None
+
+
+class Result(NamedTuple):
+    """The result for a video: counts to be summed, and an error message."""
+
+    counts: Counter
+    fault: str = ""
+
+
+def find_videos(args: argparse.Namespace) -> list[Video]:
+    """Return all videos in the order of their names.
+
+    Raises:
+        FileNotFoundError: there are no videos.
+        ValueError: two videos would have the same output file.
+    """
+    place, out = Path(args.videos), Path(args.out)
+    folder = place if place.is_dir() else place.parent
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    paths = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    if not paths:
+        raise FileNotFoundError(f"{place}: no video there ({', '.join(VIDEO_SUFFIXES)}).")
+    look = Path(args.look) if args.look else None
+    videos = []
+    by_name: dict[Path, Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("")
+        if name in by_name:
+            raise ValueError(f"{by_name[name]} and {path} would both become {out / name}.pkl. Rename or move one.")
+        by_name[name] = path
+        videos.append(Video(path, out / f"{name}.pkl", look / f"{name}.jpg" if look else None))
+    return videos
+
+
+# -- one video -------------------------------------------------------------------------------------------------------
+
+_extractor: Extractor | None = None  # in worker processes
+
+
+def _start(args: argparse.Namespace) -> None:
+    """Initialise a worker process, which ends silently on Ctrl-C, since its files are written atomically."""
+    global _extractor
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not args.check:
+        from pose.extraction import load_extractor
+
+        _extractor = load_extractor(args.extractor, args.models, args.device)
+
+
+def compare(video: Video, person: int) -> Result:
+    """Compare a pose file with its video."""
+    from pose.keypoints import read_pose
+    from pose.video import check_n_frames, count_frames, read_pictures
+
+    if not video.out.is_file():
+        return Result(Counter(missing=1), f"{video.out}: is not there, for {video.path}.")
+    try:
+        n_expected = read_pose(video.out).n_recorded
+        n_frames = count_frames(video.path)
+        if n_frames != n_expected:  # or the container does not have one packet per frame: decode to be sure
+            n_frames = sum(1 for _ in read_pictures(video.path))
+        check_n_frames(video.path, n_frames, n_expected)
+    except (ValueError, OSError) as error:
+        return Result(Counter({"of another video": 1}), str(error))
+    return Result(Counter({"there already": 1}))
+
+
+def extract(video: Video, person: int) -> Result:
+    """Extract a video's poses and write them."""
+    from pose.extraction import extract_pose, write_pose
+    from pose.video import read_pictures
+
+    assert _extractor is not None, "loaded when the process started"
+    try:
+        found = extract_pose(read_pictures(video.path), _extractor, person, video.path)
+        if video.picture:
+            look(video.path, found.pose, video.picture)
+        write_pose(video.out, found.pose)
+    except (ValueError, OSError) as error:
+        return Result(Counter(failed=1), str(error))
+    return Result(Counter({"made": 1, "frames": len(found.pose), "several": int(found.people > 1), **found.seen()}))
+
+
+def look(path: Path, pose: Pose, picture: Path) -> None:
+    """Draw poses over some frames of a clip, as one image."""
+    import numpy as np
+
+    from pose.drawing import draw_pose_over, encode, side_by_side
+    from pose.video import read_frames
+    from system.disk import write_whole
+
+    shown: list[int] = np.unique(np.linspace(0, len(pose) - 1, SHOWN).round().astype(int)).tolist()
+    frames = read_frames(path, set(shown), len(pose))
+    row = encode(side_by_side([draw_pose_over(frames[number], pose, number) for number in shown]), "jpeg")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(picture, lambda file: file.write(row))
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+
+def in_pool(
+    work: Callable[[Video, int], Result], videos: Sequence[Video], args: argparse.Namespace
+) -> Iterator[Result]:
+    """Yield the result of each video, in order of completion.
+
+    A process may crash on a video or run out of memory. Unfinished videos are then retried one at a time; if the
+    process crashes again, that video counts as failed and the others continue.
+    """
+    waiting = deque(videos)
+    while waiting:
+        running: dict[Future[Result], Video] = {}
+        pool = _pool(args, min(args.num_workers, len(waiting)))
+        try:
+            while waiting or running:
+                while waiting and len(running) < 2 * args.num_workers:
+                    running[pool.submit(work, waiting[0], args.person)] = waiting[0]
+                    waiting.popleft()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield future.result()
+                    del running[future]
+        except BrokenProcessPool:
+            yield from (_alone(work, video, args) for video in running.values())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _pool(args: argparse.Namespace, n_processes: int) -> ProcessPoolExecutor:
+    # Spawn, since threads and GPU state do not survive a fork.
+    context = multiprocessing.get_context(START)
+    return ProcessPoolExecutor(n_processes, context, initializer=_start, initargs=(args,))
+
+
+def _alone(work: Callable[[Video, int], Result], video: Video, args: argparse.Namespace) -> Result:
+    with _pool(args, 1) as pool:
+        try:
+            return pool.submit(work, video, args.person).result()
+        except BrokenProcessPool:
+            return Result(Counter(failed=1), f"{video.path}: the process that worked on it died.")
+
+
+def keep_to_one_extractor(args: argparse.Namespace, videos: Sequence[Video]) -> None:
+    """Load the model, so that errors are reported once, and refuse to mix poses of different extractors.
+
+    With --overwrite another extractor's poses may be replaced, provided that none of them remain.
+
+    Raises:
+        FileNotFoundError: the model's files do not exist.
+        ValueError: the model cannot be loaded, or the folder holds poses of another extractor.
+    """
+    from pose.extraction import load_extractor
+    from system.disk import write_text
+
+    label = f"{load_extractor(args.extractor, args.models, args.device).label}, person {args.person}"
+    note = Path(args.out) / NOTE
+    poses = set(Path(args.out).rglob("*.pkl"))
+    there = note.read_text(encoding="utf-8").strip() if note.is_file() else "somebody else" if poses else label
+    if there != label and not (args.overwrite and poses <= {video.out for video in videos}):
+        raise ValueError(f"--out {args.out}: its poses were made by {there}, not by {label}. Name another folder.")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_text(note, label + "\n")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Extract or compare; return the exit status."""
+    videos = find_videos(args)
+    if args.look:
+        require_packages("--look", "PIL")
+    if not args.check:
+        keep_to_one_extractor(args, videos)
+    there = [video for video in videos if args.check or (video.out.is_file() and not args.overwrite)]
+    new = sorted(set(videos) - set(there))
+    counts, faults = Counter[str](), list[str]()
+    for work, title, todo in ((compare, "comparing", there), (extract, "extracting", new)):
+        for result in progress(in_pool(work, todo, args), title, shown=bool(todo), total=len(todo)):
+            counts += result.counts
+            faults += [result.fault] if result.fault else []
+    sys.stderr.write("".join(f"failed: {fault}\n" for fault in sorted(faults)))
+    sys.stderr.write(summary(counts))
+    return 1 if faults else 0
+
+
+def summary(counts: Counter[str]) -> str:
+    """Summarise the results in one or two lines."""
+    words = ("made", "there already", "of another video", "missing", "failed")
+    lines = ["pose files: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word])]
+    if frames := counts["frames"]:
+        seen = ", ".join(f"{part} in {counts[part] / frames:.0%}" for part in ("body", "left hand", "right hand"))
+        several = f"; several people in {counts['several']} clips" if counts["several"] else ""
+        lines.append(f"{frames} frames, {seen}{several}")
+    return "".join(f"{line}.\n" for line in lines)
+
+
+if __name__ == "__main__":
+    run(lambda: sys.exit(main(parse_args())))

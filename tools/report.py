@@ -1,0 +1,519 @@
+"""HTML report on one run or two: curves, scores with intervals, settings, sentences and clips."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import config
+import utils
+from pages.elements import Bar, Html, Line, chart, element, folded, intervals, join, number, page, smoothed, table
+from system.disk import write_text
+from utils import Parser, progress, run
+
+if TYPE_CHECKING:
+    from pages.comparison import Judged
+    from training.run_folder import RunFolder
+
+logger = logging.getLogger("report")
+
+EXAMPLES = """examples:
+  python -m tools.report output_multimodal
+  python -m tools.report output_baseline output_multimodal --out compared.html
+  python -m tools.report output_multimodal --clips 10
+  python -m tools.report output_multimodal --clips S000317_P0009_T00 S000318_P0008_T00
+  python -m tools.report output_multimodal --clips 0        no clips: neither data nor weights are read
+
+RUN_DIR is the --output_dir of a training or an evaluation. The page is one file that needs no network. What is missing
+or damaged in the folder, or has moved away (data, weights), is left out, and the page says so. Two runs are compared on
+the clips that both have written. Exit status: 0 when the page is written."""
+
+SHOWN = 8  # sentences per list
+STYLES = ("a", "b")
+NAMES = {"bleu": "BLEU-", "chrf": "chrF", "rouge_l": "ROUGE-L", "wer": "WER", "top1_per_": "top-1 per "}
+
+
+def get_args_parser() -> Parser:
+    """Build the argument parser."""
+    parser = Parser(
+        prog="python -m tools.report",
+        description="Write one HTML page about a run, or two runs side by side.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN_DIR", help="one run, or two to compare")
+    add("--out", default="", metavar="FILE", help="default: report.html in the last RUN_DIR")
+    add("--split", default="", choices=("train", "dev", "test"), help="whose sentences; default: test, or else dev")
+    add(
+        "--clips",
+        nargs="+",
+        default=["3"],
+        metavar="N|NAME",
+        help="clips to look at: so many, from the best to the worst (of two runs: from the most gained to the most "
+        "lost), or by name; default: 3",
+    )
+    add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
+    add("--device", default="", choices=("cpu", "cuda"), help="for new translations; default: cuda if there is one")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid values, before any slow import."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if len(args.runs) > 2:
+        parser.error(f"{len(args.runs)} runs: a page has one, or compares two.")
+    parser.between(args, "aspect", *config.ASPECTS)
+    if args.out and not Path(args.out).parent.is_dir():
+        parser.error(f"--out {args.out}: its folder does not exist.")
+    args.out = args.out or str(Path(args.runs[-1]) / "report.html")
+    return args
+
+
+# -- curves ----------------------------------------------------------------------------------------------------------
+
+
+def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
+    """Draw charts from log.txt and steps.jsonl."""
+    from training.metrics import MAIN_METRIC
+
+    def over(key: str, words: str, style: str, *, steps: bool = False) -> list[Line]:
+        """Return one line per run for a key; missing values are None."""
+        found = []
+        for run_, label, own in zip(runs, labels, STYLES, strict=False):
+            lines = run_.steps if steps else run_.epochs
+            x = "step" if steps else "epoch"
+            points = [(line[x] + (not steps), line.get(key)) for line in lines]
+            name = f"{label} {words}".strip() if len(runs) > 1 else words or label
+            found.append(Line(name, points, f"{own} {style}".strip()))
+        return found
+
+    def smooth(line: Line) -> Line:
+        window = max(1, len(line.points) // 20)
+        return Line(line.name, smoothed(line.points, window), line.style.replace(" faint", ""))
+
+    losses = over("loss", "", "", steps=True)
+    raw = [line._replace(name="", style=f"{line.style} faint") for line in losses]
+    metric = MAIN_METRIC[runs[0].task][0]
+    waiting = over("waited", "", "")
+    for i, run_ in enumerate(runs):
+        shares = [
+            (line["epoch"] + 1, 100 * line["waited"] / line["seconds"] if line.get("seconds") else None)
+            for line in run_.epochs
+            if line.get("waited") is not None
+        ]
+        waiting[i] = waiting[i]._replace(points=shares)
+    charts = [
+        ("Training loss, and its running mean", raw + list(map(smooth, losses)), "step", False),
+        ("Loss with smoothing", over("loss", "train", "") + over("dev_loss", "dev", "dashed"), "epoch", False),
+        ("Loss without smoothing", over("nll", "train", "") + over("dev_nll", "dev", "dashed"), "epoch", False),
+        (f"{title(metric)} on dev", over(f"dev_{metric}", "dev", "dashed"), "epoch", True),
+        ("Learning rate", over("lr", "", "", steps=True), "step", True),
+        ("Time waited for data, % of the epoch", waiting, "epoch", True),
+    ]
+    drawn = [
+        chart(name, lines, x, from_zero=from_zero)
+        for name, lines, x, from_zero in charts
+        if any(y is not None for line in lines for _, y in line.points)
+    ]
+    if not drawn:
+        return Html()
+    told = []
+    for run_, label in zip(runs, labels, strict=True):
+        skipped = sum(line.get("loss") is None for line in run_.steps)
+        if skipped:
+            told.append(f"{label}: {skipped} steps were skipped, their loss or gradient was not finite.")
+        if best := run_.best_epoch():
+            told.append(f"{label}: the best epoch on dev is {best['epoch'] + 1} of {len(run_.epochs)}.")
+    numbers = [epochs_table(run_, label) for run_, label in zip(runs, labels, strict=True) if run_.epochs]
+    return section("Learning curves", element("p", " ".join(told)), element("div", drawn, class_="charts"), numbers)
+
+
+def epochs_table(run_: RunFolder, label: str) -> Html:
+    """Make a table of the numbers in the curves."""
+    keys = [key for key in run_.epochs[-1] if key != "epoch"]
+    rows = [[str(line["epoch"] + 1), *(_or_dash(line.get(key)) for key in keys)] for line in run_.epochs]
+    return folded(f"Numbers of each epoch, {label}", table(rows, ("epoch", *keys)))
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def title(metric: str) -> str:
+    """Return a score's usual name.
+
+    >>> title("bleu4"), title("top1_per_class"), title("wer_del")
+    ('BLEU-4', 'top-1 per class', 'WER, del')
+    """
+    for key, name in NAMES.items():
+        if metric.startswith(key):
+            rest = metric.removeprefix(key)
+            return name + (f", {rest[1:]}" if rest.startswith("_") else rest)
+    return metric
+
+
+# -- scores ----------------------------------------------------------------------------------------------------------
+
+
+def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
+    """Make a table per split: score and interval of each run and, for two runs, the difference."""
+    parts: list[Html] = []
+    for of_split in judged:
+        heads = ["95 % intervals", *labels, *(["difference", "p"] if len(labels) == 2 else [])]
+        rows = []
+        for metric in of_split.tallies[0]:
+            bars = bars_of(of_split, metric)
+            cells: list[str] = [intervals(bars)]
+            cells += [join(element("b", f"{bar.value:.2f}"), between(bar.interval)) for bar in bars]
+            if len(bars) == 2:
+                difference, bounds, p = of_split.difference(metric)
+                cells += [join(element("b", signed(difference)), between(bounds, signed)), f"{p:.3f}"]
+            row = [element("td", cell, data_label=name) for name, cell in zip(heads, cells, strict=True)]
+            name = element("th", title(metric), scope="row")
+            rows.append(element("tr", name, row, class_="main" if metric == of_split.main else None))
+        keys = [element("span", class_=f"key {style}") for style in STYLES[: len(labels)]]
+        keys = [Html(), *keys, *[Html()] * (len(heads) - 1 - len(keys))]
+        head = [element("th", key, name, scope="col") for key, name in zip(keys, heads, strict=True)]
+        parts.append(element("h3", f"{of_split.split}, {len(of_split.names)} clips"))
+        parts.append(
+            element("div", element("table", element("tr", element("th"), head), rows, class_="scores"), class_="wide")
+        )
+        for run_, label in zip(of_split.runs, labels, strict=True):
+            parts += [element("p", f"{label}: {told}", class_="small") for told in which_weights(run_, of_split.split)]
+        if of_split.unshared:
+            parts.append(
+                element(
+                    "p",
+                    f"Up to {of_split.unshared} clips of one run are left out: the other lacks them.",
+                    class_="small",
+                )
+            )
+    if not parts:
+        return Html()
+    how = "Intervals: clips drawn anew 1000 times, 95 % of the draws."
+    if len(labels) == 2:
+        how += " Difference: second run minus first, on the same draws; p is two-sided (paired bootstrap, Koehn 2004)."
+    how += " Clips count as random, the training as fixed: another seed of the same training would differ as well."
+    signatures = [element("li", f"{kind}: ", element("code", text)) for kind, text in judged[0].signatures.items()]
+    listed = folded("Signatures", element("ul", signatures), open_=True)
+    return section("Scores", parts, element("p", how, class_="small"), listed)
+
+
+def bars_of(judged: Judged, metric: str) -> list[Bar]:
+    """Return a score of each run as a bar in the run's colour."""
+    return [Bar(style, *found) for style, found in zip(STYLES, judged.standing(metric), strict=False)]
+
+
+def which_weights(run_: RunFolder, split: str) -> list[str]:
+    """Return a remark if a split's sentences were generated with other weights than best_checkpoint.pth."""
+    after, best = run_.written_after(split), run_.best_epoch()
+    if after is None or best is None or best["epoch"] == after:
+        return []
+    return [
+        f"these sentences were written after epoch {after + 1}; best_checkpoint.pth is of epoch {best['epoch'] + 1}. "
+        "To see its sentences, evaluate it into this folder with --eval."
+    ]
+
+
+def signed(value: float) -> str:
+    """Format a difference with its sign.
+
+    >>> signed(0.5), signed(-0.5)
+    ('+0.50', '−0.50')
+    """
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def between(bounds: tuple[float, float], form: Callable[[float], str] = "{:.2f}".format) -> Html:
+    """Format an interval in small print."""
+    return element("small", f" {form(bounds[0])} to {form(bounds[1])}")
+
+
+# -- sentences -------------------------------------------------------------------------------------------------------
+
+
+def marked(text: str, reference: str, *, task: str, text_unit: str) -> Html:
+    """Mark a sentence's differences from the reference as insertions and deletions.
+
+    Args:
+        text: the generated sentence.
+        reference: the reference sentence.
+        task: with ISLR and CSLR, texts are compared word by word.
+        text_unit: "char" compares translations character by character.
+    """
+    from training.metrics import prepare_hypothesis, prepare_reference
+
+    unit = text_unit if task == "SLT" else "word"
+    ours, theirs = prepare_hypothesis(text, unit).split(), prepare_reference(reference, unit).split()
+    glue = "" if unit == "char" else " "
+    parts: list[Html] = []
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():
+        if kind == "equal":
+            parts.append(join(glue.join(theirs[i:j])))
+            continue
+        if j > i:
+            parts.append(element("del", glue.join(theirs[i:j])))
+        if m > k:
+            parts.append(element("ins", glue.join(ours[k:m])))
+    return Html(glue.join(parts)) if ours else join(element("em", "(nothing) "), parts)
+
+
+def sentences_section(judged: Judged, labels: Sequence[str]) -> Html:
+    """List the best and worst sentences or, for two runs, those that changed most."""
+    order = judged.order()
+    count = min(SHOWN, -(-len(order) // 2))  # so that with few clips the lists overlap in at most the middle one
+    worst, best = order[:count], order[::-1][:count]
+    names = ("Best", "Worst")
+    if len(labels) == 2:
+        names = (f"Where {labels[1]} gained most", f"Where {labels[1]} lost most")
+    lists = [(names[0], best), (names[1], worst)]
+    told = f"{judged.split}, by {title(judged.clip_metric)} of each sentence. "
+    told = join(told, element("ins", "not in the reference"), " ", element("del", "missing from it"))
+    columns = [
+        element("div", element("h3", name), [sentence(judged, i, labels) for i in clips]) for name, clips in lists
+    ]
+    more = Html()
+    if len(labels) == 2:
+        sign = 1 if judged.higher_is_better else -1
+        together = sorted(order, key=lambda i: sign * sum(scores[i] for scores in judged.each))
+        more = folded(
+            "Best and worst of both",
+            element("div", [
+                element("div", element("h3", name), [sentence(judged, i, labels) for i in clips])
+                for name, clips in (("Best", together[::-1][:count]), ("Worst", together[:count]))
+            ], class_="columns"),
+        )  # fmt: skip
+    return section("Sentences", element("p", told), element("div", columns, class_="columns"), more)
+
+
+def sentence(judged: Judged, i: int, labels: Sequence[str]) -> Html:
+    """Show a clip's reference and generated sentences."""
+    run_ = judged.runs[0]
+    parts = [element("dt", "reference"), element("dd", judged.references[i])]
+    for style, label, texts, each in zip(STYLES, labels, judged.hypotheses, judged.each, strict=False):
+        parts.append(element("dt", element("span", class_=f"key {style}"), label))
+        shown = marked(texts[i], judged.references[i], task=run_.task, text_unit=run_.text_unit)
+        parts.append(element("dd", shown, element("small", f" {each[i]:.0f}")))
+    return element("div", element("small", judged.names[i]), element("dl", parts), class_="sentence")
+
+
+# -- settings --------------------------------------------------------------------------------------------------------
+
+
+def settings_section(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
+    """Show the settings in run.json: differences first, then non-default flags, then everything."""
+    known = [(run_, label) for run_, label in zip(runs, labels, strict=True) if run_.starts]
+    if not known:
+        return Html()
+    flags = [{f"--{key}": shown(value) for key, value in run_.last["arguments"].items()} for run_, _ in known]
+    facts = [{key: shown(value) for key, value in facts_of(run_.last).items()} for run_, _ in known]
+    defaults = {f"--{a.dest}": shown(a.default) for a in utils.get_args_parser()._actions if a.dest != "help"}
+    both = [a | b for a, b in zip(facts, flags, strict=True)]
+    keys = list(dict.fromkeys(key for of_run in both for key in of_run))
+    head = ("", *(label for _, label in known))
+
+    def rows_of(wanted: Sequence[str]) -> Html:
+        return table([(key, *(of_run.get(key, "-") for of_run in both)) for key in wanted], head, "settings")
+
+    parts: list[Html] = []
+    for run_, label in known:
+        parts.append(element("h3", label))
+        for start in run_.starts:
+            what = start["what"] + (f" from step {start['from_step']}" if start.get("from_step") else "")
+            parts.append(element("p", f"{start['time']}: {what}", class_="small"))
+            parts.append(element("pre", element("code", f"python {start.get('command', '')}")))
+    if len(known) == 2:
+        differing = [key for key in keys if len({of_run.get(key) for of_run in both}) > 1]
+        parts.append(element("h3", "Where they differ"))
+        parts.append(rows_of(differing) if differing else element("p", "Nowhere."))
+    set_ = [key for key in keys if key in defaults and any(f.get(key) != defaults[key] for f in flags)]
+    parts.append(element("h3", "Flags that are not the default"))
+    parts.append(rows_of(set_) if set_ else element("p", "None."))
+    parts.append(folded("Everything that run.json records", rows_of(keys)))
+    return section("Settings", parts)
+
+
+def facts_of(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a start's facts other than flags, as a flat dict."""
+    facts = {key: start[key] for key in ("revision", "device", "processes", "global_batch") if key in start}
+    for kind in ("versions", "data", "dataset"):
+        value = start.get(kind)
+        for key, found in value.items() if isinstance(value, dict) else ():
+            pairs = found.items() if isinstance(found, dict) else [("", found)]
+            facts |= {f"{kind}: {key} {name}".strip(): single for name, single in pairs}
+    return facts
+
+
+def shown(value: object) -> str:
+    """Format a setting as text.
+
+    >>> shown(True), shown(""), shown([0.9, 0.99]), shown(1e-8)
+    ('on', '-', '0.9 0.99', '1e-08')
+    """
+    if isinstance(value, list | tuple):
+        return " ".join(map(shown, value)) or "-"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "-" if value in ("", None) else str(value)
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+
+def section(name: str, *content: str | Sequence[Html]) -> Html:
+    """Make a section of the page with its heading."""
+    return element("section", element("h2", name), *content, id=anchor(name))
+
+
+def anchor(name: str) -> str:
+    """Return the id of a section."""
+    return name.lower().replace(" ", "-")
+
+
+def clips_section(judged: Judged, labels: Sequence[str], args: argparse.Namespace, left_out: list[str]) -> Html:
+    """Show the clips of --clips.
+
+    Raises:
+        ValueError: a name that is not a common clip of the runs.
+    """
+    wanted = args.clips
+    counted = len(wanted) == 1 and wanted[0].isdecimal() and wanted[0] not in judged.reference
+    if counted and int(wanted[0]) == 0:
+        return Html()
+    if not counted and (unknown := [name for name in wanted if name not in judged.reference]):
+        raise ValueError(f"--clips: {unknown[0]!r} is no clip that was written in the split {judged.split!r}.")
+    from pages.clip_view import Viewer, clip_section
+
+    viewers = [
+        Viewer(label, style, run_, judged.split)
+        for label, style, run_ in zip(labels, STYLES, judged.runs, strict=False)
+    ]
+    for viewer in viewers:
+        viewer.open(args.device)
+    described = set().union(*(viewer.described() for viewer in viewers))
+    names = judged.spread(int(wanted[0]), described) if counted else wanted
+    run_ = judged.runs[0]
+    parts = []
+    for name in progress(names, "clips", total=len(names)):
+        reference = judged.reference[name]
+        mark = partial(marked, reference=reference, task=run_.task, text_unit=run_.text_unit)
+        parts.append(clip_section(name, viewers, reference, mark, args.aspect))
+    left_out += [f"{viewer.label}: {why}" for viewer in viewers for why in viewer.left_out]
+    weights = [f"{v.label}: {v.run.weights}" for v in viewers if v.translator]
+    told = "Written anew with " + ", ".join(weights) + "." if weights else "As they were evaluated."
+    told += " The number beside a sentence is the mean log-probability of its tokens."
+    return section("Clips", element("p", told, class_="small"), parts)
+
+
+def headline(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
+    """Show the main score in large print."""
+    if not judged:
+        return Html()
+    of_split = judged[0]
+    tiles = []
+    for bar, label in zip(bars_of(of_split, of_split.main), labels, strict=True):
+        name = element("span", element("span", class_=f"key {bar.style}"), label)
+        below = element("small", f"{of_split.split} {title(of_split.main)}, 95 %", between(bar.interval))
+        tiles.append(element("div", name, element("b", f"{bar.value:.2f}"), below))
+    if len(labels) == 2:
+        difference, bounds, p = of_split.difference(of_split.main)
+        below = element("small", "95 %", between(bounds, signed), f", p = {p:.3f}")
+        tiles.append(element("div", element("span", "difference"), element("b", signed(difference)), below))
+    return element("div", tiles, class_="headline")
+
+
+def labels_of(places: Sequence[str]) -> list[str]:
+    """Return short distinct names of the runs.
+
+    >>> labels_of(["runs/a/train", "runs/b/train"]), labels_of(["out/"])
+    (['runs/a/train', 'runs/b/train'], ['out'])
+    """
+    names = [Path(place).resolve().name for place in places]
+    return names if len(set(names)) == len(names) else [str(place) for place in places]
+
+
+def build(args: argparse.Namespace) -> str:
+    """Build the page.
+
+    Raises:
+        FileNotFoundError: a folder does not hold a run.
+        ValueError: an unknown clip.
+    """
+    from training.run_folder import RunFolder
+
+    runs = [RunFolder.read(place) for place in args.runs]
+    labels = labels_of(args.runs)
+    left_out = [f"{label}: {why}" for run_, label in zip(runs, labels, strict=True) for why in run_.left_out]
+    judged = judge(runs, args.split, left_out)
+    parts = [
+        headline(judged, labels),
+        scores_section(judged, labels),
+        curves(runs, labels),
+        sentences_section(judged[0], labels) if judged else Html(),
+        clips_section(judged[0], labels, args, left_out) if judged else Html(),
+        settings_section(runs, labels),
+    ]
+    if not judged:
+        left_out += [
+            f"{label}, {split} (its sentences are not there): "
+            + ", ".join(f"{title(key)} {value:.2f}" for key, value in found.items() if value is not None)
+            for run_, label in zip(runs, labels, strict=True)
+            for split, found in run_.metrics.items()
+        ]
+        left_out.append("Scores and sentences: no split was written by " + ("both runs." if len(runs) == 2 else "it."))
+    names = [("Scores", 1), ("Learning curves", 2), ("Sentences", 3), ("Clips", 4), ("Settings", 5)]
+    links = [element("a", name, href=f"#{anchor(name)}") for name, i in names if parts[i]]
+    first = runs[0]
+    spec = first.spec
+    about = f"{first.task}{f' on {spec.name}' if spec else ''}"
+    heading = " and ".join(labels)
+    missing = element(
+        "div", element("b", "Left out"), element("ul", [element("li", why) for why in left_out]), class_="left-out"
+    )
+    top = [
+        element("h1", f"{heading}"),
+        element("p", about, class_="small"),
+        element("nav", links, aria_label="Sections"),
+    ]
+    scripts = ("skeleton_player.js", "report.js")
+    return page(f"{heading}: report", top, missing if left_out else "", parts, scripts=scripts)
+
+
+def judge(runs: Sequence[RunFolder], split: str, left_out: list[str]) -> list[Judged]:
+    """Score all splits for which every run has predictions, with `split` first."""
+    from pages.comparison import Judged
+
+    found = []
+    if len({(run_.task, run_.text_unit, run_.bleu_tokenizer) for run_ in runs}) > 1:
+        left_out.append(
+            "Scores and sentences: the runs have different tasks or languages, there is nothing to compare."
+        )
+        return []
+    for name in sorted(("test", "dev", "train"), key=lambda name: name != split):
+        if all(name in run_.predictions for run_ in runs):
+            try:
+                found.append(Judged(runs, name))
+            except ValueError as error:
+                left_out.append(f"Scores of {error}")
+        elif name == split:
+            left_out.append(f"--split {split}: was not written.")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    write_text(args.out, build(args))
+    logger.info("%s written.", args.out)
+
+
+if __name__ == "__main__":
+    run(main)

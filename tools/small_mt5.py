@@ -1,0 +1,35 @@
+"""Write a small mT5 with random weights and its tokenizer.
+
+python -m tools.small_mt5 --out DIR --texts FILE [FILE ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from synthetic.small_mt5 import read_texts, write_small_mt5
+from utils import Parser, run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a small mT5 from the command line."""
+    parser = Parser(
+        prog="python -m tools.small_mt5", description="Write a small mT5 with random weights and its tokenizer."
+    )
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--texts", required=True, nargs="+", help="label files, description folders or .txt files")
+    parser.add_argument("--vocab_size", type=int, default=2000, help="the most pieces (default 2000)")
+    parser.add_argument("--d_model", type=int, default=256, help="width, a multiple of 4 (default 256)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    if args.d_model < 4 or args.d_model % 4:
+        parser.error(f"--d_model {args.d_model}: must be a multiple of 4, for there are four attention heads.")
+    sizes = {"d_model": args.d_model, "d_kv": args.d_model // 4, "d_ff": 2 * args.d_model}
+    texts = [text for source in args.texts for text in read_texts(source)]
+    pieces = write_small_mt5(args.out, texts, **sizes, vocab_size=args.vocab_size, seed=args.seed)
+    sys.stdout.write(f"{args.out}: a small random mT5, {pieces} pieces from {len(texts)} texts\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,262 @@
+"""Build what the command line describes: the data set, its loaders, and the model with its initial weights."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from clips.labels import split_labels, target
+from clips.packs import use_packs
+from config import DatasetSpec, ModelConfig, dataset_of, under_root
+from datasets import SEARCHED, BatchSampler, ClipLoader, S2T_Dataset
+from models import Uni_Sign
+from network.mt5 import load_mt5
+from network.rgb_branch import BACKBONE, load_backbone
+from network.tokenizer import Tokenizer
+from network.vocabulary import choose as choose_tokens
+from network.vocabulary import log_coverage
+from system import distributed
+from text_fusion_modules import EncodesTexts, TextEncoder
+from training import metrics
+from training.checkpoint import STATE_WEIGHTS, load_model_state
+from training.optimization import ENCODER, ENCODER_RATE
+from training.text_cache import build_text_cache
+from training.weights import (
+    FUSION_PREFIXES,
+    MAPPER_PREFIX,
+    TEXT_ENCODER_PREFIX,
+    kept_tokens,
+    load_finetune,
+    load_fusion,
+    read_model,
+    read_weights,
+)
+from utils import progress
+
+logger = logging.getLogger(__name__)
+
+
+def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
+    """Return the data set of the command line, with its paths resolved."""
+    spec = dataset_of(args)
+    metrics.bleu_scorers(spec.bleu_tokenizer)  # fail now, not at the first evaluation, if the tokenizer is missing
+    return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
+
+
+def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
+    """Return the model configuration of the command line."""
+    names = {field.name for field in dataclasses.fields(ModelConfig)} - {"language", "max_target_tokens"}
+    return ModelConfig(language=spec.language, **{name: getattr(args, name) for name in names})
+
+
+def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:
+    """Build the loaders of the splits that the run needs: train and dev, or with --eval dev and test."""
+    splits = ("dev", "test") if args.eval else ("train", "dev")
+    loaders = {}
+    for split in splits:
+        if split not in spec.labels and split != "train":
+            logger.info("%s has no %s split.", spec.name, split)
+            continue
+        training = split == "train"
+        dataset = S2T_Dataset(
+            spec,
+            split,
+            task=args.task,
+            max_length=args.max_length,
+            random_frames=training or args.eval_sampling == "random",
+            use_descriptions=args.use_descriptions,
+            rgb_support=args.rgb_support,
+            uni_sign_crops=args.uni_sign_padding,
+            seed=args.seed,
+            max_bad_clips=args.max_bad_clips,
+            without_them=f"The run goes on without them (--max_bad_clips {args.max_bad_clips:g}).",
+        )
+        if args.use_descriptions and (reason := dataset.why_no_text()):
+            if training:
+                raise ValueError(
+                    f"--use_descriptions: {reason}. See description/README.md, or drop --use_descriptions."
+                )
+            logger.warning("%s.", reason)
+        # With `uni_sign_padding` results depend on the rest of the batch, so evaluation must not regroup clips.
+        free = args.length_grouping if training else not args.uni_sign_padding
+        sampler = BatchSampler(
+            len(dataset),
+            args.batch_size * (SEARCHED if free and not training else 1),
+            distributed.rank(),
+            distributed.world_size(),
+            seed=args.seed if training else None,
+            lengths=dataset.lengths if free else None,
+            accumulation=args.gradient_accumulation_steps,
+        )
+        loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
+    if not loaders:
+        raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
+    if spec.dev_is_test:
+        logger.warning("%s has no dev split: the best checkpoint is chosen on test.", spec.name)
+    return loaders
+
+
+def build_model(
+    args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], state: Path | None = None
+) -> Uni_Sign:
+    """Load mT5 and the text branch, then the weights that the run starts from.
+
+    Args:
+        args: the command line.
+        config: the model's sizes and switches.
+        loaders: the splits' loaders, for their texts.
+        state: a folder to resume from. It has all weights, so weights named by flags are ignored.
+
+    Raises:
+        FileNotFoundError: a file or folder named by a flag does not exist.
+        ValueError: weights do not fit the model.
+    """
+    mt5_folder = under_root(args.root, args.mt5_path)
+    path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
+    # A state lies where rank 0 sees it, and may lie nowhere else.
+    first = read_model(path, flag)[0] if path and distributed.is_main() else {}
+    kept = choose_vocabulary(args, config, loaders, first, path, flag)
+    holds_encoder = distributed.broadcast_object(any(name.startswith(TEXT_ENCODER_PREFIX) for name in first))
+    texts = build_text_encoder(args, mt5_folder, loaders, kept, holds_encoder)
+    model = Uni_Sign(config, load_mt5(mt5_folder, kept=kept), Tokenizer(mt5_folder, kept), texts)
+    if args.gradient_checkpointing:
+        model.recompute_activations()
+    if state:
+        load_model_state(model, state)
+    else:
+        load_first_weights(args, model)
+    return model
+
+
+def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
+    """Load the weights of --finetune, --rgb_backbone and --fusion_checkpoint.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: weights do not fit the model, or --eval would evaluate untrained weights.
+    """
+    new = load_finetune(model, args.finetune, model.config) if args.finetune else list(model.state_dict())
+    backbone_is_new = any(name.startswith(BACKBONE) for name in new)
+    if args.eval and backbone_is_new:
+        raise ValueError(f"--eval: {args.finetune} has no RGB branch; drop --rgb_support.")
+    if args.eval and not args.fusion_checkpoint and any(name.startswith("gating_fusion.") for name in new):
+        raise ValueError(
+            f"--eval: {args.finetune} has no fusion modules; it was trained without descriptions. Drop "
+            "--use_descriptions, or name trained ones with --fusion_checkpoint."
+        )
+    if args.eval and any(name.startswith(MAPPER_PREFIX) for name in new):
+        raise ValueError(f"--description_alignment: {args.finetune} has no mapper; add --description_alignment 0.")
+    if backbone_is_new and trains_fusion_alone(args):
+        raise ValueError(
+            f"--rgb_support: {args.finetune or 'nothing'} has no RGB branch to start from, and a new one would not "
+            "train with the fusion modules alone. Add --trainable all, or drop --rgb_support."
+        )
+    if args.rgb_backbone:
+        if not backbone_is_new:
+            raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
+        load_backbone(model, read_weights(args.rgb_backbone, "--rgb_backbone")[0], args.rgb_backbone)
+    elif backbone_is_new:
+        logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
+    if args.fusion_checkpoint:
+        load_fusion(model, args.fusion_checkpoint)
+
+
+def choose_vocabulary(
+    args: argparse.Namespace,
+    config: ModelConfig,
+    loaders: dict[str, ClipLoader],
+    first: Mapping[str, torch.Tensor],
+    path: str | Path,
+    flag: str,
+) -> torch.Tensor | None:
+    """Choose the tokens of mT5's vocabulary that the model keeps; None for all.
+
+    They are those of the initial weights; --trim_vocab adds the tokens of the training texts, except when a run is
+    resumed. Dev and test texts have no influence.
+
+    Args:
+        args: the command line.
+        config: the model's sizes and switches.
+        loaders: the splits' loaders.
+        first: the initial weights, on rank 0; empty if there are none.
+        path: their file, for error messages.
+        flag: the flag that named it.
+    """
+    mt5_folder = under_root(args.root, args.mt5_path)
+    kept = None
+    if distributed.is_main():
+        kept = kept_tokens(first, path, flag)
+        if args.trim_vocab and flag != "--resume":
+            train = loaders["train"].dataset if "train" in loaders else None
+            texts = [*train.targets(), *train.description_texts()] if train else []
+            kept = choose_tokens(Tokenizer(mt5_folder), [config.prompt, *texts], kept)
+        if kept is not None:
+            log_coverage(Tokenizer(mt5_folder), kept, held_out_texts(args, loaders))
+    return distributed.broadcast_object(kept)
+
+
+def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> dict[str, Iterable[str]]:
+    """Collect dev and test texts: sentences and, if mT5's encoder reads them in training, descriptions."""
+    texts: dict[str, Iterable[str]] = {}
+    spec = dataset_spec(args)
+    for split in ("dev", "test"):
+        if split in loaders:
+            texts[f"{split}, sentences"] = loaders[split].dataset.targets()
+            if args.use_descriptions and not args.text_encoder and not args.text_encoder_freeze:
+                texts[f"{split}, descriptions"] = loaders[split].dataset.description_texts()
+        elif Path(spec.labels.get(split, "")).is_file():
+            texts[f"{split}, sentences"] = [target(label, args.task) for label in split_labels(spec, split).values()]
+    return texts
+
+
+def build_text_encoder(
+    args: argparse.Namespace,
+    mt5_folder: str,
+    loaders: dict[str, ClipLoader],
+    kept: torch.Tensor | None,
+    holds_encoder: bool,
+) -> EncodesTexts | None:
+    """Build the text encoder, or a cache of its features if it is frozen; None without descriptions.
+
+    With `holds_encoder` the initial weights have a trained encoder. It is part of the model even if it is frozen.
+    """
+    if not args.use_descriptions:
+        return None
+    folder = args.text_encoder or mt5_folder
+    if holds_encoder or not args.text_encoder_freeze:
+        return TextEncoder(folder, args.text_max_tokens, kept=None if args.text_encoder else kept)
+    texts = set().union(*(loader.dataset.description_texts() for loader in loaders.values()))
+    cache_root = under_root(args.root, args.text_cache)
+    return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device(), progress)
+
+
+def trains_fusion_alone(args: argparse.Namespace) -> bool:
+    """Return whether only the fusion modules train: with --trainable fusion, or "auto" and suitable other flags."""
+    auto = args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
+    return args.trainable == "fusion" or (auto and not args.eval)
+
+
+def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
+    """Freeze modules according to --trainable and --text_encoder_freeze; log which parameters train and why."""
+    prefixes = FUSION_PREFIXES
+    if trains_fusion_alone(args):
+        model.freeze([module for name, module in model.named_children() if f"{name}." not in prefixes])
+        model.part_para.requires_grad_(False)
+        why = "--trainable fusion" if args.trainable == "fusion" else "--text_encoder_freeze with --finetune"
+        what = "the fusion modules alone"
+    else:
+        if args.text_encoder_freeze and model.text_features is None:
+            model.freeze([model.text_encoder])
+        why = "--trainable all" if args.trainable == "all" else "--text_encoder_freeze without --finetune"
+        why = why if args.text_encoder_freeze or args.trainable == "all" else "the default"
+        what = "everything but the text encoder" if args.text_encoder_freeze else "everything"
+    if any(parameter.requires_grad for name, parameter in model.named_parameters() if name.startswith(ENCODER)):
+        what += f" (the text encoder at {ENCODER_RATE:g} of the learning rate)"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    held = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("training %s (%s): %.2f M of %.2f M parameters.", what, why, trained / 1e6, held / 1e6)

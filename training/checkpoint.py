@@ -1,0 +1,382 @@
+"""Save and restore training: states to resume from (folders in `output_dir/resume`), and checkpoints of epochs.
+
+Every write is atomic. `training/weights.py` defines the format of weight files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from config import under_root
+from system.disk import UNFINISHED, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
+from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
+from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
+from training.weights import fusion_weights, save_weights
+
+logger = logging.getLogger(__name__)
+
+STATE_WEIGHTS = "weights.pt"  # file name in a state's folder
+
+
+@dataclass
+class TrainState:
+    """The progress of a run.
+
+    Attributes:
+        epoch: current epoch, from 0.
+        micro_batch: number of its micro-batches that are done.
+        step: total number of optimizer steps, skipped ones included.
+        best: best dev score so far; None before the first.
+        revision: git revision of the code.
+        arguments: the command line, as a dict.
+        lr: learning rate of the last step.
+        n_processes: number of processes.
+        digests: file -> SHA-256 of the state's other files.
+        epoch_sums: this process's sums over the current epoch, so that a resumed epoch has the same means.
+    """
+
+    epoch: int = 0
+    micro_batch: int = 0
+    step: int = 0
+    best: float | None = None
+    lr: float = 0.0
+    revision: str = ""
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    n_processes: int = 1
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    epoch_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def folder_name(self) -> str:
+        """Return the name of this state's folder, which sorts by step."""
+        return f"step_{self.step:08d}"
+
+
+def resume_dir(output_dir: str | Path) -> Path:
+    """Return the folder of a run's states."""
+    return Path(output_dir) / "resume"
+
+
+def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> None:
+    """Save everything needed to resume a run exactly; every process must call this, rank 0 writes.
+
+    Weights and optimizer state are stored by name in fp32, whatever the number of processes and the ZeRO stage; random
+    numbers and sums, process by process.
+
+    Args:
+        engine: the engine that trains.
+        state: its progress.
+        folder: the state's folder, which appears once it is complete.
+        keep_last: number of states kept beside each other; 0 keeps all.
+
+    Raises:
+        OSError: the state cannot be written; on rank 0 only.
+    """
+    parts = _parts(engine, state)
+    try:
+        if is_main():
+            for left in folder.parent.glob(f"{UNFINISHED}*"):  # from a run that was killed
+                shutil.rmtree(left)
+            with new_folder(folder) as unfinished:
+                digests = {name: write_whole(unfinished / name, partial(torch.save, part)) for name, part in parts}
+                write_progress(unfinished, dataclasses.replace(state, digests=digests))
+            state.digests = digests
+            for old in sorted(folder.parent.glob("step_*"))[:-keep_last] if keep_last else ():
+                remove_folder(old)
+    finally:
+        for _ in parts:  # other ranks, and a rank 0 that failed, must still take part in the collectives
+            pass
+
+
+def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
+    """Yield (file name, content) of a state; only rank 0's content is complete, but all processes must iterate."""
+    own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": state.epoch_sums}
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    yield "processes.pt", all_gather(own)
+    yield STATE_WEIGHTS, full_state_dict(engine)
+    for kind, tensors in optimizer_tensors(engine):
+        yield f"optimizer_{kind}.pt", tensors
+    yield "optimizer.pt", optimizer_numbers(engine)
+
+
+def write_progress(folder: Path, state: TrainState) -> None:
+    """Write state.json to a state's folder; also used alone when only the progress has changed since saving."""
+    content = {**dataclasses.asdict(state), "epoch_sums": {}}
+    content = {"sha256": _digest(content), **content}
+    write_text(folder / "state.json", json.dumps(content, indent=1) + "\n")
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_progress(folder: Path) -> TrainState:
+    """Read a state's `state.json` and verify the checksums of all files it lists.
+
+    Raises:
+        ValueError: the state is damaged; one line that names the file.
+    """
+    path = folder / "state.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256") != _digest(content):
+            raise ValueError("checksum differs")
+        state = TrainState(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+    for name, digest in state.digests.items():
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            raise ValueError(f"{folder / name} cannot be read ({error.strerror}).") from None
+        if found != digest:
+            raise ValueError(f"{folder / name} is damaged: its checksum is not the one that was saved.")
+    return state
+
+
+# Everything a run writes to its folder except train.log, which is continued.
+_OF_A_RUN = (
+    "resume", "run.json", "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl", "non_finite",
+    "best_checkpoint.pth", "best_fusion.pth", "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
+)  # fmt: skip
+
+
+def set_aside(output_dir: str | Path) -> None:
+    """Move all files of an earlier run to a folder of their own, so that a new run does not overwrite them."""
+    left = [path for pattern in _OF_A_RUN for path in sorted(Path(output_dir).glob(pattern))]
+    if left:
+        earlier = _unused(Path(output_dir) / "earlier")
+        earlier.mkdir()
+        for path in left:
+            path.rename(earlier / path.name)
+        logger.warning("%s holds an earlier run: all that it has written now lies in %s.", output_dir, earlier)
+
+
+def _unused(folder: Path) -> Path:
+    """Return `folder` or, if it exists, the first free one of NAME_2, NAME_3 ..."""
+    names = (folder if n == 1 else folder.with_name(f"{folder.name}_{n}") for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def trim_curves(output_dir: str | Path, state: TrainState) -> None:
+    """Delete what an interrupted run logged after the state it resumes from."""
+    for name, key, kept in (("log.txt", "epoch", state.epoch - 1), ("steps.jsonl", "step", state.step)):
+        path = Path(output_dir) / name
+        if path.is_file():
+            lines = [json.dumps(line, ensure_ascii=False) for line in read_lines(path) if line[key] <= kept]
+            write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def set_later_aside(output_dir: str | Path, state: TrainState) -> None:
+    """Move states saved after this one out of the way, since the run continues without them."""
+    folders = sorted(resume_dir(output_dir).glob("step_*"))
+    later = [folder for folder in folders if int(folder.name.removeprefix("step_")) > state.step]
+    if later:
+        target = _unused(Path(output_dir) / "earlier") / "resume"
+        target.mkdir(parents=True)
+        for folder in later:
+            folder.rename(target / folder.name)
+            logger.warning(
+                "%s was saved after step %d, where the run goes on; it lies in %s.", folder, state.step, target
+            )
+
+
+def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] | None:
+    """Find the state of `--resume`: for "auto" the newest intact one in the output folder, else the named folder.
+
+    Returns:
+        The folder and its state; None for "auto" if no state was saved yet.
+
+    Raises:
+        FileNotFoundError: the named folder holds no state.
+        ValueError: the named state, or with "auto" every state, is damaged.
+    """
+    if resume == "auto":
+        folders = sorted(resume_dir(output_dir).glob("step_*"), reverse=True)
+        for folder in folders:
+            try:
+                return folder, read_progress(folder)
+            except ValueError as error:
+                logger.warning("--resume auto: %s The state before it is looked at.", error)
+        if folders:
+            raise ValueError(
+                f"--resume auto: all {len(folders)} states in {resume_dir(output_dir)} are damaged. Start without "
+                "--resume, with --finetune and a checkpoint_*.pth of this run for example."
+            )
+        return None
+    path = Path(resume)
+    if not (path / "state.json").is_file():
+        raise FileNotFoundError(
+            f"--resume: {path} holds no state (state.json). Name a folder under OUTPUT_DIR/resume, or auto."
+        )
+    try:
+        return path, read_progress(path)
+    except ValueError as error:
+        raise ValueError(f"--resume: {error} Name another state, or auto.") from None
+
+
+# Flags that may change when a run is resumed: paths, division of the work, logging and saving, and decoding.
+# Changing any other flag would make the resumed run a different experiment.
+FREE_FLAGS = frozenset(
+    [
+        "root",
+        "mt5_path",
+        "packed",
+        "text_cache",
+        "output_dir",
+        "resume",
+        "eval",
+        "num_workers",
+        "pin_mem",
+        "local_rank",
+        "zero_stage",
+        "offload",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "num_beams",
+        "max_new_tokens",
+        "save_steps",
+        "quick_break",
+        "keep_last",
+        "max_bad_clips",
+        "max_skipped_steps",
+        "max_failed_saves",
+        "tensorboard",
+        "wandb",
+    ]
+)
+
+
+def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any], n_batches: int) -> TrainState:
+    """Check that the command line matches the saved experiment, and convert its position in the epoch.
+
+    The number of processes, `--batch-size` and `--gradient-accumulation-steps` may change as long as their product, the
+    global batch size, does not: the order of clips depends on this product only.
+
+    Args:
+        folder: the state's folder.
+        state: the saved state.
+        arguments: the command line.
+        n_batches: micro-batches per epoch in this run.
+
+    Returns:
+        The state, with micro_batch, arguments and n_processes of this run.
+
+    Raises:
+        ValueError: the experiments differ.
+    """
+    for name, value in arguments.items():
+        if name not in FREE_FLAGS and state.arguments.get(name) != value:
+            raise ValueError(
+                f"--resume: {folder} was saved with --{name} {state.arguments.get(name)}; this run has "
+                f"{value}. Give the same, or start a new run in another --output_dir."
+            )
+    sizes = [
+        (given["batch_size"], given["gradient_accumulation_steps"], processes)
+        for given, processes in ((state.arguments, state.n_processes), (arguments, world_size()))
+    ]
+    if math.prod(sizes[0]) != math.prod(sizes[1]):
+        seen, wanted = (f"{math.prod(size)} = {' x '.join(map(str, size))}" for size in sizes)
+        raise ValueError(
+            f"--resume: {folder} was saved with a global batch of {seen} (--batch-size x --gradient-accumulation-steps "
+            f"x processes); this run has {wanted}. Give two numbers that make it the same."
+        )
+    round_then, round_now = (size[0] * size[2] for size in sizes)  # clips per micro-batch, all processes
+    micro_batch = min(n_batches, math.ceil(state.micro_batch * round_then / round_now))
+    return dataclasses.replace(state, micro_batch=micro_batch, arguments=dict(arguments), n_processes=world_size())
+
+
+def load_model_state(model: nn.Module, folder: Path) -> None:
+    """Load a state's weights into the model, before the engine is made; every process must call this."""
+    if is_main():
+        model.load_state_dict(_read(folder / STATE_WEIGHTS))
+    broadcast_weights(model)
+
+
+def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainState:
+    """Restore optimizer, schedule and random generators from a state; every process must call this.
+
+    Returns:
+        The state, with this process's `epoch_sums`.
+    """
+    kinds = broadcast_object(sorted(path.stem.removeprefix("optimizer_") for path in folder.glob("optimizer_*.pt")))
+    numbers = broadcast_object(_read(folder / "optimizer.pt") if is_main() else None)
+    restore_optimizer(engine, numbers, kinds, lambda kind: _read(folder / f"optimizer_{kind}.pt"))
+    processes = broadcast_object(_read(folder / "processes.pt") if is_main() else None)
+    if len(processes) == world_size():
+        own = processes[rank()]
+        torch.set_rng_state(own["cpu"])
+        if torch.cuda.is_available() and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"])
+        sums = own["epoch_sums"]
+    else:  # dropout draws different numbers; rank 0 takes over all sums
+        torch.manual_seed((state.step << 32) + state.arguments["seed"] + rank())
+        names = processes[0]["epoch_sums"] if is_main() else ()
+        sums = {name: sum(process["epoch_sums"][name] for process in processes) for name in names}
+        logger.info("resumed on %d processes after %d: dropout is drawn anew.", world_size(), len(processes))
+    # At the end of an epoch only state.json is rewritten: the sums in processes.pt belong to the previous epoch.
+    return dataclasses.replace(state, epoch_sums=sums if state.micro_batch else {})
+
+
+def _read(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what inference needs besides a checkpoint's weights and config."""
+    mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
+    return {"mt5_path": mt5_path, "max_length": args.max_length}
+
+
+def save_epoch(engine: Any, epoch: int, score: float | None, best: bool, args: argparse.Namespace) -> None:
+    """Write checkpoint_{epoch}.pth and, if it is the best so far, best_checkpoint.pth and best_fusion.pth.
+
+    Every process must call this, rank 0 writes.
+    """
+    weights = full_state_dict(engine)
+    if not is_main():
+        return
+    output_dir, config = Path(args.output_dir), engine.module.config
+    facts = {**weights_facts(args), "epoch": epoch, "score": score}
+    if best:
+        save_weights(output_dir / "best_checkpoint.pth", weights, config, **facts)
+        if config.use_descriptions:
+            save_weights(output_dir / "best_fusion.pth", fusion_weights(weights), config, **facts)
+    save_weights(output_dir / f"checkpoint_{epoch}.pth", weights, config, **facts)
+    forget_checkpoints(output_dir, epoch, args.keep_last)
+
+
+def save_quick(engine: Any, epoch: int, args: argparse.Namespace) -> None:
+    """Write checkpoint.pth for --quick_break within an epoch; every process must call this, rank 0 writes."""
+    weights = full_state_dict(engine)
+    if is_main():
+        facts = {**weights_facts(args), "epoch": epoch, "score": None}
+        save_weights(Path(args.output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)
+
+
+def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> None:
+    """Delete all `checkpoint_{n}.pth` up to this epoch except the last `keep_last`; 0 keeps all.
+
+    Checkpoints of later epochs belong to another, longer run, and stay.
+    """
+    for path in Path(output_dir).glob("checkpoint_*.pth") if keep_last else ():
+        if (name := re.fullmatch(r"checkpoint_(\d+)", path.stem)) and int(name[1]) <= epoch - keep_last:
+            path.unlink()

@@ -1,0 +1,259 @@
+"""Set up DeepSpeed's engine, and gather and restore what ZeRO shards over the processes.
+
+Weights and optimizer state are gathered by name in fp32. They then depend neither on the number of processes nor on
+the ZeRO stage, so both may differ when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from system.distributed import broadcast, device, is_main, rank, world_size
+
+
+def deepspeed_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for the command line.
+
+    Parameters, accumulated gradients and batch statistics stay in fp32. Matrix products run in bf16 or fp16 under
+    autocast; gradients of linear layers are communicated in that precision. (Casting the whole model to bf16 would keep
+    batch statistics with an 8-bit mantissa on a GPU, and fail on a CPU.)
+    """
+    zero: dict[str, Any] = {"stage": args.zero_stage}
+    if args.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": args.pin_mem}
+    dtypes = {"bf16": "bfloat16", "fp16": "float16"}
+    return {
+        "train_micro_batch_size_per_gpu": args.batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "gradient_clipping": args.gradient_clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": args.dtype != "fp32", "dtype": dtypes.get(args.dtype, "bfloat16")},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def start_engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    args: argparse.Namespace,
+) -> Any:
+    """Wrap a model for training on all processes.
+
+    Returns:
+        DeepSpeed's engine; `engine.module` is the model.
+    """
+    import deepspeed
+
+    if args.zero_stage == 0:
+        _skip_non_finite(optimizer)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(args), dist_init_required=False
+    )
+    if args.zero_stage and args.dtype == "fp16":
+        _clip_scaled(engine.optimizer, args.gradient_clipping)
+    return engine
+
+
+def _clip_scaled(optimizer: Any, longest: float) -> None:
+    """With fp16 and ZeRO 1 to 3, multiply the maximum gradient norm by the loss scale.
+
+    DeepSpeed 0.19 clips gradients before its GradScaler unscales them: a norm of 1 would be clipped to 1 / 65536.
+    """
+    take_step = optimizer.step
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        optimizer.clip_grad = longest * optimizer.torch_autocast_gradscaler.get_scale()
+        return take_step(*arguments, **options)
+
+    optimizer.step = step
+
+
+def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Skip steps with non-finite gradients, as the optimizers of ZeRO 1 to 3 do.
+
+    The engine reads `overflow` to see whether a step was taken. At that point all processes have the same gradients.
+    """
+    take_step = optimizer.step
+    seen_by_engine: Any = optimizer  # Any, because torch's type has no `overflow` and a fixed `step`
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        seen_by_engine.overflow = not bool(torch.isfinite(norms).all())
+        return None if seen_by_engine.overflow else take_step(*arguments, **options)
+
+    seen_by_engine.step = step
+
+
+def synchronised_batch_norm(model: nn.Module) -> nn.Module:
+    """Convert to synchronised batch normalisation on several GPUs; otherwise return the model unchanged."""
+    if world_size() > 1 and device().type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
+
+
+def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
+    """Gather the whole model's weights on the CPU, at any ZeRO stage; all processes must call this.
+
+    Returns:
+        The state dict on rank 0 and an empty one elsewhere.
+    """
+    full: dict[str, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor] = {}  # one copy of shared weights
+    for name, value in engine.module.state_dict(keep_vars=True).items():
+        if id(value) not in copies:
+            # DeepSpeed's own gathering would round to autocast's dtype.
+            whole = _join(value.ds_tensor, value.ds_shape) if hasattr(value, "ds_id") else value
+            copies[id(value)] = whole.detach().to("cpu", copy=True) if is_main() else torch.empty(0)
+        if is_main():
+            full[name] = copies[id(value)]
+    return full
+
+
+def _join(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Gather a tensor of which each process holds an equal part, padded at the end."""
+    parts = [torch.empty_like(part) for _ in range(world_size())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)[: shape.numel()].view(shape)
+
+
+def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Gather the optimizer state of every trained parameter; all processes must iterate to the end.
+
+    Yields:
+        The kind ("exp_avg", ...) and {name: fp32 tensor} on rank 0's CPU; empty dicts on other ranks.
+    """
+    import deepspeed
+
+    _link(engine)
+    state = _inner_optimizer(engine).state
+    kinds = sorted({kind for held in state.values() for kind, value in held.items() if _is_memory(value)})
+    for kind in kinds:
+        tensors = {}
+        for name, parameter in _trained(engine):
+            if engine.zero_optimization():
+                value = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
+            else:
+                value = state[parameter].get(kind, torch.zeros_like(parameter)) if parameter in state else None
+            if is_main() and value is not None:
+                tensors[name] = value.detach().to("cpu", copy=True)
+        yield kind, tensors
+
+
+def optimizer_numbers(engine: Any) -> dict[str, Any]:
+    """Return the non-tensor state of optimizer, schedule and gradient scaler."""
+    steps = [float(held["step"]) for held in _inner_optimizer(engine).state.values() if "step" in held]
+    scaler = _gradient_scaler(engine)
+    return {
+        "step": max(steps, default=None),
+        "schedule": engine.lr_scheduler.state_dict(),
+        "scaler": scaler.state_dict() if scaler else {},
+    }
+
+
+def restore_optimizer(engine: Any, numbers: dict[str, Any], kinds: list[str], read: Callable[[str], dict]) -> None:
+    """Restore the optimizer from the results of the two functions above; all processes must call this.
+
+    The number of processes and the ZeRO stage may differ from those at saving.
+
+    Args:
+        engine: a new engine before its first step, with the weights already loaded.
+        numbers: the result of `optimizer_numbers`.
+        kinds: the kinds yielded by `optimizer_tensors`.
+        read: maps a kind to {name: tensor}; called on rank 0 only.
+    """
+    _make_room(engine, kinds, numbers["step"])
+    for kind in kinds:
+        tensors = read(kind) if is_main() else {}
+        for name, parameter in _trained(engine):
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            value = tensors[name].to(engine.device) if is_main() else torch.empty(shape, device=engine.device)
+            _set_memory(engine, parameter, kind, broadcast(value))
+    inner = _inner_optimizer(engine)
+    engine.lr_scheduler.load_state_dict(numbers["schedule"])
+    for group, lr in zip(inner.param_groups, numbers["schedule"]["_last_lr"], strict=True):
+        group["lr"] = lr
+    if (scaler := _gradient_scaler(engine)) and numbers["scaler"]:
+        scaler.load_state_dict(numbers["scaler"])
+
+
+def lower_gradient_scale(engine: Any) -> bool:
+    """Lower the loss scale after an fp16 overflow, which DeepSpeed's ZeRO optimizers fail to do.
+
+    Returns:
+        Whether this may help: False for other dtypes and for a scale below 1.
+    """
+    scaler = _gradient_scaler(engine)
+    if scaler is None:
+        return False
+    if engine.zero_optimization():
+        scaler.update(scaler.get_scale() / 2)
+    return scaler.get_scale() >= 1
+
+
+def _make_room(engine: Any, kinds: list[str], step: float | None) -> None:
+    """Allocate the state that the optimizer would allocate in its first step."""
+    inner, stage = _inner_optimizer(engine), engine.zero_optimization_stage()
+    if stage == 0:
+        held = [parameter for _, parameter in _trained(engine)]
+    elif stage == 3:
+        held = engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        held = engine.optimizer.single_partition_of_fp32_groups
+    for flat in held:
+        inner.state[flat] = {kind: torch.zeros_like(flat) for kind in kinds}
+        if step is not None:
+            inner.state[flat]["step"] = torch.tensor(step, device=flat.device)  # on the device, for a fused optimizer
+    _link(engine)
+
+
+def _link(engine: Any) -> None:
+    """Link each parameter to its part of DeepSpeed's flat state tensors.
+
+    ZeRO 1 and 2 link them only after the first parameter group has stepped, and never for the other groups.
+    """
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _set_memory(engine: Any, parameter: Any, kind: str, value: torch.Tensor) -> None:
+    import deepspeed
+
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        engine.optimizer.state[parameter][kind].copy_(value)
+    elif stage == 3:  # setting the whole tensor fails if its size is not a multiple of the number of processes
+        own = torch.zeros_like(parameter.ds_tensor)
+        part = value.flatten()[own.numel() * rank() : own.numel() * (rank() + 1)]
+        own[: len(part)] = part
+        deepspeed.utils.safe_set_local_optimizer_state(parameter, own, kind)
+    else:
+        deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
+
+
+def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+
+
+def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    return engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+
+
+def _is_memory(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+def _gradient_scaler(engine: Any) -> Any:
+    """Return the fp16 GradScaler, or None for other dtypes."""
+    return getattr(engine.optimizer, "torch_autocast_gradscaler", None) or engine.torch_autocast_z0_gradscaler

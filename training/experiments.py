@@ -1,0 +1,111 @@
+"""Runs commands of `fine_tuning.py` that differ in their descriptions, each once, for `tools/ablate.py` and
+`tools/demo.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import DatasetSpec
+from describing.control_texts import write_control_texts
+from synthetic.corpus import SMALL_MODEL
+from system.disk import write_text
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parents[1]
+
+
+def to_toml(spec: DatasetSpec, description_dir: Path) -> str:
+    """Format a data set's record as TOML, with another folder of descriptions and absolute paths."""
+    values = dataclasses.asdict(spec) | {"description_dir": str(description_dir.absolute())}
+    labels = {split: os.path.abspath(path) for split, path in values.pop("labels").items()}
+    values |= {key: os.path.abspath(values[key]) for key in ("pose_dir", "rgb_dir") if values[key]}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join([*lines, "[labels]", *(f"{split} = {json.dumps(path)}" for split, path in labels.items())]) + "\n"
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """Trainings and tests in one folder, which goes on from what is there.
+
+    Attributes:
+        spec: the data set, with its paths resolved.
+        root: --root of all commands.
+        out: the folder.
+        jobs: how many run at a time; they share the cores, unless OMP_NUM_THREADS is set.
+        flags: flags of every command, after `SMALL_MODEL`.
+    """
+
+    spec: DatasetSpec
+    root: str
+    out: Path
+    jobs: int = 1
+    flags: tuple[str, ...] = ()
+
+    def prepare(self, texts: str) -> None:
+        """Write descriptions of a kind: "own" (nothing to write), "rules", or a key of `CONTROLS`."""
+        folder = self.descriptions(texts)
+        if texts == "rules":
+            command = [str(HERE / "describe.py"), "--dataset_config", str(self.record("own")), "--out", str(folder)]
+            self.once(folder / "done.json", command)
+        elif texts != "own" and not (folder / "done.json").exists():
+            write_control_texts(self.spec, texts, folder)
+            write_text(folder / "done.json", "{}\n")
+        write_text(self.record(texts), to_toml(self.spec, folder))
+
+    def descriptions(self, texts: str) -> Path:
+        """Return the folder of descriptions of a kind."""
+        return Path(self.spec.description_dir) if texts == "own" else self.out / "texts" / texts
+
+    def record(self, texts: str) -> Path:
+        """Return the data set's TOML record for descriptions of a kind."""
+        return self.out / "texts" / f"{texts}.toml"
+
+    def train(self, texts: str, flags: Sequence[str], folder: Path) -> Path:
+        """Train once, into `folder`, and return the best weights."""
+        command = [*self._fine_tuning(texts, flags, folder), "--resume", "auto"]
+        self.once(folder / "trained.json", command)
+        return folder / "best_checkpoint.pth"
+
+    def test(self, texts: str, flags: Sequence[str], weights: Path, folder: Path) -> list[dict]:
+        """Test weights once, into `folder`, and return the lines of the test clips' predictions."""
+        command = [*self._fine_tuning(texts, flags, folder), "--eval", "--finetune", str(weights)]
+        self.once(folder / "tested.json", command)
+        with open(folder / "test_predictions.jsonl", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def _fine_tuning(self, texts: str, flags: Sequence[str], out: Path) -> list[str]:
+        command = [str(HERE / "fine_tuning.py"), "--dataset_config", str(self.record(texts)), "--root", self.root]
+        return [*command, *SMALL_MODEL.split(), *self.flags, *flags, "--output_dir", str(out)]
+
+    def once(self, done: Path, command: list[str]) -> None:
+        """Run a command of this project unless it has run before: then the file `done` holds the command.
+
+        Raises:
+            ValueError: the command failed, or the folder holds results of another command.
+        """
+        if done.exists():
+            if json.loads(done.read_text(encoding="utf-8")) != command:
+                raise ValueError(f"{done.parent} was made by another command. Name another folder, or remove it.")
+            return
+        logger.info("python %s", shlex.join(command))
+        done.parent.mkdir(parents=True, exist_ok=True)
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        with open(done.parent / "output.txt", "ab") as output:
+            status = subprocess.call(
+                [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
+        if status:
+            raise ValueError(f"status {status} of: python {shlex.join(command)}\nSee {output.name}.")
+        write_text(done, json.dumps(command) + "\n")

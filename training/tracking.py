@@ -1,0 +1,244 @@
+"""Records of a run: run.json, curves as files, and the same curves in TensorBoard and Weights & Biases.
+
+Only rank 0 writes. Information stored elsewhere is not repeated here: scores are in log.txt and
+`{split}_metrics.json`, progress in the states, model sizes in the checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from config import DatasetSpec
+from system import distributed
+from system.disk import Lines, explain, write_text
+from utils import git_revision
+
+logger = logging.getLogger(__name__)
+
+RECORD = "run.json"
+SAID_EVERY = 300  # minimum seconds between log lines within an epoch
+PACKAGES = ("torch", "transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
+
+
+class Board(Protocol):
+    """A service that plots curves."""
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Log numbers named "group/name" at an optimizer step."""
+
+    def close(self, failed: bool) -> None:
+        """Write the rest to disk."""
+
+
+class Tracker:
+    """Writes run.json and a run's curves; leaving the `with` block closes the boards.
+
+    Args:
+        args: the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.folder = args, Path(args.output_dir)
+        self._steps, self._epochs = Lines(self.folder / "steps.jsonl"), Lines(self.folder / "log.txt")
+        self._boards: dict[str, Board] = {}
+        self._said = time.monotonic()
+
+    def start(self, spec: DatasetSpec, data: Mapping[str, Any], step: int | None = None) -> None:
+        """Add this start of the program to run.json, and open the boards of --tensorboard and --wandb.
+
+        Args:
+            spec: the data set's record.
+            data: split -> fingerprint of its data.
+            step: optimizer steps done so far, 0 for a new training; None for an evaluation.
+
+        Raises:
+            OSError: run.json cannot be written.
+            ValueError: Weights & Biases rejects the run.
+        """
+        record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
+        record["starts"].append(_facts(self.args, step) | {"dataset": dataclasses.asdict(spec), "data": data})
+        write_text(self.folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        if step is not None and self.args.tensorboard:
+            self._boards["--tensorboard"] = TensorBoard(self.folder, step)
+        if step is not None and self.args.wandb:
+            self._boards["--wandb"] = WandB(self.folder, record)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """Add a line to steps.jsonl and, every few minutes, to the log, to show progress in long epochs."""
+        self._steps.add(line)
+        if line["loss"] is not None and time.monotonic() - self._said > SAID_EVERY:
+            self._said = time.monotonic()
+            logger.info(
+                "epoch %d, step %d: loss %.4g, lr %.3g.", line["epoch"] + 1, *map(line.get, ("step", "loss", "lr"))
+            )
+        self._draw(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr")})
+
+    def epoch(self, step: int, line: Mapping[str, Any]) -> None:
+        """Add a line to log.txt, and plot its numbers at the epoch's last step."""
+        self._epochs.add(line)
+        self._draw(step, {_board_name(name): value for name, value in line.items()})
+
+    def _draw(self, step: int, numbers: Mapping[str, float | None]) -> None:
+        for flag, board in list(self._boards.items()):
+            try:
+                board.add(step, {name: value for name, value in numbers.items() if value is not None})
+            except OSError as error:  # plots are not worth ending the run; the files have the same numbers
+                logger.warning("%s stops here, the run goes on: %s", flag, explain(error, self.folder))
+                del self._boards[flag]
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        while self._boards:
+            self._boards.popitem()[1].close(failed=kind is not None)
+
+
+def _board_name(name: str) -> str:
+    """Return the "group/name" of a number in log.txt.
+
+    >>> _board_name("dev_bleu4"), _board_name("nll")
+    ('dev/bleu4', 'epoch/nll')
+    """
+    return f"dev/{name.removeprefix('dev_')}" if name.startswith("dev_") else f"epoch/{name}"
+
+
+class TensorBoard:
+    """Event files in OUTPUT_DIR/tensorboard, for `tensorboard --logdir`.
+
+    Args:
+        folder: the run's folder.
+        step: points of an interrupted run after this step are discarded.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Log numbers at a step."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, failed: bool) -> None:
+        """Write the rest."""
+        self._writer.close()
+
+
+class WandB:
+    """A run in Weights & Biases, configured by its environment variables (WANDB_MODE, WANDB_PROJECT ...).
+
+    Args:
+        folder: the run's folder.
+        record: the content of run.json; its `id` lets a resumed run continue its curves.
+
+    Raises:
+        ValueError: there is no login, or the server does not respond.
+    """
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        import wandb
+
+        names = {
+            "project": os.environ.get("WANDB_PROJECT", "uni-sign"),
+            "name": os.environ.get("WANDB_NAME", folder.name),
+        }
+        try:
+            self._run = wandb.init(dir=folder, id=record["id"], resume="allow", config=record["starts"][-1], **names)
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"--wandb: {reason} WANDB_MODE=offline needs no account.") from None
+        # A resumed run repeats steps that are already plotted, but wandb's own step counter can only increase.
+        self._run.define_metric("*", step_metric="step")
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Log numbers at a step."""
+        self._run.log({"step": step, **numbers})
+
+    def close(self, failed: bool) -> None:
+        """Upload or store the rest."""
+        self._run.finish(exit_code=int(failed))
+
+
+# -- run.json --------------------------------------------------------------------------------------------------------
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """Read run.json: its `id` and its `starts`, oldest first; None if there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(record["id"], str) and isinstance(record["starts"], list)):
+            raise ValueError("no list of starts")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+    return record
+
+
+def _record_so_far(folder: Path) -> dict[str, Any] | None:
+    """Return the existing record, or None; a damaged file is renamed."""
+    try:
+        return read_record(folder)
+    except ValueError as error:
+        os.replace(folder / RECORD, folder / f"{RECORD}.damaged")
+        logger.warning("%s It is kept as %s.damaged.", error, RECORD)
+        return None
+
+
+def _facts(args: argparse.Namespace, step: int | None) -> dict[str, Any]:
+    """Return the facts needed to reproduce this start of the program."""
+    world = distributed.world_size()
+    return {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "what": "evaluation" if step is None else "training",
+        "from_step": step,
+        "command": shlex.join(sys.argv),
+        "folder": str(Path.cwd()),
+        "revision": git_revision(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "device": _device(),
+        "processes": world,
+        "global_batch": args.batch_size * args.gradient_accumulation_steps * world,
+        "arguments": vars(args),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _device() -> str:
+    """Return a description of this process's device.
+
+    A CPU's name is not available on every system; its number of threads says more about speed.
+    """
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(distributed.device())
+        return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
