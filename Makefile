@@ -13,9 +13,9 @@ SHELL := /bin/bash
 
 setup: $(VENV)/done
 
-$(VENV)/done: requirements.txt requirements-dev.txt requirements-pose.txt requirements-rgb.txt
+$(VENV)/done: requirements.txt requirements/dev.txt requirements/pose.txt requirements/rgb.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/dev.txt
 	touch $@
 
 demo: setup
@@ -29,7 +29,7 @@ test-slow: setup
 
 # Coverage-guided, a minute each; needs atheris==3.0.0, which few platforms have.
 fuzz: setup
-	for target in descriptions alignment labels poses weights states; do $(RUN) tests/fuzz.py $$target 60 || exit 1; done
+	for target in descriptions alignment labels poses weights states; do $(RUN) -m tests.helpers.fuzz $$target 60 || exit 1; done
 
 check: setup
 	$(VENV)/bin/ruff check .

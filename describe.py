@@ -16,10 +16,10 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import config
-from describing.files import Clip, makers, write_descriptions
+from describing.by_rules import by_rules
+from describing.files import Clip
 from pages.elements import element, page
 from system.disk import write_text
 from system.processes import in_processes
@@ -27,7 +27,6 @@ from utils import Parser, add_dataset_flags, progress, require_packages, run
 
 logger = logging.getLogger("describe")
 
-BATCH = 32  # clips per batch
 PREVIEWED = 5  # clips on a preview page by default
 EXAMPLES = """examples:
   python describe.py                                     every clip of CSL-Daily that has no file yet, in Chinese
@@ -40,6 +39,13 @@ EXAMPLES = """examples:
 The rules skip files that exist. With --overwrite they write their own files again, but never those of others.
 A model's texts are added frame by frame to the files: what failed is listed and asked again by the next run.
 Exit status: 0 when all is described, 1 when something is left."""
+AUDIT_EXAMPLES = """examples:
+  python describe.py audit description/CSL-Daily/split_data
+  python describe.py audit description/CSL-Daily/split_data --dataset CSL_Daily --html audit.html
+  python describe.py audit description/CSL-Daily/split_data --repair description/CSL-Daily/cleaned
+
+DIR holds NAME.json files, or one folder of them per split. Without --dataset, clips that have no file and frames beyond
+a clip's end cannot be known. Exit status: 0, also when faults are found; 1 when DIR cannot be read."""
 
 
 def get_args_parser() -> Parser:
@@ -190,79 +196,49 @@ def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
     ]
 
 
-# -- by rules --------------------------------------------------------------------------------------------------------
+# -- the audit -------------------------------------------------------------------------------------------------------
 
 
-class Written(NamedTuple):
-    """The result for a batch of clips: counts, and a line for each failure."""
-
-    counts: Counter
-    faults: list[str]
-
-
-def made_by_rules(language: str, aspect: float) -> str:
-    """Return the maker's name for texts made by rules; it changes with the rules."""
-    from describing.sentences import VERSION
-
-    return f"rules {VERSION} {language}" + (f" aspect {aspect:g}" if aspect != 1 else "")
-
-
-def by_rules(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
-    """Describe clips from their keypoints; return the exit status."""
-    maker = made_by_rules(language, args.aspect)
-    todo, others = [], Counter[str]()
-    for clip in progress(clips, "looking for files"):
-        there = makers(clip.out)
-        if not there:  # missing, empty or damaged; a damaged file is renamed before a new one is written
-            todo.append(clip)
-        elif there <= {maker}:
-            others["made by these rules"] += 1
-            todo += [clip] if args.overwrite else []
-        elif all(name.startswith("rules ") for name in there):
-            others[f"made by {' and '.join(sorted(there))}"] += 1
-            todo += [clip] if args.overwrite else []
-        else:
-            others[f"made by {', '.join(sorted(name or 'someone else' for name in there))}: kept"] += 1
-    for what, count in sorted(others.items()):
-        logger.info("%d files there, %s%s.", count, what, "" if args.overwrite or "kept" in what else ": skipped")
-    batches = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
-    jobs = [(batch, language, args.aspect, maker) for batch in batches]
-    counts, faults = Counter[str](), list[str]()
-    for result in progress(in_processes(_describe_batch, jobs, args.workers), "describing", total=len(jobs)):
-        counts += result.counts
-        faults += result.faults
-    for fault in faults:
-        logger.warning("%s", fault)
-    logger.info(
-        "%d files written, %d frames described of %d; %d clips show nothing that the rules can name; %d failed.",
-        counts["files"], counts["described"], counts["frames"], counts["empty"], len(faults),
-    )  # fmt: skip
-    return 1 if faults else 0
+def get_audit_parser() -> Parser:
+    """Build the argument parser of `describe.py audit`."""
+    parser = Parser(
+        prog="describe.py audit",
+        description="Say what a folder of descriptions covers and what is wrong with it.",
+        epilog=AUDIT_EXAMPLES,
+    )
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--dataset", default="", choices=sorted(config.DATASETS), help="whose clips they describe")
+    parser.add_argument("--dataset_config", default="", metavar="FILE", help="the same, for a data set of your own")
+    parser.add_argument("--root", default=".", metavar="DIR", help="folder that the data set's paths start from")
+    parser.add_argument("--html", default="", metavar="FILE", help="write a page")
+    parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
+    return parser
 
 
-def _describe_batch(job: tuple[list[Clip], str, float, str]) -> Written:
-    from describing.sentences import describe_poses
-    from pose.keypoints import read_pose
+def audit(argv: Sequence[str]) -> int:
+    """Audit a folder of descriptions; return the exit status."""
+    from describing.audit import SplitReport, examine, find_jobs, repair, table
+    from pages.audit import page_of
 
-    clips, language, aspect, maker = job
-    poses, good = [], []
-    counts, faults = Counter[str](), list[str]()
-    for clip in clips:
-        try:
-            poses.append(read_pose(clip.pose))
-            good.append(clip)
-        except (ValueError, OSError) as error:
-            faults.append(str(error))
-    for clip, pose, texts in zip(good, poses, describe_poses(poses, language, aspect), strict=True):
-        if clip.out.exists() and _is_damaged(clip.out):
-            os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))
-        write_descriptions(clip.out, texts, dict.fromkeys(texts, maker))
-        counts += Counter(files=1, described=len(texts), frames=len(pose), empty=int(not texts))
-    return Written(counts, faults)
-
-
-def _is_damaged(path: Path) -> bool:
-    return path.stat().st_size > 0 and makers(path) is None
+    args = get_audit_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    target = Path(args.repair)
+    if args.repair and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--repair: {target} is there already. Name a new folder, so that no file is overwritten.")
+    known = bool(args.dataset or args.dataset_config)
+    jobs = find_jobs(Path(args.folder), dataset_spec(args) if known else None)
+    flat = [job for of_split in jobs.values() for job in of_split]
+    reports = iter(list(progress(in_processes(examine, flat, args.workers, 64), "reading", total=len(flat))))
+    splits = [SplitReport(split, [next(reports) for _ in of_split], known) for split, of_split in jobs.items()]
+    sys.stdout.write(table(splits) + "\n")
+    if args.html:
+        write_text(args.html, page_of(str(args.folder), splits))
+        logger.info("%s written.", args.html)
+    if args.repair:
+        count = repair(jobs, splits, target)
+        logger.info("%s: %d files with valid texts only; %s is as it was.", target, count, args.folder)
+    return 0
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -297,9 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Describe or audit; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["audit"]:
-        from describing import audit
-
-        return audit.main(argv[1:])
+        return audit(argv[1:])
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     clips, language = find_clips(args)
@@ -309,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from describing.by_model import by_model
 
         return by_model(args, clips, language)
-    return by_rules(args, clips, language)
+    return 1 if by_rules(clips, language, args.aspect, args.workers, args.overwrite) else 0
 
 
 if __name__ == "__main__":

@@ -20,31 +20,26 @@ from typing import Any
 import torch
 
 from clips.batch import to_device
-from datasets import ClipLoader
 from models import Uni_Sign
 from system import distributed, lock
-from training import guards as survival
 from training import metrics
-from training.bad_clips import statistics_kept
-from training.build import build_loaders, build_model, choose_trainable, dataset_spec, model_config
+from training.build import build_guards, build_loaders, build_model, choose_trainable, dataset_spec, model_config
 from training.checkpoint import (
     TrainState,
     check_resumable,
     find_state,
     load_optimizer_state,
-    resume_dir,
     save_epoch,
     save_quick,
     save_state,
-    set_aside,
-    set_later_aside,
-    trim_curves,
     write_progress,
 )
 from training.engine import start_engine, synchronised_batch_norm
-from training.guards import Guards
+from training.guards import Guards, statistics_kept
+from training.loader import ClipLoader
+from training.memory import explain_memory
 from training.optimization import build_optimizer, build_schedule
-from training.run_folder import Results, write_predictions
+from training.run_folder import Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
 from utils import git_revision, progress, run, seed_everything, start_log
 
 logger = logging.getLogger(__name__)
@@ -62,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     loaders = build_loaders(args, spec)
     resumed = find_resumed(args, loaders)
     model = build_model(args, model_config(args, spec), loaders, resumed and resumed[0])
-    guards = Guards.of(args)
+    guards = build_guards(args)
     if args.eval:
         model.to(distributed.device())
         record_start(loaders, guards)
@@ -139,7 +134,7 @@ def train_one_epoch(
         share = n_group / min(n_group, n_batches - before)
         last_of_group = state.micro_batch % n_group == 0 or state.micro_batch == n_batches
         engine.set_gradient_accumulation_boundary(last_of_group)
-        with survival.explain_memory(src_input, args), statistics_kept(engine.module, src_input):
+        with explain_memory(src_input, guards.memory), statistics_kept(engine.module, src_input):
             output = engine(to_device(src_input, engine.device), tgt_input)
             engine.backward(has_clips * share * output.loss)
             state.lr = engine.get_lr()[0]
@@ -194,7 +189,7 @@ def evaluate(
     batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main(), total=len(loader))
     for number, (src_input, tgt_input) in enumerate(batches):
         guards.clips.note(src_input, dataset.split, len(dataset))
-        with survival.explain_memory(src_input, args, training=False), distributed.autocast(args.dtype, device):
+        with explain_memory(src_input, guards.memory, training=False), distributed.autocast(args.dtype, device):
             output = model(to_device(src_input, device), tgt_input)
             ids = bare.generate(output, args.num_beams, args.max_new_tokens, synced=in_step)
         if number < loader.sampler.n_own and src_input["name_batch"]:
@@ -268,8 +263,8 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState
         return TrainState(revision=git_revision(), arguments=vars(args), n_processes=distributed.world_size())
     folder, state = resumed
     if distributed.is_main():
-        trim_curves(args.output_dir, state)
-        set_later_aside(args.output_dir, state)
+        trim_curves(args.output_dir, state.epoch, state.step)
+        set_later_aside(args.output_dir, state.step)
     logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch + 1, state.step)
     return state
 

@@ -19,11 +19,11 @@ from clips.batch import SrcInput, TgtInput
 from config import ModelConfig
 from network.mt5 import cross_attention_mask, run_encoder, use_fused_activation
 from network.output_layer import OutputLayer
-from network.rgb_branch import HANDS, fuse_hand, hand_fusion_modules
+from network.rgb_branch import fuse_hand, hand_fusion_modules
 from network.search import search
 from network.stgcn import PART_GRAPH, ClipLayout, STGCNChain
-from network.tokenizer import EOS, PAD, Tokenizer
-from network.vocabulary import KEPT_TOKENS
+from network.vocabulary import EOS, KEPT_TOKENS, PAD, Tokenizer
+from pose.hand_crops import HANDS
 from pose.keypoints import PART_ANCHOR, PART_JOINTS, Part
 from text_fusion_modules import (
     DescriptionMapper,

@@ -155,7 +155,7 @@ def check_models(_root: str) -> None:
     from config import ModelConfig
     from models import Uni_Sign
     from network.mt5 import load_mt5
-    from network.tokenizer import Tokenizer
+    from network.vocabulary import Tokenizer
     from pose.keypoints import PART_JOINTS
     from synthetic.small_mt5 import write_small_mt5
     from text_fusion_modules import TextEncoder

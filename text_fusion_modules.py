@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 
 from network.mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from system.disk import sha256
 from system.distributed import sum_over_processes
 
@@ -251,7 +251,7 @@ class GatingFusion(nn.Module):
 
         Args:
             pose: (B, T, D).
-            text: (B, T, D), zeros in a clip without any text.
+            text: (B, T, D).
             has_description: (B, T), 1 where the text is the frame's own.
             mask: (B, T), 0 on padding, for a fusion that looks at more than one frame; this one does not.
         """

@@ -14,16 +14,14 @@ import torch
 from clips.batch import Sample, collate_fn, to_device
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from models import Uni_Sign
-from network.mt5 import load_mt5
 from network.rgb_branch import PREFIXES as RGB_PREFIXES
-from network.tokenizer import Tokenizer
 from pose.extraction import Extractor, extract_pose
 from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose.video import read_pictures
 from system.distributed import autocast, check_dtype
-from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
-from text_fusion_modules import EncodesTexts, TextEncoder
-from training.weights import TEXT_ENCODER_PREFIX, kept_tokens, read_model, refuse_without_adapter
+from temporal_alignment import TemporalAligner, read_descriptions, sample_frames
+from text_fusion_modules import TextEncoder
+from training.weights import TEXT_ENCODER_PREFIX, assemble, kept_tokens, read_model, refuse_without_adapter
 
 
 class Candidate(NamedTuple):
@@ -114,17 +112,12 @@ class Translator:
                 "spiece.model with --mt5_path."
             )
         kept = kept_tokens(weights, path, "--checkpoint")
-        mt5 = load_mt5(mt5_folder, with_weights=False, kept=kept)
-        texts: EncodesTexts | None = None
-        if config.use_descriptions:
+        texts: FrozenTextEncoder | None = None
+        if config.use_descriptions and not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):
+            width = weights["text_adapter.mean"].shape[0]
             folder = config.text_encoder or mt5_folder
-            if any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):
-                own = None if config.text_encoder else kept
-                texts = TextEncoder(folder, config.text_max_tokens, with_weights=False, kept=own)
-            else:
-                width = weights["text_adapter.mean"].shape[0]
-                texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
-        model = Uni_Sign(config, mt5, Tokenizer(mt5_folder, kept), texts)
+            texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
+        model = assemble(config, mt5_folder, kept, texts, with_weights=False)
         wanted = {name: value.shape for name, value in model.state_dict().items()}
         given = {name: value.shape for name, value in weights.items()}
         if differing := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
@@ -315,8 +308,7 @@ def load_descriptions(path: str | Path, pose: Pose) -> dict[int, str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--descriptions: {path} does not exist.")
-    loader = DescriptionLoader(path.parent)
-    texts = loader.load(path.stem, pose.frames) if path.suffix == ".json" else {}
-    if not loader.counts.files_found:
+    texts, counts = read_descriptions(path, pose.frames)
+    if path.suffix != ".json" or not counts.files_found:
         raise ValueError(f"--descriptions: {path} cannot be read as descriptions; wanted a .json file of them.")
     return texts

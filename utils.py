@@ -136,7 +136,7 @@ def require_packages(flag: str, *names: str) -> None:
         ValueError: a package is missing.
     """
     if missing := [name for name in names if not installed(name)]:
-        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements-rgb.txt")
+        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements/rgb.txt")
 
 
 def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> tqdm[T]:
@@ -341,7 +341,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         _check_evaluation(parser, args)
     for package in ("tensorboard", "wandb"):
         if getattr(args, package) and not installed(package):
-            parser.error(f"--{package} needs a package: pip install -r requirements-tracking.txt")
+            parser.error(f"--{package} needs a package: pip install -r requirements/tracking.txt")
     if args.offload and args.zero_stage == 0:
         parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
     _check_numbers(parser, args)

@@ -22,7 +22,7 @@ class Sample(NamedTuple):
         pose_sample: part -> (T, V, 3) float32.
         text: the model's target: the sentence or, for CSLR, the glosses.
         gloss: the glosses, joined by spaces; "" if there are none.
-        rgb_dict: input of the RGB branch (see `network.rgb_branch.HandCrops.load`); empty without it.
+        rgb_dict: input of the RGB branch (see `pose.hand_crops.HandCrops.load`); empty without it.
         descriptions: T texts or None; None without descriptions.
         has_description: T values 0 or 1; None without descriptions.
     """

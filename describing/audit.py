@@ -1,44 +1,25 @@
-"""Audit description files: their coverage and faults; optionally write a cleaned copy.
-
-python describe.py audit DIR [--html FILE] [--repair OTHER_DIR]
-"""
+"""Audit description files: their coverage and faults; optionally write a cleaned copy."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import os
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import config
 from describing.files import makers_by_frame, write_descriptions
-from pages.elements import Html, element, folded, page
-from system.disk import write_text
-from system.processes import in_processes
 from temporal_alignment import DescriptionCounts, DescriptionLoader
-from utils import Parser, progress
 
 logger = logging.getLogger(__name__)
 
 MANY_FRAMES, MOST = 8, 0.5  # suspicious: one text on at least so many frames and more than this fraction of them
 NEED_CLIPS = ("files_missing", "pose_unreadable", "out_of_range")  # need known clips
 UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name the clips and their poses."
-SHOWN = 10  # number of frequent texts per split, and of files per fault, on the page
-
-EXAMPLES = """examples:
-  python describe.py audit description/CSL-Daily/split_data
-  python describe.py audit description/CSL-Daily/split_data --dataset CSL_Daily --html audit.html
-  python describe.py audit description/CSL-Daily/split_data --repair description/CSL-Daily/cleaned
-
-DIR holds NAME.json files, or one folder of them per split. Without --dataset, clips that have no file and frames beyond
-a clip's end cannot be known. Exit status: 0, also when faults are found; 1 when DIR cannot be read."""
 
 
 class Job(NamedTuple):
@@ -212,19 +193,21 @@ def damage_of(path: Path) -> str:
     return f"a {type(content).__name__} in place of an array"
 
 
-def find_jobs(args: argparse.Namespace) -> dict[str, list[Job]]:
+def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Job]]:
     """Return split -> files to audit; the key is "" if the folder has no splits.
+
+    Args:
+        folder: the folder with NAME.json files, or with a folder of them per split.
+        spec: the data set whose clips they describe, with its paths resolved; None if unknown.
 
     Raises:
         FileNotFoundError: the folder does not exist or is empty.
     """
-    folder = Path(args.folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder. Name the one that holds train, dev and test, or the files.")
-    if args.dataset or args.dataset_config:
+    if spec is not None:
         from datasets import S2T_Dataset
 
-        spec = config.dataset_of(args).under(args.root)
         jobs = {}
         for split in spec.labels:
             if (folder / split).is_dir():
@@ -264,63 +247,6 @@ def table(splits: Sequence[SplitReport]) -> str:
     return "\n".join(lines + [UNKNOWN] * any(not split.knows_clips for split in splits))
 
 
-def page_of(folder: str, splits: Sequence[SplitReport]) -> str:
-    """Return an HTML page with all findings."""
-    rows = [split.row() for split in splits]
-    bad = set(FAULTS.values())
-    lines = [element("tr", element("th"), [element("th", split.name or "all", scope="col") for split in splits])]
-    for key in rows[0]:
-        cells = [
-            element("td", row[key], class_="bad" if key in bad and row[key] not in ("0", "?") else None) for row in rows
-        ]
-        lines.append(element("tr", element("th", key, scope="row"), cells))
-    unknown = [element("p", UNKNOWN)] * any(not split.knows_clips for split in splits)
-    counts = element("div", [element("table", lines), *unknown], class_="wide")
-    name = f"Descriptions in {folder}"
-    return page(name, element("h1", name), counts, map(_section, splits))
-
-
-def _section(split: SplitReport) -> Html:
-    parts = [element("h2", split.name or "all files")]
-    n_frames, described = (sum(numbers) for numbers in zip(*split.measured() or [(0, 0)], strict=True))
-    if n_frames:
-        share = 100 * described / n_frames
-        told = f"{described} of {n_frames} frames have a text of their own ({split.coverage()})."
-        parts.append(element("p", told))
-        parts.append(element("div", element("div", style=f"width:{share:.1f}%"), class_="bar"))
-    lengths = [length for report in split.files for length in report.lengths]
-    if lengths:
-        longest = max(lengths)
-        bins = Counter(min(length * 24 // (longest + 1), 23) for length in lengths)
-        bars = [element("div", style=f"height:{100 * bins[i] / max(bins.values()):.0f}%") for i in range(24)]
-        parts.append(element("p", f"Length of the texts, up to {longest} characters:"))
-        parts.append(element("div", bars, class_="hist"))
-    made_by = sum((report.made_by for report in split.files), Counter())
-    if made_by:
-        parts.append(
-            _list("Made by", (f"{name or 'unknown'}: {count} frames" for name, count in made_by.most_common()))
-        )
-    clips_of = sum((Counter(report.texts.keys()) for report in split.files), Counter())
-    frequent = [(text, count) for text, count in clips_of.most_common(SHOWN) if count > 1]
-    if frequent:
-        parts.append(_list("Texts of the most clips", (f"{count} clips: {text}" for text, count in frequent)))
-    for fault, title in FAULTS.items():
-        having = [report for report in split.files if fault in report.faults()]
-        if having:
-            lines = [": ".join(filter(None, (report.name, _why(report, fault)))) for report in having[:SHOWN]]
-            lines += [f"and {len(having) - SHOWN} more"] if len(having) > SHOWN else []
-            parts.append(_list(f"{title[0].upper()}{title[1:]}", lines))
-    return element("section", parts)
-
-
-def _why(report: FileReport, fault: str) -> str:
-    return {"unreadable": report.damage, "pose_unreadable": report.pose_damage}.get(fault, "")
-
-
-def _list(title: str, lines: Iterable[str]) -> Html:
-    return folded(title, element("ul", [element("li", line) for line in lines], class_="small"), open_=True)
-
-
 # -- cleaning --------------------------------------------------------------------------------------------------------
 
 
@@ -340,37 +266,3 @@ def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: P
                 write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)
                 written += 1
     return written
-
-
-def main(argv: Sequence[str]) -> int:
-    """Audit a folder of descriptions; return the exit status."""
-    parser = Parser(
-        prog="describe.py audit",
-        description="Say what a folder of descriptions covers and what is wrong with it.",
-        epilog=EXAMPLES,
-    )
-    parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("--dataset", default="", choices=sorted(config.DATASETS), help="whose clips they describe")
-    parser.add_argument("--dataset_config", default="", metavar="FILE", help="the same, for a data set of your own")
-    parser.add_argument("--root", default=".", metavar="DIR", help="folder that the data set's paths start from")
-    parser.add_argument("--html", default="", metavar="FILE", help="write a page")
-    parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    target = Path(args.repair)
-    if args.repair and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"--repair: {target} is there already. Name a new folder, so that no file is overwritten.")
-    jobs = find_jobs(args)
-    flat = [job for of_split in jobs.values() for job in of_split]
-    reports = iter(list(progress(in_processes(examine, flat, args.workers, 64), "reading", total=len(flat))))
-    knows = bool(args.dataset or args.dataset_config)
-    splits = [SplitReport(split, [next(reports) for _ in of_split], knows) for split, of_split in jobs.items()]
-    sys.stdout.write(table(splits) + "\n")
-    if args.html:
-        write_text(args.html, page_of(str(args.folder), splits))
-        logger.info("%s written.", args.html)
-    if args.repair:
-        count = repair(jobs, splits, target)
-        logger.info("%s: %d files with valid texts only; %s is as it was.", target, count, args.folder)
-    return 0

@@ -24,7 +24,7 @@ from pose.drawing import draw_pose, encode, picture_box, video_picture
 from pose.keypoints import Pose, read_pose
 from pose.video import read_frames
 from system.disk import write_text
-from temporal_alignment import DescriptionLoader
+from temporal_alignment import read_descriptions
 from utils import progress, require_packages
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class GrowingFile:
         self.foreign = clip.out.exists()
         if not self.foreign:
             return
-        self.texts = DescriptionLoader(clip.out.parent).load(clip.out.stem)
+        self.texts, _ = read_descriptions(clip.out)
         self.made_by = makers_by_frame(clip.out)
         self.foreign = not (self.texts and self.made_by.keys() >= self.texts.keys())
 

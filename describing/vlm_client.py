@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from temporal_alignment import is_error_text
+from clips.error_texts import is_error_text
 
 MAX_ANSWER_BYTES = 4 << 20
 LONGEST_WAIT = 600.0  # maximum seconds to wait before a retry; the request fails if the endpoint asks for more

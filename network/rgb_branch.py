@@ -1,11 +1,9 @@
-"""The optional RGB-pose branch: cut crops of the hands and fuse them with the hands' pose features.
+"""The optional RGB-pose branch: fuse the hands' pose features with crops of the hands, from `pose.hand_crops`.
 
-Up to a tenth of a clip's frames get a crop of each hand. An EfficientNet-B0 encodes it as a small feature map; every
-joint of the hand attends to this map near its keypoint, and a gate weights the result against its pose feature. The
-network needs only torch; reading videos needs `requirements-rgb.txt`.
+An EfficientNet-B0 encodes each crop as a small feature map; every joint of the hand attends to this map near its
+keypoint, and a gate weights the result against its pose feature.
 
-Shapes: T sampled frames, N crops of one hand in a clip or a batch, V joints of a hand (21), C channels, H and W height
-and width of a feature map.
+Shapes: N crops of one hand in a batch, V joints of a hand (21), C channels, H and W height and width of a feature map.
 
 Source: Uni-Sign (Li et al., ICLR 2025), section 3.3, "prior-guided fusion".
 """
@@ -17,163 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from network.stgcn import ClipLayout
-from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Part, Pose
-from pose.video import read_frames
 from system.distributed import all_reduce_sum
-from utils import require_packages
 
-HANDS: tuple[Part, ...] = ("left", "right")
-FINGERTIPS = np.array([4, 8, 12, 16, 20])
-SHARE = 0.1  # maximum fraction of frames with a crop of a hand
-MARGIN = 1.2  # box size relative to the clip's largest hand
-CROP = 112  # pixels
 MAP = 4  # height and width of a crop's feature map
-# ImageNet statistics, as used for EfficientNet's published weights.
-MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
-
 BACKBONE = "rgb_support_backbone."
 PREFIXES = (BACKBONE, "rgb_proj.", "fusion_pose_rgb_linear.", "fusion_pose_rgb_DA.", "fusion_gate.")
-
-
-# -- a clip's crops --------------------------------------------------------------------------------------------------
-
-
-class HandCrops:
-    """Chooses frames and cuts crops of the hands.
-
-    Args:
-        uni_sign: as in Uni-Sign, make a crop entirely black if it extends beyond the left or upper image border.
-            Otherwise only the part outside is black.
-
-    Raises:
-        ValueError: a package is missing.
-    """
-
-    def __init__(self, uni_sign: bool = False) -> None:
-        self.uni_sign = uni_sign
-        require_packages("--rgb_support", "av", "PIL")
-
-    def load(
-        self, path: str | Path, pose: Pose, frames: np.ndarray, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
-        """Read a clip's video and crop its hands in the chosen frames.
-
-        Args:
-            path: the video file.
-            pose: the clip.
-            frames: (T,), indices of the sampled frames within the clip.
-            rng: draws the frames to crop.
-
-        Returns:
-            For left and right: {side}_hands (N, 3, 112, 112) float32, {side}_sampled_indices (N,) int64 among the T
-            frames, {side}_skeletons_norm (N, 21, 2) float32, x and y of the joints as fractions of the box,
-            and {side}_rgb_len (1,) int64, which is N. An invisible hand has one empty crop of zeros with index -1.
-
-        Raises:
-            ValueError: the video is unreadable, changes its size, or has another number of frames than the pose file.
-        """
-        keypoints, scores = pose.keypoints[frames], pose.scores[frames]
-        chosen = {side: choose_frames(scores[:, PART_JOINTS[side]], rng) for side in HANDS}
-        numbers = frames + pose.start
-        wanted = {int(numbers[i]) for indices in chosen.values() for i in indices}
-        pictures = read_frames(path, wanted, pose.n_recorded) if wanted else {}
-        sizes = {picture.shape[:2] for picture in pictures.values()}
-        if len(sizes) > 1:  # e.g. recorded video calls; a clip's boxes have one size in pixels
-            raise ValueError(f"{path}: the video changes its size; encode it again, with all frames of one size.")
-        height, width = sizes.pop() if sizes else (1, 1)
-        # Joints detected farther away than this are useless, and their boxes would need too much memory.
-        keypoints = np.clip(keypoints, -1, 2) * [width, height]
-        joints = {side: keypoints[indices][:, PART_JOINTS[side]] for side, indices in chosen.items()}
-        boxes, size = hand_boxes(joints)
-        clip: dict[str, torch.Tensor] = {}
-        for side, indices in chosen.items():
-            if not (size and len(indices)):
-                clip |= _no_crop(side)
-                continue
-            crops = [self._crop(pictures[int(numbers[i])], box) for i, box in zip(indices, boxes[side], strict=True)]
-            inside = (joints[side] - boxes[side][:, None, :2]) / size
-            clip |= {
-                f"{side}_hands": torch.from_numpy(np.stack(crops)),
-                f"{side}_sampled_indices": torch.from_numpy(indices),
-                f"{side}_skeletons_norm": torch.from_numpy(inside.astype(np.float32)),
-                f"{side}_rgb_len": torch.tensor([len(indices)]),
-            }
-        return clip
-
-    def _crop(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """Cut a box out of an image, resize it to the crop size and normalise it, (3, 112, 112) float32."""
-        from PIL import Image
-
-        x0, y0, x1, y1 = box.tolist()
-        if self.uni_sign:
-            part = picture[y0:y1, x0:x1]
-            image = Image.fromarray(part) if part.size else Image.new("RGB", (1, 1))
-        else:
-            image = Image.fromarray(picture).crop((x0, y0, x1, y1))
-        scaled = np.asarray(image.resize((CROP, CROP), Image.Resampling.BICUBIC), np.float32) / 255
-        return ((scaled - MEAN) / STD).transpose(2, 0, 1)
-
-
-def no_crops() -> dict[str, torch.Tensor]:
-    """Return the result of `HandCrops.load` for a clip without visible hands."""
-    return {field: value for side in HANDS for field, value in _no_crop(side).items()}
-
-
-def _no_crop(side: Part) -> dict[str, torch.Tensor]:
-    return {
-        f"{side}_hands": torch.zeros(1, 3, CROP, CROP),
-        f"{side}_sampled_indices": torch.tensor([-1]),
-        f"{side}_skeletons_norm": torch.zeros(1, len(PART_JOINTS[side]), 2),
-        f"{side}_rgb_len": torch.tensor([1]),
-    }
-
-
-def choose_frames(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw up to a tenth of the frames, preferring those with a low fingertip score.
-
-    Args:
-        scores: (T, 21), scores of the hand's joints.
-        rng: draws without replacement.
-
-    Returns:
-        (N,) int64, ascending; N is 0 if the hand is never visible.
-    """
-    seen = np.flatnonzero(scores.mean(1) > SCORE_THRESHOLD)
-    n = min(math.ceil(SHARE * len(scores)), len(seen))
-    if n == 0:
-        return seen
-    worst = scores[seen][:, FINGERTIPS].min(1).astype(np.float64)
-    weights = worst.max() - worst + 1e-9  # 1e-9 for the best frame, and for equal frames
-    return np.sort(rng.choice(seen, size=n, replace=False, p=weights / weights.sum()))
-
-
-def hand_boxes(joints: Mapping[Part, np.ndarray]) -> tuple[dict[Part, np.ndarray], int]:
-    """Place a square box around each hand; all boxes of a clip have one size, to preserve the hand's scale.
-
-    Args:
-        joints: side -> (N, 21, 2), x and y in pixels.
-
-    Returns:
-        side -> (N, 4) int16, left, top, right and bottom; and the size in pixels, 0 if there is no hand.
-    """
-    corners = {side: (points.min(1), points.max(1)) for side, points in joints.items()}
-    widest = max((float((high - low).max()) for low, high in corners.values() if len(low)), default=0.0)
-    half = int(MARGIN * widest / 2)
-    boxes = {
-        side: np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half], axis=1).astype(np.int16)
-        for side, (low, high) in corners.items()
-    }
-    return boxes, 2 * half
-
-
-# -- the network -----------------------------------------------------------------------------------------------------
 
 
 def hand_fusion_modules(hidden_dim: int) -> dict[str, nn.Module]:

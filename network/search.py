@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from network.tokenizer import EOS, PAD
+from network.vocabulary import EOS, PAD
 from system.distributed import any_process
 
 ROOM = 32  # steps by which the cache grows

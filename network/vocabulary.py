@@ -1,23 +1,42 @@
-"""Vocabulary trimming (`--trim_vocab`): choose tokens of mT5's 250,112, and move rows between vocabularies.
+"""mT5's tokens: the tokenizer, and vocabulary trimming (`--trim_vocab`).
 
-A trimmed model renumbers its tokens in the original order, as do `Tokenizer` and all matrices with a row per token.
-The tensor `kept_tokens` among its weights stores each token's original id, for all readers of the weights. None means
-all tokens.
+The tokenizer is sentencepiece followed by </s>. Plain sentencepiece gives the official tokenizer's ids for every text,
+including byte pieces; the tokenizer class of transformers 5 gives <unk> for characters outside the vocabulary.
 
-Shapes: V tokens of the trimmed vocabulary, D mT5's d_model.
+A trimmed model has some of mT5's 250,112 tokens. It renumbers them in the original order, as do `Tokenizer` and all
+matrices with a row per token. The tensor `kept_tokens` among its weights stores each token's original id, for all
+readers of the weights. None means all tokens.
+
+Shapes: V tokens of the trimmed vocabulary, D mT5's d_model, L tokens of a text.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import sentencepiece
 
 from config import ModelConfig
-from network.tokenizer import SPACE, Tokenizer
+
+if TYPE_CHECKING:
+    import torch  # elsewhere imported when needed: the sample corpus is written without it
 
 logger = logging.getLogger(__name__)
+
+PAD, EOS, UNK = 0, 1, 2
+# Configuration for transformers' tokenizer class in an mT5 folder. By default it adds a hundred ids (`extra_ids`) for
+# which the model has no rows.
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "T5Tokenizer",
+    "extra_ids": 0,
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+}
+SPACE = "\u2581"  # marks the space before a word in a piece
 
 KEPT_TOKENS = "kept_tokens"  # name of the tensor among the weights
 MATRICES = ("shared.weight", "embed_tokens.weight", "lm_head.weight")  # mT5's matrices with a row per token
@@ -31,6 +50,102 @@ CHARACTERS = {
 }
 
 
+class Tokenizer:
+    """Converts text to token ids and back.
+
+    Args:
+        folder: an mT5 folder with `spiece.model`.
+        kept: (V,), sorted ids of the tokens to keep, which are then renumbered from 0; None for all. Other text is
+            encoded with smaller pieces, down to single bytes.
+
+    Raises:
+        FileNotFoundError: there is no `spiece.model`.
+        ValueError: it is not a sentencepiece model.
+    """
+
+    def __init__(self, folder: str | Path, kept: torch.Tensor | None = None) -> None:
+        path = Path(folder) / "spiece.model"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist. Put mT5's files there (google/mt5-base: config.json, spiece.model and the "
+                "weights), or name their folder with --mt5_path."
+            )
+        self.kept = kept
+        self.model = path.read_bytes()  # content of `spiece.model`, reduced to these tokens
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            if kept is not None:
+                self.model = keep_pieces(self.model, kept)
+                self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        except RuntimeError:
+            raise ValueError(
+                f"{path}: is damaged, or no sentencepiece model. Get it again from google/mt5-base."
+            ) from None
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Return a text's ids, at most `max_tokens` including </s>."""
+        return [*self.pieces.encode(text)[: max_tokens - 1], EOS]
+
+    def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids, (n, L), and mask, (n, L), int64, padded to the longest text."""
+        import torch
+
+        rows = [self.encode(text, max_tokens) for text in texts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        return ids, mask
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids up to the first </s>; padding, <unk> and ids beyond the vocabulary are skipped."""
+        kept: list[int] = []
+        for token in ids:
+            if token == EOS:
+                break
+            if token not in (PAD, UNK) and token < len(self.pieces):
+                kept.append(int(token))
+        return self.pieces.decode(kept).strip()  # like the official one; truncation can leave a final space
+
+
+def keep_pieces(model: bytes, kept: torch.Tensor) -> bytes:
+    """Reduce a sentencepiece model to some of its pieces, in their order, with scores and settings unchanged.
+
+    A model is a protobuf message whose pieces are fields with number 1. Tokens beyond its pieces, such as mT5's last
+    twelve, are ignored.
+
+    Args:
+        model: a complete sentencepiece model.
+        kept: (V,), sorted ids of the pieces to keep.
+    """
+    wanted = set(kept.tolist())
+    parts, place, number = [], 0, 0
+    while place < len(model):
+        start = place
+        tag, place = _varint(model, place)
+        assert tag & 7 == 2, "sentencepiece's ModelProto has messages alone"
+        length, place = _varint(model, place)
+        place += length
+        is_piece = tag >> 3 == 1
+        if not is_piece or number in wanted:
+            parts.append(model[start:place])
+        number += is_piece
+    return b"".join(parts)
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """Read a protobuf varint; return it and the position after it."""
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
+
+
+# -- trimming --------------------------------------------------------------------------------------------------------
+
+
 def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None = None) -> torch.Tensor:
     """Choose the tokens that texts need, plus ASCII, punctuation, bytes and special tokens.
 
@@ -42,6 +157,8 @@ def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None
     Returns:
         (V,) int64, sorted; V is padded to a multiple of 8 with the vocabulary's first (most frequent) pieces.
     """
+    import torch
+
     pieces = tokenizer.pieces
     kept = set().union([] if also is None else also.tolist(), *map(pieces.encode, texts))
     lowest, lowest_score = -1, 0.0
@@ -111,9 +228,12 @@ def move_rows(
         into: (V', D); it is copied, not modified.
         into_tokens: (V',), original ids of `into`; None for all.
 
+    >>> import torch
     >>> move_rows(torch.tensor([[4.0], [7.0]]), torch.tensor([4, 7]), torch.zeros(3, 1), torch.tensor([2, 4, 5])).T
     tensor([[0., 4., 0.]])
     """
+    import torch
+
     tokens = torch.arange(len(rows)) if tokens is None else tokens
     into_tokens = torch.arange(len(into)) if into_tokens is None else into_tokens
     places = torch.full((int(max(tokens.max(), into_tokens.max())) + 1,), -1)

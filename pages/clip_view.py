@@ -17,10 +17,10 @@ import torch
 from clips.packs import DescriptionPack, open_descriptions
 from datasets import S2T_Dataset
 from pages.elements import Html, data, element, folded, heat, join, table
+from pages.run import RunFolder
 from pose.drawing import FULL, PATHS, picture_points, player_data
 from pose.keypoints import Pose
 from temporal_alignment import DescriptionLoader, sample_frames
-from training.run_folder import RunFolder
 from translator import Candidate, Translator
 
 FILM = 8  # images in a film strip

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pages.run import RunFolder
 from training import metrics
 from training.metrics import Tally
-from training.run_folder import RunFolder
 
 
 class Judged:

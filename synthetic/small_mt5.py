@@ -22,8 +22,8 @@ import sentencepiece
 from safetensors.numpy import save_file
 
 from clips.labels import read_labels, target
-from network.tokenizer import TOKENIZER_CONFIG
-from temporal_alignment import DescriptionLoader
+from network.vocabulary import TOKENIZER_CONFIG
+from temporal_alignment import read_descriptions
 
 MADE_BY = "small_mt5.py"  # marker in config.json, so that a real mT5 is never overwritten
 
@@ -230,7 +230,7 @@ def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
     path = Path(source)
     if path.is_dir():
         for file in sorted(path.rglob("*.json")):
-            yield from DescriptionLoader(file.parent).load(file.stem).values()
+            yield from read_descriptions(file)[0].values()
     elif path.suffix == ".txt":
         yield from path.read_text(encoding="utf-8").splitlines()
     elif not path.exists():

@@ -118,7 +118,7 @@ def reference_model(shared_reference):
 
     from models import Uni_Sign
     from network.mt5 import load_mt5
-    from network.tokenizer import Tokenizer
+    from network.vocabulary import Tokenizer
 
     weights = load_file(shared_reference / "tiny_pose.safetensors")
     with_rgb = weights | load_file(shared_reference / "tiny_rgb_extra.safetensors")
@@ -135,8 +135,8 @@ def reference_model(shared_reference):
 @pytest.fixture(scope="session")
 def write_video():
     """Encode pictures: `write_video(path, [(height, width, 3) uint8, ...])`."""
-    av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
-    pytest.importorskip("PIL", reason="pip install -r requirements-rgb.txt")
+    av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
+    pytest.importorskip("PIL", reason="pip install -r requirements/rgb.txt")
 
     def write(path, pictures):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
     from datasets import S2T_Dataset
     from models import Uni_Sign
     from network.mt5 import load_mt5
-    from network.tokenizer import Tokenizer
+    from network.vocabulary import Tokenizer
     from text_fusion_modules import TextEncoder
     from training.tracking import Tracker
     from training.weights import save_weights

@@ -1,4 +1,4 @@
-"""Every data set of config.py in the layout of its own, through the command lines that the README gives for it."""
+"""Every data set of config.py in its own layout, through the command lines that docs/TRAINING.md gives for it."""
 
 import csv
 import json
@@ -18,19 +18,20 @@ import utils
 from clips.labels import read_labels
 from config import DATASETS, DatasetSpec
 from pose.keypoints import read_pose
+from tests.helpers.poses import write_pose
 from training import guards as survival
 from training import metrics, readiness
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+GUIDE = (ROOT / "docs" / "TRAINING.md").read_text(encoding="utf-8")
 SMALL = (
     "--hidden_dim 16 --epochs 1 --batch-size 2 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 0 "
     "--num_beams 1 --max_new_tokens 4"
 ).split()
-# (data set, task, input, command) of the README's table
+# (data set, task, input, command) of the guide's table
 ROWS = [
     tuple(cell.strip(" `") for cell in row)
-    for row in re.findall(r"^\| (\w+) \| (SLT|ISLR|CSLR) \| ([^|]+) \| (`[^|]+`) \|$", README, re.M)
+    for row in re.findall(r"^\| (\w+) \| (SLT|ISLR|CSLR) \| ([^|]+) \| (`[^|]+`) \|$", GUIDE, re.M)
 ]
 
 
@@ -40,8 +41,8 @@ def run(root, out, *flags):
     return out
 
 
-def of_row(command, folder):
-    """The flags of a command of the table, with the README's sizes made small and its folders put in `folder`."""
+def of_row(command):
+    """The flags of a command of the table, without its folders."""
     flags = shlex.split(command)[2:]
     for flag in ("--output_dir", "--finetune"):
         if flag in flags:
@@ -70,7 +71,7 @@ def test_the_table_has_every_data_set_task_and_input():
 def test_command_of_the_table(world, tmp_path, request, name, task, kind, command):
     if "RGB" in kind:
         request.getfixturevalue("filmed_world")
-    flags = of_row(command, tmp_path)
+    flags = of_row(command)
     args = utils.parse_args(flags)
     assert (args.dataset, args.task) == (name, task)
     assert (args.use_descriptions, args.rgb_support) == ("descriptions" in kind, "RGB" in kind)
@@ -201,8 +202,6 @@ def own_corpus(folder, shared_real, kind):
         if kind == ".npz":
             np.savez_compressed(folder / f"poses/{name}.npz", keypoints=pose.keypoints, scores=pose.scores)
         else:
-            from tests.pose.test_files import write_pose
-
             points = {"BODY": 23, "FACE": 68, "LEFT_HAND": 21, "RIGHT_HAND": 21}
             components = {part: [str(i) for i in range(count)] for part, count in points.items()}
             pixels = (pose.keypoints * 1000).astype(np.float32)
@@ -219,7 +218,7 @@ def own_corpus(folder, shared_real, kind):
 @pytest.mark.parametrize("kind", [".npz", ".pose"])
 def test_a_table_and_other_pose_files(shared_real, world, tmp_path, kind, caplog):
     if kind == ".pose":
-        pytest.importorskip("pose_format", reason="needs requirements-pose.txt")
+        pytest.importorskip("pose_format", reason="needs requirements/pose.txt")
     own_corpus(tmp_path / "mine", shared_real, kind)
     toml = (ROOT / "examples/own_table.toml").read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(toml.replace(".npz", kind), encoding="utf-8")

@@ -1,9 +1,8 @@
-"""From label files to samples, and which clips make a batch."""
+"""From label files to samples."""
 
 import dataclasses
 import gzip
 import json
-import os
 import pickle
 import re
 
@@ -12,7 +11,7 @@ import pytest
 
 from clips.labels import read_labels
 from config import DATASETS, DatasetSpec
-from datasets import POOL, BatchSampler, ClipLoader, S2T_Dataset, _within_cores
+from datasets import S2T_Dataset
 from temporal_alignment import TemporalAligner
 
 
@@ -222,155 +221,12 @@ def test_a_table_without_the_column_is_refused_by_its_columns(corpus, tmp_path, 
     assert str(error.value) == said
 
 
-# -- which clips make a batch ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_batches_do_not_depend_on_processes(world_size):
-    alone = BatchSampler(23, 4, 0, 1).batches()
-    samplers = [BatchSampler(23, 4, rank, world_size) for rank in range(world_size)]
-    own = [batch for sampler in samplers for batch in sampler.batches()[: sampler.n_own]]
-    assert sorted(own) == alone
-    assert sorted(sum(own, [])) == list(range(23))
-    assert len({len(sampler.batches()) for sampler in samplers}) == 1  # ZeRO-3 needs as many rounds on each
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_training_epoch_has_every_clip_once(world_size):
-    samplers = [BatchSampler(23, 4, rank, world_size, seed=5) for rank in range(world_size)]
-    with pytest.raises(ValueError, match=rf"{world_size - 1} clips to train on, and {world_size} processes"):
-        BatchSampler(world_size - 1, 4, 0, world_size, seed=5)
-    clips = [clip for sampler in samplers for batch in sampler.batches(epoch=2) for clip in batch]
-    assert len(clips) == len(set(clips)) == 23 - 23 % world_size
-    sizes = [[len(batch) for batch in sampler.batches(epoch=2)] for sampler in samplers]
-    assert all(size == sizes[0] for size in sizes)
-
-
-def test_order_is_drawn_from_seed_and_epoch():
-    sampler = BatchSampler(50, 4, 0, 1, seed=5)
-    assert sampler.batches(0) == BatchSampler(50, 4, 0, 1, seed=5).batches(0)
-    assert sampler.batches(0) != sampler.batches(1)
-    assert sampler.batches(0) != BatchSampler(50, 4, 0, 1, seed=6).batches(0)
-
-
-def test_global_batches_do_not_depend_on_processes():
-    """Two processes with batches of 4 see in each round the clips that one process with 8 sees."""
-    one = BatchSampler(48, 8, 0, 1, seed=5).batches()
-    two = [BatchSampler(48, 4, rank, 2, seed=5).batches() for rank in range(2)]
-    assert [sorted(a + b) for a, b in zip(*two, strict=True)] == [sorted(batch) for batch in one]
-
-
-LENGTHS = np.random.default_rng(0).integers(20, 300, 700)
-
-
-def padded_share(batches):
-    """How much of the batches is padding."""
-    frames = [LENGTHS[batch] for batch in batches]
-    return 1 - sum(f.sum() for f in frames) / sum(len(f) * f.max() for f in frames)
-
-
-@pytest.mark.parametrize("accumulation", [1, 8])
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_grouping_by_length_keeps_the_epoch_and_saves_padding(world_size, accumulation):
-    def batches(lengths, rank, epoch=1):
-        return BatchSampler(700, 8, rank, world_size, 5, lengths, accumulation).batches(epoch)
-
-    grouped = [batches(LENGTHS, rank) for rank in range(world_size)]
-    clips = [clip for own in grouped for batch in own for clip in batch]
-    assert sorted(clips) == list(range(700))
-    sizes = [[len(batch) for batch in own] for own in grouped]
-    assert all(size == sizes[0] for size in sizes)
-    assert sizes[0].count(8) >= len(sizes[0]) - 1
-    # The two halves of a padded batch of random clips: about 40 % of it is padding.
-    assert all(padded_share(own) < 0.15 < 0.35 < padded_share(batches(None, 0)) for own in grouped)
-    assert grouped[0] == batches(LENGTHS, 0)
-    assert grouped[0] != batches(LENGTHS, 0, epoch=2)
-    longest = np.array([LENGTHS[batch].max() for batch in grouped[0]])
-    assert np.abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5  # not short first, long last
-
-
-def test_the_steps_of_a_pool_are_shuffled():
-    batches = BatchSampler(700, 8, 0, 1, 5, LENGTHS).batches(1)[: POOL // 8]
-    longest = np.array([LENGTHS[batch].max() for batch in batches])
-    assert np.abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5
-
-
-def test_grouping_does_not_depend_on_how_a_global_batch_is_divided():
-    """16 clips x 8, or 2 processes x 32 clips x 2: the same clips in every step."""
-    one = BatchSampler(700, 16, 0, 1, 5, LENGTHS, accumulation=8).batches(0)
-    two = [BatchSampler(700, 32, rank, 2, 5, LENGTHS, accumulation=2).batches(0) for rank in range(2)]
-    steps = [{clip for batch in one[i : i + 8] for clip in batch} for i in range(0, len(one), 8)]
-    rounds = [a + b for a, b in zip(*two, strict=True)]
-    assert steps == [{clip for batch in rounds[i : i + 2] for clip in batch} for i in range(0, len(rounds), 2)]
-
-
-def test_a_large_step_has_the_clips_it_has_without_grouping():
-    plain = BatchSampler(700, 16, 0, 1, 5, None, accumulation=16).batches(0)
-    grouped = BatchSampler(700, 16, 0, 1, 5, LENGTHS, accumulation=16).batches(0)
-    for i in range(0, len(plain), 16):
-        assert sorted(sum(plain[i : i + 16], [])) == sorted(sum(grouped[i : i + 16], []))
-
-
-def test_evaluation_by_length_has_every_clip_once_and_the_longest_first():
-    alone = BatchSampler(700, 8, 0, 1, lengths=LENGTHS).batches()
-    two = [BatchSampler(700, 8, rank, 2, lengths=LENGTHS) for rank in range(2)]
-    assert sorted(sum(alone, [])) == list(range(700))
-    assert LENGTHS[alone[0]].min() >= LENGTHS[alone[-1]].max()
-    assert padded_share(alone) < 0.03
-    assert sorted(batch for sampler in two for batch in sampler.batches()[: sampler.n_own]) == sorted(alone)
-
-
 def test_lengths_are_known_without_reading(corpus, monkeypatch):
     monkeypatch.setattr("pose.keypoints.read_pose", lambda *_: pytest.fail("a pose was read"))
     dataset = S2T_Dataset(spec_of(corpus), "train")
     monkeypatch.undo()
     frames = [len(dataset[i].pose_sample["body"]) for i in range(len(dataset))]
     assert np.array_equal(np.argsort(dataset.lengths, kind="stable"), np.argsort(frames, kind="stable"))
-
-
-def test_workers_live_on_and_know_the_epoch(corpus):
-    dataset = S2T_Dataset(spec_of(corpus), "train", random_frames=True, max_length=8, seed=3)
-    sampler = BatchSampler(len(dataset), 6, 0, 1, seed=0)
-    alone, helped = (ClipLoader(dataset, sampler, workers, pin_memory=False) for workers in (0, 1))
-    processes = set()
-    for epoch in (0, 1):
-        for (a, _), (b, _) in zip(alone.epoch(epoch), helped.epoch(epoch), strict=True):
-            assert a["name_batch"] == b["name_batch"]
-            assert (a["right"] == b["right"]).all()
-        processes.add(helped._loader._iterator._workers[0].pid)
-        assert helped.waited > 0
-    assert len(processes) == 1
-
-
-def test_loader_resumes_in_the_middle_with_any_workers(corpus):
-    dataset = S2T_Dataset(spec_of(corpus), "train", random_frames=True, max_length=20)
-    sampler = BatchSampler(len(dataset), 5, 0, 1, seed=0)
-    whole = list(ClipLoader(dataset, sampler, 0, pin_memory=False).epoch(3))
-    rest = list(ClipLoader(dataset, sampler, 2, pin_memory=False).epoch(3, first=2))
-    assert [src["name_batch"] for src, _ in rest] == [src["name_batch"] for src, _ in whole[2:]]
-    for (a, _), (b, _) in zip(rest, whole[2:], strict=True):
-        assert (a["right"] == b["right"]).all()
-
-
-@pytest.mark.parametrize("affinity", [True, False])
-def test_no_more_processes_load_than_there_are_cores(corpus, monkeypatch, caplog, recwarn, affinity):
-    """Said in one line for all splits; torch would warn for each that so many slow the machine down."""
-    _within_cores.cache_clear()
-    if affinity:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4}, raising=False)
-    else:
-        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-        monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    dataset = S2T_Dataset(spec_of(corpus), "train")
-    sampler = BatchSampler(len(dataset), 5, 0, 1, seed=0)
-    with caplog.at_level("INFO"):
-        loaders = [ClipLoader(dataset, sampler, workers, pin_memory=False) for workers in (0, 1, 8, 8)]
-    assert [loader._loader.num_workers for loader in loaders] == [0, 1, 1, 1]
-    assert [record.getMessage() for record in caplog.records if "--num_workers" in record.getMessage()] == [
-        "--num_workers 8: this process may use 1 of the CPU cores; at most as many processes load data."
-    ]
-    assert not [warning for warning in recwarn if "worker processes" in str(warning.message)]
-    _within_cores.cache_clear()
 
 
 def news(corpus, tmp_path, n=10):

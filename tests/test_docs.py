@@ -42,6 +42,7 @@ NOT_RUN = {
     "-m tools.ablate": "hours; tools/test_ablate.py runs it small",
     "-m tools.benchmark": "minutes; tools/test_benchmark.py runs it small",
     "-m tools.demo_page": "serves until it is ended; tools/test_demo_page.py has a browser",
+    "-m tools.picture": "needs a font with Chinese characters; see tools/test_picture.py",
     r"describe.py .*--endpoint": "needs a model; test_describe.py has a server in its place",
     r"fine_tuning.py .*--(tensorboard|wandb)": "needs packages; see training/test_tracking.py",
     r"-m tools.extract_poses|inference.py .*--extractor": (
@@ -51,7 +52,7 @@ NOT_RUN = {
 # What the documents call beside this project's programs, and what stands in its place: installers, launchers (which
 # test_fine_tuning.py has; here one process runs what they start), other people's programs.
 STANDS_IN = {
-    "python": f'exec {sys.executable} -S {HERE / "doc_client.py"} "$@"',
+    "python": f'exec {sys.executable} -S {HERE / "helpers/doc_client.py"} "$@"',
     "deepspeed": '[ "$1" = --hostfile ] || { shift 2; exec python "$@"; }',
     "torchrun": '[ "$1" = --nnodes ] || { shift 2; exec python "$@"; }',
     **dict.fromkeys(("make", "pip", "python3", "tensorboard", "wandb", "scontrol"), "true"),
@@ -91,6 +92,11 @@ class Place:
         shutil.copytree(spec.description_dir, folder / "my_corpus" / "descriptions")
         shutil.copytree(spec.pose_dir, folder / "my_poses")
         (folder / "my_poses" / "train_0.pkl").rename(folder / "my_poses" / "S000317_P0009_T00.pkl")
+        own = folder / "my_data"
+        shutil.copytree(spec.pose_dir, own / "poses")
+        names = sorted(path.stem for path in (own / "poses").iterdir())
+        rows = [f"{name},Guten Tag,{name.partition('_')[0]}\n" for name in names]
+        (own / "labels.csv").write_text("name,text,split\n" + "".join(rows))
         (folder / "my_pictures").mkdir()
         for file in (".venv/bin/activate", "requirements.txt", "hello.srt"):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)

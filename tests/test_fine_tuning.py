@@ -21,7 +21,6 @@ from system.safe_pickle import load_pickle
 from tests.helpers.processes import Run
 from training import build
 from training.checkpoint import TrainState
-from training.guards import Guards
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -123,7 +122,7 @@ def test_the_loop_by_hand(tmp_path):
 
     args = utils.parse_args(["--gradient-accumulation-steps", "2", "--output_dir", str(tmp_path)])
     engine, state = Engine([1.0, 2.0, 3.0, 4.0, 5.0]), TrainState()
-    numbers = fine_tuning.train_one_epoch(engine, Loader(), state, Guards.of(args), args)
+    numbers = fine_tuning.train_one_epoch(engine, Loader(), state, build.build_guards(args), args)
     assert engine.boundaries == [False, True, False, True, True]
     assert engine.backwards == [1, 2, 0, 4, 10]  # the engine halves all: the last is a mean of one
     assert [line["loss"] for line in lines(tmp_path / "steps.jsonl")] == [1.5, 4, 5]

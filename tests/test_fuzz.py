@@ -1,4 +1,4 @@
-"""Generated inputs for everything that reads files; see fuzz.py for what must hold."""
+"""Generated inputs for everything that reads files; see helpers/fuzz.py for what must hold."""
 
 import json
 import pickle
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import fuzz
+from tests.helpers import fuzz
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -17,11 +17,10 @@ from config import DatasetSpec
 from datasets import S2T_Dataset
 from pose.keypoints import read_pose
 from system.safe_pickle import load_pickle
-from tests.conftest import SHARED
 from training.weights import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
-HOSTILE = SHARED / "real" / "hostile"
+HOSTILE = ROOT.parent / "shared" / "real" / "hostile"
 INDEX = json.loads((HOSTILE / "INDEX.json").read_text(encoding="utf-8")) if HOSTILE.is_dir() else {}
 
 # What each file's message must say beside the file's name; None: the file is legal.

@@ -16,7 +16,7 @@ from config import ModelConfig
 from describing import sentences
 from models import Uni_Sign
 from network.mt5 import load_mt5
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from pose import extraction, video
 from pose.video import read_pictures
 from text_fusion_modules import TextEncoder
@@ -240,7 +240,7 @@ def extractor(monkeypatch):
 @pytest.fixture
 def talk(write_video, tmp_path):
     """12 frames, 25 in a second, twice as wide as high."""
-    pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
+    pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
     return write_video(tmp_path / "videos" / "talk.MP4", [np.full((32, 64, 3), 200, np.uint8)] * 12)
 
 

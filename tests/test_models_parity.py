@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from config import ModelConfig
 from models import IGNORE, Uni_Sign
 from network.mt5 import load_mt5, untie_embeddings
-from network.tokenizer import EOS, Tokenizer
+from network.vocabulary import EOS, Tokenizer
 from pose.keypoints import PART_JOINTS
 from text_fusion_modules import TextEncoder
 from training.weights import load_finetune, save_weights

@@ -1,9 +1,7 @@
 """The checklist passes on a whole tree, and a fault put into a module fails the line that names it."""
 
-import gzip
 import json
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -11,10 +9,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 import config
+from tests.helpers.corpus import MIXED, write_split
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["utils.py 参数", "fine_tuning.py 集成", "models.py 集成", "datasets.py 集成", "config.py 配置"]
@@ -238,36 +236,7 @@ def test_cures_name_the_place(broken):
 
 # -- data ------------------------------------------------------------------------------------------------------------
 
-TEXT = "右手位于胸前。"
 DAMAGED = ["{", json.dumps([{"filename": "000001.jpg", "description": "Error code: 503"}])]
-MIXED = json.dumps(
-    [
-        {"filename": "000000.jpg", "description": TEXT},
-        {"filename": "000002.jpg", "description": TEXT},
-        {"filename": "000002.jpg", "description": "again"},
-        {"filename": "000004.jpg", "description": "Error code: 429"},
-        {"filename": "000005.jpg", "description": "  "},
-        {"filename": "000006.jpg", "description": None},
-        {"filename": "cover.jpg", "description": TEXT},
-        {"filename": "000010.jpg", "description": TEXT},
-        {"filename": "000009.jpg", "description": TEXT},
-    ]
-)
-
-
-def write_split(root: Path, split: str, n_clips: int) -> tuple[Path, Path]:
-    """Labels and ten-frame poses, and an empty folder for descriptions; returns both folders."""
-    spec = config.DATASETS["CSL_Daily"].under(root)
-    names = [f"{split}{i}" for i in range(n_clips)]
-    labels = {name: {"name": name, "gloss": ["好"], "text": "好。", "video_path": f"{name}.mp4"} for name in names}
-    poses, descriptions = Path(spec.pose_dir), Path(spec.description_dir) / split
-    for place in (poses, descriptions, Path(spec.labels[split]).parent):
-        place.mkdir(parents=True, exist_ok=True)
-    Path(spec.labels[split]).write_bytes(gzip.compress(pickle.dumps(labels)))
-    for name in names:
-        pose = {"keypoints": [np.zeros((1, 133, 2))] * 10, "scores": [np.zeros((1, 133))] * 10}
-        (poses / f"{name}.pkl").write_bytes(pickle.dumps(pose))
-    return poses, descriptions
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, MT5EncoderModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from text_fusion_modules import (
     NO_TEXT,
     DescriptionMapper,

@@ -10,29 +10,15 @@ import torch
 
 import fine_tuning
 import utils
-from config import DATASETS, ModelConfig
+from config import DATASETS
 from datasets import S2T_Dataset
-from models import Uni_Sign
-from network.mt5 import load_mt5
-from network.tokenizer import Tokenizer
 from pose.keypoints import read_pose
-from text_fusion_modules import TextEncoder
+from tests.helpers.models import new_model
 from training.checkpoint import weights_facts
 from training.weights import save_weights
 from translator import Translator, load_descriptions
 
 OPTIONS = {"dtype": "fp32", "num_beams": 2, "max_new_tokens": 24, "device": "cpu"}
-
-
-def new_model(folder, **sizes):
-    """A random model whose sentences depend on poses and texts."""
-    config = ModelConfig(hidden_dim=16, **sizes)
-    torch.manual_seed(0)
-    texts = TextEncoder(folder) if config.use_descriptions else None
-    model = Uni_Sign(config, load_mt5(folder), Tokenizer(folder), texts).eval()
-    with torch.no_grad():
-        model.pose_proj.weight *= 10
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +190,7 @@ def test_wrong_calls(described, clip, tmp_path):
     with pytest.raises(ValueError, match=r"talk.txt: is no pose file \(.pkl, .npz, .pose\) and no video \(.mp4, ...\)"):
         translate("talk.txt")
     (tmp_path / "talk.MP4").touch()
-    with pytest.raises(ValueError, match=r"talk.MP4: is a video: give an extractor as well, pose_extraction.load_ex"):
+    with pytest.raises(ValueError, match=r"talk.MP4: is a video: give an extractor as well, pose.extraction.load_ex"):
         translate(tmp_path / "talk.MP4")
     with pytest.raises(FileNotFoundError, match=r"none.pkl does not exist"):
         translate(tmp_path / "none.pkl")

@@ -35,13 +35,14 @@ from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
 from clips.batch import Sample, collate_fn, to_device
 from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
 from config import DatasetSpec, ModelConfig
-from datasets import SEARCHED, S2T_Dataset
+from datasets import S2T_Dataset
 from models import Uni_Sign
 from network.mt5 import run_encoder, untie_embeddings, use_fused_activation
-from network.tokenizer import EOS, PAD, Tokenizer
+from network.vocabulary import EOS, PAD, Tokenizer
 from pose.keypoints import N_KEYPOINTS, normalize_keypoints
 from system.distributed import autocast
 from text_fusion_modules import EncodesTexts, TextEncoder
+from training.loader import SEARCHED
 from training.optimization import parameter_groups
 from utils import Parser, run
 

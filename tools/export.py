@@ -151,8 +151,7 @@ def with_vocabulary(model: Model, args: argparse.Namespace) -> Model:
 
 def trimmed(model: Model, sources: Sequence[str]) -> Model:
     """Trim the model to the tokens that texts need."""
-    from network.tokenizer import Tokenizer
-    from network.vocabulary import KEPT_TOKENS, choose, matrices
+    from network.vocabulary import KEPT_TOKENS, Tokenizer, choose, matrices
     from synthetic.small_mt5 import read_texts
 
     if model.kept is not None:
@@ -240,7 +239,7 @@ def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
 
 def write_folder(model: Model, out: Path, made_from: str) -> None:
     """Write a self-contained folder atomically."""
-    from network.tokenizer import Tokenizer
+    from network.vocabulary import Tokenizer
     from training.weights import MODEL_JSON, save_safetensors
 
     mt5, encoder, rest = divided(model.weights)
@@ -284,7 +283,7 @@ def frozen_encoder(folder: Path) -> dict[str, torch.Tensor]:
 
 def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, tokenizer: Any) -> None:
     """Write an mT5 folder that transformers can load."""
-    from network.tokenizer import TOKENIZER_CONFIG
+    from network.vocabulary import TOKENIZER_CONFIG
     from training.weights import save_safetensors
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -301,7 +300,7 @@ def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, toke
 def write_encoder(folder: Path, weights: dict[str, torch.Tensor], source: Path, kept: torch.Tensor | None) -> None:
     """Write a text encoder: mT5's, or another one with its configuration and tokenizer files."""
     from network.mt5 import model_type
-    from network.tokenizer import Tokenizer
+    from network.vocabulary import Tokenizer
     from training.weights import save_safetensors
 
     if model_type(source) == "mt5":

@@ -19,7 +19,7 @@ from utils import Parser, progress, run
 
 if TYPE_CHECKING:
     from pages.comparison import Judged
-    from training.run_folder import RunFolder
+    from pages.run import RunFolder
 
 logger = logging.getLogger("report")
 
@@ -446,7 +446,7 @@ def build(args: argparse.Namespace) -> str:
         FileNotFoundError: a folder does not hold a run.
         ValueError: an unknown clip.
     """
-    from training.run_folder import RunFolder
+    from pages.run import RunFolder
 
     runs = [RunFolder.read(place) for place in args.runs]
     labels = labels_of(args.runs)

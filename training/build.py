@@ -13,23 +13,25 @@ import torch
 from clips.labels import split_labels, target
 from clips.packs import use_packs
 from config import DatasetSpec, ModelConfig, dataset_of, under_root
-from datasets import SEARCHED, BatchSampler, ClipLoader, S2T_Dataset
+from datasets import S2T_Dataset
 from models import Uni_Sign
-from network.mt5 import load_mt5
 from network.rgb_branch import BACKBONE, load_backbone
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer, log_coverage
 from network.vocabulary import choose as choose_tokens
-from network.vocabulary import log_coverage
 from system import distributed
-from text_fusion_modules import EncodesTexts, TextEncoder
 from training import metrics
 from training.checkpoint import STATE_WEIGHTS, load_model_state
+from training.guards import BadClips, Guards, Saves, SkippedSteps, StopRequest
+from training.loader import SEARCHED, BatchSampler, ClipLoader
+from training.memory import MemorySettings
 from training.optimization import ENCODER, ENCODER_RATE
-from training.text_cache import build_text_cache
+from training.text_cache import TextFeatureCache, build_text_cache
+from training.tracking import Tracker
 from training.weights import (
     FUSION_PREFIXES,
     MAPPER_PREFIX,
     TEXT_ENCODER_PREFIX,
+    assemble,
     kept_tokens,
     load_finetune,
     load_fusion,
@@ -122,8 +124,9 @@ def build_model(
     first = read_model(path, flag)[0] if path and distributed.is_main() else {}
     kept = choose_vocabulary(args, config, loaders, first, path, flag)
     holds_encoder = distributed.broadcast_object(any(name.startswith(TEXT_ENCODER_PREFIX) for name in first))
-    texts = build_text_encoder(args, mt5_folder, loaders, kept, holds_encoder)
-    model = Uni_Sign(config, load_mt5(mt5_folder, kept=kept), Tokenizer(mt5_folder, kept), texts)
+    # A trained encoder among the initial weights is part of the model even if it is frozen.
+    frozen = config.use_descriptions and args.text_encoder_freeze and not holds_encoder
+    model = assemble(config, mt5_folder, kept, frozen_features(args, mt5_folder, loaders) if frozen else None)
     if args.gradient_checkpointing:
         model.recompute_activations()
     if state:
@@ -214,22 +217,9 @@ def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> 
     return texts
 
 
-def build_text_encoder(
-    args: argparse.Namespace,
-    mt5_folder: str,
-    loaders: dict[str, ClipLoader],
-    kept: torch.Tensor | None,
-    holds_encoder: bool,
-) -> EncodesTexts | None:
-    """Build the text encoder, or a cache of its features if it is frozen; None without descriptions.
-
-    With `holds_encoder` the initial weights have a trained encoder. It is part of the model even if it is frozen.
-    """
-    if not args.use_descriptions:
-        return None
+def frozen_features(args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader]) -> TextFeatureCache:
+    """Return the frozen text encoder's features of all texts of the run, from the cache."""
     folder = args.text_encoder or mt5_folder
-    if holds_encoder or not args.text_encoder_freeze:
-        return TextEncoder(folder, args.text_max_tokens, kept=None if args.text_encoder else kept)
     texts = set().union(*(loader.dataset.description_texts() for loader in loaders.values()))
     cache_root = under_root(args.root, args.text_cache)
     return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device(), progress)
@@ -239,6 +229,35 @@ def trains_fusion_alone(args: argparse.Namespace) -> bool:
     """Return whether only the fusion modules train: with --trainable fusion, or "auto" and suitable other flags."""
     auto = args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
     return args.trainable == "fusion" or (auto and not args.eval)
+
+
+def build_guards(args: argparse.Namespace) -> Guards:
+    """Build the run's fault handlers and the tracker of its curves."""
+    return Guards(
+        BadClips(args.output_dir, args.max_bad_clips),
+        StopRequest(),
+        SkippedSteps(args.max_skipped_steps),
+        Saves(args.max_failed_saves),
+        Tracker(args),
+        memory_settings(args),
+    )
+
+
+def memory_settings(args: argparse.Namespace) -> MemorySettings:
+    """Return what decides how much memory the run needs."""
+    return MemorySettings(
+        batch_size=args.batch_size,
+        hidden_dim=args.hidden_dim,
+        num_beams=args.num_beams,
+        dtype=args.dtype,
+        zero_stage=args.zero_stage,
+        offload=args.offload,
+        gradient_checkpointing=args.gradient_checkpointing,
+        use_descriptions=args.use_descriptions,
+        encodes_texts=args.use_descriptions and not args.text_encoder_freeze,
+        rgb_support=args.rgb_support,
+        fusion_alone=trains_fusion_alone(args),
+    )
 
 
 def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import itertools
 import json
 import logging
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +22,10 @@ import torch
 from torch import nn
 
 from config import under_root
-from system.disk import UNFINISHED, new_folder, read_lines, remove_folder, sha256, write_text, write_whole
+from system.disk import UNFINISHED, new_folder, remove_folder, sha256, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
+from training.run_folder import forget_checkpoints, resume_dir
 from training.weights import fusion_weights, save_weights
 
 logger = logging.getLogger(__name__)
@@ -66,11 +65,6 @@ class TrainState:
     def folder_name(self) -> str:
         """Return the name of this state's folder, which sorts by step."""
         return f"step_{self.step:08d}"
-
-
-def resume_dir(output_dir: str | Path) -> Path:
-    """Return the folder of a run's states."""
-    return Path(output_dir) / "resume"
 
 
 def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> None:
@@ -149,53 +143,6 @@ def read_progress(folder: Path) -> TrainState:
         if found != digest:
             raise ValueError(f"{folder / name} is damaged: its checksum is not the one that was saved.")
     return state
-
-
-# Everything a run writes to its folder except train.log, which is continued.
-_OF_A_RUN = (
-    "resume", "run.json", "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl", "non_finite",
-    "best_checkpoint.pth", "best_fusion.pth", "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
-)  # fmt: skip
-
-
-def set_aside(output_dir: str | Path) -> None:
-    """Move all files of an earlier run to a folder of their own, so that a new run does not overwrite them."""
-    left = [path for pattern in _OF_A_RUN for path in sorted(Path(output_dir).glob(pattern))]
-    if left:
-        earlier = _unused(Path(output_dir) / "earlier")
-        earlier.mkdir()
-        for path in left:
-            path.rename(earlier / path.name)
-        logger.warning("%s holds an earlier run: all that it has written now lies in %s.", output_dir, earlier)
-
-
-def _unused(folder: Path) -> Path:
-    """Return `folder` or, if it exists, the first free one of NAME_2, NAME_3 ..."""
-    names = (folder if n == 1 else folder.with_name(f"{folder.name}_{n}") for n in itertools.count(1))
-    return next(name for name in names if not name.exists())
-
-
-def trim_curves(output_dir: str | Path, state: TrainState) -> None:
-    """Delete what an interrupted run logged after the state it resumes from."""
-    for name, key, kept in (("log.txt", "epoch", state.epoch - 1), ("steps.jsonl", "step", state.step)):
-        path = Path(output_dir) / name
-        if path.is_file():
-            lines = [json.dumps(line, ensure_ascii=False) for line in read_lines(path) if line[key] <= kept]
-            write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def set_later_aside(output_dir: str | Path, state: TrainState) -> None:
-    """Move states saved after this one out of the way, since the run continues without them."""
-    folders = sorted(resume_dir(output_dir).glob("step_*"))
-    later = [folder for folder in folders if int(folder.name.removeprefix("step_")) > state.step]
-    if later:
-        target = _unused(Path(output_dir) / "earlier") / "resume"
-        target.mkdir(parents=True)
-        for folder in later:
-            folder.rename(target / folder.name)
-            logger.warning(
-                "%s was saved after step %d, where the run goes on; it lies in %s.", folder, state.step, target
-            )
 
 
 def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] | None:
@@ -370,13 +317,3 @@ def save_quick(engine: Any, epoch: int, args: argparse.Namespace) -> None:
     if is_main():
         facts = {**weights_facts(args), "epoch": epoch, "score": None}
         save_weights(Path(args.output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)
-
-
-def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> None:
-    """Delete all `checkpoint_{n}.pth` up to this epoch except the last `keep_last`; 0 keeps all.
-
-    Checkpoints of later epochs belong to another, longer run, and stay.
-    """
-    for path in Path(output_dir).glob("checkpoint_*.pth") if keep_last else ():
-        if (name := re.fullmatch(r"checkpoint_(\d+)", path.stem)) and int(name[1]) <= epoch - keep_last:
-            path.unlink()

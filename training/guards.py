@@ -1,9 +1,9 @@
-"""Fault tolerance of long runs: stop signals, non-finite steps, failed saves, out-of-memory errors."""
+"""Fault tolerance of long runs: unreadable clips, stop signals, non-finite steps, failed saves."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import json
 import logging
 import math
 import os
@@ -12,22 +12,108 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from clips.batch import SrcInput
-from datasets import SEARCHED
 from system import distributed
-from system.disk import explain
-from training.bad_clips import BadClips
+from system.disk import explain, read_lines, write_text
 from training.engine import lower_gradient_scale
+from training.memory import MemorySettings
 from training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
 RESUME_ME = 75  # exit status: stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h: try again)
+
+
+class BadClips:
+    """Collects the clips that a run could not read; they are skipped, not replaced.
+
+    Args:
+        output_dir: the run's folder; clips listed there by an interrupted run are not listed again.
+        max_share: maximum fraction of a split's clips (`--max_bad_clips`).
+    """
+
+    def __init__(self, output_dir: str | Path, max_share: float) -> None:
+        self.path, self.max_share = Path(output_dir) / "bad_clips.jsonl", max_share
+        self.reasons: dict[str, dict[str, str]] = {}  # split -> clip -> reason
+
+    @cached_property
+    def entries(self) -> list[dict[str, str]]:
+        """Return the listed clips; read on first use, after a new run has moved an earlier run's list away."""
+        return read_lines(self.path)
+
+    def note(self, src_input: SrcInput, split: str, n_clips: int) -> None:
+        """Record the unreadable clips of a batch.
+
+        Raises:
+            ValueError: there are too many in this process alone; `settle` counts those of all processes.
+        """
+        if met := src_input.get("bad_clips"):
+            self.reasons.setdefault(split, {}).update((clip.name, clip.reason) for clip in met)
+            self._judge(split, n_clips)
+
+    def settle(self, split: str, n_clips: int) -> dict[str, str]:
+        """Merge and list the unreadable clips of all processes, and check their number; all processes must call this.
+
+        Returns:
+            clip -> reason.
+
+        Raises:
+            ValueError: more than `max_share` of the split's clips cannot be read.
+        """
+        everyone = distributed.all_gather(self.reasons.get(split, {}))
+        self.reasons[split] = {name: reason for part in everyone for name, reason in part.items()}
+        if distributed.is_main():
+            self._list(split)
+        self._judge(split, n_clips)
+        return self.reasons[split]
+
+    def _judge(self, split: str, n_clips: int) -> None:
+        bad = self.reasons[split]
+        if len(bad) > self.max_share * n_clips:
+            self._list(split)
+            first = next(iter(bad.values())).rstrip(".")
+            raise ValueError(
+                f"--max_bad_clips {self.max_share:g}: {len(bad)} of {n_clips} clips of the split {split!r} cannot be "
+                f"read, the first: {first}. Mend them or remove them from the labels; {self.path} lists them."
+            )
+
+    def _list(self, split: str) -> None:
+        listed = {entry["name"] for entry in self.entries if entry["split"] == split}
+        new = {name: reason for name, reason in self.reasons[split].items() if name not in listed}
+        if not new:
+            return
+        logger.warning("%s: %d clips cannot be read and are left out, see %s.", split, len(new), self.path)
+        self.entries += [{"split": split, "name": name, "reason": reason} for name, reason in new.items()]
+        try:
+            write_text(self.path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries))
+        except OSError as error:
+            logger.warning("%s It is written with the next clip.", explain(error, self.path))
+
+
+@contextlib.contextmanager
+def statistics_kept(model: nn.Module, src_input: SrcInput) -> Iterator[None]:
+    """Restore the batch statistics after a batch without any readable clip.
+
+    The batch still takes part in the step: on several GPUs, synchronised normalisation would wait for this process.
+    (There the other processes' statistics of this step include its one empty frame.)
+
+    Args:
+        model: the model; the block contains forward pass, backward pass and step.
+        src_input: the batch.
+    """
+    if src_input["name_batch"]:
+        yield
+        return
+    before = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 class StopRequest:
@@ -173,71 +259,11 @@ class Saves:
 
 @dataclass
 class Guards:
-    """A run's fault handlers, and the tracker of its curves."""
+    """A run's fault handlers, the tracker of its curves, and the settings that advice on memory depends on."""
 
     clips: BadClips
     stop: StopRequest
     steps: SkippedSteps
     saves: Saves
     tracker: Tracker
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Guards:
-        """Create all from the command line."""
-        return cls(
-            BadClips(args.output_dir, args.max_bad_clips),
-            StopRequest(),
-            SkippedSteps(args.max_skipped_steps),
-            Saves(args.max_failed_saves),
-            Tracker(args),
-        )
-
-
-@contextlib.contextmanager
-def explain_memory(src_input: SrcInput, args: argparse.Namespace, training: bool = True) -> Iterator[None]:
-    """Replace an out-of-memory error by one line with the batch's shape and the flags that help, the best first.
-
-    Raises:
-        ValueError: instead of torch's error.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        clips, frames = src_input["attention_mask"].shape
-        texts = {text for clip in src_input.get("descriptions", []) for text in clip if text}
-        shape = f"{clips} clips x {frames} frames" + (f" with {len(texts)} distinct texts" if texts else "")
-        advice = in_training(args, clips, frames, bool(texts)) if training else in_evaluation(args)
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise ValueError(
-            f"out of GPU memory in a batch of {shape} ({reason}). What helps, in order: {', then '.join(advice)}."
-        ) from None
-
-
-def in_training(args: argparse.Namespace, clips: int, frames: int, described: bool) -> Iterator[str]:
-    """Yield the flags by which this run would need less memory in training, the best first."""
-    if not args.gradient_checkpointing and args.trainable != "fusion":
-        yield "--gradient_checkpointing (the same result in more time)"
-    if clips > 1:
-        yield "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)"
-    if described and not args.text_encoder_freeze:
-        yield "--text_encoder_freeze"
-    if args.dtype == "fp32":
-        yield "--dtype bf16"
-    if distributed.world_size() == 1 and args.zero_stage > 0 and not args.offload:
-        yield "--zero_stage 0 on one GPU"
-    if args.zero_stage > 0 and not args.offload:
-        yield "--offload"
-    yield f"--max_length below {frames} (this changes results)"
-    if args.use_descriptions and args.trainable != "fusion":
-        yield "--trainable fusion"
-
-
-def in_evaluation(args: argparse.Namespace) -> Iterator[str]:
-    """Yield the flags by which this run would need less memory in evaluation, the best first."""
-    if args.batch_size > 1:
-        yield f"--batch-size (an evaluation searches up to {SEARCHED} times as many clips together)"
-    if args.num_beams > 1:
-        yield "--num_beams (this changes results)"
-    if args.dtype == "fp32":
-        yield "--dtype bf16"
-    yield "--max_length (this changes results)"
+    memory: MemorySettings

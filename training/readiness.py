@@ -16,11 +16,11 @@ import torch
 from clips.labels import split_labels, target
 from clips.packs import open_descriptions, open_poses
 from config import DatasetSpec, under_root
-from network.rgb_branch import HandCrops
-from network.tokenizer import Tokenizer
-from network.vocabulary import choose
+from network.vocabulary import Tokenizer, choose
+from pose.hand_crops import HandCrops
 from pose.video import check_n_frames, count_frames
 from training import build
+from training.memory import estimate, mt5_parameters
 from utils import progress
 
 SAMPLE = 200  # number of files to open (up to twice as many), unless all are opened
@@ -194,57 +194,12 @@ def examine_checkpoints(report: Report, args: argparse.Namespace) -> None:
     report.say("✓", f"{' and '.join(filter(None, (args.finetune, args.fusion_checkpoint)))}: readable, and fits")
 
 
-def mt5_parameters(
-    d_model: int = 768,
-    d_kv: int = 64,
-    d_ff: int = 2048,
-    num_layers: int = 12,
-    num_heads: int = 12,
-    vocab_size: int = 250112,
-    **_: Any,
-) -> tuple[int, int]:
-    """Count the parameters of mT5's encoder and decoder with their embeddings, except for small ones.
-
-    >>> sum(mt5_parameters())
-    582352896
-    """
-    attention, feed_forward = 4 * d_model * d_kv * num_heads, 3 * d_model * d_ff
-    encoder = vocab_size * d_model + num_layers * (attention + feed_forward)
-    return encoder, encoder + num_layers * attention
-
-
 def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any], longest: int, texts: float) -> None:
-    """Compare the memory of the GPUs with an estimate of what training needs.
-
-    Weights, gradients and AdamW in fp32 take 16 bytes per parameter; with ZeRO, DeepSpeed shards them over the GPUs and
-    keeps another copy of the weights, which stages 1 and 2 do not shard.
-
-    Activations, measured in fp32: the graph convolutions keep 34 floats per joint and channel (half in bf16), mT5's
-    encoder 190 bytes per layer and channel, its decoder a fifth of that; for a description of about 40 tokens, where
-    attention is shorter, the encoder keeps 110 bytes (70 in bf16); a hand crop takes 24 MiB (14 in bf16).
-    """
-    encoder, decoder = mt5_parameters(**sizes)
-    text_encoder = args.use_descriptions and not args.text_encoder_freeze
-    tuned = args.text_encoder_freeze and bool(args.finetune) and args.trainable == "auto"
-    # The last terms: graph convolutions and fusion, and the RGB branch.
-    parameters = encoder + decoder + text_encoder * encoder + 7e6 + args.rgb_support * 5e6
-    n_gpus = max(1, torch.cuda.device_count())
-    per_parameter = [16, 4 + 16 / n_gpus, 4 + 16 / n_gpus, 20 / n_gpus][args.zero_stage]
-    if tuned or args.trainable == "fusion":
-        per_parameter = 4
-    elif args.offload:
-        per_parameter = 8
-    state = parameters * per_parameter / 2**30
+    """Compare the memory of the GPUs with an estimate of what training needs."""
+    run = build.memory_settings(args)
     frames = min(args.max_length, longest or args.max_length)
-    whole = args.dtype == "fp32"
-    channels = sizes.get("num_layers", 12) * sizes.get("d_model", 768)
-    clip = frames * (34 * 69 * args.hidden_dim * (4 if whole else 2) + 1.2 * 190 * channels)
-    if args.rgb_support:
-        clip += 2 * 0.1 * frames * (24 if whole else 14) * 2**20  # both hands, in a tenth of the frames
-    clip += 40 * texts * (110 if whole else 70) * channels * text_encoder
-    clip += 25 * 12 * sizes.get("vocab_size", 250112)  # a sentence's logits
-    activations = args.batch_size * clip / 2**30
-    batch = f"{args.batch_size} clips of {frames} frames" + (f" and {texts:.0f} texts" if text_encoder else "")
+    state, activations = estimate(run, sizes, frames, texts, max(1, torch.cuda.device_count()))
+    batch = f"{args.batch_size} clips of {frames} frames" + (f" and {texts:.0f} texts" if run.encodes_texts else "")
     parts = f"{state:.1f} weights and optimizer, {activations:.1f} for {batch}"
     report.say("·", f"training needs about {state + activations:.1f} GiB a GPU, an estimate: {parts}")
     if not torch.cuda.is_available():

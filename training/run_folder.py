@@ -1,25 +1,82 @@
-"""A run's output folder: write sentences and scores, and read everything back for reports.
-
-Reading skips missing and damaged files and records them in `left_out`.
-"""
+"""A run's output folder: its results, and what an earlier or interrupted run left in it."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
+import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from config import SPLITS, DatasetSpec
 from system.disk import read_lines, write_text
-from training.metrics import MAIN_METRIC, Scores, is_better, prepare_hypothesis, prepare_reference
-from training.tracking import RECORD, read_record
+from training.metrics import Scores, prepare_hypothesis, prepare_reference
 
 if TYPE_CHECKING:
     from datasets import S2T_Dataset
+
+logger = logging.getLogger(__name__)
+
+# Everything a run writes to its folder except train.log, which is continued.
+_OF_A_RUN = (
+    "resume", "run.json", "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl", "non_finite",
+    "best_checkpoint.pth", "best_fusion.pth", "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
+)  # fmt: skip
+
+
+def set_aside(output_dir: str | Path) -> None:
+    """Move all files of an earlier run to a folder of their own, so that a new run does not overwrite them."""
+    left = [path for pattern in _OF_A_RUN for path in sorted(Path(output_dir).glob(pattern))]
+    if left:
+        earlier = _unused(Path(output_dir) / "earlier")
+        earlier.mkdir()
+        for path in left:
+            path.rename(earlier / path.name)
+        logger.warning("%s holds an earlier run: all that it has written now lies in %s.", output_dir, earlier)
+
+
+def _unused(folder: Path) -> Path:
+    """Return `folder` or, if it exists, the first free one of NAME_2, NAME_3 ..."""
+    names = (folder if n == 1 else folder.with_name(f"{folder.name}_{n}") for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def trim_curves(output_dir: str | Path, epochs: int, steps: int) -> None:
+    """Delete what an interrupted run logged after the state it resumes from, with so many whole epochs and steps."""
+    for name, key, kept in (("log.txt", "epoch", epochs - 1), ("steps.jsonl", "step", steps)):
+        path = Path(output_dir) / name
+        if path.is_file():
+            lines = [json.dumps(line, ensure_ascii=False) for line in read_lines(path) if line[key] <= kept]
+            write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def set_later_aside(output_dir: str | Path, step: int) -> None:
+    """Move states saved after a step out of the way, since the run continues from there without them."""
+    folders = sorted(resume_dir(output_dir).glob("step_*"))
+    later = [folder for folder in folders if int(folder.name.removeprefix("step_")) > step]
+    if later:
+        target = _unused(Path(output_dir) / "earlier") / "resume"
+        target.mkdir(parents=True)
+        for folder in later:
+            folder.rename(target / folder.name)
+            logger.warning("%s was saved after step %d, where the run goes on; it lies in %s.", folder, step, target)
+
+
+def resume_dir(output_dir: str | Path) -> Path:
+    """Return the folder of a run's states."""
+    return Path(output_dir) / "resume"
+
+
+def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> None:
+    """Delete all `checkpoint_{n}.pth` up to this epoch except the last `keep_last`; 0 keeps all.
+
+    Checkpoints of later epochs belong to another, longer run, and stay.
+    """
+    for path in Path(output_dir).glob("checkpoint_*.pth") if keep_last else ():
+        if (name := re.fullmatch(r"checkpoint_(\d+)", path.stem)) and int(name[1]) <= epoch - keep_last:
+            path.unlink()
 
 
 @dataclass
@@ -56,187 +113,3 @@ def write_predictions(output_dir: Path, results: Results) -> None:
     ):
         content = "".join(prepare(text, unit).replace("\n", " ") + "\n" for text in texts)
         write_text(output_dir / f"{split}_tmp_{file}.txt", content)
-
-
-@dataclass
-class RunFolder:
-    """The readable content of a run's folder.
-
-    Attributes:
-        folder: the run's --output_dir.
-        starts: the starts in run.json, oldest first.
-        epochs: lines of log.txt, numbers only; non-finite values are None.
-        steps: lines of steps.jsonl, likewise.
-        predictions: split -> name -> reference and hypothesis.
-        metrics: split -> the numbers of `{split}_metrics.json`.
-        task: SLT, ISLR or CSLR.
-        text_unit: the unit of scoring, "char" or "word".
-        bleu_tokenizer: sacrebleu's tokenizer.
-        left_out: sentences that say what is missing or damaged.
-    """
-
-    folder: Path
-    starts: list[dict[str, Any]] = field(default_factory=list)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    predictions: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    task: str = "SLT"
-    text_unit: str = "word"
-    bleu_tokenizer: str = "13a"
-    left_out: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, place: str | Path) -> RunFolder:
-        """Read a run's folder.
-
-        Raises:
-            FileNotFoundError: it is not a folder, or holds nothing readable of a run.
-        """
-        run = cls(Path(place))
-        if not run.folder.is_dir():
-            raise FileNotFoundError(f"{place} is not a folder. Name the --output_dir of a run.")
-        record = run._try(read_record, run.folder / RECORD, run.folder)
-        run.starts = [start for start in (record or {}).get("starts", []) if _is_start(start)]
-        run.epochs = run._curve("log.txt", ("epoch", "loss"))
-        run.steps = run._curve("steps.jsonl", ("step", "lr"))
-        for split in SPLITS:
-            run._read_split(split)
-        if not (run.starts or run.epochs or run.steps or run.predictions or run.metrics):
-            why = f" ({' '.join(run.left_out)})" if run.left_out else ""
-            raise FileNotFoundError(f"{place} holds nothing of a run that can be read{why}. Name its --output_dir.")
-        run._settle_how_texts_are_scored()
-        return run
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """Return the latest training in run.json, else the latest start; {} if there is none."""
-        trainings = [start for start in self.starts if start["what"] == "training"]
-        return (trainings or self.starts or [{}])[-1]
-
-    @property
-    def spec(self) -> DatasetSpec | None:
-        """Return the data set with resolved paths, or None if run.json does not have it."""
-        try:
-            record = self.last["dataset"]
-            return DatasetSpec(**record | {"tasks": tuple(record["tasks"])}).under(self.last["folder"])
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None
-
-    @property
-    def weights(self) -> Path | None:
-        """Return the path of the best checkpoint, else of the evaluated weights, or None."""
-        best = self.folder / "best_checkpoint.pth"
-        if best.is_file():
-            return best
-        named = self.last.get("arguments", {}).get("finetune")
-        return Path(self.last["folder"]) / named if named and self.last["what"] == "evaluation" else None
-
-    def best_epoch(self) -> dict[str, Any] | None:
-        """Return the line of log.txt with the best dev score, whose weights are best_checkpoint.pth."""
-        metric = f"dev_{MAIN_METRIC[self.task][0]}"
-        best: dict[str, Any] | None = None
-        for line in self.epochs:
-            score = line.get(metric)
-            if score is not None and is_better(self.task, score, best[metric] if best else None):
-                best = line
-        return best
-
-    def written_after(self, split: str) -> int | None:
-        """Return the epoch after which training wrote this split's sentences; None if an evaluation wrote them."""
-        trained_last = bool(self.starts) and self.starts[-1]["what"] == "training"
-        return self.epochs[-1]["epoch"] if trained_last and split == "dev" and self.epochs else None
-
-    # -- reading -----------------------------------------------------------------------------------------------------
-
-    def _try(self, read: Callable[[Path], Any], path: Path, argument: Path | None = None) -> Any:
-        """Read a file with `read`; on failure return None and add a line to `left_out`."""
-        if not path.is_file():
-            trained = not self.starts or any(start["what"] == "training" for start in self.starts)
-            if trained:  # an evaluation writes no curves
-                self.left_out.append(f"{path.name} is not there.")
-            return None
-        try:
-            found = read(argument or path)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            found = None
-            self.left_out.append(f"{path.name} cannot be read: {str(error).removeprefix(f'{path} ')}")
-        return found
-
-    def _curve(self, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-        """Return a curve's lines that have all these numbers."""
-        path = self.folder / name
-        lines = self._try(read_lines, path) or []
-        good = [_numbers(line) for line in lines if isinstance(line, dict)]
-        good = [line for line in good if isinstance(line.get(keys[0]), int) and all(key in line for key in keys)]
-        total = len([line for line in path.read_bytes().splitlines() if line.strip()]) if path.is_file() else 0
-        if path.is_file() and not total:
-            self.left_out.append(f"{name} is empty.")
-        if len(good) < total:
-            self.left_out.append(f"{name}: {total - len(good)} of {total} lines cannot be read.")
-        return good
-
-    def _read_split(self, split: str) -> None:
-        path = self.folder / f"{split}_metrics.json"
-        if path.is_file() and (found := self._try(_read_scores, path)) is not None:
-            self.metrics[split] = found
-        path = self.folder / f"{split}_predictions.jsonl"
-        if not path.is_file():
-            if split in self.metrics:
-                self.left_out.append(f"{path.name} is not there: no sentences and intervals of {split}.")
-            return
-        rows = self._try(read_lines, path) or []
-        good = {row["name"]: row for row in rows if _is_prediction(row)}
-        total = len([line for line in path.read_bytes().splitlines() if line.strip()])
-        if len(good) < total:
-            self.left_out.append(
-                f"{path.name}: {total - len(good)} of {total} lines cannot be read; scores are of the others."
-            )
-        if good:
-            self.predictions[split] = good
-
-    def _settle_how_texts_are_scored(self) -> None:
-        """Set task, text unit and tokenizer from run.json or, without it, guess them from the files."""
-        spec = self.spec
-        task = self.last.get("arguments", {}).get("task")
-        if spec and task in MAIN_METRIC:
-            self.task, self.text_unit, self.bleu_tokenizer = task, spec.text_unit, spec.bleu_tokenizer
-            return
-        scores = {key.removeprefix("dev_") for line in [*self.metrics.values(), *self.epochs] for key in line}
-        self.task = next((task for task, (metric, _) in MAIN_METRIC.items() if metric in scores), "SLT")
-        texts = "".join(row["reference"] for rows in self.predictions.values() for row in rows.values())
-        chinese = len(re.findall("[\u4e00-\u9fff]", texts)) > len(texts) / 2
-        self.text_unit = "char" if chinese else "word"
-        self.left_out.append(
-            f"Without run.json the task is taken for {self.task}, and texts are compared by {self.text_unit}."
-        )
-
-
-def _read_scores(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("it is no table of scores.")
-    return _numbers(found)
-
-
-def _is_start(start: object) -> bool:
-    return isinstance(start, dict) and all(
-        isinstance(start.get(key), kind)
-        for key, kind in {"what": str, "time": str, "folder": str, "arguments": dict, "dataset": dict}.items()
-    )
-
-
-def _is_prediction(row: object) -> bool:
-    keys = ("name", "reference", "hypothesis")
-    return (
-        isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys) and bool(row["reference"].strip())
-    )
-
-
-def _numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a line; null and non-finite values become None."""
-    found = {}
-    for key, value in line.items():
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            found[key] = value if value is not None and math.isfinite(value) else None
-    return found

@@ -1,4 +1,4 @@
-"""Weight files: safe reading, atomic saving, and loading into a model.
+"""Putting a model together, and weight files: safe reading, atomic saving, and loading into a model.
 
 A weight file (`checkpoint_{epoch}.pth`, `best_checkpoint.pth`) is `{"model": state_dict, ...}` with Uni-Sign's names.
 The state dict includes the fusion modules; `best_fusion.pth` holds only these. A folder written by `tools/export.py`
@@ -14,7 +14,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,50 @@ import torch
 from torch import nn
 
 from config import ModelConfig
+from models import Uni_Sign
+from network.mt5 import load_mt5
 from network.rgb_branch import PREFIXES as RGB_PREFIXES
-from network.vocabulary import KEPT_TOKENS, matrices, move_rows
+from network.vocabulary import KEPT_TOKENS, Tokenizer, matrices, move_rows
 from system.disk import sync_file, write_whole
+from text_fusion_modules import EncodesTexts, TextEncoder
 
 logger = logging.getLogger(__name__)
 
 MAPPER_PREFIX = "description_mapper."
 FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_adapter.", MAPPER_PREFIX)
 TEXT_ENCODER_PREFIX = "text_encoder."
+TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
 ENCODER_PREFIX = "text_encoder.encoder."
 MODEL_JSON = "model.json"  # in an exported folder: config and other facts
+
+
+def assemble(
+    config: ModelConfig,
+    mt5_folder: str | Path,
+    kept: torch.Tensor | None = None,
+    texts: EncodesTexts | None = None,
+    *,
+    with_weights: bool = True,
+) -> Uni_Sign:
+    """Put a model together from its config, mT5, and the encoder of its descriptions.
+
+    Args:
+        config: its sizes and switches.
+        mt5_folder: mT5's folder.
+        kept: (V,), ids of the tokens of mT5 that the model keeps; None for all.
+        texts: a text encoder beside the model, frozen. By default the encoder is part of a model with descriptions.
+        with_weights: False to skip loading weights of mT5 and encoder, for a model that gets all from a checkpoint.
+
+    Raises:
+        FileNotFoundError: a folder or its weights are missing.
+        ValueError: a folder holds another model, or is damaged.
+    """
+    if config.use_descriptions and texts is None:
+        folder, own = (config.text_encoder, None) if config.text_encoder else (mt5_folder, kept)
+        texts = TextEncoder(folder, config.text_max_tokens, with_weights=with_weights, kept=own)
+    return Uni_Sign(
+        config, load_mt5(mt5_folder, with_weights=with_weights, kept=kept), Tokenizer(mt5_folder, kept), texts
+    )
 
 
 def save_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: ModelConfig, **facts: Any) -> None:
@@ -191,32 +224,26 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
 
     Raises:
         FileNotFoundError: the file does not exist, or the folder is not from `tools/export.py`.
-        ValueError: the weights do not fit; the message gives likely reasons.
+        ValueError: the weights do not fit; the message gives all that differs and likely reasons.
     """
     weights, facts = read_model(path, "--finetune")
-    saved = _saved_config(facts)
-    if saved.get("use_descriptions") and not config.use_descriptions:
-        raise ValueError(f"--finetune: {path} was trained with descriptions; add --use_descriptions.")
-    of_text = ["text_max_tokens"] if saved.get("use_descriptions") else []
-    _same_flags(facts, config, ["hidden_dim", *of_text], f"--finetune: {path}")
-    if of_text:
-        _same_text_encoder(saved.get("text_encoder", ""), config.text_encoder, f"--finetune: {path}")
-    own = model.state_dict()
+    file, own = f"--finetune: {path}", model.state_dict()
+    saved = facts["config"] if isinstance(facts.get("config"), Mapping) else {}
+    refuse_without_adapter(weights, file)
+    if differing := list(_differing_flags(weights, saved, config)):
+        raise ValueError(f"{file} {'. It '.join(differing)}.")
     if KEPT_TOKENS in own:
         _fit_vocabulary(weights, own, kept_tokens(weights, path, "--finetune"), config)
-    holds_rgb = any(name.startswith(RGB_PREFIXES) for name in weights)
-    if holds_rgb and not config.rgb_support:
-        raise ValueError(f"--finetune: {path} is an RGB-pose checkpoint; add --rgb_support.")
-    refuse_without_adapter(weights, f"--finetune: {path}")
-    if config.use_descriptions and not config.uses_mapper and any(name.startswith(MAPPER_PREFIX) for name in weights):
-        raise ValueError(f"--finetune: {path} holds a mapper from poses to texts; add --description_alignment.")
-    text_branch = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
-    may_be_new = text_branch if holds_rgb else (*text_branch, *RGB_PREFIXES)
-    missing = [name for name in own if name not in weights and not name.startswith(may_be_new)]
-    unknown = [name for name in weights if name not in own]
-    reshaped = [name for name, value in weights.items() if name in own and value.shape != own[name].shape]
-    if missing or unknown or reshaped:
-        raise ValueError(_misfit(path, weights, own, missing, unknown, reshaped))
+    # With equal flags the names are equal, too; any other difference has causes that can only be guessed.
+    if differing := list(_differing_weights(weights, own)):
+        cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
+        raise ValueError(f"{file} does not fit this model: {'; '.join(differing)}. {cause}")
+    before, now = saved.get("text_encoder"), config.text_encoder
+    if before and _is_fused(weights) and Path(before).resolve() != Path(now).resolve():
+        logger.warning(
+            "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
+            file, before, now,
+        )  # fmt: skip
     model.load_state_dict(weights, strict=False)
     new = [name for name in own if name not in weights]
     modules = Counter(name.partition(".")[0] for name in new)
@@ -225,47 +252,40 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
     return new
 
 
-def refuse_without_adapter(weights: Mapping[str, torch.Tensor], file: str) -> None:
-    """Refuse fusion modules that were trained before there was a text adapter.
-
-    Raises:
-        ValueError: the weights have a gate and no adapter.
-    """
-    fused = any(name.startswith("gating_fusion.") for name in weights)
-    if fused and "text_adapter.mean" not in weights:
-        raise ValueError(
-            f"{file} has fusion modules without a text adapter, of an earlier version of this code. Train them again "
-            "from pose-only weights."
-        )
-
-
-def _saved_config(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    saved = facts.get("config")
-    return saved if isinstance(saved, Mapping) else {}
-
-
-def _same_flags(facts: Mapping[str, Any], config: ModelConfig, names: list[str], file: str) -> None:
-    saved = _saved_config(facts)
-    for name in names:
-        if name in saved and saved[name] != getattr(config, name):
-            raise ValueError(
-                f"{file} was trained with --{name} {saved[name] or '(none)'}; this run has "
-                f"{getattr(config, name) or '(none)'}. Give the same."
-            )
+def _differing_flags(
+    weights: Mapping[str, torch.Tensor], saved: Mapping[str, Any], config: ModelConfig
+) -> Iterator[str]:
+    """Yield what weights have that this run's flags do not ask for, and flags that have another value."""
+    parts = (
+        (TEXT_PREFIXES, config.use_descriptions, "was trained with descriptions; add --use_descriptions"),
+        (MAPPER_PREFIX, config.uses_mapper, "holds a mapper from poses to texts; drop --description_alignment 0"),
+        (RGB_PREFIXES, config.rgb_support, "is an RGB-pose checkpoint; add --rgb_support"),
+    )
+    for prefixes, wanted, cure in parts:
+        if not wanted and any(name.startswith(prefixes) for name in weights):
+            yield cure
+    values: dict[str, int | str] = {"hidden_dim": config.hidden_dim}
+    if _is_fused(weights) and config.use_descriptions:
+        values |= {"text_max_tokens": config.text_max_tokens, "text_encoder": config.text_encoder}
+    for name, value in values.items():
+        # Folders of text encoders may differ, as they move; but mT5's own encoder ("") is another one.
+        same = bool(saved.get(name)) == bool(value) if name == "text_encoder" else saved.get(name) == value
+        if name in saved and not same:
+            before, now = saved[name] or "(none)", value or "(none)"
+            yield f"was trained with --{name} {before}; this run has {now}, give the same"
 
 
-def _same_text_encoder(saved: str, given: str, file: str) -> None:
-    """Refuse to mix mT5's own text encoder with another one; if only the folder differs, log a warning."""
-    if bool(saved) != bool(given):
-        raise ValueError(
-            f"{file} was trained with --text_encoder {saved or '(none)'}; this run has {given or '(none)'}. "
-            "Give the same."
-        )
-    if Path(saved).resolve() != Path(given).resolve():
-        logger.warning(
-            "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
-            file, saved, given,
-        )  # fmt: skip
+def _differing_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Yield how weights differ from the model's own; what may be new is not missing."""
+    holds_rgb = any(name.startswith(RGB_PREFIXES) for name in weights)
+    may_be_new = TEXT_PREFIXES if holds_rgb else (*TEXT_PREFIXES, *RGB_PREFIXES)
+    if missing := [name for name in own if name not in weights and not name.startswith(may_be_new)]:
+        yield f"{len(missing)} weights are missing (first {missing[0]})"
+    if unknown := [name for name in weights if name not in own]:
+        yield f"{len(unknown)} are unknown (first {unknown[0]})"
+    if reshaped := [name for name, value in weights.items() if name in own and value.shape != own[name].shape]:
+        shapes = f"{tuple(weights[reshaped[0]].shape)} for {tuple(own[reshaped[0]].shape)}"
+        yield f"{len(reshaped)} have another shape (first {reshaped[0]}: {shapes})"
 
 
 def _fit_vocabulary(
@@ -281,25 +301,21 @@ def _fit_vocabulary(
     weights[KEPT_TOKENS] = kept
 
 
-def _misfit(
-    path: str | Path,
-    weights: Mapping[str, torch.Tensor],
-    own: Mapping[str, torch.Tensor],
-    missing: list[str],
-    unknown: list[str],
-    reshaped: list[str],
-) -> str:
-    seen = []
-    if missing:
-        seen.append(f"{len(missing)} weights are missing (first {missing[0]})")
-    if unknown:
-        seen.append(f"{len(unknown)} are unknown (first {unknown[0]})")
-    if reshaped:
-        first = reshaped[0]
-        shapes = f"{tuple(weights[first].shape)} for {tuple(own[first].shape)}"
-        seen.append(f"{len(reshaped)} have another shape (first {first}: {shapes})")
-    cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
-    return f"--finetune: {path} does not fit this model: {'; '.join(seen)}. {cause}"
+def refuse_without_adapter(weights: Mapping[str, torch.Tensor], file: str) -> None:
+    """Refuse fusion modules that were trained before there was a text adapter.
+
+    Raises:
+        ValueError: the weights have a gate and no adapter.
+    """
+    if _is_fused(weights) and "text_adapter.mean" not in weights:
+        raise ValueError(
+            f"{file} has fusion modules without a text adapter, of an earlier version of this code. Train them again "
+            "from pose-only weights."
+        )
+
+
+def _is_fused(weights: Mapping[str, torch.Tensor]) -> bool:
+    return any(name.startswith("gating_fusion.") for name in weights)
 
 
 def load_fusion(model: nn.Module, path: str | Path) -> None:

@@ -14,10 +14,11 @@ import torch
 from clips import packs as packed
 from clips.packs import DESCRIPTIONS, POSES, Content, DescriptionPack, PosePack, pack_pose, use_packs, write_pack
 from config import DatasetSpec
-from datasets import BatchSampler, ClipLoader, S2T_Dataset
+from datasets import S2T_Dataset
 from pose.keypoints import read_pose
 from temporal_alignment import DescriptionLoader
 from tools.pack_dataset import main
+from training.loader import BatchSampler, ClipLoader
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "dev", "test")

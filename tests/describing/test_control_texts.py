@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from clips.error_texts import is_error_text
 from config import DATASETS
 from describing.control_texts import constant_texts, error_texts, shuffled_texts, some_texts, write_control_texts
 from describing.files import write_descriptions
-from temporal_alignment import DescriptionLoader, is_error_text
+from temporal_alignment import DescriptionLoader
 
 CLIPS = {
     "a": {2: "one", 4: "two", 9: "three"},

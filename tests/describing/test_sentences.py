@@ -7,11 +7,12 @@ import re
 import numpy as np
 import pytest
 
+from clips.error_texts import is_error_text
 from describing.sentences import LANGUAGES, REVISION, SHORTEST, VERSION, describe_pose, describe_poses, stretches
 from describing.vlm_client import judge
 from pose.keypoints import Pose, read_pose
-from temporal_alignment import TemporalAligner, is_error_text
-from tests.describing.test_posecodes import hand, make_pose
+from temporal_alignment import TemporalAligner
+from tests.helpers.poses import hand, make_pose
 
 POINT = hand("FEFFF")
 

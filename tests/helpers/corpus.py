@@ -1,8 +1,13 @@
-"""A sample corpus whose mT5 is smaller than its own: many tests train it."""
+"""Corpora to train on or to look at: a sample corpus with a smaller mT5, and clips whose content does not matter."""
 
+import gzip
+import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 import config
 from synthetic.corpus import write_corpus
@@ -18,3 +23,34 @@ def write_small_corpus(folder: Path, counts: Mapping[str, int]) -> Path:
     texts = [text for source in TEXTS for text in read_texts(folder / source)]
     write_small_mt5(folder / config.mt5_path, texts, d_model=64, layers=1, heads=2, d_kv=16, d_ff=96)
     return folder
+
+
+TEXT = "右手位于胸前。"
+MIXED = json.dumps(  # three texts of ten frames, and every fault
+    [
+        {"filename": "000000.jpg", "description": TEXT},
+        {"filename": "000002.jpg", "description": TEXT},
+        {"filename": "000002.jpg", "description": "again"},
+        {"filename": "000004.jpg", "description": "Error code: 429"},
+        {"filename": "000005.jpg", "description": "  "},
+        {"filename": "000006.jpg", "description": None},
+        {"filename": "cover.jpg", "description": TEXT},
+        {"filename": "000010.jpg", "description": TEXT},
+        {"filename": "000009.jpg", "description": TEXT},
+    ]
+)
+
+
+def write_split(root: Path, split: str, n_clips: int) -> tuple[Path, Path]:
+    """Labels and ten-frame poses, and an empty folder for descriptions; returns both folders."""
+    spec = config.DATASETS["CSL_Daily"].under(root)
+    names = [f"{split}{i}" for i in range(n_clips)]
+    labels = {name: {"name": name, "gloss": ["好"], "text": "好。", "video_path": f"{name}.mp4"} for name in names}
+    poses, descriptions = Path(spec.pose_dir), Path(spec.description_dir) / split
+    for place in (poses, descriptions, Path(spec.labels[split]).parent):
+        place.mkdir(parents=True, exist_ok=True)
+    Path(spec.labels[split]).write_bytes(gzip.compress(pickle.dumps(labels)))
+    for name in names:
+        pose = {"keypoints": [np.zeros((1, 133, 2))] * 10, "scores": [np.zeros((1, 133))] * 10}
+        (poses / f"{name}.pkl").write_bytes(pickle.dumps(pose))
+    return poses, descriptions

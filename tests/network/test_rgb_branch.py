@@ -1,7 +1,6 @@
 """The RGB-pose branch: as the official one where that can be compared, and from a video to a trained checkpoint."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pickle
@@ -24,23 +23,17 @@ from datasets import S2T_Dataset
 from models import Uni_Sign
 from network import rgb_branch
 from network.mt5 import load_mt5, untie_embeddings
-from network.rgb_branch import (
-    HANDS,
-    HandCrops,
-    choose_frames,
-    efficientnet_b0,
-    hand_boxes,
-    hand_fusion_modules,
-)
-from network.tokenizer import EOS, Tokenizer
-from pose.keypoints import PART_JOINTS, Pose, read_pose
-from pose.video import read_frames
+from network.rgb_branch import efficientnet_b0, hand_fusion_modules
+from network.vocabulary import EOS, Tokenizer
+from pose.hand_crops import HANDS
+from pose.keypoints import PART_JOINTS, read_pose
 from tests.helpers.corpus import write_small_corpus
+from tests.helpers.videos import greys
 from training import build as building
 from training.weights import save_weights
 
-av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
-pytest.importorskip("PIL", reason="pip install -r requirements-rgb.txt")
+av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
+pytest.importorskip("PIL", reason="pip install -r requirements/rgb.txt")
 
 # As Uni-Sign: padded frames and empty crops take part, and so in the vectors of whole batches.
 OFFICIAL = ModelConfig(rgb_support=True, uni_sign_padding=True)
@@ -54,92 +47,12 @@ def close(seen, expected, share=1e-5):
     assert np.abs(seen - expected).max() <= share * np.abs(expected).max()
 
 
-# -- against the official implementation: crops ----------------------------------------------------------------------
+# -- against the official implementation -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def vectors(shared_reference):
     return lambda name: np.load(shared_reference / name)
-
-
-def recorded_clips(vectors, monkeypatch, uni_sign):
-    """The four recorded clips through `HandCrops`, with the recorded frames in the place of a video."""
-    clips, videos = vectors("clips.npz"), vectors("rgb_frames.npz")
-    monkeypatch.setattr(rgb_branch, "read_frames", lambda path, wanted, n: dict(enumerate(videos[f"{path}.frames"])))
-    crops = HandCrops(uni_sign)
-    for i, length in enumerate(LENGTHS):
-        pose = Pose(clips[f"clip{i}.keypoints"], clips[f"clip{i}.scores"])
-        rng = np.random.RandomState(20259 + i)
-        yield crops.load(f"clip{i}", pose, np.arange(length), rng)
-
-
-@pytest.mark.parity
-def test_crops_of_a_batch(vectors, monkeypatch):
-    expected = vectors("batch_rgb.npz")
-    clips = list(recorded_clips(vectors, monkeypatch, uni_sign=True))
-    fields = {name: torch.cat([clip[name] for clip in clips]) for name in clips[0]}
-    assert fields.keys() == set(expected.files)
-    for name, seen in fields.items():
-        if name.endswith("norm"):  # recorded in float64
-            close(seen, expected[name], share=1e-7)
-        else:
-            np.testing.assert_array_equal(seen.numpy(), expected[name], err_msg=name)
-
-
-@pytest.mark.parity
-def test_a_hand_at_the_border_is_seen(vectors, monkeypatch):
-    """The official crop of a box that reaches beyond the left or upper border is black; ours shows what there is."""
-    ours, official = (list(recorded_clips(vectors, monkeypatch, uni_sign)) for uni_sign in (False, True))
-    black = torch.from_numpy(-rgb_branch.MEAN / rgb_branch.STD)[:, None, None]
-    differing = []
-    for i in range(4):
-        for side in HANDS:
-            for j, (a, b) in enumerate(zip(ours[i][f"{side}_hands"], official[i][f"{side}_hands"], strict=True)):
-                if not torch.equal(a, b):
-                    differing.append((i, side, int(ours[i][f"{side}_sampled_indices"][j])))
-                    assert torch.allclose(b, black)
-                    assert torch.allclose(a[:, :, :8], black, atol=0.1)  # a third of the box lies outside
-                    assert (a[:, :, 50:] - black).abs().mean() > 0.5
-    assert differing == [(2, "right", 17), (2, "right", 18)]
-
-
-@pytest.mark.parity
-def test_boxes(vectors):
-    cases = vectors("bbox_4hands.npz")
-    names = {name.split(".")[0] for name in cases.files}
-    assert len(names) == 7
-    for case in names:
-        pixels = cases[f"{case}.in.hw"][::-1]
-        joints = {side: cases[f"{case}.in.{side}"] * pixels for side in HANDS}
-        boxes, size = hand_boxes(joints)
-        assert size == cases[f"{case}.out.box_hw"], case
-        for side in HANDS:
-            assert boxes[side].dtype == np.int16
-            if len(joints[side]):
-                np.testing.assert_array_equal(boxes[side], cases[f"{case}.out.{side}_box"], err_msg=case)
-            else:
-                assert boxes[side].shape == (0, 4)
-
-
-@pytest.mark.parity
-def test_boxes_of_clips(vectors):
-    clips, expected = vectors("clips.npz"), vectors("rgb_geometry.npz")
-    for i in range(3):
-        indices = {side: expected[f"clip{i}.{side}_sampled_indices"] for side in HANDS}
-        joints = {
-            side: clips[f"clip{i}.keypoints"][at[at >= 0]][:, PART_JOINTS[side]] * [128, 96]
-            for side, at in indices.items()
-        }
-        boxes, size = hand_boxes(joints)
-        assert size == expected[f"clip{i}.box_hw"]
-        for side in HANDS:
-            if indices[side][0] >= 0:
-                np.testing.assert_array_equal(boxes[side], expected[f"clip{i}.{side}_box"])
-                inside = (joints[side] - boxes[side][:, None, :2]) / size
-                np.testing.assert_array_equal(inside, expected[f"clip{i}.{side}_skeletons_norm"])
-
-
-# -- against the official implementation: the network ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -423,134 +336,6 @@ def test_a_batch_without_crops_is_refused(small_mt5_folder):
         model.encode_pose(
             {p: torch.zeros(1, 4, len(j), 3) for p, j in PART_JOINTS.items()} | {"attention_mask": torch.ones(1, 4)}
         )
-
-
-# -- frames and videos -----------------------------------------------------------------------------------------------
-
-
-def test_chosen_frames():
-    rng = np.random.default_rng(0)
-    scores = np.full((30, 21), 0.9)
-    scores[10:] = 0.2  # not seen
-    scores[3, 8] = 0.1  # a fingertip that was hardly found, in a hand that was
-    draws = [choose_frames(scores, rng) for _ in range(200)]
-    assert all(len(set(draw)) == 3 and list(draw) == sorted(draw) for draw in draws)
-    assert all(3 in draw for draw in draws)
-    assert set(np.concatenate(draws)) == set(range(10))  # the others are all alike
-    assert len(choose_frames(scores[:11], rng)) == 2
-    assert len(choose_frames(scores[9:], rng)) == 1
-    assert len(choose_frames(scores[10:], rng)) == 0
-
-
-def test_a_hand_that_is_one_point_has_no_crop(monkeypatch):
-    monkeypatch.setattr(
-        rgb_branch, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
-    )
-    clip = HandCrops().load(
-        "", Pose(np.full((4, 133, 2), 0.5), np.ones((4, 133))), np.arange(4), np.random.default_rng(0)
-    )
-    assert clip["left_sampled_indices"].tolist() == [-1]
-    assert not clip["left_hands"].any()
-
-
-def test_a_lost_point_takes_no_memory(monkeypatch):
-    monkeypatch.setattr(
-        rgb_branch, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
-    )
-    keypoints = np.full((4, 133, 2), 0.5)
-    keypoints[:, 100] = 1e9
-    clip = HandCrops().load("", Pose(keypoints, np.ones((4, 133))), np.arange(4), np.random.default_rng(0))
-    assert clip["left_hands"].shape == (1, 3, 112, 112)
-    assert clip["left_skeletons_norm"].isfinite().all()
-
-
-def greys(n, height=48, width=64):
-    """A video whose frames say by their brightness which they are."""
-    return [np.full((height, width, 3), 40 + 4 * (i % 50), np.uint8) for i in range(n)]
-
-
-@pytest.fixture
-def real_video(shared_real):
-    return shared_real / "video" / "test_video.mp4"
-
-
-def hands_of_the_video():
-    """58 frames with both hands inside the picture; the left one moves to the right."""
-    keypoints, scores = np.zeros((58, 133, 2), np.float32), np.ones((58, 133), np.float32)
-    spread = np.stack(np.meshgrid(np.linspace(0, 0.1, 7), np.linspace(0, 0.06, 3)), axis=-1).reshape(21, 2)
-    keypoints[:, PART_JOINTS["left"]] = spread + [0.6, 0.5]
-    keypoints[:, PART_JOINTS["left"], 0] += np.linspace(0, 0.2, 58)[:, None]
-    keypoints[:, PART_JOINTS["right"]] = spread + [0.2, 0.4]
-    return Pose(keypoints, scores)
-
-
-def test_crops_of_a_real_video(real_video):
-    """A joint's surroundings in the picture are its surroundings in the crop."""
-    pose = hands_of_the_video()
-    clip = HandCrops().load(real_video, pose, np.arange(58), np.random.default_rng(0))
-    pictures = read_frames(real_video, set(range(58)), 58)
-    assert pictures[0].shape == (720, 540, 3)
-    seen, wanted = [], []
-    for side in HANDS:
-        frames = clip[f"{side}_sampled_indices"].tolist()
-        assert clip[f"{side}_hands"].shape == (6, 3, 112, 112)
-        assert len(set(frames)) == clip[f"{side}_rgb_len"].item() == 6
-        for crop, frame, inside in zip(clip[f"{side}_hands"], frames, clip[f"{side}_skeletons_norm"], strict=True):
-            for joint in (0, 6, 10, 14, 20):
-                x, y = (pose.keypoints[frame, PART_JOINTS[side][joint]] * [540, 720]).round().astype(int)
-                wanted.append(pictures[frame][y - 2 : y + 3, x - 2 : x + 3].mean((0, 1)) / 255)
-                x, y = (inside[joint] * 112).round().int().tolist()
-                seen.append(
-                    crop[:, y - 4 : y + 4, x - 4 : x + 4].mean((1, 2)).numpy() * rgb_branch.STD + rgb_branch.MEAN
-                )
-    assert np.std(wanted) > 0.1
-    assert np.abs(np.array(seen) - wanted).mean() < 0.01
-
-
-def test_another_number_of_frames_is_named(real_video, write_video, tmp_path):
-    pose = hands_of_the_video()
-    for shorter in (57, 50):
-        cut = Pose(pose.keypoints[:shorter], pose.scores[:shorter])
-        with pytest.raises(ValueError, match=rf"test_video.mp4: the video has 58 frames, its pose file {shorter}\."):
-            HandCrops().load(real_video, cut, np.arange(shorter), np.random.default_rng(0))
-    short = write_video(tmp_path / "short.mp4", greys(20))
-    with pytest.raises(ValueError, match=r"short.mp4: the video has 20 frames, its pose file 58\."):
-        HandCrops().load(short, pose, np.arange(58), np.random.default_rng(0))
-
-
-def test_a_clip_of_a_longer_recording(write_video, tmp_path):
-    """Frames count from the recording's start, and so do those that were sampled."""
-    pose = hands_of_the_video()
-    path = write_video(tmp_path / "long.mp4", greys(40))
-    clip = HandCrops().load(
-        path,
-        Pose(pose.keypoints[8:28], pose.scores[8:28], start=8, n_after=12),
-        np.arange(0, 20, 2),
-        np.random.default_rng(1),
-    )
-    for side in HANDS:
-        assert len(clip[f"{side}_hands"]) == 1
-        for crop, index in zip(clip[f"{side}_hands"], clip[f"{side}_sampled_indices"].tolist(), strict=True):
-            grey = (crop.numpy() * rgb_branch.STD[:, None, None] + rgb_branch.MEAN[:, None, None]).mean() * 255
-            assert grey == pytest.approx(40 + 4 * (8 + 2 * index), abs=1.9)
-
-
-def test_a_video_that_changes_its_size_is_refused(monkeypatch):
-    """As recorded calls do: the boxes of a clip have one size in pixels."""
-    monkeypatch.setattr(
-        rgb_branch, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9 + i % 2, 3), np.uint8) for i in wanted}
-    )
-    pose = hands_of_the_video()
-    with pytest.raises(ValueError, match=r"^call.webm: the video changes its size; encode it again"):
-        HandCrops().load("call.webm", pose, np.arange(58), np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("package", ["av", "PIL"])
-def test_a_missing_package_is_one_line(monkeypatch, package):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(ValueError, match=rf"^--rgb_support needs {package}: pip install -r requirements-rgb.txt$"):
-        HandCrops()
 
 
 # -- from the command line -------------------------------------------------------------------------------------------

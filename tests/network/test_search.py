@@ -11,7 +11,7 @@ from network import search as search_module
 from network.mt5 import load_mt5, untie_embeddings
 from network.output_layer import OutputLayer
 from network.search import search
-from network.tokenizer import EOS, PAD
+from network.vocabulary import EOS, PAD
 
 
 def up_to_end(ids):

@@ -1,4 +1,4 @@
-"""A model with a part of mT5's vocabulary does what the whole one does, within that part."""
+"""The tokenizer gives the official ids; a model with a part of mT5's tokens does what the whole one does within it."""
 
 import json
 import logging
@@ -11,18 +11,139 @@ from transformers import MT5Config, MT5ForConditionalGeneration
 import fine_tuning
 import utils
 from clips.batch import collate_fn
-from config import DATASETS, ModelConfig
+from config import DATASETS
 from datasets import S2T_Dataset
-from models import Uni_Sign
 from network.mt5 import keep_rows, load_mt5, untie_embeddings
-from network.tokenizer import EOS, PAD, UNK, Tokenizer
-from network.vocabulary import choose, coverage, log_coverage, move_rows
-from text_fusion_modules import TextEncoder
+from network.vocabulary import EOS, PAD, UNK, Tokenizer, choose, coverage, log_coverage, move_rows
+from synthetic.small_mt5 import train_tokenizer
+from tests.helpers.models import new_model
 from training import build
 from training.weights import kept_tokens, load_finetune, read_weights, save_weights
 from translator import Translator
 
 TEXTS = ["我今天想在学校读书。", "Translate sign language video to Chinese: "]
+
+
+# -- the tokenizer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cases(shared_reference):
+    return json.loads((shared_reference / "tokenizer_cases.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def official(shared_reference):
+    return Tokenizer(shared_reference / "tiny_mt5")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("spiece")
+    (folder / "spiece.model").write_bytes(train_tokenizer(["我今天很累。", "妈妈喝茶。", "a cup of tea"] * 3))
+    return Tokenizer(folder)
+
+
+@pytest.mark.parity
+def test_special_ids(cases, official):
+    assert (cases["pad"], cases["eos"], cases["unk"]) == (PAD, EOS, UNK)
+    assert len(official.pieces) == cases["vocab_len"]
+
+
+@pytest.mark.parity
+def test_encode(cases, official):
+    encoded = {case["text"]: case for case in cases["encode"]}
+    # The official tokenizer takes "</s>" written out in a text for the token; here it is text like any other.
+    written_out = encoded.pop("Hello </s> world")
+    assert len(encoded) == 23
+    for text, case in encoded.items():
+        assert official.encode(text, 10**6) == case["ids"], text
+        assert official.encode(text, 50) == case["ids_truncated_50"], text
+        assert official.decode(case["ids"]) == case["decoded_full"], text
+        assert official.decode(case["ids_truncated_50"]) == case["decoded_truncated"], text
+    assert any(len(case["ids"]) > 50 for case in encoded.values())
+    ids = official.encode("Hello </s> world", 50)
+    assert ids.count(EOS) == written_out["ids"].count(EOS) - 1 == 1
+    assert official.decode(ids) == "Hello </s> world"
+
+
+@pytest.mark.parity
+def test_batch(cases, official):
+    expected = cases["batch"]
+    ids, mask = official.encode_batch(expected["texts"], 50)
+    assert ids.dtype == mask.dtype == torch.int64
+    assert ids.tolist() == expected["input_ids"]
+    assert mask.tolist() == expected["attention_mask"]
+
+
+@pytest.mark.parity
+def test_decode(cases, official):
+    assert len(cases["decode"]) == 18
+    for case in cases["decode"]:
+        ids = case["ids"][1:] if case["ids"][0] == PAD else case["ids"]
+        assert official.decode(ids) == case["text"]
+        assert official.decode(torch.tensor(ids)) == case["text"]
+
+
+@pytest.mark.parity
+def test_bytes_that_make_no_character(official):
+    first = official.pieces.piece_to_id("<0xE9>")
+    assert official.decode([first, EOS]) == "\ufffd"
+    whole = [official.pieces.piece_to_id(f"<0x{byte:02X}>") for byte in "饕".encode()]
+    assert official.decode([*whole, EOS]) == "饕"
+
+
+def test_text_comes_back(small):
+    for text in ("我今天很累。", "饕餮 \U0001f44b", "tea, 42%"):
+        ids = small.encode(text, 100)
+        assert UNK not in ids
+        assert small.decode(ids) == text
+
+
+def test_decode_leaves_out_what_is_no_text(small):
+    ids = small.encode("我今天很累。", 100)[:-1]
+    beyond = len(small.pieces)  # the model has a few rows more than the tokenizer has pieces
+    assert small.decode([PAD, UNK, *ids[:2], UNK, beyond, beyond + 5, *ids[2:], PAD]) == "我今天很累。"
+    assert small.decode([*ids, EOS, *ids, EOS]) == "我今天很累。"
+    assert small.decode([]) == small.decode([PAD, EOS]) == ""
+    assert small.decode([beyond - 1]) == small.pieces.decode([beyond - 1]) != ""
+
+
+@pytest.mark.parametrize("most", [2, 3, 5, 100])
+def test_the_closing_token_is_never_cut_off(small, most):
+    whole = small.encode("妈妈喝茶。我今天很累。", 1000)
+    ids = small.encode("妈妈喝茶。我今天很累。", most)
+    assert ids == [*whole[:-1][: most - 1], EOS]
+    assert len(ids) == min(most, len(whole))
+
+
+def test_an_empty_text_is_the_closing_token(small):
+    assert small.encode("", 50) == [EOS]
+    ids, mask = small.encode_batch(["", "茶"], 50)
+    assert ids[0].tolist() == [EOS] + [PAD] * (ids.shape[1] - 1)
+    assert mask.sum(1).tolist() == [1, len(small.encode("茶", 50))]
+
+
+def test_a_batch_is_as_wide_as_its_longest_text(small):
+    assert small.encode_batch(["茶", "妈妈喝茶。"], 50)[0].shape == (2, len(small.encode("妈妈喝茶。", 50)))
+    assert small.encode_batch(["茶", "妈妈喝茶。"], 3)[0].shape == (2, 3)
+
+
+def test_missing_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"spiece\.model does not exist.*--mt5_path") as error:
+        Tokenizer(tmp_path / "nowhere")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\n\x0e\n"])
+def test_damaged_model(tmp_path, content):
+    (tmp_path / "spiece.model").write_bytes(content)
+    with pytest.raises(ValueError, match=r"spiece\.model: is damaged, or no sentencepiece model") as error:
+        Tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+# -- which tokens ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +160,6 @@ def kept(full):
 def batch(corpus):
     dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "test", use_descriptions=True)
     return collate_fn([dataset[i] for i in range(4)])
-
-
-def new_model(folder, kept=None, **config):
-    """A random model whose sentences depend on poses and texts; the same weights whatever is kept."""
-    torch.manual_seed(0)
-    config = ModelConfig(hidden_dim=16, **config)
-    texts = TextEncoder(folder, kept=kept) if config.use_descriptions else None
-    model = Uni_Sign(config, load_mt5(folder, kept=kept), Tokenizer(folder, kept), texts).eval()
-    with torch.no_grad():
-        model.pose_proj.weight *= 10
-    return model
-
-
-# -- which tokens ------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_kept(full, kept, small_mt5_folder):
@@ -135,7 +242,7 @@ def test_coverage_is_counted_by_hand(full, kept, caplog):
     assert "50.00 % of 2 texts have no other; the others are written with smaller pieces or bytes." in caplog.text
 
 
-# -- what the model does -----------------------------------------------------------------------------------------------
+# -- what the model does ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -190,7 +297,7 @@ def test_size_at_mt5_base():
     assert mt5.decoder.embed_tokens.weight is mt5.shared.weight
 
 
-# -- weights -----------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------------------------
 
 
 def test_rows_of_whole_weights_are_picked(kept, small_mt5_folder, tmp_path):

@@ -9,9 +9,9 @@ import pytest
 
 from pages.clip_view import Viewer, clip_section
 from pages.elements import Html
+from pages.run import RunFolder
 from pose.drawing import picture_points, player_data
 from pose.keypoints import read_pose
-from training.run_folder import RunFolder
 
 
 def viewer(folder, label="run", style="a"):

@@ -3,7 +3,7 @@
 import pytest
 
 from pages.comparison import Judged
-from training.run_folder import RunFolder
+from pages.run import RunFolder
 
 
 def test_order_is_by_gain(two_runs):

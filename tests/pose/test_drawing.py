@@ -5,9 +5,7 @@ import base64
 import numpy as np
 import pytest
 
-from tests.describing.test_posecodes import hand, make_pose
-
-pytest.importorskip("PIL", reason="pillow is not installed (requirements-rgb.txt)")
+pytest.importorskip("PIL", reason="pillow is not installed (requirements/rgb.txt)")
 
 from pose.drawing import (
     DRAWN,
@@ -21,6 +19,7 @@ from pose.drawing import (
     side_by_side,
     video_picture,
 )
+from tests.helpers.poses import hand, make_pose
 
 RED, BLUE = np.array([0xD6, 0x45, 0x2F]), np.array([0x1F, 0x6F, 0xD6])
 

@@ -9,6 +9,7 @@ import pytest
 
 from pose.files import BODY, SYSTEMS, load_pose_file
 from pose.keypoints import PART_JOINTS, part_keypoints, read_pose
+from tests.helpers.poses import write_pose
 
 
 def some(n_frames=6, seed=0):
@@ -116,7 +117,7 @@ def test_files_of_another_kind_and_missing_ones(tmp_path):
     (tmp_path / "a.txt").write_text("?")
     with pytest.raises(ValueError, match=r"a\.txt: pose files end in \.pkl, \.npz or \.pose"):
         read_pose(tmp_path / "a.txt")
-    pytest.importorskip("pose_format", reason="needs requirements-pose.txt")
+    pytest.importorskip("pose_format", reason="needs requirements/pose.txt")
     for name in ("none.npz", "none.pose"):
         with pytest.raises(FileNotFoundError, match="none"):
             load_pose_file(tmp_path / name)
@@ -159,22 +160,6 @@ MEDIAPIPE_BODY = (
     "RIGHT_PINKY LEFT_INDEX RIGHT_INDEX LEFT_THUMB RIGHT_THUMB LEFT_HIP RIGHT_HIP LEFT_KNEE RIGHT_KNEE "
     "LEFT_ANKLE RIGHT_ANKLE LEFT_HEEL RIGHT_HEEL LEFT_FOOT_INDEX RIGHT_FOOT_INDEX"
 ).split()
-
-
-def write_pose(path, components, data, confidence, size=(640, 480), dims="XYC"):
-    """Write with the library. components: name -> points; data (F, P, N, 2 or 3) in pixels."""
-    library = pytest.importorskip("pose_format", reason="needs requirements-pose.txt")
-    from pose_format.numpy import NumPyPoseBody
-    from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
-
-    header = PoseHeader(
-        0.2,
-        PoseHeaderDimensions(*size, 0),
-        [PoseHeaderComponent(name, points, [], [], dims) for name, points in components.items()],
-    )
-    with open(path, "wb") as file:
-        library.Pose(header, NumPyPoseBody(25, data, confidence)).write(file)
-    return path
 
 
 def holistic(tmp_path, drop=()):
@@ -221,7 +206,7 @@ def test_what_a_file_lacks_was_not_found(tmp_path):
 
 
 def test_openpose(tmp_path):
-    openpose = pytest.importorskip("pose_format.utils.openpose", reason="needs requirements-pose.txt")
+    openpose = pytest.importorskip("pose_format.utils.openpose", reason="needs requirements/pose.txt")
     components = {component.name: component.points for component in openpose.OpenPose_Components}
     columns = [(name, point) for name, points in components.items() for point in points]
     rng = np.random.default_rng(4)
@@ -258,7 +243,7 @@ def test_real_poses_come_back(shared_real, tmp_path, system):
     index = json.loads((shared_real / "isolated/index.json").read_text(encoding="utf-8"))
     (entry,) = [entry for entry in index if entry["name"] == "hands_84322c38"]
     pose = read_pose(shared_real / f"isolated/pose_format/{entry['name']}.pkl")
-    coco = pytest.importorskip("pose_format.utils.cocowholebody133_header", reason="needs requirements-pose.txt")
+    coco = pytest.importorskip("pose_format.utils.cocowholebody133_header", reason="needs requirements/pose.txt")
     names = list(SYSTEMS[system])
     components = {
         name: component.points for name, component in zip(names, coco.cocowholebody_components(), strict=True)
@@ -310,7 +295,7 @@ def test_damaged_pose_files_are_one_line(tmp_path, kind, said):
 def test_without_the_library_the_cure_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pose_format", None)
     (tmp_path / "a.pose").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a\.pose: .*pip install -r requirements-pose\.txt"):
+    with pytest.raises(ValueError, match=r"a\.pose: .*pip install -r requirements/pose\.txt"):
         read_pose(tmp_path / "a.pose")
 
 

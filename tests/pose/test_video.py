@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from pose.video import Facts, check_n_frames, count_frames, read_facts, read_frames, read_pictures, record
+from tests.helpers.videos import greys
 
-av = pytest.importorskip("av", reason="pip install -r requirements-rgb.txt")
-
-
-def greys(n, height=48, width=64):
-    """A video whose frames say by their brightness which they are."""
-    return [np.full((height, width, 3), 40 + 4 * (i % 50), np.uint8) for i in range(n)]
+av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
 
 
 @pytest.fixture
@@ -200,7 +196,7 @@ def without(monkeypatch, package):
 
 def test_a_missing_package_is_one_line(monkeypatch, tmp_path):
     without(monkeypatch, "av")
-    with pytest.raises(ValueError, match=r"^reading videos needs av: pip install -r requirements-rgb.txt$"):
+    with pytest.raises(ValueError, match=r"^reading videos needs av: pip install -r requirements/rgb.txt$"):
         read_facts(tmp_path / "a.mp4")
 
 

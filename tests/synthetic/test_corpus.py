@@ -14,13 +14,14 @@ import pytest
 
 import config
 import utils
+from clips.error_texts import is_error_text
 from pose.keypoints import read_pose
 from synthetic import corpus as sample_data
 from synthetic.corpus import FAULTS, SIGNS, SPLIT_SIGNERS, minimal_pairs, plan_clips, sentence_text, write_corpus
 from synthetic.signer import Recording, Signer, record
 from synthetic.small_mt5 import MADE_BY
 from system.safe_pickle import load_pickle
-from temporal_alignment import DescriptionLoader, is_error_text
+from temporal_alignment import read_descriptions
 from tools.sample_data import main
 
 COUNTS = {"train": 12, "dev": 4, "test": 4}
@@ -103,7 +104,7 @@ def test_described_frames_lie_in_the_clip_and_are_sparse(corpus):
         assert 0 <= frames[0] < step
         n_frames = len(read_pose(corpus / f"dataset/CSL_Daily/pose_format/{path.stem}.pkl"))
         assert n_frames - step <= frames[-1] < n_frames
-        loaded = DescriptionLoader(path.parent).load(path.stem, range(n_frames))
+        loaded, _ = read_descriptions(path, range(n_frames))
         assert list(loaded) == [
             f for f, entry in zip(frames, entries, strict=True) if entry["description"] in loaded.values()
         ]

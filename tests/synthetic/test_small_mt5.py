@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import MT5EncoderModel, MT5ForConditionalGeneration
 
 from network.mt5 import load_mt5
-from network.tokenizer import UNK, Tokenizer
+from network.vocabulary import UNK, Tokenizer
 from synthetic import small_mt5
 from synthetic.small_mt5 import read_texts, train_tokenizer, write_small_mt5
 from tools.small_mt5 import main

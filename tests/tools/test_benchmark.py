@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from datasets import SEARCHED
 from tools import benchmark
+from training.loader import SEARCHED
 
 TINY = benchmark.SIZES["tiny"]
 STAGES = [

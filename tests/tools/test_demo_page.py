@@ -19,7 +19,7 @@ import pytest
 from pose import extraction
 from pose.drawing import picture_points
 from pose.keypoints import read_pose
-from tests.test_translator import new_model
+from tests.helpers.models import new_model
 from tools import demo_page
 from tools.demo_page import HOST, PAGES, Demo, Question, Server, parse_args
 from training.weights import save_weights

@@ -18,8 +18,7 @@ import utils
 from config import ModelConfig
 from models import Uni_Sign
 from network.mt5 import load_mt5
-from network.tokenizer import TOKENIZER_CONFIG, Tokenizer
-from network.vocabulary import KEPT_TOKENS, choose
+from network.vocabulary import KEPT_TOKENS, TOKENIZER_CONFIG, Tokenizer, choose
 from pose.keypoints import read_pose
 from system import disk
 from text_fusion_modules import TextEncoder

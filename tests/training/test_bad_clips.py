@@ -12,12 +12,13 @@ import fine_tuning
 import utils
 from clips.batch import BadClip, collate_fn, empty_sample
 from config import DATASETS
-from datasets import BatchSampler, ClipLoader, S2T_Dataset
+from datasets import S2T_Dataset
 from models import Uni_Sign
-from network.rgb_branch import no_crops
+from pose.hand_crops import no_crops
 from system.disk import read_lines
 from tests.helpers.processes import Run
-from training.bad_clips import BadClips
+from training.guards import BadClips
+from training.loader import BatchSampler, ClipLoader
 
 SMALL = (
     "--hidden_dim 8 --epochs 1 --batch-size 2 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "

@@ -1,7 +1,6 @@
 """States on disk."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -25,7 +24,7 @@ def test_no_flag_that_makes_the_model_or_its_training_is_free():
     flags = vars(utils.parse_args([])).keys()
     assert flags >= checkpoint.FREE_FLAGS
     switches = {field.name for field in dataclasses.fields(ModelConfig)} & flags
-    assert len(switches) > 10
+    assert len(switches) >= 10
     training = {"lr", "seed", "opt", "epochs", "finetune", "trainable", "length_grouping", "dtype"}
     assert not checkpoint.FREE_FLAGS & (switches | training)
 
@@ -71,16 +70,6 @@ def test_a_damaged_state_is_named(tmp_path, damage, words):
         checkpoint.find_state("auto", tmp_path)
 
 
-def test_curves_are_cut_to_where_the_state_stands(tmp_path):
-    (tmp_path / "log.txt").write_text("".join(json.dumps({"epoch": n}) + "\n" for n in range(3)))
-    (tmp_path / "steps.jsonl").write_text(
-        "".join(json.dumps({"step": n}) + "\n" for n in range(1, 9)) + '{"step": 9, "l'
-    )
-    checkpoint.trim_curves(tmp_path, TrainState(epoch=1, step=5))
-    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
-    assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
-
-
 ARGUMENTS = vars(utils.parse_args(["--batch-size", "4", "--gradient-accumulation-steps", "6"]))
 
 
@@ -105,12 +94,3 @@ def test_another_global_batch_is_refused(tmp_path):
     state = TrainState(arguments=ARGUMENTS, n_processes=2)
     with pytest.raises(ValueError, match=r"global batch of 48 = 4 x 6 x 2.*this run has 24 = 4 x 6 x 1"):
         checkpoint.check_resumable(tmp_path, state, ARGUMENTS, 10)
-
-
-@pytest.mark.parametrize(("keep", "left"), [(0, [8, 9, 10, 17]), (1, [10, 17]), (2, [9, 10, 17]), (9, [8, 9, 10, 17])])
-def test_newest_checkpoints_are_kept(tmp_path, keep, left):
-    for epoch in (8, 9, 10, 17):
-        (tmp_path / f"checkpoint_{epoch}.pth").touch()
-    (tmp_path / "checkpoint_mine.pth").touch()
-    checkpoint.forget_checkpoints(tmp_path, 10, keep)
-    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint_{n}.pth" for n in left} | {"checkpoint_mine.pth"}

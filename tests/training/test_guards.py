@@ -1,4 +1,4 @@
-"""Stop signals, steps that are not finite, failed saves, full memory: by doing the thing itself."""
+"""Stop signals, steps that are not finite, failed saves: by doing the thing itself."""
 
 import argparse
 import errno
@@ -15,8 +15,7 @@ import torch
 import utils
 from system import disk
 from tests.helpers.processes import assert_same_run, start
-from training import guards
-from training.guards import RESUME_ME, Saves, SkippedSteps, StopRequest, explain_memory
+from training.guards import RESUME_ME, Saves, SkippedSteps, StopRequest
 
 # -- signals ---------------------------------------------------------------------------------------------------------
 
@@ -346,50 +345,3 @@ def test_an_overflow_in_fp16_is_no_fault_until_the_scale_is_at_its_end():
         assert not steps.taken(engine, 1.0)
         assert scaler.get_scale() == scale
         assert steps.in_row == in_row
-
-
-# -- memory ----------------------------------------------------------------------------------------------------------
-
-
-def test_out_of_memory_is_one_line_with_the_shape_and_what_helps():
-    src_input = {"attention_mask": torch.ones(16, 231), "descriptions": [["a", "b", None], ["a"]]}
-    args = utils.parse_args(["--use_descriptions"])
-    with pytest.raises(ValueError, match="out of GPU memory") as error, explain_memory(src_input, args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ...\nmore")
-    text = str(error.value)
-    assert "\n" not in text
-    assert "a batch of 16 clips x 231 frames with 2 distinct texts (CUDA out of memory)" in text
-    flags = [
-        "--gradient_checkpointing",
-        "--batch-size",
-        "--text_encoder_freeze",
-        "--zero_stage 0",
-        "--offload",
-        "--max_length",
-        "--trainable fusion",
-    ]
-    places = [text.index(flag) for flag in flags]
-    assert places == sorted(places)
-    args = utils.parse_args(["--offload", "--dtype", "fp32", "--gradient_checkpointing"])
-    with pytest.raises(ValueError, match="out of GPU memory") as error, explain_memory(src_input, args):
-        raise torch.OutOfMemoryError
-    assert not any(flag in str(error.value) for flag in ("--offload", "--gradient_checkpointing"))
-    assert "--dtype bf16" in str(error.value)
-    assert guards.RESUME_ME == 75
-
-
-def test_out_of_memory_in_an_evaluation_is_not_helped_by_flags_of_training():
-    args = utils.parse_args([])
-    src_input = {"attention_mask": torch.ones(64, 256)}
-    with pytest.raises(ValueError, match="64 clips x 256") as error, explain_memory(src_input, args, training=False):
-        raise torch.OutOfMemoryError
-    words = (
-        "--batch-size",
-        "4 times as many",
-        "--num_beams",
-        "--max_length",
-        "--gradient",
-        "--offload",
-        "--zero_stage",
-    )
-    assert [word in str(error.value) for word in words] == [True] * 4 + [False] * 3

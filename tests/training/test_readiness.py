@@ -1,6 +1,5 @@
 """What is said of data, weights and memory is what is there."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 import config
-from tests.test_pre_training_checklist import MIXED, write_split
+from tests.helpers.corpus import MIXED, write_split
 from training import readiness
 
 
@@ -96,15 +95,6 @@ def test_a_pointer_in_the_place_of_weights_is_told(tmp_path, capsys, corpus):
     assert readiness.examine_weights(report, args)["d_model"] == 64
     assert report.missing == 1
     assert "too small, get the weights again" in capsys.readouterr().out
-
-
-def test_parameters_are_estimated_as_they_are(corpus):
-    from network.mt5 import load_mt5
-
-    folder = corpus / config.mt5_path
-    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    exact = sum(parameter.numel() for parameter in load_mt5(folder).parameters())
-    assert sum(readiness.mt5_parameters(**sizes)) == pytest.approx(exact, rel=0.01)
 
 
 def needed(capsys, monkeypatch, *flags: str, memory: int = 24) -> tuple[float, float, str]:

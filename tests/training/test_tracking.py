@@ -13,7 +13,7 @@ import utils
 from config import DATASETS
 from datasets import S2T_Dataset
 from training import tracking
-from training.checkpoint import set_aside
+from training.run_folder import set_aside
 
 SMALL = "--hidden_dim 16 --epochs 1 --batch-size 8 --gradient-accumulation-steps 1 --dtype fp32 --num_workers 0 "
 SMALL += "--num_beams 1 --max_new_tokens 3"
@@ -152,7 +152,7 @@ def test_boards_get_the_numbers_of_the_files(corpus, tmp_path, caplog):
 
 
 def test_tensorboard_for_real(corpus, tmp_path):
-    pytest.importorskip("tensorboard", reason="pip install -r requirements-tracking.txt")
+    pytest.importorskip("tensorboard", reason="pip install -r requirements/tracking.txt")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fine_tuning.main(arguments(corpus, tmp_path, "--tensorboard"))
@@ -165,7 +165,7 @@ def test_tensorboard_for_real(corpus, tmp_path):
 
 
 def test_wandb_offline_for_real(corpus, tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="pip install -r requirements-tracking.txt")
+    pytest.importorskip("wandb", reason="pip install -r requirements/tracking.txt")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     fine_tuning.main(arguments(corpus, tmp_path, "--wandb"))
@@ -179,7 +179,7 @@ def test_a_missing_package_is_one_line(package, monkeypatch, capsys):
     monkeypatch.setattr(utils, "installed", lambda name: False)
     with pytest.raises(SystemExit):
         utils.parse_args([f"--{package}"])
-    assert f"--{package} needs a package: pip install -r requirements-tracking.txt" in capsys.readouterr().err
+    assert f"--{package} needs a package: pip install -r requirements/tracking.txt" in capsys.readouterr().err
 
 
 def test_a_folder_of_that_name_is_no_package(tmp_path):

@@ -117,11 +117,21 @@ def test_a_mapper_is_never_dropped_in_silence(tmp_path):
     model = Model()
     model.description_mapper = nn.Linear(3, 3)
     path = save(model, tmp_path / "mapped.pth", ModelConfig(use_descriptions=True, description_alignment=0.3))
-    with pytest.raises(ValueError, match="holds a mapper from poses to texts; add --description_alignment"):
+    with pytest.raises(ValueError, match="holds a mapper from poses to texts; drop --description_alignment 0"):
         weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
     assert len(weights.fusion_weights(model.state_dict())) == 10
     new = weights.load_finetune(model, path, ModelConfig(use_descriptions=True, description_alignment=0.1))
     assert not new
+
+
+def test_all_flags_that_differ_are_told_at_once(tmp_path):
+    model = Model()
+    model.rgb_proj = nn.Linear(3, 3)
+    path = save(model, tmp_path / "w.pth", ModelConfig(use_descriptions=True, hidden_dim=64))
+    with pytest.raises(ValueError, match="--finetune: .*w.pth was trained with descriptions") as error:
+        weights.load_finetune(Model(fusion=False, encoder=False), path, ModelConfig())
+    said = ("add --use_descriptions. It", "add --rgb_support. It", "--hidden_dim 64; this run has 256, give the same.")
+    assert [words in str(error.value) for words in said] == [True] * 3
 
 
 def test_fusion_modules_without_an_adapter_are_refused(tmp_path):

@@ -1,6 +1,6 @@
 """What readers do with any input: read it, or refuse it in the documented way. Nothing else, and in bounded memory.
 
-As a program (with atheris, guided by coverage): python tests/fuzz.py TARGET SECONDS
+As a program (with atheris, guided by coverage): python -m tests.helpers.fuzz TARGET SECONDS
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 

@@ -10,7 +10,7 @@ from clips.batch import Sample, collate_fn
 from config import ModelConfig
 from models import IGNORE, Uni_Sign
 from network.mt5 import load_mt5
-from network.tokenizer import Tokenizer
+from network.vocabulary import Tokenizer
 from pose.keypoints import PART_JOINTS
 from text_fusion_modules import TextEncoder, alignment_loss, root_mean_square
 from training.optimization import parameter_groups

@@ -1,0 +1,100 @@
+"""Write descriptions made by rules from keypoints: which files are made anew, and which are kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from describing.files import Clip, makers, write_descriptions
+from system.processes import in_processes
+from utils import progress
+
+logger = logging.getLogger(__name__)
+
+BATCH = 32  # clips per batch
+
+
+class Written(NamedTuple):
+    """The result for a batch of clips: counts, and a line for each failure."""
+
+    counts: Counter
+    faults: list[str]
+
+
+def made_by_rules(language: str, aspect: float) -> str:
+    """Return the maker's name for texts made by rules; it changes with the rules."""
+    from describing.sentences import VERSION
+
+    return f"rules {VERSION} {language}" + (f" aspect {aspect:g}" if aspect != 1 else "")
+
+
+def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, overwrite: bool = False) -> int:
+    """Describe clips from their keypoints, and log what was done.
+
+    Args:
+        clips: the clips; one that has a file is skipped.
+        language: zh or en.
+        aspect: width of the videos / their height.
+        workers: number of processes.
+        overwrite: write the files of the rules again, but never those of others.
+
+    Returns:
+        The number of clips that failed.
+    """
+    maker = made_by_rules(language, aspect)
+    todo, others = [], Counter[str]()
+    for clip in progress(clips, "looking for files"):
+        there = makers(clip.out)
+        if not there:  # missing, empty or damaged; a damaged file is renamed before a new one is written
+            todo.append(clip)
+        elif there <= {maker}:
+            others["made by these rules"] += 1
+            todo += [clip] if overwrite else []
+        elif all(name.startswith("rules ") for name in there):
+            others[f"made by {' and '.join(sorted(there))}"] += 1
+            todo += [clip] if overwrite else []
+        else:
+            others[f"made by {', '.join(sorted(name or 'someone else' for name in there))}: kept"] += 1
+    for what, count in sorted(others.items()):
+        logger.info("%d files there, %s%s.", count, what, "" if overwrite or "kept" in what else ": skipped")
+    batches = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
+    jobs = [(batch, language, aspect, maker) for batch in batches]
+    counts, faults = Counter[str](), list[str]()
+    for result in progress(in_processes(_describe_batch, jobs, workers), "describing", total=len(jobs)):
+        counts += result.counts
+        faults += result.faults
+    for fault in faults:
+        logger.warning("%s", fault)
+    logger.info(
+        "%d files written, %d frames described of %d; %d clips show nothing that the rules can name; %d failed.",
+        counts["files"], counts["described"], counts["frames"], counts["empty"], len(faults),
+    )  # fmt: skip
+    return len(faults)
+
+
+def _describe_batch(job: tuple[list[Clip], str, float, str]) -> Written:
+    from describing.sentences import describe_poses
+    from pose.keypoints import read_pose
+
+    clips, language, aspect, maker = job
+    poses, good = [], []
+    counts, faults = Counter[str](), list[str]()
+    for clip in clips:
+        try:
+            poses.append(read_pose(clip.pose))
+            good.append(clip)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+    for clip, pose, texts in zip(good, poses, describe_poses(poses, language, aspect), strict=True):
+        if clip.out.exists() and _is_damaged(clip.out):
+            os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))
+        write_descriptions(clip.out, texts, dict.fromkeys(texts, maker))
+        counts += Counter(files=1, described=len(texts), frames=len(pose), empty=int(not texts))
+    return Written(counts, faults)
+
+
+def _is_damaged(path: Path) -> bool:
+    return path.stat().st_size > 0 and makers(path) is None

@@ -1,0 +1,68 @@
+"""A page about the audit of description files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from describing.audit import FAULTS, UNKNOWN, FileReport, SplitReport
+from pages.elements import Html, element, folded, page
+
+SHOWN = 10  # number of frequent texts per split, and of files per fault, on the page
+
+
+def page_of(folder: str, splits: Sequence[SplitReport]) -> str:
+    """Return an HTML page with all findings."""
+    rows = [split.row() for split in splits]
+    bad = set(FAULTS.values())
+    lines = [element("tr", element("th"), [element("th", split.name or "all", scope="col") for split in splits])]
+    for key in rows[0]:
+        cells = [
+            element("td", row[key], class_="bad" if key in bad and row[key] not in ("0", "?") else None) for row in rows
+        ]
+        lines.append(element("tr", element("th", key, scope="row"), cells))
+    unknown = [element("p", UNKNOWN)] * any(not split.knows_clips for split in splits)
+    counts = element("div", [element("table", lines), *unknown], class_="wide")
+    name = f"Descriptions in {folder}"
+    return page(name, element("h1", name), counts, map(_section, splits))
+
+
+def _section(split: SplitReport) -> Html:
+    parts = [element("h2", split.name or "all files")]
+    n_frames, described = (sum(numbers) for numbers in zip(*split.measured() or [(0, 0)], strict=True))
+    if n_frames:
+        share = 100 * described / n_frames
+        told = f"{described} of {n_frames} frames have a text of their own ({split.coverage()})."
+        parts.append(element("p", told))
+        parts.append(element("div", element("div", style=f"width:{share:.1f}%"), class_="bar"))
+    lengths = [length for report in split.files for length in report.lengths]
+    if lengths:
+        longest = max(lengths)
+        bins = Counter(min(length * 24 // (longest + 1), 23) for length in lengths)
+        bars = [element("div", style=f"height:{100 * bins[i] / max(bins.values()):.0f}%") for i in range(24)]
+        parts.append(element("p", f"Length of the texts, up to {longest} characters:"))
+        parts.append(element("div", bars, class_="hist"))
+    made_by = sum((report.made_by for report in split.files), Counter())
+    if made_by:
+        parts.append(
+            _list("Made by", (f"{name or 'unknown'}: {count} frames" for name, count in made_by.most_common()))
+        )
+    clips_of = sum((Counter(report.texts.keys()) for report in split.files), Counter())
+    frequent = [(text, count) for text, count in clips_of.most_common(SHOWN) if count > 1]
+    if frequent:
+        parts.append(_list("Texts of the most clips", (f"{count} clips: {text}" for text, count in frequent)))
+    for fault, title in FAULTS.items():
+        having = [report for report in split.files if fault in report.faults()]
+        if having:
+            lines = [": ".join(filter(None, (report.name, _why(report, fault)))) for report in having[:SHOWN]]
+            lines += [f"and {len(having) - SHOWN} more"] if len(having) > SHOWN else []
+            parts.append(_list(f"{title[0].upper()}{title[1:]}", lines))
+    return element("section", parts)
+
+
+def _why(report: FileReport, fault: str) -> str:
+    return {"unreadable": report.damage, "pose_unreadable": report.pose_damage}.get(fault, "")
+
+
+def _list(title: str, lines: Iterable[str]) -> Html:
+    return folded(title, element("ul", [element("li", line) for line in lines], class_="small"), open_=True)

@@ -1,0 +1,114 @@
+"""Descriptions by rules: which files are written, and which are left alone."""
+
+import json
+import shutil
+
+import pytest
+
+from config import POSE_SUFFIXES
+from describing import by_rules as rules
+from describing import sentences
+from describing.by_rules import by_rules, made_by_rules
+from describing.files import Clip
+from pose.keypoints import read_pose
+from temporal_alignment import read_descriptions
+
+
+@pytest.fixture(autouse=True)
+def lines(caplog):
+    """What is logged."""
+    caplog.set_level("INFO")
+    return caplog
+
+
+@pytest.fixture
+def poses(corpus, tmp_path):
+    """A folder with five pose files."""
+    folder = tmp_path / "poses"
+    folder.mkdir()
+    for path in sorted(corpus.glob("dataset/*/pose_format/*.pkl"))[:5]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def describe(poses, out, language="zh", aspect=1.0, workers=1, overwrite=False):
+    paths = sorted(path for path in poses.iterdir() if path.suffix in POSE_SUFFIXES)
+    clips = [Clip(path.stem, path, None, out / f"{path.stem}.json") for path in paths]
+    return by_rules(clips, language, aspect, workers, overwrite)
+
+
+def test_nothing_is_written_twice(poses, tmp_path, lines):
+    out = tmp_path / "out"
+    assert describe(poses, out, "en") == 0
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    gone = sorted(before)[0]
+    gone.unlink()
+    assert describe(poses, out, "en") == 0
+    after = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert {path for path in after if after[path] == before[path]} == set(before) - {gone}
+    assert "4 files there, made by these rules: skipped." in lines.text
+
+
+def test_files_are_the_same_for_any_number_of_workers(poses, tmp_path, monkeypatch):
+    assert describe(poses, tmp_path / "a") == 0
+    monkeypatch.setattr(rules, "BATCH", 2)
+    assert describe(poses, tmp_path / "b", workers=3) == 0
+    files = sorted((tmp_path / "a").iterdir())
+    assert len(files) == 5
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_other_versions_are_named_and_others_files_kept(poses, tmp_path, lines, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(sentences, "VERSION", "0ld")
+    assert describe(poses, out) == 0
+    monkeypatch.undo()
+    mine, *_ = sorted(out.iterdir())
+    mine.write_text('[{"filename": "000001.jpg", "description": "By hand."}]')
+    assert describe(poses, out) == 0
+    assert "4 files there, made by rules 0ld zh: skipped." in lines.text
+    assert "1 files there, made by someone else: kept." in lines.text
+    assert describe(poses, out, overwrite=True) == 0
+    assert "By hand." in mine.read_text()
+    made_by = [entry["made_by"] for path in sorted(out.iterdir())[1:] for entry in json.loads(path.read_text())]
+    assert set(made_by) == {f"rules {sentences.VERSION} zh"}
+
+
+@pytest.mark.parametrize(("content", "kept"), [("", False), ('[{"filename": "0.jpg", "descr', True), ("[]", False)])
+def test_damaged_files_are_set_aside(poses, tmp_path, content, kept):
+    out = tmp_path / "out"
+    out.mkdir()
+    path = out / f"{sorted(poses.iterdir())[0].stem}.json"
+    path.write_text(content)
+    assert describe(poses, out) == 0
+    assert read_descriptions(path)[0]
+    aside = out / f"{path.name}.damaged"
+    assert (aside.read_text() if kept else aside.exists()) == (content if kept else False)
+
+
+def test_a_bad_pose_does_not_stop_the_others(poses, tmp_path, lines):
+    (poses / "bad.pkl").write_text("<html>")
+    assert describe(poses, tmp_path / "out") == 1
+    assert len(list((tmp_path / "out").iterdir())) == 5
+    assert "bad.pkl: not a readable pickle" in lines.text
+    assert "5 files written" in lines.text
+
+
+def test_hostile_poses(shared_real, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert describe(shared_real / "hostile", tmp_path / "out") > 0
+    assert not list(tmp_path.rglob("PWNED*"))
+
+
+def test_the_aspect_reaches_the_rules(poses, tmp_path):
+    path = sorted(poses.iterdir())[0]
+    assert describe(poses, tmp_path / "out", aspect=2.0) == 0
+    texts, _ = read_descriptions(tmp_path / "out" / f"{path.stem}.json")
+    assert texts == sentences.describe_pose(read_pose(path), "zh", 2.0)
+    assert texts != sentences.describe_pose(read_pose(path), "zh")
+
+
+def test_the_aspect_is_part_of_the_version():
+    assert made_by_rules("en", 1.0) == f"rules {sentences.VERSION} en"
+    assert made_by_rules("en", 4 / 3) == f"rules {sentences.VERSION} en aspect 1.33333"

@@ -1,0 +1,23 @@
+"""Small random models."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import ModelConfig
+from models import Uni_Sign
+from network.mt5 import load_mt5
+from network.vocabulary import Tokenizer
+from text_fusion_modules import TextEncoder
+
+
+def new_model(folder: Path, kept: torch.Tensor | None = None, **changes: Any) -> Uni_Sign:
+    """A model whose sentences depend on poses and texts; the same weights whatever tokens are kept."""
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_dim=16, **changes)
+    texts = TextEncoder(folder, kept=kept) if config.use_descriptions else None
+    model = Uni_Sign(config, load_mt5(folder, kept=kept), Tokenizer(folder, kept), texts).eval()
+    with torch.no_grad():
+        model.pose_proj.weight *= 10
+    return model

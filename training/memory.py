@@ -1,0 +1,160 @@
+"""GPU memory: an estimate of what training needs, and which flags help when it is not enough."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clips.batch import SrcInput
+from system import distributed
+from training.loader import SEARCHED
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """The settings of a run that decide how much memory it needs.
+
+    Attributes:
+        batch_size: clips per process and micro-batch.
+        hidden_dim: feature width per part.
+        num_beams: beam size of an evaluation.
+        dtype: precision of matrix products: "bf16", "fp16" or "fp32".
+        zero_stage: DeepSpeed's ZeRO stage.
+        offload: whether the optimizer's state is in CPU memory.
+        gradient_checkpointing: whether activations are computed again for the backward pass.
+        use_descriptions: whether the model has the text branch.
+        encodes_texts: whether a text encoder runs in training; a frozen one's features are cached.
+        rgb_support: whether the model uses crops of the hands.
+        fusion_alone: whether only the fusion modules train.
+    """
+
+    batch_size: int
+    hidden_dim: int
+    num_beams: int
+    dtype: str
+    zero_stage: int
+    offload: bool
+    gradient_checkpointing: bool
+    use_descriptions: bool
+    encodes_texts: bool
+    rgb_support: bool
+    fusion_alone: bool
+
+
+# -- advice when it runs out -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def explain_memory(src_input: SrcInput, run: MemorySettings, training: bool = True) -> Iterator[None]:
+    """Replace an out-of-memory error by one line with the batch's shape and the flags that help, the best first.
+
+    Raises:
+        ValueError: instead of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        clips, frames = src_input["attention_mask"].shape
+        texts = {text for clip in src_input.get("descriptions", []) for text in clip if text}
+        shape = f"{clips} clips x {frames} frames" + (f" with {len(texts)} distinct texts" if texts else "")
+        advice = in_training(run, clips, frames, bool(texts)) if training else in_evaluation(run)
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ValueError(
+            f"out of GPU memory in a batch of {shape} ({reason}). What helps, in order: {', then '.join(advice)}."
+        ) from None
+
+
+def in_training(run: MemorySettings, clips: int, frames: int, described: bool) -> Iterator[str]:
+    """Yield the flags by which this run would need less memory in training, the best first."""
+    if not run.gradient_checkpointing and not run.fusion_alone:
+        yield "--gradient_checkpointing (the same result in more time)"
+    if clips > 1:
+        yield "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)"
+    if described and run.encodes_texts:
+        yield "--text_encoder_freeze"
+    if run.dtype == "fp32":
+        yield "--dtype bf16"
+    if distributed.world_size() == 1 and run.zero_stage > 0 and not run.offload:
+        yield "--zero_stage 0 on one GPU"
+    if run.zero_stage > 0 and not run.offload:
+        yield "--offload"
+    yield f"--max_length below {frames} (this changes results)"
+    if run.use_descriptions and not run.fusion_alone:
+        yield "--trainable fusion"
+
+
+def in_evaluation(run: MemorySettings) -> Iterator[str]:
+    """Yield the flags by which this run would need less memory in evaluation, the best first."""
+    if run.batch_size > 1:
+        yield f"--batch-size (an evaluation searches up to {SEARCHED} times as many clips together)"
+    if run.num_beams > 1:
+        yield "--num_beams (this changes results)"
+    if run.dtype == "fp32":
+        yield "--dtype bf16"
+    yield "--max_length (this changes results)"
+
+
+# -- an estimate -----------------------------------------------------------------------------------------------------
+
+
+def mt5_parameters(
+    d_model: int = 768,
+    d_kv: int = 64,
+    d_ff: int = 2048,
+    num_layers: int = 12,
+    num_heads: int = 12,
+    vocab_size: int = 250112,
+    **_: Any,
+) -> tuple[int, int]:
+    """Count the parameters of mT5's encoder and decoder with their embeddings, except for small ones.
+
+    >>> sum(mt5_parameters())
+    582352896
+    """
+    attention, feed_forward = 4 * d_model * d_kv * num_heads, 3 * d_model * d_ff
+    encoder = vocab_size * d_model + num_layers * (attention + feed_forward)
+    return encoder, encoder + num_layers * attention
+
+
+def estimate(
+    run: MemorySettings, mt5_sizes: Mapping[str, Any], frames: int, texts: float, n_gpus: int
+) -> tuple[float, float]:
+    """Estimate the memory of training on each GPU.
+
+    Weights, gradients and AdamW in fp32 take 16 bytes per parameter; with ZeRO, DeepSpeed shards them over the GPUs and
+    keeps another copy of the weights, which stages 1 and 2 do not shard.
+
+    Activations, measured in fp32: the graph convolutions keep 34 floats per joint and channel (half in bf16), mT5's
+    encoder 190 bytes per layer and channel, its decoder a fifth of that; for a description of about 40 tokens, where
+    attention is shorter, the encoder keeps 110 bytes (70 in bf16); a hand crop takes 24 MiB (14 in bf16).
+
+    Args:
+        run: the run's settings.
+        mt5_sizes: the content of mT5's config.json; what it lacks is that of mt5-base.
+        frames: frames of the longest clip.
+        texts: mean number of texts per clip.
+        n_gpus: number of GPUs.
+
+    Returns:
+        GiB for weights and optimizer, and GiB for the activations of a micro-batch.
+    """
+    encoder, decoder = mt5_parameters(**mt5_sizes)
+    # The last terms: graph convolutions and fusion, and the RGB branch.
+    parameters = encoder + decoder + run.encodes_texts * encoder + 7e6 + run.rgb_support * 5e6
+    per_parameter = [16, 4 + 16 / n_gpus, 4 + 16 / n_gpus, 20 / n_gpus][run.zero_stage]
+    if run.fusion_alone:
+        per_parameter = 4
+    elif run.offload:
+        per_parameter = 8
+    whole = run.dtype == "fp32"
+    channels = mt5_sizes.get("num_layers", 12) * mt5_sizes.get("d_model", 768)
+    clip = frames * (34 * 69 * run.hidden_dim * (4 if whole else 2) + 1.2 * 190 * channels)
+    if run.rgb_support:
+        clip += 2 * 0.1 * frames * (24 if whole else 14) * 2**20  # both hands, in a tenth of the frames
+    clip += 40 * texts * (110 if whole else 70) * channels * run.encodes_texts
+    clip += 25 * 12 * mt5_sizes.get("vocab_size", 250112)  # a sentence's logits
+    return parameters * per_parameter / 2**30, run.batch_size * clip / 2**30
