@@ -334,14 +334,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.rgb_backbone and not args.rgb_support:
         parser.error("--rgb_backbone needs --rgb_support.")
     if not args.use_descriptions:
-        wanted = {
-            "--text_encoder_freeze": args.text_encoder_freeze,
-            "--text_encoder": args.text_encoder,
-            "--fusion_checkpoint": args.fusion_checkpoint,
-            "--trainable fusion": args.trainable == "fusion",
-        }
-        if given := [flag for flag, value in wanted.items() if value]:
-            parser.error(f"{given[0]} needs --use_descriptions.")
+        given = [name for name in ("text_encoder_freeze", "text_encoder", "fusion_checkpoint") if getattr(args, name)]
+        given += ["trainable fusion"] if args.trainable == "fusion" else []
+        parser.refuse(f"--{flag} needs --use_descriptions." for flag in given)
     if args.eval:
         _check_evaluation(parser, args)
     for package in ("tensorboard", "wandb"):

@@ -85,6 +85,7 @@ def test_every_flag_is_read_somewhere():
         (["--text_encoder_freeze"], ["--text_encoder_freeze", "--use_descriptions"]),
         (["--fusion_checkpoint", "x.pth"], ["--fusion_checkpoint", "--use_descriptions"]),
         (["--trainable", "fusion"], ["--trainable fusion", "--use_descriptions"]),
+        (["--text_encoder", "x", "--trainable", "fusion"], ["--text_encoder needs", "--trainable fusion needs"]),
         (["--rgb_backbone", "x.pth"], ["--rgb_backbone", "--rgb_support"]),
         (["--eval"], ["--eval", "--finetune"]),
         (["--resume", "auto", "--finetune", "x", "--eval"], ["--eval", "--resume"]),

@@ -16,6 +16,16 @@ from training.findings import TEXTS, Report
 from utils import parse_args
 
 
+def test_an_error_ends_its_section_alone(capsys):
+    report = readiness.Report()
+    with report.section("data"):
+        raise ValueError("no labels:\nnone")
+    with report.section("weights"):
+        raise KeyError("d_model")
+    assert capsys.readouterr().out == "data\n  ! no labels: none\nweights\n  ! not examined: KeyError: 'd_model'\n"
+    assert report.missing == 2
+
+
 def test_of_many_files_some_are_opened(tmp_path, capsys):
     _, descriptions = write_split(tmp_path, "train", 6)
     for i in (1, 2, 4):
