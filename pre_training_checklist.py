@@ -29,7 +29,7 @@ from training.findings import LANGUAGES, Report
 
 if TYPE_CHECKING:
     from datasets import S2T_Dataset
-    from text_fusion_modules import TextAdapter
+    from models import Uni_Sign
 
 HELP = """\
 Take the command line of a run and put this program in the place of fine_tuning.py: --dataset, --dataset_config, --root,
@@ -124,6 +124,14 @@ def describe(dataset: S2T_Dataset, clip: int, texts: dict[int, str]) -> None:
     path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
 
+def let_text_through(model: Uni_Sign) -> None:
+    """Fill the text adapter, which starts at zero: until it has been trained, text has no effect and no gradient."""
+    from torch.nn import init
+
+    for weight in model.text_adapter.parameters():
+        init.normal_(weight, std=0.1)
+
+
 def check_fine_tuning(_root: str) -> None:
     """Check that the functions of a real run load a small corpus, backpropagate a loss and score sentences."""
     import fine_tuning
@@ -141,7 +149,7 @@ def check_fine_tuning(_root: str) -> None:
         describe(dataset, 1, {})
         loaders = fine_tuning.build_loaders(args, spec)
         model = fine_tuning.build_model(args, fine_tuning.model_config(args, spec), loaders).train()
-        wake(model.text_adapter)
+        let_text_through(model)
         src_input, tgt_input = next(iter(loaders["train"].epoch()))
         output = model(src_input, tgt_input)
         output.loss.backward()
@@ -152,15 +160,6 @@ def check_fine_tuning(_root: str) -> None:
             require(learns, reason, "Mend build_model in training/build.py, or fuse_text in models.py.")
         sentences = model.sentences(model.generate(output, 1, 4))
         metrics.score(args.task, sentences, tgt_input["gt_sentence"], spec.text_unit)
-
-
-def wake(adapter: TextAdapter) -> None:
-    """Draw the adapter's last layer, which starts at zero: at zero it hides the text, and passes no gradient on."""
-    from torch import nn
-
-    last = adapter.layers[-1]
-    assert isinstance(last, nn.Linear)
-    last.reset_parameters()
 
 
 def check_models(_root: str) -> None:
@@ -189,7 +188,7 @@ def check_models(_root: str) -> None:
             config = ModelConfig(hidden_dim=16, use_descriptions=described, text_dropout_p=0)
             model = Uni_Sign(config, load_mt5(mt5), Tokenizer(mt5), TextEncoder(mt5) if described else None).train()
             if described:
-                wake(model.text_adapter)
+                let_text_through(model)
             clips = [clip([None] * 5 + ["手向上"] * 4, described), clip(["手向下", "手向上", None], described)]
             src_input, tgt_input = collate_fn(clips)
             output = model(src_input, tgt_input)

@@ -324,7 +324,7 @@ def test_numbers_are_those_of_the_files(looked_at):
     assert section(result.stdout, "CSL_Daily test") == ["  ✗ labels: data/CSL_Daily/labels.test does not exist"]
     verdict = result.stdout.splitlines()[-1]
     assert re.fullmatch(
-        r"✗ Not ready\. Poses are missing: .* Labels are missing: .* mT5 is missing: .* 2 lines are marked !; .*",
+        r"✗ Not ready\. Poses are missing or .* Labels are missing: .* mT5 is missing: .* Lines marked !: 2; .*",
         verdict,
     )
 
@@ -336,7 +336,7 @@ def test_what_follows_the_checks_is_in_one_language(looked_at):
     marks = [re.findall(r"^ *([✓·!✗]) ", result.stdout, re.M) for result in (english, chinese)]
     assert marks[0] == marks[1]
     assert re.fullmatch(
-        r"✗ 未就绪。 姿态缺失：.* 缺少标签：.* 缺少 mT5：.* 2 行标有 !；.*", chinese.stdout.splitlines()[-1]
+        r"✗ 未就绪。 姿态缺失或损坏：.* 缺少标签：.* 缺少 mT5：.* 2 行标有 !；.*", chinese.stdout.splitlines()[-1]
     )
     assert not re.search(r"[一-鿿]", english.stdout.removeprefix(READY))
     words = " ".join(chinese.stdout.removeprefix(READY).split("train\n", 1)[1].split())

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 LANGUAGES = ("en", "zh")
 _DESCRIBE = (
-    "Descriptions are missing: make them with python describe.py, or drop --use_descriptions.",
-    "缺少描述：请用 python describe.py 生成，或去掉 --use_descriptions。",
+    "Usable descriptions are missing: make them with python describe.py, or drop --use_descriptions.",
+    "缺少可用的描述：请用 python describe.py 生成，或去掉 --use_descriptions。",
 )
 _GET_MT5 = (
     "mT5 is missing: hf download google/mt5-base --local-dir {0}, or name its folder with --mt5_path.",
@@ -33,8 +33,8 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
         "姿态：找到 {} 个，缺少 {} 个，无法读取 {} 个，位于 {}{}",
     ),
     "poses.cure": (
-        "Poses are missing: put them there, make them (python -m tools.extract_poses), or remove these clips' labels.",
-        "姿态缺失：请放到上述位置，或用 python -m tools.extract_poses 提取，或从标签中删除这些片段。",
+        "Poses are missing or damaged: put them there, run python -m tools.extract_poses, or remove their labels.",
+        "姿态缺失或损坏：请放到上述位置，或用 python -m tools.extract_poses 提取，或从标签中删除这些片段。",
     ),
     "videos": (
         "videos: {} found, {} missing, {} do not fit in {}{}",
@@ -108,7 +108,7 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
     ),
     "ready": ("Ready: the run can start.", "就绪：可以开始运行。"),
     "not_ready": ("Not ready.", "未就绪。"),
-    "warnings": ("{} lines are marked !; --strict makes them errors.", "{} 行标有 !；加 --strict 时视为错误。"),
+    "warnings": ("Lines marked !: {}; --strict makes them errors.", "{} 行标有 !；加 --strict 时视为错误。"),
 }
 
 

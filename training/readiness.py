@@ -149,7 +149,7 @@ def say_files(
     n_clips, n_missing, n_opened = numbers
     n_damaged = len(faults) - n_missing
     bad = n_missing / n_clips + n_damaged / max(1, n_opened)
-    mark = "✗" if bad > max_bad_clips else "!" if faults else "✓"
+    mark = "✗" if bad > max_bad_clips or n_missing == n_clips else "!" if faults else "✓"
     first = report.text("first", faults[0]) if faults else ""
     report.say(mark, kind, n_clips - n_missing, n_missing, n_damaged, folder, first)
 

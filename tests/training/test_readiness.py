@@ -118,14 +118,14 @@ def verdict(tmp_path, corpus, capsys):
 def test_a_run_without_labels_poses_or_mt5_is_not_ready(verdict, removed, lacking):
     ready, line = verdict(removed)
     assert not ready
-    assert re.fullmatch(rf"✗ Not ready\. {lacking} (is|are) missing: .*", line)
+    assert re.fullmatch(rf"✗ Not ready\. {lacking} (is|are) missing( or damaged)?: .*", line)
 
 
 def test_as_many_poses_may_be_missing_as_the_run_leaves_out(verdict):
     ready, line = verdict("dataset/CSL_Daily/pose_format/S000001*", "--max_bad_clips", "0.5")
     assert ready
     assert line.startswith("✓ Ready: the run can start. ")
-    assert "marked !; --strict makes them errors." in line
+    assert "Lines marked !: 1; --strict makes them errors." in line
 
 
 def test_descriptions_are_missed_where_they_are_used(verdict):
@@ -135,7 +135,7 @@ def test_descriptions_are_missed_where_they_are_used(verdict):
     ready, line = verdict("", "--use_descriptions")
     assert not ready
     assert line == (
-        "✗ Not ready. Descriptions are missing: make them with python describe.py, or drop --use_descriptions."
+        "✗ Not ready. Usable descriptions are missing: make them with python describe.py, or drop --use_descriptions."
     )
 
 
