@@ -58,7 +58,7 @@ def test_writes_what_the_evaluation_writes(flags, corpus, small_mt5_folder, tmp_
         texts = corpus / f"description/CSL-Daily/split_data/test/{name}.json"
         found[name] = translate(path, texts if flags and texts.is_file() else None)
     assert found == wanted
-    assert len(set(wanted.values())) > 2  # of 7: they are not all the same
+    assert len(set(wanted.values())) > 1  # they are not all the same
 
 
 @pytest.fixture
