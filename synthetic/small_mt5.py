@@ -135,8 +135,8 @@ def write_small_mt5(
     d_model: int = 128,
     layers: int = 2,
     heads: int = 4,
-    d_kv: int = 64,
-    d_ff: int = 512,
+    d_kv: int = 32,
+    d_ff: int = 256,
     vocab_size: int = 2000,
     seed: int = 0,
 ) -> int:

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--texts", required=True, nargs="+", help="label files, description folders or .txt files")
     parser.add_argument("--vocab_size", type=int, default=2000, help="the most pieces (default 2000)")
-    parser.add_argument("--d_model", type=int, default=256, help="width, a multiple of 4 (default 256)")
+    parser.add_argument("--d_model", type=int, default=128, help="width, a multiple of 4 (default 128)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     if args.d_model < 4 or args.d_model % 4:
