@@ -177,7 +177,7 @@ def test_command_line(tmp_path, capfd):
     main(["--out", str(out), "--texts", *map(str, sources(tmp_path))])
     assert "from 5 texts" in capfd.readouterr().out
     assert UNK not in Tokenizer(out).encode("妈妈握拳 one", 30)
-    assert json.loads((out / "config.json").read_text())["d_model"] == 256
+    assert json.loads((out / "config.json").read_text())["d_model"] == 128
 
 
 def test_another_width(tmp_path, capfd):

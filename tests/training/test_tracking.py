@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import fine_tuning
 import utils
@@ -55,7 +56,7 @@ def test_every_start_is_kept(trained, corpus):
     assert resumed["arguments"]["resume"] == "auto"
     assert (first["processes"], first["global_batch"]) == (1, 8)
     assert first["revision"] == utils.git_revision()
-    assert first["versions"]["torch"] == __import__("torch").__version__
+    assert first["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert first["dataset"]["text_unit"] == "char"
     assert set(first["data"]) == {"train", "dev"}
     assert set(evaluated["data"]) == {"dev", "test"}
