@@ -254,6 +254,22 @@ def test_frozen_encoder_with_a_base_trains_fusion_alone(corpus, baseline, tmp_pa
     assert scores["nll"] == pytest.approx(lines(tmp_path / "log.txt")[0]["dev_nll"], rel=1e-5)
 
 
+@pytest.mark.parametrize("trainable", ["auto", "all"])
+def test_a_trained_text_encoder_is_frozen_as_it_was_trained(corpus, described, tmp_path, trainable):
+    """It is that of the checkpoint, not that of the folder, and stays part of what is saved."""
+    best = described / "best_checkpoint.pth"
+    flags = ("--use_descriptions", "--text_encoder_freeze", "--trainable", trainable, "--finetune", str(best))
+    train(corpus, tmp_path, *flags, "--epochs", "1")
+    before, after = weights(best), weights(tmp_path / "checkpoint_0.pth")
+    encoder = [name for name in before if name.startswith("text_encoder.")]
+    assert encoder
+    assert all(torch.equal(before[name], after[name]) for name in encoder)
+    assert not torch.equal(before["gating_fusion.gate.0.weight"], after["gating_fusion.gate.0.weight"])
+    same = torch.equal(before["pose_proj.weight"], after["pose_proj.weight"])
+    assert same == (trainable == "auto")
+    assert before.keys() == after.keys()
+
+
 def test_one_command_starts_and_resumes(corpus, baseline, tmp_path, caplog):
     """As a queue of jobs does it: the same line again, --finetune included, goes on where the first stopped."""
     caplog.set_level("INFO")

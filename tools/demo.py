@@ -25,7 +25,7 @@ WITH = ("--use_descriptions", "--text_encoder_freeze")
 WHAT_IT_SHOWS = """
 The model reads the texts of its frames, for other clips' texts mislead it; and its poses have learnt from them, for it
 does well without any. The corpus is made up, mT5 is small and random, and part of the gap is speed: poses alone reach
-about 17 after eighteen epochs and 27 after twenty-four. Seeds, controls, real signing: docs/DESCRIPTIONS.md.
+about 17 after eighteen epochs and 27 to 30 after six more. Seeds, controls, real signing: docs/DESCRIPTIONS.md.
 """
 NEXT = """
 Next:  open {page} in a browser
