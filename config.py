@@ -15,7 +15,7 @@ import dataclasses
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,14 @@ EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor)
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
 ASPECTS = (0.2, 5)  # minimum and maximum width / height of a video
+MODEL_JSON = "model.json"  # config and other facts of a model that tools/export.py has written
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
 mt5_path = "./pretrained_weight/mt5-base"
+GET_MT5 = (
+    "Put mT5 there (google/mt5-base) or name its folder with --mt5_path; or try the sample corpus, which has a small "
+    "mT5: python -m tools.sample_data --out sample, then --root sample."
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,33 @@ class DatasetSpec:
         """Return a copy with "{split}" replaced in the pose and video folders."""
         places = {key: getattr(self, key).replace("{split}", self.folder(split)) for key in ("pose_dir", "rgb_dir")}
         return dataclasses.replace(self, **places)
+
+    def check_task(self, task: str) -> None:
+        """Check that the labels support a task.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if task not in self.tasks:
+            raise ValueError(f"--task {task}: the labels of {self.name} allow {', '.join(self.tasks)}.")
+
+    def absent(
+        self, split: str, *, poses: bool = True, videos: bool = False, descriptions: bool = False
+    ) -> Iterator[str]:
+        """Yield a sentence on a split's label file, and on each wanted folder, that does not exist."""
+        if not Path(self.labels[split]).is_file():
+            yield f"labels: {self.labels[split]} does not exist. Put the label file there, or set --root or config.py."
+        places, described = self.for_split(split), Path(self.description_dir) / self.folder(split)
+        if descriptions and not described.is_dir():
+            yield (
+                f"--use_descriptions: {described} does not exist. Put the JSON files there (with --packed, pack them), "
+                "or drop --use_descriptions."
+            )
+        for kind, folder in (("poses", places.pose_dir if poses else ""), ("videos", places.rgb_dir if videos else "")):
+            if folder and not Path(folder).is_dir():
+                beside = Path(folder).with_name("val")
+                cure = f"Rename {beside} to that" if split == "dev" and beside.is_dir() else f"Put the {kind} there"
+                yield f"{kind}: {folder} does not exist. {cure}, or set --root."
 
     def pose_path(self, label: Mapping[str, Any]) -> Path:
         """Return the path of a clip's pose file; call it on a record from `for_split`."""

@@ -64,8 +64,9 @@ class S2T_Dataset(Dataset[Sample]):
     ) -> None:
         if split not in spec.labels:
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
-        if task not in spec.tasks:
-            raise ValueError(f"--task {task}: the labels of {spec.name} allow {', '.join(spec.tasks)}.")
+        spec.check_task(task)
+        if faults := list(spec.absent(split, videos=rgb_support, descriptions=use_descriptions)):
+            raise FileNotFoundError(" ".join(faults))
         self.spec, self.split, self.task = spec, split, task
         places = spec.for_split(split)
         self.max_length, self.random_frames, self.seed = max_length, random_frames, seed
@@ -77,14 +78,14 @@ class S2T_Dataset(Dataset[Sample]):
         # Lengths only serve to sort clips. File sizes do this nearly as well as frame counts, without reading any file.
         self.poses = open_poses(places.pose_dir)
         sizes = self.poses.sizes(list(self.pose_paths.values()))
-        self.lengths = self._check_files("poses", places.pose_dir, self.pose_paths, sizes, max_bad_clips)
+        self.lengths = self._check_files("poses", self.pose_paths, sizes, max_bad_clips)
         self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
         self.video_paths = {name: places.video_path(label) for name, label in self.labels.items()}
         if rgb_support:
             if not spec.rgb_dir:
                 raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
             sizes = file_sizes(self.video_paths.values())
-            self._check_files("videos", places.rgb_dir, self.video_paths, sizes, max_bad_clips)
+            self._check_files("videos", self.video_paths, sizes, max_bad_clips)
         self.descriptions: DescriptionLoader | DescriptionPack | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
@@ -122,14 +123,8 @@ class S2T_Dataset(Dataset[Sample]):
                 "Remove them from the labels."
             )
 
-    def _check_files(
-        self, what: str, folder: str, paths: Mapping[str, Path], sizes: np.ndarray, max_missing: float
-    ) -> np.ndarray:
+    def _check_files(self, what: str, paths: Mapping[str, Path], sizes: np.ndarray, max_missing: float) -> np.ndarray:
         """Return the file sizes (0: missing), after checking that not too many files are missing."""
-        if not Path(folder).is_dir():
-            beside = Path(folder).with_name("val")
-            cure = f"Rename {beside} to that" if self.split == "dev" and beside.is_dir() else f"Put the {what} there"
-            raise FileNotFoundError(f"{what}: {folder} does not exist. {cure}, or set --root.")
         missing = [path for path, size in zip(paths.values(), sizes, strict=True) if not size]
         if not missing:
             return sizes

@@ -23,7 +23,7 @@ from describing.files import Clip
 from pages.elements import element, page
 from system.disk import write_text
 from system.processes import in_processes
-from utils import Parser, add_dataset_flags, progress, require_packages, run
+from utils import Parser, add_dataset_flags, progress, require_packages, require_paths, run
 
 logger = logging.getLogger("describe")
 
@@ -148,7 +148,10 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         spec = dataset_spec(args)
         if not (args.out or args.preview or spec.description_dir):
             raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
-        clips = [clip for split in _splits(args, spec) for clip in _clips_of(spec, split, args.out)]
+        splits = _splits(args, spec)
+        if faults := dict.fromkeys(fault for split in splits for fault in spec.absent(split)):
+            raise FileNotFoundError(" ".join(faults))  # before torch is imported
+        clips = [clip for split in splits for clip in _clips_of(spec, split, args.out)]
         language = args.language or config.description_language(spec.language)
     if args.clips:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
@@ -275,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["audit"]:
         return audit(argv[1:])
     args = parse_args(argv)
+    require_paths(**{flag: getattr(args, flag) for flag in ("root", "poses", "videos", "prompt")})
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     clips, language = find_clips(args)
     if args.preview:

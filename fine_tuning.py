@@ -5,15 +5,17 @@ Start with `main` for the sequence of steps and `train_one_epoch` for the traini
 
 from __future__ import annotations
 
-from utils import parse_args
+from utils import check_run, parse_args, run
 
-if __name__ == "__main__":
-    ARGS = parse_args()  # before any slow import, so that --help and flag errors respond at once
+if __name__ == "__main__":  # before any slow import, so that --help, wrong flags and wrong paths are answered at once
+    ARGS = parse_args()
+    run(lambda: check_run(ARGS))
 
 import argparse
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from training.build import (
     build_model,
     dataset_spec,
     model_config,
+    take_settings,
     weights_facts,
 )
 from training.checkpoint import (
@@ -42,19 +45,25 @@ from training.checkpoint import (
     save_state,
     write_progress,
 )
+from training.engine import load_full_state_dict
 from training.guards import Guards, statistics_kept
 from training.loader import ClipLoader
 from training.memory import explain_memory
-from training.run_folder import Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
-from utils import git_revision, progress, run, seed_everything, start_log
+from training.run_folder import BEST, Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
+from training.weights import read_weights
+from utils import git_revision, progress, seed_everything, start_log
 
 logger = logging.getLogger(__name__)
+
+FEW_STEPS = 10  # in an epoch; the schedules and epochs of published recipes are made for hundreds
 
 
 def main(args: argparse.Namespace) -> None:
     """Build data, model and guards from the command line, then evaluate or train."""
     distributed.check_dtype(args.dtype, distributed.device())
     distributed.start()
+    if args.eval:
+        take_settings(args)
     if distributed.is_main():
         lock.hold(args.output_dir)
     start_log(args.output_dir, distributed.is_main())
@@ -67,26 +76,29 @@ def main(args: argparse.Namespace) -> None:
     if args.eval:
         model.to(distributed.device())
         record_start(loaders, guards)
-        for loader in loaders.values():
-            scores, _ = evaluate(model, loader, guards, args)
-        logger.info("\n".join(f"{name}: {signature}" for name, signature in scores.signatures.items()))
+        results = [keep(evaluate(model, loader, guards, args), guards, args) for loader in loaders.values()]
     else:
         with guards.stop, guards.tracker:
-            train(args, model, loaders, guards, resumed)
+            results = train(args, model, loaders, guards, resumed)
     guards.saves.finish()
+    conclude(results)
 
 
 def train(
     args: argparse.Namespace, model: Uni_Sign, loaders: dict[str, ClipLoader], guards: Guards, resumed: Resumed | None
-) -> None:
-    """Train from the start or from the state of --resume; after each epoch, save and evaluate on dev."""
+) -> list[Results]:
+    """Train from the start or from the state of --resume; after each epoch, save and evaluate on dev, and at last test.
+
+    Returns:
+        The results of the best epoch on dev, unless an earlier start had it, and those of its weights on test.
+    """
     loader = loaders["train"]
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
-    state = start_state(args, resumed)
+    state, kept = start_state(args, resumed), list[Results]()
     engine = build_engine(args, model, steps_per_epoch)
     if resumed:
         state = load_optimizer_state(engine, resumed[0], state)
-    log_plan(args, steps_per_epoch)
+    log_plan(args, loader, steps_per_epoch)
     record_start(loaders, guards, state.step)
 
     while state.epoch < args.epochs:
@@ -94,22 +106,26 @@ def train(
         trained = train_one_epoch(engine, loader, state, guards, args)
         distributed.broadcast_buffers(engine.module)
         folder = save(engine, state, guards, args)  # before evaluating, since an evaluation can be killed too
-        scores, losses = evaluate(engine, loaders["dev"], guards, args) if "dev" in loaders else (None, {})
-        score = scores.values[metrics.MAIN_METRIC[args.task][0]] if scores else None
-        improved = score is None or metrics.is_better(args.task, score, state.best)
+        dev = evaluate(engine, loaders["dev"], guards, args) if "dev" in loaders else None
+        improved = dev is None or metrics.is_better(args.task, dev.rank, state.best)
         with guards.saves.attempt("the checkpoint", args.output_dir):
-            facts = {**weights_facts(args), "score": score}
+            facts = {**weights_facts(args), "score": dev and dev.rank[0]}
             save_epoch(engine, args.output_dir, state.epoch, improved, args.keep_last, facts)
-        if improved and not guards.saves.failed["the checkpoint"]:
-            state.best = score
-        on_dev = {f"dev_{name}": value for name, value in (scores.values | losses).items()} if scores else {}
-        log_epoch(state, {**trained, **on_dev}, improved, begun, guards, args)
+        if dev and improved and not guards.saves.failed["the checkpoint"]:
+            state.best, kept = dev.rank, [keep(dev, guards, args)]
+        log_epoch(state, {**trained, **(dev.numbers("dev_") if dev else {})}, improved, begun, guards, args)
         state.epoch, state.micro_batch, state.epoch_sums = state.epoch + 1, 0, {}
         if folder:
             with guards.saves.attempt("the state", folder):
                 if distributed.is_main():
                     write_progress(folder, state)
-    logger.info("done; the best weights are %s.", Path(args.output_dir) / "best_checkpoint.pth")
+    guards.saves.finish()
+    best = Path(args.output_dir) / BEST
+    logger.info("trained; the best weights are %s.", best)
+    if "test" in loaders:
+        load_full_state_dict(engine, read_weights(best, "--output_dir")[0] if distributed.is_main() else {})
+        kept.append(keep(evaluate(engine, loaders["test"], guards, args), guards, args))
+    return kept
 
 
 def train_one_epoch(
@@ -158,9 +174,7 @@ def train_one_epoch(
 
 
 @torch.no_grad()
-def evaluate(
-    model: Any, loader: ClipLoader, guards: Guards, args: argparse.Namespace
-) -> tuple[metrics.Scores, dict[str, float]]:
+def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Namespace) -> Results:
     """Generate a sentence for every clip of a split, shared among all processes, and score them.
 
     A clip that cannot be read counts as an empty sentence.
@@ -172,7 +186,7 @@ def evaluate(
         args: the command line.
 
     Returns:
-        The scores, and the loss with and without label smoothing; identical on every process.
+        The results, identical on every process.
     """
     dataset, device, bare = loader.dataset, distributed.device(), getattr(model, "module", model)
     in_step = args.zero_stage == 3 and bare is not model  # ZeRO-3 shards the weights: all processes decode in lockstep
@@ -198,20 +212,16 @@ def evaluate(
     scores = metrics.score(args.task, hypotheses, references, spec.text_unit, spec.bleu_tokenizer)
     loss, nll, n_tokens = torch.stack(distributed.all_gather(sums)).sum(0).tolist()
     losses = {"loss": loss / max(n_tokens, 1), "nll": nll / max(n_tokens, 1)}
-    results = Results(args.task, dataset, hypotheses, references, scores, losses, bad_clips)
-    with guards.saves.attempt("predictions", args.output_dir):
-        if distributed.is_main():
-            write_predictions(Path(args.output_dir), results)
     if distributed.is_main():
         shown = f"loss {losses['loss']:.4f} (without smoothing {losses['nll']:.4f})"
         logger.info("%s, %d clips, %s:\n%s", dataset.split, len(dataset), shown, scores.table())
-    return scores, losses
+    return Results(args.task, dataset, hypotheses, references, scores, losses, bad_clips)
 
 
 # -- helper functions ------------------------------------------------------------------------------------------------
 
 
-def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
+def log_plan(args: argparse.Namespace, loader: ClipLoader, steps_per_epoch: int) -> None:
     """Log the training plan, above all the global batch size, which must match for runs to be comparable."""
     world = distributed.world_size()
     logger.info(
@@ -226,6 +236,18 @@ def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
         args.dtype,
         args.zero_stage,
     )
+    batch = max(1, min(args.batch_size, len(loader.dataset) // (FEW_STEPS * world)))
+    group = max(1, len(loader) // FEW_STEPS) if batch == args.batch_size else 1
+    if steps_per_epoch < FEW_STEPS and (batch, group) != (args.batch_size, args.gradient_accumulation_steps):
+        logger.warning(
+            "%d optimizer steps an epoch are few to learn from: %d clips for a global batch of %d. Try --batch-size %d "
+            "--gradient-accumulation-steps %d.",
+            steps_per_epoch,
+            len(loader.dataset),
+            args.batch_size * args.gradient_accumulation_steps * world,
+            batch,
+            group,
+        )
 
 
 def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | None = None) -> None:
@@ -268,6 +290,22 @@ def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespac
     with guards.saves.attempt("the state", folder):
         save_state(engine, state, folder, args.keep_last)
     return None if guards.saves.failed["the state"] else folder
+
+
+def keep(results: Results, guards: Guards, args: argparse.Namespace) -> Results:
+    """Write the files of a split's results, in place of earlier ones, and return them; all processes must call this."""
+    with guards.saves.attempt("predictions", args.output_dir):
+        if distributed.is_main():
+            write_predictions(Path(args.output_dir), results)
+    return results
+
+
+def conclude(results: Sequence[Results]) -> None:
+    """Log how scores were computed and, once, if the model has learnt next to nothing."""
+    for name, signature in results[-1].scores.signatures.items() if results else ():
+        logger.info("%s: %s", name, signature)
+    if complaints := [complaint for one in results if (complaint := one.complaint())]:
+        logger.warning(complaints[0])
 
 
 def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from config import ASPECTS, EXTRACTORS, ONE_PERSON, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from system.disk import write_text
-from utils import Parser, progress, run, sigterm_as_ctrl_c
+from utils import Parser, progress, require_paths, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from clips.batch import Sample
@@ -326,11 +326,11 @@ def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
     """Refuse requests that these clips cannot fulfil, before loading any model.
 
     Raises:
-        FileNotFoundError: the descriptions do not exist.
+        FileNotFoundError: a file or folder that a flag names does not exist.
         ValueError: one description file for several clips, or subtitles without known times.
     """
-    if args.descriptions and not Path(args.descriptions).exists():
-        raise FileNotFoundError(f"--descriptions: {args.descriptions} does not exist.")
+    flags = ("checkpoint", "descriptions", "models", "mt5_path", "text_encoder")
+    require_paths(**{flag: getattr(args, flag) for flag in flags})
     if args.descriptions and Path(args.descriptions).is_file() and len(clips) > 1:
         raise ValueError(f"--descriptions: {args.descriptions} is one file for {len(clips)} clips; give a folder.")
     if not args.out.endswith(".srt"):

@@ -25,6 +25,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from system.terminal import ending_with_its_reader
 from training.findings import LANGUAGES, Report
 
 if TYPE_CHECKING:
@@ -331,18 +332,13 @@ def explain(error: BaseException, said: str, file: str) -> tuple[str, str]:
 
 def run_flags(typed: Sequence[str]) -> argparse.Namespace:
     """Parse the flags of the run; exit if they are wrong or name files that do not exist."""
-    from config import dataset_of
-    from utils import parse_args
+    from utils import check_run, parse_args
 
     args = parse_args(typed)
-    paths = {flag: getattr(args, flag) for flag in ("root", "finetune", "fusion_checkpoint", "rgb_backbone")}
-    faults = [f"--{flag}: {path} does not exist." for flag, path in paths.items() if path and not Path(path).exists()]
     try:
-        dataset_of(args)
-    except (OSError, ValueError) as error:
-        faults.append(str(error))
-    if faults:
-        sys.exit(f"error: {' '.join(faults)}")
+        check_run(args, data=False)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     return args
 
 
@@ -371,8 +367,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.require("checks.cure")
     if args:
         with report.section(f"\n{report.text('data')}"):
-            from training import readiness
+            from training import build, readiness
 
+            if args.eval:
+                build.take_settings(args)
             readiness.examine(report, args, own.full)
     return 0 if report.conclude(own.strict) else 1
 
@@ -383,6 +381,7 @@ if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # the marks are in no code page of Windows
     try:
-        sys.exit(main())
+        with ending_with_its_reader():
+            sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)

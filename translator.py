@@ -14,14 +14,13 @@ import torch
 from clips.batch import Sample, collate_fn, to_device
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from models import Uni_Sign
-from network.rgb_branch import PREFIXES as RGB_PREFIXES
 from pose.extraction import Extractor, extract_pose
-from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Pose, part_keypoints, read_pose
+from pose.keypoints import SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose.video import read_pictures
 from system.distributed import autocast, check_dtype
 from temporal_alignment import TemporalAligner, read_descriptions, sample_frames
 from text_fusion_modules import TextEncoder
-from training.weights import TEXT_ENCODER_PREFIX, assemble, kept_tokens, read_model, refuse_without_adapter
+from training.weights import TEXT_ENCODER_PREFIX, assemble, kept_tokens, read_config, read_model
 
 
 class Candidate(NamedTuple):
@@ -103,7 +102,7 @@ class Translator:
             ValueError: the model is incomplete, uses crops of the hands, or does not match its files.
         """
         weights, facts = read_model(path, "--checkpoint")
-        config = read_config(path, facts, weights, text_encoder=text_encoder, language=language)
+        config = whole_config(path, facts, weights, text_encoder=text_encoder, language=language)
         refuse_rgb(path, config)
         mt5_folder = mt5_path or facts.get("mt5_path")
         if not mt5_folder:
@@ -238,22 +237,13 @@ class FrozenTextEncoder:
             return self.encoder(texts)
 
 
-def read_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
-    """Return a checkpoint's config, with the given values replaced.
+def whole_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
+    """Return a whole model's config, with the given values replaced.
 
     Raises:
-        ValueError: the config has unknown keys, or the weights are not a complete model.
+        ValueError: see `read_config`, or the weights are not a complete model.
     """
-    # Uni-Sign's published weights have no config; the width follows from the weights.
-    plain: dict[str, Any] = {"rgb_support": any(name.startswith(RGB_PREFIXES) for name in weights)}
-    if "part_para" in weights:
-        plain["hidden_dim"] = len(weights["part_para"]) // len(PART_JOINTS)
-    saved = facts.get("config", plain)
-    try:
-        config = ModelConfig(**{**saved, **{key: value for key, value in given.items() if value}})
-    except TypeError as error:
-        raise ValueError(f"--checkpoint: {path} is of another version of this code ({error}).") from None
-    refuse_without_adapter(weights, f"--checkpoint: {path}")
+    config = read_config(path, "--checkpoint", facts, weights, **given)
     if not any(name.startswith("mt5_model.") for name in weights):
         raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
     return config

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import config
+from system.terminal import ending_with_its_reader
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -23,13 +26,29 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+# Flags of Uni-Sign's parser and of its relatives that decide nothing here, and what does.
+WITHOUT_EFFECT = {
+    "world_size": "the launcher",
+    "dist_url": "the launcher",
+    "dist_eval": "all processes evaluate",
+    "device": "CUDA_VISIBLE_DEVICES",
+    "start_epoch": "--resume",
+    "clip_grad": "--gradient-clipping",
+    "momentum": "0.9",
+    "compute_fp32_loss": "sums are in fp32",
+}
+MODEL_FLAGS = {field.name for field in dataclasses.fields(config.ModelConfig)} - {"language", "max_target_tokens"}
+# What --eval takes from the checkpoint.
+OF_CHECKPOINT = MODEL_FLAGS | {"task", "max_length", "mt5_path", "text_encoder_freeze", "output_dir"}
+
+NO_TEST = "Or leave test out of this training: --no_test."
 _OURS = "run"  # name of this run's log handlers
 
 EXAMPLES = """examples:
   python -m tools.sample_data --out sample   a small made-up corpus; with --root sample below no other data is needed
   python fine_tuning.py --epochs 20 --output_dir ./output_baseline
   python fine_tuning.py --epochs 20 --use_descriptions --output_dir ./output_multimodal
-  python fine_tuning.py --use_descriptions --finetune ./output_multimodal/best_checkpoint.pth --eval
+  python fine_tuning.py --eval --finetune ./output_multimodal/best_checkpoint.pth
   torchrun --nproc-per-node 4 fine_tuning.py --use_descriptions
 """
 
@@ -78,6 +97,11 @@ class Parser(argparse.ArgumentParser):
         end = "" if message.endswith((".", "?", "!")) else "."
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
 
+    def typed(self, argv: Sequence[str] | None) -> set[str]:
+        """Return the names of the values that a command line gives; the others have their defaults."""
+        unset = argparse.Namespace(**{action.dest: None for action in self._actions})
+        return {name for name, value in vars(self.parse_args(argv, unset)).items() if value is not None}
+
     def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
         """Exit with an error if numbers are below their bounds or NaN."""
         low = [name for name, bound in bounds.items() if not getattr(args, name) >= bound]
@@ -103,7 +127,8 @@ def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
     try:
-        main()
+        with ending_with_its_reader():
+            main()
     except (ValueError, OSError) as error:
         logging.getLogger().debug("where it came from:", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
@@ -127,6 +152,20 @@ def installed(package: str) -> bool:
     """Return whether a package can be imported; a mere folder of that name, such as wandb's, does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
+
+
+def require_paths(**paths: str) -> None:
+    """Check, before any slow import, that what flags name exists; "" is the default of a flag that names nothing.
+
+    Raises:
+        FileNotFoundError: one line on all flags whose files or folders are missing.
+    """
+    if missing := _missing(**paths):
+        raise FileNotFoundError(" ".join(missing))
+
+
+def _missing(**paths: str) -> list[str]:
+    return [f"--{flag}: {path} does not exist." for flag, path in paths.items() if path and not os.path.exists(path)]
 
 
 def require_packages(flag: str, *names: str) -> None:
@@ -280,10 +319,15 @@ def get_args_parser() -> Parser:
         metavar="FILE|DIR",
         help="start from these weights: .pth, .safetensors, or a folder of tools/export.py, whose mT5 is taken as well",
     )
-    add("--eval", action="store_true", help="evaluate --finetune on dev and test, train nothing")
+    add(
+        "--eval",
+        action="store_true",
+        help="evaluate --finetune on dev and test, with the model's settings of that checkpoint; train nothing",
+    )
+    add("--no_test", action="store_true", help="end a training without the evaluation of test by its best weights")
     add("--num_beams", type=int, default=4, help="beams of the beam search; 1 is greedy; default: 4")
     add("--max_new_tokens", type=int, default=100, help="maximum tokens of a generated sentence; default: 100")
-    add("--output_dir", default="./output", metavar="DIR", help="default: ./output")
+    add("--output_dir", default="./output", metavar="DIR", help="default: ./output; with --eval, beside --finetune")
     add("--resume", default="", metavar="auto|DIR", help="go on from the newest state in --output_dir, or from DIR")
     add(
         "--save_steps",
@@ -323,29 +367,48 @@ def get_args_parser() -> Parser:
     add("--tensorboard", action="store_true", help="draw the curves in OUTPUT_DIR/tensorboard as well")
     add("--wandb", action="store_true", help="and in Weights & Biases; WANDB_MODE=offline keeps them in OUTPUT_DIR")
     add("--keep_last", type=int, default=2, metavar="N", help="checkpoints and states kept; 0 keeps all; default: 2")
+    for name in WITHOUT_EFFECT:
+        parser.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject conflicting flags and invalid values, before any slow import."""
+    """Parse the command line and reject conflicting flags and invalid values, before any slow import.
+
+    With --eval, what the checkpoint decides and the command line does not say is None: see `OF_CHECKPOINT`.
+    """
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    _take_from_export(args)
+    _drop_flags_without_effect(parser, args)
     if args.rgb_backbone and not args.rgb_support:
         parser.error("--rgb_backbone needs --rgb_support.")
+    if args.offload and args.zero_stage == 0:
+        parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
+    _check_numbers(parser, args)
+    if args.eval:
+        _check_evaluation(parser, args)
+        for name in OF_CHECKPOINT - parser.typed(argv):
+            setattr(args, name, None)
+        return args
+    for package in ("tensorboard", "wandb"):
+        if getattr(args, package) and not installed(package):
+            parser.error(f"--{package} needs a package: pip install -r requirements/tracking.txt")
+    _take_from_export(args)
     if not args.use_descriptions:
         given = [name for name in ("text_encoder_freeze", "text_encoder", "fusion_checkpoint") if getattr(args, name)]
         given += ["trainable fusion"] if args.trainable == "fusion" else []
         parser.refuse(f"--{flag} needs --use_descriptions." for flag in given)
-    if args.eval:
-        _check_evaluation(parser, args)
-    for package in ("tensorboard", "wandb"):
-        if getattr(args, package) and not installed(package):
-            parser.error(f"--{package} needs a package: pip install -r requirements/tracking.txt")
-    if args.offload and args.zero_stage == 0:
-        parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
-    _check_numbers(parser, args)
     return args
+
+
+def _drop_flags_without_effect(parser: Parser, args: argparse.Namespace) -> None:
+    """Remove flags that other programs of this family have, and say so once for all processes."""
+    given = [name for name in WITHOUT_EFFECT if hasattr(args, name)]
+    for name in given:
+        delattr(args, name)
+    if given and os.environ.get("RANK", "0") == "0":
+        decides = ", ".join(f"--{name} (instead: {WITHOUT_EFFECT[name]})" for name in given)
+        sys.stderr.write(f"{parser.prog}: accepted as in Uni-Sign, without effect here: {decides}.\n")
 
 
 def _take_from_export(args: argparse.Namespace) -> None:
@@ -366,8 +429,63 @@ def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace)
         parser.error("--eval takes the vocabulary that the weights of --finetune have; drop --trim_vocab.")
     if args.resume:
         parser.error("--eval and --resume exclude each other: --eval trains nothing.")
+    if args.no_test:
+        parser.error("--no_test is for a training; --eval evaluates dev and test.")
     if args.tensorboard or args.wandb:
         parser.error("--tensorboard and --wandb draw a training; --eval writes its scores to {split}_metrics.json.")
+
+
+def splits_of(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
+    """Return the splits that a run reads: train, dev, and test for its end; with --eval, dev and test."""
+    splits = ["dev", "test"] if args.eval else ["train", "dev"]
+    if not (args.eval or args.no_test or spec.dev_is_test):
+        splits.append("test")
+    return [split for split in splits if split in spec.labels or split == "train"]
+
+
+def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
+    """Check, before any slow import, that the model's sizes are valid and what a run reads is there.
+
+    Args:
+        args: the command line.
+        data: look for the data set's files and for mT5, too, not only for what flags name.
+
+    Raises:
+        ValueError: one line on all that is wrong.
+    """
+    flags = ("root", "finetune", "fusion_checkpoint", "rgb_backbone", "text_encoder")
+    faults = _missing(
+        **{flag: getattr(args, flag) or "" for flag in flags},
+        packed=args.packed and config.under_root(args.root, args.packed),
+        resume="" if args.resume == "auto" else args.resume,
+    )
+    if Path(args.output_dir or ".").is_file():
+        faults.append(f"--output_dir: {args.output_dir} is a file; wanted a folder.")
+    try:
+        spec = config.dataset_of(args)
+        spec.check_task(args.task or spec.tasks[0])
+        if not args.eval:
+            config.ModelConfig(**{name: getattr(args, name) for name in MODEL_FLAGS})
+    except (OSError, ValueError) as error:
+        faults.append(str(error))
+    else:
+        faults += _missing_data(args, spec.under(args.root)) if data and os.path.isdir(args.root) else []
+    if faults:
+        raise ValueError(" ".join(faults))
+
+
+def _missing_data(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
+    """Return a sentence on each file and folder of the data set, and of mT5, that does not exist."""
+    faults: dict[str, None] = {}  # dev and test may share a folder
+    files = not args.packed
+    for split in splits_of(args, spec):
+        texts, videos = files and bool(args.use_descriptions), bool(args.rgb_support)
+        missing = dict.fromkeys(spec.absent(split, poses=files, videos=videos, descriptions=texts))
+        faults |= {**missing, NO_TEST: None} if missing and split == "test" and not args.eval else missing
+    folder = Path(config.under_root(args.root, args.mt5_path or ""))
+    if args.mt5_path and not (folder / "config.json").is_file():
+        faults[f"mT5: {folder}/config.json does not exist. {config.GET_MT5}"] = None
+    return list(faults)
 
 
 def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:

@@ -16,6 +16,8 @@ from transformers.activations import NewGELUActivation
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from config import GET_MT5
+
 # Its warnings about mT5 (tied weights, unused decoder weights) are known and handled here.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -47,11 +49,7 @@ def load_mt5(
         ValueError: the folder holds another model, or its files are unreadable or lack weights.
     """
     if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder}/config.json does not exist. Put mT5 there (google/mt5-base) or name its folder with --mt5_path; "
-            "or try the sample corpus, which has a small mT5: python -m tools.sample_data --out sample, then --root "
-            "sample."
-        )
+        raise FileNotFoundError(f"{folder}/config.json does not exist. {GET_MT5}")
     if (kind := model_type(Path(folder))) != "mt5":
         raise ValueError(f"{folder}/config.json: model_type is {kind!r}, not 'mt5'. Name mT5's folder with --mt5_path.")
     read = read_pretrained if with_weights else read_architecture

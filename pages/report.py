@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import utils
-from pages.clip_view import Viewer, clip_section
 from pages.comparison import Judged
 from pages.elements import Bar, Html, Line, chart, element, folded, intervals, join, number, page, smoothed, table
 from pages.run_folder import RunFolder
@@ -129,8 +128,6 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
         parts.append(
             element("div", element("table", element("tr", element("th"), head), rows, class_="scores"), class_="wide")
         )
-        for run_, label in zip(of_split.runs, labels, strict=True):
-            parts += [element("p", f"{label}: {told}", class_="small") for told in which_weights(run_, of_split.split)]
         if of_split.unshared:
             parts.append(
                 element(
@@ -153,17 +150,6 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
 def bars_of(judged: Judged, metric: str) -> list[Bar]:
     """Return a score of each run as a bar in the run's colour."""
     return [Bar(style, *found) for style, found in zip(STYLES, judged.standing(metric), strict=False)]
-
-
-def which_weights(run_: RunFolder, split: str) -> list[str]:
-    """Return a remark if a split's sentences were generated with other weights than best_checkpoint.pth."""
-    after, best = run_.written_after(split), run_.best_epoch()
-    if after is None or best is None or best["epoch"] == after:
-        return []
-    return [
-        f"these sentences were written after epoch {after + 1}; best_checkpoint.pth is of epoch {best['epoch'] + 1}. "
-        "To see its sentences, evaluate it into this folder with --eval."
-    ]
 
 
 def signed(value: float) -> str:
@@ -334,6 +320,8 @@ def clips_section(
         return Html()
     if not counted and (unknown := [name for name in wanted if name not in judged.reference]):
         raise ValueError(f"--clips: {unknown[0]!r} is no clip that was written in the split {judged.split!r}.")
+    from pages.clip_view import Viewer, clip_section  # it imports torch: wrong folders and names are answered before
+
     viewers = [
         Viewer(label, style, run_, judged.split)
         for label, style, run_ in zip(labels, STYLES, judged.runs, strict=False)

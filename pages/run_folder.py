@@ -13,7 +13,7 @@ from typing import Any
 from config import SPLITS, DatasetSpec
 from system.disk import read_lines
 from training.metrics import MAIN_METRIC, is_better
-from training.tracking import RECORD, read_record
+from training.run_folder import BEST, RECORD, read_record
 
 
 @dataclass
@@ -84,7 +84,7 @@ class RunFolder:
     @property
     def weights(self) -> Path | None:
         """Return the path of the best checkpoint, else of the evaluated weights, or None."""
-        best = self.folder / "best_checkpoint.pth"
+        best = self.folder / BEST
         if best.is_file():
             return best
         named = self.last.get("arguments", {}).get("finetune")
@@ -93,17 +93,14 @@ class RunFolder:
     def best_epoch(self) -> dict[str, Any] | None:
         """Return the line of log.txt with the best dev score, whose weights are best_checkpoint.pth."""
         metric = f"dev_{MAIN_METRIC[self.task][0]}"
-        best: dict[str, Any] | None = None
+        best: tuple[float, float] | None = None
+        found = None
         for line in self.epochs:
-            score = line.get(metric)
-            if score is not None and is_better(self.task, score, best[metric] if best else None):
-                best = line
-        return best
-
-    def written_after(self, split: str) -> int | None:
-        """Return the epoch after which training wrote this split's sentences; None if an evaluation wrote them."""
-        trained_last = bool(self.starts) and self.starts[-1]["what"] == "training"
-        return self.epochs[-1]["epoch"] if trained_last and split == "dev" and self.epochs else None
+            score, nll = line.get(metric), line.get("dev_nll")
+            rank = (math.nan if score is None else score, math.inf if nll is None else nll)
+            if score is not None and is_better(self.task, rank, best):
+                best, found = rank, line
+        return found
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from synthetic.corpus import SMALL_MODEL
 from system.disk import write_text
 from training.experiments import Experiments
 from training.metrics import Tally, compare, draw_clips, tally
-from utils import Parser, add_dataset_flags, run
+from utils import Parser, add_dataset_flags, require_paths, run
 
 logger = logging.getLogger("ablate")
 
@@ -102,13 +102,13 @@ BASE = "pose only"
 
 
 def run_arm(experiments: Experiments, name: str, seed: int) -> dict[str, list[dict]]:
-    """Train an arm and run its tests; return row -> predictions."""
+    """Train an arm, which ends with a test of its own texts, and run its other tests; return row -> predictions."""
     arm, folder = ARMS[name], experiments.out / "runs" / f"{name}-seed{seed}"
     flags = [*arm.flags, "--seed", str(seed)]
-    weights = experiments.train(arm.texts, flags, folder)
+    own = experiments.train(arm.texts, flags, folder)
     return {
-        test.name: experiments.test(test.texts, flags, weights, folder / f"test{number}")
-        for number, test in enumerate(arm.tests)
+        test.name: own if test.texts == arm.texts else experiments.test(test.texts, flags, folder, folder / test.texts)
+        for test in arm.tests
     }
 
 
@@ -186,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: a command failed; running jobs finish first, and no others are started.
     """
     args = parse_args(argv)
+    require_paths(root=args.root)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     spec = config.dataset_of(args).under(args.root)
     flags = (*(QUICK.split() if args.quick else []), *args.flags)

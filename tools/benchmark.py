@@ -10,6 +10,7 @@ beyond what was in use before: weights, optimizer and batch.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import ctypes
 import gc
@@ -27,23 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
-
-from clips.batch import Sample, collate_fn, to_device
-from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
-from config import DatasetSpec, ModelConfig
-from datasets import S2T_Dataset
-from models import Uni_Sign
-from network.mt5 import run_encoder, untie_embeddings, use_fused_activation
-from network.vocabulary import EOS, PAD, Tokenizer
-from pose.keypoints import N_KEYPOINTS, normalize_keypoints
-from system.distributed import autocast
-from text_fusion_modules import EncodesTexts, TextEncoder
-from training.loader import SEARCHED
-from training.optimization import parameter_groups
 from utils import Parser, run
 
 NUM_BEAMS = 4
@@ -70,6 +54,65 @@ SIZES = {
     "small": Size(128, MT5_SMALL, batch_size=8, frames=64, texts=8, max_new_tokens=40),
     "base": Size(256, MT5_BASE, batch_size=16, frames=256, texts=30, max_new_tokens=40),
 }
+STAGES = (
+    "normalisation", "clips from files", "clips from packs", "collation", "pose encoder", "mT5 encoder",
+    "decoder and loss", "forward and backward", "optimizer", "training step", "evaluation",
+    "text branch with frozen texts", "training step with frozen texts",
+    "text branch with trained texts", "training step with trained texts",
+)  # fmt: skip
+
+
+def get_args_parser() -> Parser:
+    """Build the command line."""
+    parser = Parser(prog="python -m tools.benchmark", description="Measure each stage of training and evaluation.")
+    add = parser.add_argument
+    add("--size", default="small", choices=SIZES, help="base: mt5-base and the released pose encoder; default: small")
+    add("--only", nargs="+", default=[""], metavar="STAGE", help="stages whose name begins so; default: all")
+    add("--batch-size", type=int, help="clips of a batch; default: that of the size")
+    add("--frames", type=int, help="frames of a clip; default: that of the size")
+    add("--dtype", choices=("bf16", "fp32"), help="of matrix products; default: bf16 on a GPU, fp32 on a CPU")
+    add("--repeats", type=int, default=5, help="timed runs of a stage; default: 5")
+    add("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the time of this process, where others compute")
+    add("--threads", type=int, help="of torch on a CPU; default: torch's choice")
+    add("--json", metavar="FILE", help="also write all figures there")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid values, before any slow import."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    size = SIZES[args.size]
+    args.batch_size = size.batch_size if args.batch_size is None else args.batch_size
+    args.frames = size.frames if args.frames is None else args.frames
+    parser.at_least(args, batch_size=1, frames=1, repeats=1, **({} if args.threads is None else {"threads": 1}))
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        parser.error(f"--json {args.json}: its folder does not exist.")
+    if not any(stage.startswith(tuple(args.only)) for stage in STAGES):
+        parser.error(f"--only {' '.join(args.only)}: no stage begins so; there are {', '.join(STAGES)}.")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
+
+from clips.batch import Sample, collate_fn, to_device
+from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
+from config import DatasetSpec, ModelConfig
+from datasets import S2T_Dataset
+from models import Uni_Sign
+from network.mt5 import run_encoder, untie_embeddings, use_fused_activation
+from network.vocabulary import EOS, PAD, Tokenizer
+from pose.keypoints import N_KEYPOINTS, normalize_keypoints
+from system.distributed import autocast
+from text_fusion_modules import EncodesTexts, TextEncoder
+from training.loader import SEARCHED
+from training.optimization import parameter_groups
 
 
 @dataclass(frozen=True)
@@ -331,7 +374,7 @@ def _status_mib(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-# -- command line ----------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------------------------
 
 # Heading, key in a row of figures, factor, format.
 COLUMNS = (
@@ -348,33 +391,11 @@ def table_line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def get_args_parser() -> Parser:
-    """Build the command line."""
-    parser = Parser(prog="python -m tools.benchmark", description="Measure each stage of training and evaluation.")
-    add = parser.add_argument
-    add("--size", default="small", choices=SIZES, help="base: mt5-base and the released pose encoder; default: small")
-    add("--only", nargs="+", default=[""], metavar="STAGE", help="stages whose name begins so; default: all")
-    add("--batch-size", type=int, help="clips of a batch; default: that of the size")
-    add("--frames", type=int, help="frames of a clip; default: that of the size")
-    add("--dtype", choices=("bf16", "fp32"), help="of matrix products; default: bf16 on a GPU, fp32 on a CPU")
-    add("--repeats", type=int, default=5, help="timed runs of a stage; default: 5")
-    add("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the time of this process, where others compute")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of torch on a CPU; default: torch's choice")
-    add("--json", metavar="FILE", help="also write all figures there")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(args: argparse.Namespace) -> None:
     """Measure what the command line asks for and print a table."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
     device, size = torch.device("cuda" if torch.cuda.is_available() else "cpu"), SIZES[args.size]
-    args.batch_size = size.batch_size if args.batch_size is None else args.batch_size
-    args.frames = size.frames if args.frames is None else args.frames
     args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    parser.at_least(args, batch_size=1, frames=1, repeats=1, threads=1)
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        parser.error(f"--json {args.json}: its folder does not exist.")
+    args.threads = args.threads or torch.get_num_threads()
     size = replace(size, batch_size=args.batch_size, frames=args.frames)
     torch.set_num_threads(args.threads)
     meter = Meter(device, args.clock, args.repeats)
@@ -388,22 +409,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.write(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n\n")
     sys.stdout.write(table_line("stage", *(column[0] for column in COLUMNS)))
     sys.stdout.write(table_line(*["---"] * (1 + len(COLUMNS))))
-    rows, names = [], []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for stage in all_stages(size, Path(folder), device, args.dtype):
-            names.append(stage.name)
             if stage.name.startswith(tuple(args.only)):
                 rows.append(row := meter.measure(stage, ceiling))
                 cells = ("-" if row[key] is None else format(row[key] * by, form) for _, key, by, form in COLUMNS)
                 sys.stdout.write(table_line(stage.name, *cells))
                 sys.stdout.flush()
             del stage  # with the model, before the next one is made
-    if not rows:
-        raise ValueError(f"--only {' '.join(args.only)}: no stage begins so; there are {', '.join(names)}.")
     if args.json:
         content = {"run": facts | {"model": asdict(size)}, "stages": rows}
         Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: main(ARGS))

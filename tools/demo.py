@@ -15,6 +15,7 @@ from synthetic.corpus import CLIPS, MARKER, write_corpus
 from system.disk import read_lines
 from training.experiments import Experiments
 from training.metrics import score
+from training.run_folder import BEST
 from utils import Parser, progress, run
 
 EPOCHS = 6
@@ -64,21 +65,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             pool.submit(experiments.train, "own", WITH, with_texts),
         ]
         watch(trainings, [without, with_texts])
-        base, weights = (training.result() for training in trainings)
-        tests = {
-            "trained and tested without texts": ("none", (), base, without),
-            "trained and tested with texts": ("own", WITH, weights, with_texts),
-            "    the same, tested without texts": ("none", WITH, weights, out / "no_texts"),
-            "    the same, tested with other clips' texts": ("shuffled", WITH, weights, out / "other_texts"),
+        results = {
+            "trained and tested without texts": trainings[0].result(),
+            "trained and tested with texts": trainings[1].result(),
         }
-        running = {row: pool.submit(experiments.test, *test) for row, test in tests.items()}
-        results = {row: running[row].result() for row in progress(running, "testing")}
+        others = {
+            "    the same, tested without texts": ("none", out / "no_texts"),
+            "    the same, tested with other clips' texts": ("shuffled", out / "other_texts"),
+        }
+        running = {
+            row: pool.submit(experiments.test, texts, WITH, with_texts, folder)
+            for row, (texts, folder) in others.items()
+        }
+        results |= {row: running[row].result() for row in progress(running, "testing")}
     say(comparison(results, spec))
     page = out / "report.html"
     report = ["-m", "tools.report", str(without), str(with_texts), "--out", str(page)]
     experiments.once(out / "report.json", report)
     first = next(iter(results.values()))[0]["name"]
-    say(WHAT_IT_SHOWS + NEXT.format(page=page, weights=weights, pose=Path(spec.pose_dir) / f"{first}.pkl"))
+    say(WHAT_IT_SHOWS + NEXT.format(page=page, weights=with_texts / BEST, pose=Path(spec.pose_dir) / f"{first}.pkl"))
 
 
 def say(text: str) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ASPECTS, EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
-from utils import Parser, run, sigterm_as_ctrl_c
+from utils import Parser, require_paths, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from pose.extraction import Extractor
@@ -361,6 +361,8 @@ def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
 
 def main(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
+    flags = ("checkpoint", "models", "mt5_path", "text_encoder")
+    require_paths(**{flag: getattr(args, flag) for flag in flags})
     from translator import Translator
 
     translator = Translator.from_checkpoint(

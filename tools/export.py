@@ -27,8 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from config import MODEL_JSON
 from system.disk import new_folder, require_room, write_text, write_whole
-from utils import Parser, run
+from utils import Parser, require_paths, run
 
 if TYPE_CHECKING:
     import torch
@@ -121,11 +122,11 @@ def read(args: argparse.Namespace) -> Model:
         ValueError: the checkpoint is not a complete model.
     """
     from training.weights import kept_tokens, read_weights
-    from translator import read_config, refuse_rgb
+    from translator import refuse_rgb, whole_config
 
     weights, facts = read_weights(args.checkpoint, "--checkpoint")
     given = {"text_encoder": args.text_encoder, "language": args.language}
-    config = read_config(args.checkpoint, facts, weights, **given)
+    config = whole_config(args.checkpoint, facts, weights, **given)
     if args.to == "folder":
         refuse_rgb(args.checkpoint, config)
     folder = Path(args.mt5_path or facts.get("mt5_path", ""))
@@ -240,7 +241,7 @@ def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
 def write_folder(model: Model, out: Path, made_from: str) -> None:
     """Write a self-contained folder atomically."""
     from network.vocabulary import Tokenizer
-    from training.weights import MODEL_JSON, save_safetensors
+    from training.weights import save_safetensors
 
     mt5, encoder, rest = divided(model.weights)
     kind = ("trained" if encoder else "frozen") if model.config.use_descriptions else ""
@@ -379,8 +380,6 @@ def check_target(out: Path, to: str, overwrite: bool) -> None:
     Raises:
         ValueError: the path exists and must not be replaced.
     """
-    from training.weights import MODEL_JSON
-
     if not out.exists() or (out.is_dir() and to == "folder" and not any(out.iterdir())):
         return
     if not overwrite:
@@ -395,6 +394,8 @@ def check_target(out: Path, to: str, overwrite: bool) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Export the model."""
+    require_paths(**{flag: getattr(args, flag) for flag in ("checkpoint", "base", "mt5_path", "text_encoder")})
+    require_paths(texts=next((path for path in args.texts if not Path(path).exists()), ""))
     out = Path(args.out)
     check_target(out, args.to, args.overwrite)
     model = with_vocabulary(read(args), args)

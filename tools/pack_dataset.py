@@ -22,7 +22,7 @@ from clips.labels import split_labels
 from system import lock
 from system.disk import explain
 from system.processes import in_processes
-from utils import Parser, add_dataset_flags, progress, run
+from utils import Parser, add_dataset_flags, progress, require_paths, run
 
 if TYPE_CHECKING:
     from clips.packs import Content
@@ -62,14 +62,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, workers=1)
+    require_paths(root=args.root)
     out = Path(args.root) / args.out
     if args.verify:
+        require_paths(out=str(out))
         verify(out)
         return
     spec = config.dataset_of(args)
     splits = [split for split in args.splits if split in spec.labels]
     if not splits:
         raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)}.")
+    there = spec.under(args.root)
+    if faults := dict.fromkeys(fault for split in splits for fault in there.absent(split)):
+        raise FileNotFoundError(" ".join(faults))
     # If dev is the test split under another name, it shares that split's folders and packs.
     for split in {spec.folder(split): split for split in splits}.values():
         pack_split(spec, split, out, args.root, args.workers)
@@ -84,8 +89,6 @@ def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, worke
     split_spec = there.for_split(split)
     folder = split_spec.pose_dir
     files = dict.fromkeys(split_spec.pose_path(label).relative_to(folder).as_posix() for label in labels.values())
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"poses: {folder} does not exist. Put the poses there, or set --root.")
     lock.hold(out, "--out", "another tools/pack_dataset.py")  # two processes would write to the same files
     pack(out / POSES / name, POSES, spec.pose_dir, pack_pose, [(folder, file) for file in files], workers)
     descriptions = Path(there.description_dir) / name

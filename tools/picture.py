@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import config
-from utils import Parser, require_packages, run
+from utils import Parser, require_packages, require_paths, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,10 +87,12 @@ def open_run(folder: str, split: str) -> Viewer:
         FileNotFoundError: the folder does not hold a run.
         ValueError: the run has no descriptions, or its model or data cannot be read.
     """
-    from pages.clip_view import Viewer
     from pages.run_folder import RunFolder
 
-    viewer = Viewer("", "", RunFolder.read(folder), split)
+    run_ = RunFolder.read(folder)  # before torch is imported
+    from pages.clip_view import Viewer
+
+    viewer = Viewer("", "", run_, split)
     viewer.open("cpu")
     if viewer.translator is not None and not viewer.translator.model.config.use_descriptions:
         raise ValueError(f"{folder}: was trained without descriptions, so there is no gate; name a run with them.")
@@ -235,9 +237,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the picture."""
     args = parse_args(argv)
     require_packages("tools.picture", "PIL")
+    require_paths(font=args.font)
+    clip = read_clip(open_run(args.run, args.split), args.clip)
     from pose.drawing import picture_box
 
-    clip = read_clip(open_run(args.run, args.split), args.clip)
     texts = [clip.sentence, clip.reference, *(text or "" for text in clip.lane.texts)]
     font = choose_font(args.font, "".join(sorted(set("".join(texts)))))
     box = picture_box(clip.pose)

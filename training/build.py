@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from training.guards import BadClips, Guards, Saves, SkippedSteps, StopRequest
 from training.loader import SEARCHED, BatchSampler, ClipLoader
 from training.memory import MemorySettings
 from training.optimization import ENCODER, ENCODER_RATE, OptimizerConfig, build_optimizer, build_schedule
+from training.run_folder import results_folder
 from training.text_cache import TextFeatureCache, build_text_cache
 from training.tracking import Tracker
 from training.weights import (
@@ -37,12 +37,17 @@ from training.weights import (
     kept_tokens,
     load_finetune,
     load_fusion,
+    read_config,
     read_model,
     read_weights,
+    saved_settings,
 )
-from utils import progress
+from utils import MODEL_FLAGS, NO_TEST, OF_CHECKPOINT, get_args_parser, progress, splits_of
 
 logger = logging.getLogger(__name__)
+
+# What --eval takes from the checkpoint, and a flag may change: places, and whether an encoder's features are cached.
+MAY_MOVE = {"mt5_path", "text_encoder", "text_encoder_freeze", "output_dir"}
 
 
 def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
@@ -54,32 +59,61 @@ def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
 
 def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
     """Return the model configuration of the command line."""
-    names = {field.name for field in dataclasses.fields(ModelConfig)} - {"language", "max_target_tokens"}
-    return ModelConfig(language=spec.language, **{name: getattr(args, name) for name in names})
+    return ModelConfig(language=spec.language, **{name: getattr(args, name) for name in MODEL_FLAGS})
+
+
+def take_settings(args: argparse.Namespace) -> None:
+    """Fill in what --eval leaves to the checkpoint (`utils.OF_CHECKPOINT`), in place.
+
+    Weights without a config, as Uni-Sign's, decide what follows from their shapes; flags and defaults, the rest. With
+    --fusion_checkpoint its config counts, since --finetune may be a model without descriptions.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: it is unusable, a flag contradicts it, or its folder holds results on another data set.
+    """
+    flag = "--fusion_checkpoint" if args.fusion_checkpoint else "--finetune"
+    path = args.fusion_checkpoint or args.finetune
+    weights, facts = read_model(path, flag)
+    read_config(path, flag, facts, weights)  # raises if it is of another version
+    saved = saved_settings(facts, weights) | {key: facts[key] for key in ("task", "max_length") if key in facts}
+    given = {name: getattr(args, name) for name in OF_CHECKPOINT if getattr(args, name) is not None}
+    if differing := [name for name, value in given.items() if name not in MAY_MOVE and saved.get(name, value) != value]:
+        told = ", ".join(f"{name} {saved[name]} (here {given[name]})" for name in sorted(differing))
+        raise ValueError(f"--eval: {path} was trained with {told}. Drop these flags: the checkpoint decides.")
+    if Path(facts.get("mt5_path", "")).is_dir():
+        saved["mt5_path"] = facts["mt5_path"]
+    if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
+        saved["text_encoder_freeze"] = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights)
+    saved["output_dir"] = given.get("output_dir") or str(results_folder(args.finetune, dataset_of(args).name))
+    defaults = vars(get_args_parser().parse_args([]))
+    for name in OF_CHECKPOINT - set(given):
+        setattr(args, name, saved.get(name, defaults[name]))
 
 
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:
-    """Build the loaders of the splits that the run needs: train and dev, or with --eval dev and test."""
-    splits = ("dev", "test") if args.eval else ("train", "dev")
+    """Build the loaders of the run's splits."""
     loaders = {}
-    for split in splits:
-        if split not in spec.labels and split != "train":
-            logger.info("%s has no %s split.", spec.name, split)
-            continue
+    for split in splits_of(args, spec):
         training = split == "train"
-        dataset = S2T_Dataset(
-            spec,
-            split,
-            task=args.task,
-            max_length=args.max_length,
-            random_frames=training or args.eval_sampling == "random",
-            use_descriptions=args.use_descriptions,
-            rgb_support=args.rgb_support,
-            uni_sign_crops=args.uni_sign_padding,
-            seed=args.seed,
-            max_bad_clips=args.max_bad_clips,
-            without_them=f"The run goes on without them (--max_bad_clips {args.max_bad_clips:g}).",
-        )
+        try:
+            dataset = S2T_Dataset(
+                spec,
+                split,
+                task=args.task,
+                max_length=args.max_length,
+                random_frames=training or args.eval_sampling == "random",
+                use_descriptions=args.use_descriptions,
+                rgb_support=args.rgb_support,
+                uni_sign_crops=args.uni_sign_padding,
+                seed=args.seed,
+                max_bad_clips=args.max_bad_clips,
+                without_them=f"The run goes on without them (--max_bad_clips {args.max_bad_clips:g}).",
+            )
+        except (ValueError, OSError) as error:
+            if split == "test" and not args.eval:
+                raise ValueError(f"{error} {NO_TEST}") from None
+            raise
         if args.use_descriptions and (reason := dataset.why_no_text()):
             if training:
                 raise ValueError(
@@ -101,7 +135,10 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
     if spec.dev_is_test:
-        logger.warning("%s has no dev split: the best checkpoint is chosen on test.", spec.name)
+        logger.warning("%s has no dev split: the best checkpoint is chosen on test, whose scores are dev's.", spec.name)
+    for split in ("dev", "test"):
+        if split not in spec.labels:
+            logger.info("%s has no %s split.", spec.name, split)
     return loaders
 
 
@@ -274,7 +311,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
     """Return what inference needs besides a checkpoint's weights and config."""
     mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
-    return {"mt5_path": mt5_path, "max_length": args.max_length}
+    return {"mt5_path": mt5_path, "max_length": args.max_length, "task": args.task}
 
 
 def build_guards(args: argparse.Namespace) -> Guards:

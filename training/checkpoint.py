@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import nn
 from system.disk import UNFINISHED, new_folder, remove_folder, sha256, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
-from training.run_folder import forget_checkpoints, resume_dir
+from training.run_folder import BEST, forget_checkpoints, resume_dir
 from training.weights import fusion_weights, save_weights
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class TrainState:
         epoch: current epoch, from 0.
         micro_batch: number of its micro-batches that are done.
         step: total number of optimizer steps, skipped ones included.
-        best: best dev score so far; None before the first.
+        best: main score and loss of the best epoch on dev so far; None before the first.
         revision: git revision of the code.
         arguments: the command line, as a dict.
         lr: learning rate of the last step.
@@ -51,7 +51,7 @@ class TrainState:
     epoch: int = 0
     micro_batch: int = 0
     step: int = 0
-    best: float | None = None
+    best: Sequence[float] | None = None
     lr: float = 0.0
     revision: str = ""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -201,6 +201,7 @@ FREE_FLAGS = frozenset(
         "save_steps",
         "quick_break",
         "keep_last",
+        "no_test",
         "max_bad_clips",
         "max_skipped_steps",
         "max_failed_saves",
@@ -305,7 +306,7 @@ def save_epoch(
         return
     folder, config, facts = Path(output_dir), engine.module.config, {**facts, "epoch": epoch}
     if best:
-        save_weights(folder / "best_checkpoint.pth", weights, config, **facts)
+        save_weights(folder / BEST, weights, config, **facts)
         if config.use_descriptions:
             save_weights(folder / "best_fusion.pth", fusion_weights(weights), config, **facts)
     save_weights(folder / f"checkpoint_{epoch}.pth", weights, config, **facts)

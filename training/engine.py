@@ -6,7 +6,7 @@ the ZeRO stage, so both may differ when a run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,33 @@ def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
     return full
 
 
+def load_full_state_dict(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Overwrite the whole model's weights, at any ZeRO stage, to evaluate it; all processes must call this.
+
+    The optimizer's own copies of the weights stay as they are, so the engine must not train any further.
+
+    Args:
+        engine: the engine that trained.
+        weights: on rank 0 a result of `full_state_dict`; ignored elsewhere.
+    """
+    for name, value in engine.module.state_dict(keep_vars=True).items():
+        shape = getattr(value, "ds_shape", value.shape)
+        whole = torch.empty(shape, dtype=value.dtype, device=engine.device)
+        whole = broadcast(whole.copy_(weights[name]) if is_main() else whole)
+        if hasattr(value, "ds_id"):
+            value.ds_tensor.copy_(_own_part(whole, value.ds_tensor))
+        if value.shape == shape:  # ZeRO-3 keeps small parameters whole as well
+            value.detach().copy_(whole)
+
+
+def _own_part(whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Return the part of a tensor that this process holds, padded at the end; `part` has its shape."""
+    own = torch.zeros_like(part)
+    values = whole.flatten()[own.numel() * rank() : own.numel() * (rank() + 1)]
+    own[: len(values)] = values
+    return own
+
+
 def _join(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Gather a tensor of which each process holds an equal part, padded at the end."""
     parts = [torch.empty_like(part) for _ in range(world_size())]
@@ -261,10 +288,7 @@ def _set_memory(engine: Any, parameter: Any, kind: str, value: torch.Tensor) -> 
     if stage == 0:
         engine.optimizer.state[parameter][kind].copy_(value)
     elif stage == 3:  # setting the whole tensor fails if its size is not a multiple of the number of processes
-        own = torch.zeros_like(parameter.ds_tensor)
-        part = value.flatten()[own.numel() * rank() : own.numel() * (rank() + 1)]
-        own[: len(part)] = part
-        deepspeed.utils.safe_set_local_optimizer_state(parameter, own, kind)
+        deepspeed.utils.safe_set_local_optimizer_state(parameter, _own_part(value, parameter.ds_tensor), kind)
     else:
         deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
 

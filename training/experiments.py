@@ -19,6 +19,7 @@ from config import DatasetSpec
 from describing.control_texts import write_control_texts
 from synthetic.corpus import SMALL_MODEL
 from system.disk import write_text
+from training.run_folder import BEST
 
 logger = logging.getLogger(__name__)
 
@@ -71,18 +72,16 @@ class Experiments:
         """Return the data set's TOML record for descriptions of a kind."""
         return self.out / "texts" / f"{texts}.toml"
 
-    def train(self, texts: str, flags: Sequence[str], folder: Path) -> Path:
-        """Train once, into `folder`, and return the best weights."""
-        command = [*self._fine_tuning(texts, flags, folder), "--resume", "auto"]
-        self.once(folder / "trained.json", command)
-        return folder / "best_checkpoint.pth"
+    def train(self, texts: str, flags: Sequence[str], folder: Path) -> list[dict]:
+        """Train once, into `folder`; return the lines of the test clips' predictions by the best weights."""
+        self.once(folder / "trained.json", [*self._fine_tuning(texts, flags, folder), "--resume", "auto"])
+        return _predictions(folder)
 
-    def test(self, texts: str, flags: Sequence[str], weights: Path, folder: Path) -> list[dict]:
-        """Test weights once, into `folder`, and return the lines of the test clips' predictions."""
-        command = [*self._fine_tuning(texts, flags, folder), "--eval", "--finetune", str(weights)]
+    def test(self, texts: str, flags: Sequence[str], trained: Path, folder: Path) -> list[dict]:
+        """Test the weights in the folder `trained` once with other texts, into `folder`; return as `train` does."""
+        command = [*self._fine_tuning(texts, flags, folder), "--eval", "--finetune", str(trained / BEST)]
         self.once(folder / "tested.json", command)
-        with open(folder / "test_predictions.jsonl", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        return _predictions(folder)
 
     def _fine_tuning(self, texts: str, flags: Sequence[str], out: Path) -> list[str]:
         command = [str(HERE / "fine_tuning.py"), "--dataset_config", str(self.record(texts)), "--root", self.root]
@@ -109,3 +108,8 @@ class Experiments:
         if status:
             raise ValueError(f"status {status} of: python {shlex.join(command)}\nSee {output.name}.")
         write_text(done, json.dumps(command) + "\n")
+
+
+def _predictions(folder: Path) -> list[dict]:
+    with open(folder / "test_predictions.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

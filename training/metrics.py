@@ -367,12 +367,19 @@ def compare(ours: Sequence[Tally], theirs: Sequence[Tally], weights: np.ndarray)
     return {"difference": seen, "interval": interval(drawn), "p": p}
 
 
-def is_better(task: str, new: float, best: float | None) -> bool:
-    """Return whether `new` is strictly better than the best main score so far (None: no score yet).
+def is_better(task: str, new: Sequence[float], best: Sequence[float] | None) -> bool:
+    """Return whether an epoch is strictly better than the best so far (None: no epoch yet).
 
-    >>> is_better("SLT", 25.3, 25.2), is_better("CSLR", 28.0, 27.0), is_better("ISLR", 0.0, None)
-    (True, False, True)
+    Args:
+        task: SLT, ISLR or CSLR.
+        new: main score and loss; of equal scores the lower loss is better, as of the zeros of the first epochs.
+        best: the same of the best epoch.
+
+    >>> is_better("SLT", (25.3, 2.0), (25.2, 1.9)), is_better("CSLR", (28.0, 1.0), (27.0, 1.0))
+    (True, False)
+    >>> is_better("SLT", (0.0, 2.0), (0.0, 3.0))
+    True
     """
-    if best is None:
-        return True
-    return new > best if MAIN_METRIC[task][1] else new < best
+    if best is None or new[0] == best[0]:
+        return best is None or new[1] < best[1]
+    return (new[0] > best[0]) == MAIN_METRIC[task][1]

@@ -6,23 +6,32 @@ import itertools
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from system.disk import read_lines, write_text
-from training.metrics import Scores, prepare_hypothesis, prepare_reference
+from training.metrics import MAIN_METRIC, Scores, prepare_hypothesis, prepare_reference
 
 if TYPE_CHECKING:
     from datasets import S2T_Dataset
 
 logger = logging.getLogger(__name__)
 
+RECORD = "run.json"
+BEST = "best_checkpoint.pth"
+SAME = 0.9  # share of equal sentences that no labels explain: a decoder that writes one sentence whatever it sees
+HELPS = (
+    "What usually helps: weights to start from (--finetune), more optimizer steps (--epochs, a smaller "
+    "--gradient-accumulation-steps), --lr 3e-4; python pre_training_checklist.py --full looks at the data."
+)
+
 # Everything a run writes to its folder except train.log, which is continued.
 _OF_A_RUN = (
-    "resume", "run.json", "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl", "non_finite",
-    "best_checkpoint.pth", "best_fusion.pth", "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
+    "resume", RECORD, "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl", "non_finite",
+    BEST, "best_fusion.pth", "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
 )  # fmt: skip
 
 
@@ -64,6 +73,47 @@ def set_later_aside(output_dir: str | Path, step: int) -> None:
             logger.warning("%s was saved after step %d, where the run goes on; it lies in %s.", folder, step, target)
 
 
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """Read run.json: its `id` and its `starts`, oldest first; None if there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(record["id"], str) and isinstance(record["starts"], list)):
+            raise ValueError("no list of starts")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+    return record
+
+
+def results_folder(weights: str | Path, dataset: str) -> Path:
+    """Return where an evaluation's files go by default: beside the weights.
+
+    Those of a run's best weights belong to the run; others get a folder of their own, named after the file.
+
+    Args:
+        weights: a weight file, or a folder of `tools/export.py`.
+        dataset: the name of the data set to evaluate on.
+
+    Raises:
+        ValueError: the weights were trained on another data set, whose results must not be replaced.
+    """
+    path = Path(weights)
+    starts = (read_record(path.parent) or {"starts": []})["starts"]
+    trained_on = [start["dataset"]["name"] for start in starts if start["what"] == "training"]
+    if trained_on and trained_on[-1] != dataset:
+        raise ValueError(
+            f"--eval: {path} was trained on {trained_on[-1]}, not on {dataset}. Give --dataset or --dataset_config as "
+            f"in training, or name another folder for the results on {dataset} with --output_dir."
+        )
+    return path.parent if path.name == BEST else path.with_suffix("")
+
+
 def resume_dir(output_dir: str | Path) -> Path:
     """Return the folder of a run's states."""
     return Path(output_dir) / "resume"
@@ -79,9 +129,19 @@ def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> No
             path.unlink()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Results:
-    """The results of an evaluation, in the data set's order."""
+    """The results of an evaluation, in the data set's order; identical on every process.
+
+    Attributes:
+        task: SLT, ISLR or CSLR.
+        dataset: the split's clips.
+        hypotheses: a text for each clip.
+        references: the clips' targets.
+        scores: all scores.
+        losses: "loss" with label smoothing and "nll" without, per token.
+        bad_clips: clips that could not be read -> why.
+    """
 
     task: str
     dataset: S2T_Dataset
@@ -90,6 +150,32 @@ class Results:
     scores: Scores
     losses: dict[str, float]
     bad_clips: dict[str, str]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Return what orders epochs: the main score, then the loss without smoothing."""
+        return self.scores.values[MAIN_METRIC[self.task][0]], self.losses["nll"]
+
+    def numbers(self, prefix: str = "") -> dict[str, float]:
+        """Return all scores and losses."""
+        return {prefix + name: value for name, value in (self.scores.values | self.losses).items()}
+
+    def complaint(self) -> str:
+        """Return one line with what usually helps if the model has learnt next to nothing; "" otherwise."""
+        metric, higher = MAIN_METRIC[self.task]
+        value, total = self.scores.values[metric], len(self.references)
+        (text, often), (_, expected) = (
+            Counter(texts).most_common(1)[0] for texts in (self.hypotheses, self.references)
+        )
+        if often >= SAME * total > expected:
+            what = f"{often} of {total} sentences are the same, {text[:40]!r}"
+        elif value == 0 if higher else value >= 100:
+            what = f"{metric} is {value:g}"
+        else:
+            return ""
+        whole = self.task == "SLT" and self.dataset.spec.text_unit == "word" and " " not in "".join(self.references)
+        cure = 'The references have no spaces: set text_unit = "char" in the data set\'s record.' if whole else HELPS
+        return f"{self.dataset.split}: {what}. {cure}"
 
 
 def write_predictions(output_dir: Path, results: Results) -> None:
@@ -102,7 +188,7 @@ def write_predictions(output_dir: Path, results: Results) -> None:
         line |= {"unreadable": bad_clips[name]} if name in bad_clips else {}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(output_dir / f"{split}_predictions.jsonl", "".join(lines))
-    numbers = {**scores.values, **results.losses, "clips": len(dataset), "unreadable": len(bad_clips)}
+    numbers = {**results.numbers(), "clips": len(dataset), "unreadable": len(bad_clips)}
     content = json.dumps({**numbers, "signatures": scores.signatures}, indent=1)
     write_text(output_dir / f"{split}_metrics.json", content + "\n")
     # Sentences as they are scored (split into characters with "char"). Glosses and single signs are unchanged.

@@ -26,11 +26,11 @@ import torch
 from config import DatasetSpec
 from system import distributed
 from system.disk import Lines, explain, write_text
+from training.run_folder import RECORD, read_record
 from utils import git_revision
 
 logger = logging.getLogger(__name__)
 
-RECORD = "run.json"
 SAID_EVERY = 300  # minimum seconds between log lines within an epoch
 PACKAGES = ("torch", "transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
 
@@ -183,24 +183,6 @@ class WandB:
 
 
 # -- run.json --------------------------------------------------------------------------------------------------------
-
-
-def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """Read run.json: its `id` and its `starts`, oldest first; None if there is no such file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = Path(folder) / RECORD
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not (isinstance(record["id"], str) and isinstance(record["starts"], list)):
-            raise ValueError("no list of starts")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
-    return record
 
 
 def _record_so_far(folder: Path) -> dict[str, Any] | None:

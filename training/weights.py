@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import ModelConfig
+from config import MODEL_JSON, ModelConfig
 from models import Uni_Sign
 from network.mt5 import load_mt5
 from network.rgb_branch import PREFIXES as RGB_PREFIXES
 from network.vocabulary import KEPT_TOKENS, Tokenizer, matrices, move_rows
+from pose.keypoints import PART_JOINTS
 from system.disk import sync_file, write_whole
 from text_fusion_modules import EncodesTexts, TextEncoder
 
@@ -37,7 +38,6 @@ FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_adapter.", MAPPER_
 TEXT_ENCODER_PREFIX = "text_encoder."
 TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
 ENCODER_PREFIX = "text_encoder.encoder."
-MODEL_JSON = "model.json"  # in an exported folder: config and other facts
 
 
 def assemble(
@@ -190,6 +190,31 @@ def read_model(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], di
         found, _ = read_weights(part / "model.safetensors", flag)
         weights |= {prefix + name: value for name, value in found.items()}
     return weights, {**facts, "mt5_path": str(folder / "mt5")}
+
+
+def saved_settings(facts: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the fields of `ModelConfig` that a checkpoint decides: all, or what follows from Uni-Sign's weights."""
+    plain: dict[str, Any] = {"rgb_support": any(name.startswith(RGB_PREFIXES) for name in weights)}
+    if "part_para" in weights:
+        plain["hidden_dim"] = len(weights["part_para"]) // len(PART_JOINTS)
+    return facts.get("config", plain)
+
+
+def read_config(
+    path: str | Path, flag: str, facts: Mapping[str, Any], weights: Mapping[str, torch.Tensor], **given: str
+) -> ModelConfig:
+    """Return a checkpoint's config, with the given values replaced.
+
+    Raises:
+        ValueError: the config has unknown keys, or the weights have fusion modules of an earlier version.
+    """
+    try:
+        own = {key: value for key, value in given.items() if value}
+        config = ModelConfig(**saved_settings(facts, weights) | own)
+    except TypeError as error:
+        raise ValueError(f"{flag}: {path} is of another version of this code ({error}).") from None
+    refuse_without_adapter(weights, f"{flag}: {path}")
+    return config
 
 
 def _is_weight(name: Any, value: Any) -> bool:

@@ -48,8 +48,22 @@ def test_the_model_is_that_of_the_flags(command):
     assert all(getattr(config, name) != getattr(ModelConfig(), name) for name in given | fixed)
 
 
-def test_evaluation_has_dev_and_test_in_an_order_that_repeats(command):
-    args = command("--eval", "--finetune", "x", "--seed", 1)
+@pytest.fixture
+def evaluation(command, tmp_path):
+    """Read the command line of an evaluation of a model: `evaluation(model, *flags)`."""
+
+    def read(model, *flags, **facts):
+        save_weights(tmp_path / "best_checkpoint.pth", model.state_dict(), model.config, **facts)
+        line = ["--eval", "--finetune", tmp_path / "best_checkpoint.pth", *flags]
+        args = utils.parse_args([*map(str, ["--root", command().root, "--dtype", "fp32", "--num_workers", 0, *line])])
+        building.take_settings(args)
+        return args
+
+    return read
+
+
+def test_evaluation_has_dev_and_test_in_an_order_that_repeats(command, evaluation):
+    args = evaluation(build(command()), "--seed", 1)
     loaders = building.build_loaders(args, building.dataset_spec(args))
     assert list(loaders) == ["dev", "test"]
     assert all(not loader.dataset.random_frames for loader in loaders.values())
@@ -83,7 +97,11 @@ def test_a_run_says_that_it_goes_on_without_missing_poses(command, tmp_path, cap
 def test_training_draws_clips_and_frames_anew_in_each_epoch(command):
     args = command("--seed", 1)
     loaders = building.build_loaders(args, building.dataset_spec(args))
-    assert [loader.dataset.random_frames for loader in loaders.values()] == [True, False]
+    assert {split: loader.dataset.random_frames for split, loader in loaders.items()} == {
+        "train": True,
+        "dev": False,
+        "test": False,
+    }
     orders = [loaders["train"].sampler.batches(epoch) for epoch in (0, 1)]
     assert orders[0] != orders[1]
     assert [sorted(sum(order, [])) for order in orders] == [list(range(24))] * 2
@@ -137,5 +155,4 @@ def test_descriptions_of_which_none_can_be_used_end_a_training(command, corpus, 
     (tmp_path / "train" / f"{name}.json").write_text('{"0.jpg": "The right hand."}')
     building.build_loaders(args, spec)
     assert "no clip of dev has a description file" in caplog.text
-    building.build_loaders(command("--use_descriptions", "--eval", "--finetune", "x.pth"), spec)
     assert "no clip of test has a description file" in caplog.text

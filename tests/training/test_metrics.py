@@ -240,10 +240,12 @@ def test_table_and_signatures() -> None:
 def test_better_means_higher_except_for_errors() -> None:
     for task, (key, higher) in metrics.MAIN_METRIC.items():
         assert key in metrics.score(task, ["a"], ["a"], "word").values
-        assert metrics.is_better(task, 2.0, 1.0) is higher
-        assert metrics.is_better(task, 1.0, 2.0) is not higher
-        assert not metrics.is_better(task, 1.0, 1.0)  # the earlier epoch stays
-        assert metrics.is_better(task, 0.0, None)
+        assert metrics.is_better(task, (2.0, 9.0), (1.0, 1.0)) is higher
+        assert metrics.is_better(task, (1.0, 1.0), (2.0, 9.0)) is not higher
+        assert metrics.is_better(task, (0.0, 5.0), (0.0, 6.0))  # of equal scores the lower loss
+        assert not metrics.is_better(task, (0.0, 6.0), (0.0, 5.0))
+        assert not metrics.is_better(task, (1.0, 1.0), (1.0, 1.0))  # the earlier epoch stays
+        assert metrics.is_better(task, (0.0, 1.0), None)
 
 
 # -- paired bootstrap ------------------------------------------------------------------------------------------------

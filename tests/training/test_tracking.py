@@ -58,7 +58,7 @@ def test_every_start_is_kept(trained, corpus):
     assert first["revision"] == utils.git_revision()
     assert first["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert first["dataset"]["text_unit"] == "char"
-    assert set(first["data"]) == {"train", "dev"}
+    assert set(first["data"]) == {"train", "dev", "test"}
     assert set(evaluated["data"]) == {"dev", "test"}
     assert first["data"] == resumed["data"]
     assert first["data"]["train"]["clips"] == 24

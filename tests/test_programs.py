@@ -1,0 +1,126 @@
+"""What holds for every program: a wrong path is answered before torch is imported, and `head` may leave."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNNER = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+program = sys.argv[0]
+status = 0
+try:
+    runpy.run_path(program, run_name="__main__")
+except SystemExit as end:
+    if isinstance(end.code, str):
+        sys.stderr.write(f"{end.code}\\n")
+    status = end.code if isinstance(end.code, int) else 1
+print("torch" if "torch" in sys.modules else "nothing slow", status)
+"""
+# program -> command lines with something that is not there, and what is said of it
+WRONG = {
+    "fine_tuning.py": {
+        "--root nowhere": "--root: nowhere does not exist.",
+        "--root {here}": "labels: {here}/data/CSL_Daily/labels.train does not exist.",
+        "--root {here} --mt5_path gone": "mT5: {here}/gone/config.json does not exist.",
+        "--finetune nowhere.pth --fusion_checkpoint gone.pth --use_descriptions": (
+            "--finetune: nowhere.pth does not exist. --fusion_checkpoint: gone.pth does not exist."
+        ),
+        "--eval --finetune nowhere.pth": "--finetune: nowhere.pth does not exist.",
+        "--dataset_config nowhere.toml": "--dataset_config: nowhere.toml does not exist.",
+        "--resume nowhere": "--resume: nowhere does not exist.",
+        "--packed nowhere": "--packed: nowhere does not exist.",
+        "--task ISLR": "--task ISLR: the labels of CSL_Daily allow SLT, CSLR.",
+        "--hidden_dim 30": "--hidden_dim 30: must be a positive multiple of 4.",
+        "--output_dir {here}/file": "--output_dir: {here}/file is a file; wanted a folder.",
+    },
+    "pre_training_checklist.py": {"--finetune nowhere.pth": "--finetune: nowhere.pth does not exist."},
+    "inference.py": {
+        "nowhere.mp4 --checkpoint nowhere.pth": "nowhere.mp4 does not exist.",
+        "{here}/file --checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",
+    },
+    "describe.py": {
+        "--root {here}": "labels: {here}/data/CSL_Daily/labels.train does not exist.",
+        "--poses nowhere --out x": "--poses: nowhere does not exist.",
+        "audit nowhere": "nowhere is not a folder.",
+    },
+    "tools/ablate.py": {"--root nowhere --out {here}/x": "--root: nowhere does not exist."},
+    "tools/benchmark.py": {
+        "--json nowhere/x.json": "--json nowhere/x.json: its folder does not exist.",
+        "--only nothing": "--only nothing: no stage begins so",
+    },
+    "tools/demo.py": {"--root {here}": "--out {here}: not empty, and no sample corpus."},
+    "tools/demo_page.py": {"--checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist."},
+    "tools/export.py": {
+        "--checkpoint nowhere.pth --to folder --out {here}/x": "--checkpoint: nowhere.pth does not exist.",
+        "--checkpoint {here}/file --to folder --out {here}": "--out: {here} exists.",
+    },
+    "tools/extract_poses.py": {"nowhere --out {here}/x": "nowhere: no video there"},
+    "tools/pack_dataset.py": {
+        "--root {here} --out x": "labels: {here}/data/CSL_Daily/labels.train does not exist.",
+        "--verify --root {here} --out x": "--out: {here}/x does not exist.",
+    },
+    "tools/picture.py": {"nowhere --out {here}/x.gif": "nowhere is not a folder."},
+    "tools/report.py": {"nowhere": "nowhere is not a folder."},
+    "tools/sample_data.py": {"--out {here}": "--out {here}: not empty, and no sample corpus."},
+    "tools/small_mt5.py": {"--out {here}/x --texts nowhere": "--texts: nowhere does not exist."},
+}
+
+
+def start(*words, **options):
+    command = [sys.executable, "-c", RUNNER, *words]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=variables, text=True, check=False, capture_output=True, **options)
+
+
+def test_every_program_is_tried():
+    programs = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")] if "__main__" in path.read_text("utf-8")]
+    assert {path.relative_to(ROOT).as_posix() for path in programs} == WRONG.keys()
+
+
+@pytest.mark.parametrize(("program", "line"), [(program, line) for program, lines in WRONG.items() for line in lines])
+def test_what_is_not_there_is_said_in_one_line_before_torch_is_imported(tmp_path, program, line):
+    (tmp_path / "file").write_text("")
+    result = start(program, *line.format(here=tmp_path).split())
+    said = WRONG[program][line].format(here=tmp_path)
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert re.fullmatch("nothing slow [12]", result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("program", sorted(WRONG))
+def test_help_imports_nothing_slow(program):
+    result = start(program, "--help")
+    assert result.stdout.startswith("usage: ")
+    assert result.stdout.splitlines()[-1] == "nothing slow 0"
+
+
+@pytest.mark.parametrize("line", ["pre_training_checklist.py", "describe.py audit {here}"])
+def test_a_reader_that_leaves_is_no_error(tmp_path, line):
+    """As `| head -0` does: the first line cannot be written."""
+    (tmp_path / "clip.json").write_text('{"0.jpg": "The right hand rises."}')
+    read, write = os.pipe()
+    os.close(read)
+    for variables in ({"PYTHONUNBUFFERED": ""}, {"PYTHONUNBUFFERED": "1"}):
+        result = subprocess.run(
+            [sys.executable, *line.format(here=tmp_path).split()],
+            cwd=ROOT,
+            env=os.environ | variables,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (141, "")
+    os.close(write)
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    code = "import utils\ndef work(): raise BrokenPipeError(32, 'worker')\nutils.run(work)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "error: [Errno 32] worker\n")
