@@ -408,7 +408,7 @@ def _drop_flags_without_effect(parser: Parser, args: argparse.Namespace) -> None
         delattr(args, name)
     if given and os.environ.get("RANK", "0") == "0":
         decides = ", ".join(f"--{name} (instead: {WITHOUT_EFFECT[name]})" for name in given)
-        sys.stderr.write(f"{parser.prog}: accepted as in Uni-Sign, without effect here: {decides}.\n")
+        sys.stderr.write(f"{parser.prog}: accepted for old scripts, without effect here: {decides}.\n")
 
 
 def _take_from_export(args: argparse.Namespace) -> None:

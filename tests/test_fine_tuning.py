@@ -1,7 +1,9 @@
 """The documented commands, through the real command line: training, evaluation, resuming, several processes."""
 
+import dataclasses
 import gzip
 import json
+import math
 import os
 import pickle
 import re
@@ -14,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import config
 import fine_tuning
 import utils
 from synthetic.small_mt5 import write_small_mt5
@@ -158,20 +161,126 @@ def test_checkpoints_have_uni_signs_names(described, baseline):
     assert {name.split(".")[0] for name in weights(described / "best_fusion.pth")} == extra - {"text_encoder"}
 
 
-def test_evaluation_repeats_the_scores_of_training(corpus, described, tmp_path):
-    best = weights(described / "best_checkpoint.pth")
-    last = weights(described / "checkpoint_1.pth")
-    epoch = 1 if torch.equal(best["pose_proj.weight"], last["pose_proj.weight"]) else 0
-    out = train(corpus, tmp_path, "--use_descriptions", "--eval", "--finetune", str(described / "best_checkpoint.pth"))
-    assert not (out / "best_checkpoint.pth").exists()
-    assert {path.name for path in out.glob("*_predictions.jsonl")} == {
-        "dev_predictions.jsonl",
-        "test_predictions.jsonl",
-    }
-    logged = lines(described / "log.txt")[epoch]
-    scores = json.loads((out / "dev_metrics.json").read_text())
-    for name in ("bleu4", "chrf", "rouge_l", "loss", "nll"):
-        assert scores[name] == pytest.approx(logged[f"dev_{name}"], rel=1e-5)
+def results(folder, split):
+    """The scores and sentences of a split."""
+    content = json.loads((folder / f"{split}_metrics.json").read_text())
+    return content, lines(folder / f"{split}_predictions.jsonl")
+
+
+def evaluate(corpus, weights_file, *flags):
+    """Evaluate in this process, with nothing said about the model."""
+    search = "--dtype fp32 --num_workers 0 --num_beams 2 --max_new_tokens 8 --batch-size 4".split()
+    line = ["--root", str(corpus), *search, "--eval", "--finetune", str(weights_file), *flags]
+    fine_tuning.main(utils.parse_args(line))
+
+
+def test_a_training_ends_with_test_and_an_evaluation_repeats_it(corpus, described, tmp_path):
+    """--eval needs no flag of the model, and writes where a report looks."""
+    run = shutil.copytree(described, tmp_path / "run")
+    wanted = {split: results(run, split) for split in ("dev", "test")}
+    best = min(lines(run / "log.txt"), key=lambda line: (-line["dev_bleu4"], line["dev_nll"]))
+    assert wanted["dev"][0]["nll"] == best["dev_nll"]  # those of the best epoch, as the checkpoint is
+    assert len(wanted["test"][1]) == 7
+    for file in run.glob("*_*s.json*"):
+        file.unlink()
+    evaluate(corpus, run / "best_checkpoint.pth")
+    for split, (scores, sentences) in wanted.items():
+        again, said = results(run, split)
+        assert said == sentences
+        assert again.pop("signatures") == scores.pop("signatures")
+        assert again == pytest.approx(scores, rel=1e-5)
+    last = json.loads((run / "run.json").read_text())["starts"][-1]
+    settings = {"use_descriptions": True, "hidden_dim": 32, "max_length": 24, "task": "SLT", "output_dir": str(run)}
+    assert settings.items() <= last["arguments"].items()
+    assert last["what"] == "evaluation"
+
+
+def test_a_finished_run_is_tested_again_and_trains_no_further(corpus, described, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run = shutil.copytree(described, tmp_path / "run")
+    (run / "test_metrics.json").unlink()
+    before = (run / "steps.jsonl").read_bytes(), weights(run / "best_checkpoint.pth")
+    train(corpus, run, "--use_descriptions", "--save_steps", "1", "--resume", "auto")
+    scores, sentences = results(run, "test")
+    assert sentences == results(described, "test")[1]
+    assert scores["nll"] == pytest.approx(results(described, "test")[0]["nll"])
+    assert (run / "steps.jsonl").read_bytes() == before[0]
+    assert "dev, 9 clips" not in caplog.text
+
+
+def test_a_training_without_test(corpus, tmp_path, caplog):
+    """Not asked for, without one of its own, and without its files."""
+    caplog.set_level("INFO")
+    spec = config.DATASETS["CSL_Daily"].under(corpus)
+    loaders = {}
+    for name, more in (("how", {"dev_is_test": True}), ("news", {"labels": dict(list(spec.labels.items())[:2])})):
+        args = utils.parse_args(["--root", str(corpus), *SMALL])
+        loaders[name] = build.build_loaders(args, dataclasses.replace(spec, name=name, **more))
+    loaders["not"] = build.build_loaders(utils.parse_args(["--no_test", "--root", str(corpus), *SMALL]), spec)
+    assert {name: list(found) for name, found in loaders.items()} == dict.fromkeys(loaders, ["train", "dev"])
+    assert "how has no dev split: the best checkpoint is chosen on test, whose scores are dev's." in caplog.text
+    assert "news has no test split." in caplog.text
+    args = utils.parse_args(["--root", str(corpus), *SMALL])
+    gone = dataclasses.replace(spec, labels={**spec.labels, "test": str(tmp_path / "labels.test")})
+    with pytest.raises(ValueError, match=r"labels.test does not exist.* Or leave test out of this training: --no_test"):
+        build.build_loaders(args, gone)
+
+
+def test_what_the_checkpoint_says_otherwise_is_refused(corpus, baseline, tmp_path):
+    best = baseline / "best_checkpoint.pth"
+    wanted = (
+        r"--eval: .*best_checkpoint.pth was trained with hidden_dim 32 \(here 64\), max_length 24 \(here 9\), task SLT "
+        r"\(here CSLR\), use_descriptions False \(here True\). Drop these flags"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        evaluate(corpus, best, *"--hidden_dim 64 --use_descriptions --task CSLR --max_length 9".split())
+    evaluate(corpus, best, "--hidden_dim", "32", "--output_dir", str(tmp_path))  # said again
+    assert (tmp_path / "test_metrics.json").exists()
+    with pytest.raises(
+        ValueError, match=r"best_checkpoint.pth was trained on CSL_Daily, not on OpenASL. Give --dataset"
+    ):
+        evaluate(corpus, best, "--dataset", "OpenASL")
+
+
+def test_weights_without_settings_take_the_flags(corpus, baseline, tmp_path):
+    """As Uni-Sign's: their shapes decide the width, flags and defaults the rest; other epochs have their own folder."""
+    torch.save({"model": weights(baseline / "best_checkpoint.pth")}, tmp_path / "released.pth")
+    evaluate(corpus, tmp_path / "released.pth", "--max_length", "24", "--mt5_path", "pretrained_weight/mt5-base")
+    scores, sentences = results(tmp_path / "released", "test")
+    assert sentences == results(baseline, "test")[1]
+    assert scores["nll"] == pytest.approx(results(baseline, "test")[0]["nll"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("clips", "flags", "cure"),
+    [
+        (42, "", "1 optimizer steps an epoch are few to learn from: 42 clips for a global batch of 128. Try "
+         "--batch-size 4 --gradient-accumulation-steps 1."),
+        (400, "", "4 optimizer steps .* --batch-size 16 --gradient-accumulation-steps 2."),
+        (42, "--batch-size 4 --gradient-accumulation-steps 1", ""),
+        (5, "--batch-size 1 --gradient-accumulation-steps 1", ""),
+    ],
+)  # fmt: skip
+def test_few_steps_are_said_with_flags_that_make_more(caplog, clips, flags, cure):
+    class Loader:
+        dataset, batch_size = range(clips), 0
+
+        def __len__(self):
+            return math.ceil(clips / self.batch_size)
+
+    def plan(line):
+        args, loader = utils.parse_args(line), Loader()
+        loader.batch_size = args.batch_size
+        steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        fine_tuning.log_plan(args, loader, steps)
+        return steps
+
+    caplog.set_level("WARNING")
+    plan(flags.split())
+    assert re.search(cure, caplog.text)
+    assert bool(caplog.text) == bool(cure)
+    if cure:
+        assert plan(re.search(r"(--batch-size.*)\.", caplog.text)[1].split()) >= fine_tuning.FEW_STEPS
 
 
 def test_more_clips_are_searched_together_than_trained_on(corpus):
@@ -180,7 +289,7 @@ def test_more_clips_are_searched_together_than_trained_on(corpus):
         args = utils.parse_args(["--root", str(corpus), *SMALL, "--batch-size", "2", *more])
         loaders = build.build_loaders(args, build.dataset_spec(args))
         sizes = {split: {len(batch) for batch in loader.sampler.batches()} for split, loader in loaders.items()}
-        assert sizes == {"train": sizes["train"], "dev": {size, 1}}  # 9 clips
+        assert sizes == {"train": sizes["train"], "dev": {size, 1}, "test": {min(size, 7), 7 % size or 7}}
         assert max(sizes["train"]) == 2
 
 
@@ -210,6 +319,11 @@ def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
     shapes = [{n: w.shape for n, w in weights(tmp_path / s / "checkpoint_0.pth").items()} for s in "03"]
     assert shapes[0] == shapes[1]
     assert len(lines(tmp_path / "3" / "dev_predictions.jsonl")) == 9
+    # The best weights were loaded into the parts that the processes hold.
+    (scores, sentences), best = results(tmp_path / "3", "test"), tmp_path / "3" / "best_checkpoint.pth"
+    evaluate(corpus, best, "--max_new_tokens", "4", "--batch-size", "2", "--output_dir", str(tmp_path / "again"))
+    again, said = results(tmp_path / "again", "test")
+    assert (said, again["nll"]) == (sentences, pytest.approx(scores["nll"], rel=1e-4))
 
 
 @pytest.mark.slow
@@ -362,7 +476,7 @@ def test_weights_of_another_model_are_refused(corpus, baseline, described, tmp_p
     with pytest.raises(ValueError, match="--hidden_dim 32; this run has 64"):
         train(corpus, tmp_path, "--finetune", str(baseline / "best_checkpoint.pth"), "--hidden_dim", "64")
     flags = ("--use_descriptions", "--eval", "--finetune", str(baseline / "best_checkpoint.pth"))
-    with pytest.raises(ValueError, match="--eval: .*best_checkpoint.pth has no fusion modules"):
+    with pytest.raises(ValueError, match=r"--eval: .*best_checkpoint.pth was trained with use_descriptions False"):
         train(corpus, tmp_path, *flags)
     flags = ("--use_descriptions", "--fusion_checkpoint", str(baseline / "best_checkpoint.pth"))
     with pytest.raises(ValueError, match="does not hold this model's fusion modules"):
@@ -408,7 +522,7 @@ def test_real_signing_goes_through(shared_real, tmp_path):
     (tmp_path / "real.toml").write_text(config.replace('"fingerspelling/labels', f'"{tmp_path}/labels'))
     write_small_mt5(tmp_path / "mt5", ["red car", "右手在胸前", "the left hand rises"] * 5, d_model=64, layers=1)
     flags = ("--dataset_config", tmp_path / "real.toml", "--mt5_path", tmp_path / "mt5", "--use_descriptions")
-    out = train(shared_real, tmp_path / "out", *map(str, flags), "--epochs", "1", "--max_length", "256")
+    out = train(shared_real, tmp_path / "out", *map(str, flags), "--epochs", "1", "--max_length", "256", "--no_test")
     assert 0 < lines(out / "log.txt")[0]["loss"] < 20
     assert len(lines(out / "dev_predictions.jsonl")) == 5
 

@@ -79,7 +79,9 @@ def start(*words, **options):
 
 
 def test_every_program_is_tried():
-    programs = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")] if "__main__" in path.read_text("utf-8")]
+    programs = [
+        path for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")] if "__main__" in path.read_text("utf-8")
+    ]
     assert {path.relative_to(ROOT).as_posix() for path in programs} == WRONG.keys()
 
 

@@ -4,8 +4,6 @@ import ast
 import contextlib
 import dataclasses
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +86,7 @@ def test_every_flag_is_read_somewhere():
         (["--text_encoder", "x", "--trainable", "fusion"], ["--text_encoder needs", "--trainable fusion needs"]),
         (["--rgb_backbone", "x.pth"], ["--rgb_backbone", "--rgb_support"]),
         (["--eval"], ["--eval", "--finetune"]),
+        (["--eval", "--finetune", "x", "--no_test"], ["--no_test is for a training"]),
         (["--resume", "auto", "--finetune", "x", "--eval"], ["--eval", "--resume"]),
         (["--offload", "--zero_stage", "0"], ["--offload", "--zero_stage"]),
         (["--epochs", "0"], ["--epochs 0"]),
@@ -110,16 +109,42 @@ def test_contradictions_are_one_line_and_status_2(argv, words, capsys):
     assert all(word in last for word in words), last
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import runpy, sys; sys.argv = ['x', '--help']\n"
-        "try: runpy.run_path('fine_tuning.py', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "print('heavy:', sorted({'torch', 'transformers', 'numpy', 'deepspeed'} & set(sys.modules)))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "--use_descriptions" in out or "--use-descriptions" in out
-    assert out.splitlines()[-1] == "heavy: []"
+def test_flags_without_effect_are_accepted_with_one_notice(capsys, monkeypatch):
+    plain = utils.parse_args([])
+    line = "--world_size 4 --dist-url env:// --device cuda --start_epoch 3 --compute_fp32_loss --momentum=0.5".split()
+    assert vars(utils.parse_args(line)) == vars(plain)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("fine_tuning.py: accepted for old scripts, without effect here: --world_size (instead: ")
+    assert "--start_epoch (instead: --resume)" in said
+    monkeypatch.setenv("RANK", "1")
+    utils.parse_args(line)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_evaluation_leaves_the_model_to_the_checkpoint():
+    args = vars(utils.parse_args("--eval --finetune x --hidden-dim 256 --no-pin-mem --rgb_support".split()))
+    said = {"hidden_dim": 256, "rgb_support": True}  # the first is the default, and was said all the same
+    assert {name: args[name] for name in utils.OF_CHECKPOINT} == dict.fromkeys(utils.OF_CHECKPOINT) | said
+    assert (args["num_beams"], args["dataset"], args["seed"]) == (4, "CSL_Daily", 42)
+
+
+def test_all_that_is_missing_is_said_at_once(tmp_path):
+    args = utils.parse_args(["--root", str(tmp_path), "--use_descriptions"])
+    with pytest.raises(ValueError, match="labels.train does not exist") as error:
+        utils.check_run(args)
+    for split in config.SPLITS:
+        assert f"{tmp_path}/data/CSL_Daily/labels.{split} does not exist." in str(error.value)
+        assert f"--use_descriptions: {tmp_path}/description/CSL-Daily/split_data/{split} does" in str(error.value)
+    assert str(error.value).count(f"poses: {tmp_path}/dataset/CSL_Daily/pose_format does not exist.") == 1
+    assert str(error.value).count(utils.NO_TEST) == 1
+    assert f"mT5: {tmp_path}/pretrained_weight/mt5-base/config.json does not exist." in str(error.value)
+    utils.check_run(args, data=False)
+
+
+def test_a_run_whose_data_are_there_may_start(corpus):
+    for line in ("--use_descriptions", "--no_test", f"--eval --finetune {corpus}"):
+        utils.check_run(utils.parse_args(["--root", str(corpus), *line.split()]))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is full")

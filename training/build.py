@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def take_settings(args: argparse.Namespace) -> None:
     if differing := [name for name, value in given.items() if name not in MAY_MOVE and saved.get(name, value) != value]:
         told = ", ".join(f"{name} {saved[name]} (here {given[name]})" for name in sorted(differing))
         raise ValueError(f"--eval: {path} was trained with {told}. Drop these flags: the checkpoint decides.")
-    if Path(facts.get("mt5_path", "")).is_dir():
+    if os.path.isdir(facts.get("mt5_path", "")):
         saved["mt5_path"] = facts["mt5_path"]
     if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
         saved["text_encoder_freeze"] = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights)

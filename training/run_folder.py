@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,7 @@ class Results:
         )
         if often >= SAME * total > expected:
             what = f"{often} of {total} sentences are the same, {text[:40]!r}"
-        elif value == 0 if higher else value >= 100:
+        elif (value == 0 if higher else value >= 100) and not any(map(eq, self.hypotheses, self.references)):
             what = f"{metric} is {value:g}"
         else:
             return ""

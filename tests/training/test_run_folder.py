@@ -1,10 +1,11 @@
 """What a run leaves in its folder, and how the next one clears it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from training import run_folder
+from training import metrics, run_folder
 
 
 def test_curves_are_cut_to_where_the_state_stands(tmp_path):
@@ -24,3 +25,52 @@ def test_newest_checkpoints_are_kept(tmp_path, keep, left):
     (tmp_path / "checkpoint_mine.pth").touch()
     run_folder.forget_checkpoints(tmp_path, 10, keep)
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint_{n}.pth" for n in left} | {"checkpoint_mine.pth"}
+
+
+def test_an_evaluation_writes_beside_the_weights(tmp_path):
+    best, epoch = tmp_path / "best_checkpoint.pth", tmp_path / "checkpoint_3.pth"
+    assert run_folder.results_folder(best, "How2Sign") == tmp_path
+    assert run_folder.results_folder(epoch, "How2Sign") == tmp_path / "checkpoint_3"
+    assert run_folder.results_folder(tmp_path / "exported", "How2Sign") == tmp_path / "exported"
+    starts = [{"what": what, "dataset": {"name": name}} for what, name in (("training", "A"), ("evaluation", "B"))]
+    (tmp_path / "run.json").write_text(json.dumps({"id": "x", "starts": starts}))
+    assert run_folder.results_folder(best, "A") == tmp_path
+    with pytest.raises(ValueError, match=r"best_checkpoint.pth was trained on A, not on B.*--output_dir"):
+        run_folder.results_folder(best, "B")
+
+
+def results(hypotheses, references, task="SLT", unit="word"):
+    spec = SimpleNamespace(split="dev", spec=SimpleNamespace(text_unit=unit))
+    scores = metrics.score(task, hypotheses, references, unit)
+    return run_folder.Results(task, spec, hypotheses, references, scores, {"loss": 3.0, "nll": 2.0}, {})
+
+
+WORDS = [f"the cat number {n} sat on the mat" for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (results(WORDS, WORDS), ""),
+        (results(["the cat sat on the mat"] * 18 + WORDS[:2], WORDS), "18 of 20 sentences are the same, 'the cat sat"),
+        (results(["the cat sat on the mat"] * 17 + WORDS[:3], WORDS), ""),
+        (results(["the same"] * 20, ["the same"] * 20), ""),  # so are the labels
+        (results([f"dogs {n}" for n in range(20)], WORDS), "bleu4 is 0. What usually helps"),
+        (results([f"我很{n}" for n in range(9)], [f"你很{n}。" for n in range(9)]), 'text_unit = "char"'),
+        (results(["book", "car"], ["car", "book"], "ISLR"), "top1_per_instance is 0. What usually helps"),
+        (results(["a b", "c d"], ["c d", "a b"], "CSLR"), "wer is 100. What usually helps"),
+        (results(["a b", "c x"], ["a b", "c d"], "CSLR"), ""),
+    ],
+)
+def test_a_model_that_has_learnt_nothing_is_said(found, words):
+    complaint = found.complaint()
+    assert words in complaint
+    assert bool(words) == bool(complaint)
+    assert "\n" not in complaint
+
+
+def test_what_orders_epochs():
+    found = results(WORDS, WORDS)
+    assert found.rank == (pytest.approx(100), 2.0)
+    assert found.numbers("dev_")["dev_bleu4"] == pytest.approx(100)
+    assert found.numbers()["nll"] == 2.0
