@@ -462,7 +462,7 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
     if Path(args.output_dir or ".").is_file():
         faults.append(f"--output_dir: {args.output_dir} is a file; wanted a folder.")
     try:
-        spec = config.dataset_of(args)
+        spec = config.dataset_of(args.dataset, args.dataset_config)
         spec.check_task(args.task or spec.tasks[0])
         if not args.eval:
             config.ModelConfig(**{name: getattr(args, name) for name in MODEL_FLAGS})

@@ -14,7 +14,6 @@ from config import DATASETS
 from datasets import S2T_Dataset
 from pose.keypoints import read_pose
 from tests.helpers.models import new_model
-from training.build import weights_facts
 from training.weights import save_weights
 from translator import Translator, load_descriptions
 
@@ -42,7 +41,7 @@ def test_writes_what_the_evaluation_writes(flags, corpus, small_mt5_folder, tmp_
         f"--num_beams 2 --max_new_tokens 24 --eval --finetune {checkpoint} --output_dir {tmp_path}"
     )
     args = utils.parse_args([*common.split(), *flags])
-    save_weights(checkpoint, weights, model.config, **weights_facts(args))
+    save_weights(checkpoint, weights, model.config, mt5_path=str(small_mt5_folder), max_length=40)
     fine_tuning.main(args)
     wanted = {
         line["name"]: line["hypothesis"]

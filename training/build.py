@@ -53,7 +53,7 @@ MAY_MOVE = {"mt5_path", "text_encoder", "text_encoder_freeze", "output_dir"}
 
 def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     """Return the data set of the command line, with its paths resolved."""
-    spec = dataset_of(args)
+    spec = dataset_of(args.dataset, args.dataset_config)
     metrics.bleu_scorers(spec.bleu_tokenizer)  # fail now, not at the first evaluation, if the tokenizer is missing
     return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
 
@@ -86,7 +86,8 @@ def take_settings(args: argparse.Namespace) -> None:
         saved["mt5_path"] = facts["mt5_path"]
     if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
         saved["text_encoder_freeze"] = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights)
-    saved["output_dir"] = given.get("output_dir") or str(results_folder(args.finetune, dataset_of(args).name))
+    if "output_dir" not in given:
+        saved["output_dir"] = str(results_folder(args.finetune, dataset_of(args.dataset, args.dataset_config).name))
     defaults = vars(get_args_parser().parse_args([]))
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
