@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import config
+from clips.labels import split_labels
 from describing.by_rules import by_rules
 from describing.files import Clip
 from pages.elements import element, page
@@ -151,7 +152,7 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
             raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
         splits = _splits(args, spec)
         if faults := dict.fromkeys(fault for split in splits for fault in spec.absent(split)):
-            raise FileNotFoundError(" ".join(faults))  # before torch is imported
+            raise FileNotFoundError(" ".join(faults))
         clips = [clip for split in splits for clip in _clips_of(spec, split, args.out)]
         language = args.language or config.description_language(spec.language)
     if args.clips:
@@ -185,18 +186,16 @@ def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
 
 
 def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
-    from datasets import S2T_Dataset
-
-    dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)  # missing poses are reported later
+    labels, places = split_labels(spec, split), spec.for_split(split)
     folder = Path(out or spec.description_dir) / spec.folder(split)
     return [
         Clip(
             name,
-            dataset.pose_paths[name],
-            dataset.video_paths[name] if spec.rgb_dir else None,
+            places.pose_path(label),
+            places.video_path(label) if spec.rgb_dir else None,
             folder / f"{name}.json",
         )
-        for name in dataset.names
+        for name, label in labels.items()
     ]
 
 

@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 # Flags of Uni-Sign's parser and of its relatives that decide nothing here, and what does.
 WITHOUT_EFFECT = {
-    "world_size": "the launcher",
-    "dist_url": "the launcher",
-    "dist_eval": "all processes evaluate",
-    "device": "CUDA_VISIBLE_DEVICES",
-    "start_epoch": "--resume",
-    "clip_grad": "--gradient-clipping",
-    "momentum": "0.9",
-    "compute_fp32_loss": "sums are in fp32",
+    "--world_size": "the launcher",
+    "--dist_url": "the launcher",
+    "--dist_eval": "all processes evaluate",
+    "--device": "CUDA_VISIBLE_DEVICES",
+    "--start_epoch": "--resume",
+    "--clip_grad": "--gradient-clipping",
+    "--momentum": "0.9",
+    "--compute_fp32_loss": "sums are in fp32",
 }
 MODEL_FLAGS = {field.name for field in dataclasses.fields(config.ModelConfig)} - {"language", "max_target_tokens"}
 # What --eval takes from the checkpoint.
@@ -367,8 +367,8 @@ def get_args_parser() -> Parser:
     add("--tensorboard", action="store_true", help="draw the curves in OUTPUT_DIR/tensorboard as well")
     add("--wandb", action="store_true", help="and in Weights & Biases; WANDB_MODE=offline keeps them in OUTPUT_DIR")
     add("--keep_last", type=int, default=2, metavar="N", help="checkpoints and states kept; 0 keeps all; default: 2")
-    for name in WITHOUT_EFFECT:
-        parser.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for flag in WITHOUT_EFFECT:
+        parser.add_argument(flag, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -403,11 +403,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _drop_flags_without_effect(parser: Parser, args: argparse.Namespace) -> None:
     """Remove flags that other programs of this family have, and say so once for all processes."""
-    given = [name for name in WITHOUT_EFFECT if hasattr(args, name)]
-    for name in given:
-        delattr(args, name)
+    given = [flag for flag in WITHOUT_EFFECT if hasattr(args, flag[2:])]
+    for flag in given:
+        delattr(args, flag[2:])
     if given and os.environ.get("RANK", "0") == "0":
-        decides = ", ".join(f"--{name} (instead: {WITHOUT_EFFECT[name]})" for name in given)
+        decides = ", ".join(f"{flag} (instead: {WITHOUT_EFFECT[flag]})" for flag in given)
         sys.stderr.write(f"{parser.prog}: accepted for old scripts, without effect here: {decides}.\n")
 
 
@@ -454,11 +454,11 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
         ValueError: one line on all that is wrong.
     """
     flags = ("root", "finetune", "fusion_checkpoint", "rgb_backbone", "text_encoder")
-    faults = _missing(
-        **{flag: getattr(args, flag) or "" for flag in flags},
-        packed=args.packed and config.under_root(args.root, args.packed),
-        resume="" if args.resume == "auto" else args.resume,
-    )
+    faults = _missing(**{flag: getattr(args, flag) or "" for flag in flags})
+    if args.packed and not os.path.isdir(packs := config.under_root(args.root, args.packed)):
+        faults.append(f"--packed: {packs} does not exist. Make it: python -m tools.pack_dataset --out {args.packed}.")
+    if args.resume not in ("", "auto") and not os.path.isdir(args.resume):
+        faults.append(f"--resume: {args.resume} does not exist. Name a folder under OUTPUT_DIR/resume, or auto.")
     if Path(args.output_dir or ".").is_file():
         faults.append(f"--output_dir: {args.output_dir} is a file; wanted a folder.")
     try:

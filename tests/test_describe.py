@@ -136,8 +136,8 @@ def test_wrong_flags(line, message, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--poses nowhere --out x", "--poses: nowhere is not a folder"),
-        ("--root nowhere", "labels: .*labels.train does not exist"),
+        ("--poses nowhere --out x", "--poses: nowhere does not exist"),
+        ("--root nowhere", "--root: nowhere does not exist"),
         ("--poses . --out x", "holds no pose files"),
         ("--dataset CSL_News --splits test", "^--splits test: CSL_News has train, dev alone"),
     ],

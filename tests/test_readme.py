@@ -3,6 +3,7 @@
 Their code blocks are run in test_docs.py.
 """
 
+import argparse
 import json
 import re
 import shlex
@@ -121,7 +122,8 @@ def test_every_flag_has_one_row_with_its_default():
         flags = re.findall(r"`(--[\w-]+)`", first)
         assert not set(flags) & set(documented)
         documented |= dict.fromkeys(flags, default)
-    actions = [action for action in utils.get_args_parser()._actions if action.dest != "help"]
+    actions = [action for action in utils.get_args_parser()._actions if action.help != argparse.SUPPRESS]
+    actions = [action for action in actions if action.dest != "help"]
     assert {action.option_strings[0] for action in actions} | {"--no-pin-mem", "--no_length_grouping"} == set(
         documented
     )

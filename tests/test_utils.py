@@ -1,5 +1,6 @@
 """The command line: spellings, contradictions, and that every flag has a reader."""
 
+import argparse
 import ast
 import contextlib
 import dataclasses
@@ -70,7 +71,7 @@ def test_every_flag_is_read_somewhere():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
                 read.add(node.attr)
-    flags = {action.dest for action in utils.get_args_parser()._actions} - {"help", *utils.WITHOUT_EFFECT}
+    flags = {action.dest for action in utils.get_args_parser()._actions if action.help != argparse.SUPPRESS} - {"help"}
     # The deepspeed launcher gives --local_rank and sets LOCAL_RANK to the same number, which system/distributed.py
     # reads. `training.build.model_config` reads those that are fields of the model's record.
     assert flags - read - {field.name for field in dataclasses.fields(config.ModelConfig)} == {"local_rank"}
