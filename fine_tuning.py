@@ -238,7 +238,8 @@ def log_plan(args: argparse.Namespace, loader: ClipLoader, steps_per_epoch: int)
     )
     batch = max(1, min(args.batch_size, len(loader.dataset) // (FEW_STEPS * world)))
     group = max(1, len(loader) // FEW_STEPS) if batch == args.batch_size else 1
-    if steps_per_epoch < FEW_STEPS and (batch, group) != (args.batch_size, args.gradient_accumulation_steps):
+    helps = (batch, group) != (args.batch_size, args.gradient_accumulation_steps)
+    if steps_per_epoch < FEW_STEPS and helps and distributed.is_main():
         logger.warning(
             "%d optimizer steps an epoch are few to learn from: %d clips for a global batch of %d. Try --batch-size %d "
             "--gradient-accumulation-steps %d.",
@@ -304,8 +305,9 @@ def conclude(results: Sequence[Results]) -> None:
     """Log how scores were computed and, once, if the model has learnt next to nothing."""
     for name, signature in results[-1].scores.signatures.items() if results else ():
         logger.info("%s: %s", name, signature)
-    if complaints := [complaint for one in results if (complaint := one.complaint())]:
-        logger.warning(complaints[0])
+    complaint = next(filter(None, (one.complaint() for one in results)), "")
+    if complaint and distributed.is_main():
+        logger.warning(complaint)
 
 
 def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, args: argparse.Namespace) -> None:

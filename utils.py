@@ -453,12 +453,14 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
     Raises:
         ValueError: one line on all that is wrong.
     """
-    flags = ("root", "finetune", "fusion_checkpoint", "rgb_backbone", "text_encoder")
+    flags = ["root", "text_encoder"]
+    if not args.resume or (args.resume == "auto" and not any(Path(args.output_dir, "resume").glob("step_*"))):
+        flags += ["finetune", "fusion_checkpoint", "rgb_backbone"]  # otherwise a state has all weights
     faults = _missing(**{flag: getattr(args, flag) or "" for flag in flags})
     if args.packed and not os.path.isdir(packs := config.under_root(args.root, args.packed)):
         faults.append(f"--packed: {packs} does not exist. Make it: python -m tools.pack_dataset --out {args.packed}.")
-    if args.resume not in ("", "auto") and not os.path.isdir(args.resume):
-        faults.append(f"--resume: {args.resume} does not exist. Name a folder under OUTPUT_DIR/resume, or auto.")
+    if args.resume not in ("", "auto") and not Path(args.resume, "state.json").is_file():
+        faults.append(f"--resume: {args.resume} holds no state. Name a folder under OUTPUT_DIR/resume, or auto.")
     if Path(args.output_dir or ".").is_file():
         faults.append(f"--output_dir: {args.output_dir} is a file; wanted a folder.")
     try:

@@ -483,12 +483,14 @@ def test_weights_of_another_model_are_refused(corpus, baseline, described, tmp_p
         train(corpus, tmp_path, *flags)
 
 
-def test_missing_descriptions_stop_the_run_before_training(corpus, tmp_path):
+def test_missing_descriptions_stop_the_run_before_training(corpus, described, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(corpus, copy)
     shutil.rmtree(copy / "description")
     with pytest.raises(FileNotFoundError, match=r"--use_descriptions: .*description/CSL-Daily/split_data/train"):
         train(copy, tmp_path / "out", "--use_descriptions")
+    with pytest.raises(ValueError, match=r"dev does not exist.*best_checkpoint.pth was trained with descriptions; to"):
+        evaluate(copy, described / "best_checkpoint.pth", "--output_dir", str(tmp_path / "out"))
 
 
 @pytest.mark.slow

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -349,15 +347,3 @@ def test_places_that_cannot_be(plain_checkpoint, poses, tmp_path, capsys):
         call(capsys, tmp_path / "talk.mp4", "--checkpoint", plain_checkpoint, "--models", "nowhere")
     with pytest.raises(FileNotFoundError, match=r"nobody.mp4 does not exist. Name a pose file, a video"):
         call(capsys, tmp_path / "nobody.mp4", "--checkpoint", plain_checkpoint)
-
-
-def test_as_a_program(tmp_path):
-    """--help answers without torch, and a fault is one line."""
-    code = "import sys, inference\ntry: inference.parse_args(['--help'])\nfinally: assert 'torch' not in sys.modules"
-    help_ = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert all(word in help_.stdout for word in ("examples:", "--person", "Translator.from_checkpoint"))
-    command = [sys.executable, "inference.py", str(tmp_path), "--checkpoint", "nothing.pth"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert run.stderr.startswith("error: ")
-    assert run.stderr.count("\n") == 1

@@ -33,7 +33,7 @@ WRONG = {
         ),
         "--eval --finetune nowhere.pth": "--finetune: nowhere.pth does not exist.",
         "--dataset_config nowhere.toml": "--dataset_config: nowhere.toml does not exist.",
-        "--resume nowhere": "--resume: nowhere does not exist. Name a folder under OUTPUT_DIR/resume, or auto.",
+        "--resume nowhere": "--resume: nowhere holds no state. Name a folder under OUTPUT_DIR/resume, or auto.",
         "--packed nowhere": "--packed: nowhere does not exist. Make it: python -m tools.pack_dataset --out nowhere.",
         "--task ISLR": "--task ISLR: the labels of CSL_Daily allow SLT, CSLR.",
         "--hidden_dim 30": "--hidden_dim 30: must be a positive multiple of 4.",
@@ -60,7 +60,10 @@ WRONG = {
         "--checkpoint nowhere.pth --to folder --out {here}/x": "--checkpoint: nowhere.pth does not exist.",
         "--checkpoint {here}/file --to folder --out {here}": "--out: {here} exists.",
     },
-    "tools/extract_poses.py": {"nowhere --out {here}/x": "nowhere: no video there"},
+    "tools/extract_poses.py": {
+        "nowhere --out {here}/x": "nowhere: no video there",
+        "{here} --out {here}/x --models nowhere": "--models: nowhere does not exist.",
+    },
     "tools/pack_dataset.py": {
         "--root {here} --out x": "labels: {here}/data/CSL_Daily/labels.train does not exist.",
         "--verify --root {here} --out x": "--out: {here}/x does not exist.",

@@ -143,9 +143,14 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
     utils.check_run(args, data=False)
 
 
-def test_a_run_whose_data_are_there_may_start(corpus):
+def test_a_run_whose_data_are_there_may_start(corpus, tmp_path):
     for line in ("--use_descriptions", "--no_test", f"--eval --finetune {corpus}"):
         utils.check_run(utils.parse_args(["--root", str(corpus), *line.split()]))
+    line = ["--root", str(corpus), "--output_dir", str(tmp_path), "--finetune", "gone.pth", "--resume", "auto"]
+    with pytest.raises(ValueError, match="--finetune: gone.pth does not exist"):
+        utils.check_run(utils.parse_args(line))
+    (tmp_path / "resume" / "step_00000001").mkdir(parents=True)
+    utils.check_run(utils.parse_args(line))  # the state has all weights
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is full")

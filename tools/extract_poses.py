@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from config import EXTRACTORS, ONE_PERSON, VIDEO_SUFFIXES
-from utils import Parser, progress, require_packages, run
+from utils import Parser, progress, require_packages, require_paths, run
 
 if TYPE_CHECKING:
     from pose.extraction import Extractor
@@ -259,6 +259,7 @@ def keep_to_one_extractor(args: argparse.Namespace, videos: Sequence[Video]) -> 
 
 def main(args: argparse.Namespace) -> int:
     """Extract or compare; return the exit status."""
+    require_paths(models=args.models)
     videos = find_videos(args)
     if args.look:
         require_packages("--look", "PIL")

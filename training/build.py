@@ -98,24 +98,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
     loaders = {}
     for split in splits_of(args, spec):
         training = split == "train"
-        try:
-            dataset = S2T_Dataset(
-                spec,
-                split,
-                task=args.task,
-                max_length=args.max_length,
-                random_frames=training or args.eval_sampling == "random",
-                use_descriptions=args.use_descriptions,
-                rgb_support=args.rgb_support,
-                uni_sign_crops=args.uni_sign_padding,
-                seed=args.seed,
-                max_bad_clips=args.max_bad_clips,
-                without_them=f"The run goes on without them (--max_bad_clips {args.max_bad_clips:g}).",
-            )
-        except (ValueError, OSError) as error:
-            if split == "test" and not args.eval:
-                raise ValueError(f"{error} {NO_TEST}") from None
-            raise
+        dataset = _dataset(args, spec, split)
         if args.use_descriptions and (reason := dataset.why_no_text()):
             if training:
                 raise ValueError(
@@ -142,6 +125,31 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
         if split not in spec.labels:
             logger.info("%s has no %s split.", spec.name, split)
     return loaders
+
+
+def _dataset(args: argparse.Namespace, spec: DatasetSpec, split: str) -> S2T_Dataset:
+    """Build a split's clips; an error names the flag that leaves them out."""
+    try:
+        return S2T_Dataset(
+            spec,
+            split,
+            task=args.task,
+            max_length=args.max_length,
+            random_frames=split == "train" or args.eval_sampling == "random",
+            use_descriptions=args.use_descriptions,
+            rgb_support=args.rgb_support,
+            uni_sign_crops=args.uni_sign_padding,
+            seed=args.seed,
+            max_bad_clips=args.max_bad_clips,
+            without_them=f"The run goes on without them (--max_bad_clips {args.max_bad_clips:g}).",
+        )
+    except (ValueError, OSError) as error:
+        if split == "test" and not args.eval:
+            raise ValueError(f"{error} {NO_TEST}") from None
+        if args.eval and args.use_descriptions:
+            told = f"{args.finetune} was trained with descriptions; to evaluate it without, make the folder, empty."
+            raise ValueError(f"{error} {told}") from None
+        raise
 
 
 def build_model(

@@ -197,7 +197,7 @@ def saved_settings(facts: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
     plain: dict[str, Any] = {"rgb_support": any(name.startswith(RGB_PREFIXES) for name in weights)}
     if "part_para" in weights:
         plain["hidden_dim"] = len(weights["part_para"]) // len(PART_JOINTS)
-    return facts.get("config", plain)
+    return dict(facts["config"]) if isinstance(facts.get("config"), Mapping) else plain
 
 
 def read_config(

@@ -194,31 +194,6 @@ def test_flags_that_cannot_be(flags, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_as_a_program(videos, tmp_path):
-    """--help answers without torch; a model that is not there is one line."""
-    code = (
-        "import sys; from tools import extract_poses as e\ntry: e.parse_args(['--help'])\nfinally: assert 'torch' "
-        "not in sys.modules"
-    )
-    help_ = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert all(word in help_.stdout for word in ("examples:", "--models", "largest and longest"))
-    command = [
-        sys.executable,
-        "-m",
-        "tools.extract_poses",
-        str(videos),
-        "--out",
-        str(tmp_path / "out"),
-        "--models",
-        "nowhere",
-    ]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert run.stderr.startswith("error: --models nowhere: no such folder. Wanted are two files")
-    assert run.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 def test_a_real_video_with_mediapipe(shared_real, tmp_path):
     """In new processes, as users have them."""
