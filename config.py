@@ -14,7 +14,7 @@ import dataclasses
 import math
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,23 +125,29 @@ class DatasetSpec:
         if task not in self.tasks:
             raise ValueError(f"--task {task}: the labels of {self.name} allow {', '.join(self.tasks)}.")
 
-    def absent(
-        self, split: str, *, poses: bool = True, videos: bool = False, descriptions: bool = False
-    ) -> Iterator[str]:
-        """Yield a sentence on a split's label file, and on each wanted folder, that does not exist."""
-        if not Path(self.labels[split]).is_file():
-            yield f"labels: {self.labels[split]} does not exist. Put the label file there, or set --root or config.py."
-        places, described = self.for_split(split), Path(self.description_dir) / self.folder(split)
-        if descriptions and not described.is_dir():
-            yield (
-                f"--use_descriptions: {described} does not exist. Put the JSON files there (with --packed, pack them), "
-                "or drop --use_descriptions."
-            )
-        for kind, folder in (("poses", places.pose_dir if poses else ""), ("videos", places.rgb_dir if videos else "")):
-            if folder and not Path(folder).is_dir():
-                beside = Path(folder).with_name("val")
-                cure = f"Rename {beside} to that" if split == "dev" and beside.is_dir() else f"Put the {kind} there"
-                yield f"{kind}: {folder} does not exist. {cure}, or set --root."
+    def absent(self, *splits: str, poses: bool = True, videos: bool = False, descriptions: bool = False) -> list[str]:
+        """Return sentences on the label files of some splits, and on their wanted folders, that do not exist."""
+        missing: dict[tuple[str, str], dict[str, None]] = {}  # (kind, cure) -> paths
+
+        def note(kind: str, path: str, cure: str) -> None:
+            missing.setdefault((kind, cure), {})[path] = None
+
+        for split in splits:
+            if not Path(self.labels[split]).is_file():
+                note("labels", self.labels[split], "Put the label file there, or set --root or config.py.")
+            places, described = self.for_split(split), Path(self.description_dir) / self.folder(split)
+            for kind, wanted, folder in (("poses", poses, places.pose_dir), ("videos", videos, places.rgb_dir)):
+                if wanted and folder and not Path(folder).is_dir():
+                    beside = Path(folder).with_name("val")
+                    cure = f"Rename {beside} to that" if split == "dev" and beside.is_dir() else f"Put the {kind} there"
+                    note(kind, folder, f"{cure}, or set --root.")
+            if descriptions and not described.is_dir():
+                cure = "Put the JSON files there (with --packed, pack them), or drop --use_descriptions."
+                note("--use_descriptions", str(described), cure)
+        return [
+            f"{kind}: {', '.join(paths)} {'does' if len(paths) == 1 else 'do'} not exist. {cure}"
+            for (kind, cure), paths in missing.items()
+        ]
 
     def pose_path(self, label: Mapping[str, Any]) -> Path:
         """Return the path of a clip's pose file; call it on a record from `for_split`."""

@@ -65,7 +65,7 @@ class S2T_Dataset(Dataset[Sample]):
         if split not in spec.labels:
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
         spec.check_task(task)
-        if faults := list(spec.absent(split, videos=rgb_support, descriptions=use_descriptions)):
+        if faults := spec.absent(split, videos=rgb_support, descriptions=use_descriptions):
             raise FileNotFoundError(" ".join(faults))
         self.spec, self.split, self.task = spec, split, task
         places = spec.for_split(split)

@@ -151,7 +151,7 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         if not (args.out or args.preview or spec.description_dir):
             raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
         splits = _splits(args, spec)
-        if faults := dict.fromkeys(fault for split in splits for fault in spec.absent(split)):
+        if faults := spec.absent(*splits):
             raise FileNotFoundError(" ".join(faults))
         clips = [clip for split in splits for clip in _clips_of(spec, split, args.out)]
         language = args.language or config.description_language(spec.language)

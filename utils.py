@@ -478,16 +478,15 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
 
 def _missing_data(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
     """Return a sentence on each file and folder of the data set, and of mT5, that does not exist."""
-    faults: dict[str, None] = {}  # dev and test may share a folder
-    files = not args.packed
-    for split in splits_of(args, spec):
-        texts, videos = files and bool(args.use_descriptions), bool(args.rgb_support)
-        missing = dict.fromkeys(spec.absent(split, poses=files, videos=videos, descriptions=texts))
-        faults |= {**missing, NO_TEST: None} if missing and split == "test" and not args.eval else missing
+    splits, files = splits_of(args, spec), not args.packed
+    wanted = {"poses": files, "videos": bool(args.rgb_support), "descriptions": files and bool(args.use_descriptions)}
+    faults = spec.absent(*splits, **wanted)
+    if faults and not args.eval and not spec.absent(*(split for split in splits if split != "test"), **wanted):
+        faults.append(NO_TEST)
     folder = Path(config.under_root(args.root, args.mt5_path or ""))
     if args.mt5_path and not (folder / "config.json").is_file():
-        faults[f"mT5: {folder}/config.json does not exist. {config.GET_MT5}"] = None
-    return list(faults)
+        faults.append(f"mT5: {folder}/config.json does not exist. {config.GET_MT5}")
+    return faults
 
 
 def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ print("torch" if "torch" in sys.modules else "nothing slow", status)
 WRONG = {
     "fine_tuning.py": {
         "--root nowhere": "--root: nowhere does not exist.",
-        "--root {here}": "labels: {here}/data/CSL_Daily/labels.train does not exist.",
+        "--root {here}": "labels: {here}/data/CSL_Daily/labels.train, {here}/data/CSL_Daily/labels.dev, {here}/data",
         "--root {here} --mt5_path gone": "mT5: {here}/gone/config.json does not exist.",
         "--finetune nowhere.pth --fusion_checkpoint gone.pth --use_descriptions": (
             "--finetune: nowhere.pth does not exist. --fusion_checkpoint: gone.pth does not exist."
@@ -45,7 +45,7 @@ WRONG = {
         "{here}/file --checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",
     },
     "describe.py": {
-        "--root {here}": "labels: {here}/data/CSL_Daily/labels.train does not exist.",
+        "--root {here}": "labels: {here}/data/CSL_Daily/labels.train, ",
         "--poses nowhere --out x": "--poses: nowhere does not exist.",
         "audit nowhere": "nowhere is not a folder.",
     },
@@ -65,7 +65,7 @@ WRONG = {
         "{here} --out {here}/x --models nowhere": "--models: nowhere does not exist.",
     },
     "tools/pack_dataset.py": {
-        "--root {here} --out x": "labels: {here}/data/CSL_Daily/labels.train does not exist.",
+        "--root {here} --out x": "labels: {here}/data/CSL_Daily/labels.train, ",
         "--verify --root {here} --out x": "--out: {here}/x does not exist.",
     },
     "tools/picture.py": {"nowhere --out {here}/x.gif": "nowhere is not a folder."},

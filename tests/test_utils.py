@@ -5,6 +5,7 @@ import ast
 import contextlib
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,15 +133,25 @@ def test_an_evaluation_leaves_the_model_to_the_checkpoint():
 
 def test_all_that_is_missing_is_said_at_once(tmp_path):
     args = utils.parse_args(["--root", str(tmp_path), "--use_descriptions"])
-    with pytest.raises(ValueError, match="labels.train does not exist") as error:
+    with pytest.raises(ValueError, match="^labels: ") as error:
         utils.check_run(args)
-    for split in config.SPLITS:
-        assert f"{tmp_path}/data/CSL_Daily/labels.{split} does not exist." in str(error.value)
-        assert f"--use_descriptions: {tmp_path}/description/CSL-Daily/split_data/{split} does" in str(error.value)
-    assert str(error.value).count(f"poses: {tmp_path}/dataset/CSL_Daily/pose_format does not exist.") == 1
-    assert str(error.value).count(utils.NO_TEST) == 1
-    assert f"mT5: {tmp_path}/pretrained_weight/mt5-base/config.json does not exist." in str(error.value)
+    labels = ", ".join(f"{tmp_path}/data/CSL_Daily/labels.{split}" for split in config.SPLITS)
+    texts = ", ".join(f"{tmp_path}/description/CSL-Daily/split_data/{split}" for split in config.SPLITS)
+    assert str(error.value) == (
+        f"labels: {labels} do not exist. Put the label file there, or set --root or config.py. "
+        f"poses: {tmp_path}/dataset/CSL_Daily/pose_format does not exist. Put the poses there, or set --root. "
+        f"--use_descriptions: {texts} do not exist. Put the JSON files there (with --packed, pack them), or drop "
+        f"--use_descriptions. mT5: {tmp_path}/pretrained_weight/mt5-base/config.json does not exist. {config.GET_MT5}"
+    )
     utils.check_run(args, data=False)
+
+
+def test_what_test_alone_lacks_need_not_be_there(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "copy")
+    (tmp_path / "copy" / "data" / "CSL_Daily" / "labels.test").unlink()
+    with pytest.raises(ValueError, match=r"labels.test does not exist.*Or leave test out of this training: --no_test"):
+        utils.check_run(utils.parse_args(["--root", str(tmp_path / "copy")]))
+    utils.check_run(utils.parse_args(["--root", str(tmp_path / "copy"), "--no_test"]))
 
 
 def test_a_run_whose_data_are_there_may_start(corpus, tmp_path):

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not splits:
         raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)}.")
     there = spec.under(args.root)
-    if faults := dict.fromkeys(fault for split in splits for fault in there.absent(split)):
+    if faults := there.absent(*splits):
         raise FileNotFoundError(" ".join(faults))
     # If dev is the test split under another name, it shares that split's folders and packs.
     for split in {spec.folder(split): split for split in splits}.values():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import config
-from utils import Parser, require_packages, require_paths, run
+from utils import Parser, require_packages, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -237,7 +237,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the picture."""
     args = parse_args(argv)
     require_packages("tools.picture", "PIL")
-    require_paths(font=args.font)
     clip = read_clip(open_run(args.run, args.split), args.clip)
     from pose.drawing import picture_box
 
