@@ -1,5 +1,7 @@
 """The whole of what ZeRO scatters: the same state for any number of processes and any stage."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -167,6 +169,49 @@ def test_gradients_are_clipped_in_fp16_as_in_fp32():
         updates.append(torch.tensor([[float(number) for number in line] for line in lines]))
     assert updates[0].norm(dim=1).tolist() == pytest.approx([0.019] * 3, rel=1e-3)  # 0.01, and Nesterov's momentum
     torch.testing.assert_close(updates[1], updates[0], rtol=0.02, atol=1e-5)
+
+
+LOADED = """
+import copy
+import torch
+import utils
+from system import distributed
+from training.build import engine_config, optimizer_config
+from training.engine import full_state_dict, load_full_state_dict, start_engine
+from training.optimization import build_optimizer, build_schedule
+
+distributed.start()
+for stage in "023":
+    args = utils.parse_args(["--dtype", "fp32", "--zero_stage", stage])
+    torch.manual_seed(0)
+    # ZeRO-3 divides the large weight, of an odd number of rows, and keeps the small ones whole.
+    model = torch.nn.Sequential(torch.nn.Linear(400, 301), torch.nn.BatchNorm1d(301), torch.nn.Linear(301, 1))
+    wanted = {name: value + 1 for name, value in model.state_dict().items()}
+    alone = copy.deepcopy(model).eval()
+    optimizer = build_optimizer(model, optimizer_config(args))
+    engine = start_engine(model, optimizer, build_schedule(optimizer, optimizer_config(args), 1), engine_config(args))
+    x = torch.ones(4, 400)
+    engine.eval()
+    with torch.no_grad():
+        engine(x)
+        load_full_state_dict(engine, wanted if distributed.is_main() else {})
+        found, output = full_state_dict(engine), engine(x)
+        alone.load_state_dict(wanted)
+        right = torch.allclose(output, alone(x)) and all(torch.equal(found[name], wanted[name]) for name in found)
+    print(f"stage {stage} {right}", flush=True)
+distributed.stop()
+"""
+
+
+def test_weights_are_replaced_at_every_stage(tmp_path):
+    (tmp_path / "loaded.py").write_text(LOADED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [*command, str(tmp_path / "loaded.py")], env=variables, capture_output=True, text=True, check=True
+    )
+    told = sorted(re.findall(r"stage \d (?:True|False)", run.stdout))
+    assert told == [f"stage {stage} True" for stage in "023" for _ in range(2)]
 
 
 def test_batch_norm_is_left_alone_in_one_process():
