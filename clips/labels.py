@@ -21,12 +21,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from config import SPLITS, DatasetSpec
 from system.safe_pickle import MAX_BYTES, load_pickle
@@ -63,6 +64,57 @@ def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
     if not labels:
         raise ValueError(f"{path}: has no clips for the split {split!r}.")
     return labels
+
+
+class Shared(NamedTuple):
+    """The clips of a split that another split has, too: by name, by frames of a pose file, by target."""
+
+    split: str
+    other: str
+    names: list[str]
+    poses: list[str]
+    targets: list[str]
+
+
+def shared_clips(spec: DatasetSpec, labels: Mapping[str, Mapping[str, Label]], task: str) -> list[Shared]:
+    """Find the clips that two splits share.
+
+    Parts of one pose file (`start`, `end`) are shared only where they overlap. Words of isolated signs are in every
+    split, so that their targets say nothing.
+
+    Args:
+        spec: the data set.
+        labels: split -> name -> fields, from `split_labels`.
+        task: SLT, ISLR or CSLR.
+
+    Returns:
+        A record for each two splits, without dev and test if `spec.dev_is_test`; each lists names of clips of `split`.
+    """
+    found = []
+    for other, split in combinations(labels, 2):
+        if spec.dev_is_test and {other, split} == {"dev", "test"}:
+            continue
+        parts: dict[str, list[tuple[int, float]]] = {}
+        for path, label in _pose_files(spec, other, labels[other]):
+            parts.setdefault(path, []).append(_part(label))
+        targets = {target(label, task) for label in labels[other].values()}
+        names, poses, texts = [], [], []
+        for path, label in _pose_files(spec, split, labels[split]):
+            name, (start, end) = label["name"], _part(label)
+            names += [name] if name in labels[other] else []
+            poses += [name] if any(start < last and first < end for first, last in parts.get(path, ())) else []
+            texts += [name] if target(label, task) in targets else []
+        found.append(Shared(split, other, names, poses, texts))
+    return found
+
+
+def _pose_files(spec: DatasetSpec, split: str, labels: Mapping[str, Label]) -> Iterator[tuple[str, Label]]:
+    places = spec.for_split(split)
+    return ((os.path.normpath(places.pose_path(label)), label) for label in labels.values())
+
+
+def _part(label: Label) -> tuple[int, float]:
+    return label.get("start", 0), label.get("end", math.inf)
 
 
 def gloss(label: Label) -> str:

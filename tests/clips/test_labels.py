@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from clips.labels import check_column, read_labels, split_labels, target
+from clips.labels import Shared, check_column, read_labels, shared_clips, split_labels, target
 from config import DATASETS, DatasetSpec
 
 CLIPS = [
@@ -172,6 +172,26 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         split_labels(DatasetSpec("x", {"train": path, "dev": path}, "p", held_out=held_out), "train")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_clips_that_two_splits_share():
+    def clip(pose, text, **part):
+        return {"video_path": "v.mp4", "pose": pose, "text": text, **part}
+
+    labels = {
+        "train": {"a": clip("1.pkl", "one"), "b": clip("2.pkl", "two", start=0, end=60)},
+        "dev": {"a": clip("3.pkl", "three"), "c": clip("2.pkl", "four", start=60), "d": clip("x/../1.pkl", "two")},
+        "test": {"e": clip("2.pkl", "three", start=59, end=61), "f": clip("4.pkl", "five")},
+    }
+    labels = {split: {name: {"name": name, **clip} for name, clip in clips.items()} for split, clips in labels.items()}
+    dev, test, both = shared_clips(DatasetSpec("x", {}, "p"), labels, "SLT")
+    assert dev == Shared("dev", "train", names=["a"], poses=["d"], targets=["d"])
+    assert test == Shared("test", "train", names=[], poses=["e"], targets=[])
+    assert both == Shared("test", "dev", names=[], poses=["e"], targets=["e"])
+    apart = shared_clips(DatasetSpec("x", {}, "p/{split}"), labels, "SLT")
+    assert [shared.poses for shared in apart] == [[], [], []]
+    found = shared_clips(DatasetSpec("x", {}, "p", dev_is_test=True), labels, "SLT")
+    assert [(shared.split, shared.other) for shared in found] == [("dev", "train"), ("test", "train")]
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
