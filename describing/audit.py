@@ -6,10 +6,10 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import config
 from describing.files import makers_by_frame, write_descriptions
@@ -23,11 +23,20 @@ UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name 
 
 
 class Job(NamedTuple):
-    """A file to audit: its folder, the clip, and the path of its pose, if known."""
+    """A file to audit: its folder, the clip, and, if known, the path of its pose and its fields in the labels."""
 
     folder: Path
     name: str
     pose: Path | None
+    label: Mapping[str, Any]
+
+    def frames(self) -> range | None:
+        """Return the clip's frames in its recording, None if unknown; raises what `PoseFolder.read` does."""
+        if self.pose is None:
+            return None
+        from pose.keypoints import PoseFolder
+
+        return PoseFolder().read(self.pose, self.label).frames
 
 
 @dataclass
@@ -153,20 +162,15 @@ def language_of(text: str) -> str:
 
 def examine(job: Job) -> FileReport:
     """Audit one file."""
-    n_frames, damage = None, ""
-    frames = None
-    if job.pose is not None:
-        from pose.keypoints import read_pose
-
-        try:
-            pose = read_pose(job.pose)
-            n_frames, frames = len(pose), pose.frames
-        except (ValueError, OSError) as error:
-            damage = str(error)
+    frames, damage = None, ""
+    try:
+        frames = job.frames()
+    except (ValueError, OSError) as error:
+        damage = str(error)
     loader = DescriptionLoader(job.folder)
     texts = loader.load(job.name, frames)
     path = job.folder / f"{job.name}.json"
-    report = FileReport(job.name, loader.counts, n_frames, pose_damage=damage)
+    report = FileReport(job.name, loader.counts, len(frames) if frames else None, pose_damage=damage)
     if loader.counts.files_unreadable:
         report.damage = damage_of(path)
     report.lengths = [len(text) for text in texts.values()]
@@ -212,7 +216,9 @@ def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str,
         for split in spec.labels:
             if (folder / split).is_dir():
                 dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)
-                jobs[split] = [Job(folder / split, name, dataset.pose_paths[name]) for name in dataset.names]
+                jobs[split] = [
+                    Job(folder / split, name, dataset.pose_paths[name], label) for name, label in dataset.labels.items()
+                ]
                 stray = {path.stem for path in (folder / split).glob("*.json")} - set(dataset.names)
                 if stray:
                     logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
@@ -226,7 +232,7 @@ def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str,
         raise FileNotFoundError(f"{folder} holds no .json files, nor folders of them.")
     order = {split: number for number, split in enumerate(config.SPLITS)}
     return {
-        split: [Job(path, file.stem, None) for file in sorted(path.glob("*.json"))]
+        split: [Job(path, file.stem, None, {}) for file in sorted(path.glob("*.json"))]
         for split, path in sorted(folders.items(), key=lambda item: order.get(item[0], len(order)))
     }
 
@@ -256,11 +262,7 @@ def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: P
     for split in reports:
         for job, report in zip(jobs[split.name], split.files, strict=True):
             if report.counts.frames:
-                frames = None
-                if job.pose is not None and report.n_frames is not None:
-                    from pose.keypoints import read_pose
-
-                    frames = read_pose(job.pose).frames
+                frames = None if report.pose_damage else job.frames()
                 texts = DescriptionLoader(job.folder).load(job.name, frames)
                 made_by = makers_by_frame(job.folder / f"{job.name}.json")
                 write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)

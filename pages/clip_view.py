@@ -113,7 +113,7 @@ class Viewer:
         """
         if self.dataset is None:
             raise KeyError(name)
-        return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name].get("frames"))
+        return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name])
 
     def says(self, name: str, pose: Pose | None) -> tuple[list[Said], Lane | None]:
         """Return the run's sentences for a clip, and its gate; without a model, the evaluated sentence."""

@@ -84,7 +84,7 @@ class Pose:
         return self.start + len(self) + self.n_after
 
 
-def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) -> Pose:
+def read_pose(path: str | Path, person: int = 0) -> Pose:
     """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as in Uni-Sign's pickles.
 
     By default the first of P people in a frame is used, as in Uni-Sign. A frame without that person gets score 0
@@ -93,13 +93,12 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
 
     Args:
         path: a `.pkl`, `.npz` or `.pose` file.
-        n_frames: the clip's number of frames according to the labels; None for no check.
         person: index of the person to use, in the file's order, from 0.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the content is not a pose, has another number of frames, or no frame has that person. One line
-            with the file, what was found and what was expected.
+        ValueError: the content is not a pose, or no frame has that person. One line with the file, what was found and
+            what was expected.
     """
     content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
@@ -127,29 +126,44 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     if person and person >= people:
         raise ValueError(f"{path}: no frame has more than {people} people; person {person} (from 0) is not there.")
     _check_values(path, pose)
-    check_length(path, pose, n_frames)
     return pose
 
 
-def check_length(path: str | Path, pose: Pose, n_frames: int | None) -> None:
-    """Compare a clip's length with the labels.
+def cut_clip(path: str | Path, pose: Pose, label: Mapping[str, Any]) -> Pose:
+    """Cut the clip that the labels mean out of a pose file's frames.
+
+    Args:
+        path: the pose file, for messages.
+        pose: its content.
+        label: the clip's fields, of which these count: `start` and `end`, frames of the recording, by default all of
+            the file; `frames`, their number, if it is to be checked.
 
     Raises:
-        ValueError: the numbers of frames differ.
+        ValueError: there are no such frames, or their number is another.
     """
-    if n_frames is not None and len(pose) != n_frames:
+    start, end = label.get("start", pose.start), label.get("end", pose.frames.stop)
+    if not pose.start <= start < end <= pose.frames.stop:
         raise ValueError(
-            f"{path}: the clip has {len(pose)} frames, the labels say {n_frames}. Take poses and labels from the same "
-            "video, at the same frame rate, or remove the frame counts from the labels."
+            f"{path}: holds the frames {pose.start} to {pose.frames.stop}, the labels say {start} to {end}. Count "
+            "frames from 0, at the frame rate of the video that the poses were made from."
         )
+    if len(pose) != end - start:
+        part = slice(start - pose.start, end - pose.start)
+        pose = Pose(pose.keypoints[part], pose.scores[part], start, pose.n_recorded - end)
+    if len(pose) != label.get("frames", len(pose)):
+        raise ValueError(
+            f"{path}: the clip has {len(pose)} frames, the labels say {label['frames']}. Take poses and labels from "
+            "the same video, at the same frame rate, or remove the frame counts from the labels."
+        )
+    return pose
 
 
 class PoseFolder:
     """Reads poses from one file per clip; `clips.packs.PosePack` has the same interface."""
 
-    def read(self, path: Path, n_frames: int | None = None) -> Pose:
-        """Call `read_pose`."""
-        return read_pose(path, n_frames)
+    def read(self, path: Path, label: Mapping[str, Any]) -> Pose:
+        """Call `read_pose` and `cut_clip`."""
+        return cut_clip(path, read_pose(path), label)
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
         """Return the size of each file in bytes, 0 if it is missing."""

@@ -151,7 +151,7 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
     except gzip.BadGzipFile:
         raise ValueError(
             f"{path}: not packed with gzip, as pickles of labels are. The names of other label files end in .json, "
-            ".jsonl, .csv or .tsv."
+            ".jsonl, .csv, .tsv or .xlsx."
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}. Copy or download it again.") from None

@@ -92,7 +92,7 @@ def examine_split(
         own = None
         if name not in missing:
             try:
-                pose = source.read(poses[name], labels[name].get("frames"))
+                pose = source.read(poses[name], labels[name])
                 lengths[name], own = len(pose), pose.frames
             except (ValueError, OSError) as error:
                 faults.append(str(error))
@@ -134,7 +134,7 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int, ma
     opened = found[:: max(1, len(found) // limit)]
     for name in progress(opened, split):
         try:
-            pose = poses.read(spec.pose_path(labels[name]), labels[name].get("frames"))
+            pose = poses.read(spec.pose_path(labels[name]), labels[name])
             check_n_frames(videos[name], count_frames(videos[name]), pose.n_recorded)
         except (ValueError, OSError) as error:
             faults.append(str(error))

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from pose.keypoints import PART_ANCHOR, PART_JOINTS, PART_ORIGIN, Pose, normalize_keypoints, part_keypoints, read_pose
+from pose.keypoints import (
+    PART_ANCHOR,
+    PART_JOINTS,
+    PART_ORIGIN,
+    Pose,
+    cut_clip,
+    normalize_keypoints,
+    part_keypoints,
+    read_pose,
+)
 
 LENGTHS = {"body": 9, "left": 21, "right": 21, "face_all": 18}
 LEGAL = {"two_persons.pkl", "empty_person_frame.pkl", "all_scores_zero.pkl"}
@@ -221,12 +230,26 @@ def test_start_and_end_cut_a_clip_out(tmp_path):
 @pytest.mark.parametrize(("start", "end"), [(0, 12), (3, 8)])
 def test_the_number_of_frames_is_that_of_the_labels(tmp_path, start, end):
     path = saved(tmp_path, keypoints=frames(12, (133, 2)), scores=frames(12, (133,)), start=start, end=end)
-    assert len(read_pose(path, n_frames=end - start)) == end - start
+    pose = read_pose(path)
+    assert cut_clip(path, pose, {"frames": end - start}) is pose
     with pytest.raises(
         ValueError, match=rf"clip\.pkl: the clip has {end - start} frames, the labels say 11\. .*frame"
     ) as e:
-        read_pose(path, n_frames=11)
+        cut_clip(path, pose, {"frames": 11})
     assert "\n" not in str(e.value)
+
+
+def test_a_clip_that_is_cut_out_of_a_part_counts_as_the_recording(tmp_path):
+    path = saved(tmp_path, keypoints=frames(12, (133, 2)), scores=frames(12, (133,)), start=3, end=10)
+    pose = read_pose(path)
+    clip = cut_clip(path, pose, {"start": 5, "end": 8, "frames": 3})
+    assert (clip.start, len(clip), clip.n_after, clip.n_recorded) == (5, 3, 4, 12)
+    assert np.array_equal(clip.keypoints, pose.keypoints[2:5])
+    assert np.array_equal(clip.scores, pose.scores[2:5])
+    assert cut_clip(path, pose, {"start": 8}).frames == range(8, 10)
+    for label in ({"start": 2}, {"end": 11}, {"start": 10}):
+        with pytest.raises(ValueError, match="holds the frames 3 to 10, the labels say"):
+            cut_clip(path, pose, label)
 
 
 def test_whole_arrays_and_plain_lists_are_read_too(tmp_path):

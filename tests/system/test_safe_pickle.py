@@ -285,7 +285,7 @@ def test_damaged_compression_gives_one_line(tmp_path: Path) -> None:
     good = gzip.compress(pickle.dumps({"a": list(range(1000))}))
     for data, wanted in (
         (b"", "the file is empty"),
-        (b"<html>", r"not packed with gzip.*\.json, \.jsonl, \.csv or \.tsv"),
+        (b"<html>", r"not packed with gzip.*\.json, \.jsonl, \.csv, \.tsv or \.xlsx"),
         (good[: len(good) // 2], "cannot be read"),
         (good[:30] + bytes(20) + good[50:], "cannot be read"),
     ):
