@@ -39,7 +39,7 @@ from system.safe_pickle import load_pickle
 
 Label = dict[str, Any]
 
-# The fields, and what other tables call them (in lower case, with underscores).
+# The fields (and who signs), and what other tables call them (in lower case, with underscores).
 FIELDS = {
     "video": "file filename file_name filepath path video_file video_name video_id clip_path 视频 文件 文件名",
     "name": "id uid clip clip_id clip_name sample_id sentence_id sentence_name utterance_id 编号 名称",
@@ -50,6 +50,7 @@ FIELDS = {
     "end": "stop end_frame frame_end end_time end_seconds end_realigned",
     "frames": "n_frames num_frames",
     "split": "set subset partition 划分",
+    "signer": "signer_id speaker person participant performer subject 手语者",
     "video_path": "",
 }
 MAX_NAME = 240  # bytes; file systems allow 255, and endings are added
@@ -183,7 +184,7 @@ def read_labels(path: str | Path) -> dict[str, Label]:
             wrong = f"is {_shown(entry)}; wanted the fields of a clip, name, text and so on"
             faults.setdefault(str(entry) if isinstance(entry, ValueError) else wrong, []).append(where)
             continue
-        label, wrongs = _clean(name, entry)
+        label, wrongs = clean_label(name, entry)
         name = label.get("name")
         if name in labels:
             wrongs = [*wrongs, f"is there twice, the second time at {where}. Rename one"]
@@ -219,14 +220,12 @@ def renamed(fields: Iterable[Any]) -> dict[str, str]:
 
 
 def cure_of(fields: Iterable[Any], *needed: str) -> str:
-    """Return a sentence: which fields to rename so that the needed ones are there, and what fields there are."""
-    renames = ", ".join(
-        f"{field!r:.60} to {name!r}" for field, name in renamed(fields).items() if not needed or name in needed
-    )
+    """Return what fields there are, and which to rename so that the needed ones are there."""
+    renames = ", ".join(f"{field!r:.60} to {name!r}" for field, name in renamed(fields).items() if name in needed)
     return f"its fields are {_names(fields)}" + (f"; rename {renames}" if renames else "")
 
 
-def _clean(name: str | None, entry: Mapping) -> tuple[Label, list[str]]:
+def clean_label(name: str | None, entry: Mapping) -> tuple[Label, list[str]]:
     """Return a clip's fields with defaults filled in, and what is wrong with them."""
     label = {key: value for key, value in entry.items() if not (value is None or isinstance(value, str) and not value)}
     faults = [*_clean_frames(label), *_clean_paths(label, name), *_clean_texts(label)]
@@ -257,7 +256,7 @@ def _clean_paths(label: Label, name: str | None) -> Iterator[str]:
         part = [str(label[field]) for field in ("start", "end") if field in label]
         name = "-".join([without_suffix(video or pose), *part])
     if not name:
-        yield f"has neither name nor video; {cure_of(label)}"
+        yield f"has neither name nor video; {cure_of(label, 'name', 'video', 'text', 'gloss')}"
         return
     label |= {"name": name, "video_path": video or f"{name}.mp4"} | ({"pose": pose} if pose else {})
     for place in dict.fromkeys(filter(None, (name, video, pose))):
