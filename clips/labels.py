@@ -176,7 +176,7 @@ def read_labels(path: str | Path) -> dict[str, Label]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
-    readers = {".json": _read_json, ".jsonl": _read_json_lines} | dict.fromkeys(SUFFIXES, _read_table)
+    readers = {".json": _read_json, ".jsonl": _read_json_lines} | dict.fromkeys(SUFFIXES, read_table)
     labels: dict[str, Label] = {}
     faults: dict[str, list[str]] = {}  # what is wrong -> where
     for where, name, entry in readers.get(suffix_of(path), _read_pickle)(path):
@@ -339,15 +339,22 @@ def _parse_json(text: str) -> Any:
     return ValueError(f"has {twice[0]!r:.60} twice in one object. Remove one") if twice else content
 
 
-def _read_table(path: str | Path) -> Entries:
+def read_table(path: str | Path) -> Entries:
+    """Read the clips of a `.csv`, `.tsv` or `.xlsx` file.
+
+    Yields:
+        The clip's place, None, and its cells by column, or an error that says what is wrong with the line.
+
+    Raises:
+        ValueError: not a table, or two columns have one name; one line that names the file.
+    """
     rows = read_rows(path)
     where, header = next(rows, ("", []))
     if isinstance(header, ValueError):
-        yield where, None, header
-        return
+        raise ValueError(f"{path}: {where} {header}.")
     for field, times in Counter(header).items():
-        if times > 1 and field in FIELDS:
-            yield where, None, ValueError(f"has {times} columns {field!r}. Rename or remove one")
+        if times > 1 and (field in FIELDS or renamed([field])):
+            raise ValueError(f"{path}: {where} has {times} columns {field!r:.60}. Rename or remove one.")
     for where, row in rows:
         if isinstance(row, ValueError):
             yield where, None, row

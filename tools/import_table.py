@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import hashlib
 import io
 import json
@@ -17,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from clips.labels import FIELDS, Label, clean_label, renamed, shared_clips, split_labels
-from clips.tables import SUFFIXES, read_rows, suffix_of
+from clips.labels import FIELDS, Label, clean_label, read_table, renamed, shared_clips, split_labels
+from clips.tables import SUFFIXES, suffix_of
 from config import POSE_SUFFIXES, SPLIT_NAMES, SPLITS, VIDEO_SUFFIXES, DatasetSpec, without_suffix
 from system.disk import write_text
 from utils import Parser, installed, run
@@ -32,10 +31,15 @@ LETTERS = {
     "Thai": re.compile("[\u0e00-\u0e7f]"),
     "Chinese": re.compile("[\u4e00-\u9fff]"),
 }
-NOTES = {  # beside the keys of dataset.toml
+UNSPACED = ("Chinese", "Japanese", "Thai")
+TOML_KEYS = {  # and what is said beside them
+    "name": "",
+    "pose_dir": "",
     "rgb_dir": "  # read only with --rgb_support",
+    "description_dir": "",
     "language": "  # named in the prompt of mT5",
     "text_unit": '  # "char" for languages without spaces between words, such as Chinese',
+    "tasks": "",
 }
 EXAMPLES = """examples:
   python -m tools.import_table sheet.xlsx --videos my_videos --out my_data --language German
@@ -78,10 +82,12 @@ class Files:
             raise FileNotFoundError(f"--videos: {folder} holds no videos ({', '.join(VIDEO_SUFFIXES)}) nor pose files.")
         ends = Counter(end for path in self.paths for end in _ends(path))
         self._by_end = {end: path for path in self.paths for end in _ends(path) if ends[end] == 1}
+        self._by_path = {_ends(path)[0]: path for path in self.paths}
 
     def find(self, cell: str) -> str | None:
-        """Return the file that a cell means: by its path or the end of it, with or without the suffix."""
-        return next((self._by_end[end] for end in _ends(cell) if end in self._by_end), None)
+        """Return the file that a cell means, with or without the suffix: one path has to be the end of the other."""
+        ends = _ends(cell)
+        return self._by_end.get(ends[0]) or next((self._by_path[end] for end in ends if end in self._by_path), None)
 
 
 def _ends(path: str) -> list[str]:
@@ -101,7 +107,7 @@ class Table(NamedTuple):
     left_out: list[str]
 
 
-def read_table(path: str, files: Files) -> Table:
+def find_clips(path: str, files: Files) -> Table:
     """Read a table and find out what its columns are.
 
     Raises:
@@ -112,30 +118,25 @@ def read_table(path: str, files: Files) -> Table:
         raise FileNotFoundError(f"{path} does not exist.")
     if suffix_of(path) not in SUFFIXES:
         raise ValueError(f"{path}: wanted a table, {', '.join(SUFFIXES)}. Save it as one of these.")
-    (_, header), *rows = [*read_rows(path)] or [("", [])]
-    if isinstance(header, ValueError):
-        raise ValueError(f"{path}: the header {header}.")
-    whole = [row for _, row in rows if not isinstance(row, ValueError) and len(row) == len(header)]
-    columns = guess_columns(path, header, whole, files)
-    table, names = Table(columns, [], []), set()
-    frame = frame_numbers(columns, [dict(zip(header, row, strict=True)) for row in whole], files)
-    for where, row in rows:
+    entries = [(where, entry) for where, _, entry in read_table(path)]
+    rows = [entry for _, entry in entries if not isinstance(entry, ValueError)]
+    columns = guess_columns(path, rows, files)
+    frame = frame_numbers(columns, rows, files)
+    clips: dict[str, Label] = {}
+    left_out = []
+    for where, entry in entries:
         try:
-            if isinstance(row, ValueError):
-                raise row
-            if len(row) != len(header):
-                raise ValueError(f"has {len(row)} cells, the header {len(header)}")
-            clip = _clip(dict(zip(header, row, strict=True)), columns, files, frame)
-            if clip["name"] in names:
+            if isinstance(entry, ValueError):
+                raise entry
+            clip = _clip(entry, columns, files, frame)
+            if clip["name"] in clips:
                 raise ValueError(f"{clip['name']} is there twice")
+            clips[clip["name"]] = clip
         except ValueError as error:
-            table.left_out.append(f"{where}: {error}")
-            continue
-        names.add(clip["name"])
-        table.clips.append(clip)
-    if not table.clips:
-        raise ValueError(f"{path}: no row can be used. {'. '.join(table.left_out[:LISTED])}.")
-    return table
+            left_out.append(f"{where}: {error}")
+    if not clips:
+        raise ValueError(f"{path}: no row can be used. {'. '.join(left_out[:LISTED])}.")
+    return Table(columns, list(clips.values()), left_out)
 
 
 def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, frame: Frame) -> Label:
@@ -144,12 +145,12 @@ def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, fram
     cell = clip.pop("video", "")
     file = files.find(cell)
     if file is None:
-        raise ValueError(f"no file is named {cell!r}" if cell else "names no file")
+        raise ValueError(f"no file, or more than one, is named {cell!r:.60}" if cell else "names no file")
     if not clip.keys() & {"text", "gloss"}:
         raise ValueError(f"{file} has no text")
     for field in clip.keys() & {"text", "gloss"}:
         clip[field] = " ".join(clip[field].split())
-    for end in clip.keys() & {"start", "end"}:
+    for end in [end for end in ("start", "end") if end in clip]:
         clip[end] = frame(file, clip[end])
     clip["pose" if files.are_poses else "video"] = file
     label, faults = clean_label(None, {**clip, "split": ""})
@@ -158,35 +159,30 @@ def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, fram
     return clip | {"name": label["name"]}
 
 
-def guess_columns(path: str, header: list[str], rows: Sequence[Sequence[str]], files: Files) -> dict[str, str]:
+def guess_columns(path: str, rows: Sequence[Mapping[str, str]], files: Files) -> dict[str, str]:
     """Return field -> column, by the columns' names; that of the videos by what is in it.
 
     Raises:
-        ValueError: no column names files, or holds texts, or two columns have the same name.
+        ValueError: no column names files, or holds texts.
     """
-    columns = {field: name for name, field in renamed(header).items()} | {
-        name: name for name in FIELDS if name in header
-    }
-    if twice := [name for name in columns.values() if header.count(name) > 1]:
-        raise ValueError(f"{path}: {header.count(twice[0])} columns are named {twice[0]!r}. Rename or remove one.")
-    hits = {name: sum(files.find(row[i]) is not None for row in rows) for i, name in enumerate(header)}
-    video = max(
-        header, key=lambda name: (hits[name], name in (columns.get("video"), columns.get("video_path"))), default=""
-    )
+    header = list(rows[0]) if rows else []
+    columns = {field: name for name, field in renamed(header).items()} | {f: f for f in FIELDS if f in header}
+    likely = columns.get("video"), columns.get("video_path")
+    hits = {name: sum(files.find(row[name]) is not None for row in rows) for name in header}
+    video = max(header, key=lambda name: (hits[name], name in likely), default="")
     if not hits.get(video):
-        shown = ", ".join(f"{cell!r:.40}" for cell in rows[0][:LISTED]) if rows else "nothing"
+        shown = ", ".join(f"{cell!r:.40}" for cell in list(rows[0].values())[:LISTED]) if rows else "nothing"
         raise ValueError(
             f"{path}: no cell names a file of --videos, such as {files.paths[0]!r}; the first row holds {shown}. One "
             "column has to hold their names, with or without the ending."
         )
-    columns = {"video": video} | {field: name for field, name in columns.items() if name != video}
-    for field in {"video_path", "pose", "frames"} & columns.keys():
-        del columns[field]
-    free = [i for i, name in enumerate(header) if name and name not in columns.values()]
+    unused = ("video", "video_path", "pose", "frames")
+    columns = {"video": video} | {f: name for f, name in columns.items() if f not in unused and name != video}
     if not columns.keys() & {"text", "gloss"}:
+        free = [name for name in header if name and name not in columns.values()]
         if not free:
             raise ValueError(f"{path}: no column holds sentences; the columns are {', '.join(header)}. Add 'text'.")
-        columns["text"] = header[max(free, key=lambda i: sum(len(row[i]) for row in rows))]
+        columns["text"] = max(free, key=lambda name: sum(len(row[name]) for row in rows))
     return columns
 
 
@@ -264,45 +260,37 @@ def split_clips(table: Table, how: str) -> str:
 def guess_language(clips: Sequence[Label]) -> str:
     """Return the language whose letters most sentences have, English for all that share their letters."""
     texts = [clip.get("text") or clip["gloss"] for clip in clips]
-    found = (
-        language for language, letters in LETTERS.items() if sum(map(bool, map(letters.search, texts))) > len(texts) / 2
-    )
-    return next(found, "English")
+    n_with = {name: sum(map(bool, map(letters.search, texts))) for name, letters in LETTERS.items()}
+    return next((name for name, n in n_with.items() if n > len(texts) / 2), "English")
 
 
 def write(table: Table, files: Files, out: Path, language: str) -> DatasetSpec:
     """Write labels.csv and dataset.toml; return the data set."""
-    fields = [field for field in (*FIELDS, "split") if field != "split" and any(field in clip for clip in table.clips)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*fields, "split"], lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(table.clips)
-    labels = out / "labels.csv"
-    tasks = [task for task, field in (("SLT", "text"), ("CSLR", "gloss")) if all(field in clip for clip in table.clips)]
+    clips, labels = table.clips, out / "labels.csv"
+    guessed = guess_language(clips)
     spec = DatasetSpec(
         name=out.resolve().name,
         labels=dict.fromkeys(SPLITS, labels.as_posix()),
-        pose_dir=Path(files.folder).as_posix() if files.are_poses else (out / "poses").as_posix(),
+        pose_dir=(Path(files.folder) if files.are_poses else out / "poses").as_posix(),
         rgb_dir="" if files.are_poses else Path(files.folder).as_posix(),
         description_dir=(out / "descriptions").as_posix(),
-        language=language,
-        text_unit="char" if language in ("Chinese", "Japanese", "Thai") else "word",
-        tasks=tuple(tasks or ["SLT"]),
+        language=language or guessed,
+        text_unit="char" if guessed in UNSPACED else "word",
+        tasks=tuple(
+            task for task, field in (("SLT", "text"), ("CSLR", "gloss")) if any(field in clip for clip in clips)
+        ),
     )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f for f in FIELDS if any(f in clip for clip in clips)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(clips)
     out.mkdir(parents=True, exist_ok=True)
     write_text(labels, text.getvalue())
-    values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name != "labels"}
-    lines = [
-        f"{name} = {json.dumps(value, ensure_ascii=False)}{NOTES.get(name, '')}"
-        for name, value in values.items()
-        if value or name == "rgb_dir"
-    ]
-    lines += [
-        "",
-        "[labels]",
-        *(f"{split} = {json.dumps(path, ensure_ascii=False)}" for split, path in spec.labels.items()),
-    ]
-    write_text(out / "dataset.toml", "\n".join(["# For --dataset_config. Paths start from --root.", *lines, ""]))
+    values = {key: getattr(spec, key) for key in TOML_KEYS if getattr(spec, key)}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}{TOML_KEYS[key]}" for key, value in values.items()]
+    paths = [f"{split} = {json.dumps(path, ensure_ascii=False)}" for split, path in spec.labels.items()]
+    head = "# For --dataset_config. Paths start from --root."
+    write_text(out / "dataset.toml", "\n".join([head, *lines, "", "[labels]", *paths, ""]))
     return spec
 
 
@@ -364,9 +352,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if there := [str(out / name) for name in ("labels.csv", "dataset.toml") if (out / name).exists()]:
         raise ValueError(f"--out: {' and '.join(there)} exist already. Remove them, or name another folder.")
     files = Files(args.videos)
-    table = read_table(args.table, files)
+    table = find_clips(args.table, files)
     how = split_clips(table, args.split)
-    spec = write(table, files, out, args.language or guess_language(table.clips))
+    spec = write(table, files, out, args.language)
     commands = next_commands(spec, files, sum(clip["split"] == "train" for clip in table.clips))
     sys.stdout.write(summary(table, files, spec, how) + "".join(f"  {command}\n" for command in commands))
     return 1 if table.left_out else 0

@@ -111,7 +111,8 @@ def test_a_cell_of_several_lines_before_other_cells(tmp_path):
     assert [label["text"] for label in read_labels(path).values()] == ["one\ntwo, three", "four"]
 
 
-def test_a_spreadsheet(tmp_path):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_spreadsheet(tmp_path, streamed):
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
     for row in [
@@ -123,6 +124,11 @@ def test_a_spreadsheet(tmp_path):
     ]:
         book.active.append(row)
     book.create_sheet("other").append(["x"])
+    if streamed:  # then the file does not say how large the sheet is
+        rows, book = list(book.active.values), openpyxl.Workbook(write_only=True)
+        sheet = book.create_sheet()
+        for row in rows:
+            sheet.append([cell for cell in row if cell is not None or row[0] is None] if row[0] == 7 else row)
     book.save(tmp_path / "labels.xlsx")
     assert read_labels(tmp_path / "labels.xlsx") == {
         "7": {"name": "7", "text": "Hello, you.", "video_path": "7.mp4"},

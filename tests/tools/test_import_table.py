@@ -54,14 +54,16 @@ def fifty(file="rec.{}", **columns):
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "xlsx"])
 def test_a_table_with_other_names_of_columns(place, kind, capsys):
-    rows = fifty("C:\\rec\\rec.{}.MP4", Signer=lambda n: f"P{n % 5}", notes=lambda n: "a longer text than the sentence")
+    rows = fifty(Signer=lambda n: f"P{n % 5}", notes=lambda n: "a longer text than the sentence")
+    for number, row in enumerate(rows[1:]):
+        row[0] = f"C:\\my_videos\\{'deep' if number % 2 else '.'}\\rec.{number}.MP4"
     rows[8][1], rows[9][0], rows[10][1] = None, "elsewhere.mp4", 'He said:\n"Go, now."'
     status, spec, labels = imported(write_table(place / f"sheet.{kind}", rows))
     said = capsys.readouterr().out
     assert status == 1
     assert "video    is column 'File'\ntext     is column 'SENTENCE'\nsigner   is column 'Signer'\n" in said
     assert re.search("row left out: (row|line) 9: deep/rec.7.mp4 has no text", said)
-    assert re.search("row left out: (row|line) 10: no file is named 'elsewhere.mp4'", said)
+    assert re.search("row left out: (row|line) 10: no file, or more than one, is named 'elsewhere.mp4'", said)
     assert "file not used: rec.8.mp4" in said
     assert len(labels) == 48
     assert labels["deep/rec.9"] == {
@@ -84,6 +86,28 @@ def test_a_table_with_other_names_of_columns(place, kind, capsys):
     assert set.union(*signers.values()) == {f"P{n}" for n in range(5)}
 
 
+@pytest.mark.parametrize("most", ["A", "B", "C"])
+def test_who_signs_most_is_in_train_and_each_split_has_somebody(place, most):
+    others = iter("ABC".replace(most, ""))
+    rows = fifty(signer=lambda n: next(others) if n in (20, 30) else most)
+    _, spec, _ = imported(write_table(place / "sheet.csv", rows))
+    clips = {split: split_labels(spec, split).values() for split in spec.labels}
+    assert {split: len(labels) for split, labels in clips.items()} == {"train": 48, "dev": 1, "test": 1}
+    assert {label["signer"] for label in clips["train"]} == {most}
+
+
+def test_two_files_of_one_name(place, capsys):
+    (place / "my_videos" / "other").mkdir()
+    (place / "my_videos" / "other" / "rec.1.mp4").touch()
+    rows = fifty()
+    rows[4][0], rows[6][0] = "x/deep/REC.3", "x/rec.5"
+    status, _, labels = imported(write_table(place / "sheet.csv", rows))
+    assert (status, len(labels), labels["deep/rec.3"]["text"]) == (1, 48, "Sentence 3.")
+    said = capsys.readouterr().out
+    assert "row left out: line 3: no file, or more than one, is named 'rec.1'" in said
+    assert "row left out: line 7: no file, or more than one, is named 'x/rec.5'" in said  # which deep/rec.5 is not
+
+
 def test_at_random_three_ways_and_always_the_same(place, capsys):
     table = write_table(place / "sheet.csv", fifty(signer=lambda n: f"P{n % 5}"))
     status, spec, labels = imported(table, "--split", "random")
@@ -102,6 +126,9 @@ def test_the_clips_of_a_video_stay_together(place):
     assert set(splits.values()) == {5}
     assert Counter(label["split"] for label in labels.values()) == {"train": 40, "dev": 5, "test": 5}
     assert labels["rec.4-1400-1450"]["start"] == 1400
+    shutil.rmtree("my_data")
+    _, _, labels = imported(write_table(place / "sheet.csv", [rows[0], *(["rec.4", *row[1:]] for row in rows[1:])]))
+    assert Counter(label["split"] for label in labels.values()) == {"train": 40, "dev": 5, "test": 5}  # of one video
 
 
 @pytest.mark.parametrize(
@@ -187,7 +214,7 @@ def test_a_folder_of_poses(place, capsys):
         ([], "", "no cell names a file of --videos, such as 'deep/rec.1.mp4'; the first row holds nothing"),
         ([["a"], ["x.mp4"]], "", "no cell names a file of --videos, .*the first row holds 'x.mp4'"),
         ([["a"], ["rec.0"]], "", "no column holds sentences; the columns are a. Add 'text'"),
-        ([["a", "text", "text"], ["rec.0", "s", "t"]], "", "2 columns are named 'text'. Rename or remove one"),
+        ([["a", "Word", "Word"], ["rec.0", "s", "t"]], "", "line 1 has 2 columns 'Word'. Rename or remove one"),
         ([["a", "text"], ["rec.0", "t"]], "", "1 clips cannot be split into train, dev and test"),
         ([["a", "text"], ["rec.0", ""]], "", "no row can be used. line 2: rec.0.mp4 has no text"),
         (fifty(), "--split signer", "wanted a column 'signer' with three signers or more.* it has 0"),
