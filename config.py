@@ -10,7 +10,6 @@ these records, with the names used in Uni-Sign.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import os
@@ -298,13 +297,13 @@ def description_language(language: str) -> str:
     return "zh" if language == "Chinese" else "en"
 
 
-def dataset_of(args: argparse.Namespace) -> DatasetSpec:
-    """Return the data set of a command line, with its paths unresolved.
+def dataset_of(name: str, toml: str) -> DatasetSpec:
+    """Return the data set of `--dataset_config` if given, else of `--dataset`, with its paths unresolved.
 
     Raises:
         FileNotFoundError, ValueError: see `DatasetSpec.from_toml`.
     """
-    return DatasetSpec.from_toml(args.dataset_config) if args.dataset_config else DATASETS[args.dataset]
+    return DatasetSpec.from_toml(toml) if toml else DATASETS[name]
 
 
 def without_suffix(path: str) -> str:

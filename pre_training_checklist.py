@@ -338,7 +338,7 @@ def run_flags(typed: Sequence[str]) -> argparse.Namespace:
     paths = {flag: getattr(args, flag) for flag in ("root", "finetune", "fusion_checkpoint", "rgb_backbone")}
     faults = [f"--{flag}: {path} does not exist." for flag, path in paths.items() if path and not Path(path).exists()]
     try:
-        dataset_of(args)
+        dataset_of(args.dataset, args.dataset_config)
     except (OSError, ValueError) as error:
         faults.append(str(error))
     if faults:
