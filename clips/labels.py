@@ -73,7 +73,8 @@ def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
     """
     path = spec.labels[split]
     labels = read_labels(path)
-    sharing = [other for other in SPLITS if spec.labels.get(other) == path and spec.folder(other) == other]
+    folders = {spec.folder(other) for other, file in spec.labels.items() if file == path}
+    sharing = [other for other in SPLITS if other in folders]
     if any("split" in label for label in labels.values()):
         if unsure := [name for name, label in labels.items() if "split" not in label]:
             raise ValueError(
@@ -193,7 +194,7 @@ def read_labels(path: str | Path) -> dict[str, Label]:
         labels[name or where] = label
     if faults:
         told = [
-            f"{places[0]} {wrong}{f' ({len(places) - 1} more are so)' if len(places) > 1 else ''}."
+            f"{places[0]} {wrong:.350}{f' ({len(places) - 1} more are so)' if len(places) > 1 else ''}."
             for wrong, places in islice(faults.items(), SHOWN)
         ]
         more = [f"And {len(faults) - SHOWN} other faults."] if len(faults) > SHOWN else []

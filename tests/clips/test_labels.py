@@ -273,6 +273,7 @@ def test_what_is_held_out_is_shared_by_dev_and_test(tmp_path):
     assert split_numbers(path, ("test", "train"), held_out=0.2) == {"train": train, "test": dev + test}
     same = split_numbers(path, three, held_out=0.2, dev_is_test=True)
     assert same == {"train": train, "dev": dev + test, "test": dev + test}
+    assert split_numbers(path, three[:2], held_out=0.2, dev_is_test=True) == {"train": train, "dev": dev + test}
     same = split_numbers(path, three[1:], dev_is_test=True)
     assert same["dev"] == same["test"] == list(range(25))
     with pytest.raises(ValueError, match="serves dev and test. Give its clips a field 'split', or set dev_is_test"):
