@@ -26,6 +26,9 @@ TEXT_UNITS = ("char", "word")
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none")
 POSE_SUFFIXES = (".pkl", ".npz", ".pose")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")  # in lower case
+PICTURES_CURE = (
+    "Make a video of a folder of pictures: ffmpeg -framerate 25 -pattern_type glob -i 'NAME/*.png' -crf 10 NAME.mp4."
+)
 EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor)
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")

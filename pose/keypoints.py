@@ -23,6 +23,8 @@ N_KEYPOINTS = 133
 SCORE_THRESHOLD = 0.3  # points with this score or less count as not detected
 FAR = 10  # image sizes; if most coordinates lie farther from the corner than this, they must be in pixels
 MIN_BODY_POINTS = 4  # with fewer good points the body's size is unknown
+MOST_PEOPLE = 16  # in a frame; an array with more of them, and with fewer frames, has its axes the other way round
+MAX_SCORE = 20  # logits of RTMPose's models stay below; percentages and bytes do not
 
 Part = Literal["body", "left", "right", "face_all"]
 # The parts in the order in which Uni-Sign concatenates them, and the joints of each.
@@ -88,8 +90,10 @@ def read_pose(path: str | Path, person: int = 0) -> Pose:
     """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as in Uni-Sign's pickles.
 
     By default the first of P people in a frame is used, as in Uni-Sign. A frame without that person gets score 0
-    everywhere. A frame in which nobody was detected may also be an empty list or None. The optional keys "start" and
-    "end" cut a clip out of a longer recording.
+    everywhere. A frame in which nobody was detected may also be an empty list or None. A point at exactly (0, 0) gets
+    score 0: programs that store a missing point so may leave its score at 1, and one such frame would shrink the whole
+    clip's body. One person's array may have the shape (1, F, 133, 2). The optional keys "start" and "end" cut a clip
+    out of a longer recording.
 
     Args:
         path: a `.pkl`, `.npz` or `.pose` file.
@@ -106,7 +110,7 @@ def read_pose(path: str | Path, person: int = 0) -> Pose:
             f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
         raise ValueError(f"{path}: holds {seen}; wanted a dict with 'keypoints' and 'scores'.")
-    keypoints, scores = _frames(path, content, "keypoints"), _frames(path, content, "scores")
+    keypoints, scores = _frames(path, content, "keypoints", 3), _frames(path, content, "scores", 2)
     if len(keypoints) != len(scores):
         raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
     for i in range(len(scores)):
@@ -170,11 +174,21 @@ class PoseFolder:
         return file_sizes(paths)
 
 
-def _frames(path: str | Path, content: Mapping, what: str) -> list:
+def _frames(path: str | Path, content: Mapping, what: str, n_axes: int) -> list:
+    """Return the frames of one key, each with a person axis and `n_axes` in all."""
     frames = content[what]
     if not (isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim)):
         raise ValueError(f"{path}: {what} is a {type(frames).__name__}; wanted a list of one array per frame.")
-    return list(frames)
+    frames = list(frames)
+    people = max((len(frame) for frame in frames if isinstance(frame, np.ndarray) and frame.ndim == n_axes), default=0)
+    if len(frames) == 1 < people:  # one frame is no signing: these are the frames of one person
+        return list(frames[0][:, None])
+    if people > max(MOST_PEOPLE, len(frames)):
+        raise ValueError(
+            f"{path}: {what} has {len(frames)} frames of {people} people. If people come first in it, store "
+            f"{what}.swapaxes(0, 1), so that frames do."
+        )
+    return frames
 
 
 def _is_nobody(frame: Any) -> bool:
@@ -223,6 +237,11 @@ def _check_values(path: str | Path, pose: Pose) -> None:
     if not np.isfinite(ends).all():
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
         raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
+    if ends[3] > MAX_SCORE:
+        raise ValueError(
+            f"{path}: scores reach {ends[3]:g}; wanted 0 to 1. Divide them by their largest possible value, 100 or 255."
+        )
+    pose.scores[(pose.keypoints == 0).all(2)] = 0
     if max(-ends[0], ends[1]) <= FAR:
         return
     good = pose.scores > SCORE_THRESHOLD

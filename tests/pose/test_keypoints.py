@@ -261,6 +261,56 @@ def test_whole_arrays_and_plain_lists_are_read_too(tmp_path):
         np.testing.assert_array_equal(pose.keypoints, expected)
 
 
+@pytest.mark.parametrize("write", [np.savez, lambda path, **content: saved(path.parent, **content)])
+def test_one_person_s_frames_may_stand_behind_the_people(tmp_path, write):
+    rng = np.random.default_rng(0)
+    keypoints, scores = rng.random((40, 133, 2)), rng.random((40, 133))
+    path = tmp_path / "clip.npz"
+    path = write(path, keypoints=keypoints[None], scores=scores[None]) or path
+    pose = read_pose(path)
+    np.testing.assert_array_equal(pose.keypoints, keypoints)
+    np.testing.assert_array_equal(pose.scores, scores)
+    for people in (2, 3):  # nobody knows which of them signs
+        write(tmp_path / "clip.npz", keypoints=np.stack([keypoints] * people), scores=np.stack([scores] * people))
+        with pytest.raises(ValueError, match=rf"{people} frames of 40 people\..* keypoints\.swapaxes\(0, 1\)"):
+            read_pose(path)
+    # Sixteen people in three frames are a crowd.
+    write(tmp_path / "clip.npz", keypoints=keypoints[None, :16].repeat(3, 0), scores=scores[None, :16].repeat(3, 0))
+    np.testing.assert_array_equal(read_pose(path, person=2).keypoints, keypoints[2][None].repeat(3, 0))
+
+
+def test_scores_above_one_are_kept_and_percentages_refused(tmp_path):
+    keypoints, scores = np.random.default_rng(0).random((2, 4, 133, 2)), np.full((4, 133), 7.5)
+    np.savez(tmp_path / "a.npz", keypoints=keypoints[0], scores=scores)
+    pose = read_pose(tmp_path / "a.npz")  # rtmlib's are of this kind
+    assert (pose.scores == 7.5).all()
+    assert (part_keypoints(pose, np.arange(4))["body"][..., 2] == 1).all()
+    scores[2, 5] = 90
+    np.savez(tmp_path / "a.npz", keypoints=keypoints[0], scores=scores)
+    with pytest.raises(ValueError, match=r"a\.npz: scores reach 90; wanted 0 to 1\. Divide them"):
+        read_pose(tmp_path / "a.npz")
+
+
+def test_a_point_in_the_corner_is_not_seen(tmp_path):
+    rng = np.random.default_rng(0)
+    keypoints, scores = rng.uniform(0.4, 0.6, (9, 133, 2)), np.ones((9, 133))
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores)
+    whole = part_keypoints(read_pose(tmp_path / "a.npz"), np.arange(9))
+    keypoints[3] = 0
+    keypoints[5, 7] = 0
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores)
+    pose = read_pose(tmp_path / "a.npz")
+    assert not pose.scores[3].any()
+    assert (pose.scores == 0).sum() == 133 + 1
+    others = [0, 1, 2, 4, 6, 7, 8]
+    # As if only the rest had been there: the lost points neither shrink the body nor count as seen.
+    for part, values in part_keypoints(pose, np.arange(9)).items():
+        alone = part_keypoints(Pose(pose.keypoints[others], pose.scores[others]), np.arange(7))[part]
+        assert not values[3].any()
+        torch.testing.assert_close(values[others], alone, rtol=0, atol=0.03)
+        torch.testing.assert_close(values[others], whole[part][others], rtol=0, atol=0.03)
+
+
 def test_of_two_persons_the_first_counts(shared_real):
     path = shared_real / "hostile/two_persons.pkl"
     plain = pickle.loads(path.read_bytes())
