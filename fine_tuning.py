@@ -48,6 +48,7 @@ from training.checkpoint import (
 from training.engine import load_full_state_dict
 from training.guards import Guards, statistics_kept
 from training.loader import ClipLoader
+from training.look import log_look
 from training.memory import explain_memory
 from training.run_folder import BEST, Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
 from training.weights import read_weights
@@ -72,6 +73,7 @@ def main(args: argparse.Namespace) -> None:
     loaders = build_loaders(args, spec)
     resumed = find_resumed(args, loaders)
     model = build_model(args, model_config(args, spec), loaders, resumed and resumed[0])
+    log_look(loaders, model)
     guards = build_guards(args)
     if args.eval:
         model.to(distributed.device())

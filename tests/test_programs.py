@@ -64,6 +64,10 @@ WRONG = {
         "nowhere --out {here}/x": "nowhere: no video there",
         "{here} --out {here}/x --models nowhere": "--models: nowhere does not exist.",
     },
+    "tools/import_table.py": {
+        "nowhere.csv --videos {here} --out {here}/x": "nowhere.csv does not exist.",
+        "{here}/file --videos nowhere --out {here}/x": "--videos: nowhere",
+    },
     "tools/pack_dataset.py": {
         "--root {here} --out x": "labels: {here}/data/CSL_Daily/labels.train, ",
         "--verify --root {here} --out x": "--out: {here}/x does not exist.",
