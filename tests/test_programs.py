@@ -65,7 +65,6 @@ WRONG = {
         "{here} --out {here}/x --models nowhere": "--models: nowhere does not exist.",
     },
     "tools/import_table.py": {
-        "nowhere.csv --videos {here} --out {here}/x": "nowhere.csv does not exist.",
         "{here}/file --videos nowhere --out {here}/x": "--videos: nowhere",
     },
     "tools/pack_dataset.py": {
