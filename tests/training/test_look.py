@@ -223,12 +223,13 @@ def test_a_run_says_what_its_data_hold(corpus, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     log_look(loaders, model)
     lines = [record.message for record in caplog.records]
-    assert [line for line in lines if line[0] != " "] == ["CSL_Daily train", "CSL_Daily dev", "splits"]
+    titles = ["CSL_Daily train", "CSL_Daily dev", "CSL_Daily test", "splits"]
+    assert [line for line in lines if line[0] != " "] == titles
     assert lines[4].startswith("  · clips of ")
     assert "a perfect model gets bleu4 100.0" in lines[5]
-    assert len(lines) < 12
+    assert len(lines) < 16
     assert not [line for line in lines if "!" in line[:4]]
-    assert 4 <= len(opened) < 16  # of 33 clips
+    assert 6 <= len(opened) < 24  # of 40 clips
 
 
 def test_an_error_in_the_look_does_not_end_a_run(corpus, tmp_path, caplog, monkeypatch):
