@@ -25,12 +25,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from config import SPLITS, DatasetSpec
-from system.safe_pickle import MAX_BYTES, load_pickle
 
+MAX_BYTES = 1 << 30  # of a text; real ones have a few MB
 Label = dict[str, Any]
 
 
@@ -137,8 +137,8 @@ def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tu
     label["name"] = name = str(name)
     label["video_path"] = str(video or f"{name}.mp4")
     for place in filter(None, (name, label["video_path"], pose)):
-        folders = str(place).replace("\\", "/").split("/")
-        if folders[0] == "" or ".." in folders:
+        at = PureWindowsPath(str(place))  # which knows both kinds of slash, and drives
+        if at.anchor or ".." in at.parts:
             raise ValueError(f"{path}: clip {name!r} points out of the data folder: {place!r}.")
     if label.get("split", SPLITS[0]) not in SPLITS:
         raise ValueError(f"{path}: clip {name!r} has the split {label['split']!r}; wanted {', '.join(SPLITS)}.")
@@ -164,6 +164,8 @@ Entries = Iterator[tuple[str, str | None, Any]]
 
 
 def _read_pickle(path: str | Path) -> Entries:
+    from system.safe_pickle import load_pickle  # with numpy, and other formats need none
+
     return _entries(path, load_pickle(path, compressed=True))
 
 
