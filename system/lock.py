@@ -14,8 +14,12 @@ if sys.platform == "win32":
 
     def _lock(handle: int) -> None:
         os.lseek(handle, 1 << 20, os.SEEK_SET)  # beyond the text, for nobody else can read a locked byte
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        os.lseek(handle, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:  # whose number does not always say so
+            raise BlockingIOError(errno.EAGAIN, "locked") from None
+        finally:
+            os.lseek(handle, 0, os.SEEK_SET)
 
 else:
     import fcntl
