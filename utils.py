@@ -145,7 +145,7 @@ def require_packages(flag: str, *names: str) -> None:
         ValueError: a package is missing.
     """
     if missing := [name for name in names if not installed(name)]:
-        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements/rgb.txt")
+        raise ValueError(f'{flag} needs {" and ".join(missing)}: pip install -e ".[rgb]"')
 
 
 def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> tqdm[T]:
@@ -350,7 +350,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         _check_evaluation(parser, args)
     for package in ("tensorboard", "wandb"):
         if getattr(args, package) and not installed(package):
-            parser.error(f"--{package} needs a package: pip install -r requirements/tracking.txt")
+            parser.error(f'--{package} needs a package: pip install -e ".[tracking]"')
     if args.offload and args.zero_stage == 0:
         parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
     if not args.eval and not uses_deepspeed():

@@ -177,7 +177,7 @@ def test_a_defect_keeps_its_traceback():
 
 def test_a_package_that_is_missing_is_named():
     utils.require_packages("--preview", "json")
-    with pytest.raises(ValueError, match="--preview needs no_such_package: pip install -r requirements/rgb.txt"):
+    with pytest.raises(ValueError, match=r'--preview needs no_such_package: pip install -e "\.\[rgb\]"'):
         utils.require_packages("--preview", "json", "no_such_package")
 
 

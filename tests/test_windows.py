@@ -141,7 +141,8 @@ for place in ("C:\\videos\\one.mp4", "\\\\server\\one.mp4", "..\\one.mp4"):
         out(str(error))
 
 hold = "from system import lock; lock.hold('run'); import time; print('held', flush=True); time.sleep(99)"
-owner = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+owner = subprocess.Popen([sys.executable, "-c", hold], **pipes)
 assert owner.stdout.readline() == b"held\r\n", owner.stderr.read()
 try:
     lock.hold("run")

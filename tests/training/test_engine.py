@@ -140,6 +140,10 @@ def test_one_process_trains_alike_without_deepspeed(tiny_corpus, tmp_path):
             shutil.rmtree(folder)
         assert "resumed" in start(tiny_corpus, cut, *flags, before=outs[engine][1]).finish()
         assert [line["loss"] for line in curves(cut)[0]] == pytest.approx(losses, rel=1e-5)
+    best = str(outs["deepspeed"][0] / "best_checkpoint.pth")
+    evaluation = ("--resume", "", "--eval", "--finetune", best)
+    start(tiny_corpus, tmp_path / "eval", *evaluation, before=WithoutDeepSpeed()).finish()
+    assert (tmp_path / "eval/test_metrics.json").is_file()
 
 
 def test_torch_alone_skips_a_step_that_is_not_finite():

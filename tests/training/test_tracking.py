@@ -157,7 +157,7 @@ def test_boards_get_the_numbers_of_the_files(corpus, tmp_path, caplog):
 
 
 def test_tensorboard_for_real(corpus, tmp_path):
-    pytest.importorskip("tensorboard", reason="pip install -r requirements/tracking.txt")
+    pytest.importorskip("tensorboard", reason="needs the extra tracking")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fine_tuning.main(arguments(corpus, tmp_path, "--tensorboard"))
@@ -170,7 +170,7 @@ def test_tensorboard_for_real(corpus, tmp_path):
 
 
 def test_wandb_offline_for_real(corpus, tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="pip install -r requirements/tracking.txt")
+    pytest.importorskip("wandb", reason="needs the extra tracking")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     fine_tuning.main(arguments(corpus, tmp_path, "--wandb"))
@@ -184,7 +184,7 @@ def test_a_missing_package_is_one_line(package, monkeypatch, capsys):
     monkeypatch.setattr(utils, "installed", lambda name: False)
     with pytest.raises(SystemExit):
         utils.parse_args([f"--{package}"])
-    assert f"--{package} needs a package: pip install -r requirements/tracking.txt" in capsys.readouterr().err
+    assert f'--{package} needs a package: pip install -e ".[tracking]"' in capsys.readouterr().err
 
 
 def test_a_folder_of_that_name_is_no_package(tmp_path):
