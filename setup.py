@@ -4,6 +4,7 @@ import sys
 
 from setuptools import setup
 
-if "bdist_wheel" in sys.argv:
-    sys.exit("uni-sign-stage3 runs from its checkout, and is no package: pip install -e .")
-setup()
+if __name__ == "__main__":
+    if "bdist_wheel" in sys.argv:
+        sys.exit("uni-sign-stage3 runs from its checkout, and is no package: pip install -e .")
+    setup()

@@ -3,6 +3,9 @@
 import ast
 import graphlib
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,14 @@ def test_requirements_are_those_of_the_project():
     assert set(pins) == set(bounds)
     number = {name: [tuple(map(int, v[name].split("."))) for v in (bounds, pins)] for name in pins}
     assert all(low <= pin for low, pin in number.values()), number
+
+
+@pytest.mark.parametrize(("command", "refused"), [("bdist_wheel", True), ("egg_info", False)])
+def test_no_package_without_code_is_built(command, refused, tmp_path):
+    """`pip install .` would succeed, and install nothing."""
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "setup.py", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ("pip install -e ." in done.stderr) == bool(done.returncode) == refused
