@@ -198,6 +198,7 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         ("labels.json", '[{"name": "../a"}]', "points out of the data folder: '../a'"),
         ("labels.json", '[{"name": "a", "pose": "/b.pkl"}]', "points out of the data folder: '/b.pkl'"),
         ("labels.json", '[{"name": "a", "video": "c:\\\\..\\\\b"}]', "points out of the data folder"),
+        ("labels.json", '[{"name": "a", "video": "D:\\\\clips\\\\b.mp4"}]', r"data folder: 'D:\\clips\\b.mp4'"),
         ("labels.jsonl", '{"name": "a"}\n{"name": ', "line 2 is not JSON"),
         ("labels.csv", "", "holds no clips"),
         ("labels.csv", "name,text\n", "holds no clips"),
