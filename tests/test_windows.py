@@ -82,7 +82,7 @@ def test_programs_start(windows, tmp_path):
     programs = [
         drive(ROOT / f"{name}.py") for name in ("fine_tuning", "pre_training_checklist", "describe", "inference")
     ]
-    tools = "demo_page export extract_poses pack_dataset picture report small_mt5".split()
+    tools = "demo_page export extract_poses import_table pack_dataset picture report small_mt5".split()
     programs += [f"tools.{name}" for name in tools]
     lost = drive(tmp_path / "lost.toml")
     wrong = {
@@ -162,7 +162,7 @@ def test_files_labels_and_locks(windows, tmp_path):
     assert failed[1:] == ["second", ["a.txt"]]
     assert state == ["1", ["a.txt", "state"]]
     assert texts == [{"filename": "000003.jpg", "description": "手向上", "made_by": "rules"}]
-    assert label == ["day\\one", "天", "C:\\poses\\day\\one.pkl"]
+    assert label == ["day/one", "天", "C:\\poses\\day\\one.pkl"]
     assert len(outside) == 3
     assert all("points out of the data folder" in line for line in outside)
     assert f"--output_dir run: a run is at work there (process {held[1]} on " in held[0]
