@@ -52,7 +52,7 @@ from training.look import log_look
 from training.memory import explain_memory
 from training.run_folder import BEST, Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
 from training.weights import read_weights
-from utils import git_revision, progress, seed_everything, start_log
+from utils import git_revision, progress, seed_everything, start_log, uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def log_plan(args: argparse.Namespace, loader: ClipLoader, steps_per_epoch: int)
     """Log the training plan, above all the global batch size, which must match for runs to be comparable."""
     world = distributed.world_size()
     logger.info(
-        "global batch %d = %d clips x %d micro-batches x %d processes; %d epochs of %d steps, lr %g, %s, ZeRO-%d.",
+        "global batch %d = %d clips x %d micro-batches x %d processes; %d epochs of %d steps, lr %g, %s, %s.",
         args.batch_size * args.gradient_accumulation_steps * world,
         args.batch_size,
         args.gradient_accumulation_steps,
@@ -236,7 +236,7 @@ def log_plan(args: argparse.Namespace, loader: ClipLoader, steps_per_epoch: int)
         steps_per_epoch,
         args.lr,
         args.dtype,
-        args.zero_stage,
+        f"ZeRO-{args.zero_stage}" if uses_deepspeed() else "without DeepSpeed",
     )
     batch = max(1, min(args.batch_size, len(loader.dataset) // (FEW_STEPS * world)))
     group = max(1, len(loader) // FEW_STEPS) if batch == args.batch_size else 1

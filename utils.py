@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
+import io
 import logging
 import os
 import signal
@@ -126,6 +127,8 @@ def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # what a pipe has on Windows lacks most characters
     try:
         with ending_with_its_reader():
             main()
@@ -168,6 +171,11 @@ def _missing(**paths: str) -> list[str]:
     return [f"--{flag}: {path} does not exist." for flag, path in paths.items() if path and not os.path.exists(path)]
 
 
+def uses_deepspeed() -> bool:
+    """Return whether DeepSpeed trains, as it does on Linux where it is installed; without it, one process trains."""
+    return sys.platform == "linux" and installed("deepspeed")
+
+
 def require_packages(flag: str, *names: str) -> None:
     """Check that the packages for images and videos that a flag needs are installed.
 
@@ -175,7 +183,7 @@ def require_packages(flag: str, *names: str) -> None:
         ValueError: a package is missing.
     """
     if missing := [name for name in names if not installed(name)]:
-        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements/rgb.txt")
+        raise ValueError(f'{flag} needs {" and ".join(missing)}: pip install -e ".[rgb]"')
 
 
 def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> tqdm[T]:
@@ -392,7 +400,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         return args
     for package in ("tensorboard", "wandb"):
         if getattr(args, package) and not installed(package):
-            parser.error(f"--{package} needs a package: pip install -r requirements/tracking.txt")
+            parser.error(f'--{package} needs a package: pip install -e ".[tracking]"')
+    if not uses_deepspeed():
+        _check_without_deepspeed(parser, args)
     _take_from_export(args)
     if not args.use_descriptions:
         given = [name for name in ("text_encoder_freeze", "text_encoder", "fusion_checkpoint") if getattr(args, name)]
@@ -487,6 +497,16 @@ def _missing_data(args: argparse.Namespace, spec: config.DatasetSpec) -> list[st
     if args.mt5_path and not (folder / "config.json").is_file():
         faults.append(f"mT5: {folder}/config.json does not exist. {config.GET_MT5}")
     return faults
+
+
+def _check_without_deepspeed(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse what DeepSpeed alone does. ZeRO-2, the default, shards nothing in one process, and is no request."""
+    n_processes = int(os.environ.get("WORLD_SIZE", 1))
+    asked = [f"{n_processes} processes"] if n_processes > 1 else []
+    asked += [f"--zero_stage {args.zero_stage}"] if args.zero_stage in (1, 3) else []
+    asked += ["--offload"] if args.offload else []
+    if asked:
+        parser.error(f"{' and '.join(asked)}: training so needs DeepSpeed, on Linux: pip install deepspeed.")
 
 
 def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
 
@@ -25,5 +24,5 @@ def ending_with_its_reader() -> Iterator[None]:
             os.write(sys.stdout.fileno(), b"\n")
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
-            raise SystemExit(128 + signal.SIGPIPE) from None
+            raise SystemExit(141) from None  # 128 + SIGPIPE
         raise  # another pipe

@@ -43,7 +43,7 @@ from training.weights import (
     read_weights,
     saved_settings,
 )
-from utils import MODEL_FLAGS, NO_TEST, OF_CHECKPOINT, get_args_parser, progress, splits_of
+from utils import MODEL_FLAGS, NO_TEST, OF_CHECKPOINT, get_args_parser, progress, splits_of, uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -343,7 +343,7 @@ def memory_settings(args: argparse.Namespace) -> MemorySettings:
         hidden_dim=args.hidden_dim,
         num_beams=args.num_beams,
         dtype=args.dtype,
-        zero_stage=args.zero_stage,
+        zero_stage=args.zero_stage if uses_deepspeed() else 0,
         offload=args.offload,
         gradient_checkpointing=args.gradient_checkpointing,
         use_descriptions=args.use_descriptions,
