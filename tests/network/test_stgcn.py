@@ -188,7 +188,7 @@ def test_padding_counts_for_nothing(kind, training):
         for row, clip in zip(batch, clips, strict=True):
             row[: len(clip)] = clip
         layout = layout_of(LENGTHS, batch.shape[1])
-        results.append(chain.train(training)(layout.pack(batch), layout))
+        results.append(chain.train(training)(layout.pack(batch).transpose(0, 1), layout))
     torch.testing.assert_close(*results, rtol=0, atol=0)
     for (name, one), other in zip(chains[0].state_dict().items(), chains[1].state_dict().values(), strict=True):
         assert torch.equal(one, other), name
@@ -208,10 +208,10 @@ def test_batch_statistics_are_those_of_the_real_frames():
 
 def test_a_clip_is_what_it_is_alone():
     chain = shaken(STGCNChain.temporal("hand", 8)).eval()
-    clips = [torch.randn(n, 21, 8) for n in LENGTHS]
-    together = chain(torch.cat(clips), layout_of(LENGTHS, 20)).split(LENGTHS)
+    clips = [torch.randn(21, n, 8) for n in LENGTHS]
+    together = chain(torch.cat(clips, dim=1), layout_of(LENGTHS, 20)).split(LENGTHS, dim=1)
     for clip, out in zip(clips, together, strict=True):
-        torch.testing.assert_close(out, chain(clip, layout_of((len(clip),))), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out, chain(clip, layout_of((clip.shape[1],))), rtol=1e-5, atol=1e-5)
 
 
 def test_a_frame_sees_two_neighbours_a_block_and_no_other_clip():
@@ -236,9 +236,9 @@ def test_a_frame_sees_two_neighbours_a_block_and_no_other_clip():
 def test_gradient_reaches_every_weight(kind):
     chain = kind("face", 16).train()
     width = 4 if kind == STGCNChain.spatial else 16
-    x = torch.randn(sum(LENGTHS), 18, width, requires_grad=True)
+    x = torch.randn(18, sum(LENGTHS), width, requires_grad=True)
     out = chain(x, layout_of(LENGTHS))
-    assert out.shape == (sum(LENGTHS), 18, 16)
+    assert out.shape == (18, sum(LENGTHS), 16)
     out.pow(2).sum().backward()
     assert x.grad.flatten(1).any(1).all()
     for name, parameter in chain.named_parameters():
