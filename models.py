@@ -203,7 +203,7 @@ class Uni_Sign(nn.Module):
             else:
                 if self.config.rgb_support and first in HANDS:
                     x = self._with_crops(parts, x, src_input, layout)
-                x = x + torch.cat([body.detach()[PART_ANCHOR[part]] for part in parts])  # the same anchor for all joints
+                x = x + torch.cat([body.detach()[PART_ANCHOR[part]] for part in parts])
             x = self.fusion_gcn_modules[first](x, passed)  # (V, N, hidden)
             pooled.extend(x.mean(0).chunk(n_parts))  # (N, hidden) each
         x = torch.cat(pooled, dim=-1) + self.part_para  # (N, 4 hidden)

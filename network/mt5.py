@@ -6,7 +6,7 @@ Shapes: B sequences, L tokens (padded), H attention heads, D mT5's d_model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +148,12 @@ def keep_rows(mt5: Any, kept: torch.Tensor) -> None:
 
 def use_fused_layers(mt5: nn.Module) -> None:
     """Replace transformers' blocks and norms by faster ones with the same formulas, weights and names, in place."""
-    for stack in [module for module in mt5.modules() if isinstance(module, MT5Stack)]:
+    stacks: list[Any] = [module for module in mt5.modules() if isinstance(module, MT5Stack)]
+    for stack in stacks:
         stack.block = nn.ModuleList(Block(block.layer) for block in stack.block)
         stack.final_layer_norm = _fused_norm(stack.final_layer_norm)
+        if stack.is_decoder:
+            stack.keys_and_values = KeysAndValues(block.layer[1].EncDecAttention for block in stack.block)
 
 
 def _fused_norm(norm: Any) -> nn.RMSNorm:
@@ -168,7 +171,9 @@ class Block(GradientCheckpointingLayer):
         layer: the layers of a block of transformers, which hold the weights.
     """
 
-    def __init__(self, layer: nn.ModuleList) -> None:
+    layer: Any
+
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
         for part in layer:
@@ -188,28 +193,49 @@ class Block(GradientCheckpointingLayer):
         Returns:
             (B, L, D).
         """
-        own, feed_forward = self.layer[0], self.layer[-1]
-        attention, mlp = own.SelfAttention, feed_forward.DenseReluDense
+        own, *others, last = self.layer
+        attention, mlp = own.SelfAttention, last.DenseReluDense
         groups = [[attention.q, attention.k, attention.v], [attention.o], [mlp.wi_0, mlp.wi_1], [mlp.wo]]
-        groups += [[layer] for other in self.layer[1:-1] for layer in (other.EncDecAttention.q, other.EncDecAttention.o)]
-        qkv, out, expand, reduce, *matrices = joined(groups)
+        for other in others:
+            groups += [[other.EncDecAttention.q], [other.EncDecAttention.o]]
+        qkv, out, expand, reduce, *of_cross = joined(groups)
         y = F.linear(own.layer_norm(x), qkv)  # (B, L, 3 D)
-        y = self._attend(*split_heads(y, 3, attention.n_heads), bias)  # (B, L, D)
+        q, k, v = split_heads(y, 3, attention.n_heads)  # (B, H, L, D / H) each
+        y = self._attend(q, k, v, bias)  # (B, L, D)
         x = x + own.dropout(F.linear(y, out))
-        for other in self.layer[1:-1]:
-            query, cross_out = matrices
-            y = F.linear(other.layer_norm(x), query)  # (B, L, D)
-            y = self._attend(*split_heads(y, 1, attention.n_heads), *cross)
-            x = x + other.dropout(F.linear(y, cross_out))
-        gate, y = F.linear(feed_forward.layer_norm(x), expand).chunk(2, dim=-1)  # (B, L, d_ff) each
-        y = F.linear(mlp.dropout(mlp.act(gate) * y), reduce)  # (B, L, D)
-        return x + feed_forward.dropout(y)
+        for other in others:  # one in the decoder, none in the encoder
+            query, out = of_cross
+            (q,) = split_heads(F.linear(other.layer_norm(x), query), 1, attention.n_heads)  # (B, H, L, D / H)
+            y = self._attend(q, *cross)  # (B, L, D)
+            x = x + other.dropout(F.linear(y, out))
+        gate, y = F.linear(last.layer_norm(x), expand).chunk(2, dim=-1)  # (B, L, d_ff) each
+        y = mlp.dropout(mlp.act(gate) * y)
+        return x + last.dropout(F.linear(y, reduce))
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         attention = self.layer[0].SelfAttention
         dropout = attention.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=attention.scaling)  # (B, H, L, D / H)
         return y.transpose(1, 2).flatten(2)
+
+
+class KeysAndValues(nn.Module):
+    """The keys and values of the encoder's states for all layers of the decoder, in one product.
+
+    A module, so that ZeRO-3 gathers the weights for it; in a plain list, they keep the names they have.
+
+    Args:
+        layers: the decoder's layers of cross-attention.
+    """
+
+    def __init__(self, layers: Iterable[Any]) -> None:
+        super().__init__()
+        self.layers = list(layers)
+
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, L, D) -> for each layer its keys, then its values, (B, H, L, D / H) each."""
+        (weight,) = joined([[projection for layer in self.layers for projection in (layer.k, layer.v)]])
+        return split_heads(F.linear(states, weight), 2 * len(self.layers), self.layers[0].n_heads)
 
 
 def joined(groups: Sequence[Sequence[nn.Linear]]) -> list[torch.Tensor]:
@@ -259,8 +285,6 @@ def run_encoder(stack: Any, embeds: torch.Tensor, mask: torch.Tensor) -> torch.T
 def run_decoder(stack: Any, embeds: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Run mT5's decoder on embedded tokens, each of which sees those before it.
 
-    The keys and values of all layers are one product of the encoder's states.
-
     Args:
         stack: mT5's decoder.
         embeds: (B, L, D).
@@ -273,9 +297,7 @@ def run_decoder(stack: Any, embeds: torch.Tensor, states: torch.Tensor, mask: to
     bias = _position_bias(stack, embeds)  # (1, H, L, L)
     bias = _without(bias, torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1))
     of_states = _without(bias.new_zeros(1), mask[:, None, None] == 0)  # (B, 1, 1, L')
-    layers = [block.layer[1].EncDecAttention for block in stack.block]
-    (weight,) = joined([[projection for layer in layers for projection in (layer.k, layer.v)]])
-    cross = split_heads(F.linear(states, weight), 2 * len(layers), layers[0].n_heads)  # (B, H, L', D / H) each
+    cross = stack.keys_and_values(states)  # (B, H, L', D / H) each
     x = stack.dropout(embeds)
     for block, keys, values in zip(stack.block, cross[::2], cross[1::2], strict=True):
         x = block(x, bias, keys, values, of_states)

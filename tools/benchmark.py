@@ -217,7 +217,9 @@ class Training:
             (previous,) = model.embed(tokens_before(labels))
         mask, states = encoded.attention_mask, encoded.encoder_states
         yield self.trained("mT5 encoder", lambda x: run_encoder(mt5.encoder, x, mask), encoded.inputs_embeds)
-        yield self.trained("decoder and loss", lambda *x: model.target_loss(x[0], mask, labels, x[1])[0], states, previous)
+        yield self.trained(
+            "decoder and loss", lambda *x: model.target_loss(x[0], mask, labels, x[1])[0], states, previous
+        )
         yield self.trained("forward and backward", self.loss)
         self.loss().backward()  # leaves gradients for the optimizer
         yield self.stage("optimizer", self.optimizer.step)
@@ -343,7 +345,7 @@ def _status_mib(key: str) -> float:
 
 # The number of kernels depends on layers and branches, not on widths: these are small, so that counting takes seconds.
 NARROW = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4}
-ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "promote_types"}
+NO_KERNELS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "promote_types")
 
 
 class KernelCounter(TorchDispatchMode):
@@ -359,7 +361,7 @@ class KernelCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count and call an operation."""
-        self.n += self.counting and not (func.is_view or func.overloadpacket.__name__ in ALLOCATIONS)
+        self.n += self.counting and not (func.is_view or func.overloadpacket.__name__ in NO_KERNELS)
         return func(*args, **kwargs or {})
 
     @contextlib.contextmanager
@@ -387,25 +389,36 @@ def count_kernels(size: Size, only: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 class _AsOnGPU(TorchFunctionMode):
+    """Calls some functions of torch as a GPU runs them."""
+
     def __init__(self, counter: KernelCounter) -> None:
         super().__init__()
         self.counter = counter
+        self.replaced = {
+            F.dropout: self._dropout,
+            F.rms_norm: self._rms_norm,
+            F.scaled_dot_product_attention: self._attend,
+        }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.dropout:
-            return torch.native_dropout(*args, kwargs["p"], kwargs["training"])[0]
-        if func is F.rms_norm:
-            x, shape = args
-            return _OneKernel.apply(self.counter, lambda x, w: func(x, shape, w, kwargs["eps"]), x, kwargs["weight"])
-        if func is F.scaled_dot_product_attention:
-            *inputs, _ = args  # without dropout
-            if torch.is_autocast_enabled("cpu"):
-                inputs = [x.to(torch.get_autocast_dtype("cpu")) for x in inputs]
-            # Results lie in memory as (B, L, H, D / H).
-            attend = lambda *inputs: func(*inputs, **kwargs).transpose(1, 2).contiguous().transpose(1, 2)  # noqa: E731
-            return _OneKernel.apply(self.counter, attend, *inputs)
-        return func(*args, **kwargs)
+        return self.replaced.get(func, func)(*args, **kwargs or {})
+
+    def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(x, p, training)[0]
+
+    def _rms_norm(self, x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return _OneKernel.apply(self.counter, lambda x, weight: F.rms_norm(x, shape, weight, eps), x, weight)
+
+    def _attend(self, *inputs: Any, attn_mask: Any = None, dropout_p: float = 0.0, **options: Any) -> torch.Tensor:
+        given = [x for x in (*inputs, attn_mask) if isinstance(x, torch.Tensor)]  # the rest is dropout
+        if torch.is_autocast_enabled("cpu"):
+            given = [x.to(torch.get_autocast_dtype("cpu")) if x.is_floating_point() else x for x in given]
+
+        def attend(*given: Any) -> torch.Tensor:
+            out = F.scaled_dot_product_attention(*given, **options)
+            return out.transpose(1, 2).contiguous().transpose(1, 2)  # it lies in memory as (B, L, H, D / H)
+
+        return _OneKernel.apply(self.counter, attend, *given)
 
 
 class _OneKernel(torch.autograd.Function):

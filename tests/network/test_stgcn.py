@@ -16,6 +16,8 @@ from network.stgcn import (
     STGCNChain,
     TemporalConvolution,
     adjacency,
+    select,
+    spread,
 )
 
 LENGTHS = (7, 1, 4, 9)
@@ -108,6 +110,17 @@ def test_pack_and_unpack(lengths, padding):
     packed = layout.pack(x)
     assert torch.equal(packed, torch.cat([clip[:n] for clip, n in zip(x, lengths, strict=True)]))
     assert torch.equal(layout.unpack(packed), x * mask_of(lengths, longest)[..., None, None])
+
+
+def test_frames_are_spread_and_selected():
+    """Each is the other's gradient; frames that are not selected get none."""
+    x, places = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2, 5])
+    line = spread(x, places, 6)
+    assert torch.equal(line[:, places], x)
+    assert not line[:, [1, 3, 4]].any()
+    assert torch.equal(select(line, places), x)
+    assert torch.autograd.gradcheck(lambda x: spread(x, places, 6), x)
+    assert torch.autograd.gradcheck(lambda x: select(x, places), line.detach().requires_grad_())
 
 
 # -- against plain torch -------------------------------------------------------------------------------------------
