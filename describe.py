@@ -27,6 +27,7 @@ from utils import Parser, add_dataset_flags, progress, require_packages, run
 
 logger = logging.getLogger("describe")
 
+PROMPTS = Path(__file__).parent / "description" / "prompts"
 PREVIEWED = 5  # clips on a preview page by default
 EXAMPLES = """examples:
   python describe.py                                     every clip of CSL-Daily that has no file yet, in Chinese
@@ -131,7 +132,7 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
 
 def dataset_spec(args: argparse.Namespace) -> config.DatasetSpec:
     """Return the data set of the command line, with its paths resolved."""
-    spec = config.dataset_of(args)
+    spec = config.dataset_of(args.dataset, args.dataset_config)
     return spec.under(args.root)
 
 
@@ -191,6 +192,7 @@ def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
             dataset.pose_paths[name],
             dataset.video_paths[name] if spec.rgb_dir else None,
             folder / f"{name}.json",
+            dataset.labels[name],
         )
         for name in dataset.names
     ]
@@ -248,12 +250,11 @@ def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
     """Write a page that shows frames next to their rule-based descriptions."""
     from describing.sentences import stretches
     from pose.drawing import draw_pose, encode, picture_box
-    from pose.keypoints import read_pose
 
     require_packages("--preview", "PIL")
     sections = []
     for clip in clips if args.clips else clips[:PREVIEWED]:
-        pose = read_pose(clip.pose)
+        pose = clip.read_pose()
         box = picture_box(pose)
         rows = []
         for stretch in stretches([pose], language, args.aspect)[0]:
@@ -269,6 +270,36 @@ def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
     return 0
 
 
+def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
+    """Describe clips with a vision-language model; return the exit status.
+
+    Raises:
+        FileNotFoundError: the prompt or the folder of videos does not exist.
+        ValueError: the address is invalid, a package is missing, or the endpoint refuses all requests.
+    """
+    from describing.by_model import Question, by_model
+    from describing.vlm_client import Limits, VlmClient, api_key
+
+    require_packages("--endpoint", "PIL", *(["av"] if args.images == "video" else []))
+    prompt = Path(args.prompt) if args.prompt else PROMPTS / f"{language}.txt"
+    if not prompt.is_file():
+        raise FileNotFoundError(f"--prompt: {prompt} does not exist.")
+    if args.images == "video" and not any(clip.video for clip in clips):
+        raise FileNotFoundError("--images video: there is no folder of videos. Use --images skeleton, or name one.")
+    text = prompt.read_text(encoding="utf-8").strip()
+    question = Question(
+        text, args.max_tokens, args.images, args.segment, args.pictures, args.picture_height, args.aspect
+    )
+    limits = Limits(
+        args.max_requests, args.max_cost, args.price_in, args.price_out, args.retries, args.timeout, args.backoff
+    )
+    key = api_key(args.api_key_env)
+    client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
+    folder = Path(args.out) if args.out else clips[0].out.parent.parent
+    whole = not args.clips and set(args.splits) == set(config.SPLITS)
+    return by_model(clips, question, client, args.concurrency, folder / "failures.jsonl", whole)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Describe or audit; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -280,9 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.preview:
         return preview(args, clips, language)
     if args.endpoint:
-        from describing.by_model import by_model
-
-        return by_model(args, clips, language)
+        return ask_model(args, clips, language)
     return 1 if by_rules(clips, language, args.aspect, args.workers, args.overwrite) else 0
 
 

@@ -6,30 +6,26 @@ written as they arrive, so the files record the progress, and a later run reques
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from config import SPLITS
 from describing.files import Clip, makers_by_frame, write_descriptions
-from describing.vlm_client import EndpointError, FailedRequestError, LimitReachedError, Limits, VlmClient, api_key
+from describing.vlm_client import EndpointError, FailedRequestError, LimitReachedError, VlmClient
 from pose.drawing import draw_pose, encode, picture_box, video_picture
-from pose.keypoints import Pose, read_pose
+from pose.keypoints import Pose
 from pose.video import read_frames
 from system.disk import write_text
 from temporal_alignment import read_descriptions
-from utils import progress, require_packages
+from utils import progress
 
 logger = logging.getLogger(__name__)
-
-PROMPTS = Path(__file__).parents[1] / "description" / "prompts"
 
 
 class Segment(NamedTuple):
@@ -106,70 +102,102 @@ class Outcome:
         self.failures.append({"clip": clip.name, "frames": list(frames), "reason": reason})
 
 
-def by_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
-    """Describe clips with a vision-language model; return the exit status.
+@dataclass(frozen=True)
+class Question:
+    """What a request asks and shows of a segment.
+
+    Attributes:
+        prompt: the text of the request.
+        max_tokens: the longest answer.
+        images: "video" for frames of the video, "skeleton" for drawn keypoints.
+        segment: frames that one request describes.
+        pictures: pictures shown of a segment.
+        height: of a picture, in pixels.
+        aspect: width of the videos / their height.
+    """
+
+    prompt: str
+    max_tokens: int
+    images: str
+    segment: int
+    pictures: int
+    height: int
+    aspect: float
+
+    def maker(self, model: str) -> str:
+        """Return what is stored with each text: the model, and what it was shown and asked."""
+        digest = hashlib.blake2b(self.prompt.encode(), digest_size=4).hexdigest()
+        return f"{model}, {self.images} x{self.segment}, prompt {digest}"
+
+    def draw(self, clip: Clip, pose: Pose, segments: list[Segment]) -> dict[int, tuple[str, bytes]]:
+        """Return {frame within the clip: (media type, content)} for all frames to show.
+
+        Raises:
+            FileNotFoundError, ValueError: the video is missing or unreadable.
+        """
+        frames = sorted({frame for segment in segments for frame in segment.shown(self.pictures)})
+        if not frames:
+            return {}
+        if self.images == "skeleton":
+            box = picture_box(pose)
+            drawn = {frame: draw_pose(pose, frame, box, self.height, self.aspect) for frame in frames}
+            return {frame: ("image/png", encode(image, "png")) for frame, image in drawn.items()}
+        if clip.video is None:
+            raise FileNotFoundError(f"{clip.name} has no video.")
+        read = read_frames(clip.video, {pose.start + frame for frame in frames}, pose.n_recorded)
+        pictures = {number: encode(video_picture(frame, self.height), "jpeg") for number, frame in read.items()}
+        return {number - pose.start: ("image/jpeg", picture) for number, picture in pictures.items()}
+
+
+def by_model(
+    clips: list[Clip], question: Question, client: VlmClient, concurrency: int, failures: Path, whole: bool
+) -> int:
+    """Describe clips with a vision-language model, and log the usage.
+
+    Args:
+        clips: the clips; segments that have a text are skipped.
+        question: what each request asks and shows.
+        client: the endpoint and model.
+        concurrency: requests at a time.
+        failures: the file that lists what failed.
+        whole: whether these are all clips, so that without a failure an old list can go.
+
+    Returns:
+        The exit status: 1 if something is left.
 
     Raises:
-        FileNotFoundError: the prompt or the folder of videos does not exist.
-        ValueError: the address is invalid, a package is missing, or the endpoint refuses all requests.
+        ValueError: the endpoint refuses all requests.
     """
-    require_packages("--endpoint", "PIL", *(["av"] if args.images == "video" else []))
-    prompt_file = Path(args.prompt) if args.prompt else PROMPTS / f"{language}.txt"
-    if not prompt_file.is_file():
-        raise FileNotFoundError(f"--prompt: {prompt_file} does not exist.")
-    if args.images == "video" and not any(clip.video for clip in clips):
-        raise FileNotFoundError("--images video: there is no folder of videos. Use --images skeleton, or name one.")
-    prompt = prompt_file.read_text(encoding="utf-8").strip()
-    digest = hashlib.blake2b(prompt.encode(), digest_size=4).hexdigest()
-    maker = f"{args.model}, {args.images} x{args.segment}, prompt {digest}"
-    limits = Limits(
-        args.max_requests, args.max_cost, args.price_in, args.price_out, args.retries, args.timeout, args.backoff
-    )
-    key = api_key(args.api_key_env)
-    client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
     outcome = Outcome()
-    calls = calls_to_make(args, progress(clips, "asking"), maker, outcome)
+    calls = calls_to_make(progress(clips, "asking"), question, question.maker(client.model), outcome)
     try:
-        ask_all(calls, lambda call: client.ask(prompt, call.pictures, args.max_tokens), args.concurrency, outcome)
+        ask_all(
+            calls, lambda call: client.ask(question.prompt, call.pictures, question.max_tokens), concurrency, outcome
+        )
     finally:
         client.stop()
-        folder = Path(args.out) if args.out else clips[0].out.parent.parent
-        report(client, outcome, folder / "failures.jsonl", whole=not args.clips and set(args.splits) == set(SPLITS))
+        report(client, outcome, failures, whole)
     return 1 if outcome.failures or outcome.stopped else 0
 
 
-def calls_to_make(args: argparse.Namespace, clips: Iterator[Clip], maker: str, outcome: Outcome) -> Iterator[Call]:
+def calls_to_make(clips: Iterable[Clip], question: Question, maker: str, outcome: Outcome) -> Iterator[Call]:
     """Yield the requests, with images, for segments that have no text yet."""
     for clip in clips:
         try:
-            pose = read_pose(clip.pose)
+            pose = clip.read_pose()
             file = GrowingFile(clip, maker)
             todo = [
                 segment
-                for segment in segments(len(pose), args.segment)
+                for segment in segments(len(pose), question.segment)
                 if not {pose.start + segment.first, pose.start + segment.last} <= file.texts.keys()
             ]
-            pictures = _pictures(args, clip, pose, todo) if todo else {}
+            pictures = question.draw(clip, pose, todo)
         except (ValueError, OSError) as error:
             outcome.failed(clip, (), str(error))
             continue
         for segment in todo:
             frames = tuple(dict.fromkeys((pose.start + segment.first, pose.start + segment.last)))
-            yield Call(clip, file, frames, [pictures[frame] for frame in segment.shown(args.pictures)])
-
-
-def _pictures(args: argparse.Namespace, clip: Clip, pose: Pose, todo: list[Segment]) -> dict[int, tuple[str, bytes]]:
-    """Return {frame within the clip: (media type, content)} for all frames to show."""
-    frames = sorted({frame for segment in todo for frame in segment.shown(args.pictures)})
-    if args.images == "skeleton":
-        box = picture_box(pose)
-        drawn = {frame: draw_pose(pose, frame, box, args.picture_height, args.aspect) for frame in frames}
-        return {frame: ("image/png", encode(image, "png")) for frame, image in drawn.items()}
-    if clip.video is None:
-        raise FileNotFoundError(f"{clip.name} has no video.")
-    found = read_frames(clip.video, {pose.start + frame for frame in frames}, pose.n_recorded)
-    pictures = {number: encode(video_picture(frame, args.picture_height), "jpeg") for number, frame in found.items()}
-    return {number - pose.start: ("image/jpeg", picture) for number, picture in pictures.items()}
+            yield Call(clip, file, frames, [pictures[frame] for frame in segment.shown(question.pictures)])
 
 
 def ask_all(calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome) -> None:

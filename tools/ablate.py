@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    spec = config.dataset_of(args).under(args.root)
+    spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root)
     flags = (*(QUICK.split() if args.quick else []), *args.flags)
     experiments = Experiments(spec, args.root, Path(args.out), args.jobs, flags)
     predictions: dict[str, dict[int, list[dict]]] = {}

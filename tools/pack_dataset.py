@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.verify:
         verify(out)
         return
-    spec = config.dataset_of(args)
+    spec = config.dataset_of(args.dataset, args.dataset_config)
     splits = [split for split in args.splits if split in spec.labels]
     if not splits:
         raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)}.")

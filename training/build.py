@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     """Return the data set of the command line, with its paths resolved."""
-    spec = dataset_of(args)
+    spec = dataset_of(args.dataset, args.dataset_config)
     metrics.bleu_scorers(spec.bleu_tokenizer)  # fail now, not at the first evaluation, if the tokenizer is missing
     return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
 
