@@ -12,6 +12,8 @@ Parameter names and shapes match Uni-Sign's released weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -99,27 +101,30 @@ def select(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """One direction is the other's gradient. torch's own would add it up with atomics, as if places could repeat."""
+    """Its gradient is `_Select`, and the reverse: torch's own adds up with atomics, as if places could repeat.
+
+    The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
+    """
 
     @staticmethod
-    def forward(ctx, x, places, length):
+    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor, length: int) -> torch.Tensor:  # type: ignore[override]
         ctx.save_for_backward(places)
         return x.new_zeros(len(x), length, x.shape[2]).index_copy_(1, places, x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
         return grad.index_select(1, *ctx.saved_tensors), None, None
 
 
 class _Select(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, places):
+    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         ctx.save_for_backward(places)
         ctx.length = x.shape[1]
         return x.index_select(1, places)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         (places,) = ctx.saved_tensors
         return grad.new_zeros(len(grad), ctx.length, grad.shape[2]).index_copy_(1, places, grad), None
 
@@ -136,7 +141,7 @@ class GraphConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels * n_partitions, kernel_size=1)
 
     def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Mix joints first, then channels: the same sum, and cheaper where there are more channels after than before.
+        """Mix channels for each partition, then joints and partitions in one product.
 
         Args:
             x: (V N, C).

@@ -107,9 +107,8 @@ def test_kernels_by_hand():
     assert kernels(lambda: torch.autograd.grad(norm(x), [x, norm.weight], a)) == 2
     assert kernels(lambda: torch.autograd.grad(F.dropout(x, 0.5), x, a)) == 2
     attended = lambda: F.scaled_dot_product_attention(heads, heads, heads, bias, 0.1, scale=1.0)  # noqa: E731
-    assert (
-        kernels(lambda: torch.autograd.grad(attended(), [heads, bias], heads)) == 4
-    )  # the gradients of q, k, v add up
+    of_all = lambda: torch.autograd.grad(attended(), [heads, bias], heads)  # noqa: E731
+    assert kernels(of_all) == 4  # forward, backward, and the gradients of q, k and v are added up
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert kernels(lambda: linear(x)) == 3  # both are converted
 
