@@ -85,10 +85,9 @@ def start(*words, **options):
 
 
 def test_every_program_is_tried():
-    programs = [
-        path for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")] if "__main__" in path.read_text("utf-8")
-    ]
-    assert {path.relative_to(ROOT).as_posix() for path in programs} == WRONG.keys()
+    files = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")] if path.name != "setup.py"]
+    programs = {path.relative_to(ROOT).as_posix() for path in files if "__main__" in path.read_text(encoding="utf-8")}
+    assert programs == WRONG.keys()
 
 
 @pytest.mark.parametrize(("program", "line"), [(program, line) for program, lines in WRONG.items() for line in lines])
