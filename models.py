@@ -17,7 +17,7 @@ from transformers import MT5ForConditionalGeneration, PreTrainedModel
 
 from clips.batch import SrcInput, TgtInput
 from config import ModelConfig
-from network.mt5 import cross_attention_mask, run_encoder, use_fused_activation
+from network.mt5 import run_decoder, run_encoder, use_fused_layers
 from network.output_layer import OutputLayer
 from network.rgb_branch import fuse_hand, hand_fusion_modules
 from network.search import search
@@ -25,6 +25,7 @@ from network.stgcn import PART_GRAPH, ClipLayout, STGCNChain
 from network.vocabulary import EOS, KEPT_TOKENS, PAD, Tokenizer
 from pose.hand_crops import HANDS
 from pose.keypoints import PART_ANCHOR, PART_JOINTS, Part
+from system.distributed import send
 from text_fusion_modules import (
     DescriptionMapper,
     EncodesTexts,
@@ -128,7 +129,7 @@ class Uni_Sign(nn.Module):
             for name, module in hand_fusion_modules(hidden).items():
                 self.add_module(name, module)
 
-        use_fused_activation(mt5)
+        use_fused_layers(mt5)
         mt5.lm_head = OutputLayer(mt5.lm_head.weight)
         self.mt5_model = mt5
         if tokenizer.kept is not None:
@@ -156,22 +157,29 @@ class Uni_Sign(nn.Module):
         Raises:
             ValueError: the model fuses descriptions and the batch has none.
         """
-        encoded = self.encode(src_input)
-        sentences = tgt_input["gt_sentence"]
-        loss, nll, n_tokens = self.target_loss(encoded.encoder_states, encoded.attention_mask, sentences)
+        labels = self.labels(tgt_input["gt_sentence"])  # (B, L)
+        prompt, previous = self.embed(self.prompt(), tokens_before(labels))  # (P, D), (B, L, D)
+        encoded = self.encode(src_input, prompt)
+        loss, nll, n_tokens = self.target_loss(encoded.encoder_states, encoded.attention_mask, labels, previous)
         if encoded.alignment is not None:
             loss = loss + self.config.description_alignment * encoded.alignment
         return ModelOutput(**vars(encoded), loss=loss, nll=nll, n_tokens=n_tokens)
 
-    def encode(self, src_input: SrcInput) -> Encoded:
+    def encode(self, src_input: SrcInput, prompt: torch.Tensor | None = None) -> Encoded:
         """Encode a batch: the first part of `forward`, and all that `generate` needs.
+
+        Args:
+            src_input: the batch.
+            prompt: (P, D), the prompt if it is already embedded.
 
         Raises:
             ValueError: the model fuses descriptions and the batch has none.
         """
         pose = self.encode_pose(src_input)  # (B, T, D)
         fused, gate, alignment = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1), scalar
-        inputs_embeds, attention_mask = self.prepend_prompt(fused, src_input["attention_mask"])  # (B, P + T, D)
+        (prompt,) = self.embed(self.prompt()) if prompt is None else (prompt,)  # (P, D)
+        inputs_embeds = torch.cat([prompt.expand(len(fused), -1, -1), fused.to(prompt.dtype)], dim=1)  # (B, P + T, D)
+        attention_mask = send(F.pad(src_input["attention_mask"], (len(prompt), 0), value=1), fused.device)  # (B, P + T)
         states = run_encoder(self.mt5_model.encoder, inputs_embeds, attention_mask)  # (B, P + T, D)
         return Encoded(inputs_embeds, attention_mask, states, gate, alignment)
 
@@ -187,26 +195,27 @@ class Uni_Sign(nn.Module):
             # Parts encoded in one pass share weights; they are concatenated as if they were additional clips.
             n_parts, (first, *_) = len(parts), parts
             passed = layout if n_parts == 1 else ClipLayout(mask.repeat(n_parts, 1), src_input["body"].device)
-            x = torch.cat([layout.pack(src_input[part]) for part in parts])  # (N, V, 3)
-            x = self.proj_linear[first](x)  # (N, V, hidden / 4)
-            x = self.gcn_modules[first](x, passed)  # (N, V, hidden)
+            x = torch.cat([layout.pack(src_input[part]).transpose(0, 1) for part in parts], dim=1)  # (V, N, 3)
+            x = self.proj_linear[first](x)  # (V, N, hidden / 4)
+            x = self.gcn_modules[first](x, passed)  # (V, N, hidden)
             if body is None:
                 body = x
             else:
-                each = zip(parts, x.chunk(n_parts), strict=True)
-                x = torch.cat([self._placed(part, own, body, src_input, layout) for part, own in each])
-            x = self.fusion_gcn_modules[first](x, passed)  # (N, V, hidden)
-            pooled.extend(x.mean(1).chunk(n_parts))  # (N, hidden) each
+                if self.config.rgb_support and first in HANDS:
+                    x = self._with_crops(parts, x, src_input, layout)
+                x = x + torch.cat([body.detach()[PART_ANCHOR[part]] for part in parts])
+            x = self.fusion_gcn_modules[first](x, passed)  # (V, N, hidden)
+            pooled.extend(x.mean(0).chunk(n_parts))  # (N, hidden) each
         x = torch.cat(pooled, dim=-1) + self.part_para  # (N, 4 hidden)
         return layout.unpack(self.pose_proj(x))  # (B, T, D)
 
-    def _placed(
-        self, part: Part, x: torch.Tensor, body: torch.Tensor, src_input: SrcInput, layout: ClipLayout
+    def _with_crops(
+        self, sides: Sequence[Part], x: torch.Tensor, src_input: SrcInput, layout: ClipLayout
     ) -> torch.Tensor:
-        """Add to a part's features, (N, V, hidden), hand crops (with `rgb_support`) and the body's anchor feature."""
-        if self.config.rgb_support and part in HANDS:
-            x = fuse_hand(self, x, part, src_input, layout, self.config.uni_sign_padding)
-        return x + body[:, PART_ANCHOR[part], None].detach()
+        """Fuse the features of one hand or both, (V, N, hidden), with their crops."""
+        hands = zip(sides, x.transpose(0, 1).chunk(len(sides)), strict=True)  # (N, V, hidden) each
+        fused = [fuse_hand(self, hand, side, src_input, layout, self.config.uni_sign_padding) for side, hand in hands]
+        return torch.cat(fused).transpose(0, 1)
 
     def fuse_text(
         self, pose: torch.Tensor, src_input: SrcInput
@@ -225,7 +234,7 @@ class Uni_Sign(nn.Module):
             )
         texts, rows = distinct_texts(src_input["descriptions"])  # n, (B, T)
         has_description = torch.tensor(src_input["has_description"])  # (B, T)
-        features = self.encode_texts(texts).to(pose.device, non_blocking=True)  # (max(n, 1), W)
+        features = send(self.encode_texts(texts), pose.device)  # (max(n, 1), W)
         if self.training:
             self.text_adapter.update_mean(features[: len(texts)])
         features = self.text_adapter.standardise(features)
@@ -233,14 +242,14 @@ class Uni_Sign(nn.Module):
         alignment = None
         if self.training and predicted is not None:
             alignment = alignment_loss(predicted, features, rows, has_description)
-        rows, has_description = (x.to(pose.device, non_blocking=True) for x in (rows, has_description))
+        rows, has_description = (send(x, pose.device) for x in (rows, has_description))
         if self.training:
             rows, has_description = drop_texts(rows, has_description, self.config.text_dropout_p)
         table = torch.cat([self.mask_embedding(), self.text_adapter(features)])  # (1 + max(n, 1), D)
         guess = None if predicted is None else self.text_adapter(predicted)  # (B, T, D)
         text = text_of_frames(table, rows, pose, guess)  # (B, T, D)
         text = text * (self.text_adapter.n_batches > 0)  # nothing before the first text of all
-        mask = src_input["attention_mask"].to(pose.device, non_blocking=True)  # (B, T)
+        mask = send(src_input["attention_mask"], pose.device)  # (B, T)
         fused: Fusion = self.gating_fusion(pose, text, has_description, mask)
         return fused.fused, fused.gate, alignment
 
@@ -252,27 +261,37 @@ class Uni_Sign(nn.Module):
         """
         return self.text_encoder(texts or [""]) if self.text_features is None else self.text_features(texts)
 
-    def prepend_prompt(self, frames: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prepend "Translate sign language video to {language}: " to the frames; return (B, P + T, D) and the mask."""
-        ids, prompt_mask = self.tokenizer.encode_batch([self.config.prompt], max_tokens=512)
-        embedded = self.mt5_model.shared(ids.to(frames.device, non_blocking=True))  # (1, P, D)
-        embedded = embedded.expand(len(frames), -1, -1)  # (B, P, D)
-        prompt_mask = prompt_mask.to(mask.device).expand(len(frames), -1)  # (B, P)
-        mask = torch.cat([prompt_mask, mask], dim=1).to(frames.device, non_blocking=True)  # (B, P + T)
-        return torch.cat([embedded, frames.to(embedded.dtype)], dim=1), mask
+    def prompt(self) -> torch.Tensor:
+        """Return the token ids of "Translate sign language video to {language}: ", (P,)."""
+        return torch.tensor(self.tokenizer.encode(self.config.prompt, max_tokens=512))
+
+    def embed(self, *ids: torch.Tensor) -> list[torch.Tensor]:
+        """Embed tensors of token ids, each (...) -> (..., D).
+
+        In one look-up, because the gradient of each is as large as the whole matrix: 768 MB.
+        """
+        flat = self.mt5_model.shared(send(torch.cat([x.flatten() for x in ids]), self.mt5_model.device))
+        parts = flat.split([x.numel() for x in ids])
+        return [part.view(*x.shape, -1) for part, x in zip(parts, ids, strict=True)]
 
     def target_loss(
-        self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, sentences: Sequence[str]
+        self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, previous: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Return the sentences' loss with and without label smoothing, and their number of tokens."""
-        labels = self.labels(sentences)  # (B, L)
-        real = (labels != IGNORE).flatten().nonzero().squeeze(1)  # on the CPU, to avoid a GPU synchronisation
-        labels, real = (x.to(encoder_states.device, non_blocking=True) for x in (labels, real))
-        states = self.decode(encoder_states, attention_mask, labels)  # (B, L, D)
+        """Return the loss with and without label smoothing, and the number of target tokens.
+
+        Args:
+            encoder_states: (B, P + T, D).
+            attention_mask: (B, P + T).
+            labels: (B, L), on the CPU, to avoid a GPU synchronisation.
+            previous: (B, L, D), the embedded tokens before each label.
+        """
+        real = (labels != IGNORE).flatten().nonzero().squeeze(1)  # (n,)
+        targets = labels.flatten()[real]
+        real, targets = send(real, encoder_states.device), send(targets, encoder_states.device)
+        states = run_decoder(self.mt5_model.decoder, previous, encoder_states, attention_mask)  # (B, L, D)
         # Skip padding before the output layer, which is expensive: its matrix has 250,112 rows.
-        loss, nll = self.mt5_model.lm_head(
-            states.flatten(0, 1)[real], labels.flatten()[real], self.config.label_smoothing
-        )
+        states = states.flatten(0, 1).index_select(0, real)  # (n, D)
+        loss, nll = self.mt5_model.lm_head(states, targets, self.config.label_smoothing)
         return loss, nll, len(real)
 
     def labels(self, sentences: Sequence[str]) -> torch.Tensor:
@@ -282,13 +301,8 @@ class Uni_Sign(nn.Module):
 
     def decode(self, encoder_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the decoder's last hidden states from which each label is predicted, (B, L, D)."""
-        shifted = F.pad(labels[:, :-1], (1, 0), value=PAD).masked_fill(F.pad(labels[:, :-1], (1, 0)) == IGNORE, PAD)
-        return self.mt5_model.decoder(
-            input_ids=shifted,
-            encoder_hidden_states=encoder_states,
-            encoder_attention_mask=cross_attention_mask(attention_mask),
-            use_cache=False,
-        ).last_hidden_state
+        (previous,) = self.embed(tokens_before(labels))
+        return run_decoder(self.mt5_model.decoder, previous, encoder_states, attention_mask)
 
     def generate(
         self,
@@ -363,3 +377,9 @@ class Uni_Sign(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
+
+
+def tokens_before(labels: torch.Tensor) -> torch.Tensor:
+    """Return the decoder's input, (B, L): the token before each label, first the start token, which is the padding."""
+    before = F.pad(labels[:, :-1], (1, 0), value=PAD)
+    return before.masked_fill(before == IGNORE, PAD)

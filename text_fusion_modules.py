@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 
-from network.mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_activation
+from network.mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_layers
 from network.vocabulary import Tokenizer
 from system.disk import sha256
-from system.distributed import sum_over_processes
+from system.distributed import send, sum_over_processes
 
 CALL_TOKENS = 1 << 14  # maximum tokens per call of the text encoder, including padding
 OPEN = 4.0  # initial last bias of the gate: sigmoid(4) = 0.98
@@ -77,11 +77,11 @@ class TextEncoder(nn.Module):
             self._means(ids[rows, : lengths[rows[-1]]], mask[rows, : lengths[rows[-1]]])
             for rows in order.split(calls_within(lengths[order].tolist(), CALL_TOKENS))
         ]
-        return torch.cat(features)[order.argsort().to(features[0].device, non_blocking=True)]
+        return torch.cat(features)[send(order.argsort(), features[0].device)]
 
     def _means(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         device = next(self.encoder.parameters()).device
-        ids, mask = ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+        ids, mask = send(ids, device), send(mask, device)
         if isinstance(self.encoder, MT5EncoderModel):
             states = run_encoder(self.encoder.encoder, self.encoder.get_input_embeddings()(ids), mask)  # (n, L, W)
         else:
@@ -116,7 +116,7 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
     if model_type(folder) == "mt5":
         read = read_pretrained if with_weights else read_architecture
         encoder = read(MT5EncoderModel, folder, "--text_encoder")
-        use_fused_activation(encoder)
+        use_fused_layers(encoder)
         if kept is not None:
             keep_rows(encoder, kept)
         return encoder, Tokenizer(folder, kept).encode_batch
@@ -321,7 +321,7 @@ def alignment_loss(
     """
     described = ((rows != NO_TEXT) & (own > 0)).flatten().nonzero().squeeze(1)  # on the CPU, to avoid a GPU sync
     labels = rows.flatten()[described] - 1  # (n described,)
-    described, labels = (index.to(predicted.device, non_blocking=True) for index in (described, labels))
+    described, labels = (send(index, predicted.device) for index in (described, labels))
     predicted = predicted.flatten(0, 1)[described].float()  # (n described, W)
     if not len(labels):
         return predicted.sum()

@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from pose.keypoints import PART_JOINTS, PartKeypoints
+from system.distributed import send
 
 
 class Sample(NamedTuple):
@@ -154,7 +155,7 @@ ON_THE_CPU |= {f"{side}_{key}" for side in ("left", "right") for key in ("sample
 def to_device(src_input: SrcInput, device: torch.device | str) -> SrcInput:
     """Move tensors except `ON_THE_CPU` to a device; dtypes are kept, so that frame numbers are not rounded to bf16."""
     moved = {
-        key: value.to(device, non_blocking=True)
+        key: send(value, torch.device(device))
         for key, value in src_input.items()
         if isinstance(value, torch.Tensor) and key not in ON_THE_CPU
     }

@@ -6,14 +6,18 @@ Shapes: B sequences, L tokens (padded), H attention heads, D mT5's d_model.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import MT5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 from transformers.initialization import no_init_weights
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.mt5.modeling_mt5 import MT5Stack
 from transformers.utils import logging as transformers_logging
 
 # Its warnings about mT5 (tied weights, unused decoder weights) are known and handled here.
@@ -115,13 +119,6 @@ def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
         raise ValueError(f"{folder}/config.json is damaged ({reason}). Name another folder with {flag}.") from error
 
 
-def use_fused_activation(mt5: nn.Module) -> None:
-    """Replace transformers' GELU (eight elementwise operations) by torch's fused one with the same formula."""
-    for module in mt5.modules():
-        if isinstance(getattr(module, "act", None), NewGELUActivation):
-            module.act = nn.GELU(approximate="tanh")
-
-
 def keep_rows(mt5: Any, kept: torch.Tensor) -> None:
     """Trim the input embeddings, and the output matrix if there is one, to the rows of some tokens, in place.
 
@@ -146,6 +143,124 @@ def keep_rows(mt5: Any, kept: torch.Tensor) -> None:
             module.config.vocab_size = len(kept)
 
 
+# -- running it in few kernels -----------------------------------------------------------------------------------------
+
+
+def use_fused_layers(mt5: nn.Module) -> None:
+    """Replace transformers' blocks and norms by faster ones with the same formulas, weights and names, in place."""
+    stacks: list[Any] = [module for module in mt5.modules() if isinstance(module, MT5Stack)]
+    for stack in stacks:
+        stack.block = nn.ModuleList(Block(block.layer) for block in stack.block)
+        stack.final_layer_norm = _fused_norm(stack.final_layer_norm)
+        if stack.is_decoder:
+            stack.keys_and_values = KeysAndValues(block.layer[1].EncDecAttention for block in stack.block)
+
+
+def _fused_norm(norm: Any) -> nn.RMSNorm:
+    if isinstance(norm, nn.RMSNorm):
+        return norm
+    fused = nn.RMSNorm(len(norm.weight), eps=norm.variance_epsilon, device="meta")
+    fused.weight = norm.weight
+    return fused
+
+
+class Block(GradientCheckpointingLayer):
+    """A block of mT5's encoder or decoder.
+
+    Args:
+        layer: the layers of a block of transformers, which hold the weights.
+    """
+
+    layer: Any
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+        for part in layer:
+            part.layer_norm = _fused_norm(part.layer_norm)
+        if isinstance(layer[-1].DenseReluDense.act, NewGELUActivation):  # eight elementwise operations
+            layer[-1].DenseReluDense.act = nn.GELU(approximate="tanh")
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor, *cross: torch.Tensor) -> torch.Tensor:
+        """Apply the block.
+
+        Args:
+            x: (B, L, D).
+            bias: (B or 1, H, L, L), of each token's attention to the others.
+            cross: for the decoder, keys and values of the encoder's states, (B, H, L', D / H), and the bias of the
+                attention to them, (B, 1, 1, L').
+
+        Returns:
+            (B, L, D).
+        """
+        own, *others, last = self.layer
+        attention, mlp = own.SelfAttention, last.DenseReluDense
+        groups = [[attention.q, attention.k, attention.v], [attention.o], [mlp.wi_0, mlp.wi_1], [mlp.wo]]
+        for other in others:
+            groups += [[other.EncDecAttention.q], [other.EncDecAttention.o]]
+        qkv, out, expand, reduce, *of_cross = joined(groups)
+        y = F.linear(own.layer_norm(x), qkv)  # (B, L, 3 D)
+        q, k, v = split_heads(y, 3, attention.n_heads)  # (B, H, L, D / H) each
+        y = self._attend(q, k, v, bias)  # (B, L, D)
+        x = x + own.dropout(F.linear(y, out))
+        for other in others:  # one in the decoder, none in the encoder
+            query, out = of_cross
+            (q,) = split_heads(F.linear(other.layer_norm(x), query), 1, attention.n_heads)  # (B, H, L, D / H)
+            y = self._attend(q, *cross)  # (B, L, D)
+            x = x + other.dropout(F.linear(y, out))
+        gate, y = F.linear(last.layer_norm(x), expand).chunk(2, dim=-1)  # (B, L, d_ff) each
+        y = mlp.dropout(mlp.act(gate) * y)
+        return x + last.dropout(F.linear(y, reduce))
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        attention = self.layer[0].SelfAttention
+        dropout = attention.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=attention.scaling)  # (B, H, L, D / H)
+        return y.transpose(1, 2).flatten(2)
+
+
+class KeysAndValues(nn.Module):
+    """The keys and values of the encoder's states for all layers of the decoder, in one product.
+
+    A module, so that ZeRO-3 gathers the weights for it; in a plain list, they keep the names they have.
+
+    Args:
+        layers: the decoder's layers of cross-attention.
+    """
+
+    def __init__(self, layers: Iterable[Any]) -> None:
+        super().__init__()
+        self.layers = list(layers)
+
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, L, D) -> for each layer its keys, then its values, (B, H, L, D / H) each."""
+        (weight,) = joined([[projection for layer in self.layers for projection in (layer.k, layer.v)]])
+        return split_heads(F.linear(states, weight), 2 * len(self.layers), self.layers[0].n_heads)
+
+
+def joined(groups: Sequence[Sequence[nn.Linear]]) -> list[torch.Tensor]:
+    """Return one matrix per group of layers, their weights one below the other, in the precision of matrix products.
+
+    All are converted together: in one kernel, and their gradients in another.
+    """
+    weights = [[layer.weight for layer in group] for group in groups]
+    if (dtype := _dtype(weights[0][0])) == weights[0][0].dtype:
+        return [torch.cat(group) if len(group) > 1 else group[0] for group in weights]
+    flat = torch.cat([weight.flatten() for group in weights for weight in group]).to(dtype)
+    parts = flat.split([sum(weight.numel() for weight in group) for group in weights])
+    return [part.view(-1, group[0].shape[1]) for part, group in zip(parts, weights, strict=True)]
+
+
+def _dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the precision of products of x: autocast's, where it is on."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
+def split_heads(x: torch.Tensor, n: int, n_heads: int) -> tuple[torch.Tensor, ...]:
+    """Split the features of n projections into those of attention heads, (B, L, n D) -> n x (B, H, L, D / H)."""
+    return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (n, n_heads, -1)).unbind(2))
+
+
 def run_encoder(stack: Any, embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Run mT5's encoder on embedded tokens.
 
@@ -160,15 +275,40 @@ def run_encoder(stack: Any, embeds: torch.Tensor, mask: torch.Tensor) -> torch.T
     Returns:
         (B, L, D).
     """
-    length = embeds.shape[1]
-    bias = stack.block[0].layer[0].SelfAttention.compute_bias(length, length, device=embeds.device)  # (1, H, L, L)
-    bias = bias.masked_fill(mask[:, None, None] == 0, torch.finfo(bias.dtype).min)  # (B, H, L, L)
+    bias = _without(_position_bias(stack, embeds), mask[:, None, None] == 0)  # (B, H, L, L)
     x = stack.dropout(embeds)
     for block in stack.block:
-        x = block(x, None, bias)[0]
+        x = block(x, bias)
     return stack.dropout(stack.final_layer_norm(x))
 
 
-def cross_attention_mask(mask: torch.Tensor) -> torch.Tensor:
-    """Convert a mask, (B, L), to a form that decoder layers use without inspecting its values, (B, 1, 1, L)."""
-    return mask[:, None, None] != 0
+def run_decoder(stack: Any, embeds: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Run mT5's decoder on embedded tokens, each of which sees those before it.
+
+    Args:
+        stack: mT5's decoder.
+        embeds: (B, L, D).
+        states: (B, L', D), output of the encoder.
+        mask: (B, L'), 0 on padding.
+
+    Returns:
+        (B, L, D).
+    """
+    bias = _position_bias(stack, embeds)  # (1, H, L, L)
+    bias = _without(bias, torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1))
+    of_states = _without(bias.new_zeros(1), mask[:, None, None] == 0)  # (B, 1, 1, L')
+    cross = stack.keys_and_values(states)  # (B, H, L', D / H) each
+    x = stack.dropout(embeds)
+    for block, keys, values in zip(stack.block, cross[::2], cross[1::2], strict=True):
+        x = block(x, bias, keys, values, of_states)
+    return stack.dropout(stack.final_layer_norm(x))
+
+
+def _position_bias(stack: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return the bias for the distance between tokens, (1, H, L, L), in the precision of matrix products."""
+    length = x.shape[1]
+    return stack.block[0].layer[0].SelfAttention.compute_bias(length, length, device=x.device).to(_dtype(x))
+
+
+def _without(bias: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    return bias.masked_fill(hidden, torch.finfo(bias.dtype).min)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK = 1 << 24  # maximum logits in memory at a time: 67 target tokens with mT5's vocabulary, 64 MiB in fp32
-ROWS = 1 << 15  # rows of the weight gradient that are accumulated at a time with bf16 or fp16
+CHUNK = 1 << 26  # maximum logits in memory at a time: 268 target tokens with mT5's vocabulary, 256 MiB in fp32
 
 
 class OutputLayer(nn.Linear):
@@ -68,26 +67,28 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_states = torch.empty_like(states, dtype=exact) if of_states else None
         grad_weight = torch.zeros_like(weight) if of_weight else None
         sums = torch.zeros(2, dtype=exact, device=states.device)
+        size = max(1, CHUNK // len(weight))
         with torch.autocast(device, enabled=False):
             matrix = weight.to(dtype)
-            for chunk in _slices(len(targets), max(1, CHUNK // len(weight))):
+            for chunk in (slice(start, start + size) for start in range(0, len(targets), size)):
                 own, ids = states[chunk].to(dtype), targets[chunk, None]
                 log_probs = (own @ matrix.T).to(exact).log_softmax(-1)  # (chunk, V)
-                nll, uniform = -log_probs.gather(1, ids), -log_probs.mean(-1, keepdim=True)
-                sums += torch.cat([(1 - smoothing) * nll + smoothing * uniform, nll], dim=1).sum(0)
+                sums -= torch.stack([log_probs.gather(1, ids).sum(), log_probs.mean(-1).sum()])
                 if not (of_states or of_weight):
                     continue
                 slope = log_probs.exp_().sub_(smoothing / len(weight))
-                slope = slope.scatter_add_(1, ids, torch.full_like(nll, smoothing - 1)).to(dtype)
+                slope = slope.scatter_add_(1, ids, slope.new_full(ids.shape, smoothing - 1)).to(dtype)
                 if grad_states is not None:
-                    grad_states[chunk] = (slope @ matrix).to(exact)
-                if grad_weight is not None:
-                    _add_product(grad_weight, slope.T, own)
+                    grad_states[chunk] = slope @ matrix
+                if grad_weight is not None and dtype == weight.dtype:
+                    grad_weight.addmm_(slope.T, own)
+                elif grad_weight is not None:  # the product in lower precision, the sum of all chunks not
+                    grad_weight += slope.T @ own
         ctx.gradients = grad_states, grad_weight
         ctx.n, ctx.dtype = len(targets), states.dtype
-        loss, nll = sums / len(targets)
+        nll, uniform = sums / len(targets)
         ctx.mark_non_differentiable(nll)
-        return loss, nll
+        return nll.lerp(uniform, smoothing), nll
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -100,16 +101,3 @@ class _ChunkedLoss(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(grad)  # in place: it is as large as the weight
         return grad_states, grad_weight, None, None, None
-
-
-def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Compute `total += a @ b`; products in lower precision are accumulated in total's precision."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-        return
-    for rows in _slices(len(total), ROWS):
-        total[rows] += a[rows] @ b
-
-
-def _slices(n: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, n, size)]

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from network.stgcn import ClipLayout
-from system.distributed import all_reduce_sum
+from system.distributed import all_reduce_sum, send
 
 MAP = 4  # height and width of a crop's feature map
 BACKBONE = "rgb_support_backbone."
@@ -88,7 +88,7 @@ def fuse_hand(
     crops, frames = src_input[f"{side}_hands"], src_input[f"{side}_sampled_indices"]  # (N, 3, 112, 112), (N,)
     clips = torch.arange(layout.shape[0]).repeat_interleave(src_input[f"{side}_rgb_len"])  # (N,)
     real = (frames >= 0).nonzero().squeeze(1)
-    clips, frames, real = (index.to(x.device, non_blocking=True) for index in (clips[real], frames[real], real))
+    clips, frames, real = (send(index, x.device) for index in (clips[real], frames[real], real))
     maps = crop_features(model, crops)[real] if with_empty else crop_features(model, crops[real])  # (N, C, H, W)
     rows = layout.rows_of(clips, frames)  # (N,)
     pose = x[rows]  # (N, V, C)

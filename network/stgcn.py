@@ -12,11 +12,14 @@ Parameter names and shapes match Uni-Sign's released weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from network import winograd
+from system.distributed import send
 
 TEMPORAL_KERNEL = 5
 REACH = TEMPORAL_KERNEL // 2  # frames that a temporal convolution sees on each side
@@ -68,8 +71,10 @@ class ClipLayout:
     def __init__(self, mask: torch.Tensor, device: torch.device | None = None) -> None:
         self.shape = (int(mask.shape[0]), int(mask.shape[1]))
         rows = mask.flatten().nonzero().squeeze(1)
-        self.rows = rows.to(device or mask.device, non_blocking=True)  # (N,), each frame's index in B x T
+        self.rows = send(rows, device or mask.device)  # (N,), each frame's index in B x T
         self.clips = self.rows // self.shape[1]  # (N,), each frame's clip
+        # (N,), each frame's place on a line of all frames, with REACH places between clips
+        self.places = torch.arange(len(self.rows), device=self.rows.device) + REACH * self.clips
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """Remove padding, (B, T, ...) -> (N, ...)."""
@@ -85,6 +90,45 @@ class ClipLayout:
         return torch.searchsorted(self.rows, clips * self.shape[1] + frames)
 
 
+def spread(x: torch.Tensor, places: torch.Tensor, length: int) -> torch.Tensor:
+    """Copy frames to distinct places among zeros, (V, N, C), (N,) -> (V, length, C)."""
+    return _Spread.apply(x, places, length)
+
+
+def select(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Copy the frames at distinct places, (V, length, C), (N,) -> (V, N, C)."""
+    return _Select.apply(x, places)
+
+
+class _Spread(torch.autograd.Function):
+    """Its gradient is `_Select`, and the reverse: torch's own adds up with atomics, as if places could repeat.
+
+    The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor, length: int) -> torch.Tensor:  # type: ignore[override]
+        ctx.save_for_backward(places)
+        return x.new_zeros(len(x), length, x.shape[2]).index_copy_(1, places, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        return grad.index_select(1, *ctx.saved_tensors), None, None
+
+
+class _Select(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        ctx.save_for_backward(places)
+        ctx.length = x.shape[1]
+        return x.index_select(1, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (places,) = ctx.saved_tensors
+        return grad.new_zeros(len(grad), ctx.length, grad.shape[2]).index_copy_(1, places, grad), None
+
+
 class GraphConvolution(nn.Conv2d):
     """A 1 x 1 convolution into K groups of channels, each then mixed over the joints by its adjacency matrix.
 
@@ -97,7 +141,7 @@ class GraphConvolution(nn.Conv2d):
         super().__init__(in_channels, out_channels * n_partitions, kernel_size=1)
 
     def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Mix joints first, then channels: the same sum, and cheaper where there are more channels after than before.
+        """Mix channels for each partition, then joints and partitions in one product.
 
         Args:
             x: (V N, C).
@@ -107,14 +151,11 @@ class GraphConvolution(nn.Conv2d):
             (V N, C').
         """
         n_partitions, n_joints, _ = adjacency.shape
-        x = x.view(n_joints, -1)  # (V, N C)
         weight = self.weight.view(n_partitions, -1, self.in_channels)  # (K, C', C)
-        bias = self.bias.view(n_partitions, -1)  # (K, C')
-        out = torch.einsum("kc,kvw->wc", bias, adjacency)[:, None]  # (V, 1, C')
-        for joints, channels in zip(adjacency, weight, strict=True):
-            mixed = (joints.T @ x).view(n_joints, -1, self.in_channels)  # (V, N, C)
-            out = out + mixed @ channels.T  # (V, N, C')
-        return out.flatten(0, 1)
+        bias = self.bias.view(n_partitions, 1, -1)  # (K, 1, C')
+        x = torch.baddbmm(bias, x.expand(n_partitions, -1, -1), weight.mT)  # (K, V N, C')
+        x = adjacency.flatten(0, 1).T @ x.view(n_partitions * n_joints, -1)  # (V, N C')
+        return x.view(-1, bias.shape[2])
 
 
 class TemporalConvolution(nn.Conv2d):
@@ -133,13 +174,12 @@ class TemporalConvolution(nn.Conv2d):
         if winograd.suits(x):  # only faster: what follows works on every device
             return winograd.convolve(x, self.weight.squeeze(3), layout.clips) + self.bias
         # All frames on one line, with REACH zeros between clips, so that no window spans two of them.
-        n_clips, n_frames = layout.shape[0], len(layout.clips)
-        places = torch.arange(n_frames, device=x.device) + REACH * layout.clips  # (N,)
-        x = x.unflatten(0, (-1, n_frames))  # (V, N, C)
-        line = x.new_zeros(len(x), n_frames + REACH * (n_clips - 1), self.in_channels)  # (V, line, C)
-        line = line.index_copy(1, places, x)[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
+        n_frames = len(layout.clips)
+        length = n_frames + REACH * (layout.shape[0] - 1)
+        line = spread(x.view(-1, n_frames, self.in_channels), layout.places, length)  # (V, line, C)
+        line = line[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
         line = F.conv2d(line, self.weight.transpose(2, 3), self.bias, padding=(0, REACH))  # (1, C, V, line)
-        return line[0].permute(1, 2, 0).index_select(1, places).flatten(0, 1)
+        return select(line.squeeze(0).permute(1, 2, 0), layout.places).flatten(0, 1)
 
 
 class Projection(nn.Conv2d):
@@ -206,9 +246,9 @@ class STGCNChain(nn.ModuleDict):
         return cls({f"layer0_{i}": STGCNBlock(hidden_dim, hidden_dim, graph, temporal=True) for i in range(3)})
 
     def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
-        """(N, V, C) -> (N, V, hidden_dim)."""
-        n_joints = x.shape[1]
-        x = x.transpose(0, 1).flatten(0, 1)  # (V N, C)
+        """(V, N, C) -> (V, N, hidden_dim)."""
+        n_joints, n_frames, _ = x.shape
+        x = x.flatten(0, 1)  # (V N, C)
         for block in self.values():
             x = block(x, layout)  # (V N, C')
-        return x.unflatten(0, (n_joints, -1)).transpose(0, 1)
+        return x.view(n_joints, n_frames, -1)

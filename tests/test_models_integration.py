@@ -8,10 +8,11 @@ from torch import nn
 
 from clips.batch import Sample, collate_fn
 from config import ModelConfig
-from models import IGNORE, Uni_Sign
+from models import IGNORE, Uni_Sign, tokens_before
 from network.mt5 import load_mt5
 from network.vocabulary import Tokenizer
 from pose.keypoints import PART_JOINTS
+from tests.helpers.models import as_in_transformers
 from text_fusion_modules import TextEncoder, alignment_loss, root_mean_square
 from training.optimization import parameter_groups
 
@@ -141,7 +142,9 @@ def results(model, src_input, tgt_input):
     greedy, searched = (model.sentences(model.generate(output, num_beams=n, max_new_tokens=12)) for n in (1, 3))
     for i, length in enumerate(src_input["src_length_batch"].tolist()):
         sentence = tgt_input["gt_sentence"][i]
-        loss = model.target_loss(output.encoder_states[i : i + 1], output.attention_mask[i : i + 1], [sentence])
+        labels = model.labels([sentence])
+        own = output.encoder_states[i : i + 1], output.attention_mask[i : i + 1], labels
+        loss = model.target_loss(*own, *model.embed(tokens_before(labels)))
         found.append((output.inputs_embeds[i, : prompt + length], loss, greedy[i], searched[i]))
     n_tokens = sum(loss[2] for _, loss, *_ in found)
     for kind, seen in enumerate((output.loss, output.nll)):  # a batch's loss is the mean over its tokens
@@ -550,7 +553,7 @@ def test_loss_is_torchs(make, smoothing):
     src_input, tgt_input = collate_fn([clip(number) for number in range(4)])
     output = model(src_input, tgt_input)
     labels = model.labels(tgt_input["gt_sentence"])
-    logits = model.mt5_model(
+    logits = as_in_transformers(model.mt5_model)(
         encoder_outputs=(output.encoder_states,), attention_mask=output.attention_mask, labels=labels
     ).logits
     smoothed = nn.CrossEntropyLoss(label_smoothing=smoothing, ignore_index=IGNORE)(

@@ -14,6 +14,7 @@ from models import IGNORE, Uni_Sign
 from network.mt5 import load_mt5, untie_embeddings
 from network.vocabulary import EOS, Tokenizer
 from pose.keypoints import PART_JOINTS
+from tests.helpers.models import as_in_transformers
 from text_fusion_modules import TextEncoder
 from training.weights import load_finetune, save_weights
 
@@ -68,7 +69,7 @@ def evaluated(reference_model, batch, info):
     seen = {"spatial": [], "temporal": []}
 
     def keep(into):
-        return lambda _module, _inputs, out: into.append(out.mean(1).unflatten(0, (4, 30)))
+        return lambda _module, _inputs, out: into.append(out.mean(0).unflatten(0, (4, 30)))
 
     hooks = []
     for part in ("body", "left", "face_all"):  # "right" is the left hand's module, called once more
@@ -165,7 +166,7 @@ def test_sentences_of_a_batch(evaluated, vectors, shared_reference, beams):
 @torch.no_grad()
 def test_scores_of_the_beams(evaluated, vectors):
     model, output, _ = evaluated
-    found = model.mt5_model.generate(
+    found = as_in_transformers(model.mt5_model).generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=output.encoder_states),
         attention_mask=output.attention_mask,
         num_beams=4,

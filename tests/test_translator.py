@@ -13,7 +13,7 @@ import utils
 from config import DATASETS
 from datasets import S2T_Dataset
 from pose.keypoints import read_pose
-from tests.helpers.models import new_model
+from tests.helpers.models import as_in_transformers, new_model
 from training.build import weights_facts
 from training.weights import save_weights
 from translator import Translator, load_descriptions
@@ -117,7 +117,7 @@ def test_scores_are_transformers_own(described, clip, length):
     src_input = collate_fn([translate.sample(read_pose(clip, person=person)) for person in (0, 1)])[0]
     with torch.no_grad():
         encoded = translate.model.encode(src_input)
-    found = translate.model.mt5_model.generate(
+    found = as_in_transformers(translate.model.mt5_model).generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.encoder_states),
         attention_mask=encoded.attention_mask,
         num_beams=4,

@@ -18,7 +18,6 @@ N, V, D = 23, 57, 8
 def _small_chunks(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(output_layer, "CHUNK", 5 * V)  # 23 tokens are four chunks of 5 and one of 3
-    monkeypatch.setattr(output_layer, "ROWS", 20)
 
 
 def inputs(dtype=torch.float32):
@@ -75,7 +74,7 @@ def test_what_is_frozen_gets_no_gradient(frozen):
 
 def test_without_gradient_no_gradient_is_made(monkeypatch):
     states, weight, targets = inputs()
-    monkeypatch.setattr(output_layer, "_add_product", lambda *_: pytest.fail("a gradient was made"))
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", lambda *_: pytest.fail("a gradient was made"))
     with torch.no_grad():
         loss, nll = OutputLayer(weight)(states, targets, 0.2)
     torch.testing.assert_close((loss, nll), plain(states, weight, targets, 0.2))

@@ -16,6 +16,8 @@ from network.stgcn import (
     STGCNChain,
     TemporalConvolution,
     adjacency,
+    select,
+    spread,
 )
 
 LENGTHS = (7, 1, 4, 9)
@@ -110,6 +112,17 @@ def test_pack_and_unpack(lengths, padding):
     assert torch.equal(layout.unpack(packed), x * mask_of(lengths, longest)[..., None, None])
 
 
+def test_frames_are_spread_and_selected():
+    """Each is the other's gradient; frames that are not selected get none."""
+    x, places = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2, 5])
+    line = spread(x, places, 6)
+    assert torch.equal(line[:, places], x)
+    assert not line[:, [1, 3, 4]].any()
+    assert torch.equal(select(line, places), x)
+    assert torch.autograd.gradcheck(lambda x: spread(x, places, 6), x)
+    assert torch.autograd.gradcheck(lambda x: select(x, places), line.detach().requires_grad_())
+
+
 # -- against plain torch -------------------------------------------------------------------------------------------
 
 
@@ -188,7 +201,7 @@ def test_padding_counts_for_nothing(kind, training):
         for row, clip in zip(batch, clips, strict=True):
             row[: len(clip)] = clip
         layout = layout_of(LENGTHS, batch.shape[1])
-        results.append(chain.train(training)(layout.pack(batch), layout))
+        results.append(chain.train(training)(layout.pack(batch).transpose(0, 1), layout))
     torch.testing.assert_close(*results, rtol=0, atol=0)
     for (name, one), other in zip(chains[0].state_dict().items(), chains[1].state_dict().values(), strict=True):
         assert torch.equal(one, other), name
@@ -208,10 +221,10 @@ def test_batch_statistics_are_those_of_the_real_frames():
 
 def test_a_clip_is_what_it_is_alone():
     chain = shaken(STGCNChain.temporal("hand", 8)).eval()
-    clips = [torch.randn(n, 21, 8) for n in LENGTHS]
-    together = chain(torch.cat(clips), layout_of(LENGTHS, 20)).split(LENGTHS)
+    clips = [torch.randn(21, n, 8) for n in LENGTHS]
+    together = chain(torch.cat(clips, dim=1), layout_of(LENGTHS, 20)).split(LENGTHS, dim=1)
     for clip, out in zip(clips, together, strict=True):
-        torch.testing.assert_close(out, chain(clip, layout_of((len(clip),))), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out, chain(clip, layout_of((clip.shape[1],))), rtol=1e-5, atol=1e-5)
 
 
 def test_a_frame_sees_two_neighbours_a_block_and_no_other_clip():
@@ -236,9 +249,9 @@ def test_a_frame_sees_two_neighbours_a_block_and_no_other_clip():
 def test_gradient_reaches_every_weight(kind):
     chain = kind("face", 16).train()
     width = 4 if kind == STGCNChain.spatial else 16
-    x = torch.randn(sum(LENGTHS), 18, width, requires_grad=True)
+    x = torch.randn(18, sum(LENGTHS), width, requires_grad=True)
     out = chain(x, layout_of(LENGTHS))
-    assert out.shape == (sum(LENGTHS), 18, 16)
+    assert out.shape == (18, sum(LENGTHS), 16)
     out.pow(2).sum().backward()
     assert x.grad.flatten(1).any(1).all()
     for name, parameter in chain.named_parameters():

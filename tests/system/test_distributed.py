@@ -26,6 +26,20 @@ def test_a_process_without_a_launcher_is_a_group_of_one():
     assert run.stdout.splitlines()[-1] == f"0 1 True ['x'] {device}"
 
 
+def test_what_is_sent_to_a_gpu_is_pinned(monkeypatch):
+    """Without pinned memory the copy would wait; tensors that stay on their device are not pinned."""
+    pinned, sent = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking: sent.append((x, device, non_blocking)))
+    x, gpu = torch.ones(2), torch.device("cuda", 1)
+    distributed.send(x, gpu)
+    distributed.send(x, torch.device("cpu"))
+    distributed.send(torch.ones(2, device="meta"), gpu)
+    assert len(pinned) == 1
+    assert pinned[0] is x
+    assert [to for _, *to in sent] == [[gpu, True], [torch.device("cpu"), True], [gpu, True]]
+
+
 @pytest.mark.parametrize(("dtype", "result"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_autocast_is_that_of_training(dtype, result):
     with distributed.autocast(dtype, torch.device("cpu")):
