@@ -241,12 +241,13 @@ class Uni_Sign(nn.Module):
         predicted = self.description_mapper(pose) if self.config.uses_mapper else None  # (B, T, W)
         alignment = None
         if self.training and predicted is not None:
-            alignment = alignment_loss(predicted, features, rows, has_description)
+            alignment, explained = alignment_loss(predicted, features, rows, has_description)
+            self.description_mapper.update_trust(explained)
         rows, has_description = (send(x, pose.device) for x in (rows, has_description))
         if self.training:
             rows, has_description = drop_texts(rows, has_description, self.config.text_dropout_p)
         table = torch.cat([self.mask_embedding(), self.text_adapter(features)])  # (1 + max(n, 1), D)
-        guess = None if predicted is None else self.text_adapter(predicted)  # (B, T, D)
+        guess = None if predicted is None else self.description_mapper.trust * self.text_adapter(predicted)  # (B, T, D)
         text = text_of_frames(table, rows, pose, guess)  # (B, T, D)
         text = text * (self.text_adapter.n_batches > 0)  # nothing before the first text of all
         mask = send(src_input["attention_mask"], pose.device)  # (B, T)

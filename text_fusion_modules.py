@@ -24,6 +24,7 @@ from system.distributed import send, sum_over_processes
 CALL_TOKENS = 1 << 14  # maximum tokens per call of the text encoder, including padding
 OPEN = 4.0  # initial last bias of the gate: sigmoid(4) = 0.98
 SLOWEST = 0.01  # minimum weight of a batch in the running mean of text features
+FASTEST = 0.02  # weight of a batch in the running mean of what the mapper explains
 NO_TEXT = 0  # row of the mask embedding in a table of text features
 
 
@@ -287,24 +288,38 @@ def root_mean_square(x: torch.Tensor) -> torch.Tensor:
 
 
 class DescriptionMapper(nn.Module):
-    """Predicts the standardised text feature of a frame from its pose feature."""
+    """Predicts the standardised text feature of a frame from its pose feature.
+
+    `trust` is the running mean, over clips, of the share of its text's variance that the prediction explains; a clip
+    without texts counts as 0. So where few clips are described, or with texts that poses do not tell, there is nothing
+    to guess from.
+    """
 
     def __init__(self, d_model: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(d_model, d_model), nn.GELU(), nn.Linear(d_model, width))
+        self.trust: torch.Tensor
+        self.register_buffer("trust", torch.zeros(()))
 
     def forward(self, pose: torch.Tensor) -> torch.Tensor:
         """(B, T, D) -> (B, T, W)."""
         return self.layers(pose)
 
+    @torch.no_grad()
+    def update_trust(self, explained: torch.Tensor) -> None:
+        """Move `trust` towards what a batch says, from `alignment_loss`; every process must call this in every step."""
+        total, n = sum_over_processes(torch.stack([explained.float(), torch.ones_like(explained)]))
+        self.trust += FASTEST * (total / n - self.trust)
+
 
 def alignment_loss(
     predicted: torch.Tensor, features: torch.Tensor, rows: torch.Tensor, own: torch.Tensor, temperature: float = 0.1
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the loss between predicted and actual text features, over frames with a description of their own.
 
     The sum of the mean squared error and a contrastive cross-entropy that identifies the frame's text among the batch's
-    distinct texts by cosine similarity. The targets are detached: no gradient reaches the text encoder.
+    distinct texts by cosine similarity, times the share of the batch's clips that are described: one clip with texts
+    among many without must not outweigh them. The targets are detached: no gradient reaches the text encoder.
 
     Args:
         predicted: (B, T, W).
@@ -314,21 +329,25 @@ def alignment_loss(
         temperature: divisor of the cosines.
 
     Returns:
-        A scalar in fp32; 0, with zero gradients, if no frame is described.
+        The loss, a scalar in fp32; 0, with zero gradients, if no frame is described. And the share of the texts'
+        variance that is explained, times that of the clips that are described.
 
     Source: the objective of MMSLT's mapper, with its two terms. Contrasting distinct texts instead of frames is our
     change, since neighbouring frames often share a text.
     """
-    described = ((rows != NO_TEXT) & (own > 0)).flatten().nonzero().squeeze(1)  # on the CPU, to avoid a GPU sync
+    has_text = (rows != NO_TEXT) & (own > 0)  # (B, T), on the CPU, to avoid a GPU sync
+    share = float(has_text.any(1).float().mean())
+    described = has_text.flatten().nonzero().squeeze(1)
     labels = rows.flatten()[described] - 1  # (n described,)
     described, labels = (send(index, predicted.device) for index in (described, labels))
     predicted = predicted.flatten(0, 1)[described].float()  # (n described, W)
     if not len(labels):
-        return predicted.sum()
+        return predicted.sum(), predicted.new_zeros(())
     features = features.detach().float()
     error = (predicted - features[labels]).square().mean()
     cosines = F.normalize(predicted, dim=-1) @ F.normalize(features, dim=-1).T  # (n described, n)
-    return error + F.cross_entropy(cosines / temperature, labels)
+    explained = (1 - error.detach()).clamp(min=0)  # the features have variance 1
+    return share * (error + F.cross_entropy(cosines / temperature, labels)), share * explained
 
 
 def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[str], torch.Tensor]:

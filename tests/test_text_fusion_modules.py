@@ -402,14 +402,17 @@ def test_the_running_mean_is_plain_first_and_exponential_later():
 TWO_PROCESSES = """
 import multiprocessing, sys
 import torch, torch.distributed as dist
-from text_fusion_modules import TextAdapter
+from text_fusion_modules import DescriptionMapper, TextAdapter
 
 def learn(rank):
     dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
     adapter = TextAdapter(2, 2)
     adapter.update_mean(torch.full((1 + 2 * rank, 2), float(rank)))  # one text of 0, three of 1
     adapter.update_mean(torch.full((rank, 2), 2.75))  # only the second process has a text
-    print(adapter.mean.tolist(), int(adapter.n_batches))
+    mapper = DescriptionMapper(2, 2)
+    mapper.update_trust(torch.tensor(float(rank)))
+    learnt = f"{adapter.mean.tolist()} {int(adapter.n_batches)} {mapper.trust:.3f}"
+    open(f"{sys.argv[1]}{rank}", "w").write(learnt)
 
 processes = [multiprocessing.get_context("fork").Process(target=learn, args=(rank,)) for rank in (0, 1)]
 for process in processes: process.start()
@@ -419,9 +422,9 @@ for process in processes: process.join()
 
 def test_several_processes_learn_the_same_mean(tmp_path):
     run = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path / "store")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    assert out.splitlines() == ["[1.75, 1.75] 2"] * 2  # (0.75 + 2.75) / 2
+    subprocess.run(run, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    learnt = [(tmp_path / f"store{rank}").read_text() for rank in (0, 1)]
+    assert learnt == ["[1.75, 1.75] 2 0.010"] * 2  # (0.75 + 2.75) / 2; a fiftieth of (0 + 1) / 2
 
 
 def test_the_text_of_a_frame():
@@ -442,21 +445,29 @@ def test_the_text_of_a_frame():
 
 
 def test_alignment_by_hand():
-    """Two described frames of three; the first is predicted as it is, the second at a right angle."""
-    features = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-    predicted = torch.tensor([[[2.0, 0.0], [1.0, 0.0], [5.0, 5.0]]])
+    """Two described frames of three; the first is predicted as it is, the second at a right angle.
+
+    A second clip without texts halves the loss, and what counts as explained.
+    """
+    features = torch.tensor([[1.2, 0.0], [0.0, 1.2]])
+    predicted = torch.tensor([[[1.2, 0.0], [0.6, 0.0], [5.0, 5.0]]])
     rows, own = torch.tensor([[1, 2, 1]]), torch.tensor([[1, 1, 0]])
-    error = (0 + 0 + 1 + 4) / 4
+    error = (0 + 0 + 0.36 + 1.44) / 4
     right = math.log(1 + math.exp(-1 / 0.5))
     wrong = math.log(1 + math.exp(1 / 0.5))
-    loss = alignment_loss(predicted, features, rows, own, temperature=0.5)
-    torch.testing.assert_close(loss, torch.tensor(error + (right + wrong) / 2))
+    wanted = torch.tensor([error + (right + wrong) / 2, 1 - error])
+    seen = alignment_loss(predicted, features, rows, own, temperature=0.5)
+    torch.testing.assert_close(torch.stack(seen), wanted)
+    doubled = (torch.cat([value, torch.zeros_like(value)]) for value in (predicted, rows, own))
+    seen = alignment_loss(next(doubled), features, *doubled, temperature=0.5)
+    torch.testing.assert_close(torch.stack(seen), wanted / 2)
+    assert alignment_loss(-predicted, features, rows, own)[1] == 0  # worse than the mean text
 
 
 def test_alignment_leaves_the_texts_as_they_are():
     features = torch.randn(3, 8, requires_grad=True)
     predicted = torch.randn(2, 3, 8, requires_grad=True)
-    alignment_loss(predicted, features, torch.tensor([[1, 0, 2], [3, 3, 0]]), torch.ones(2, 3)).backward()
+    alignment_loss(predicted, features, torch.tensor([[1, 0, 2], [3, 3, 0]]), torch.ones(2, 3))[0].backward()
     assert features.grad is None
     assert predicted.grad[0, 1].abs().sum() == 0  # no text
     assert (predicted.grad[0, [0, 2]].abs().sum(-1) > 0).all()
@@ -464,9 +475,10 @@ def test_alignment_leaves_the_texts_as_they_are():
 
 def test_alignment_without_descriptions():
     predicted = torch.randn(1, 3, 8, requires_grad=True)
-    loss = alignment_loss(predicted, torch.empty(0, 8), torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3))
+    rows, own = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3)
+    loss, explained = alignment_loss(predicted, torch.empty(0, 8), rows, own)
     loss.backward()
-    assert loss.item() == 0
+    assert loss.item() == explained.item() == 0
     assert predicted.grad.abs().sum() == 0
 
 
@@ -477,14 +489,17 @@ def test_a_mapper_learns_its_aim():
     rows = torch.arange(24).reshape(4, 6) % 6 + 1
     pose = pose * 0.1 + F.pad(features[rows - 1], (4, 0)).flip(-1)  # the texts can be read from the poses
     optimizer = torch.optim.Adam(mapper.parameters(), 1e-2)
+    features = features / features.square().mean(1, keepdim=True).sqrt()
     losses = []
     for _ in range(60):
-        loss = alignment_loss(mapper(pose), features, rows, torch.ones(4, 6))
+        loss, explained = alignment_loss(mapper(pose), features, rows, torch.ones(4, 6))
+        mapper.update_trust(explained)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+    assert 0.3 < mapper.trust < explained < 1
 
 
 @torch.no_grad()
