@@ -29,6 +29,7 @@ from training.memory import MemorySettings
 from training.optimization import ENCODER, ENCODER_RATE, OptimizerConfig, build_optimizer, build_schedule
 from training.text_cache import TextFeatureCache, build_text_cache
 from training.tracking import Tracker
+from training.weight_files import read_weights
 from training.weights import (
     FUSION_PREFIXES,
     MAPPER_PREFIX,
@@ -37,8 +38,6 @@ from training.weights import (
     kept_tokens,
     load_finetune,
     load_fusion,
-    read_model,
-    read_weights,
 )
 from utils import progress
 
@@ -123,7 +122,7 @@ def build_model(
     mt5_folder = under_root(args.root, args.mt5_path)
     path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
     # A state lies where rank 0 sees it, and may lie nowhere else.
-    first = read_model(path, flag)[0] if path and distributed.is_main() else {}
+    first = read_weights(path, flag)[0] if path and distributed.is_main() else {}
     kept = choose_vocabulary(args, config, loaders, first, path, flag)
     holds_encoder = distributed.broadcast_object(any(name.startswith(TEXT_ENCODER_PREFIX) for name in first))
     # A trained encoder among the initial weights is part of the model even if it is frozen.

@@ -27,7 +27,7 @@ from tools import export
 from tools.export import main, needed_modules, parse_args
 from training import build
 from training.build import weights_facts
-from training.weights import read_weights, repeated, save_weights
+from training.weight_files import read_weights, repeated, save_weights
 from translator import FrozenTextEncoder, Translator
 
 OPTIONS = {"dtype": "fp32", "num_beams": 3, "max_new_tokens": 16, "device": "cpu"}

@@ -10,7 +10,7 @@ import utils
 from clips.labels import read_labels
 from config import DATASETS, ModelConfig
 from training import build as building
-from training.weights import save_weights
+from training.weight_files import save_weights
 
 SMALL = "--hidden_dim 16 --dtype fp32 --num_workers 0 --batch-size 4".split()
 
