@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import importlib.util
+import io
 import logging
 import signal
 import subprocess
@@ -102,6 +103,8 @@ def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr, whatever the terminal's encoding lacks
     try:
         main()
     except (ValueError, OSError) as error:
@@ -189,6 +192,7 @@ def get_args_parser() -> Parser:
     add = parser.group("model")
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
+    add("--max_target_tokens", type=int, default=50, help="a target is cut to this many tokens; default: 50")
     add(
         "--trim_vocab",
         action="store_true",
@@ -278,7 +282,8 @@ def get_args_parser() -> Parser:
         "--finetune",
         default="",
         metavar="FILE|DIR",
-        help="start from these weights: .pth, .safetensors, or a folder of tools/export.py, whose mT5 is taken as well",
+        help="start from these weights: .pth, .safetensors, a checkpoint folder of DeepSpeed, or a folder of "
+        "tools/export.py, whose mT5 is taken as well",
     )
     add("--eval", action="store_true", help="evaluate --finetune on dev and test, train nothing")
     add("--num_beams", type=int, default=4, help="beams of the beam search; 1 is greedy; default: 4")

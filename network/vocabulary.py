@@ -100,6 +100,10 @@ class Tokenizer:
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         return ids, mask
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of each text's tokens, including </s>, none cut."""
+        return [len(ids) + 1 for ids in self.pieces.encode(list(texts))]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids up to the first </s>; padding, <unk> and ids beyond the vocabulary are skipped."""
         kept: list[int] = []

@@ -53,7 +53,7 @@ def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
 
 def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
     """Return the model configuration of the command line."""
-    names = {field.name for field in dataclasses.fields(ModelConfig)} - {"language", "max_target_tokens"}
+    names = {field.name for field in dataclasses.fields(ModelConfig)} - {"language"}
     return ModelConfig(language=spec.language, **{name: getattr(args, name) for name in names})
 
 
@@ -130,11 +130,26 @@ def build_model(
     model = assemble(config, mt5_folder, kept, frozen_features(args, mt5_folder, loaders) if frozen else None)
     if args.gradient_checkpointing:
         model.recompute_activations()
+    if distributed.is_main():
+        log_cut_targets(model, loaders)
     if state:
         load_model_state(model, state)
     else:
         load_first_weights(args, model)
     return model
+
+
+def log_cut_targets(model: Uni_Sign, loaders: Mapping[str, ClipLoader]) -> None:
+    """Log how many of the splits' targets are longer than the model reads."""
+    most = model.config.max_target_tokens
+    for split, loader in loaders.items():
+        lengths = model.tokenizer.lengths(loader.dataset.targets())
+        if cut := sum(length > most for length in lengths):
+            logger.warning(
+                "%s: %d of %d targets are cut to %d tokens, the longest has %d. Raise --max_target_tokens, and "
+                "--max_new_tokens if it is lower.",
+                split, cut, len(lengths), most, max(lengths),
+            )  # fmt: skip
 
 
 def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from network.state_dicts import differences
-from system.disk import UNFINISHED, new_folder, remove_folder, sha256, write_text, write_whole
+from system.disk import UNFINISHED, new_folder, remove_folder, sha256, to_json, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
 from training.run_folder import forget_checkpoints, resume_dir
@@ -114,11 +114,11 @@ def write_progress(folder: Path, state: TrainState) -> None:
     """Write state.json to a state's folder; also used alone when only the progress has changed since saving."""
     content = {**dataclasses.asdict(state), "epoch_sums": {}}
     content = {"sha256": _digest(content), **content}
-    write_text(folder / "state.json", json.dumps(content, indent=1) + "\n")
+    write_text(folder / "state.json", to_json(content, indent=1) + "\n")
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(to_json(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_progress(folder: Path) -> TrainState:

@@ -25,7 +25,7 @@ import torch
 
 from config import DatasetSpec
 from system import distributed
-from system.disk import Lines, explain, write_text
+from system.disk import Lines, explain, to_json, write_text
 from utils import git_revision
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Tracker:
         """
         record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
         record["starts"].append(_facts(self.arguments, step) | {"dataset": dataclasses.asdict(spec), "data": data})
-        write_text(self.folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.folder / RECORD, to_json(record, indent=1) + "\n")
         if step is not None and self.tensorboard:
             self._boards["--tensorboard"] = TensorBoard(self.folder, step)
         if step is not None and self.wandb:
