@@ -248,7 +248,7 @@ def read_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str
     plain: dict[str, Any] = {"rgb_support": any(name.startswith(RGB_PREFIXES) for name in weights)}
     if "part_para" in weights:
         plain["hidden_dim"] = len(weights["part_para"]) // len(PART_JOINTS)
-    saved = facts.get("config", plain)
+    saved = facts["config"] if isinstance(facts.get("config"), Mapping) else plain
     try:
         config = ModelConfig(**{**saved, **{key: value for key, value in given.items() if value}})
     except TypeError as error:

@@ -1,5 +1,6 @@
 """A checkpoint alone makes a translator that writes what the evaluation writes."""
 
+import argparse
 import json
 import pickle
 import shutil
@@ -185,6 +186,24 @@ def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
     torch.save({"model": model}, tmp_path / "plain.pth")
     with pytest.raises(ValueError, match="does not say where its mT5 is"):
         Translator.from_checkpoint(tmp_path / "plain.pth")
+
+
+def test_weights_of_other_programs(described, tmp_path, small_mt5_folder):
+    """With poses alone the sizes follow from the weights; a `config` of another program means nothing here."""
+    model = new_model(small_mt5_folder)
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    content = {"state_dict": state, "config": argparse.Namespace(lr=0.1), "hyper_parameters": {"lr": 0.1}}
+    torch.save(content, tmp_path / "last.ckpt")
+    translate = Translator.from_checkpoint(tmp_path / "last.ckpt", mt5_path=str(small_mt5_folder), **OPTIONS)
+    loaded = translate.model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_that_are_no_numbers_are_refused(described, tmp_path):
+    weights = dict(torch.load(described[0], weights_only=True)["model"])
+    weights["pose_proj.bias"] = weights["pose_proj.bias"] * torch.nan
+    with pytest.raises(ValueError, match=r"--checkpoint: .*changed\.pth: NaN or infinity in pose_proj\.bias: "):
+        Translator.from_checkpoint(changed(described, tmp_path, model=weights))
 
 
 def test_wrong_calls(described, clip, tmp_path):
