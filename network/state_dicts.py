@@ -44,15 +44,14 @@ def not_finite(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Join names in their order, those of one numbered layer as one.
+    """Join names, those of one numbered layer as one.
 
     >>> _listed(["decoder.block.1.layer.0.o.weight", "decoder.block.1.layer.1.o.weight", "lm_head.weight"])
     'decoder.block.1.* (2), lm_head.weight'
     """
     layers: dict[str, list[str]] = {}
     for name in sorted(names):
-        layer = re.match(r"(?:.*?\.[a-z]*\d\w*(?=\.))?", name)
-        assert layer is not None
-        layers.setdefault(layer[0] or name, []).append(name)
+        layer = re.match(r"(.*?\.[a-z]*\d\w*)\.", name)
+        layers.setdefault(layer[1] if layer else name, []).append(name)
     shown = [of[0] if len(of) == 1 else f"{layer}.* ({len(of)})" for layer, of in layers.items()]
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")

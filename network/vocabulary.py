@@ -133,6 +133,20 @@ def _refuse_another_models(path: Path, n_pieces: int) -> None:
         )
 
 
+_NORMALISER = sentencepiece.SentencePieceNormalizer(
+    rule_name="nmt_nfkc", add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=False
+)
+
+
+def normalise(text: str) -> str:
+    """Rewrite a text as mT5's tokenizer does before splitting it; no decoded text has other forms.
+
+    >>> normalise("ｶﾞ１２！…")
+    'ガ12!...'
+    """
+    return _NORMALISER.normalize(text)
+
+
 def keep_pieces(model: bytes, kept: torch.Tensor) -> bytes:
     """Reduce a sentencepiece model to some of its pieces, in their order, with scores and settings unchanged.
 

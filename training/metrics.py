@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import sentencepiece
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
+
+from network.vocabulary import normalise
 
 # task -> (the score that chooses the best epoch, whether higher is better)
 MAIN_METRIC: dict[str, tuple[str, bool]] = {
@@ -101,12 +102,7 @@ def as_tokenized(text: str) -> str:
     'ガギ12！'
     """
     runs = itertools.groupby(text, _may_change)
-    return "".join(_TOKENIZERS.normalize("".join(run)) if may_change else "".join(run) for may_change, run in runs)
-
-
-_TOKENIZERS = sentencepiece.SentencePieceNormalizer(
-    rule_name="nmt_nfkc", add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=False
-)
+    return "".join(normalise("".join(run)) if may_change else "".join(run) for may_change, run in runs)
 
 
 def _may_change(character: str) -> bool:

@@ -126,7 +126,9 @@ def _read_file(path: Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
         return False
     return value.nbytes <= value.untyped_storage().nbytes()  # more would be few numbers that claim to be many
 
@@ -153,7 +155,7 @@ def _read_deepspeed(folder: Path, flag: str) -> dict[str, torch.Tensor]:
     states = folder / latest.read_text(encoding="utf-8").strip() if latest.is_file() else folder
     files = sorted(states.glob("*_model_states.pt"))
     if not files:
-        hints = [f"Did you mean {name}?" for name in LIKELY if (folder / name).is_file()]
+        hints = [f"Did you mean {folder / name}?" for name in LIKELY if (folder / name).is_file()]
         raise FileNotFoundError(
             f"{flag}: {folder} holds no model: it is neither a folder of tools/export.py, with {MODEL_JSON}, nor a "
             f"checkpoint of DeepSpeed. {' '.join(hints)}".rstrip()
