@@ -13,7 +13,7 @@ SHELL := /bin/bash
 
 setup: $(VENV)/done
 
-$(VENV)/done: requirements.txt requirements/dev.txt requirements/pose.txt requirements/rgb.txt
+$(VENV)/done: requirements.txt requirements/dev.txt requirements/pose.txt requirements/rgb.txt requirements/tables.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/dev.txt
 	touch $@

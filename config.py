@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 SPLITS = ("train", "dev", "test")
+SPLIT_NAMES = {split: split for split in SPLITS} | dict.fromkeys(("val", "valid", "validation"), "dev")
 TASKS = ("SLT", "ISLR", "CSLR")
 TEXT_UNITS = ("char", "word")
 BLEU_TOKENIZERS = ("13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none")
 POSE_SUFFIXES = (".pkl", ".npz", ".pose")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")  # in lower case
+PICTURES_CURE = (
+    "Make a video of a folder of pictures: ffmpeg -framerate 25 -pattern_type glob -i 'NAME/*.png' -crf 10 NAME.mp4."
+)
 EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor)
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -40,7 +44,7 @@ class DatasetSpec:
 
     Attributes:
         name: the name given to `--dataset`.
-        labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv` or `.tsv` (see
+        labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv`, `.tsv` or `.xlsx` (see
             `clips/labels.py`).
         pose_dir: folder of pose files, named like `video_path` but with `pose_suffix`. "{split}" in it is replaced by
             train, dev or test.
@@ -54,7 +58,8 @@ class DatasetSpec:
             in publications in those languages), "none".
         tasks: the tasks that the labels support.
         pose_suffix: `.pkl`, `.npz` or `.pose`.
-        held_out: if train shares its label file with another split, the fraction at the file's end that is not train.
+        held_out: if train shares its label file with other splits, the fraction at the file's end that is not train;
+            dev and test have half of it each.
         dev_is_test: whether the dev split is the test split under another name, with the same folders.
     """
 
@@ -113,7 +118,8 @@ class DatasetSpec:
 
     def pose_path(self, label: Mapping[str, Any]) -> Path:
         """Return the path of a clip's pose file; call it on a record from `for_split`."""
-        return Path(self.pose_dir) / (label.get("pose") or os.path.splitext(label["video_path"])[0] + self.pose_suffix)
+        file = label.get("pose") or without_suffix(label["video_path"])
+        return Path(self.pose_dir) / (file if file.lower().endswith(POSE_SUFFIXES) else file + self.pose_suffix)
 
     def video_path(self, label: Mapping[str, Any]) -> Path:
         """Return the path of a clip's video; call it on a record from `for_split`."""
@@ -150,6 +156,12 @@ class DatasetSpec:
             parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
             if not isinstance(value, kind) or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"--dataset_config: {path}: {key} is {value!r}; wanted {wanted}.")
+        labels = {SPLIT_NAMES.get(split, split): file for split, file in values["labels"].items()}
+        if len(labels) < len(values["labels"]):
+            raise ValueError(
+                f"--dataset_config: {path}: labels has {', '.join(values['labels'])}; val and dev are one split."
+            )
+        values["labels"] = labels
         values["tasks"] = tuple(values.get("tasks", ("SLT",)))
         return cls(**values)
 
@@ -295,6 +307,12 @@ def dataset_of(name: str, toml: str) -> DatasetSpec:
         FileNotFoundError, ValueError: see `DatasetSpec.from_toml`.
     """
     return DatasetSpec.from_toml(toml) if toml else DATASETS[name]
+
+
+def without_suffix(path: str) -> str:
+    """Return a path without the ending of a video or pose file; any other dot belongs to the name."""
+    stem, suffix = os.path.splitext(path)
+    return stem if suffix.lower() in VIDEO_SUFFIXES + POSE_SUFFIXES else path
 
 
 def under_root(root: str | Path, path: str) -> str:

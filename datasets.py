@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from clips.batch import Sample
-from clips.labels import check_column, gloss, split_labels, target
+from clips.labels import cure_of, gloss, split_labels, target
 from clips.packs import DescriptionPack, is_pack, open_descriptions, open_poses
 from config import DatasetSpec
 from pose.hand_crops import HandCrops
@@ -74,10 +74,14 @@ class S2T_Dataset(Dataset[Sample]):
         self.names = list(self.labels)
         self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
-        # Lengths only serve to sort clips. File sizes do this nearly as well as frame counts, without reading any file.
         self.poses = open_poses(places.pose_dir)
         sizes = self.poses.sizes(list(self.pose_paths.values()))
-        self.lengths = self._check_files("poses", places.pose_dir, self.pose_paths, sizes, max_bad_clips)
+        self.sizes = self._check_files("poses", places.pose_dir, self.pose_paths, sizes, max_bad_clips)
+        # Lengths only serve to sort clips. File sizes do this nearly as well as frame counts, without reading any file.
+        known = all("end" in label for label in self.labels.values())
+        self.lengths = (
+            np.array([label["end"] - label.get("start", 0) for label in self.labels.values()]) if known else sizes
+        )
         self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
         self.video_paths = {name: places.video_path(label) for name, label in self.labels.items()}
         if rgb_support:
@@ -116,10 +120,9 @@ class S2T_Dataset(Dataset[Sample]):
         missing = [name for name in self.names if not self.target(name).strip()]
         if missing:
             what = "gloss" if self.task == "CSLR" else "text"
-            check_column(self.spec.labels[self.split], what)
             raise ValueError(
-                f"{self.spec.labels[self.split]}: {len(missing)} clips have no {what}, the first is {missing[0]!r}. "
-                "Remove them from the labels."
+                f"{self.spec.labels[self.split]}: {len(missing)} clips have no {what}, the first is {missing[0]!r}; "
+                f"{cure_of(self.labels[missing[0]], what)}. Fill it in, or remove them from the labels."
             )
 
     def _check_files(
@@ -146,7 +149,7 @@ class S2T_Dataset(Dataset[Sample]):
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies this split's data: a hash of the labels, and of the other files' names and sizes."""
         found: dict[str, Any] = {"clips": len(self), "labels_sha256": sha256(self.spec.labels[self.split])}
-        sizes = zip(self.names, self.lengths.tolist(), strict=True)
+        sizes = zip(self.names, self.sizes.tolist(), strict=True)
         found["poses_sha256"] = _digest(f"{name} {size}" for name, size in sizes)
         if self.descriptions is not None:
             sizes = zip(self.names, self.descriptions.sizes(self.names).tolist(), strict=True)
@@ -165,7 +168,7 @@ class S2T_Dataset(Dataset[Sample]):
             ValueError: the pose file or the video is unusable, or the two do not match.
         """
         name = self.names[index]
-        pose = self.poses.read(self.pose_paths[name], self.labels[name].get("frames"))
+        pose = self.poses.read(self.pose_paths[name], self.labels[name])
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.random_frames else None
         frames = sample_frames(len(pose), self.max_length, rng)
         descriptions = has_description = None

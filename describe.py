@@ -192,6 +192,7 @@ def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
             dataset.pose_paths[name],
             dataset.video_paths[name] if spec.rgb_dir else None,
             folder / f"{name}.json",
+            dataset.labels[name],
         )
         for name in dataset.names
     ]
@@ -249,12 +250,11 @@ def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
     """Write a page that shows frames next to their rule-based descriptions."""
     from describing.sentences import stretches
     from pose.drawing import draw_pose, encode, picture_box
-    from pose.keypoints import read_pose
 
     require_packages("--preview", "PIL")
     sections = []
     for clip in clips if args.clips else clips[:PREVIEWED]:
-        pose = read_pose(clip.pose)
+        pose = clip.read_pose()
         box = picture_box(pose)
         rows = []
         for stretch in stretches([pose], language, args.aspect)[0]:

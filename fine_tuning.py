@@ -44,6 +44,7 @@ from training.checkpoint import (
 )
 from training.guards import Guards, statistics_kept
 from training.loader import ClipLoader
+from training.look import log_look
 from training.memory import explain_memory
 from training.run_folder import Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
 from utils import git_revision, progress, run, seed_everything, start_log
@@ -63,6 +64,7 @@ def main(args: argparse.Namespace) -> None:
     loaders = build_loaders(args, spec)
     resumed = find_resumed(args, loaders)
     model = build_model(args, model_config(args, spec), loaders, resumed and resumed[0])
+    log_look(loaders, model)
     guards = build_guards(args)
     if args.eval:
         model.to(distributed.device())

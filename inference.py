@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import ASPECTS, EXTRACTORS, ONE_PERSON, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from config import ASPECTS, EXTRACTORS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from system.disk import to_json, write_text
 from utils import Parser, progress, run, sigterm_as_ctrl_c
 
@@ -182,7 +182,7 @@ def find_clips(place: str) -> list[Clip]:
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.with_suffix("") not in known]
     if not poses and not videos:
         suffixes = ", ".join((*POSE_SUFFIXES, *VIDEO_SUFFIXES))
-        raise FileNotFoundError(f"{place}: holds no pose files and no videos ({suffixes}).")
+        raise FileNotFoundError(f"{place}: holds no pose files and no videos ({suffixes}). {PICTURES_CURE}")
     return [Clip(sayable(path.relative_to(folder).with_suffix("").as_posix()), path) for path in sorted(poses + videos)]
 
 

@@ -1,6 +1,6 @@
 """Check that everything is ready for a run: test the code on toy data, then examine data, weights and GPU.
 
-    python pre_training_checklist.py [--lang en|zh] [--strict] [--full] [the flags of the run]
+    python pre_training_checklist.py [--lang en|zh] [--strict] [--full] [--page FILE] [the flags of the run]
 
 Modules are imported only by the check that needs them, so that one which cannot be imported fails that check.
 """
@@ -351,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=HELP,
         epilog=EXAMPLES,
-        usage="%(prog)s [-h] [--lang en|zh] [--strict] [--full] [flags of fine_tuning.py]",
+        usage="%(prog)s [-h] [--lang en|zh] [--strict] [--full] [--page FILE] [flags of fine_tuning.py]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -359,8 +359,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     lang = "zh" if locale.startswith("zh") else "en"
     parser.add_argument("--lang", choices=LANGUAGES, default=lang, help="default: the locale's, here %(default)s")
     parser.add_argument("--strict", action="store_true", help="what is marked ! is an error, too")
+    parser.add_argument("--page", default="", metavar="FILE", help="also write a page with pictures of the clips")
     parser.add_argument("--full", action="store_true", help="open all files, not a sample of each split")
     own, of_run = parser.parse_known_args(argv)
+    if not Path(own.page).parent.is_dir():
+        parser.error(f"--page {own.page}: {Path(own.page).parent} does not exist.")
     args, report = None, Report(own.lang)
     # The checks report broken code; wrong flags and paths exit here, before torch is imported.
     with contextlib.suppress(Exception):
@@ -373,7 +376,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with report.section(f"\n{report.text('data')}"):
             from training import readiness
 
-            readiness.examine(report, args, own.full)
+            looks = readiness.examine(report, args, own.full)
+            if own.page:
+                from pages.look import page_of
+                from system.disk import write_text
+
+                write_text(own.page, page_of(report, looks))
     return 0 if report.conclude(own.strict) else 1
 
 

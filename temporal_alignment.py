@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -219,6 +219,23 @@ def read_descriptions(path: str | Path, frames: range | None = None) -> tuple[di
             texts[frame] = text
     counts.frames = len(texts)
     return dict(sorted(texts.items())), counts
+
+
+def numbered_from_one(clips: Iterable[tuple[int, Collection[int]]]) -> bool:
+    """Return whether descriptions number frames from 1, as ffmpeg does, so that each would go to the next frame.
+
+    No clip has a text for frame 0 then, and clips have one for the frame after their last; single clips with such a
+    number occur in good folders, too.
+
+    Args:
+        clips: (frames of the recording, frame numbers of its texts).
+
+    >>> numbered_from_one([(3, [1, 2, 3]), (4, [2, 4])]), numbered_from_one([(3, [0, 1, 2]), (4, [1, 4])])
+    (True, False)
+    """
+    described = [(n_frames, numbers) for n_frames, numbers in clips if numbers]
+    beyond = sum(max(numbers) == n_frames for n_frames, numbers in described)
+    return beyond >= min(3, max(1, len(described))) and all(min(numbers) for _, numbers in described)
 
 
 def _parse(path: str | Path) -> list | tuple:

@@ -2,67 +2,152 @@
 
     .json    [{"video", "text", ...}, ...] as in CSL-News, or {name: {...}}
     .jsonl   one such object per line
-    .csv     a header, then a line per clip, separated by , ; | or tabs; .tsv likewise, with tabs and no quoting
+    .csv     a header, then a line per clip, separated by , ; | or tabs; .tsv likewise with tabs
+    .xlsx    the same as a spreadsheet, of which the first sheet is read; needs requirements/tables.txt
     other    Uni-Sign's gzip pickle, {name: {"name", "gloss", "text", "video_path"}}
 
-A clip has these fields; fields that are not needed may be missing, unknown fields are ignored:
+Text files may be packed with gzip (.csv.gz). A clip has these fields; fields that are not needed may be missing,
+unknown fields are ignored:
 
-    name         default: the path of the video or pose file without its suffix
+    name         default: the path of the video or pose file without its suffix, and start and end
     text         the sentence, or the word of an isolated sign
-    gloss        list of glosses, or a string of glosses separated by spaces
+    gloss        list of glosses (also as Python or JSON write one), or a string of glosses separated by spaces
     video_path   (or video) relative to rgb_dir, default: NAME.mp4; it determines the pose file's name
     pose         the pose file relative to pose_dir, if its name differs
+    start, end   the clip is the recording's frames from start (counted from 0) up to, but without, end
     frames       number of frames, to be checked against the pose file
-    split        train, dev or test, if one file holds several splits
+    split        train, dev (or val) or test, if one file holds several splits
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import ast
+import contextlib
 import json
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from config import SPLITS, DatasetSpec
-from system.safe_pickle import MAX_BYTES, load_pickle
+from clips.tables import SUFFIXES, read_rows, read_text, suffix_of
+from config import SPLIT_NAMES, SPLITS, DatasetSpec, without_suffix
+from system.safe_pickle import load_pickle
 
 Label = dict[str, Any]
+
+# The fields (and who signs), and what other tables call them (in lower case, with underscores).
+FIELDS = {
+    "video": "file filename file_name filepath path video_file video_name video_id clip_path 视频 文件 文件名",
+    "name": "id uid clip clip_id clip_name sample_id sentence_id sentence_name utterance_id 编号 名称",
+    "text": "sentence translation transcript transcription caption label word spoken target 文本 句子 翻译",
+    "gloss": "glosses orth gloss_sequence 手语",
+    "pose": "pose_file pose_path keypoints",
+    "start": "begin start_frame frame_start start_time start_seconds start_realigned",
+    "end": "stop end_frame frame_end end_time end_seconds end_realigned",
+    "frames": "n_frames num_frames",
+    "split": "set subset partition 划分",
+    "signer": "signer_id speaker person participant performer subject 手语者",
+    "video_path": "",
+}
+MAX_NAME = 240  # bytes; file systems allow 255, and endings are added
+SHOWN = 5  # faults in a message
+# In no path: control characters, ends of lines, halves of characters.
+_NO_PATH = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_HALF = re.compile("[\ud800-\udfff]")
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 
 
 def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
     """Read the clips of one split.
 
     If a file has the field `split`, it selects the clips. Otherwise, if train shares its file with other splits, the
-    fraction `spec.held_out` at the file's end belongs to those, the rest to train.
+    fraction `spec.held_out` at the file's end belongs to those, in equal parts, the rest to train.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: labels are unusable, or do not separate train from the other splits.
+        ValueError: labels are unusable, or do not separate the splits.
     """
     path = spec.labels[split]
     labels = read_labels(path)
+    folders = {spec.folder(other) for other, file in spec.labels.items() if file == path}
+    sharing = [other for other in SPLITS if other in folders]
     if any("split" in label for label in labels.values()):
         if unsure := [name for name, label in labels.items() if "split" not in label]:
             raise ValueError(
                 f"{path}: {len(unsure)} clips have no 'split', the first is {unsure[0]!r}; others have one."
             )
         labels = {name: label for name, label in labels.items() if label["split"] == split}
-    elif sum(file == path for file in spec.labels.values()) > 1 and path == spec.labels.get("train"):
-        if not spec.held_out:
+    elif len(sharing) > 1:
+        if "train" not in sharing or not spec.held_out:
+            cure = "set held_out to the share of its end that is not for training"
+            cure = cure if "train" in sharing else "set dev_is_test = true if both are to have the same clips"
             raise ValueError(
-                f"{path}: serves train and another split. Give its clips a field 'split', or set held_out in the data "
-                "set's record to the share of its end that is not for training."
+                f"{path}: serves {' and '.join(sharing)}. Give its clips a field 'split', or {cure} (in the data "
+                "set's record)."
             )
         n_train = int(len(labels) * (1 - spec.held_out))
-        labels = dict(list(labels.items())[slice(n_train) if split == "train" else slice(n_train, None)])
+        n_held, n_parts = len(labels) - n_train, len(sharing) - 1
+        ends = [0, *(n_train + n_held * part // n_parts for part in range(n_parts + 1))]
+        part = sharing.index(spec.folder(split))
+        labels = dict(islice(labels.items(), ends[part], ends[part + 1]))
     if not labels:
         raise ValueError(f"{path}: has no clips for the split {split!r}.")
     return labels
+
+
+class Shared(NamedTuple):
+    """The clips of a split that another split has, too: by name, by frames of a pose file, by target."""
+
+    split: str
+    other: str
+    names: list[str]
+    poses: list[str]
+    targets: list[str]
+
+
+def shared_clips(spec: DatasetSpec, labels: Mapping[str, Mapping[str, Label]], task: str) -> list[Shared]:
+    """Find the clips that two splits share.
+
+    Parts of one pose file (`start`, `end`) are shared only where they overlap. Words of isolated signs are in every
+    split, so that their targets say nothing.
+
+    Args:
+        spec: the data set.
+        labels: split -> name -> fields, from `split_labels`.
+        task: SLT, ISLR or CSLR.
+
+    Returns:
+        A record for each two splits, without dev and test if `spec.dev_is_test`; each lists names of clips of `split`.
+    """
+    found = []
+    for other, split in combinations(labels, 2):
+        if spec.dev_is_test and {other, split} == {"dev", "test"}:
+            continue
+        parts: dict[str, list[tuple[int, float]]] = {}
+        for path, label in _pose_files(spec, other, labels[other]):
+            parts.setdefault(path, []).append(_part(label))
+        targets = {target(label, task) for label in labels[other].values()}
+        names, poses, texts = [], [], []
+        for path, label in _pose_files(spec, split, labels[split]):
+            name, (start, end) = label["name"], _part(label)
+            names += [name] if name in labels[other] else []
+            poses += [name] if any(start < last and first < end for first, last in parts.get(path, ())) else []
+            texts += [name] if target(label, task) in targets else []
+        found.append(Shared(split, other, names, poses, texts))
+    return found
+
+
+def _pose_files(spec: DatasetSpec, split: str, labels: Mapping[str, Label]) -> Iterator[tuple[str, Label]]:
+    places = spec.for_split(split)
+    return ((os.path.normpath(places.pose_path(label)), label) for label in labels.values())
+
+
+def _part(label: Label) -> tuple[int, float]:
+    return label.get("start", 0), label.get("end", math.inf)
 
 
 def gloss(label: Label) -> str:
@@ -88,65 +173,116 @@ def read_labels(path: str | Path) -> dict[str, Label]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: not a label file, or a clip's path points outside the data folders; one line with file and clip.
+        ValueError: not a label file, or clips that cannot be used; one line with the file, the clips and their faults.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"labels: {path} does not exist. Put the label file there, or set --root or config.py.")
-    readers = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_table, ".tsv": _read_table}
-    reader = readers.get(Path(path).suffix.lower(), _read_pickle)
+    readers = {".json": _read_json, ".jsonl": _read_json_lines} | dict.fromkeys(SUFFIXES, read_table)
     labels: dict[str, Label] = {}
-    for where, name, entry in reader(path):
+    faults: dict[str, list[str]] = {}  # what is wrong -> where
+    for where, name, entry in readers.get(suffix_of(path), _read_pickle)(path):
         if not isinstance(entry, Mapping):
-            raise ValueError(f"{path}: {where} is {_shown(entry)}; wanted the fields of a clip, name, text and so on.")
-        name, label = _clean(path, where, name, entry)
+            wrong = f"is {_shown(entry)}; wanted the fields of a clip, name, text and so on"
+            faults.setdefault(str(entry) if isinstance(entry, ValueError) else wrong, []).append(where)
+            continue
+        label, wrongs = clean_label(name, entry)
+        name = label.get("name")
         if name in labels:
-            raise ValueError(f"{path}: the clip {name!r} is there twice, the second time at {where}.")
-        labels[name] = label
+            wrongs = [*wrongs, f"is there twice, the second time at {where}. Rename one"]
+        for wrong in wrongs:
+            faults.setdefault(wrong, []).append(f"clip {name!r:.60}" if name else where)
+        labels[name or where] = label
+    if faults:
+        told = [
+            f"{places[0]} {wrong:.350}{f' ({len(places) - 1} more are so)' if len(places) > 1 else ''}."
+            for wrong, places in islice(faults.items(), SHOWN)
+        ]
+        more = [f"And {len(faults) - SHOWN} other faults."] if len(faults) > SHOWN else []
+        raise ValueError(f"{path}: {' '.join(told + more)}")
     if not labels:
         raise ValueError(f"{path}: holds no clips.")
     return labels
 
 
-def check_column(path: str | Path, field: str) -> None:
-    """Check that a table has a column; other label formats always pass.
+def renamed(fields: Iterable[Any]) -> dict[str, str]:
+    """Return which fields seem to be those of `FIELDS` under another name: {field: the name it should have}.
 
-    Raises:
-        ValueError: there is no such column.
+    >>> renamed(["File", "sentence", "split"])
+    {'File': 'video', 'sentence': 'text'}
     """
-    if Path(path).suffix.lower() not in (".csv", ".tsv"):
-        return
-    header, _ = _table(path)
-    if field not in header:
-        columns = ", ".join(" ".join(name.split())[:60] for name in header[:20])
-        raise ValueError(f"{path}: no column {field!r}; the columns are {columns}. Rename the one that holds it.")
+    given = {re.sub(r"[\W_]+", "_", str(field).lower()).strip("_"): str(field) for field in fields}
+    exact = set(given.values())
+    found: dict[str, str] = {}
+    for field, others in FIELDS.items():
+        alike = next((given[other] for other in (field, *others.split()) if other in given), field)
+        if field not in exact and alike not in (*FIELDS, *found):
+            found[alike] = field
+    return found
 
 
-def _clean(path: str | Path, where: str, name: str | None, entry: Mapping) -> tuple[str, Label]:
-    """Return a clip's name and its checked fields, with defaults filled in."""
+def cure_of(fields: Iterable[Any], *needed: str) -> str:
+    """Return what fields there are, and which to rename so that the needed ones are there."""
+    renames = ", ".join(f"{field!r:.60} to {name!r}" for field, name in renamed(fields).items() if name in needed)
+    return f"its fields are {_names(fields)}" + (f"; rename {renames}" if renames else "")
+
+
+def clean_label(name: str | None, entry: Mapping) -> tuple[Label, list[str]]:
+    """Return a clip's fields with defaults filled in, and what is wrong with them."""
     label = {key: value for key, value in entry.items() if not (value is None or isinstance(value, str) and not value)}
-    video, pose = label.pop("video", None) or label.get("video_path"), label.get("pose")
-    name = name or label.get("name") or os.path.splitext(str(video or pose or ""))[0]
+    faults = [*_clean_frames(label), *_clean_paths(label, name), *_clean_texts(label)]
+    if "split" in label:
+        label["split"] = SPLIT_NAMES.get(str(label["split"]).lower(), label["split"])
+        if label["split"] not in SPLITS:
+            faults.append(f"has the split {label['split']!r:.60}; wanted {', '.join(SPLITS)}")
+    return label, faults
+
+
+def _clean_frames(label: Label) -> Iterator[str]:
+    for field in ("start", "end", "frames"):
+        if str(label.get(field, "-1")) == "-1":  # PHOENIX-2014T: all
+            label.pop(field, None)
+        elif number := re.fullmatch(r"(\d{1,9})(\.0*)?", str(label[field])):  # some programs write 60 as 60.0
+            label[field] = int(number[1])
+        else:
+            yield f"has {field} {label.pop(field)!r:.60}; wanted a whole number of frames (seconds x frame rate)"
+    if label.get("end", math.inf) <= label.get("start", 0):
+        yield f"begins at frame {label.get('start', 0)} and ends at {label['end']}; wanted start < end"
+
+
+def _clean_paths(label: Label, name: str | None) -> Iterator[str]:
+    fields = label.pop("name", None), label.pop("video", None) or label.pop("video_path", None), label.pop("pose", None)
+    name, video, pose = (str(value or "").replace("\\", "/") for value in (name or fields[0], *fields[1:]))
+    video = "" if "*" in video else video  # PHOENIX-2014T names its pictures there: NAME/1/*.png
+    if not name and (video or pose):
+        part = [str(label[field]) for field in ("start", "end") if field in label]
+        name = "-".join([without_suffix(video or pose), *part])
     if not name:
-        raise ValueError(f"{path}: {where} has neither name nor video; its fields are {_names(entry)}.")
-    if not isinstance(label.get("text", ""), str | int):  # some programs write NaN for "none"
-        raise ValueError(f"{path}: clip {name!r} has the text {label['text']!r:.60}; wanted a text.")
-    if not isinstance(label.get("gloss", ""), str | int | list | tuple):
-        raise ValueError(
-            f"{path}: clip {name!r} has the gloss {label['gloss']!r:.60}; wanted a text, or a list of them."
-        )
-    label["name"] = name = str(name)
-    label["video_path"] = str(video or f"{name}.mp4")
-    for place in filter(None, (name, label["video_path"], pose)):
-        folders = str(place).replace("\\", "/").split("/")
-        if folders[0] == "" or ".." in folders:
-            raise ValueError(f"{path}: clip {name!r} points out of the data folder: {place!r}.")
-    if label.get("split", SPLITS[0]) not in SPLITS:
-        raise ValueError(f"{path}: clip {name!r} has the split {label['split']!r}; wanted {', '.join(SPLITS)}.")
-    if "frames" in label:
-        if not str(label["frames"]).isdecimal():
-            raise ValueError(f"{path}: clip {name!r} has {label['frames']!r} frames; wanted a whole number.")
-        label["frames"] = int(label["frames"])
-    return name, label
+        yield f"has neither name nor video; {cure_of(label, 'name', 'video', 'text', 'gloss')}"
+        return
+    label |= {"name": name, "video_path": video or f"{name}.mp4"} | ({"pose": pose} if pose else {})
+    for place in dict.fromkeys(filter(None, (name, video, pose))):
+        folders = place.split("/")
+        if folders[0] == "" or folders[0][1:] == ":" or ".." in folders:
+            yield f"points out of the data folder: {place!r:.60}. Give its path in that folder"
+        elif _NO_PATH.search(place) or any(len(part.encode()) > MAX_NAME for part in folders):
+            yield f"has {place!r:.60} as a path; wanted names of up to {MAX_NAME} bytes without control characters"
+
+
+def _clean_texts(label: Label) -> Iterator[str]:
+    text, glosses = label.get("text", ""), label.get("gloss", "")
+    if isinstance(glosses, str) and re.fullmatch(rf"[\[(]\s*(?:(?:{_QUOTED})[\s,]*)*[\])]", glosses):
+        with contextlib.suppress(SyntaxError, ValueError):  # of an escape sequence that is none
+            glosses = label["gloss"] = [ast.literal_eval(word) for word in re.findall(_QUOTED, glosses)]
+    words = glosses if isinstance(glosses, list | tuple) else [glosses]
+    if not isinstance(text, str | int):  # some programs write NaN for "none"
+        yield f"has the text {text!r:.60}; wanted a text"
+    if not all(isinstance(word, str | int) for word in words):
+        yield f"has the gloss {glosses!r:.60}; wanted a text, or a list of them"
+    for field, texts in (("text", [text]), ("gloss", words)):
+        halves = [found for found in map(_HALF.search, map(str, texts)) if found]
+        if halves:
+            near = halves[0].string[max(0, halves[0].start() - 9) : halves[0].end()]
+            yield f"has half a character in its {field}, as of an emoji cut in two: {near!r}. Remove it"
 
 
 def _shown(value: object) -> str:
@@ -158,7 +294,7 @@ def _names(fields: Iterable[Any]) -> str:
     return ", ".join(f"{field!r:.60}" for field in islice(fields, 20)) or "none"
 
 
-# -- readers of the file formats: each yields (location in the file, clip name or None, fields) ------------------------
+# -- readers of the file formats: each yields (location in the file, clip name or None, fields or an error) ------------
 
 Entries = Iterator[tuple[str, str | None, Any]]
 
@@ -168,24 +304,27 @@ def _read_pickle(path: str | Path) -> Entries:
 
 
 def _read_json(path: str | Path) -> Entries:
-    return _entries(path, _parse_json(path, "the file", _text(path)))
+    return _entries(path, _parse_json(read_text(path)))
 
 
 def _entries(path: str | Path, content: Any) -> Entries:
     if isinstance(content, Mapping):
-        return ((f"{name!r}", str(name), entry) for name, entry in content.items())
+        return ((f"{name!r:.60}", str(name), entry) for name, entry in content.items())
     if isinstance(content, list):
         return ((f"entry {number}", None, entry) for number, entry in enumerate(content, start=1))
+    if isinstance(content, ValueError):
+        return iter([("the file", None, content)])
     raise ValueError(f"{path}: holds {_shown(content)}; wanted a list of clips, or a dict of clips by name.")
 
 
 def _read_json_lines(path: str | Path) -> Entries:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            yield f"line {number}", None, _parse_json(path, f"line {number}", line)
+            yield f"line {number}", None, _parse_json(line)
 
 
-def _parse_json(path: str | Path, where: str, text: str) -> Any:
+def _parse_json(text: str) -> Any:
+    """Return the content, or an error that says what is wrong."""
     twice: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -197,46 +336,30 @@ def _parse_json(path: str | Path, where: str, text: str) -> Any:
     try:
         content = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {where} is not JSON: {' '.join(str(error).split())}.") from None
-    if twice:
-        raise ValueError(f"{path}: {where} has {twice[0]!r:.60} twice in one object. Remove one.")
-    return content
+        return ValueError(f"is not JSON: {' '.join(str(error).split())}")
+    return ValueError(f"has {twice[0]!r:.60} twice in one object. Remove one") if twice else content
 
 
-def _read_table(path: str | Path) -> Entries:
-    header, rows = _table(path)
+def read_table(path: str | Path) -> Entries:
+    """Read the clips of a `.csv`, `.tsv` or `.xlsx` file.
+
+    Yields:
+        The clip's place, None, and its cells by column, or an error that says what is wrong with the line.
+
+    Raises:
+        ValueError: not a table, or two columns have one name; one line that names the file.
+    """
+    rows = read_rows(path)
+    where, header = next(rows, ("", []))
+    if isinstance(header, ValueError):
+        raise ValueError(f"{path}: {where} {header}.")
+    for field, times in Counter(header).items():
+        if times > 1 and (field in FIELDS or renamed([field])):
+            raise ValueError(f"{path}: {where} has {times} columns {field!r:.60}. Rename or remove one.")
     for where, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{path}: {where} has {len(row)} cells, the header {len(header)}: {_names(header)}.")
-        yield where, None, dict(zip(header, (cell.strip() for cell in row), strict=True))
-
-
-def _table(path: str | Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
-    """Return the column names, and an iterator over the rows."""
-    text = _text(path)
-    # Spreadsheets use semicolons in locales with a decimal comma; some corpora use tabs or bars.
-    tsv = Path(path).suffix.lower() == ".tsv"
-    sign = max("\t" if tsv else ",;\t|", key=text.partition("\n")[0].count)
-    # An unclosed quotation mark would swallow lines.
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL
-    rows = _rows(path, csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=True))
-    _, header = next(rows, ("", []))
-    return [name.strip() for name in header], rows
-
-
-def _rows(path: str | Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
-    try:
-        for row in reader:
-            if any(map(str.strip, row)):
-                yield f"line {reader.line_num}", row
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: {error}.") from None
-
-
-def _text(path: str | Path) -> str:
-    if Path(path).stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes. This is no label file.")
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not UTF-8 text. Save it as UTF-8.") from None
+        if isinstance(row, ValueError):
+            yield where, None, row
+        elif len(row) != len(header):
+            yield where, None, ValueError(f"has {len(row)} cells, the header {len(header)}: {_names(header)}")
+        else:
+            yield where, None, dict(zip(header, row, strict=True))

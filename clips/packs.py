@@ -18,7 +18,7 @@ import abc
 import dataclasses
 import json
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import DatasetSpec
-from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, check_length, read_pose
+from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, cut_clip, read_pose
 from system.disk import UNFINISHED, new_folder, sha256, write_text, write_whole
 from temporal_alignment import DescriptionCounts, DescriptionLoader
 
@@ -279,11 +279,9 @@ class PosePack(Pack):
         scores = sure.reshape(-1, N_KEYPOINTS).astype(dtypes[2], copy=False)
         return Pose(keypoints, scores, start, n_after)
 
-    def read(self, path: Path, n_frames: int | None = None) -> Pose:
-        """Do the same as `pose.keypoints.read_pose`, from the pack."""
-        pose = self.decode(self._key(path))
-        check_length(path, pose, n_frames)
-        return pose
+    def read(self, path: Path, label: Mapping[str, Any]) -> Pose:
+        """Do the same as `PoseFolder.read`, from the pack."""
+        return cut_clip(path, self.decode(self._key(path)), label)
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
         """Return the size of each clip's original file in bytes, 0 if it is missing."""

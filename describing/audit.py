@@ -6,14 +6,17 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import config
 from describing.files import makers_by_frame, write_descriptions
-from temporal_alignment import DescriptionCounts, DescriptionLoader
+from temporal_alignment import DescriptionCounts, DescriptionLoader, numbered_from_one
+
+if TYPE_CHECKING:
+    from pose.keypoints import Pose
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +26,20 @@ UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name 
 
 
 class Job(NamedTuple):
-    """A file to audit: its folder, the clip, and the path of its pose, if known."""
+    """A file to audit: its folder, the clip, and, if known, the path of its pose and its fields in the labels."""
 
     folder: Path
     name: str
     pose: Path | None
+    label: Mapping[str, Any]
+
+    def read_pose(self) -> Pose | None:
+        """Return the clip's pose, None if unknown; raises what `PoseFolder.read` does."""
+        if self.pose is None:
+            return None
+        from pose.keypoints import PoseFolder
+
+        return PoseFolder().read(self.pose, self.label)
 
 
 @dataclass
@@ -43,6 +55,7 @@ class FileReport:
     languages: Counter = field(default_factory=Counter)
     texts: Counter = field(default_factory=Counter)  # text -> number of frames with it
     made_by: Counter = field(default_factory=Counter)
+    numbers: tuple[int, Collection[int]] | None = None  # frames of the recording, and the described ones, as written
 
     def faults(self) -> list[str]:
         """Return the names of the file's faults, as in `FAULTS`."""
@@ -96,6 +109,10 @@ class SplitReport:
             total += report.counts
         return total
 
+    def from_one(self) -> bool:
+        """Return whether frames are numbered from 1, which only known clips can show."""
+        return numbered_from_one(report.numbers for report in self.files if report.numbers)
+
     def measured(self) -> list[tuple[int, int]]:
         """Return (frames, described frames) of each clip of known length."""
         return [(report.n_frames, report.counts.frames) for report in self.files if report.n_frames is not None]
@@ -119,6 +136,7 @@ class SplitReport:
             "clips": f"{len(self.files)}" if self.knows_clips else "?",
             "files": f"{len(self.files) - total.files_missing}",
             "clips without a text": f"{silent}" if self.knows_clips else "?",
+            "numbered from": f"{int(self.from_one())}" if frames else "?",
             "frames": f"{frames}" if frames else "?",
             "described": f"{total.frames}",
             "coverage": self.coverage(),
@@ -153,20 +171,18 @@ def language_of(text: str) -> str:
 
 def examine(job: Job) -> FileReport:
     """Audit one file."""
-    n_frames, damage = None, ""
-    frames = None
-    if job.pose is not None:
-        from pose.keypoints import read_pose
-
-        try:
-            pose = read_pose(job.pose)
-            n_frames, frames = len(pose), pose.frames
-        except (ValueError, OSError) as error:
-            damage = str(error)
+    pose, numbers, damage = None, None, ""
+    try:
+        pose = job.read_pose()
+    except (ValueError, OSError) as error:
+        damage = str(error)
     loader = DescriptionLoader(job.folder)
-    texts = loader.load(job.name, frames)
+    texts = loader.load(job.name, pose.frames if pose else None)
+    if pose:
+        numbers = pose.n_recorded, list(DescriptionLoader(job.folder).load(job.name))
     path = job.folder / f"{job.name}.json"
-    report = FileReport(job.name, loader.counts, n_frames, pose_damage=damage)
+    n_frames = len(pose) if pose else None
+    report = FileReport(job.name, loader.counts, n_frames, pose_damage=damage, numbers=numbers)
     if loader.counts.files_unreadable:
         report.damage = damage_of(path)
     report.lengths = [len(text) for text in texts.values()]
@@ -212,7 +228,9 @@ def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str,
         for split in spec.labels:
             if (folder / split).is_dir():
                 dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)
-                jobs[split] = [Job(folder / split, name, dataset.pose_paths[name]) for name in dataset.names]
+                jobs[split] = [
+                    Job(folder / split, name, dataset.pose_paths[name], label) for name, label in dataset.labels.items()
+                ]
                 stray = {path.stem for path in (folder / split).glob("*.json")} - set(dataset.names)
                 if stray:
                     logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
@@ -226,7 +244,7 @@ def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str,
         raise FileNotFoundError(f"{folder} holds no .json files, nor folders of them.")
     order = {split: number for number, split in enumerate(config.SPLITS)}
     return {
-        split: [Job(path, file.stem, None) for file in sorted(path.glob("*.json"))]
+        split: [Job(path, file.stem, None, {}) for file in sorted(path.glob("*.json"))]
         for split, path in sorted(folders.items(), key=lambda item: order.get(item[0], len(order)))
     }
 
@@ -251,18 +269,17 @@ def table(splits: Sequence[SplitReport]) -> str:
 
 
 def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: Path) -> int:
-    """Write the valid texts of every file to another folder; return the number of files written."""
+    """Write the valid texts of every file to another folder, numbered from 0; return the number of files written."""
     written = 0
     for split in reports:
+        shift = int(split.from_one())
         for job, report in zip(jobs[split.name], split.files, strict=True):
             if report.counts.frames:
-                frames = None
-                if job.pose is not None and report.n_frames is not None:
-                    from pose.keypoints import read_pose
-
-                    frames = read_pose(job.pose).frames
+                pose = None if report.pose_damage else job.read_pose()
+                frames = range(pose.start + shift, pose.frames.stop + shift) if pose else None
                 texts = DescriptionLoader(job.folder).load(job.name, frames)
                 made_by = makers_by_frame(job.folder / f"{job.name}.json")
+                texts, made_by = ({frame - shift: of[frame] for frame in of} for of in (texts, made_by))
                 write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)
                 written += 1
     return written

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from describing.files import Clip, makers_by_frame, write_descriptions
 from describing.vlm_client import EndpointError, FailedRequestError, LimitReachedError, VlmClient
 from pose.drawing import draw_pose, encode, picture_box, video_picture
-from pose.keypoints import Pose, read_pose
+from pose.keypoints import Pose
 from pose.video import read_frames
 from system.disk import write_text
 from temporal_alignment import read_descriptions
@@ -184,7 +184,7 @@ def calls_to_make(clips: Iterable[Clip], question: Question, maker: str, outcome
     """Yield the requests, with images, for segments that have no text yet."""
     for clip in clips:
         try:
-            pose = read_pose(clip.pose)
+            pose = clip.read_pose()
             file = GrowingFile(clip, maker)
             todo = [
                 segment

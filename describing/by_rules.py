@@ -77,14 +77,13 @@ def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, over
 
 def _describe_batch(job: tuple[list[Clip], str, float, str]) -> Written:
     from describing.sentences import describe_poses
-    from pose.keypoints import read_pose
 
     clips, language, aspect, maker = job
     poses, good = [], []
     counts, faults = Counter[str](), list[str]()
     for clip in clips:
         try:
-            poses.append(read_pose(clip.pose))
+            poses.append(clip.read_pose())
             good.append(clip)
         except (ValueError, OSError) as error:
             faults.append(str(error))

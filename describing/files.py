@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from system.disk import write_text
+
+if TYPE_CHECKING:
+    from pose.keypoints import Pose
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip to describe, with the paths of its pose, its video and its description file."""
+    """A clip to describe: the paths of its pose, its video and its description file, and its fields in the labels."""
 
     name: str
     pose: Path
     video: Path | None
     out: Path
+    label: Mapping[str, Any] = field(default_factory=dict)
+
+    def read_pose(self) -> Pose:
+        """Read the clip's pose; see `PoseFolder.read`."""
+        from pose.keypoints import PoseFolder
+
+        return PoseFolder().read(self.pose, self.label)
 
 
 def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapping[int, str]) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from describing.audit import FAULTS, UNKNOWN, FileReport, SplitReport
-from pages.elements import Html, element, folded, page
+from pages.elements import Html, element, folded, histogram, page
 
 SHOWN = 10  # number of frequent texts per split, and of files per fault, on the page
 
@@ -37,11 +37,8 @@ def _section(split: SplitReport) -> Html:
         parts.append(element("div", element("div", style=f"width:{share:.1f}%"), class_="bar"))
     lengths = [length for report in split.files for length in report.lengths]
     if lengths:
-        longest = max(lengths)
-        bins = Counter(min(length * 24 // (longest + 1), 23) for length in lengths)
-        bars = [element("div", style=f"height:{100 * bins[i] / max(bins.values()):.0f}%") for i in range(24)]
-        parts.append(element("p", f"Length of the texts, up to {longest} characters:"))
-        parts.append(element("div", bars, class_="hist"))
+        parts.append(element("p", f"Length of the texts, up to {max(lengths)} characters:"))
+        parts.append(histogram(lengths))
     made_by = sum((report.made_by for report in split.files), Counter())
     if made_by:
         parts.append(

@@ -113,7 +113,7 @@ class Viewer:
         """
         if self.dataset is None:
             raise KeyError(name)
-        return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name].get("frames"))
+        return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name])
 
     def says(self, name: str, pose: Pose | None) -> tuple[list[Said], Lane | None]:
         """Return the run's sentences for a clip, and its gate; without a model, the evaluated sentence."""
@@ -185,8 +185,9 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
     lists = [_text_list(viewer, lane, content["frames"], lanes) for viewer, lane in lanes]
     player = element("div", stage, controls, place)
     top = element("div", player, element("div", spoken, now, lists), class_="clip-top")
-    film = element("div", _film(points, ratio), class_="film", role="img", aria_label=shown)
-    timeline = element("div", film, [_lane(viewer, lane) for viewer, lane in lanes], class_="timeline")
+    timeline = element(
+        "div", film(points, ratio, shown), [_lane(viewer, lane) for viewer, lane in lanes], class_="timeline"
+    )
     return element("section", element("h3", name), top, timeline, data(content, "clip-data"), class_="clip")
 
 
@@ -203,12 +204,13 @@ def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]
     return None, why
 
 
-def _film(points: np.ndarray, ratio: float) -> list[Html]:
-    """Return small images of evenly spaced frames, each from the middle of its interval.
+def film(points: np.ndarray, ratio: float, told: str) -> Html:
+    """Draw small images of evenly spaced frames, each from the middle of its interval.
 
     Args:
         points: (T, J, 2), from `picture_points`.
         ratio: width / height of the image.
+        told: what is shown, for those who do not see it.
     """
     n, size = min(FILM, len(points)), [round(FILM_HEIGHT * ratio), FILM_HEIGHT]
     pictures = []
@@ -219,7 +221,7 @@ def _film(points: np.ndarray, ratio: float) -> list[Html]:
             d = "".join(_polyline([where[joint] for joint in joints]) for joints, _, _ in group)
             shapes.append(element("path", d=d, class_=kind, stroke_width=thickness * 0.6))
         pictures.append(element("svg", shapes, viewBox=f"0 0 {size[0]} {size[1]}", aria_hidden="true"))
-    return pictures
+    return element("div", pictures, class_="film", role="img", aria_label=told)
 
 
 def _polyline(points: Sequence[np.ndarray]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -257,6 +258,13 @@ def intervals(bars: Sequence[Bar]) -> Html:
         drawn.append(element("circle", cx=at(bar.value), cy=y, r=3, class_=bar.style))
     height = 3 + 9 * len(bars)
     return element("svg", drawn, viewBox=f"0 0 140 {height}", width=140, height=height, aria_hidden="true")
+
+
+def histogram(values: Sequence[float]) -> Html:
+    """Draw how many values lie in each of 24 intervals from 0 to the largest."""
+    bins = Counter(min(int(value * 24 / (max(values) + 1)), 23) for value in values)
+    bars = [element("div", style=f"height:{100 * bins[i] / max(bins.values()):.0f}%") for i in range(24)]
+    return element("div", bars, class_="hist")
 
 
 def heat(values: Sequence[float], told: str) -> Html:

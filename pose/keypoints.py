@@ -23,6 +23,8 @@ N_KEYPOINTS = 133
 SCORE_THRESHOLD = 0.3  # points with this score or less count as not detected
 FAR = 10  # image sizes; if most coordinates lie farther from the corner than this, they must be in pixels
 MIN_BODY_POINTS = 4  # with fewer good points the body's size is unknown
+MOST_PEOPLE = 16  # in a frame; an array with more of them, and with fewer frames, has its axes the other way round
+MAX_SCORE = 20  # logits of RTMPose's models stay below; percentages and bytes do not
 
 Part = Literal["body", "left", "right", "face_all"]
 # The parts in the order in which Uni-Sign concatenates them, and the joints of each.
@@ -84,22 +86,23 @@ class Pose:
         return self.start + len(self) + self.n_after
 
 
-def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) -> Pose:
+def read_pose(path: str | Path, person: int = 0) -> Pose:
     """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as in Uni-Sign's pickles.
 
     By default the first of P people in a frame is used, as in Uni-Sign. A frame without that person gets score 0
-    everywhere. A frame in which nobody was detected may also be an empty list or None. The optional keys "start" and
-    "end" cut a clip out of a longer recording.
+    everywhere. A frame in which nobody was detected may also be an empty list or None. A point at exactly (0, 0) gets
+    score 0: programs that store a missing point so may leave its score at 1, and one such frame would shrink the whole
+    clip's body. One person's array may have the shape (1, F, 133, 2). The optional keys "start" and "end" cut a clip
+    out of a longer recording.
 
     Args:
         path: a `.pkl`, `.npz` or `.pose` file.
-        n_frames: the clip's number of frames according to the labels; None for no check.
         person: index of the person to use, in the file's order, from 0.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the content is not a pose, has another number of frames, or no frame has that person. One line
-            with the file, what was found and what was expected.
+        ValueError: the content is not a pose, or no frame has that person. One line with the file, what was found and
+            what was expected.
     """
     content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
@@ -107,7 +110,7 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
             f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
         raise ValueError(f"{path}: holds {seen}; wanted a dict with 'keypoints' and 'scores'.")
-    keypoints, scores = _frames(path, content, "keypoints"), _frames(path, content, "scores")
+    keypoints, scores = _frames(path, content, "keypoints", 3), _frames(path, content, "scores", 2)
     if len(keypoints) != len(scores):
         raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
     for i in range(len(scores)):
@@ -127,40 +130,65 @@ def read_pose(path: str | Path, n_frames: int | None = None, person: int = 0) ->
     if person and person >= people:
         raise ValueError(f"{path}: no frame has more than {people} people; person {person} (from 0) is not there.")
     _check_values(path, pose)
-    check_length(path, pose, n_frames)
     return pose
 
 
-def check_length(path: str | Path, pose: Pose, n_frames: int | None) -> None:
-    """Compare a clip's length with the labels.
+def cut_clip(path: str | Path, pose: Pose, label: Mapping[str, Any]) -> Pose:
+    """Cut the clip that the labels mean out of a pose file's frames.
+
+    Args:
+        path: the pose file, for messages.
+        pose: its content.
+        label: the clip's fields, of which these count: `start` and `end`, frames of the recording, by default all of
+            the file; `frames`, their number, if it is to be checked.
 
     Raises:
-        ValueError: the numbers of frames differ.
+        ValueError: there are no such frames, or their number is another.
     """
-    if n_frames is not None and len(pose) != n_frames:
+    start, end = label.get("start", pose.start), label.get("end", pose.frames.stop)
+    if not pose.start <= start < end <= pose.frames.stop:
         raise ValueError(
-            f"{path}: the clip has {len(pose)} frames, the labels say {n_frames}. Take poses and labels from the same "
-            "video, at the same frame rate, or remove the frame counts from the labels."
+            f"{path}: holds the frames {pose.start} to {pose.frames.stop}, the labels say {start} to {end}. Count "
+            "frames from 0, at the frame rate of the video that the poses were made from."
         )
+    if len(pose) != end - start:
+        part = slice(start - pose.start, end - pose.start)
+        pose = Pose(pose.keypoints[part], pose.scores[part], start, pose.n_recorded - end)
+    if len(pose) != label.get("frames", len(pose)):
+        raise ValueError(
+            f"{path}: the clip has {len(pose)} frames, the labels say {label['frames']}. Take poses and labels from "
+            "the same video, at the same frame rate, or remove the frame counts from the labels."
+        )
+    return pose
 
 
 class PoseFolder:
     """Reads poses from one file per clip; `clips.packs.PosePack` has the same interface."""
 
-    def read(self, path: Path, n_frames: int | None = None) -> Pose:
-        """Call `read_pose`."""
-        return read_pose(path, n_frames)
+    def read(self, path: Path, label: Mapping[str, Any]) -> Pose:
+        """Call `read_pose` and `cut_clip`."""
+        return cut_clip(path, read_pose(path), label)
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
         """Return the size of each file in bytes, 0 if it is missing."""
         return file_sizes(paths)
 
 
-def _frames(path: str | Path, content: Mapping, what: str) -> list:
+def _frames(path: str | Path, content: Mapping, what: str, n_axes: int) -> list:
+    """Return the frames of one key, each with a person axis and `n_axes` in all."""
     frames = content[what]
     if not (isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim)):
         raise ValueError(f"{path}: {what} is a {type(frames).__name__}; wanted a list of one array per frame.")
-    return list(frames)
+    frames = list(frames)
+    people = max((len(frame) for frame in frames if isinstance(frame, np.ndarray) and frame.ndim == n_axes), default=0)
+    if len(frames) == 1 < people:  # one frame is no signing: these are the frames of one person
+        return list(frames[0][:, None])
+    if people > max(MOST_PEOPLE, len(frames)):
+        raise ValueError(
+            f"{path}: {what} has {len(frames)} frames of {people} people. If people come first in it, store "
+            f"{what}.swapaxes(0, 1), so that frames do."
+        )
+    return frames
 
 
 def _is_nobody(frame: Any) -> bool:
@@ -209,6 +237,11 @@ def _check_values(path: str | Path, pose: Pose) -> None:
     if not np.isfinite(ends).all():
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
         raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
+    if ends[3] > MAX_SCORE:
+        raise ValueError(
+            f"{path}: scores reach {ends[3]:g}; wanted 0 to 1. Divide them by their largest possible value, 100 or 255."
+        )
+    pose.scores[(pose.keypoints == 0).all(2)] = 0
     if max(-ends[0], ends[1]) <= FAR:
         return
     good = pose.scores > SCORE_THRESHOLD

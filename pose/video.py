@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from config import PICTURES_CURE
+
 MISSING_SECONDS = 0.5  # an intact file may end so many seconds before its stated end
 FIRST_PICTURES = 5  # images of a camera to drop while it adjusts its exposure
 
@@ -136,7 +138,9 @@ def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
 
 @contextlib.contextmanager
 def _video(path: str | Path) -> Iterator[Any]:
-    """Open a file's first video stream; decoding errors become ValueErrors."""
+    """Open a file's first video stream that is no cover picture; decoding errors become ValueErrors."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: is a folder; wanted a video. {PICTURES_CURE}")
     try:
         import av
     except ImportError:
@@ -145,9 +149,11 @@ def _video(path: str | Path) -> Iterator[Any]:
     fault = "cannot be read"
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
+            cover = av.stream.Disposition.attached_pic
+            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+            if not streams:
                 raise ValueError(f"{path}: holds no video.")
-            stream = container.streams.video[0]
+            stream = streams[0]
             stream.codec_context.thread_count = 1  # many processes read videos at the same time
             fault = "is cut short or damaged"
             yield stream

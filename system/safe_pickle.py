@@ -115,6 +115,19 @@ def _check_memory(data: bytes) -> None:
     raise pickle.UnpicklingError("it is cut short, or asks for more memory than its size can need")
 
 
+class _OtherArraysError(pickle.UnpicklingError):
+    """Harmless arrays that are not numpy's own; the text ends with the cure."""
+
+
+# What files of other arrays name, and their cure.
+_OTHER_ARRAYS = {
+    "torch": "it holds torch tensors. Save numpy arrays: tensor.numpy().",
+    "numpy.ma": "it holds masked arrays. Save array.filled(0), with 0 as the score of what is masked.",
+    "pandas": "it holds pandas objects. Save numpy arrays: frame.to_numpy().",
+}
+_ZIP = b"PK\x03\x04"  # begins what torch.save writes
+
+
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 renamed `core`; both kinds of files exist. The functions are created for each file, since a
@@ -134,6 +147,9 @@ class _PlainUnpickler(pickle.Unpickler):
             return stand_ins[module.replace("numpy._core.", "numpy.core."), name]
         except KeyError:
             wanted = f"{module}.{name}"[:100]  # quoted below, so that it cannot forge lines
+            for package, cure in _OTHER_ARRAYS.items():
+                if wanted.startswith(f"{package}."):
+                    raise _OtherArraysError(cure) from None
             raise pickle.UnpicklingError(f"it asks for {wanted!r}, which plain data does not need") from None
 
 
@@ -142,21 +158,25 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
 
     Args:
         path: the file.
-        compressed: whether it is compressed with gzip, like label files.
+        compressed: whether it must be compressed with gzip, like label files; others may be.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is damaged, too large, not a pickle, or requests code execution; one line that names it.
     """
     try:
-        with gzip.open(path) if compressed else open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1 if compressed else min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if compressed or file.peek(2)[:2] == b"\x1f\x8b":
+                data = gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1)
+            else:
+                data = file.read(min(size, MAX_BYTES) + 1)
     except FileNotFoundError:
         raise
     except gzip.BadGzipFile:
         raise ValueError(
             f"{path}: not packed with gzip, as pickles of labels are. The names of other label files end in .json, "
-            ".jsonl, .csv or .tsv."
+            ".jsonl, .csv, .tsv or .xlsx."
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}. Copy or download it again.") from None
@@ -165,10 +185,11 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
     if not data:
         raise ValueError(f"{path}: the file is empty. Copy or download it again.")
     try:
+        if data.startswith(_ZIP):
+            raise _OtherArraysError("it is a zip file, as torch.save writes. Pickle numpy arrays: tensor.numpy().")
         _check_memory(data)
         return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # noqa: BLE001 -- a damaged pickle raises nearly anything; each becomes one line
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        raise ValueError(
-            f"{path}: not a readable pickle of plain data: {reason}. Get it again, from a source you trust."
-        ) from None
+        cure = "" if isinstance(error, _OtherArraysError) else " Get it again, from a source you trust."
+        raise ValueError(f"{path}: not a readable pickle of plain data: {reason}.{cure}") from None

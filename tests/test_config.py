@@ -47,6 +47,14 @@ def test_toml(tmp_path):
     )
 
 
+@pytest.mark.parametrize("key", ["val", "valid", "validation"])
+def test_toml_with_another_name_of_dev(tmp_path, key):
+    spec = DatasetSpec.from_toml(written(tmp_path, GOOD.replace("test =", f"{key} =")))
+    assert spec.labels == {"train": "labels.train", "dev": "/elsewhere/labels.test"}
+    with pytest.raises(ValueError, match=f"labels has train, dev, {key}; val and dev are one split"):
+        DatasetSpec.from_toml(written(tmp_path, GOOD.replace("test =", f"dev = 'a'\n{key} =")))
+
+
 def test_toml_with_the_required_keys_alone(tmp_path):
     spec = DatasetSpec.from_toml(written(tmp_path, 'name = "x"\npose_dir = "p"\nlabels = {dev = "d"}\n'))
     assert spec == DatasetSpec(name="x", labels={"dev": "d"}, pose_dir="p")

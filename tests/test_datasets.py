@@ -5,14 +5,18 @@ import gzip
 import json
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clips.labels import read_labels
 from config import DATASETS, DatasetSpec
 from datasets import S2T_Dataset
+from pose.keypoints import Pose, part_keypoints
 from temporal_alignment import TemporalAligner
+from tests.helpers.videos import greys
 
 
 def spec_of(folder):
@@ -109,6 +113,61 @@ def test_start_offset_counts_in_frame_numbers(corpus, tmp_path):
     assert sample.has_description == [0, 1, 0, 0]  # frames 4, 5, 6, 7; frame 9 lies beyond the clip
     assert sample.descriptions[1] == "frame 5"
     assert sample.descriptions[3] == "frame 5"
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A recording of 120 frames of which the labels make three clips, with texts at every tenth frame."""
+    rng = np.random.default_rng(0)
+    pose = {"keypoints": rng.random((120, 133, 2)), "scores": np.ones((120, 133))}
+    (tmp_path / "poses").mkdir()
+    np.savez(tmp_path / "poses" / "v1.npz", **pose)
+    rows = ["name,video,start,end,text", "a,v1.mp4,0,60,one", "b,v1.mp4,60,120,two", "c,v1.mp4,70,73,three"]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    (tmp_path / "texts" / "train").mkdir(parents=True)
+    for name in "abc":
+        texts = {str(frame): f"frame {frame}" for frame in range(0, 120, 10)}
+        (tmp_path / "texts" / "train" / f"{name}.json").write_text(json.dumps(texts))
+    spec = DatasetSpec("x", {"train": "labels.csv"}, "poses", "videos", "texts", pose_suffix=".npz").under(tmp_path)
+    return spec, Pose(pose["keypoints"], pose["scores"])
+
+
+def test_start_and_end_cut_clips_out_of_a_recording(recording):
+    spec, whole = recording
+    dataset = S2T_Dataset(spec, "train", use_descriptions=True)
+    assert dataset.lengths.tolist() == [60, 60, 3]
+    for index, (start, end) in enumerate([(0, 60), (60, 120), (70, 73)]):
+        sample, expected = dataset[index], Pose(whole.keypoints[start:end], whole.scores[start:end])
+        for part, values in part_keypoints(expected, np.arange(end - start)).items():
+            assert torch.equal(sample.pose_sample[part], values)
+        assert sample.has_description == [int(frame % 10 == 0) for frame in range(start, end)]
+        assert sample.descriptions[0] == f"frame {start}"
+    assert set(dataset[1].descriptions) == {f"frame {frame}" for frame in range(60, 120, 10)}
+
+
+def test_the_crops_of_a_part_are_those_of_its_frames(recording, write_video):
+    spec, _ = recording
+    write_video(Path(spec.rgb_dir) / "v1.mp4", greys(120, 64, 64))
+    sample = S2T_Dataset(spec, "train", rgb_support=True)[2]
+    assert sample.rgb_dict["left_rgb_len"].item() == 1
+    level = sample.rgb_dict["left_hands"][0, 0] * 0.229 + 0.485  # of the red channel
+    frame = 70 + sample.rgb_dict["left_sampled_indices"].item()
+    grey = greys(120, 64, 64)[frame][0, 0, 0] / 255
+    assert abs(float(level[level > 0.1].median()) - grey) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("end", "frames", "said"),
+    [
+        (121, "", "v1.npz: holds the frames 0 to 120, the labels say 60 to 121. Count frames from 0"),
+        (120, 61, "v1.npz: the clip has 60 frames, the labels say 61."),
+    ],
+)
+def test_parts_that_a_recording_does_not_have(recording, end, frames, said):
+    spec, _ = recording
+    Path(spec.labels["train"]).write_text(f"name,video,start,end,frames,text\na,v1.mp4,60,{end},{frames},one\n")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        S2T_Dataset(spec, "train")[0]
 
 
 def test_texts_before_the_start_are_of_another_clip(corpus, tmp_path):
@@ -210,15 +269,20 @@ def test_labels_without_text_are_refused(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(("task", "what"), [("SLT", "text"), ("CSLR", "gloss")])
-def test_a_table_without_the_column_is_refused_by_its_columns(corpus, tmp_path, task, what):
-    path = tmp_path / "labels.csv"
-    names = read_labels(spec_of(corpus).labels["train"])
-    path.write_text("name,sentence,split\n" + "".join(f"{name},a b,train\n" for name in names), encoding="utf-8")
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_labels_without_the_field_are_refused_by_their_fields(corpus, tmp_path, task, what, kind):
+    path, names = tmp_path / f"labels.{kind}", read_labels(spec_of(corpus).labels["train"])
+    lines = {
+        "csv": ["name,sentence,glosses,split", *(f"{name},a b,A B,train" for name in names)],
+        "jsonl": [json.dumps({"name": name, "sentence": "a b", "glosses": "A B", "split": "train"}) for name in names],
+    }
+    path.write_text("\n".join(lines[kind]), encoding="utf-8")
     spec = dataclasses.replace(spec_of(corpus), labels={"train": str(path)})
-    with pytest.raises(ValueError, match="labels") as error:
+    with pytest.raises(ValueError, match=rf"labels.* \d+ clips have no {what}, the first is ") as error:
         S2T_Dataset(spec, "train", task=task)
-    said = f"{path}: no column {what!r}; the columns are name, sentence, split. Rename the one that holds it."
-    assert str(error.value) == said
+    known, other = ("sentence", "glosses") if what == "text" else ("glosses", "sentence")
+    assert f"rename {known!r} to {what!r}. Fill it in, or remove them" in str(error.value)
+    assert f"'{other}' to" not in str(error.value)
 
 
 def test_lengths_are_known_without_reading(corpus, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import describe
 from clips.labels import read_labels
 from describing import sentences
-from pose.keypoints import read_pose
+from pose.keypoints import cut_clip, read_pose
 from temporal_alignment import DescriptionLoader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +49,23 @@ def test_every_clip_of_a_data_set(corpus, tmp_path):
             pose = read_pose(corpus / "dataset" / "CSL_Daily" / "pose_format" / f"{name}.pkl")
             assert loader.load(name, pose.frames) == sentences.describe_pose(pose, "zh")
         assert loader.counts.frames == loader.counts.entries > 50
+
+
+def test_parts_of_a_recording(few_poses, tmp_path):
+    """Of each clip its own frames are described, under their numbers in the recording."""
+    path = sorted(few_poses.iterdir())[0]
+    whole = read_pose(path)
+    rows = [f"{name},{path.stem},{start},{end},t" for name, start, end in (("a", 0, 9), ("b", 9, len(whole)))]
+    (tmp_path / "labels.csv").write_text("\n".join(["name,video,start,end,text", *rows]))
+    (tmp_path / "own.toml").write_text(
+        'name = "x"\npose_dir = "poses"\ndescription_dir = "texts"\nlabels = {train = "labels.csv"}\n'
+    )
+    assert run("--workers 1 --root", tmp_path, "--dataset_config", tmp_path / "own.toml") == 0
+    for name, start, end in (("a", 0, 9), ("b", 9, len(whole))):
+        texts = DescriptionLoader(tmp_path / "texts" / "train").load(name)
+        assert texts == sentences.describe_pose(cut_clip(path, whole, {"start": start, "end": end}), "en")
+        assert set(texts) <= set(range(start, end))
+    assert run("audit", tmp_path / "texts", "--dataset_config", tmp_path / "own.toml", "--root", tmp_path) == 0
 
 
 def test_only_some_clips(few_poses, tmp_path):

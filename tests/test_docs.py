@@ -17,6 +17,7 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
+import openpyxl
 import pytest
 import torch
 
@@ -94,10 +95,14 @@ class Place:
         (folder / "my_poses" / "train_0.pkl").rename(folder / "my_poses" / "S000317_P0009_T00.pkl")
         own = folder / "my_data"
         shutil.copytree(spec.pose_dir, own / "poses")
-        names = sorted(path.stem for path in (own / "poses").iterdir())
-        rows = [f"{name},Guten Tag,{name.partition('_')[0]}\n" for name in names]
-        (own / "labels.csv").write_text("name,text,split\n" + "".join(rows))
         (folder / "my_pictures").mkdir()
+        (folder / "my_videos").mkdir()
+        sheet = openpyxl.Workbook()
+        sheet.active.append(["File", "Sentence"])
+        for path in (own / "poses").iterdir():
+            (folder / "my_videos" / f"{path.stem}.mp4").touch()
+            sheet.active.append([path.stem, "Guten Tag"])
+        sheet.save(folder / "sheet.xlsx")
         for file in (".venv/bin/activate", "requirements.txt", "hello.srt"):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).touch()

@@ -148,7 +148,7 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
 
 
 def test_json_labels_have_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr("clips.labels.MAX_BYTES", 100)
+    monkeypatch.setattr("clips.tables.MAX_BYTES", 100)
     (tmp_path / "labels.json").write_text("[" + " " * 200 + "]")
     with pytest.raises(ValueError, match="labels.json: larger than 100 bytes"):
         read_labels(tmp_path / "labels.json")

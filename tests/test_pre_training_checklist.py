@@ -103,6 +103,9 @@ def test_help_wrong_flags_and_wrong_paths_come_before_anything_heavy():
     wrong = run("--strikt")
     assert (wrong.returncode, wrong.stdout) == (2, "False\n")
     assert "unrecognized arguments: --strikt" in wrong.stderr
+    page = run("--page", "no_folder/look.html")
+    assert (page.returncode, page.stdout) == (2, "False\n")
+    assert "error: --page no_folder/look.html: no_folder does not exist." in page.stderr
     paths = run("--root", "no_root", "--finetune", "no.pth", "--dataset_config", "no.toml")
     assert (paths.returncode, paths.stdout) == (1, "False\n")
     assert paths.stderr == (
@@ -250,6 +253,8 @@ def test_cures_name_the_place(broken):
 
 # -- data ------------------------------------------------------------------------------------------------------------
 
+UNSEEN = "(score above 0.3). If the pictures show it, see whether the points have COCO-WholeBody's order"
+UNSEEN_PARTS = {"body": "!", "left hand": "!", "right hand": "!", "face": "·"}
 DAMAGED = ["{", json.dumps([{"filename": "000001.jpg", "description": "Error code: 503"}])]
 
 
@@ -287,12 +292,13 @@ def looked_at(tmp_path_factory, corpus):
         {
             "known_": (ROOT, known, []),
             "strict": (ROOT, folder, ["--strict"]),
-            "whole_": (ROOT, folder, ["--root", str(whole), "--strict", "--full"]),
+            "whole_": (ROOT, folder, ["--root", str(whole), "--strict", "--full", "--page", "look.html"]),
             "weights": (ROOT, folder, ["--root", str(whole), "--finetune", str(weights)]),
             "chinese": (ROOT, known, ["--lang", "zh"]),
             "mine_": (mine, folder, []),
         },
     )
+    results["whole_"].page = (folder / "look.html").read_text(encoding="utf-8")
     results["mine_"].untouched = (
         precious.read_bytes() == b"precious" and labels == (theirs / "data/CSL_Daily/labels.train").read_bytes()
     )
@@ -314,17 +320,20 @@ def test_numbers_are_those_of_the_files(looked_at):
     assert section(result.stdout, "CSL_Daily train") == [
         "  ✓ labels: 4 clips in data/CSL_Daily/labels.train",
         f"  ✓ poses: 4 found, 0 missing, 0 unreadable in {poses}",
+        "  · clips of 10 to 10 frames, median 10; scores 0 to 0; good points: body 0%, left hand 0%, right hand 0%, "
+        "face 0%; at (0, 0): 100%",
+        *(f"  {mark} {part}: 0.0% of the points are good {UNSEEN}" for part, mark in UNSEEN_PARTS.items()),
         f"  ! descriptions: 3 found, 1 missing, 1 unreadable in {descriptions}/train",
         "  · entries: 10 = 2 error texts, 1 blank, 1 not text, 1 bad frame, 1 out of range, 1 duplicates, 3 frames",
         "  · with a text of their own: 25.0% of the clips, 7.5% of the frames",
     ]
     dev = section(result.stdout, "CSL_Daily dev")
     assert dev[1] == f"  ✗ poses: 3 found, 1 missing, 1 unreadable in {poses}; the first: dev1.pkl is missing"
-    assert dev[2] == f"  ! descriptions: {descriptions}/dev does not exist; --use_descriptions needs it"
+    assert dev[-1] == f"  ! descriptions: {descriptions}/dev does not exist; --use_descriptions needs it"
     assert section(result.stdout, "CSL_Daily test") == ["  ✗ labels: data/CSL_Daily/labels.test does not exist"]
     verdict = result.stdout.splitlines()[-1]
     assert re.fullmatch(
-        r"✗ Not ready\. Poses are missing or .* Labels are missing: .* mT5 is missing: .* Lines marked !: 2; .*",
+        r"✗ Not ready\. Poses are missing or .* Labels are missing: .* mT5 is missing: .* Lines marked !: 8; .*",
         verdict,
     )
 
@@ -336,7 +345,7 @@ def test_what_follows_the_checks_is_in_one_language(looked_at):
     marks = [re.findall(r"^ *([✓·!✗]) ", result.stdout, re.M) for result in (english, chinese)]
     assert marks[0] == marks[1]
     assert re.fullmatch(
-        r"✗ 未就绪。 姿态缺失或损坏：.* 缺少标签：.* 缺少 mT5：.* 2 行标有 !；.*", chinese.stdout.splitlines()[-1]
+        r"✗ 未就绪。 姿态缺失或损坏：.* 缺少标签：.* 缺少 mT5：.* 8 行标有 !；.*", chinese.stdout.splitlines()[-1]
     )
     assert not re.search(r"[一-鿿]", english.stdout.removeprefix(READY))
     words = " ".join(chinese.stdout.removeprefix(READY).split("train\n", 1)[1].split())
@@ -350,6 +359,12 @@ def test_strict_makes_warnings_an_error(looked_at):
     assert looked_at["whole_"].stdout.endswith("\n\n✓ Ready: the run can start.\n")
 
 
+def test_a_page_shows_the_data(looked_at):
+    page = looked_at["whole_"].page
+    assert all(line.split("'")[0][2:] in page for line in section(looked_at["whole_"].stdout, "CSL_Daily train"))
+    assert page.count('class="film"') == 15
+
+
 def test_the_sample_corpus_is_read_as_it_was_written(looked_at, corpus):
     written = {split: list((corpus / "description/CSL-Daily/split_data" / split).iterdir()) for split in config.SPLITS}
     for split, n_clips in {"train": 24, "dev": 9, "test": 7}.items():
@@ -358,8 +373,11 @@ def test_the_sample_corpus_is_read_as_it_was_written(looked_at, corpus):
         n_entries = sum(len(json.loads(path.read_text(encoding="utf-8"))) for path in written[split])
         assert f"labels: {n_clips} clips" in lines[0]
         assert f"poses: {n_clips} found, 0 missing" in lines[1]
-        assert f"descriptions: {n_files} found, {n_clips - n_files} missing, 0 unreadable" in lines[2]
-        assert f"entries: {n_entries} = " in lines[3]
+        assert "clips of " in lines[2]
+        assert f"descriptions: {n_files} found, {n_clips - n_files} missing, 0 unreadable" in lines[3]
+        assert f"entries: {n_entries} = " in lines[4]
+        assert "a perfect model gets bleu4 100.0; 0.0% are cut after 50 tokens" in lines[-1]
+    assert section(looked_at["whole_"].stdout, "splits") == ["  ✓ no clip is in two of them"]
     assert "d_model 64, 1 layers" in section(looked_at["whole_"].stdout, "weights")[0]
 
 

@@ -171,7 +171,7 @@ def all_stages(size: Size, folder: Path, device: torch.device, dtype: str) -> It
     files, packs = (
         S2T_Dataset(spec, "train", max_length=size.frames, use_descriptions=True) for spec in write_clips(folder, size)
     )
-    poses = [files.poses.read(path) for path in files.pose_paths.values()]
+    poses = [files.poses.read(path, files.labels[name]) for name, path in files.pose_paths.items()]
     samples = [files[i] for i in range(len(files))]
     batch = len(samples), len(samples) * size.frames
     yield Stage("normalisation", lambda: [normalize_keypoints(pose.keypoints, pose.scores) for pose in poses], *batch)

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from config import EXTRACTORS, ONE_PERSON, VIDEO_SUFFIXES
+from config import EXTRACTORS, ONE_PERSON, PICTURES_CURE, VIDEO_SUFFIXES
 from utils import Parser, progress, require_packages, run
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def find_videos(args: argparse.Namespace) -> list[Video]:
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
     paths = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
     if not paths:
-        raise FileNotFoundError(f"{place}: no video there ({', '.join(VIDEO_SUFFIXES)}).")
+        raise FileNotFoundError(f"{place}: no video there ({', '.join(VIDEO_SUFFIXES)}). {PICTURES_CURE}")
     look = Path(args.look) if args.look else None
     videos = []
     by_name: dict[Path, Path] = {}

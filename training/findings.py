@@ -1,10 +1,12 @@
-"""What the checklist says about a run's folders, in English and in Chinese; nothing slow or breakable is imported."""
+"""What the checklist and the start of a run say about data, in English and Chinese; nothing slow is imported."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 LANGUAGES = ("en", "zh")
 _DESCRIBE = (
@@ -70,6 +72,81 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
     "bad_frame": ("{} bad frame", "{} 帧号错误"),
     "out_of_range": ("{} out of range", "{} 超出片段"),
     "duplicates": ("{} duplicates", "{} 重复"),
+    "seen": (
+        "clips of {} to {} frames, median {:g}; scores {:.3g} to {:.3g}; good points: body {:.0%}, left hand {:.0%}, "
+        "right hand {:.0%}, face {:.0%}; at (0, 0): {:.0%}",
+        "片段长 {} 到 {} 帧，中位数 {:g}；置信度 {:.3g} 到 {:.3g}；有效点：身体 {:.0%}，左手 {:.0%}，右手 {:.0%}，"
+        "脸 {:.0%}；位于 (0, 0)：{:.0%}",
+    ),
+    **{
+        f"unseen_{part}": (
+            f"{english}: {{:.1%}} of the points are good (score above 0.3). If the pictures show it, see whether the "
+            "points have COCO-WholeBody's order",
+            f"{chinese}：只有 {{:.1%}} 的点有效（置信度高于 0.3）。若画面中有该部位，请检查点的顺序是否为 "
+            "COCO-WholeBody",
+        )
+        for part, english, chinese in (
+            ("body", "body", "身体"),
+            ("left", "left hand", "左手"),
+            ("right", "right hand", "右手"),
+            ("face_all", "face", "脸"),
+        )
+    },
+    "above_one": (
+        "scores reach {:.3g}, and most are above 1, so that few count as bad (0.3 or less). Leave them if they are "
+        "rtmlib's, else divide by their scale",
+        "置信度最大 {:.3g}，且多数大于 1，几乎没有点会被判为无效（不高于 0.3）。若来自 rtmlib 请保持不变，"
+        "否则请除以其尺度",
+    ),
+    "short": (
+        "{} clips have fewer than {} frames, the first is {}. See whether it is cut, or has people before frames",
+        "{} 个片段少于 {} 帧，第一个是 {}。请检查是否被截断，或数组中人的轴是否在帧之前",
+    ),
+    "tokenized": (
+        "texts: {:.0%} are changed by the tokenizer{}; a perfect model gets {} {:.1f}; {:.1%} are cut after {} tokens, "
+        "the longest has {}",
+        "文本：{:.0%} 会被分词器改变{}；完美模型的 {} 为 {:.1f}；{:.1%} 在 {} 个 token 后被截断，最长 {} 个",
+    ),
+    "lost": (
+        "a perfect model gets {} {:.1f} only. Write the labels as the tokenizer does, or mend text_unit = {!r} in the "
+        "data set's record: char for languages without spaces",
+        "完美模型的 {} 也只有 {:.1f}。请按分词器的写法书写标签，或修改数据集记录中的 text_unit = {!r}："
+        "不用空格分词的语言为 char",
+    ),
+    "cut": (
+        "{} of {} targets have more than {} tokens: {} is learned up to {!r}. Add --max_target_tokens {}",
+        "{}/{} 个目标超过 {} 个 token：{} 只学到 {!r}。请加 --max_target_tokens {}",
+    ),
+    "from_one": (
+        "descriptions count frames from 1, not from 0, so that each goes to the next frame. Renumber them: python "
+        "describe.py audit DIR --repair NEW_DIR, with --dataset or --dataset_config",
+        "描述的帧号从 1 而不是 0 开始，每条都会错位到下一帧。请重新编号：python describe.py audit DIR --repair "
+        "NEW_DIR，并加 --dataset 或 --dataset_config",
+    ),
+    "page": ("A look at the data", "数据一览"),
+    "lengths": ("Lengths of the clips, up to {} frames:", "片段长度，最长 {} 帧："),
+    "ranked": (
+        "Clips from the fewest good points to the most; the right hand and arm are red, the left blue:",
+        "片段按有效点从少到多排列；右手和右臂为红色，左边为蓝色：",
+    ),
+    "clip": (
+        "{} frames; good points: body {:.0%}, left hand {:.0%}, right hand {:.0%}, face {:.0%}",
+        "{} 帧；有效点：身体 {:.0%}，左手 {:.0%}，右手 {:.0%}，脸 {:.0%}",
+    ),
+    "splits": ("splits", "数据划分"),
+    "apart": ("no clip is in two of them", "没有片段同时属于两个划分"),
+    "shared_names": (
+        "{} of {} clips of {} have a name that {} has, too, such as {}. Take them out of one of the two",
+        "{}/{} 个 {} 片段与 {} 重名，例如 {}。请从其中一个删除",
+    ),
+    "shared_poses": (
+        "{} of {} clips of {} have frames of a pose file that {} has, too, such as {}. Take them out of one of the two",
+        "{}/{} 个 {} 片段与 {} 共用姿态文件中的帧，例如 {}。请从其中一个删除",
+    ),
+    "shared_texts": (
+        "{} of {} clips of {} have a text that {} has, too, such as {}",
+        "{}/{} 个 {} 片段与 {} 文本相同，例如 {}",
+    ),
     "coverage": (
         "with a text of their own: {:.1%} of the clips, {:.1%} of the frames",
         "有自己的文本：{:.1%} 的片段，{:.1%} 的帧",
@@ -110,12 +187,16 @@ class Report:
 
     Attributes:
         language: one of `LANGUAGES`.
+        write: writes a line.
         warnings: the number of lines marked "!".
+        said: title of each section -> mark and text of its lines.
         cures: what has to be done before the run can start.
     """
 
     language: str = LANGUAGES[0]
+    write: Callable[[str], None] = functools.partial(print, flush=True)
     warnings: int = 0
+    said: dict[str, list[tuple[str, str]]] = dataclasses.field(default_factory=dict)
     cures: list[str] = dataclasses.field(default_factory=list)
 
     def text(self, name: str, *values: object) -> str:
@@ -124,10 +205,18 @@ class Report:
 
     def say(self, mark: str, name: str, *values: object) -> None:
         """Print a line: "✓" in order, "·" good to know, "!" worth mending, "✗" the run cannot start."""
-        print(f"  {mark} {self.text(name, *values)}", flush=True)
+        text = self.text(name, *values)
+        self.write(f"  {mark} {text}")
+        if self.said:
+            next(reversed(self.said.values())).append((mark, text))
         self.warnings += mark == "!"
         if mark == "✗":
             self.require(f"{name}.cure", *values)
+
+    def say_all(self, lines: Iterable[tuple[str, str, Sequence[Any]]]) -> None:
+        """Print some lines: mark, name and values of each."""
+        for mark, name, values in lines:
+            self.say(mark, name, *values)
 
     def require(self, name: str, *values: object) -> None:
         """Note what has to be done before the run can start; the verdict says it once."""
@@ -137,7 +226,8 @@ class Report:
     @contextlib.contextmanager
     def section(self, title: str) -> Iterator[None]:
         """Print a title; an error in the block becomes a line."""
-        print(title, flush=True)
+        self.write(title)
+        self.said[title.strip()] = []
         try:
             yield
         except Exception as error:  # noqa: BLE001 -- whatever is broken here, the rest is worth reading
@@ -149,5 +239,5 @@ class Report:
         warnings = [self.text("warnings", self.warnings)] if self.warnings else []
         ready = not self.cures and not (strict and warnings)
         verdict = ["✓", self.text("ready")] if ready else ["✗", self.text("not_ready"), *self.cures]
-        print("\n" + " ".join(verdict + warnings), flush=True)
+        self.write("\n" + " ".join(verdict + warnings))
         return ready

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from clips.labels import split_labels, target
-from clips.packs import open_descriptions, open_poses
+from clips.packs import open_poses
 from config import DatasetSpec, under_root
 from network.mt5 import load_mt5
 from network.vocabulary import Tokenizer, choose, folder_config
@@ -18,13 +19,12 @@ from pose.hand_crops import HandCrops
 from pose.video import check_n_frames, count_frames
 from training import build
 from training.findings import Report
+from training.look import SAMPLE, SplitLook, every, look_at_files, look_at_splits, look_at_texts
 from training.memory import estimate, mt5_parameters
 from utils import progress
 
-SAMPLE = 200  # number of files to open (up to twice as many), unless all are opened
 
-
-def examine(report: Report, args: argparse.Namespace, everything: bool) -> None:
+def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[str, SplitLook]:
     """Report on the folders, weights and GPU of a run.
 
     Args:
@@ -32,27 +32,45 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> None:
         args: the command line of the run.
         everything: open every file instead of a sample.
 
+    Returns:
+        A section's title -> what the files of its split hold.
+
     Raises:
         FileNotFoundError, ValueError: see `build.dataset_spec`.
     """
     spec = build.dataset_spec(args)
     limit = sys.maxsize if everything else SAMPLE
-    train = sizes = None
+    folder = Path(under_root(args.root, args.mt5_path))
+    looks: dict[str, SplitLook] = {}
+    train, sizes, tokenizer = (0, 0.0), None, None
+    with contextlib.suppress(OSError, ValueError):  # said under "weights"
+        tokenizer = Tokenizer(folder)
     for split in spec.labels:
-        with report.section(f"{spec.name} {split}"):
-            clips = examine_split(
-                report, spec, split, limit, described=args.use_descriptions, max_bad_clips=args.max_bad_clips
-            )
-            train = clips if split == "train" else train
-            if clips and args.rgb_support:
+        title = f"{spec.name} {split}"
+        with report.section(title):
+            look = look_at_split(report, spec, split, limit, args.max_bad_clips)
+            if look is None:
+                continue
+            looks[title] = look
+            texts = examine_descriptions(report, spec, split, look, args.use_descriptions)
+            if split == "train":
+                train = max((clip.n_frames for clip in look.clips.values()), default=0), texts
+            if args.rgb_support:
                 examine_videos(report, spec, split, limit, args.max_bad_clips)
+            if tokenizer:
+                targets = {name: target(look.labels[name], args.task) for name in every(look.labels, limit)}
+                max_tokens = build.model_config(args, spec).max_target_tokens
+                report.say_all(look_at_texts(tokenizer, targets, spec, args.task, max_tokens))
+    with report.section(report.text("splits")):
+        report.say_all(look_at_splits(spec, args.task))
     with report.section(report.text("weights")):
-        folder = Path(under_root(args.root, args.mt5_path))
         sizes = examine_mt5(report, folder)
-        if sizes and train and args.trim_vocab:
-            sentences = [target(label, args.task) for label in split_labels(spec, "train").values()]
-            sizes["vocab_size"] = len(choose(Tokenizer(folder), sentences))
-            report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(**sizes)) / 1e6)
+        if sizes:
+            tokenizer = Tokenizer(folder)
+            if f"{spec.name} train" in looks and args.trim_vocab:
+                sentences = [target(label, args.task) for label in looks[f"{spec.name} train"].labels.values()]
+                sizes["vocab_size"] = len(choose(tokenizer, sentences))
+                report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(**sizes)) / 1e6)
     if sizes and (args.finetune or args.fusion_checkpoint):
         with report.section(report.text("checkpoint")):
             # With a frozen text encoder this would fill the cache.
@@ -60,67 +78,56 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> None:
             build.build_model(unfrozen, build.model_config(args, spec), {})
             report.say("✓", "fits", ", ".join(filter(None, (args.finetune, args.fusion_checkpoint))))
     with report.section("GPU"):
-        examine_gpu(report, args, sizes or {}, *(train or (0, 0.0)))
+        examine_gpu(report, args, sizes or {}, *train)
+    return looks
 
 
-def examine_split(
-    report: Report, spec: DatasetSpec, split: str, limit: int, *, described: bool = False, max_bad_clips: float = 0.0
-) -> tuple[int, float] | None:
-    """Check that all label, pose and description files exist, and open about `limit` of each.
+def look_at_split(
+    report: Report, spec: DatasetSpec, split: str, limit: int, max_bad_clips: float = 0.0
+) -> SplitLook | None:
+    """Check that labels and poses exist, and open about `limit` poses and descriptions; None without labels.
 
-    With `described` the run needs descriptions; `max_bad_clips` is the share of clips that it may leave out.
-
-    Returns:
-        The frames of the longest clip, and the mean number of texts per clip; None without labels.
+    `max_bad_clips` is the share of clips that the run may leave out.
     """
     if not Path(spec.labels[split]).is_file():
         report.say("✗", "no_labels", spec.labels[split])
         return None
     labels, spec = split_labels(spec, split), spec.for_split(split)
     report.say("✓", "labels", len(labels), spec.labels[split])
-    poses = {name: spec.pose_path(label) for name, label in labels.items()}
-    source = open_poses(spec.pose_dir)
-    missing = {name for name, size in zip(poses, source.sizes(list(poses.values())), strict=True) if not size}
-    faults = [report.text("missing", path.name) for name, path in poses.items() if name in missing]
-    directory = Path(spec.description_dir) / spec.folder(split)
-    loader = open_descriptions(directory) if spec.description_dir and directory.is_dir() else None
-    filed = [name for name, size in zip(labels, loader.sizes([*labels]), strict=True) if size] if loader else []
-    to_measure, to_read = (dict.fromkeys(names[:: max(1, len(names) // limit)]) for names in ([*labels], filed))
-    lengths: dict[str, int] = {}
-    texts: dict[str, int] = {}  # number of texts
-    for name in progress(to_measure | to_read, split):
-        own = None
-        if name not in missing:
-            try:
-                pose = source.read(poses[name], labels[name].get("frames"))
-                lengths[name], own = len(pose), pose.frames
-            except (ValueError, OSError) as error:
-                faults.append(str(error))
-        if loader and name in to_read:
-            texts[name] = len(loader.load(name, own))
+    paths = {name: spec.pose_path(label) for name, label in labels.items()}
+    poses, folder = open_poses(spec.pose_dir), Path(spec.description_dir) / spec.folder(split)
+    there = folder if spec.description_dir and folder.is_dir() else None
+    look = look_at_files(split, labels, paths, poses.sizes([*paths.values()]), poses, there, limit)
+    faults = [report.text("missing", paths[name].name) for name in look.missing] + look.faults
+    numbers = len(labels), len(look.missing), len(look.chosen)
+    say_files(report, "poses", spec.pose_dir, faults, numbers, max_bad_clips)
+    report.say_all(look.lines())
+    return look
 
-    say_files(report, "poses", spec.pose_dir, faults, (len(labels), len(missing), len(to_measure)), max_bad_clips)
-    longest = max(lengths.values(), default=0)
-    if loader is None:
-        mark = "✗" if described else "!" if spec.description_dir else "·"
-        report.say(mark, "no_descriptions" if spec.description_dir else "no_description_dir", directory)
-        return longest, 0.0
-    counts = vars(loader.counts)
-    useless = not any(texts.values())
-    mark = "!" if useless or counts["files_unreadable"] else "✓"
-    numbers = len(filed), len(labels) - len(filed), counts["files_unreadable"]
-    refused = useless and described and split == "train"
-    report.say("✗" if refused else mark, "descriptions", *numbers, directory, report.text("useless") if useless else "")
+
+def examine_descriptions(report: Report, spec: DatasetSpec, split: str, look: SplitLook, needed: bool) -> float:
+    """Say what description files hold, and whether the run lacks them; return the mean number of texts per clip."""
+    folder = Path(spec.description_dir) / spec.folder(split)
+    if look.counts is None:
+        mark = "✗" if needed else "!" if spec.description_dir else "·"
+        report.say(mark, "no_descriptions" if spec.description_dir else "no_description_dir", folder)
+        return 0.0
+    counts, n_clips, n_filed, n_read = vars(look.counts), len(look.labels), len(look.filed), len(look.texts)
+    useless = not any(look.texts.values())
+    refused = useless and needed and split == "train"
+    mark = "✗" if refused else "!" if useless or counts["files_unreadable"] else "✓"
+    numbers = n_filed, n_clips - n_filed, counts["files_unreadable"]
+    report.say(mark, "descriptions", *numbers, folder, report.text("useless") if useless else "")
     kinds = [report.text(kind, n) for kind, n in counts.items() if kind[:5] not in ("files", "entri")]
     report.say("·", "entries", counts["entries"], ", ".join(kinds))
     # Extrapolate from the opened files: from clips with a description file, and from all clips.
-    share = len(filed) / len(labels) / max(1, len(to_read))
-    per_clip = share * sum(n for name, n in texts.items() if name in lengths)
-    frames = sum(lengths.get(name, 0) for name in to_measure) / len(to_measure)
-    report.say("·", "coverage", share * sum(map(bool, texts.values())), per_clip / max(1, frames))
-    if len(to_measure) < len(labels):
-        report.say("·", "estimated", len(to_measure), len(labels), len(to_read), len(filed))
-    return longest, per_clip
+    share = n_filed / n_clips / max(1, n_read)
+    per_clip = share * sum(n for name, n in look.texts.items() if name in look.clips)
+    frames = sum(look.clips[name].n_frames for name in look.chosen if name in look.clips) / len(look.chosen)
+    report.say("·", "coverage", share * sum(map(bool, look.texts.values())), per_clip / max(1, frames))
+    if len(look.chosen) < n_clips:
+        report.say("·", "estimated", len(look.chosen), n_clips, n_read, n_filed)
+    return per_clip
 
 
 def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int, max_bad_clips: float = 0.0) -> None:
@@ -131,10 +138,10 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int, ma
     videos = {name: spec.video_path(label) for name, label in labels.items()}
     found = [name for name, path in videos.items() if path.is_file()]
     faults = [report.text("missing", path.name) for name, path in videos.items() if not path.is_file()]
-    opened = found[:: max(1, len(found) // limit)]
+    opened = every(found, limit)
     for name in progress(opened, split):
         try:
-            pose = poses.read(spec.pose_path(labels[name]), labels[name].get("frames"))
+            pose = poses.read(spec.pose_path(labels[name]), labels[name])
             check_n_frames(videos[name], count_frames(videos[name]), pose.n_recorded)
         except (ValueError, OSError) as error:
             faults.append(str(error))

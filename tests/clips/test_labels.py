@@ -4,11 +4,12 @@ import csv
 import gzip
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
 
-from clips.labels import check_column, read_labels, split_labels, target
+from clips.labels import Shared, read_labels, renamed, shared_clips, split_labels, target
 from config import DATASETS, DatasetSpec
 
 CLIPS = [
@@ -76,12 +77,144 @@ def test_what_separates_the_cells_of_csv(tmp_path, sign):
     assert read_labels(path)["a"]["text"] == f"one{sign} two, three"
 
 
-def test_quotation_marks_of_tsv_are_text(tmp_path):
-    """Read as csv's, the marks of the first and the last clip would make one cell of three lines."""
-    path = tmp_path / "labels.tsv"
-    path.write_text('name\ttext\na\t"Yes, he said.\nb\tno\nc\tthe end"\nd\t"one"\n', encoding="utf-8")
-    texts = {name: label["text"] for name, label in read_labels(path).items()}
-    assert texts == {"a": '"Yes, he said.', "b": "no", "c": 'the end"', "d": '"one"'}
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_quotation_marks_in_a_table_with_tabs(tmp_path, kind):
+    """An open mark swallows no row; a cell in quotation marks is their content, also over several lines."""
+    lines = ['a\t"Yes, he said.', "b\tno", 'c\tthe end"', 'd\t"one"', 'e\t"He said ""go"" now"', 'f\t"so" he said']
+    path = tmp_path / f"labels.{kind}"
+    path.write_text("name\ttext\n" + "\n".join([*lines, 'g\t"two', 'lines"', 'h\t"the end']), encoding="utf-8")
+    assert {name: label["text"] for name, label in read_labels(path).items()} == {
+        "a": '"Yes, he said.',
+        "b": "no",
+        "c": 'the end"',
+        "d": "one",
+        "e": 'He said "go" now',
+        "f": '"so" he said',
+        "g": "two\nlines",
+        "h": '"the end',
+    }
+
+
+@pytest.mark.parametrize("sign", [",", ";", "|"])
+def test_an_open_quotation_mark_elsewhere_is_a_fault(tmp_path, sign):
+    """Of two texts, which with tabs would be one each, or of one text with a line break."""
+    path = tmp_path / "labels.csv"
+    path.write_text(f'name{sign}text\na{sign}Hello.\nb{sign}"So we begin.\nc{sign}He said: go."\nd{sign}"x" y\n')
+    with pytest.raises(ValueError, match="line 3 has a quotation mark too many or too few") as error:
+        read_labels(path)
+    assert "line 5 has a quotation mark too many" in str(error.value)
+
+
+def test_a_cell_of_several_lines_before_other_cells(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text('name,text,split\na,"one\ntwo, three",train\nb,four,dev\n')
+    assert [label["text"] for label in read_labels(path).values()] == ["one\ntwo, three", "four"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_spreadsheet(tmp_path, streamed):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in [
+        (),
+        ("name", "text", "frames", "start", None),
+        (7, "Hello, you.", None, None),
+        (),
+        ("b.1", "再见", 12, 3.0),
+    ]:
+        book.active.append(row)
+    book.create_sheet("other").append(["x"])
+    if streamed:  # then the file does not say how large the sheet is
+        rows, book = list(book.active.values), openpyxl.Workbook(write_only=True)
+        sheet = book.create_sheet()
+        for row in rows:
+            sheet.append([cell for cell in row if cell is not None or row[0] is None] if row[0] == 7 else row)
+    book.save(tmp_path / "labels.xlsx")
+    assert read_labels(tmp_path / "labels.xlsx") == {
+        "7": {"name": "7", "text": "Hello, you.", "video_path": "7.mp4"},
+        "b.1": {"name": "b.1", "text": "再见", "frames": 12, "start": 3, "video_path": "b.1.mp4"},
+    }
+    (tmp_path / "labels.xlsx").write_bytes(b"name,text")
+    with pytest.raises(ValueError, match="not a readable .xlsx file: File is not a zip file"):
+        read_labels(tmp_path / "labels.xlsx")
+
+
+def test_without_openpyxl(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    (tmp_path / "labels.xlsx").touch()
+    with pytest.raises(ValueError, match=r"pip install -r requirements/tables\.txt, or save the table as \.csv"):
+        read_labels(tmp_path / "labels.xlsx")
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv"])
+def test_packed_with_gzip(tmp_path, kind):
+    path = written(tmp_path, kind)
+    packed = tmp_path / f"packed.{kind}.GZ"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert list(read_labels(packed).values()) == CLIPS
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="packed.* cannot be unpacked: .* Copy or make it again"):
+        read_labels(packed)
+
+
+def test_utf_16_as_spreadsheets_write_it(tmp_path):
+    path = written(tmp_path, "tsv")
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-16")
+    assert list(read_labels(path).values()) == CLIPS
+
+
+@pytest.mark.parametrize("kind", ["train", "json", "csv", "tsv"])
+def test_parts_of_a_recording(tmp_path, kind):
+    clips = [
+        {"video": "v.mp4", "text": "t", "start": start, "end": end} for start, end in [(0, 60), (60, "120.0"), (-1, -1)]
+    ]
+    labels = read_labels(written(tmp_path, kind, [{"name": str(i), **clip} for i, clip in enumerate(clips)]))
+    assert [(label.get("start"), label.get("end")) for label in labels.values()] == [(0, 60), (60, 120), (None, None)]
+    if kind != "train":  # whose clips have names
+        assert list(read_labels(written(tmp_path, kind, clips))) == ["v-0-60", "v-60-120", "v"]
+
+
+@pytest.mark.parametrize(
+    ("written_as", "words"),
+    [
+        ("['GOOD', 'DAY']", ["GOOD", "DAY"]),
+        ('["\\u4f60", "it\'s"]', ["你", "it's"]),
+        ("['GOOD' 'DAY'\n 'ALL']", ["GOOD", "DAY", "ALL"]),  # numpy's
+        ("('GOOD',)", ["GOOD"]),
+        ("[]", []),
+        ("[MALE] GOOD", "[MALE] GOOD"),
+        ("['GOOD'", "['GOOD'"),
+        ("['\\x']", "['\\x']"),
+        (["GOOD", 1], ["GOOD", 1]),
+    ],
+)
+def test_a_list_of_glosses(tmp_path, written_as, words):
+    for kind in ("train", "json", "csv"):
+        label = read_labels(written(tmp_path, kind, [{"name": "a", "gloss": written_as}]))["a"]
+        if isinstance(written_as, str) or kind != "csv":
+            assert label["gloss"] == words
+            assert target(label, "CSLR") == (words if isinstance(words, str) else " ".join(map(str, words)))
+
+
+@pytest.mark.parametrize("kind", ["train", "json", "csv"])
+def test_paths_of_windows_and_names_of_dev(tmp_path, kind):
+    clips = [
+        {"name": "x\\a", "video": "train\\a.mp4", "pose": "p\\a.npz", "split": "Val"},
+        {"name": "b", "split": "valid"},
+    ]
+    first, second = read_labels(written(tmp_path, kind, clips)).values()
+    assert first == {"name": "x/a", "video_path": "train/a.mp4", "pose": "p/a.npz", "split": "dev"}
+    assert second["split"] == "dev"
+
+
+def test_pictures_of_phoenix(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(
+        "name|video|start|end|speaker|orth|text\n11August_2010-1|11August_2010-1/1/*.png|-1|-1|S|ABEND|heute\n"
+    )
+    (label,) = read_labels(path).values()
+    assert DatasetSpec("x", {}, "p").pose_path(label).as_posix() == "p/11August_2010-1.pkl"
+    assert (label["video_path"], "start" in label) == ("11August_2010-1.mp4", False)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +241,9 @@ def test_where_the_pose_file_lies(tmp_path):
     assert spec.pose_path(second).as_posix() == "poses/dev/other/b.npz"
     del second["pose"]
     assert spec.pose_path(second).as_posix() == "poses/dev/deep/b.1.npz"
+    assert spec.pose_path({"video_path": "rec.1"}).as_posix() == "poses/dev/rec.1.npz"
+    assert spec.pose_path({"video_path": "v.mp4", "pose": "rec.1"}).as_posix() == "poses/dev/rec.1.npz"
+    assert spec.pose_path({"video_path": "rec.2.MOV"}).as_posix() == "poses/dev/rec.2.npz"
 
 
 # -- the clips of a split ----------------------------------------------------------------------------------------------
@@ -117,14 +253,31 @@ def news(n):
     return [{"video": f"{i}.mp4", "pose": f"{i}.pkl", "text": f"第{i}条"} for i in range(n)]
 
 
+def split_numbers(path, splits, **values):
+    spec = DatasetSpec("news", dict.fromkeys(splits, str(path)), "p", **values)
+    return {split: [int(name) for name in split_labels(spec, split)] for split in spec.labels}
+
+
 @pytest.mark.parametrize("n", [2, 99, 100, 101, 250])
 def test_the_last_hundredth_is_held_out_as_in_uni_sign(tmp_path, n):
     """Uni-Sign: train is [0, int(0.99 n)), all else the rest."""
-    path = str(written(tmp_path, "json", news(n)))
-    spec = DatasetSpec("news", {"train": path, "dev": path, "test": path}, "p", held_out=DATASETS["CSL_News"].held_out)
-    parts = {split: [int(name) for name in split_labels(spec, split)] for split in spec.labels}
-    assert parts["train"] == list(range(int(n * 0.99)))
-    assert parts["dev"] == parts["test"] == list(range(int(n * 0.99), n))
+    assert DATASETS["CSL_News"].labels.keys() == {"train", "dev"}
+    parts = split_numbers(written(tmp_path, "json", news(n)), ("train", "dev"), held_out=DATASETS["CSL_News"].held_out)
+    assert parts == {"train": list(range(int(n * 0.99))), "dev": list(range(int(n * 0.99), n))}
+
+
+def test_what_is_held_out_is_shared_by_dev_and_test(tmp_path):
+    path, three = written(tmp_path, "json", news(25)), ("train", "dev", "test")
+    train, dev, test = list(range(20)), [20, 21], [22, 23, 24]
+    assert split_numbers(path, three, held_out=0.2) == {"train": train, "dev": dev, "test": test}
+    assert split_numbers(path, ("test", "train"), held_out=0.2) == {"train": train, "test": dev + test}
+    same = split_numbers(path, three, held_out=0.2, dev_is_test=True)
+    assert same == {"train": train, "dev": dev + test, "test": dev + test}
+    assert split_numbers(path, three[:2], held_out=0.2, dev_is_test=True) == {"train": train, "dev": dev + test}
+    same = split_numbers(path, three[1:], dev_is_test=True)
+    assert same["dev"] == same["test"] == list(range(25))
+    with pytest.raises(ValueError, match="serves dev and test. Give its clips a field 'split', or set dev_is_test"):
+        split_numbers(path, three[1:], held_out=0.2)
 
 
 def test_one_file_with_a_column_of_splits(tmp_path):
@@ -159,9 +312,13 @@ def test_dev_and_test_of_one_file_with_a_column_of_splits_have_folders_of_their_
 @pytest.mark.parametrize(
     ("clips", "held_out", "said"),
     [
-        ([{"name": "a"}, {"name": "b"}], 0.0, "serves train and another split. Give its clips a field 'split'"),
+        (
+            [{"name": "a"}, {"name": "b"}],
+            0.0,
+            "serves train and dev. Give its clips a field 'split', or set held_out to the share",
+        ),
         ([{"name": "a", "split": "train"}, {"name": "b"}], 0.5, "1 clips have no 'split', the first is 'b'"),
-        ([{"name": "a", "split": "val"}], 0.0, "clip 'a' has the split 'val'; wanted train, dev, test"),
+        ([{"name": "a", "split": "all"}], 0.0, "clip 'a' has the split 'all'; wanted train, dev, test"),
         ([{"name": "a", "split": "dev"}], 0.0, "has no clips for the split 'train'"),
         ([{"name": "a"}], 0.5, "has no clips for the split 'train'"),
     ],
@@ -172,6 +329,26 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         split_labels(DatasetSpec("x", {"train": path, "dev": path}, "p", held_out=held_out), "train")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_clips_that_two_splits_share():
+    def clip(pose, text, **part):
+        return {"video_path": "v.mp4", "pose": pose, "text": text, **part}
+
+    labels = {
+        "train": {"a": clip("1.pkl", "one"), "b": clip("2.pkl", "two", start=0, end=60)},
+        "dev": {"a": clip("3.pkl", "three"), "c": clip("2.pkl", "four", start=60), "d": clip("x/../1.pkl", "two")},
+        "test": {"e": clip("2.pkl", "three", start=59, end=61), "f": clip("4.pkl", "five")},
+    }
+    labels = {split: {name: {"name": name, **clip} for name, clip in clips.items()} for split, clips in labels.items()}
+    dev, test, both = shared_clips(DatasetSpec("x", {}, "p"), labels, "SLT")
+    assert dev == Shared("dev", "train", names=["a"], poses=["d"], targets=["d"])
+    assert test == Shared("test", "train", names=[], poses=["e"], targets=[])
+    assert both == Shared("test", "dev", names=[], poses=["e"], targets=["e"])
+    apart = shared_clips(DatasetSpec("x", {}, "p/{split}"), labels, "SLT")
+    assert [shared.poses for shared in apart] == [[], [], []]
+    found = shared_clips(DatasetSpec("x", {}, "p", dev_is_test=True), labels, "SLT")
+    assert [(shared.split, shared.other) for shared in found] == [("dev", "train"), ("test", "train")]
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
@@ -187,11 +364,21 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         ("labels.json", "[1]", "entry 1 is 1; wanted the fields"),
         ("labels.json", '{"a": 1}', "'a' is 1; wanted the fields"),
         ("labels.json", '[{"text": "t"}]', "entry 1 has neither name nor video; its fields are 'text'"),
-        ("labels.json", '[{"name": "a"}, {"name": "a"}]', "the clip 'a' is there twice, the second time at entry 2"),
+        ("labels.json", '[{"name": "a"}, {"name": "a"}]', "clip 'a' is there twice, the second time at entry 2"),
         ("labels.json", '{"a": {"text": "s"}, "a": {"text": "t"}}', "the file has 'a' twice in one object. Remove one"),
         ("labels.jsonl", '{"name": "a", "text": "s", "text": "t"}', "line 1 has 'text' twice in one object"),
-        ("labels.json", '[{"name": "a", "frames": "12.5"}]', "clip 'a' has '12.5' frames; wanted a whole number"),
-        ("labels.json", '[{"name": "a", "frames": true}]', "clip 'a' has True frames"),
+        ("labels.json", '[{"name": "a", "frames": "12.5"}]', "clip 'a' has frames '12.5'; wanted a whole number"),
+        ("labels.json", '[{"name": "a", "frames": true}]', "clip 'a' has frames True; wanted"),
+        ("labels.json", '[{"name": "a", "start": 1.5}]', "has start 1.5; wanted a whole number of frames (seconds x"),
+        ("labels.json", '[{"name": "a", "start": 9, "end": 9}]', "begins at frame 9 and ends at 9; wanted start < end"),
+        ("labels.json", '[{"name": "a", "text": "hi \\ud83d"}]', "half a character in its text, as of an emoji cut in"),
+        ("labels.json", '[{"name": "a", "gloss": ["A", "\\ude00"]}]', "half a character in its gloss"),
+        ("labels.json", '[{"name": "a", "gloss": [["A"]]}]', "has the gloss [['A']]; wanted a text, or a list"),
+        ("labels.json", '[{"name": "a\\u0000b"}]', "has 'a\\x00b' as a path; wanted names of up to 240 bytes without"),
+        ("labels.json", '[{"name": "a", "pose": "\\ud83d"}]', "has '\\ud83d' as a path"),
+        ("labels.json", '[{"name": "%s"}]' % ("长" * 81), "as a path; wanted names of up to 240 bytes"),
+        ("labels.json", '[{"video": "C:\\\\a.mp4"}]', "points out of the data folder: 'C:/a.mp4'. Give its path in"),
+        ("labels.csv", "name,text,text,x,x\na,s,t,1,2\n", "line 1 has 2 columns 'text'. Rename or remove one"),
         ("labels.json", '[{"name": "a", "text": NaN}]', "clip 'a' has the text nan; wanted a text"),
         ("labels.json", '[{"name": "a", "gloss": NaN}]', "clip 'a' has the gloss nan; wanted a text, or a list"),
         ("labels.json", '[{"name": "a", "text": ["t"]}]', "clip 'a' has the text ['t']; wanted a text"),
@@ -203,7 +390,9 @@ def test_splits_that_cannot_be_told(tmp_path, clips, held_out, said):
         ("labels.csv", "name,text\n", "holds no clips"),
         ("labels.csv", "id,text\n1,t\n", "line 2 has neither name nor video; its fields are 'id', 'text'"),
         ("labels.csv", "name,text\na,one, two\n", "line 2 has 3 cells, the header 2: 'name', 'text'"),
-        ("labels.csv", 'name,text\na,"t\n', "line 2: unexpected end of data"),
+        ("labels.csv", 'name,text\na,"t\n', "line 2 has a quotation mark too many or too few (unexpected end of data)"),
+        ("labels.csv", '"name,text\n', "line 1 has a quotation mark too many or too few"),
+        ("labels.jsonl.gz", "[]", "cannot be unpacked: Not a gzipped file"),
         ("labels.csv", "name,text\na,\u00fc\n".encode("latin1"), "is not UTF-8 text"),
     ],
 )
@@ -246,14 +435,31 @@ def test_field_names_do_not_break_a_message(tmp_path, name, content):
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_tables_are_asked_for_a_column_and_other_kinds_are_not(tmp_path):
-    path = written(tmp_path, "csv")
-    check_column(path, "text")
-    path.write_text('name;"a\nb"\n1;2\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="no column 'text'; the columns are name, a b. "):
-        check_column(path, "text")
-    for kind in ("train", "json", "jsonl"):
-        check_column(written(tmp_path, kind), "elsewhere")
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv"])
+def test_all_faults_of_a_file_at_once(tmp_path, kind):
+    path = written(tmp_path, kind, [{"file": f"{i}.mp4", "sentence": "t"} for i in range(50)])
+    with pytest.raises(ValueError, match=r"\(49 more are so\)\.$") as error:
+        read_labels(path)
+    assert "rename 'file' to 'video', 'sentence' to 'text'" in str(error.value)
+    clips = [{"name": "a", "split": "x"}, {"name": "b", "frames": "?"}, {"name": "b"}, {"name": "../c", "split": "x"}]
+    with pytest.raises(ValueError, match="labels") as error:
+        read_labels(written(tmp_path, kind, clips))
+    said = str(error.value)
+    assert "clip 'a' has the split 'x'; wanted train, dev, test (1 more are so)." in said
+    assert "clip 'b' has frames '?'; wanted a whole number" in said
+    assert "clip 'b' is there twice" in said
+    assert "clip '../c' points out of the data folder" in said
+    assert "\n" not in said
+
+
+def test_names_that_others_give_to_the_fields():
+    assert renamed(["文件名", "File Name", "翻译", "Orth", "signer"]) == {
+        "File Name": "video",
+        "翻译": "text",
+        "Orth": "gloss",
+    }
+    assert renamed(["Name", "SENTENCE", "label", "Set"]) == {"Name": "name", "SENTENCE": "text", "Set": "split"}
+    assert renamed(["name", "text", "video_path", "label", "id"]) == {}
 
 
 def test_blanks_that_no_tokenizer_writes_twice():

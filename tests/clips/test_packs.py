@@ -15,7 +15,7 @@ from clips import packs as packed
 from clips.packs import DESCRIPTIONS, POSES, Content, DescriptionPack, PosePack, pack_pose, use_packs, write_pack
 from config import DatasetSpec
 from datasets import S2T_Dataset
-from pose.keypoints import read_pose
+from pose.keypoints import cut_clip, read_pose
 from temporal_alignment import DescriptionLoader
 from tools.pack_dataset import main
 from training.loader import BatchSampler, ClipLoader
@@ -91,12 +91,16 @@ def test_every_kind_of_numbers_and_every_dialect(shared_real, tmp_path):
     pack, sizes = PosePack(tmp_path / "pack"), {}
     assert len(pack) == len(jobs) >= 26
     for _, name in jobs:
-        expected, found = read_pose(folder / name), pack.read(pack.folder / name)
+        expected, found = read_pose(folder / name), pack.read(pack.folder / name, {})
         assert (found.start, found.n_after) == (expected.start, expected.n_after)
         for key in ("keypoints", "scores"):
             a, b = getattr(expected, key), getattr(found, key)
             assert a.dtype == b.dtype
             assert a.tobytes() == b.tobytes()
+        part = {"start": expected.start + 1, "end": expected.start + 3}
+        same_part, found = cut_clip(name, expected, part), pack.read(pack.folder / name, part)
+        assert (found.start, len(found), found.n_recorded) == (part["start"], 2, expected.n_recorded)
+        assert found.keypoints.tobytes() == same_part.keypoints.tobytes()
         sizes[name] = pack.content(name)[1].nbytes
     assert sizes["float16l.pkl"] < sizes["float32l.pkl"] < sizes["float64l.pkl"]  # no more than the numbers need
 
@@ -180,7 +184,7 @@ def test_clips_that_were_not_packed_are_missing(spelling):
     assert pack.sizes(paths).astype(bool).tolist() == [True, False, False]
     for path in paths[1:]:
         with pytest.raises(ValueError, match="is not in the pack"):
-            pack.read(path)
+            pack.read(path, {})
 
 
 def test_workers_share_a_pack_and_another_process_opens_its_own(spelling):

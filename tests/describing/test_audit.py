@@ -71,6 +71,7 @@ def test_counts(messy, capsys):
     }
     assert table["files"] == ["7"]
     assert table["described"] == ["12"]
+    assert table["numbered from"] == ["?"]
     assert table["clips"] == table["frames"] == table["coverage"] == ["?"]
     assert table["languages"] == ["en 11, zh 1"]
     assert table["distinct texts"] == ["4"]
@@ -142,6 +143,30 @@ def test_coverage_of_a_clip_cut_from_a_recording(tmp_path, capsys):
     assert (table["described"], table["frames"], table["coverage"]) == (["4"], ["4"], ["100.0 %"])
     assert table["frames outside the clip"] == ["8"]
     assert list(DescriptionLoader(tmp_path / "clean/train").load("a")) == [8, 9, 10, 11]
+
+
+def test_frames_numbered_from_one_are_renumbered(tmp_path, capsys):
+    """ffmpeg's pictures begin with 000001: the text of the last frame would lie beyond the end."""
+    for folder in ("poses", "texts/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    labels = [{"video": f"{name}.mp4", "text": "x"} for name in "abcd"]
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    (tmp_path / "own.toml").write_text('name = "own"\npose_dir = "poses"\n[labels]\ntrain = "labels.json"\n')
+    for length, name in enumerate("abcd", start=4):
+        pose = {"keypoints": [np.full((1, 133, 2), 0.5)] * length, "scores": [np.ones((1, 133))] * length}
+        (tmp_path / f"poses/{name}.pkl").write_bytes(pickle.dumps(pose))
+        numbers = range(1, length + 1) if name != "d" else range(2, 5)
+        entries = [{"filename": f"{n:06d}.jpg", "description": f"Picture {n}.", "made_by": f"m{n}"} for n in numbers]
+        (tmp_path / f"texts/train/{name}.json").write_text(json.dumps(entries))
+    flags = ["--dataset_config", tmp_path / "own.toml", "--root", tmp_path]
+    assert audit(tmp_path / "texts", *flags, "--repair", tmp_path / "clean") == 0
+    assert rows(capsys.readouterr().out)["numbered from"] == ["1"]
+    loader = DescriptionLoader(tmp_path / "clean/train")
+    assert loader.load("a") == {frame: f"Picture {frame + 1}." for frame in range(4)}
+    assert loader.load("d") == {frame: f"Picture {frame + 1}." for frame in (1, 2, 3)}
+    assert json.loads((tmp_path / "clean/train/a.json").read_text())[0]["made_by"] == "m1"
+    assert audit(tmp_path / "clean", *flags) == 0
+    assert rows(capsys.readouterr().out)["numbered from"] == ["0"]
 
 
 def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_path, capsys, caplog):

@@ -72,12 +72,14 @@ def alignment(data: bytes) -> None:
 
 
 def labels(data: bytes) -> None:
-    """As a packed pickle, unpacked, and as JSON."""
+    """As a packed pickle, unpacked, as JSON, and as tables."""
     from clips.labels import read_labels
 
     _refused(read_labels, _file("labels.train", gzip.compress(data, 1)))
     _refused(read_labels, _file("labels.plain", data))
-    _refused(read_labels, _file("labels.json", data))
+    for kind in ("json", "jsonl", "csv", "tsv", "csv.gz", "xlsx"):
+        _refused(read_labels, _file(f"labels.{kind}", data))
+    _refused(read_labels, _file("packed.csv.gz", gzip.compress(data, 1)))
 
 
 def poses(data: bytes) -> None:
@@ -129,7 +131,11 @@ def seeds(target: str) -> list[bytes]:
     if target == "poses":
         return [pickle.dumps(pose, protocol) for protocol in (0, 2, 4, 5)]
     if target == "labels":
-        return [*(pickle.dumps(table, protocol) for protocol in (0, 2, 4)), json.dumps(news).encode()]
+        return [
+            *(pickle.dumps(table, protocol) for protocol in (0, 2, 4)),
+            json.dumps(news).encode(),
+            b'name,text\na,"b"\n',
+        ]
     if target == "descriptions":
         return [json.dumps(document, ensure_ascii=False).encode() for document in documents]
     if target == "weights":

@@ -14,7 +14,7 @@ FILES = {
 def test_the_page(tmp_path):
     for name, content in FILES.items():
         (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
-    reports = [examine(Job(tmp_path, name, None)) for name in FILES]
+    reports = [examine(Job(tmp_path, name, None, {})) for name in FILES]
     page = page_of("texts", [SplitReport("train", reports, False)])
     assert "<h1>Descriptions in texts</h1>" in page
     assert "short: cut short" in page

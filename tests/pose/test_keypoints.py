@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from pose.keypoints import PART_ANCHOR, PART_JOINTS, PART_ORIGIN, Pose, normalize_keypoints, part_keypoints, read_pose
+from pose.keypoints import (
+    PART_ANCHOR,
+    PART_JOINTS,
+    PART_ORIGIN,
+    Pose,
+    cut_clip,
+    normalize_keypoints,
+    part_keypoints,
+    read_pose,
+)
 
 LENGTHS = {"body": 9, "left": 21, "right": 21, "face_all": 18}
 LEGAL = {"two_persons.pkl", "empty_person_frame.pkl", "all_scores_zero.pkl"}
@@ -221,12 +230,26 @@ def test_start_and_end_cut_a_clip_out(tmp_path):
 @pytest.mark.parametrize(("start", "end"), [(0, 12), (3, 8)])
 def test_the_number_of_frames_is_that_of_the_labels(tmp_path, start, end):
     path = saved(tmp_path, keypoints=frames(12, (133, 2)), scores=frames(12, (133,)), start=start, end=end)
-    assert len(read_pose(path, n_frames=end - start)) == end - start
+    pose = read_pose(path)
+    assert cut_clip(path, pose, {"frames": end - start}) is pose
     with pytest.raises(
         ValueError, match=rf"clip\.pkl: the clip has {end - start} frames, the labels say 11\. .*frame"
     ) as e:
-        read_pose(path, n_frames=11)
+        cut_clip(path, pose, {"frames": 11})
     assert "\n" not in str(e.value)
+
+
+def test_a_clip_that_is_cut_out_of_a_part_counts_as_the_recording(tmp_path):
+    path = saved(tmp_path, keypoints=frames(12, (133, 2)), scores=frames(12, (133,)), start=3, end=10)
+    pose = read_pose(path)
+    clip = cut_clip(path, pose, {"start": 5, "end": 8, "frames": 3})
+    assert (clip.start, len(clip), clip.n_after, clip.n_recorded) == (5, 3, 4, 12)
+    assert np.array_equal(clip.keypoints, pose.keypoints[2:5])
+    assert np.array_equal(clip.scores, pose.scores[2:5])
+    assert cut_clip(path, pose, {"start": 8}).frames == range(8, 10)
+    for label in ({"start": 2}, {"end": 11}, {"start": 10}):
+        with pytest.raises(ValueError, match="holds the frames 3 to 10, the labels say"):
+            cut_clip(path, pose, label)
 
 
 def test_whole_arrays_and_plain_lists_are_read_too(tmp_path):
@@ -236,6 +259,56 @@ def test_whole_arrays_and_plain_lists_are_read_too(tmp_path):
         pose = read_pose(saved(tmp_path, keypoints=pack(keypoints), scores=pack(scores)))
         assert pose.keypoints.dtype == np.float64
         np.testing.assert_array_equal(pose.keypoints, expected)
+
+
+@pytest.mark.parametrize("write", [np.savez, lambda path, **content: saved(path.parent, **content)])
+def test_one_person_s_frames_may_stand_behind_the_people(tmp_path, write):
+    rng = np.random.default_rng(0)
+    keypoints, scores = rng.random((40, 133, 2)), rng.random((40, 133))
+    path = tmp_path / "clip.npz"
+    path = write(path, keypoints=keypoints[None], scores=scores[None]) or path
+    pose = read_pose(path)
+    np.testing.assert_array_equal(pose.keypoints, keypoints)
+    np.testing.assert_array_equal(pose.scores, scores)
+    for people in (2, 3):  # nobody knows which of them signs
+        write(tmp_path / "clip.npz", keypoints=np.stack([keypoints] * people), scores=np.stack([scores] * people))
+        with pytest.raises(ValueError, match=rf"{people} frames of 40 people\..* keypoints\.swapaxes\(0, 1\)"):
+            read_pose(path)
+    # Sixteen people in three frames are a crowd.
+    write(tmp_path / "clip.npz", keypoints=keypoints[None, :16].repeat(3, 0), scores=scores[None, :16].repeat(3, 0))
+    np.testing.assert_array_equal(read_pose(path, person=2).keypoints, keypoints[2][None].repeat(3, 0))
+
+
+def test_scores_above_one_are_kept_and_percentages_refused(tmp_path):
+    keypoints, scores = np.random.default_rng(0).random((2, 4, 133, 2)), np.full((4, 133), 7.5)
+    np.savez(tmp_path / "a.npz", keypoints=keypoints[0], scores=scores)
+    pose = read_pose(tmp_path / "a.npz")  # rtmlib's are of this kind
+    assert (pose.scores == 7.5).all()
+    assert (part_keypoints(pose, np.arange(4))["body"][..., 2] == 1).all()
+    scores[2, 5] = 90
+    np.savez(tmp_path / "a.npz", keypoints=keypoints[0], scores=scores)
+    with pytest.raises(ValueError, match=r"a\.npz: scores reach 90; wanted 0 to 1\. Divide them"):
+        read_pose(tmp_path / "a.npz")
+
+
+def test_a_point_in_the_corner_is_not_seen(tmp_path):
+    rng = np.random.default_rng(0)
+    keypoints, scores = rng.uniform(0.4, 0.6, (9, 133, 2)), np.ones((9, 133))
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores)
+    whole = part_keypoints(read_pose(tmp_path / "a.npz"), np.arange(9))
+    keypoints[3] = 0
+    keypoints[5, 7] = 0
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores)
+    pose = read_pose(tmp_path / "a.npz")
+    assert not pose.scores[3].any()
+    assert (pose.scores == 0).sum() == 133 + 1
+    others = [0, 1, 2, 4, 6, 7, 8]
+    # As if only the rest had been there: the lost points neither shrink the body nor count as seen.
+    for part, values in part_keypoints(pose, np.arange(9)).items():
+        alone = part_keypoints(Pose(pose.keypoints[others], pose.scores[others]), np.arange(7))[part]
+        assert not values[3].any()
+        torch.testing.assert_close(values[others], alone, rtol=0, atol=0.03)
+        torch.testing.assert_close(values[others], whole[part][others], rtol=0, atol=0.03)
 
 
 def test_of_two_persons_the_first_counts(shared_real):

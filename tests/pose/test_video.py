@@ -59,6 +59,51 @@ def test_frames_are_counted_without_decoding(real_video, write_video, tmp_path):
         check_n_frames(tmp_path / "short.mp4", 20, 21)
 
 
+def with_cover(source, target, first):
+    """A film's packets beside a cover picture, or the cover alone; `first` puts the cover before the film."""
+    with av.open(str(target), "w") as container:
+        streams = []
+        if source:
+            with av.open(str(source)) as old:
+                streams.append(container.add_stream_from_template(old.streams.video[0]))
+                packets = [packet for packet in old.demux(video=0) if packet.dts is not None]
+        cover = container.add_stream("mjpeg", rate=25)
+        cover.height, cover.width, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        for packet in packets if source else ():
+            packet.stream = streams[0]
+            container.mux(packet)
+        container.mux(cover.encode(picture) + cover.encode())
+    if first:  # the box of the cover, udta, goes before those of the streams, trak
+        content = target.read_bytes()
+        place = content.index(b"moov") + 4
+        boxes, end = [], place
+        while end < len(content):
+            size = int.from_bytes(content[end : end + 4], "big")
+            boxes.append(content[end : end + size])
+            end += size
+        target.write_bytes(content[:place] + b"".join(sorted(boxes, key=lambda box: box[4:8] == b"trak")))
+    return target
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_cover_picture_is_no_film(write_video, tmp_path, first):
+    film = write_video(tmp_path / "film.mp4", greys(20))
+    path = with_cover(film, tmp_path / "a.mp4", first)
+    with av.open(str(path)) as container:
+        covers = [bool(stream.disposition & av.stream.Disposition.attached_pic) for stream in container.streams.video]
+    assert covers == [first, not first]
+    assert count_frames(path) == 20
+    assert read_facts(path) == Facts(64, 48, 25)
+    np.testing.assert_array_equal(list(read_pictures(path)), list(read_pictures(film)))
+
+
+def test_a_folder_of_pictures_is_told_how_to_become_a_video(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}: is a folder; wanted a video\. Make .*: ffmpeg .*\.mp4\.$"):
+        count_frames(tmp_path)
+
+
 def test_a_film_that_begins_late(write_video, tmp_path):
     """A cut without encoding: MP4 keeps all frames, and an edit list says that it begins with the sixth."""
     path = write_video(tmp_path / "a.mp4", greys(20))

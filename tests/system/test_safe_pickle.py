@@ -183,6 +183,25 @@ def test_arrays_cannot_reach_memory_that_is_not_theirs(tmp_path: Path, content: 
     assert_refused(path)
 
 
+def test_a_pickle_may_be_packed_though_it_need_not_be(tmp_path: Path) -> None:
+    content = {"keypoints": np.arange(6.0)}
+    (tmp_path / "a.pkl").write_bytes(gzip.compress(pickle.dumps(content)))
+    assert_same(load_pickle(tmp_path / "a.pkl"), content)
+
+
+def test_arrays_of_other_packages_are_named_with_their_cure(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pkl"
+    torch.save({"keypoints": torch.zeros(2)}, path)
+    assert_refused(path, r"torch\.save writes\. Pickle numpy arrays: tensor\.numpy\(\)\.$")
+    for content, cure in (
+        (torch.zeros(2), r"torch tensors\. Save numpy arrays: tensor\.numpy\(\)\.$"),
+        (np.ma.masked_less(np.arange(3.0), 1), r"masked arrays\. Save array\.filled\(0\), .* masked\.$"),
+    ):
+        path.write_bytes(pickle.dumps({"keypoints": content}))
+        assert_refused(path, cure)
+
+
 def test_internal_flags_in_a_file_are_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "flags.pkl"
     path.write_bytes(pickle.dumps(_array(_dtype("f8", 0x3F), np.array([1.0, 2.0]).tobytes()), protocol=4))
@@ -285,7 +304,7 @@ def test_damaged_compression_gives_one_line(tmp_path: Path) -> None:
     good = gzip.compress(pickle.dumps({"a": list(range(1000))}))
     for data, wanted in (
         (b"", "the file is empty"),
-        (b"<html>", r"not packed with gzip.*\.json, \.jsonl, \.csv or \.tsv"),
+        (b"<html>", r"not packed with gzip.*\.json, \.jsonl, \.csv, \.tsv or \.xlsx"),
         (good[: len(good) // 2], "cannot be read"),
         (good[:30] + bytes(20) + good[50:], "cannot be read"),
     ):

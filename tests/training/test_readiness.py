@@ -34,9 +34,9 @@ def test_of_many_files_some_are_opened(tmp_path, capsys):
     for i in (1, 2, 4):
         (descriptions / f"train{i}.json").write_text(MIXED, encoding="utf-8")
     spec = config.DATASETS["CSL_Daily"].under(tmp_path)
-    longest, texts = readiness.examine_split(Report(), spec, "train", 2)
+    look = readiness.look_at_split(Report(), spec, "train", 2)
     # Each of half of the clips has three texts.
-    assert (longest, texts) == (10, pytest.approx(1.5))
+    assert readiness.examine_descriptions(Report(), spec, "train", look, False) == pytest.approx(1.5)
     said = capsys.readouterr().out
     assert "with a text of their own: 50.0% of the clips, 15.0% of the frames" in said
     assert "estimated: 2 of 6 poses and 3 of 3 description files were opened; --full opens all" in said
@@ -48,14 +48,15 @@ def test_a_file_that_cannot_be_opened_does_not_end_the_look_at_a_split(tmp_path,
     (descriptions / "train1.json").touch()
     read = readiness.open_poses("").__class__.read
 
-    def refusing(self, path, n_frames=None):
+    def refusing(self, path, label):
         if path.stem == "train2":
             raise PermissionError(13, "Permission denied", str(path))
-        return read(self, path, n_frames)
+        return read(self, path, label)
 
     monkeypatch.setattr("pose.keypoints.PoseFolder.read", refusing)
     spec = config.DATASETS["CSL_Daily"].under(tmp_path)
-    assert readiness.examine_split(Report(), spec, "train", 200)[0] == 10
+    look = readiness.look_at_split(Report(), spec, "train", 200)
+    readiness.examine_descriptions(Report(), spec, "train", look, False)
     said = capsys.readouterr().out
     assert re.search(
         r"✗ poses: 4 found, 0 missing, 1 unreadable in .*; the first: .*Permission denied.*train2.pkl", said

@@ -1,0 +1,119 @@
+"""The rows of tables: `.csv`, `.tsv`, `.xlsx`; and the text of files that may be packed with gzip."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from system.safe_pickle import MAX_BYTES
+
+SUFFIXES = (".csv", ".tsv", ".xlsx")
+MAX_CELL_LINES = 1000
+
+Rows = Iterator[tuple[str, list[str] | ValueError]]
+
+
+def suffix_of(path: str | Path) -> str:
+    """Return a file's suffix in lower case, without that of gzip: ".csv" for LABELS.CSV.gz."""
+    return os.path.splitext(str(path).lower().removesuffix(".gz"))[1]
+
+
+def read_rows(path: str | Path) -> Rows:
+    """Read the rows of a table that are not blank, the header first.
+
+    Yields:
+        The row's place in the file, and its cells without blanks around them, or an error that says what is wrong.
+
+    Raises:
+        ValueError: not a table; one line that names the file.
+    """
+    for where, row in _sheet(path) if suffix_of(path) == ".xlsx" else _lines(path):
+        cells = row if isinstance(row, ValueError) else [cell.strip() for cell in row]
+        if isinstance(cells, ValueError) or any(cells):
+            yield where, cells
+
+
+def read_text(path: str | Path) -> str:
+    r"""Read a text file, packed or not, with \n at the end of lines.
+
+    Raises:
+        ValueError: too large, damaged, or in an unknown encoding; one line that names the file.
+    """
+    try:
+        with gzip.open(path) if str(path).lower().endswith(".gz") else open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be unpacked: {error}. Copy or make it again.") from None
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes. This is no label file.")
+    try:
+        # Spreadsheets also write UTF-16, which begins with a mark.
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not UTF-8 text. Save it as UTF-8 (in Excel: CSV UTF-8).") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _lines(path: str | Path) -> Rows:
+    lines = read_text(path).split("\n")
+    # Spreadsheets use semicolons in locales with a decimal comma; some corpora use tabs or bars.
+    sign = max("\t" if suffix_of(path) == ".tsv" else ",;\t|", key=lines[0].count)
+    number, n_signs = 0, math.inf
+    while number < len(lines):
+        row, n_lines = _row(lines, number, sign, n_signs)
+        number += n_lines
+        if n_signs == math.inf and isinstance(row, list):
+            n_signs = len(row) - 1
+        yield f"line {number}", row
+
+
+def _row(lines: list[str], first: int, sign: str, n_signs: float) -> tuple[list[str] | ValueError, int]:
+    """Return the row that begins at a line, and the number of its lines.
+
+    A cell in quotation marks may have several lines. But if that line and the next could both be rows, the mark was
+    left open. In a table with tabs, which no text has, it then belongs to the text; elsewhere it is an error.
+    """
+    used = 0
+
+    def of_row() -> Iterator[str]:
+        nonlocal used
+        for number in range(first, min(first + MAX_CELL_LINES, len(lines))):
+            if used and min(lines[first].count(sign), lines[number].count(sign)) >= n_signs:
+                return
+            used += 1
+            yield f"{lines[number]}\n"
+
+    try:
+        return next(csv.reader(of_row(), delimiter=sign, strict=True)), used
+    except csv.Error as error:
+        if sign == "\t":
+            return lines[first].split(sign), 1
+        wrong = f"has a quotation mark too many or too few ({error}). A cell that begins with one ends with one, too"
+        return ValueError(f'{wrong}; within it, "" stands for one'), 1
+
+
+def _sheet(path: str | Path) -> Rows:
+    try:
+        import openpyxl
+    except ImportError:
+        raise ValueError(
+            f"{path}: .xlsx files are read with openpyxl, which is not installed. pip install -r "
+            "requirements/tables.txt, or save the table as .csv."
+        ) from None
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if sum(part.file_size for part in parts.infolist()) > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES} bytes unpacked")
+        sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
+        rows = [["" if cell is None else str(cell) for cell in row] for row in sheet.values]
+    except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{path}: not a readable .xlsx file: {reason}. Save it again, or as .csv.") from None
+    width = max(map(len, rows), default=0)
+    return ((f"row {number}", row + [""] * (width - len(row))) for number, row in enumerate(rows, start=1))

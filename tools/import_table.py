@@ -1,0 +1,364 @@
+"""Make a data set of your own from a table and a folder of videos: labels, splits and the TOML file."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from clips.labels import FIELDS, Label, clean_label, read_table, renamed, shared_clips, split_labels
+from clips.tables import SUFFIXES, suffix_of
+from config import POSE_SUFFIXES, SPLIT_NAMES, SPLITS, VIDEO_SUFFIXES, DatasetSpec, without_suffix
+from system.disk import write_text
+from utils import Parser, installed, run
+
+HELD_OUT = 10  # one clip in so many goes to dev, and one to test
+LISTED = 10  # rows or files in a list
+STEPS = 10  # optimizer steps of an epoch, at least
+LETTERS = {
+    "Japanese": re.compile("[\u3040-\u30ff]"),
+    "Korean": re.compile("[\uac00-\ud7af]"),
+    "Thai": re.compile("[\u0e00-\u0e7f]"),
+    "Chinese": re.compile("[\u4e00-\u9fff]"),
+}
+UNSPACED = ("Chinese", "Japanese", "Thai")
+TOML_KEYS = {  # and what is said beside them
+    "name": "",
+    "pose_dir": "",
+    "rgb_dir": "  # read only with --rgb_support",
+    "description_dir": "",
+    "language": "  # named in the prompt of mT5",
+    "text_unit": '  # "char" for languages without spaces between words, such as Chinese',
+    "tasks": "",
+}
+EXAMPLES = """examples:
+  python -m tools.import_table sheet.xlsx --videos my_videos --out my_data --language German
+  python -m tools.import_table labels.csv --videos my_poses --out my_data --split random
+
+The table is .xlsx, .csv or .tsv: a header, then a row per clip. The columns may have any usual name, such as file and
+sentence; what they are taken for is printed. If the table has a column of start and end, in frames or seconds, a clip
+is that part of its video. Rows that cannot be used are listed and left out, and the exit status is 1.
+
+A column train/dev/test splits the clips. Without one, dev and test get a tenth each: other signers than train, if the
+table says who signs and there are three, or other videos. The same table always gives the same split."""
+
+
+def get_args_parser() -> Parser:
+    """Build the argument parser."""
+    parser = Parser(prog="python -m tools.import_table", description=__doc__, epilog=EXAMPLES)
+    add = parser.add_argument
+    parser.add_argument("table", metavar="TABLE", help=".xlsx, .csv or .tsv")
+    add("--videos", required=True, metavar="DIR", help="folder of the videos, or of their pose files")
+    add("--out", required=True, metavar="DIR", help="where labels.csv and dataset.toml go")
+    add("--language", default="", help="of the sentences, as mT5 is told; default: by their letters, else English")
+    add("--split", default="", choices=("signer", "random"), help="in place of the table's; default: see below")
+    return parser
+
+
+class Files:
+    """The videos of a folder (or the pose files, if it has no videos), found by what tables say of them.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        there = [path.relative_to(folder) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        videos = [path.as_posix() for path in there if path.suffix.lower() in VIDEO_SUFFIXES]
+        self.paths = videos or [path.as_posix() for path in there if path.suffix.lower() in POSE_SUFFIXES]
+        self.are_poses = not videos
+        if not self.paths:
+            raise FileNotFoundError(f"--videos: {folder} holds no videos ({', '.join(VIDEO_SUFFIXES)}) nor pose files.")
+        ends = Counter(end for path in self.paths for end in _ends(path))
+        self._by_end = {end: path for path in self.paths for end in _ends(path) if ends[end] == 1}
+        self._by_path = {_ends(path)[0]: path for path in self.paths}
+
+    def find(self, cell: str) -> str | None:
+        """Return the file that a cell means, with or without the suffix: one path has to be the end of the other."""
+        ends = _ends(cell)
+        return self._by_end.get(ends[0]) or next((self._by_path[end] for end in ends if end in self._by_path), None)
+
+
+def _ends(path: str) -> list[str]:
+    """Return a path without its suffix, and without its first folders, one after the other."""
+    parts = without_suffix(path.replace("\\", "/")).casefold().split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
+# -- what the table says -----------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """What was found: field -> column, the fields of each clip, and a line for each row that is left out."""
+
+    columns: dict[str, str]
+    clips: list[Label]
+    left_out: list[str]
+
+
+def find_clips(path: str, files: Files) -> Table:
+    """Read a table and find out what its columns are.
+
+    Raises:
+        FileNotFoundError: the table does not exist.
+        ValueError: not a table, or no row can be used.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    if suffix_of(path) not in SUFFIXES:
+        raise ValueError(f"{path}: wanted a table, {', '.join(SUFFIXES)}. Save it as one of these.")
+    entries = [(where, entry) for where, _, entry in read_table(path)]
+    rows = [entry for _, entry in entries if not isinstance(entry, ValueError)]
+    columns = guess_columns(path, rows, files)
+    frame = frame_numbers(columns, rows, files)
+    clips: dict[str, Label] = {}
+    left_out = []
+    for where, entry in entries:
+        try:
+            if isinstance(entry, ValueError):
+                raise entry
+            clip = _clip(entry, columns, files, frame)
+            if clip["name"] in clips:
+                raise ValueError(f"{clip['name']} is there twice")
+            clips[clip["name"]] = clip
+        except ValueError as error:
+            left_out.append(f"{where}: {error}")
+    if not clips:
+        raise ValueError(f"{path}: no row can be used. {'. '.join(left_out[:LISTED])}.")
+    return Table(columns, list(clips.values()), left_out)
+
+
+def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, frame: Frame) -> Label:
+    """Return a row's fields; raise a ValueError that says why it cannot be used."""
+    clip: Label = {name: row[column] for name, column in columns.items() if row[column]}
+    cell = clip.pop("video", "")
+    file = files.find(cell)
+    if file is None:
+        raise ValueError(f"no file, or more than one, is named {cell!r:.60}" if cell else "names no file")
+    if not clip.keys() & {"text", "gloss"}:
+        raise ValueError(f"{file} has no text")
+    for field in clip.keys() & {"text", "gloss"}:
+        clip[field] = " ".join(clip[field].split())
+    for end in [end for end in ("start", "end") if end in clip]:
+        clip[end] = frame(file, clip[end])
+    clip["pose" if files.are_poses else "video"] = file
+    label, faults = clean_label(None, {**clip, "split": ""})
+    if faults:
+        raise ValueError(f"{file} {', '.join(faults)}")
+    return clip | {"name": label["name"]}
+
+
+def guess_columns(path: str, rows: Sequence[Mapping[str, str]], files: Files) -> dict[str, str]:
+    """Return field -> column, by the columns' names; that of the videos by what is in it.
+
+    Raises:
+        ValueError: no column names files, or holds texts.
+    """
+    header = list(rows[0]) if rows else []
+    columns = {field: name for name, field in renamed(header).items()} | {f: f for f in FIELDS if f in header}
+    likely = columns.get("video"), columns.get("video_path")
+    hits = {name: sum(files.find(row[name]) is not None for row in rows) for name in header}
+    video = max(header, key=lambda name: (hits[name], name in likely), default="")
+    if not hits.get(video):
+        shown = ", ".join(f"{cell!r:.40}" for cell in list(rows[0].values())[:LISTED]) if rows else "nothing"
+        raise ValueError(
+            f"{path}: no cell names a file of --videos, such as {files.paths[0]!r}; the first row holds {shown}. One "
+            "column has to hold their names, with or without the ending."
+        )
+    unused = ("video", "video_path", "pose", "frames")
+    columns = {"video": video} | {f: name for f, name in columns.items() if f not in unused and name != video}
+    if not columns.keys() & {"text", "gloss"}:
+        free = [name for name in header if name and name not in columns.values()]
+        if not free:
+            raise ValueError(f"{path}: no column holds sentences; the columns are {', '.join(header)}. Add 'text'.")
+        columns["text"] = max(free, key=lambda name: sum(len(row[name]) for row in rows))
+    return columns
+
+
+Frame = Callable[[str, str], int]
+
+
+def frame_numbers(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]], files: Files) -> Frame:
+    """Return what makes a frame number of a video's name and a cell of `start` or `end`: frames, seconds, or h:m:s."""
+    names = [columns[end] for end in ("start", "end") if end in columns]
+    cells = [row[name] for row in rows for name in names]
+    named = any(re.search("sec|time|realigned", name.lower()) for name in names)
+    in_seconds = named or any(re.search(r":|\.\d*[1-9]", cell) for cell in cells)
+
+    @cache
+    def rate(file: str) -> float:
+        from pose.video import read_facts
+
+        if files.are_poses:
+            raise ValueError("is in seconds; without videos, wanted numbers of frames")
+        return read_facts(Path(files.folder) / file).fps
+
+    def number(file: str, cell: str) -> int:
+        if cell == "-1":  # PHOENIX-2014T: all
+            return -1
+        if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", cell):
+            raise ValueError(f"begins or ends at {cell!r}; wanted a frame, seconds, or hours:minutes:seconds")
+        parts = map(float, reversed(cell.split(":")))
+        seconds = sum(part * 60**place for place, part in enumerate(parts))
+        return round(seconds * rate(file)) if in_seconds else int(seconds)
+
+    return number
+
+
+# -- what is made of it ------------------------------------------------------------------------------------------------
+
+
+def split_clips(table: Table, how: str) -> str:
+    """Give each clip its split, and return how that was done.
+
+    Raises:
+        ValueError: there are too few clips or signers.
+    """
+    clips = table.clips
+    if len(clips) < len(SPLITS):
+        raise ValueError(f"{len(clips)} clips cannot be split into train, dev and test.")
+    given = {SPLIT_NAMES.get(clip.get("split", "").lower()) for clip in clips}
+    if not how and given == set(SPLITS):
+        return f"as the column {table.columns['split']!r} says"
+    signers = {clip.get("signer") for clip in clips}
+    many = len(signers) >= len(SPLITS) and None not in signers
+    if how == "signer" and not many:
+        raise ValueError(
+            f"--split signer: wanted a column 'signer' with three signers or more, and a name in every row; it has "
+            f"{len(signers - {None})}."
+        )
+    key = "signer" if how == "signer" or (many and not how) else "video"
+    groups: dict[str, list[Label]] = {}
+    for clip in clips:
+        groups.setdefault(clip.get(key) or clip["name"], []).append(clip)
+    if len(groups) < len(SPLITS):  # parts of one or two videos
+        groups = {clip["name"]: [clip] for clip in clips}
+    # The smallest first, so that train keeps the most; of the same size, in an order that is random but repeats.
+    waiting = sorted(groups, key=lambda group: (-len(groups[group]), hashlib.sha256(group.encode()).digest()))
+    wanted = max(1, len(clips) // HELD_OUT)
+    for split, n_later in (("test", 2), ("dev", 1), ("train", 0)):
+        taken = 0
+        while len(waiting) > n_later and (taken < wanted or split == "train"):
+            group = groups[waiting.pop()]
+            taken += len(group)
+            for clip in group:
+                clip["split"] = split
+    return "other signers in each" if key == "signer" else "at random"
+
+
+def guess_language(clips: Sequence[Label]) -> str:
+    """Return the language whose letters most sentences have, English for all that share their letters."""
+    texts = [clip.get("text") or clip["gloss"] for clip in clips]
+    n_with = {name: sum(map(bool, map(letters.search, texts))) for name, letters in LETTERS.items()}
+    return next((name for name, n in n_with.items() if n > len(texts) / 2), "English")
+
+
+def write(table: Table, files: Files, out: Path, language: str) -> DatasetSpec:
+    """Write labels.csv and dataset.toml; return the data set."""
+    clips, labels = table.clips, out / "labels.csv"
+    guessed = guess_language(clips)
+    spec = DatasetSpec(
+        name=out.resolve().name,
+        labels=dict.fromkeys(SPLITS, labels.as_posix()),
+        pose_dir=(Path(files.folder) if files.are_poses else out / "poses").as_posix(),
+        rgb_dir="" if files.are_poses else Path(files.folder).as_posix(),
+        description_dir=(out / "descriptions").as_posix(),
+        language=language or guessed,
+        text_unit="char" if guessed in UNSPACED else "word",
+        tasks=tuple(
+            task for task, field in (("SLT", "text"), ("CSLR", "gloss")) if any(field in clip for clip in clips)
+        ),
+    )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f for f in FIELDS if any(f in clip for clip in clips)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(clips)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(labels, text.getvalue())
+    values = {key: getattr(spec, key) for key in TOML_KEYS if getattr(spec, key)}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}{TOML_KEYS[key]}" for key, value in values.items()]
+    paths = [f"{split} = {json.dumps(path, ensure_ascii=False)}" for split, path in spec.labels.items()]
+    head = "# For --dataset_config. Paths start from --root."
+    write_text(out / "dataset.toml", "\n".join([head, *lines, "", "[labels]", *paths, ""]))
+    return spec
+
+
+def summary(table: Table, files: Files, spec: DatasetSpec, how: str) -> str:
+    """Return what was found, what is missing, and the commands to go on with."""
+    lines = [f"{field:8} is column {name!r}" for field, name in table.columns.items()]
+    for split in SPLITS:
+        clips = [clip for clip in table.clips if clip["split"] == split]
+        signers = sorted({clip["signer"] for clip in clips if "signer" in clip})
+        who = f" of {', '.join(signers[:LISTED])}{' ...' if len(signers) > LISTED else ''}" if signers else ""
+        lines.append(f"{split:8} {len(clips)} clips{who} ({how})")
+    labels = {split: split_labels(spec, split) for split in SPLITS}
+    for shared in shared_clips(spec, labels, spec.tasks[0]):
+        if shared.targets:
+            n = len(shared.targets), len(labels[shared.split])
+            lines.append(f"{shared.split:8} has {n[0]} of {n[1]} clips whose text {shared.other} has, too")
+    lines.append(f"language is {spec.language}; if not, edit dataset.toml")
+    used = {clip.get("video") or clip.get("pose") for clip in table.clips}
+    unused = [path for path in files.paths if path not in used]
+    for what, missing in (("row left out", table.left_out), ("file not used", unused)):
+        lines += [f"{what}: {line}" for line in missing[:LISTED]]
+        lines += [f"... and {len(missing) - LISTED} more"] if len(missing) > LISTED else []
+    return "\n".join([*lines, f"{Path(spec.labels['train']).parent}: labels.csv and dataset.toml written. Next:", ""])
+
+
+def next_commands(spec: DatasetSpec, files: Files, n_train: int) -> list[str]:
+    """Return the commands from here to a report."""
+    config = Path(spec.labels["train"]).with_name("dataset.toml").as_posix()
+    flags, run_folder = f"--dataset_config {shlex.quote(config)}", shlex.quote(f"./output_{spec.name}")
+    batch = min(8, max(1, n_train // STEPS))
+    steps = f"--batch-size {batch} --gradient-accumulation-steps {min(4, max(1, n_train // (STEPS * batch)))}"
+    commands = [
+        f"python describe.py {flags}{_aspect(files)}",
+        f"python pre_training_checklist.py {flags} --use_descriptions",
+        f"python fine_tuning.py {flags} --use_descriptions {steps} --lr 3e-4 --finetune "
+        f"./pretrained_weight/csl_stage1_weight.pth --output_dir {run_folder}",
+    ]
+    if not files.are_poses:
+        paths = f"{shlex.quote(spec.rgb_dir)} --out {shlex.quote(spec.pose_dir)}"
+        commands.insert(0, f"python -m tools.extract_poses {paths} --look my_pictures")
+    return commands
+
+
+def _aspect(files: Files) -> str:
+    if files.are_poses or not installed("av"):
+        return ""
+    from pose.video import read_facts
+
+    with contextlib.suppress(ValueError):  # of a damaged video, which tools.extract_poses names
+        facts = read_facts(Path(files.folder) / files.paths[0])
+        return f" --aspect {facts.width / facts.height:.4g}"
+    return ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Import a table; return the exit status."""
+    args = get_args_parser().parse_args(argv)
+    out = Path(args.out)
+    if there := [str(out / name) for name in ("labels.csv", "dataset.toml") if (out / name).exists()]:
+        raise ValueError(f"--out: {' and '.join(there)} exist already. Remove them, or name another folder.")
+    files = Files(args.videos)
+    table = find_clips(args.table, files)
+    how = split_clips(table, args.split)
+    spec = write(table, files, out, args.language)
+    commands = next_commands(spec, files, sum(clip["split"] == "train" for clip in table.clips))
+    sys.stdout.write(summary(table, files, spec, how) + "".join(f"  {command}\n" for command in commands))
+    return 1 if table.left_out else 0
+
+
+if __name__ == "__main__":
+    run(lambda: sys.exit(main()))

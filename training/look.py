@@ -1,0 +1,249 @@
+"""A look at a run's data: what its poses, texts and descriptions hold, and what is wrong with them.
+
+Everything is computed from a sample of each split. A finding is a `Line`, which `training.findings` puts into words.
+Thresholds are chosen so that the public corpora that were tried stay below them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clips.labels import Label, shared_clips, split_labels
+from clips.packs import PosePack, open_descriptions
+from config import DatasetSpec
+from models import Uni_Sign
+from network.vocabulary import Tokenizer
+from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Part, Pose, PoseFolder
+from system import distributed
+from temporal_alignment import DescriptionCounts, numbered_from_one
+from training import metrics
+from training.findings import Report
+from training.loader import ClipLoader
+from utils import progress
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 200  # clips of each split to look at
+AT_START = 25  # clips whose poses are opened when a run starts: some tenths of a second
+# Smallest share of good points of each part. Nine points of the upper body are in nearly every picture of signing, but
+# a hand may hang down or a corpus be of one-handed signs: only one that is never seen is suspicious. Some extractors
+# leave out the face on purpose.
+LEAST: dict[Part, float] = {"body": 0.5, "left": 0.01, "right": 0.01, "face_all": 0.01}
+SHORTEST = 5  # frames: the kernel of the temporal convolutions, a fifth of a second
+ABOVE_ONE = 0.5  # share of scores: some detectors exceed 1 a little; where most do, 0.3 separates nothing
+MOST_LOST = (
+    5.0  # percent for a perfect model; Uni-Sign's way of scoring Chinese takes a little for each full-width "！"
+)
+MOST_CUT = 0.01  # share of targets that are cut
+_JOINTS = np.concatenate(list(PART_JOINTS.values()))
+
+
+class Line(NamedTuple):
+    """A finding: its mark ("·" good to know, "!" worth mending), its name in `findings.TEXTS`, and the values there."""
+
+    mark: str
+    name: str
+    values: Sequence[Any]
+
+
+class ClipLook(NamedTuple):
+    """What a clip's pose holds.
+
+    Attributes:
+        n_frames: number of frames.
+        low: lowest score.
+        high: highest score.
+        above_one: share of scores above 1.
+        corner: share of the model's points at exactly (0, 0).
+        good: share of good points of each part.
+    """
+
+    n_frames: int
+    low: float
+    high: float
+    above_one: float
+    corner: float
+    good: dict[Part, float]
+
+
+@dataclass
+class SplitLook:
+    """What the files of a split hold.
+
+    Attributes:
+        labels: name -> fields.
+        paths: name -> pose file.
+        poses: reads them.
+        missing: clips without a pose file.
+        filed: clips with a description file.
+        chosen: clips whose pose files were to be opened.
+        faults: why some of these cannot be read, one line each.
+        clips: what the others hold.
+        texts: number of valid descriptions of each clip whose file was opened.
+        counts: what these files hold; None without a folder of descriptions.
+        from_one: whether descriptions number the frames from 1.
+    """
+
+    labels: Mapping[str, Label]
+    paths: Mapping[str, Path]
+    poses: PoseFolder | PosePack
+    missing: list[str]
+    filed: list[str]
+    chosen: list[str]
+    faults: list[str] = field(default_factory=list)
+    clips: dict[str, ClipLook] = field(default_factory=dict)
+    texts: dict[str, int] = field(default_factory=dict)
+    counts: DescriptionCounts | None = None
+    from_one: bool = False
+
+    def lines(self) -> list[Line]:
+        """Return what is to be said about the poses, and about the numbering of descriptions."""
+        if not self.clips:
+            return []
+        lengths, low, high, above_one, corner, good = zip(*self.clips.values(), strict=True)
+        weights = np.array(lengths) / sum(lengths)
+        shares = {part: float(weights @ [clip[part] for clip in good]) for part in PART_JOINTS}
+        seen = min(lengths), max(lengths), float(np.median(lengths)), min(low), max(high), *shares.values()
+        found = [Line("·", "seen", (*seen, float(weights @ corner)))]
+        found += [
+            Line("·" if part == "face_all" else "!", f"unseen_{part}", (shares[part],))
+            for part in LEAST
+            if shares[part] < LEAST[part]
+        ]
+        if weights @ above_one > ABOVE_ONE:
+            found.append(Line("!", "above_one", (max(high),)))
+        if short := [name for name, clip in self.clips.items() if clip.n_frames < SHORTEST]:
+            found.append(Line("!", "short", (len(short), SHORTEST, short[0])))
+        return found + [Line("!", "from_one", ())] * self.from_one
+
+
+def look_at_pose(pose: Pose) -> ClipLook:
+    """Measure what a pose holds."""
+    good = pose.scores > SCORE_THRESHOLD  # (F, 133)
+    return ClipLook(
+        len(pose),
+        float(pose.scores.min()),
+        float(pose.scores.max()),
+        float((pose.scores > 1).mean()),
+        float((pose.keypoints[:, _JOINTS] == 0).all(2).mean()),
+        {part: float(good[:, joints].mean()) for part, joints in PART_JOINTS.items()},
+    )
+
+
+def look_at_files(
+    title: str,
+    labels: Mapping[str, Label],
+    paths: Mapping[str, Path],
+    sizes: np.ndarray,
+    poses: PoseFolder | PosePack,
+    descriptions: Path | None,
+    limit: int,
+) -> SplitLook:
+    """Open about `limit` pose files and as many description files of a split.
+
+    Args:
+        title: for the progress bar.
+        labels: name -> fields.
+        paths: name -> pose file, in the same order.
+        sizes: their sizes, 0 for missing ones.
+        poses: reads them.
+        descriptions: the folder of descriptions, packed or in files; None for none.
+        limit: number of clips.
+    """
+    missing = {name for name, size in zip(paths, sizes, strict=True) if not size}
+    reader, unfiltered = (open_descriptions(descriptions) if descriptions else None for _ in range(2))
+    filed = [name for name, size in zip(labels, reader.sizes([*labels]), strict=True) if size] if reader else []
+    described = dict.fromkeys(every(filed, limit))
+    counts = reader.counts if reader else None
+    look = SplitLook(labels, paths, poses, list(missing), filed, every(labels, limit), counts=counts)
+    numbers: list[tuple[int, Collection[int]]] = []
+    for name in progress(dict.fromkeys([*look.chosen, *described]), title):
+        pose = None
+        if name not in missing:
+            try:
+                pose = poses.read(paths[name], labels[name])
+                look.clips[name] = look_at_pose(pose)
+            except (ValueError, OSError) as error:
+                look.faults.append(str(error))
+        if name in described and reader and unfiltered:
+            look.texts[name] = len(reader.load(name, pose.frames if pose else None))
+            numbers += [(pose.n_recorded, list(unfiltered.load(name)))] if pose else []
+    look.from_one = numbered_from_one(numbers)
+    return look
+
+
+def look_at_texts(
+    tokenizer: Tokenizer, targets: Mapping[str, str], spec: DatasetSpec, task: str, max_tokens: int
+) -> list[Line]:
+    """Compare targets with what the tokenizer makes of them.
+
+    Args:
+        tokenizer: the model's.
+        targets: name -> target.
+        spec: the data set, for its way of scoring.
+        task: SLT, ISLR or CSLR.
+        max_tokens: at which targets are cut.
+    """
+    n = len(targets)
+    tokens = {name: tokenizer.encode(text, len(text.encode()) + 2) for name, text in targets.items()}
+    cut = [name for name, ids in tokens.items() if len(ids) > max_tokens]
+    learned = {name: tokenizer.decode(tokenizer.encode(targets[name], max_tokens)) for name in cut}
+    whole = {name: tokenizer.decode(ids) for name, ids in tokens.items()}
+    changed = [name for name, text in whole.items() if text != targets[name].strip()]
+    scores = metrics.score(
+        task, list((whole | learned).values()), [*targets.values()], spec.text_unit, spec.bleu_tokenizer
+    )
+    metric, higher = metrics.MAIN_METRIC[task]
+    score = scores.values[metric]
+    example = f": {targets[changed[0]]!r:.40} > {whole[changed[0]]!r:.40}" if changed else ""
+    longest = max(map(len, tokens.values()))
+    found = [Line("·", "tokenized", (len(changed) / n, example, metric, score, len(cut) / n, max_tokens, longest))]
+    if abs((100.0 if higher else 0.0) - score) > MOST_LOST:
+        found.append(Line("!", "lost", (metric, score, spec.text_unit)))
+    if len(cut) > MOST_CUT * n:
+        found.append(Line("!", "cut", (len(cut), n, max_tokens, cut[0], learned[cut[0]][-20:], longest)))
+    return found
+
+
+def look_at_splits(spec: DatasetSpec, task: str) -> list[Line]:
+    """Compare the splits whose label files exist with one another."""
+    labels = {split: split_labels(spec, split) for split, path in spec.labels.items() if Path(path).is_file()}
+    found = []
+    for shared in shared_clips(spec, labels, task):
+        pair, n = (shared.split, shared.other), len(labels[shared.split])
+        found += [Line("!", "shared_names", (len(shared.names), n, *pair, shared.names[0]))] if shared.names else []
+        found += [Line("!", "shared_poses", (len(shared.poses), n, *pair, shared.poses[0]))] if shared.poses else []
+        if shared.targets and task != "ISLR":  # there, words are meant to be in all
+            found.append(Line("·", "shared_texts", (len(shared.targets), n, *pair, shared.targets[0])))
+    return found or [Line("✓", "apart", ())] * (len(labels) > 1)
+
+
+def every(names: Iterable[str], limit: int) -> list[str]:
+    """Return some evenly spaced names: at least `limit`, if there are so many, and less than twice as many."""
+    names = list(names)
+    return names[:: max(1, len(names) // limit)]
+
+
+def log_look(loaders: Mapping[str, ClipLoader], model: Uni_Sign) -> None:
+    """Log what a run's data hold, from a few clips of each split."""
+    if not distributed.is_main():
+        return
+    report = Report(write=logger.info)
+    for split, loader in loaders.items():
+        dataset = loader.dataset
+        with report.section(f"{dataset.spec.name} {split}"):
+            folder = Path(dataset.spec.description_dir) / dataset.spec.folder(split)
+            texts = None if dataset.descriptions is None else folder
+            files = dataset.labels, dataset.pose_paths, dataset.sizes, dataset.poses, texts
+            report.say_all(look_at_files(split, *files, AT_START).lines())
+            targets = {name: dataset.target(name) for name in every(dataset.names, SAMPLE)}
+            max_tokens = model.config.max_target_tokens
+            report.say_all(look_at_texts(model.tokenizer, targets, dataset.spec, dataset.task, max_tokens))
+    with report.section(report.text("splits")):
+        report.say_all(look_at_splits(dataset.spec, dataset.task))
