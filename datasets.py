@@ -87,7 +87,7 @@ class S2T_Dataset(Dataset[Sample]):
         if rgb_support:
             if not spec.rgb_dir:
                 raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
-            sizes = file_sizes(self.video_paths.values())
+            sizes = np.array(file_sizes(self.video_paths.values()))
             self._check_files("videos", places.rgb_dir, self.video_paths, sizes, max_bad_clips)
         self.descriptions: DescriptionLoader | DescriptionPack | None = None
         self.aligner = TemporalAligner()

@@ -47,7 +47,7 @@ from training.loader import ClipLoader
 from training.look import log_look
 from training.memory import explain_memory
 from training.run_folder import Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
-from utils import git_revision, progress, run, seed_everything, start_log
+from utils import git_revision, progress, run, seed_everything, start_log, uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
     """Log the training plan, above all the global batch size, which must match for runs to be comparable."""
     world = distributed.world_size()
     logger.info(
-        "global batch %d = %d clips x %d micro-batches x %d processes; %d epochs of %d steps, lr %g, %s, ZeRO-%d.",
+        "global batch %d = %d clips x %d micro-batches x %d processes; %d epochs of %d steps, lr %g, %s, %s.",
         args.batch_size * args.gradient_accumulation_steps * world,
         args.batch_size,
         args.gradient_accumulation_steps,
@@ -226,7 +226,7 @@ def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
         steps_per_epoch,
         args.lr,
         args.dtype,
-        args.zero_stage,
+        f"ZeRO-{args.zero_stage}" if uses_deepspeed() else "without DeepSpeed",
     )
 
 

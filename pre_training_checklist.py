@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import logging
@@ -139,7 +138,6 @@ def check_fine_tuning(_root: str) -> None:
     from datasets import S2T_Dataset
     from training import metrics
 
-    require(importlib.util.find_spec("deepspeed") is not None, "DeepSpeed is not installed", "pip install deepspeed")
     with toy_corpus() as root:
         flags = "--use_descriptions --text_dropout_p 0 --batch-size 2 --num_workers 0 --no-pin-mem --hidden_dim 32"
         args = utils.parse_args([*flags.split(), "--mt5_path", "mt5", "--root", root])

@@ -155,7 +155,7 @@ class DescriptionLoader:
     def sizes(self, names: Sequence[str]) -> np.ndarray:
         """Return the size of each clip's file in bytes: 0 if it is missing, 1 if it exists but is empty."""
         paths = [self.directory / f"{name}.json" for name in names]
-        sizes = file_sizes(paths)
+        sizes = np.array(file_sizes(paths))
         for place in np.flatnonzero(sizes == 0):
             sizes[place] = os.path.isfile(paths[place])
         return sizes

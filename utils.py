@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import io
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr, whatever the terminal's encoding lacks
+        # What a pipe has on Windows, and some terminals, lack most characters; and file names may have invalid ones.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         main()
     except (ValueError, OSError) as error:
@@ -132,6 +134,11 @@ def installed(package: str) -> bool:
     return found is not None and found.origin is not None
 
 
+def uses_deepspeed() -> bool:
+    """Return whether DeepSpeed trains, as it does on Linux where it is installed; without it, one process trains."""
+    return sys.platform == "linux" and installed("deepspeed")
+
+
 def require_packages(flag: str, *names: str) -> None:
     """Check that the packages for images and videos that a flag needs are installed.
 
@@ -139,7 +146,7 @@ def require_packages(flag: str, *names: str) -> None:
         ValueError: a package is missing.
     """
     if missing := [name for name in names if not installed(name)]:
-        raise ValueError(f"{flag} needs {' and '.join(missing)}: pip install -r requirements/rgb.txt")
+        raise ValueError(f'{flag} needs {" and ".join(missing)}: pip install -e ".[rgb]"')
 
 
 def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> tqdm[T]:
@@ -346,9 +353,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         _check_evaluation(parser, args)
     for package in ("tensorboard", "wandb"):
         if getattr(args, package) and not installed(package):
-            parser.error(f"--{package} needs a package: pip install -r requirements/tracking.txt")
+            parser.error(f'--{package} needs a package: pip install -e ".[tracking]"')
     if args.offload and args.zero_stage == 0:
         parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
+    if not args.eval and not uses_deepspeed():
+        _check_without_deepspeed(parser, args)
     _check_numbers(parser, args)
     return args
 
@@ -373,6 +382,16 @@ def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace)
         parser.error("--eval and --resume exclude each other: --eval trains nothing.")
     if args.tensorboard or args.wandb:
         parser.error("--tensorboard and --wandb draw a training; --eval writes its scores to {split}_metrics.json.")
+
+
+def _check_without_deepspeed(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse what DeepSpeed alone does. ZeRO-2, the default, shards nothing in one process, and is no request."""
+    n_processes = int(os.environ.get("WORLD_SIZE", 1))
+    asked = [f"{n_processes} processes"] if n_processes > 1 else []
+    asked += [f"--zero_stage {args.zero_stage}"] if args.zero_stage in (1, 3) else []
+    asked += ["--offload"] if args.offload else []
+    if asked:
+        parser.error(f"{' and '.join(asked)}: training so needs DeepSpeed, on Linux: pip install deepspeed.")
 
 
 def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
     .json    [{"video", "text", ...}, ...] as in CSL-News, or {name: {...}}
     .jsonl   one such object per line
     .csv     a header, then a line per clip, separated by , ; | or tabs; .tsv likewise with tabs
-    .xlsx    the same as a spreadsheet, of which the first sheet is read; needs requirements/tables.txt
+    .xlsx    the same as a spreadsheet, of which the first sheet is read; needs the extra `tables`
     other    Uni-Sign's gzip pickle, {name: {"name", "gloss", "text", "video_path"}}
 
 Text files may be packed with gzip (.csv.gz). A clip has these fields; fields that are not needed may be missing,
@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 
 from clips.tables import SUFFIXES, read_rows, read_text, suffix_of
 from config import SPLIT_NAMES, SPLITS, DatasetSpec, without_suffix
-from system.safe_pickle import load_pickle
 
 Label = dict[str, Any]
 
@@ -300,6 +299,8 @@ Entries = Iterator[tuple[str, str | None, Any]]
 
 
 def _read_pickle(path: str | Path) -> Entries:
+    from system.safe_pickle import load_pickle  # with numpy, and other formats need none
+
     return _entries(path, load_pickle(path, compressed=True))
 
 

@@ -11,9 +11,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from system.safe_pickle import MAX_BYTES
-
 SUFFIXES = (".csv", ".tsv", ".xlsx")
+MAX_BYTES = 1 << 30  # maximum size of an unpacked file; real ones have a few MB
 MAX_CELL_LINES = 1000
 
 Rows = Iterator[tuple[str, list[str] | ValueError]]
@@ -103,8 +102,8 @@ def _sheet(path: str | Path) -> Rows:
         import openpyxl
     except ImportError:
         raise ValueError(
-            f"{path}: .xlsx files are read with openpyxl, which is not installed. pip install -r "
-            "requirements/tables.txt, or save the table as .csv."
+            f"{path}: .xlsx files are read with openpyxl, which is not installed. "
+            'pip install -e ".[tables]", or save the table as .csv.'
         ) from None
     try:
         with zipfile.ZipFile(path) as parts:

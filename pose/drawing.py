@@ -1,6 +1,6 @@
 """Images of skeletons and video frames, for vision-language models and for people who check texts.
 
-Pillow (requirements/rgb.txt) is imported on first use; HTML pages draw skeletons without it.
+Pillow (the extra `rgb`) is imported on first use; HTML pages draw skeletons without it.
 
 Shapes: T frames, J drawn joints.
 """

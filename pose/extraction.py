@@ -79,8 +79,8 @@ class Rtmlib:
             from rtmlib import YOLOX, RTMPose
         except ImportError as error:
             raise ValueError(
-                f"--extractor rtmlib needs {error.name}: pip install -r requirements/rtmlib.txt, or take --extractor "
-                "mediapipe (requirements/mediapipe.txt)."
+                f'--extractor rtmlib needs {error.name}: pip install -e ".[rtmlib]"; pip install --no-deps '
+                "rtmlib==0.0.16, or take --extractor mediapipe."
             ) from None
         can_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         if device == "cuda" and not can_cuda:
@@ -148,7 +148,7 @@ class MediaPipe:
     """
 
     def __init__(self) -> None:
-        install = "pip install -r requirements/mediapipe.txt; pip install --no-deps mediapipe==0.10.21"
+        install = 'pip install -e ".[mediapipe]"; pip install --no-deps mediapipe==0.10.21'
         os.environ.setdefault("GLOG_minloglevel", "2")
         try:
             import mediapipe

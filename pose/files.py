@@ -114,7 +114,7 @@ def _load_pose_format(path: str | Path) -> dict[str, Any]:
     except ImportError:
         raise ValueError(
             f"{path}: .pose files are read with the library pose-format, which is not installed. "
-            "pip install -r requirements/pose.txt, or convert the files to .npz."
+            'pip install -e ".[pose]", or convert the files to .npz.'
         ) from None
     data = Path(path).read_bytes()
     try:

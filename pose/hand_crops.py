@@ -1,4 +1,4 @@
-"""Crops of the hands, cut from a clip's video in up to a tenth of its frames. Needs `requirements/rgb.txt`.
+"""Crops of the hands, cut from a clip's video in up to a tenth of its frames. Needs the extra `rgb`.
 
 Shapes: T sampled frames, N crops of one hand in a clip.
 

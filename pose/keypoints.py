@@ -171,7 +171,7 @@ class PoseFolder:
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
         """Return the size of each file in bytes, 0 if it is missing."""
-        return file_sizes(paths)
+        return np.array(file_sizes(paths))
 
 
 def _frames(path: str | Path, content: Mapping, what: str, n_axes: int) -> list:

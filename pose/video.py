@@ -1,6 +1,6 @@
 """Read videos and cameras: all frames in order and upright, with a check that the video is complete.
 
-Videos need PyAV (requirements/rgb.txt), cameras need OpenCV, which comes with the pose extractors. Images are (height,
+Videos need PyAV (the extra `rgb`), cameras need OpenCV, which comes with the pose extractors. Images are (height,
 width, 3) uint8 RGB.
 """
 
@@ -144,7 +144,7 @@ def _video(path: str | Path) -> Iterator[Any]:
     try:
         import av
     except ImportError:
-        raise ValueError("reading videos needs av: pip install -r requirements/rgb.txt") from None
+        raise ValueError('reading videos needs av: pip install -e ".[rgb]"') from None
 
     fault = "cannot be read"
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -13,11 +12,10 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +67,12 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
             raw.flush()
             if sync:
                 os.fsync(raw.fileno())
+            if sys.platform == "win32":  # it renames and removes no open file
+                raw.close()
             os.replace(unfinished, path)
         except BaseException:
+            if sys.platform == "win32":
+                raw.close()
             with contextlib.suppress(OSError):
                 unfinished.unlink()
             raise
@@ -82,10 +84,21 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
 def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
     """Open a temporary file that no other process is writing.
 
-    Its name is fixed, so that the leftover of a killed process is reused; if another process holds it, a unique name is
-    used.
+    Its name is fixed, so that the leftover of a killed process is reused; if another process holds it, and on Windows,
+    a unique name is used.
     """
-    unfinished = Path(f"{path}.{UNFINISHED}")
+    if reused := _open_fixed(Path(f"{path}.{UNFINISHED}")):
+        return reused
+    unfinished = Path(f"{path}.{os.getpid()}_{secrets.token_hex(4)}.{UNFINISHED}")
+    return unfinished, open(unfinished, "xb")
+
+
+def _open_fixed(unfinished: Path) -> tuple[Path, BinaryIO] | None:
+    """Open and lock a temporary file of this name; None if another process holds it."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
     raw = open(unfinished, "ab")  # noqa: SIM115 - it is handed on
     try:
         fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,8 +111,7 @@ def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
         with contextlib.suppress(OSError):
             unfinished.unlink()
     raw.close()
-    unfinished = Path(f"{path}.{os.getpid()}_{secrets.token_hex(4)}.{UNFINISHED}")
-    return unfinished, open(unfinished, "xb")
+    return None
 
 
 def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
@@ -110,7 +122,7 @@ def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
 
 def sync_file(path: str | Path) -> None:
     """Flush a file to disk that a library has written by name."""
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:  # Windows flushes only what is open for writing
         os.fsync(file.fileno())
 
 
@@ -138,7 +150,12 @@ def _folder_of(path: str | Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk; without them a new file would not survive a power cut."""
+    """Flush a folder's entries to disk; without them a new file would not survive a power cut.
+
+    Windows opens no folder, and NTFS keeps a journal of its entries.
+    """
+    if sys.platform == "win32":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -152,9 +169,9 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_sizes(paths: Iterable[Path]) -> np.ndarray:
+def file_sizes(paths: Iterable[Path]) -> list[int]:
     """Return the size of each file in bytes, 0 if it is missing."""
-    return np.array([_file_size(path) for path in paths])
+    return [_file_size(path) for path in paths]
 
 
 def _file_size(path: Path) -> int:

@@ -1,14 +1,14 @@
 """The processes of a run: ranks, devices, collectives.
 
-A plain `python` process is a group of one; `torchrun` and `deepspeed` set each process's rank in the environment.
+A plain `python` process is alone; `torchrun` and `deepspeed` set each process's rank in the environment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from system.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
+TIMEOUT = timedelta(minutes=30)  # of a collective: a process may have saving or scoring to do before it joins
 _heart: list[Heartbeat] = []  # this process's heartbeat, if there are several processes
 
 
@@ -30,26 +31,11 @@ def device() -> torch.device:
 
 
 def start() -> None:
-    """Join the process group of this run.
-
-    Without a launcher there is a single process, and no port is opened, so runs cannot conflict.
-    """
-    backend = "gloo" if device().type == "cpu" else "nccl"
-    if "RANK" not in os.environ:  # otherwise DeepSpeed looks for MPI
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    if device().type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    else:
+    """Join the process group of this run, if a launcher has started several processes."""
+    if device().type == "cuda":
         torch.cuda.set_device(device())
-    # DeepSpeed calls functions that torch 2.13 has renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    import deepspeed
-
-    # On a CPU it would compile its own collective at first use, which needs a C++ compiler; gloo is sufficient.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    if world_size() > 1 and not _heart:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo" if device().type == "cpu" else "nccl", timeout=TIMEOUT)
         _heart.append(Heartbeat(rank(), world_size()))
 
 

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(handle: int) -> None:
+        os.lseek(handle, 1 << 20, os.SEEK_SET)  # beyond the text, for nobody else can read a locked byte
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:  # whose number does not always say so
+            raise BlockingIOError(errno.EAGAIN, "locked") from None
+        finally:
+            os.lseek(handle, 0, os.SEEK_SET)
+
+else:
+    import fcntl
+
+    def _lock(handle: int) -> None:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +37,9 @@ _held: dict[Path, int] = {}  # lock file -> open handle; closing it would releas
 def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run") -> None:
     """Lock a folder for the lifetime of this process.
 
-    The kernel's POSIX record lock is released whenever its owner ends, also across machines if the shared file system
-    supports locking, as NFS and Lustre usually do; stale locks cannot occur. The file's text only names the owner. Data
-    workers are forked and do not inherit the lock.
+    The kernel releases the lock, a POSIX record lock or Windows' own, whenever its owner ends, also across machines if
+    the shared file system supports locking, as NFS and Lustre usually do; stale locks cannot occur. The file's text
+    only names the owner. Data workers do not inherit the lock.
 
     Args:
         output_dir: the folder.
@@ -36,7 +55,7 @@ def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle)
     except OSError as error:
         owner = os.read(handle, 200).decode("utf-8", "replace").strip() or "of an unknown owner"
         os.close(handle)

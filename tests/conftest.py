@@ -135,8 +135,8 @@ def reference_model(shared_reference):
 @pytest.fixture(scope="session")
 def write_video():
     """Encode pictures: `write_video(path, [(height, width, 3) uint8, ...])`."""
-    av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
-    pytest.importorskip("PIL", reason="pip install -r requirements/rgb.txt")
+    av = pytest.importorskip("av", reason="needs the extra rgb")
+    pytest.importorskip("PIL", reason="needs the extra rgb")
 
     def write(path, pictures):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,12 @@ def test_toml_with_the_required_keys_alone(tmp_path):
         (GOOD.replace('pose_dir = "poses"\n', ""), "lacks pose_dir"),
         ("", "lacks name, labels, pose_dir"),
         ("labels: yaml", "is not TOML"),
+        (
+            GOOD.replace('"poses"', '"C:\\temp"'),
+            r"pose_dir is 'C:\temp', with a control character. Put paths with \ into",
+        ),
+        (GOOD.replace('"labels.train"', '"C:\\new"'), "with a control character. Put"),
+        (GOOD.replace('"poses"', '"C:\\poses"'), "(at line 3, column 17). Put paths with \\ into single quotes."),
         (GOOD.replace('"poses"', "3"), "pose_dir is 3; wanted a text"),
         (GOOD.replace('["SLT", "ISLR"]', '"SLT"'), "tasks is 'SLT'; wanted a list of texts"),
         (GOOD.replace('["SLT", "ISLR"]', "[1]"), "tasks is [1]; wanted a list of texts"),

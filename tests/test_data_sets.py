@@ -218,7 +218,7 @@ def own_corpus(folder, shared_real, kind):
 @pytest.mark.parametrize("kind", [".npz", ".pose"])
 def test_a_table_and_other_pose_files(shared_real, world, tmp_path, kind, caplog):
     if kind == ".pose":
-        pytest.importorskip("pose_format", reason="needs requirements/pose.txt")
+        pytest.importorskip("pose_format", reason="needs the extra pose")
     own_corpus(tmp_path / "mine", shared_real, kind)
     toml = (ROOT / "examples/own_table.toml").read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(toml.replace(".npz", kind), encoding="utf-8")

@@ -117,7 +117,7 @@ def test_flags_reach_the_rules(few_poses, tmp_path):
 
 
 def test_a_page_of_pictures(few_poses, tmp_path):
-    pytest.importorskip("PIL", reason="pillow is not installed (requirements/rgb.txt)")
+    pytest.importorskip("PIL", reason="pillow is not installed (the extra rgb)")
     assert run("--language en --poses", few_poses, "--preview", tmp_path / "look.html") == 0
     page = (tmp_path / "look.html").read_text()
     assert page.count("<h2>") == 5

@@ -242,7 +242,7 @@ def extractor(monkeypatch):
 @pytest.fixture
 def talk(write_video, tmp_path):
     """12 frames, 25 in a second, twice as wide as high."""
-    pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
+    pytest.importorskip("av", reason="needs the extra rgb")
     return write_video(tmp_path / "videos" / "talk.MP4", [np.full((32, 64, 3), 200, np.uint8)] * 12)
 
 

@@ -136,6 +136,14 @@ def test_a_text_looks_the_same_in_every_step_of_training(request, kind):
     assert torch.equal(encoder(TEXTS), encoder.eval()(TEXTS))
 
 
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone(small_mt5_folder, tmp_path):
+    folder = copy_of(small_mt5_folder, tmp_path)
+    for path in folder.glob("*token*.json"):
+        path.unlink()
+    assert (folder / "spiece.model").is_file()
+    assert torch.equal(TextEncoder(folder)(TEXTS), TextEncoder(small_mt5_folder)(TEXTS))
+
+
 def test_weights_are_float32_whatever_the_file_has(small_mt5_folder, tmp_path):
     folder = copy_of(small_mt5_folder, tmp_path)
     weights = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}

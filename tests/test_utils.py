@@ -170,19 +170,19 @@ def test_what_a_user_can_mend_is_one_line(capsys, tmp_path):
 
 
 def test_a_terminal_that_knows_ascii_alone():
-    """Sentences, names of clips and error messages are written with escapes, in place of an error."""
+    """Sentences are written as they are, and the bytes of no character and error messages with escapes: no error."""
     code = (
         "import sys, utils\n"
         "def main():\n"
-        "    sys.stdout.write('clip\\t\u4f60\u597d\\n')\n"
+        "    sys.stdout.write('clip\\udcff\\t\u4f60\u597d\\n')\n"
         "    raise ValueError('\u4f60.pkl is damaged')\n"
         "utils.run(main)"
     )
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert ended.returncode == 1
-    assert ended.stdout == rb"clip" + b"\t" + rb"\u4f60\u597d" + b"\n"
-    assert ended.stderr == rb"error: \u4f60.pkl is damaged" + b"\n"
+    assert ended.stdout.decode("utf-8") == "clip\\udcff\t\u4f60\u597d" + os.linesep
+    assert ended.stderr == rb"error: \u4f60.pkl is damaged" + os.linesep.encode()
 
 
 def test_a_defect_keeps_its_traceback():
@@ -195,7 +195,7 @@ def test_a_defect_keeps_its_traceback():
 
 def test_a_package_that_is_missing_is_named():
     utils.require_packages("--preview", "json")
-    with pytest.raises(ValueError, match="--preview needs no_such_package: pip install -r requirements/rgb.txt"):
+    with pytest.raises(ValueError, match=r'--preview needs no_such_package: pip install -e "\.\[rgb\]"'):
         utils.require_packages("--preview", "json", "no_such_package")
 
 
@@ -262,3 +262,26 @@ def test_a_mistyped_flag_is_one_line_with_the_flag_that_is_close(capsys, typed, 
     assert stopped.value.code == 2
     err = capsys.readouterr().err
     assert err == f"x.py: error: unrecognized arguments: {typed} 8. Did you mean {meant}? See --help.\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "n_processes", "refused"),
+    [
+        ("", 1, ""),
+        ("--zero_stage 0", 1, ""),
+        ("--zero_stage 3 --offload", 1, "--zero_stage 3 and --offload"),
+        ("--zero_stage 1", 2, "2 processes and --zero_stage 1"),
+        ("--eval --finetune x", 2, ""),
+    ],
+)
+def test_what_deepspeed_alone_does_is_refused_without_it(monkeypatch, capsys, typed, n_processes, refused):
+    monkeypatch.setenv("WORLD_SIZE", str(n_processes))
+    assert utils.parse_args(typed.split())
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    if not refused:
+        assert utils.parse_args(typed.split())
+        return
+    with pytest.raises(SystemExit):
+        utils.parse_args(typed.split())
+    wanted = f"error: {refused}: training so needs DeepSpeed, on Linux: pip install deepspeed. See --help.\n"
+    assert capsys.readouterr().err.endswith(wanted)

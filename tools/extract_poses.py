@@ -36,7 +36,7 @@ A damaged video is named, the others go on. Exit status: 0 when every video has 
 
 rtmlib finds the 133 points of COCO-WholeBody, as in Uni-Sign's data, and several people. It needs two model files of
 yours, --models. MediaPipe finds one person, runs on the CPU, and brings its models along; its points differ from those
-that released weights were trained on. Both are installed apart: requirements/rtmlib.txt, requirements/mediapipe.txt.
+that released weights were trained on. Both are installed apart, see docs/INFERENCE.md.
 
 Of several people, --person 0 is the one whose head and shoulders are seen largest and longest, followed from frame to
 frame; 1 is the next, such as an interpreter beside a speaker. Look at the result: --look draws it over the frames.

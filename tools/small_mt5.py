@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from synthetic.small_mt5 import read_texts, write_small_mt5
 from utils import Parser, run
 
 
@@ -25,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.d_model < 4 or args.d_model % 4:
         parser.error(f"--d_model {args.d_model}: must be a multiple of 4, for there are four attention heads.")
+    from synthetic.small_mt5 import read_texts, write_small_mt5
+
     sizes = {"d_model": args.d_model, "d_kv": args.d_model // 4, "d_ff": 2 * args.d_model}
     texts = [text for source in args.texts for text in read_texts(source)]
     pieces = write_small_mt5(args.out, texts, **sizes, vocab_size=args.vocab_size, seed=args.seed)

@@ -39,7 +39,7 @@ from training.weights import (
     load_finetune,
     load_fusion,
 )
-from utils import progress
+from utils import progress, uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -310,7 +310,7 @@ def memory_settings(args: argparse.Namespace) -> MemorySettings:
         hidden_dim=args.hidden_dim,
         num_beams=args.num_beams,
         dtype=args.dtype,
-        zero_stage=args.zero_stage,
+        zero_stage=args.zero_stage if uses_deepspeed() else 0,
         offload=args.offload,
         gradient_checkpointing=args.gradient_checkpointing,
         use_descriptions=args.use_descriptions,

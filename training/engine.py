@@ -1,11 +1,16 @@
-"""Set up DeepSpeed's engine, and gather and restore what ZeRO shards over the processes.
+"""Set up the engine that trains, and gather and restore what ZeRO shards over the processes.
 
-Weights and optimizer state are gathered by name in fp32. They then depend neither on the number of processes nor on
-the ZeRO stage, so both may differ when a run is resumed.
+It is DeepSpeed's; where that is not installed, as on Windows and macOS, one process trains with torch alone.
+
+Weights and optimizer state are gathered by name in fp32. They then depend neither on the engine, nor on the number of
+processes or the ZeRO stage, so all may differ when a run is resumed.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from system.distributed import broadcast, device, is_main, rank, world_size
+from system.distributed import autocast, broadcast, device, is_main, rank, world_size
+from utils import uses_deepspeed
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,11 @@ def start_engine(
     """Wrap a model for training on all processes.
 
     Returns:
-        DeepSpeed's engine; `engine.module` is the model.
+        DeepSpeed's engine, or a `TorchEngine` where it is not installed; `engine.module` is the model.
     """
-    import deepspeed
-
+    if not uses_deepspeed():
+        return TorchEngine(model, optimizer, schedule, config)
+    deepspeed = _deepspeed()
     if config.zero_stage == 0:
         _skip_non_finite(optimizer)
     engine, *_ = deepspeed.initialize(
@@ -84,11 +91,94 @@ def start_engine(
         optimizer=optimizer,
         lr_scheduler=schedule,
         config=deepspeed_config(config),
-        dist_init_required=False,
     )
     if config.zero_stage and config.dtype == "fp16":
         _clip_scaled(engine.optimizer, config.gradient_clipping)
     return engine
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed, and start the process group that it needs even for a single process."""
+    if device().type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed calls functions that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+
+    # On a CPU it would compile its own collective at first use, which needs a C++ compiler; gloo is sufficient.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if sys.platform != "win32" and not dist.is_initialized():  # no port is opened, so runs cannot conflict
+        # Without these, DeepSpeed looks for MPI.
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        backend = "gloo" if device().type == "cpu" else "nccl"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return deepspeed
+
+
+class TorchEngine:
+    """Trains in one process with torch alone; it has those parts of DeepSpeed's engine that are used here.
+
+    Losses are those of DeepSpeed without ZeRO.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        config: EngineConfig,
+    ) -> None:
+        self.device = device()
+        self.module, self.optimizer, self.lr_scheduler = model.to(self.device), optimizer, schedule
+        self.config = config
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "fp16")
+        self._ends_step = self._stepped = False
+
+    def __call__(self, *batch: Any) -> Any:
+        """Run the model's forward pass."""
+        with autocast(self.config.dtype, self.device):
+            return self.module(*batch)
+
+    def train(self) -> None:
+        """Switch the model to training."""
+        self.module.train()
+
+    def eval(self) -> None:
+        """Switch the model to evaluation."""
+        self.module.eval()
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """Say whether the micro-batch is the last of its step."""
+        self._ends_step = is_boundary
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a micro-batch's loss."""
+        self.scaler.scale(loss / self.config.gradient_accumulation_steps).backward()
+
+    def step(self) -> None:
+        """After a step's last micro-batch, clip the gradients and update the weights, if all gradients are finite."""
+        if not self._ends_step:
+            return
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clipping or float("inf"))
+        self._stepped = bool(torch.isfinite(norm))
+        if self._stepped:
+            self.scaler.step(self.optimizer)
+            self.lr_scheduler.step()
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def was_step_applied(self) -> bool:
+        """Return whether the last step has updated the weights."""
+        return self._stepped
+
+    def get_lr(self) -> list[float]:
+        """Return the learning rates of the parameter groups."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def zero_optimization_stage(self) -> int:
+        """Return 0: nothing is sharded."""
+        return 0
 
 
 def _clip_scaled(optimizer: Any, longest: float) -> None:
@@ -160,15 +250,15 @@ def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor
     Yields:
         The kind ("exp_avg", ...) and {name: fp32 tensor} on rank 0's CPU; empty dicts on other ranks.
     """
-    import deepspeed
-
     _link(engine)
     state = _inner_optimizer(engine).state
     kinds = sorted({kind for held in state.values() for kind, value in held.items() if _is_memory(value)})
     for kind in kinds:
         tensors = {}
         for name, parameter in _trained(engine):
-            if engine.zero_optimization():
+            if engine.zero_optimization_stage():
+                import deepspeed
+
                 value = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
             else:
                 value = state[parameter].get(kind, torch.zeros_like(parameter)) if parameter in state else None
@@ -223,7 +313,7 @@ def lower_gradient_scale(engine: Any) -> bool:
     scaler = _gradient_scaler(engine)
     if scaler is None:
         return False
-    if engine.zero_optimization():
+    if engine.zero_optimization_stage():
         scaler.update(scaler.get_scale() / 2)
     return scaler.get_scale() >= 1
 
@@ -255,12 +345,13 @@ def _link(engine: Any) -> None:
 
 
 def _set_memory(engine: Any, parameter: Any, kind: str, value: torch.Tensor) -> None:
-    import deepspeed
-
     stage = engine.zero_optimization_stage()
     if stage == 0:
         engine.optimizer.state[parameter][kind].copy_(value)
-    elif stage == 3:  # setting the whole tensor fails if its size is not a multiple of the number of processes
+        return
+    import deepspeed
+
+    if stage == 3:  # setting the whole tensor fails if its size is not a multiple of the number of processes
         own = torch.zeros_like(parameter.ds_tensor)
         part = value.flatten()[own.numel() * rank() : own.numel() * (rank() + 1)]
         own[: len(part)] = part
@@ -274,7 +365,7 @@ def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
 
 
 def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
-    return engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
 
 
 def _is_memory(value: Any) -> bool:
@@ -283,4 +374,6 @@ def _is_memory(value: Any) -> bool:
 
 def _gradient_scaler(engine: Any) -> Any:
     """Return the fp16 GradScaler, or None for other dtypes."""
+    if isinstance(engine, TorchEngine):
+        return engine.scaler if engine.scaler.is_enabled() else None
     return getattr(engine.optimizer, "torch_autocast_gradscaler", None) or engine.torch_autocast_z0_gradscaler

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -122,7 +123,9 @@ class StopRequest:
     of the first count as the same request.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = [signal.SIGTERM, signal.SIGINT]
+    if sys.platform != "win32":
+        SIGNALS.append(signal.SIGUSR1)
     SAME_REQUEST = 1.0  # seconds
 
     def __init__(self) -> None:

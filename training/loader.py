@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -126,16 +127,17 @@ def _chunks(indices: np.ndarray, size: int) -> list[list[int]]:
 
 def _leave_signals_to_the_run(_: int) -> None:
     """Ignore signals sent to the whole job, so that data workers do not end before the run has finished its step."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which can see the sender
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # the others have no job scheduler that sends these, and do not tell the sender
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which can see the sender
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
 
 
 def _end_with_the_run() -> None:
     """End on a SIGTERM from the run itself: Python sends one when it exits with an error, and waits for the worker."""
     run = multiprocessing.parent_process()
-    while run and signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
+    while sys.platform == "linux" and run and signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
         pass
     os._exit(0)
 

@@ -26,13 +26,13 @@ import torch
 from config import DatasetSpec
 from system import distributed
 from system.disk import Lines, explain, to_json, write_text
-from utils import git_revision
+from utils import git_revision, uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
 SAID_EVERY = 300  # minimum seconds between log lines within an epoch
-PACKAGES = ("torch", "transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
+PACKAGES = ("transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
 
 
 class Board(Protocol):
@@ -223,10 +223,13 @@ def _facts(arguments: Mapping[str, Any], step: int | None) -> dict[str, Any]:
         "command": shlex.join(sys.argv),
         "folder": str(Path.cwd()),
         "revision": git_revision(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        # The package's metadata does not name the CUDA version that torch was built for.
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {"python": platform.python_version(), "torch": torch.__version__},
         "device": _device(),
         "processes": world,
         "global_batch": arguments["batch_size"] * arguments["gradient_accumulation_steps"] * world,
+        "engine": ("deepspeed" if uses_deepspeed() else "torch") if step is not None else None,
         "arguments": arguments,
     }
 

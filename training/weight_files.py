@@ -18,7 +18,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path, PosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from config import ModelConfig
 from network.state_dicts import not_finite
 from system.disk import sync_file, write_whole
 from system.safe_pickle import Dtype, scalar
+from utils import installed
 
 ENCODER_PREFIX = "text_encoder.encoder."
 MODEL_JSON = "model.json"  # in an exported folder: config and other facts
@@ -37,7 +38,8 @@ WRAPPERS = ("module.", "_orig_mod.", "model.")
 # Beside tensors: the command line and scores that people save with them.
 PLAIN: list[Any] = [
     argparse.Namespace,
-    PosixPath,
+    (PurePosixPath, "pathlib.PosixPath"),
+    (PureWindowsPath, "pathlib.WindowsPath"),
     (Dtype, "numpy.dtype"),
     *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
@@ -163,6 +165,11 @@ def _read_deepspeed(folder: Path, flag: str) -> dict[str, torch.Tensor]:
     first, _ = _read_file(files[0], flag)
     if not any(states.glob("*_optim_states.pt")):  # without ZeRO it holds them all
         return first
+    if not installed("deepspeed"):
+        raise ValueError(
+            f"{flag}: {folder} is a checkpoint of ZeRO, which DeepSpeed alone can put together: pip install "
+            "deepspeed, or run zero_to_fp32.py of that folder where it is installed, and give the file that it writes."
+        )
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # DeepSpeed would let a file execute code
     with _safely(states, flag), contextlib.redirect_stdout(sys.stderr):
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler

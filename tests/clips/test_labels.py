@@ -142,7 +142,7 @@ def test_a_spreadsheet(tmp_path, streamed):
 def test_without_openpyxl(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     (tmp_path / "labels.xlsx").touch()
-    with pytest.raises(ValueError, match=r"pip install -r requirements/tables\.txt, or save the table as \.csv"):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[tables\]", or save the table as \.csv'):
         read_labels(tmp_path / "labels.xlsx")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.vlm_server import GOOD, at_random, server, slowly
 
-pytest.importorskip("PIL", reason="pillow is not installed (requirements/rgb.txt)")
+pytest.importorskip("PIL", reason="pillow is not installed (the extra rgb)")
 
 import describe
 from describing.by_model import GrowingFile, Segment, segments
@@ -181,7 +181,7 @@ def test_a_file_that_is_there_keeps_its_texts(poses, tmp_path):
 
 
 def test_frames_of_a_video(shared_real, tmp_path):
-    pytest.importorskip("av", reason="PyAV is not installed (requirements/rgb.txt)")
+    pytest.importorskip("av", reason="PyAV is not installed (the extra rgb)")
     (tmp_path / "poses").mkdir()
     pose = read_pose(shared_real / "isolated" / "pose_format" / "sgg_essen.pkl")
     with server(lambda h, _: h.answer()) as httpd:

@@ -60,7 +60,7 @@ def make_pose(n_frames=7, right=None, left=None, scores=None, head=0.62j):
 
 def write_pose(path, components, data, confidence, size=(640, 480), dims="XYC"):
     """Write with the library. components: name -> points; data (F, P, N, 2 or 3) in pixels."""
-    library = pytest.importorskip("pose_format", reason="needs requirements/pose.txt")
+    library = pytest.importorskip("pose_format", reason="needs the extra pose")
     from pose_format.numpy import NumPyPoseBody
     from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 

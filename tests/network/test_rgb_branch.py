@@ -32,8 +32,8 @@ from tests.helpers.videos import greys
 from training import build as building
 from training.weight_files import save_weights
 
-av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
-pytest.importorskip("PIL", reason="pip install -r requirements/rgb.txt")
+av = pytest.importorskip("av", reason="needs the extra rgb")
+pytest.importorskip("PIL", reason="needs the extra rgb")
 
 # As Uni-Sign: padded frames and empty crops take part, and so in the vectors of whole batches.
 OFFICIAL = ModelConfig(rgb_support=True, uni_sign_padding=True, uni_sign_batch_norm=True)

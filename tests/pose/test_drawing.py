@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import pytest
 
-pytest.importorskip("PIL", reason="pillow is not installed (requirements/rgb.txt)")
+pytest.importorskip("PIL", reason="pillow is not installed (the extra rgb)")
 
 from pose.drawing import (
     DRAWN,

@@ -256,14 +256,14 @@ def test_models_that_are_not_there_or_of_another_kind(monkeypatch, models):
     with pytest.raises(ValueError, match=r"rtmw-l.onnx takes inputs of the shape .*wanted pictures of a fixed size"):
         Rtmlib(models)
     monkeypatch.setitem(sys.modules, "rtmlib", None)
-    with pytest.raises(ValueError, match="--extractor rtmlib needs rtmlib: pip install -r requirements/rtmlib.txt"):
+    with pytest.raises(ValueError, match=r'--extractor rtmlib needs rtmlib: pip install -e "\.\[rtmlib\]"'):
         Rtmlib(models)
 
 
 def test_rtmlib_and_onnxruntime_themselves(tmp_path):
     """ONNX files of the published models' shapes: two people's boxes, and points on a line through each box."""
     onnx = pytest.importorskip("onnx", reason="not installed; it writes the models of this test")
-    pytest.importorskip("rtmlib", reason="pip install -r requirements/rtmlib.txt")
+    pytest.importorskip("rtmlib", reason="needs the extra rtmlib")
     make, kind = onnx.helper, onnx.TensorProto.FLOAT
 
     def save(name, size, outputs, nodes, constants):
@@ -368,7 +368,7 @@ def test_mediapipe(monkeypatch):
 
 def test_mediapipe_that_cannot_work(monkeypatch):
     mediapipe_stand_in(monkeypatch, {}, protobuf="6.33.1")
-    with pytest.raises(ValueError, match="does not work with protobuf 6.33.1: pip install -r requirements/mediapipe"):
+    with pytest.raises(ValueError, match=r'not work with protobuf 6.33.1: pip install -e "\.\[mediapipe\]"'):
         MediaPipe()
     module = mediapipe_stand_in(monkeypatch, {})
     del module.solutions
@@ -381,7 +381,7 @@ def test_mediapipe_that_cannot_work(monkeypatch):
 
 def test_mediapipe_itself(shared_real, capfd):
     """A real person: the right hand is the one at the left of the picture, and the left one does nothing."""
-    pytest.importorskip("mediapipe", reason="see requirements/mediapipe.txt")
+    pytest.importorskip("mediapipe", reason="needs the extra mediapipe")
     from pose.video import read_frames
 
     path = shared_real / "video" / "test_video.mp4"

@@ -117,7 +117,7 @@ def test_files_of_another_kind_and_missing_ones(tmp_path):
     (tmp_path / "a.txt").write_text("?")
     with pytest.raises(ValueError, match=r"a\.txt: pose files end in \.pkl, \.npz or \.pose"):
         read_pose(tmp_path / "a.txt")
-    pytest.importorskip("pose_format", reason="needs requirements/pose.txt")
+    pytest.importorskip("pose_format", reason="needs the extra pose")
     for name in ("none.npz", "none.pose"):
         with pytest.raises(FileNotFoundError, match="none"):
             load_pose_file(tmp_path / name)
@@ -206,7 +206,7 @@ def test_what_a_file_lacks_was_not_found(tmp_path):
 
 
 def test_openpose(tmp_path):
-    openpose = pytest.importorskip("pose_format.utils.openpose", reason="needs requirements/pose.txt")
+    openpose = pytest.importorskip("pose_format.utils.openpose", reason="needs the extra pose")
     components = {component.name: component.points for component in openpose.OpenPose_Components}
     columns = [(name, point) for name, points in components.items() for point in points]
     rng = np.random.default_rng(4)
@@ -243,7 +243,7 @@ def test_real_poses_come_back(shared_real, tmp_path, system):
     index = json.loads((shared_real / "isolated/index.json").read_text(encoding="utf-8"))
     (entry,) = [entry for entry in index if entry["name"] == "hands_84322c38"]
     pose = read_pose(shared_real / f"isolated/pose_format/{entry['name']}.pkl")
-    coco = pytest.importorskip("pose_format.utils.cocowholebody133_header", reason="needs requirements/pose.txt")
+    coco = pytest.importorskip("pose_format.utils.cocowholebody133_header", reason="needs the extra pose")
     names = list(SYSTEMS[system])
     components = {
         name: component.points for name, component in zip(names, coco.cocowholebody_components(), strict=True)
@@ -296,7 +296,7 @@ def test_damaged_pose_files_are_one_line(tmp_path, kind, said):
 def test_without_the_library_the_cure_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pose_format", None)
     (tmp_path / "a.pose").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a\.pose: .*pip install -r requirements/pose\.txt"):
+    with pytest.raises(ValueError, match=r'a\.pose: .*pip install -e "\.\[pose\]"'):
         read_pose(tmp_path / "a.pose")
 
 

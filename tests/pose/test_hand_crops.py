@@ -12,8 +12,8 @@ from pose.keypoints import PART_JOINTS, Pose
 from pose.video import read_frames
 from tests.helpers.videos import greys
 
-pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
-pytest.importorskip("PIL", reason="pip install -r requirements/rgb.txt")
+pytest.importorskip("av", reason="needs the extra rgb")
+pytest.importorskip("PIL", reason="needs the extra rgb")
 
 LENGTHS = (30, 19, 25, 6)
 
@@ -220,5 +220,5 @@ def test_a_video_that_changes_its_size_is_refused(monkeypatch):
 def test_a_missing_package_is_one_line(monkeypatch, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(ValueError, match=rf"^--rgb_support needs {package}: pip install -r requirements/rgb.txt$"):
+    with pytest.raises(ValueError, match=rf'^--rgb_support needs {package}: pip install -e "\.\[rgb\]"$'):
         HandCrops()

@@ -12,7 +12,7 @@ import pytest
 from pose.video import Facts, check_n_frames, count_frames, read_facts, read_frames, read_pictures, record
 from tests.helpers.videos import greys
 
-av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
+av = pytest.importorskip("av", reason="needs the extra rgb")
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def without(monkeypatch, package):
 
 def test_a_missing_package_is_one_line(monkeypatch, tmp_path):
     without(monkeypatch, "av")
-    with pytest.raises(ValueError, match=r"^reading videos needs av: pip install -r requirements/rgb.txt$"):
+    with pytest.raises(ValueError, match=r'^reading videos needs av: pip install -e "\.\[rgb\]"$'):
         read_facts(tmp_path / "a.mp4")
 
 

@@ -13,7 +13,7 @@ from pose import extraction
 from pose.keypoints import read_pose
 from tools import extract_poses
 
-av = pytest.importorskip("av", reason="pip install -r requirements/rgb.txt")
+av = pytest.importorskip("av", reason="needs the extra rgb")
 
 ROOT = Path(__file__).resolve().parents[2]
 KEEPS_DYING = 211  # brightness of a picture that kills the process which looks at it
@@ -222,7 +222,7 @@ def test_as_a_program(videos, tmp_path):
 @pytest.mark.slow
 def test_a_real_video_with_mediapipe(shared_real, tmp_path):
     """In new processes, as users have them."""
-    pytest.importorskip("mediapipe", reason="see requirements/mediapipe.txt")
+    pytest.importorskip("mediapipe", reason="needs the extra mediapipe")
     command = f"-m tools.extract_poses {shared_real / 'video'} --out {tmp_path} --extractor mediapipe --num_workers 2"
     run = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0

@@ -30,7 +30,7 @@ def place(tmp_path, monkeypatch):
 
 def write_table(path, rows):
     if path.suffix == ".xlsx":
-        openpyxl = pytest.importorskip("openpyxl", reason="needs requirements/tables.txt")
+        openpyxl = pytest.importorskip("openpyxl", reason="needs the extra tables")
         book = openpyxl.Workbook()
         for row in rows:
             book.active.append(row)

@@ -2,7 +2,7 @@
 
 import pytest
 
-Image = pytest.importorskip("PIL.Image", reason="pip install -r requirements/rgb.txt")
+Image = pytest.importorskip("PIL.Image", reason="needs the extra rgb")
 from PIL import ImageDraw, ImageFont  # noqa: E402
 
 from tools import picture  # noqa: E402

@@ -1,5 +1,6 @@
 """The whole of what ZeRO scatters: the same state for any number of processes and any stage."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import utils
 from system import disk
 from tests.helpers.processes import curves, start
 from training import build
-from training import engine as deepspeed_engine
+from training import engine as engine_module
 
 ROOT = Path(__file__).resolve().parents[2]
 # Dropout would be drawn anew on another number of processes, and batch statistics are each process's own on a CPU:
@@ -57,10 +58,10 @@ def test_the_number_of_the_step_lies_beside_the_moments(monkeypatch, stage):
     inner = SimpleNamespace(state={})
     held = SimpleNamespace(fp32_partitioned_groups_flat=[flat], single_partition_of_fp32_groups=[flat])
     engine = SimpleNamespace(optimizer=held, zero_optimization_stage=lambda: stage)
-    monkeypatch.setattr(deepspeed_engine, "_inner_optimizer", lambda _: inner)
-    monkeypatch.setattr(deepspeed_engine, "_trained", lambda _: [("flat", flat)])
-    monkeypatch.setattr(deepspeed_engine, "_link", lambda _: None)
-    deepspeed_engine._make_room(engine, ["exp_avg"], 7.0)
+    monkeypatch.setattr(engine_module, "_inner_optimizer", lambda _: inner)
+    monkeypatch.setattr(engine_module, "_trained", lambda _: [("flat", flat)])
+    monkeypatch.setattr(engine_module, "_link", lambda _: None)
+    engine_module._make_room(engine, ["exp_avg"], 7.0)
     assert {value.device.type for value in inner.state[flat].values()} == {"meta"}
 
 
@@ -109,6 +110,61 @@ def test_two_processes_resume_bit_for_bit(tiny_corpus, tmp_path, stage):
     assert_same(*(state(path) for path in newest))
 
 
+class WithoutDeepSpeed:
+    """Be a process where it cannot be imported."""
+
+    def __call__(self):
+        sys.modules["deepspeed"] = None
+
+
+def test_one_process_trains_alike_without_deepspeed(tiny_corpus, tmp_path):
+    """Accumulation, clipping, schedule and optimizer; each engine goes on from a state of the other.
+
+    With its usual epsilon, AdamW makes whole steps of gradients that are nothing but rounding.
+    """
+    flags = "--epochs 2 --zero_stage 0 --gradient-clipping 0.1 --keep_last 0 --opt-eps 0.01 --lr 0.05".split()
+    outs = {"deepspeed": (tmp_path / "deepspeed", None), "torch": (tmp_path / "torch", WithoutDeepSpeed())}
+    for engine, (out, before) in outs.items():
+        said = start(tiny_corpus, out, *flags, before=before).finish()
+        assert ("without DeepSpeed" in said) == (engine == "torch")
+        assert json.loads((out / "run.json").read_text())["starts"][0]["engine"] == engine
+    steps = {engine: curves(out)[0] for engine, (out, _) in outs.items()}
+    assert [line["lr"] for line in steps["torch"]] == [line["lr"] for line in steps["deepspeed"]]
+    losses = [line["loss"] for line in steps["deepspeed"]]
+    assert len(set(losses)) == len(losses) > 2
+    assert [line["loss"] for line in steps["torch"]] == pytest.approx(losses, rel=1e-5)
+    for engine, other in (("torch", "deepspeed"), ("deepspeed", "torch")):
+        cut = tmp_path / f"to_{engine}"
+        shutil.copytree(outs[other][0], cut)
+        for folder in sorted((cut / "resume").iterdir())[2:]:
+            shutil.rmtree(folder)
+        assert "resumed" in start(tiny_corpus, cut, *flags, before=outs[engine][1]).finish()
+        assert [line["loss"] for line in curves(cut)[0]] == pytest.approx(losses, rel=1e-5)
+    best = str(outs["deepspeed"][0] / "best_checkpoint.pth")
+    evaluation = ("--resume", "", "--eval", "--finetune", best)
+    start(tiny_corpus, tmp_path / "eval", *evaluation, before=WithoutDeepSpeed()).finish()
+    assert (tmp_path / "eval/test_metrics.json").is_file()
+
+
+def test_torch_alone_skips_a_step_that_is_not_finite():
+    """The weights, the moments and the learning rate stay; the next step is taken."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    config = engine_module.EngineConfig(1, 2, 1.0, 2, offload=False, pin_mem=False, dtype="fp32")
+    engine = engine_module.TorchEngine(model, optimizer, schedule, config)
+    before = model.weight.clone()
+    for value, applied, rate in ((float("inf"), False, 0.1), (1.0, True, 0.05)):
+        for last in (False, True):
+            engine.set_gradient_accumulation_boundary(last)
+            engine.backward(engine(torch.full((1, 2), value, device=engine.device)).sum())
+            engine.step()
+        assert engine.was_step_applied() == applied
+        assert engine.get_lr() == [rate]
+        assert torch.equal(model.weight, before) != applied
+    assert model.weight.grad is None
+
+
 @pytest.mark.parametrize(
     ("flags", "key", "value"),
     [
@@ -127,7 +183,7 @@ def test_two_processes_resume_bit_for_bit(tiny_corpus, tmp_path, stage):
     ],
 )
 def test_flags_reach_deepspeed(flags, key, value):
-    assert deepspeed_engine.deepspeed_config(build.engine_config(utils.parse_args(flags)))[key] == value
+    assert engine_module.deepspeed_config(build.engine_config(utils.parse_args(flags)))[key] == value
 
 
 UPDATES = """
@@ -170,4 +226,4 @@ def test_gradients_are_clipped_in_fp16_as_in_fp32():
 
 
 def test_batch_norm_is_left_alone_in_one_process():
-    assert type(deepspeed_engine.synchronised_batch_norm(nn.BatchNorm1d(3))) is nn.BatchNorm1d
+    assert type(engine_module.synchronised_batch_norm(nn.BatchNorm1d(3))) is nn.BatchNorm1d

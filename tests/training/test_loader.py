@@ -1,12 +1,16 @@
 """Which clips make a batch, and the processes that read them."""
 
+import multiprocessing
 import os
 
 import numpy as np
 import pytest
+import torch
 
+from clips.packs import use_packs
 from config import DATASETS
 from datasets import S2T_Dataset
+from tools import pack_dataset
 from training.loader import POOL, BatchSampler, ClipLoader, _within_cores
 
 
@@ -117,6 +121,29 @@ def test_workers_live_on_and_know_the_epoch(corpus):
         processes.add(helped._loader._iterator._workers[0].pid)
         assert helped.waited > 0
     assert len(processes) == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_workers_that_are_spawned_load_the_same(corpus, tmp_path, packed):
+    """As Windows and macOS start them, without the memory of the run."""
+    spec = DATASETS["CSL_Daily"].under(corpus)
+    if packed:
+        pack_dataset.main(["--root", str(corpus), "--out", str(tmp_path), "--splits", "train", "--workers", "1"])
+        spec = use_packs(DATASETS["CSL_Daily"], str(tmp_path), str(corpus))
+    dataset = S2T_Dataset(spec, "train", use_descriptions=True, random_frames=True)
+    sampler = BatchSampler(len(dataset), 3, 0, 1, seed=1)
+    alone = list(ClipLoader(dataset, sampler, 0, pin_memory=False).epoch(2))
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        helped = list(ClipLoader(dataset, sampler, 1, pin_memory=False).epoch(2))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert len(helped) == len(alone) > 1
+    for (one, _), (other, _) in zip(alone, helped, strict=True):
+        assert one["name_batch"] == other["name_batch"]
+        assert one["descriptions"] == other["descriptions"]
+        assert all(torch.equal(one[part], other[part]) for part in ("body", "left", "right", "face_all"))
 
 
 def test_loader_resumes_in_the_middle_with_any_workers(corpus):

@@ -1,6 +1,7 @@
 """Full memory is told with what helps, and the estimate counts what is there."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import config
 import utils
 from training.build import memory_settings
-from training.memory import explain_memory, mt5_parameters
+from training.memory import explain_memory, in_training, mt5_parameters
 
 
 def test_out_of_memory_is_one_line_with_the_shape_and_what_helps():
@@ -35,6 +36,13 @@ def test_out_of_memory_is_one_line_with_the_shape_and_what_helps():
         raise torch.OutOfMemoryError
     assert not any(flag in str(error.value) for flag in ("--offload", "--gradient_checkpointing"))
     assert "--dtype bf16" in str(error.value)
+
+
+def test_without_deepspeed_no_flag_of_it_is_advised(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    run = memory_settings(utils.parse_args([]))
+    assert run.zero_stage == 0
+    assert not [flag for flag in in_training(run, 16, 256, described=False) if "zero" in flag or "offload" in flag]
 
 
 def test_out_of_memory_in_an_evaluation_is_not_helped_by_flags_of_training():

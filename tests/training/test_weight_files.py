@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from config import ModelConfig
-from system import distributed
+from training.engine import EngineConfig, full_state_dict, start_engine
 from training.weight_files import read_weights, save_weights
+from utils import uses_deepspeed
 
 STATE = {"a.weight": torch.arange(6.0).view(3, 2), "b.bias": torch.ones(4), "steps": torch.tensor(3)}
 
@@ -133,36 +134,25 @@ class Network(nn.Module):
         return self.head(self.norm(self.gcn_modules["left"](x))).pow(2).sum()
 
 
+@pytest.mark.skipif(not uses_deepspeed(), reason="DeepSpeed is not installed")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_checkpoint_folder_of_deepspeed(tmp_path, stage, capsys):
-    import deepspeed
-
-    distributed.start()
     torch.manual_seed(0)
     model = Network()
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
-        config={
-            "train_micro_batch_size_per_gpu": 2,
-            "zero_optimization": {"stage": stage},
-            "zero_allow_untested_optimizer": True,
-        },
-    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    engine = start_engine(model, optimizer, schedule, EngineConfig(2, 1, 1.0, stage, False, False, "fp32"))
     engine.backward(engine(torch.randn(2, 3)))
     engine.step()
     engine.save_checkpoint(tmp_path, tag="step_1", client_state={"args": argparse.Namespace(lr=0.1)})
-    if stage < 3:
-        wanted = {name: value.clone() for name, value in model.state_dict().items()}
-    else:
-        with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    wanted = full_state_dict(engine)
     capsys.readouterr()
     for folder in (tmp_path, tmp_path / "step_1"):
         assert_same(read_weights(folder, "--finetune")[0], wanted)
     assert not capsys.readouterr().out  # which may hold the sentences of a translation
 
 
+@pytest.mark.skipif(not uses_deepspeed(), reason="DeepSpeed is not installed")
 @pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
 def test_a_folder_of_deepspeed_runs_nothing(tmp_path, name):
     class Evil:
@@ -177,6 +167,15 @@ def test_a_folder_of_deepspeed_runs_nothing(tmp_path, name):
         read_weights(tmp_path, "--finetune")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_folder_of_deepspeed_without_deepspeed(tmp_path, monkeypatch):
+    torch.save({"module": STATE}, tmp_path / "mp_rank_00_model_states.pt")
+    monkeypatch.setattr("training.weight_files.installed", lambda package: package != "deepspeed")
+    assert_same(read_weights(tmp_path, "--finetune")[0], STATE)  # it was trained without ZeRO
+    (tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(ValueError, match="--finetune: .* put together: pip install deepspeed, or run zero_to_fp32.py"):
+        read_weights(tmp_path, "--finetune")
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
