@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import ASPECTS, EXTRACTORS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
-from system.disk import write_text
+from system.disk import to_json, write_text
 from utils import Parser, progress, require_paths, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
@@ -301,9 +300,9 @@ class Results:
         if self.path.endswith(".srt"):
             content = subtitles(self.clips)
         elif self.path.endswith(".jsonl"):
-            content = "".join(json.dumps(clip.as_json(), ensure_ascii=False) + "\n" for clip in self.clips)
+            content = "".join(to_json(clip.as_json()) + "\n" for clip in self.clips)
         else:
-            content = json.dumps([clip.as_json() for clip in self.clips], ensure_ascii=False, indent=1) + "\n"
+            content = to_json([clip.as_json() for clip in self.clips], indent=1) + "\n"
         write_text(self.path, content)
         self.saved = time.monotonic()
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 
-from network.mt5 import keep_rows, model_type, read_architecture, read_pretrained, run_encoder, use_fused_layers
-from network.vocabulary import Tokenizer
+from network.mt5 import keep_rows, read_architecture, read_pretrained, run_encoder, use_fused_layers
+from network.vocabulary import Tokenizer, folder_config
 from system.disk import sha256
 from system.distributed import send, sum_over_processes
 
@@ -114,7 +114,7 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
         raise FileNotFoundError(
             f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
         )
-    if model_type(folder) == "mt5":
+    if folder_config(folder).get("model_type") == "mt5":
         read = read_pretrained if with_weights else read_architecture
         encoder = read(MT5EncoderModel, folder, "--text_encoder")
         use_fused_layers(encoder)

@@ -14,13 +14,15 @@ import torch
 from clips.batch import Sample, collate_fn, to_device
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from models import Uni_Sign
+from network.state_dicts import differences
 from pose.extraction import Extractor, extract_pose
 from pose.keypoints import SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose.video import read_pictures
 from system.distributed import autocast, check_dtype
 from temporal_alignment import TemporalAligner, read_descriptions, sample_frames
 from text_fusion_modules import TextEncoder
-from training.weights import TEXT_ENCODER_PREFIX, assemble, kept_tokens, read_config, read_model
+from training.weight_files import read_weights
+from training.weights import TEXT_ENCODER_PREFIX, assemble, kept_tokens, read_config
 
 
 class Candidate(NamedTuple):
@@ -101,7 +103,7 @@ class Translator:
             FileNotFoundError: the checkpoint, or a folder it needs, does not exist.
             ValueError: the model is incomplete, uses crops of the hands, or does not match its files.
         """
-        weights, facts = read_model(path, "--checkpoint")
+        weights, facts = read_weights(path, "--checkpoint")
         config = whole_config(path, facts, weights, text_encoder=text_encoder, language=language)
         refuse_rgb(path, config)
         mt5_folder = mt5_path or facts.get("mt5_path")
@@ -117,12 +119,10 @@ class Translator:
             folder = config.text_encoder or mt5_folder
             texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
         model = assemble(config, mt5_folder, kept, texts, with_weights=False)
-        wanted = {name: value.shape for name, value in model.state_dict().items()}
-        given = {name: value.shape for name, value in weights.items()}
-        if differing := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
+        if misfit := differences(weights, model.state_dict()):
             raise ValueError(
                 f"--checkpoint: {path} does not fit the mT5 in {mt5_folder}, or is no whole model of this code: "
-                f"{len(differing)} weights differ, the first is {differing[0]}. Name the mT5 of training: --mt5_path."
+                f"{misfit}. Name the mT5 of training: --mt5_path."
             )
         model.load_state_dict(weights)
         return cls(model, max_length=max_length or facts.get("max_length", 256), **options)

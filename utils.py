@@ -38,7 +38,7 @@ WITHOUT_EFFECT = {
     "--momentum": "0.9",
     "--compute_fp32_loss": "sums are in fp32",
 }
-MODEL_FLAGS = {field.name for field in dataclasses.fields(config.ModelConfig)} - {"language", "max_target_tokens"}
+MODEL_FLAGS = {field.name for field in dataclasses.fields(config.ModelConfig)} - {"language"}
 # What --eval takes from the checkpoint.
 OF_CHECKPOINT = MODEL_FLAGS | {"task", "max_length", "mt5_path", "text_encoder_freeze", "output_dir"}
 
@@ -128,7 +128,8 @@ def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # what a pipe has on Windows lacks most characters
+        # What a pipe has on Windows, and some terminals, lack most characters; and file names may have invalid ones.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         with ending_with_its_reader():
             main()
@@ -236,6 +237,7 @@ def get_args_parser() -> Parser:
     add = parser.group("model")
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
+    add("--max_target_tokens", type=int, default=50, help="a target is cut to this many tokens; default: 50")
     add(
         "--trim_vocab",
         action="store_true",
@@ -325,7 +327,8 @@ def get_args_parser() -> Parser:
         "--finetune",
         default="",
         metavar="FILE|DIR",
-        help="start from these weights: .pth, .safetensors, or a folder of tools/export.py, whose mT5 is taken as well",
+        help="start from these weights: .pth, .safetensors, a checkpoint folder of DeepSpeed, or a folder of "
+        "tools/export.py, whose mT5 is taken as well",
     )
     add(
         "--eval",

@@ -5,7 +5,6 @@ Shapes: B sequences, L tokens (padded), H attention heads, D mT5's d_model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,22 @@ from transformers.models.mt5.modeling_mt5 import MT5Stack
 from transformers.utils import logging as transformers_logging
 
 from config import GET_MT5
+from network.state_dicts import misfits, not_finite
+from network.vocabulary import folder_config
 
 # Its warnings about mT5 (tied weights, unused decoder weights) are known and handled here.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 
-def untie_embeddings(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGeneration:
-    """Give the output layer its own weight.
+class MT5(MT5ForConditionalGeneration):
+    """mT5 with an output layer of its own.
 
-    mT5's input embeddings and output layer differ, but transformers 5 ties them when it builds a model from a config;
-    loading a checkpoint would then silently overwrite one with the other.
+    In mT5 it differs from the input embeddings, but transformers 5 ties them: it builds mT5 without the output layer's
+    weight, and does not miss it in a checkpoint.
     """
-    if mt5.lm_head.weight is mt5.shared.weight:
-        mt5.lm_head.weight = nn.Parameter(mt5.shared.weight.detach().clone())
-    return mt5
+
+    _tied_weights_keys = {f"{half}.embed_tokens.weight": "shared.weight" for half in ("encoder", "decoder")}
 
 
 def load_mt5(
@@ -54,21 +54,13 @@ def load_mt5(
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder}/config.json does not exist. {GET_MT5}")
-    if (kind := model_type(Path(folder))) != "mt5":
+    if (kind := folder_config(Path(folder)).get("model_type")) != "mt5":
         raise ValueError(f"{folder}/config.json: model_type is {kind!r}, not 'mt5'. Name mT5's folder with --mt5_path.")
     read = read_pretrained if with_weights else read_architecture
-    mt5 = untie_embeddings(read(MT5ForConditionalGeneration, Path(folder), "--mt5_path"))
+    mt5 = read(MT5, Path(folder), "--mt5_path")
     if kept is not None:
         keep_rows(mt5, kept)
     return mt5
-
-
-def model_type(folder: Path) -> str:
-    """Return `model_type` from a folder's config.json; "" if it has none."""
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
-    except (ValueError, AttributeError):
-        return ""
 
 
 def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
@@ -85,16 +77,27 @@ def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
     """
     cure = f"Get its files again, or name another folder with {flag}."
     try:
-        model, info = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+        model, info = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported below, with the rest
+            output_loading_info=True,
+        )
     except OSError as error:
         raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]} {cure}") from None
     except Exception as error:  # damaged weights may raise anything; report one line
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: config.json and the weights are damaged or no pair ({reason}). {cure}") from error
-    # The pooler is not used for mean pooling, and many published encoders have none.
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} weights are missing, {missing[0]} is one. {cure}")
+    # The pooler is not used for mean pooling, and many published encoders have none. Weights of modules that the model
+    # does not have, such as an encoder's decoder or heads, are not needed.
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
+    names = [name.removeprefix(f"{model.base_model_prefix}.") for name in info["unexpected_keys"]]
+    unknown = [name for name in names if hasattr(model, name.partition(".")[0])]
+    if fault := misfits(missing, unknown, info["mismatched_keys"]):
+        raise ValueError(f"{folder}: config.json and the weights are no pair; {fault}. {cure}")
+    if damaged := not_finite(dict(model.named_parameters())):
+        raise ValueError(f"{folder}: {damaged}. {cure}")
     return model
 
 
@@ -111,10 +114,12 @@ def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
     """
     try:
         with no_init_weights():
-            return kind(kind.config_class.from_pretrained(folder, local_files_only=True)).float()
+            model = kind(kind.config_class.from_pretrained(folder, local_files_only=True)).float()
     except Exception as error:  # a damaged config may raise anything; report one line
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}/config.json is damaged ({reason}). Name another folder with {flag}.") from error
+    model.tie_weights()  # left out with the initialisation
+    return model
 
 
 def keep_rows(mt5: Any, kept: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from network.state_dicts import differences
 from network.stgcn import ClipLayout
 from system.distributed import all_reduce_sum, send
 
@@ -326,13 +327,11 @@ def load_backbone(model: nn.Module, weights: Mapping[str, torch.Tensor], path: s
         ValueError: the weights are those of another network.
     """
     backbone = model.get_submodule("rgb_support_backbone.0")
-    features = {name.removeprefix("features."): value for name, value in weights.items() if "classifier" not in name}
-    own = backbone.state_dict()
-    shapes, wanted = ({name: value.shape for name, value in names.items()} for names in (features, own))
-    if shapes != wanted:
-        first = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
+    features = {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+    own = {f"features.{name}": value for name, value in backbone.state_dict().items()}
+    if misfit := differences(features, own):
         raise ValueError(
-            f"--rgb_backbone: {path} does not hold EfficientNet-B0 under torchvision's names (first difference "
-            f"features.{first}). Give the file of torchvision.models.EfficientNet_B0_Weights."
+            f"--rgb_backbone: {path} does not hold EfficientNet-B0 under torchvision's names: {misfit}. Give the file "
+            "of torchvision.models.EfficientNet_B0_Weights."
         )
-    backbone.load_state_dict(features)
+    backbone.load_state_dict({name.removeprefix("features."): value for name, value in features.items()})

@@ -12,10 +12,11 @@ Shapes: V tokens of the trimmed vocabulary, D mT5's d_model, L tokens of a text.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 
@@ -40,6 +41,8 @@ SPACE = "\u2581"  # marks the space before a word in a piece
 
 KEPT_TOKENS = "kept_tokens"  # name of the tensor among the weights
 MATRICES = ("shared.weight", "embed_tokens.weight", "lm_head.weight")  # mT5's matrices with a row per token
+# A model may have a few more rows than its tokenizer has pieces: mT5 has 250,112 and 250,100, T5 32,128 and 32,000.
+MORE_ROWS = 128
 MULTIPLE = 8  # the number of rows must be a multiple of this for fast bf16 products on a GPU
 
 # ASCII, typographic and Chinese punctuation: general, CJK symbols, full-width forms.
@@ -60,7 +63,7 @@ class Tokenizer:
 
     Raises:
         FileNotFoundError: there is no `spiece.model`.
-        ValueError: it is not a sentencepiece model.
+        ValueError: it is not a sentencepiece model, or not that of the folder's mT5.
     """
 
     def __init__(self, folder: str | Path, kept: torch.Tensor | None = None) -> None:
@@ -74,6 +77,7 @@ class Tokenizer:
         self.model = path.read_bytes()  # content of `spiece.model`, reduced to these tokens
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            _refuse_another_models(path, len(self.pieces))
             if kept is not None:
                 self.model = keep_pieces(self.model, kept)
                 self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model)
@@ -96,6 +100,10 @@ class Tokenizer:
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         return ids, mask
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of each text's tokens, including </s>, none cut."""
+        return [len(ids) + 1 for ids in self.pieces.encode(list(texts))]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids up to the first </s>; padding, <unk> and ids beyond the vocabulary are skipped."""
         kept: list[int] = []
@@ -105,6 +113,38 @@ class Tokenizer:
             if token not in (PAD, UNK) and token < len(self.pieces):
                 kept.append(int(token))
         return self.pieces.decode(kept).strip()  # like the official one; truncation can leave a final space
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's config.json; {} if it is missing or no JSON object."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _refuse_another_models(path: Path, n_pieces: int) -> None:
+    rows = folder_config(path.parent).get("vocab_size")
+    if isinstance(rows, int) and not n_pieces <= rows <= n_pieces + MORE_ROWS:
+        raise ValueError(
+            f"{path} has {n_pieces} pieces, and the model beside it {rows} tokens (vocab_size in config.json): they do "
+            "not belong together. Get both again from one place, google/mt5-base for example."
+        )
+
+
+_NORMALISER = sentencepiece.SentencePieceNormalizer(
+    rule_name="nmt_nfkc", add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=False
+)
+
+
+def normalise(text: str) -> str:
+    """Rewrite a text as mT5's tokenizer does before splitting it; no decoded text has other forms.
+
+    >>> normalise("ｶﾞ１２！…")
+    'ガ12!...'
+    """
+    return _NORMALISER.normalize(text)
 
 
 def keep_pieces(model: bytes, kept: torch.Tensor) -> bytes:

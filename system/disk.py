@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -217,6 +218,23 @@ def explain(error: OSError, path: str | Path) -> str:
     return f"{error.filename or path} cannot be written: {error.strerror or error}; {room}."
 
 
+def to_json(content: Any, **options: Any) -> str:
+    """Write JSON text, with null for NaN and infinity, which JSON does not have; options as for `json.dumps`.
+
+    >>> to_json({"loss": float("nan"), "lr": 0.1})
+    '{"loss": null, "lr": 0.1}'
+    """
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(content), ensure_ascii=False, allow_nan=False, **options)
+
+
 class Lines:
     """A growing file of JSON lines. Lines that cannot be written, e.g. on a full disk, are retried with the next."""
 
@@ -226,7 +244,7 @@ class Lines:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a line."""
-        self._waiting.append(json.dumps(line, ensure_ascii=False) + "\n")
+        self._waiting.append(to_json(line) + "\n")
         try:
             with open(self.path, "ab", buffering=0) as file:
                 end = file.tell()

@@ -26,7 +26,7 @@ MAX_BYTES = 1 << 30  # maximum size of an unpacked file; real ones have a few MB
 MAX_EMPTY = 1 << 16  # maximum side length of an empty array; a frame without people has (0, 133, 2)
 
 
-class _Dtype:
+class Dtype:
     """Replaces `numpy.dtype`, and accepts only a number or text type and its byte order from the file.
 
     numpy's own also accepts internal flags; wrong ones make it use numbers in the file as addresses.
@@ -42,7 +42,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array filled from a file, with `_Dtype` as its dtype."""
+    """An array filled from a file, with `Dtype` as its dtype."""
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran_order, data = state
@@ -53,13 +53,18 @@ class _Array(np.ndarray):
         return np.asarray(self).__reduce__()  # pickles as an ordinary array
 
 
-def _from_bytes(data: Any, dtype: _Dtype, shape: Any = (), order: Any = "C", axes: Any = None) -> np.ndarray:
+def _from_bytes(data: Any, dtype: Dtype, shape: Any = (), order: Any = "C", axes: Any = None) -> np.ndarray:
     if not isinstance(data, (bytes, bytearray)):  # another array's memory could be freed under this one
         raise pickle.UnpicklingError(f"an array's content is given as {type(data).__name__}, not as bytes")
     array = np.frombuffer(data, dtype.dtype)
     array = array.reshape(shape, order=order) if axes is None else array.reshape(shape).transpose(axes)
     _check_empty(array)
     return array
+
+
+def scalar(dtype: Dtype, data: Any) -> Any:
+    """Replaces `numpy.core.multiarray.scalar`, which makes a number."""
+    return _from_bytes(data, dtype)[()]
 
 
 def _check_empty(array: np.ndarray) -> None:
@@ -128,10 +133,10 @@ class _PlainUnpickler(pickle.Unpickler):
         # numpy 2 renamed `core`; both kinds of files exist. The functions are created for each file, since a
         # pickle can also change the attributes of what it names.
         stand_ins = {
-            ("numpy", "dtype"): _Dtype,
+            ("numpy", "dtype"): Dtype,
             ("numpy", "ndarray"): "numpy.ndarray",  # the array type to make: only one exists
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(0),
-            ("numpy.core.multiarray", "scalar"): lambda dtype, data: _from_bytes(data, dtype)[()],
+            ("numpy.core.multiarray", "scalar"): lambda *values: scalar(*values),
             ("numpy.core.numeric", "_frombuffer"): lambda *values: _from_bytes(*values),
             ("collections", "OrderedDict"): dict,
             # Bytes in protocols 0 to 2, and empty ones.

@@ -189,7 +189,7 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
     from network.vocabulary import Tokenizer
     from text_fusion_modules import TextEncoder
     from training.tracking import Tracker
-    from training.weights import save_weights
+    from training.weight_files import save_weights
 
     folders = []
     for name in ("pose", "fusion"):

@@ -17,7 +17,7 @@ from config import DatasetSpec
 from datasets import S2T_Dataset
 from pose.keypoints import read_pose
 from system.safe_pickle import load_pickle
-from training.weights import read_weights
+from training.weight_files import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = ROOT.parent / "shared" / "real" / "hostile"

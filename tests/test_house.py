@@ -25,7 +25,7 @@ ROOMS = [  # a module imports from its own line and the lines above
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms.split()}
 OWNERS = {
-    "deepspeed": {"training.engine"},
+    "deepspeed": {"training.engine", "training.weight_files"},
     "transformers": {"models", "network.mt5", "text_fusion_modules", "tools.benchmark"},
     "sentencepiece": {"network.vocabulary", "synthetic.small_mt5"},
     "sacrebleu": {"training.metrics"},
@@ -37,7 +37,7 @@ OWNERS = {
     "rtmlib": {"pose.extraction"},
     "onnxruntime": {"pose.extraction"},
     "PIL": {"pose.drawing", "pose.hand_crops", "tools.picture"},
-    "safetensors": {"synthetic.small_mt5", "training.weights"},
+    "safetensors": {"synthetic.small_mt5", "training.weight_files"},
 }
 FILES = [*ROOT.glob("*.py"), *(path for room in RANK for path in (ROOT / room).glob("[!_]*.py"))]
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}

@@ -19,7 +19,7 @@ from pose import extraction, video
 from pose.video import read_pictures
 from tests.helpers.models import read_texts
 from text_fusion_modules import TextEncoder
-from training.weights import save_weights
+from training.weight_files import save_weights
 from translator import Translator
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MT5Config, MT5ForConditionalGeneration
+from transformers import MT5Config
 from transformers.modeling_outputs import BaseModelOutput
 
 from config import ModelConfig
 from models import IGNORE, Uni_Sign
-from network.mt5 import load_mt5, untie_embeddings
+from network.mt5 import MT5, load_mt5
 from network.vocabulary import EOS, Tokenizer
 from pose.keypoints import PART_JOINTS
 from tests.helpers.models import as_in_transformers
 from text_fusion_modules import TextEncoder
-from training.weights import load_finetune, save_weights
+from training.weight_files import save_weights
+from training.weights import load_finetune
 
 pytestmark = pytest.mark.parity
 
@@ -266,7 +267,7 @@ def test_batch_statistics_after_one_pass(trained, vectors):
 def test_state_dict_of_the_full_size(shared_reference):
     recorded = json.loads((shared_reference / "state_dict_keys_pose.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
-        mt5 = untie_embeddings(MT5ForConditionalGeneration(MT5Config(**recorded["mt5_config"])))
+        mt5 = MT5(MT5Config(**recorded["mt5_config"]))
         model = Uni_Sign(ModelConfig(), mt5, tokenizer=Tokenizer(shared_reference / "tiny_mt5"))
     state = model.state_dict(keep_vars=True)
     entries = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()}
@@ -303,7 +304,7 @@ def test_loading_keeps_both_embeddings(reference_model, shared_reference, made):
     if made == "from_pretrained":
         model = reference_model(ModelConfig())
     else:  # here transformers ties the two, and loading would report success all the same
-        mt5 = untie_embeddings(MT5ForConditionalGeneration(MT5Config.from_pretrained(folder)))
+        mt5 = MT5(MT5Config.from_pretrained(folder))
         model = Uni_Sign(ModelConfig(), mt5, Tokenizer(folder))
         model.load_state_dict(stored, strict=True)
     shared, head = stored["mt5_model.shared.weight"].float(), stored["mt5_model.lm_head.weight"].float()

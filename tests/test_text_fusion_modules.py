@@ -187,7 +187,24 @@ def test_missing_weights_are_not_made_up(request, tmp_path, kind):
     lost = sorted(name for name in weights if "encoder" in name)[3]
     del weights[lost]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"1 weights are missing, {lost}") as error:
+    with pytest.raises(ValueError, match=rf"no pair; missing: {lost}\.") as error:
+        TextEncoder(folder)
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("kind", ["mt5", "bert", "masked"])
+def test_layers_are_not_dropped_in_silence(request, tmp_path, kind):
+    """A config.json with fewer layers than the weights. Heads, and a decoder, are not needed."""
+    folder = copy_of(request.getfixturevalue("small_mt5_folder" if kind == "mt5" else "bert_folder"), tmp_path)
+    if kind == "masked":  # as BERT is published: with a head, and a prefix before the encoder's names
+        weights = load_file(folder / "model.safetensors")
+        weights = {f"bert.{name}": value for name, value in weights.items()} | {"cls.predictions.bias": torch.zeros(9)}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert TextEncoder(folder).width
+    key, layer = ("num_layers", "encoder.block.1") if kind == "mt5" else ("num_hidden_layers", "encoder.layer.1")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {key: 1}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"no pair; unknown: {layer}\.\* \(\d+\)\. Get its files again") as error:
         TextEncoder(folder)
     assert one_line(error)
 
@@ -212,7 +229,8 @@ def test_damaged_files(bert_folder, tmp_path, damage):
     else:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"hidden_size": 24}
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ValueError, match="bert.*damaged or no pair") as error:
+    words = r"of another shape: .* \(20,\) for \(24,\)" if damage == "other config" else "damaged or no pair"
+    with pytest.raises(ValueError, match=f"bert.*{words}") as error:
         TextEncoder(folder)
     assert one_line(error)
 

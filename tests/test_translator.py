@@ -1,5 +1,6 @@
 """A checkpoint alone makes a translator that writes what the evaluation writes."""
 
+import argparse
 import json
 import pickle
 import shutil
@@ -14,7 +15,7 @@ from config import DATASETS
 from datasets import S2T_Dataset
 from pose.keypoints import read_pose
 from tests.helpers.models import as_in_transformers, new_model
-from training.weights import save_weights
+from training.weight_files import save_weights
 from translator import Translator, load_descriptions
 
 OPTIONS = {"dtype": "fp32", "num_beams": 2, "max_new_tokens": 24, "device": "cpu"}
@@ -179,11 +180,29 @@ def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
     with pytest.raises(ValueError, match="holds no whole model"):
         Translator.from_checkpoint(fusion)
     hole = changed(described, tmp_path, model={n: w for n, w in model.items() if n != "part_para"})
-    with pytest.raises(ValueError, match="1 weights differ, the first is part_para"):
+    with pytest.raises(ValueError, match=r"missing: part_para\."):
         Translator.from_checkpoint(hole)
     torch.save({"model": model}, tmp_path / "plain.pth")
     with pytest.raises(ValueError, match="does not say where its mT5 is"):
         Translator.from_checkpoint(tmp_path / "plain.pth")
+
+
+def test_weights_of_other_programs(described, tmp_path, small_mt5_folder):
+    """With poses alone the sizes follow from the weights; a `config` of another program means nothing here."""
+    model = new_model(small_mt5_folder)
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    content = {"state_dict": state, "config": argparse.Namespace(lr=0.1), "hyper_parameters": {"lr": 0.1}}
+    torch.save(content, tmp_path / "last.ckpt")
+    translate = Translator.from_checkpoint(tmp_path / "last.ckpt", mt5_path=str(small_mt5_folder), **OPTIONS)
+    loaded = translate.model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_that_are_no_numbers_are_refused(described, tmp_path):
+    weights = dict(torch.load(described[0], weights_only=True)["model"])
+    weights["pose_proj.bias"] = weights["pose_proj.bias"] * torch.nan
+    with pytest.raises(ValueError, match=r"--checkpoint: .*changed\.pth: NaN or infinity in pose_proj\.bias: "):
+        Translator.from_checkpoint(changed(described, tmp_path, model=weights))
 
 
 def test_wrong_calls(described, clip, tmp_path):

@@ -5,7 +5,9 @@ import ast
 import contextlib
 import dataclasses
 import logging
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +40,7 @@ SPEC_DEFAULTS = {
     "eval_sampling": "even",
     "hidden_dim": 256,
     "label_smoothing": 0.2,
+    "max_target_tokens": 50,
     "seed": 42,
     "finetune": "",
     "eval": False,
@@ -208,6 +211,22 @@ def test_what_a_user_can_mend_is_one_line(capsys, tmp_path):
         utils.run(main)
     assert stopped.value.code == 1
     assert capsys.readouterr().err == "error: --lr: too large.\n"
+
+
+def test_a_terminal_that_knows_ascii_alone():
+    """Sentences are written as they are, and the bytes of no character and error messages with escapes: no error."""
+    code = (
+        "import sys, utils\n"
+        "def main():\n"
+        "    sys.stdout.write('clip\\udcff\\t\u4f60\u597d\\n')\n"
+        "    raise ValueError('\u4f60.pkl is damaged')\n"
+        "utils.run(main)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout.decode("utf-8") == "clip\\udcff\t\u4f60\u597d" + os.linesep
+    assert ended.stderr == rb"error: \u4f60.pkl is damaged" + os.linesep.encode()
 
 
 def test_a_defect_keeps_its_traceback():

@@ -11,7 +11,6 @@ run continues where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 
 import config
 from synthetic.corpus import SMALL_MODEL
-from system.disk import write_text
+from system.disk import to_json, write_text
 from training.experiments import Experiments
 from training.metrics import Tally, compare, draw_clips, tally
 from utils import Parser, add_dataset_flags, require_paths, run
@@ -211,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for row, lines in rows.items():
                 predictions.setdefault(row, {})[seed] = lines
             table = summarise(predictions, spec)
-            write_text(out / "ablation.json", json.dumps(table, indent=1) + "\n")
+            write_text(out / "ablation.json", to_json(table, indent=1) + "\n")
             write_text(out / "ablation.md", markdown(table))
     sys.stdout.write(markdown(table))
 

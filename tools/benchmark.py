@@ -104,14 +104,14 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MT5Config, MT5EncoderModel, MT5ForConditionalGeneration
+from transformers import MT5Config, MT5EncoderModel
 
 from clips.batch import Sample, collate_fn, to_device
 from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
 from config import DatasetSpec, ModelConfig
 from datasets import S2T_Dataset
 from models import Uni_Sign, tokens_before
-from network.mt5 import run_encoder, untie_embeddings, use_fused_layers
+from network.mt5 import MT5, run_encoder, use_fused_layers
 from network.vocabulary import EOS, PAD, Tokenizer
 from pose.keypoints import N_KEYPOINTS, normalize_keypoints
 from system.distributed import autocast
@@ -176,7 +176,7 @@ def make_model(size: Size, texts: str) -> Uni_Sign:
     """Return a model with random weights; its text encoder is "trained" or "frozen", or there are "no" texts."""
     torch.manual_seed(0)
     config = MT5Config(**size.mt5, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS)
-    mt5, tokenizer = untie_embeddings(MT5ForConditionalGeneration(config)), Words(config.vocab_size)
+    mt5, tokenizer = MT5(config), Words(config.vocab_size)
     text_encoder: EncodesTexts | None = None
     if texts == "frozen":
         text_encoder = RandomFeatures(config.d_model)

@@ -121,7 +121,8 @@ def read(args: argparse.Namespace) -> Model:
         FileNotFoundError: a file or folder does not exist.
         ValueError: the checkpoint is not a complete model.
     """
-    from training.weights import kept_tokens, read_weights
+    from training.weight_files import read_weights
+    from training.weights import kept_tokens
     from translator import refuse_rgb, whole_config
 
     weights, facts = read_weights(args.checkpoint, "--checkpoint")
@@ -168,7 +169,7 @@ def filled_up(model: Model, base: str) -> Model:
     """Restore the full vocabulary: insert the trained rows into the matrices of a full model."""
     from network.mt5 import load_mt5
     from network.vocabulary import KEPT_TOKENS, matrices, move_rows
-    from training.weights import ENCODER_PREFIX, read_weights, repeated
+    from training.weight_files import ENCODER_PREFIX, read_weights, repeated
 
     if model.kept is None:
         return model
@@ -203,7 +204,8 @@ def write_uni_sign(model: Model, out: Path, drop_descriptions: bool) -> None:
     import torch
 
     from network.vocabulary import KEPT_TOKENS
-    from training.weights import FUSION_PREFIXES, TEXT_ENCODER_PREFIX, repeated
+    from training.weight_files import repeated
+    from training.weights import FUSION_PREFIXES, TEXT_ENCODER_PREFIX
 
     branch = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
     if any(name.startswith(branch) for name in model.weights) and not drop_descriptions:
@@ -220,7 +222,7 @@ def write_uni_sign(model: Model, out: Path, drop_descriptions: bool) -> None:
 
 def n_bytes(weights: Mapping[str, torch.Tensor]) -> int:
     """Return the storage size of weights in bytes; shared weights count once."""
-    from training.weights import repeated
+    from training.weight_files import repeated
 
     return sum(value.nbytes for name, value in weights.items() if repeated(name) == name)
 
@@ -228,7 +230,7 @@ def n_bytes(weights: Mapping[str, torch.Tensor]) -> int:
 def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
     """Split weights into those of mT5, those of the text encoder (both without prefix), and the rest."""
     from network.vocabulary import KEPT_TOKENS
-    from training.weights import ENCODER_PREFIX
+    from training.weight_files import ENCODER_PREFIX
 
     parts: dict[str, dict[str, torch.Tensor]] = {"mt5_model.": {}, ENCODER_PREFIX: {}, "": {}}
     for name, value in weights.items():
@@ -240,15 +242,15 @@ def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
 
 def write_folder(model: Model, out: Path, made_from: str) -> None:
     """Write a self-contained folder atomically."""
-    from network.vocabulary import Tokenizer
-    from training.weights import save_safetensors
+    from network.vocabulary import Tokenizer, folder_config
+    from training.weight_files import save_safetensors
 
     mt5, encoder, rest = divided(model.weights)
     kind = ("trained" if encoder else "frozen") if model.config.use_descriptions else ""
     encoder_folder = Path(model.config.text_encoder or model.mt5_folder)
     if kind == "frozen":
         encoder = frozen_encoder(encoder_folder)
-    described = json.loads((encoder_folder / "config.json").read_text(encoding="utf-8"))
+    described = folder_config(encoder_folder)
     if encoder and described.get("is_encoder_decoder") and described.get("model_type") != "mt5":
         raise ValueError(
             f"--to folder: the text encoder {encoder_folder} is half of an encoder-decoder that is not mT5, and cannot "
@@ -285,7 +287,7 @@ def frozen_encoder(folder: Path) -> dict[str, torch.Tensor]:
 def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, tokenizer: Any) -> None:
     """Write an mT5 folder that transformers can load."""
     from network.vocabulary import TOKENIZER_CONFIG
-    from training.weights import save_safetensors
+    from training.weight_files import save_safetensors
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     # mT5's input embeddings and output layer are not tied; weights are stored in fp32.
@@ -300,11 +302,10 @@ def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, toke
 
 def write_encoder(folder: Path, weights: dict[str, torch.Tensor], source: Path, kept: torch.Tensor | None) -> None:
     """Write a text encoder: mT5's, or another one with its configuration and tokenizer files."""
-    from network.mt5 import model_type
-    from network.vocabulary import Tokenizer
-    from training.weights import save_safetensors
+    from network.vocabulary import Tokenizer, folder_config
+    from training.weight_files import save_safetensors
 
-    if model_type(source) == "mt5":
+    if folder_config(source).get("model_type") == "mt5":
         write_mt5(folder, weights, source, Tokenizer(source, kept))
         return
     folder.mkdir()

@@ -30,6 +30,7 @@ from training.optimization import ENCODER, ENCODER_RATE, OptimizerConfig, build_
 from training.run_folder import results_folder
 from training.text_cache import TextFeatureCache, build_text_cache
 from training.tracking import Tracker
+from training.weight_files import read_weights
 from training.weights import (
     FUSION_PREFIXES,
     MAPPER_PREFIX,
@@ -39,8 +40,6 @@ from training.weights import (
     load_finetune,
     load_fusion,
     read_config,
-    read_model,
-    read_weights,
     saved_settings,
 )
 from utils import MODEL_FLAGS, NO_TEST, OF_CHECKPOINT, get_args_parser, progress, splits_of, uses_deepspeed
@@ -75,7 +74,7 @@ def take_settings(args: argparse.Namespace) -> None:
     """
     flag = "--fusion_checkpoint" if args.fusion_checkpoint else "--finetune"
     path = args.fusion_checkpoint or args.finetune
-    weights, facts = read_model(path, flag)
+    weights, facts = read_weights(path, flag)
     read_config(path, flag, facts, weights)  # raises if it is of another version
     saved = saved_settings(facts, weights) | {key: facts[key] for key in ("task", "max_length") if key in facts}
     given = {name: getattr(args, name) for name in OF_CHECKPOINT if getattr(args, name) is not None}
@@ -170,7 +169,7 @@ def build_model(
     mt5_folder = under_root(args.root, args.mt5_path)
     path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
     # A state lies where rank 0 sees it, and may lie nowhere else.
-    first = read_model(path, flag)[0] if path and distributed.is_main() else {}
+    first = read_weights(path, flag)[0] if path and distributed.is_main() else {}
     kept = choose_vocabulary(args, config, loaders, first, path, flag)
     holds_encoder = distributed.broadcast_object(any(name.startswith(TEXT_ENCODER_PREFIX) for name in first))
     # A trained encoder among the initial weights is part of the model even if it is frozen.
@@ -178,11 +177,26 @@ def build_model(
     model = assemble(config, mt5_folder, kept, frozen_features(args, mt5_folder, loaders) if frozen else None)
     if args.gradient_checkpointing:
         model.recompute_activations()
+    if distributed.is_main():
+        log_cut_targets(model, loaders)
     if state:
         load_model_state(model, state)
     else:
         load_first_weights(args, model)
     return model
+
+
+def log_cut_targets(model: Uni_Sign, loaders: Mapping[str, ClipLoader]) -> None:
+    """Log how many of the splits' targets are longer than the model reads."""
+    most = model.config.max_target_tokens
+    for split, loader in loaders.items():
+        lengths = model.tokenizer.lengths(loader.dataset.targets())
+        if cut := sum(length > most for length in lengths):
+            logger.warning(
+                "%s: %d of %d targets are cut to %d tokens, the longest has %d. Raise --max_target_tokens, and "
+                "--max_new_tokens if it is lower.",
+                split, cut, len(lengths), most, max(lengths),
+            )  # fmt: skip
 
 
 def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from system.disk import UNFINISHED, new_folder, remove_folder, sha256, write_text, write_whole
+from network.state_dicts import differences
+from system.disk import UNFINISHED, new_folder, remove_folder, sha256, to_json, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
 from training.run_folder import BEST, forget_checkpoints, resume_dir
-from training.weights import fusion_weights, save_weights
+from training.weight_files import read_weights, save_weights
+from training.weights import fusion_weights
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +114,11 @@ def write_progress(folder: Path, state: TrainState) -> None:
     """Write state.json to a state's folder; also used alone when only the progress has changed since saving."""
     content = {**dataclasses.asdict(state), "epoch_sums": {}}
     content = {"sha256": _digest(content), **content}
-    write_text(folder / "state.json", json.dumps(content, indent=1) + "\n")
+    write_text(folder / "state.json", to_json(content, indent=1) + "\n")
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(to_json(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_progress(folder: Path) -> TrainState:
@@ -253,7 +255,10 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
 def load_model_state(model: nn.Module, folder: Path) -> None:
     """Load a state's weights into the model, before the engine is made; every process must call this."""
     if is_main():
-        model.load_state_dict(_read(folder / STATE_WEIGHTS))
+        weights, _ = read_weights(folder / STATE_WEIGHTS, "--resume")
+        if misfit := differences(weights, model.state_dict()):
+            raise ValueError(f"--resume: {folder} does not fit the mT5 of --mt5_path: {misfit}. Name that of training.")
+        model.load_state_dict(weights)
     broadcast_weights(model)
 
 

@@ -155,15 +155,7 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
         "estimated: {} of {} poses and {} of {} description files were opened; --full opens all",
         "以上为估计：打开了 {}/{} 个姿态文件、{}/{} 个描述文件；--full 会打开全部",
     ),
-    "mt5": (
-        "mT5: {}: d_model {}, {} layers, about {:.1f} M parameters, {:.3f} GB",
-        "mT5：{}：d_model {}，{} 层，约 {:.1f} M 参数，{:.3f} GB",
-    ),
-    "small_mt5": (
-        "mT5: {}: d_model {}, {} layers, about {:.1f} M parameters, for which {:.3f} GB are too small",
-        "mT5：{}：d_model {}，{} 层，约 {:.1f} M 参数，而 {:.3f} GB 太小",
-    ),
-    "small_mt5.cure": _GET_MT5,
+    "mt5": ("mT5: {}: d_model {}, {} layers, {:.1f} M parameters", "mT5：{}：d_model {}，{} 层，{:.1f} M 参数"),
     "no_mt5": ("mT5: {} has no {}", "mT5：{} 中没有 {}"),
     "no_mt5.cure": _GET_MT5,
     "trim_vocab": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -21,7 +20,7 @@ from torch import nn
 
 from clips.batch import SrcInput
 from system import distributed
-from system.disk import explain, read_lines, write_text
+from system.disk import explain, read_lines, to_json, write_text
 from training.engine import lower_gradient_scale
 from training.memory import MemorySettings
 from training.tracking import Tracker
@@ -92,7 +91,7 @@ class BadClips:
         logger.warning("%s: %d clips cannot be read and are left out, see %s.", split, len(new), self.path)
         self.entries += [{"split": split, "name": name, "reason": reason} for name, reason in new.items()]
         try:
-            write_text(self.path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries))
+            write_text(self.path, "".join(to_json(entry) + "\n" for entry in self.entries))
         except OSError as error:
             logger.warning("%s It is written with the next clip.", explain(error, self.path))
 

@@ -8,6 +8,8 @@ per word; `jiwer` gives every error the same cost, unlike the published rates.
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
+
+from network.vocabulary import normalise
 
 # task -> (the score that chooses the best epoch, whether higher is better)
 MAIN_METRIC: dict[str, tuple[str, bool]] = {
@@ -64,9 +68,8 @@ def prepare_hypothesis(text: str, text_unit: str) -> str:
     >>> prepare_hypothesis("How are you?\n", "word")
     'How are you?'
     """
-    if text_unit == "word":
-        return text.strip()
-    return " ".join(text.replace(" ", "").replace("\n", ""))
+    text = as_tokenized(text)
+    return text.strip() if text_unit == "word" else " ".join(text.replace(" ", "").replace("\n", ""))
 
 
 def prepare_reference(text: str, text_unit: str) -> str:
@@ -84,9 +87,28 @@ def prepare_reference(text: str, text_unit: str) -> str:
     >>> prepare_reference("好，你 呢？！", "char")
     '好 , 你 呢 ? ！'
     """
-    if text_unit == "word":
-        return text.strip()
-    return " ".join(_narrow(text).replace(" ", ""))
+    text = as_tokenized(text)
+    return text.strip() if text_unit == "word" else " ".join(_narrow(text).replace(" ", ""))
+
+
+def as_tokenized(text: str) -> str:
+    """Write a text's letters and digits as mT5's tokenizer does, so that the sentence can be generated.
+
+    The tokenizer composes decomposed letters (Korean as macOS writes it), decomposes Thai's sara am, and replaces
+    half-width kana, full-width digits and Persian's joiners. It changes punctuation too, "！" and "…" for example; that
+    is kept, since published references have it and were scored so. So are the invalid bytes that a model may write.
+
+    >>> as_tokenized("ｶﾞｷﾞ１２！")
+    'ガギ12！'
+    """
+    runs = itertools.groupby(text, _may_change)
+    return "".join(normalise("".join(run)) if may_change else "".join(run) for may_change, run in runs)
+
+
+def _may_change(character: str) -> bool:
+    kind = unicodedata.category(character)
+    half_width = "\uff61" <= character <= "\uff65"  # Japanese punctuation
+    return half_width or (kind[0] in "LMNSZ" or kind == "Cf") and character != "\ufffd"
 
 
 def _narrow(text: str) -> str:
@@ -314,7 +336,7 @@ def tally(
             "Give these clips a text in the label file, or take them out."
         )
     if task != "SLT":
-        return tally_prepared(task, hypotheses, references)
+        return tally_prepared(task, list(map(as_tokenized, hypotheses)), list(map(as_tokenized, references)))
     tallies, signatures = tally_prepared(
         task,
         [prepare_hypothesis(text, text_unit) for text in hypotheses],
@@ -323,8 +345,8 @@ def tally(
     if bleu_tokenizer == "13a":
         return tallies, signatures
     scorers = bleu_scorers(bleu_tokenizer)
-    whole = [_narrow(text).strip() if text_unit == "char" else text.strip() for text in references]
-    ours = [text.strip() for text in hypotheses]
+    whole = [prepare_reference(_narrow(text) if text_unit == "char" else text, "word") for text in references]
+    ours = [prepare_hypothesis(text, "word") for text in hypotheses]
     tallies |= {f"bleu{n}": _tally_of(bleu, ours, whole) for n, bleu in enumerate(scorers, start=1)}
     return tallies, signatures | {"bleu": str(scorers[-1].get_signature())}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import torch
 from clips.labels import split_labels, target
 from clips.packs import open_poses
 from config import DatasetSpec, under_root
-from network.vocabulary import Tokenizer, choose
+from network.mt5 import load_mt5
+from network.vocabulary import Tokenizer, choose, folder_config
 from pose.hand_crops import HandCrops
 from pose.video import check_n_frames, count_frames
 from training import build
@@ -162,16 +162,18 @@ def say_files(
 
 
 def examine_mt5(report: Report, folder: Path) -> dict[str, Any] | None:
-    """Examine mT5's folder; return the sizes in its config, None if files are missing."""
+    """Load mT5 and its tokenizer; return the sizes in its config, None if files are missing.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_mt5` and `Tokenizer`.
+    """
     if lacking := [name for name in ("config.json", "spiece.model") if not (folder / name).is_file()]:
         report.say("✗", "no_mt5", folder, ", ".join(lacking))
         return None
-    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    n_parameters = sum(mt5_parameters(**sizes))
-    n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-    whole = n_bytes > 1.9 * n_parameters  # otherwise under two bytes each: perhaps a Git LFS pointer
-    values = folder, sizes["d_model"], sizes["num_layers"], n_parameters / 1e6, n_bytes / 1e9
-    report.say("✓" if whole else "✗", "mt5" if whole else "small_mt5", *values)
+    Tokenizer(folder)
+    n_parameters = sum(parameter.numel() for parameter in load_mt5(folder).parameters())
+    sizes = folder_config(folder)
+    report.say("✓", "mt5", folder, sizes["d_model"], sizes["num_layers"], n_parameters / 1e6)
     return sizes
 
 

@@ -13,7 +13,7 @@ from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from system.disk import read_lines, write_text
+from system.disk import read_lines, to_json, write_text
 from training.metrics import MAIN_METRIC, Scores, prepare_hypothesis, prepare_reference
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def trim_curves(output_dir: str | Path, epochs: int, steps: int) -> None:
     for name, key, kept in (("log.txt", "epoch", epochs - 1), ("steps.jsonl", "step", steps)):
         path = Path(output_dir) / name
         if path.is_file():
-            lines = [json.dumps(line, ensure_ascii=False) for line in read_lines(path) if line[key] <= kept]
+            lines = [to_json(line) for line in read_lines(path) if line[key] <= kept]
             write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -187,10 +187,10 @@ def write_predictions(output_dir: Path, results: Results) -> None:
     for name, reference, hypothesis in zip(dataset.names, results.references, results.hypotheses, strict=True):
         line = {"name": name, "reference": reference, "hypothesis": hypothesis}
         line |= {"unreadable": bad_clips[name]} if name in bad_clips else {}
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        lines.append(to_json(line) + "\n")
     write_text(output_dir / f"{split}_predictions.jsonl", "".join(lines))
     numbers = {**results.numbers(), "clips": len(dataset), "unreadable": len(bad_clips)}
-    content = json.dumps({**numbers, "signatures": scores.signatures}, indent=1)
+    content = to_json({**numbers, "signatures": scores.signatures}, indent=1)
     write_text(output_dir / f"{split}_metrics.json", content + "\n")
     # Sentences as they are scored (split into characters with "char"). Glosses and single signs are unchanged.
     unit = dataset.spec.text_unit if results.task == "SLT" else "word"

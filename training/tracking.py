@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -25,7 +24,7 @@ import torch
 
 from config import DatasetSpec
 from system import distributed
-from system.disk import Lines, explain, write_text
+from system.disk import Lines, explain, to_json, write_text
 from training.run_folder import RECORD, read_record
 from utils import git_revision, uses_deepspeed
 
@@ -78,7 +77,7 @@ class Tracker:
         """
         record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
         record["starts"].append(_facts(self.arguments, step) | {"dataset": dataclasses.asdict(spec), "data": data})
-        write_text(self.folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.folder / RECORD, to_json(record, indent=1) + "\n")
         if step is not None and self.tensorboard:
             self._boards["--tensorboard"] = TensorBoard(self.folder, step)
         if step is not None and self.wandb:

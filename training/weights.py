@@ -1,35 +1,25 @@
-"""Putting a model together, and weight files: safe reading, atomic saving, and loading into a model.
-
-A weight file (`checkpoint_{epoch}.pth`, `best_checkpoint.pth`) is `{"model": state_dict, ...}` with Uni-Sign's names.
-The state dict includes the fusion modules; `best_fusion.pth` holds only these. A folder written by `tools/export.py`
-has the same weights in files that other programs can read (see `read_model`).
-"""
+"""Putting a model together, and loading weights into it."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import pickle
-import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from config import MODEL_JSON, ModelConfig
+from config import ModelConfig
 from models import Uni_Sign
 from network.mt5 import load_mt5
 from network.rgb_branch import PREFIXES as RGB_PREFIXES
+from network.state_dicts import differences
 from network.vocabulary import KEPT_TOKENS, Tokenizer, matrices, move_rows
 from pose.keypoints import PART_JOINTS
-from system.disk import sync_file, write_whole
 from text_fusion_modules import EncodesTexts, TextEncoder
+from training.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +27,7 @@ MAPPER_PREFIX = "description_mapper."
 FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_adapter.", MAPPER_PREFIX)
 TEXT_ENCODER_PREFIX = "text_encoder."
 TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
-ENCODER_PREFIX = "text_encoder.encoder."
+NEW_PREFIXES = (*TEXT_PREFIXES, *RGB_PREFIXES)  # weights that a base model may lack
 
 
 def assemble(
@@ -68,128 +58,9 @@ def assemble(
     return Uni_Sign(config, mt5, Tokenizer(mt5_folder, kept), texts)
 
 
-def save_weights(path: str | Path, state_dict: Mapping[str, torch.Tensor], config: ModelConfig, **facts: Any) -> None:
-    """Write a weight file that also loads in Uni-Sign; the file appears only when it is complete."""
-    content = {"model": dict(state_dict), "config": dataclasses.asdict(config), **facts}
-    write_whole(path, partial(torch.save, content))
-
-
 def fusion_weights(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return only the weights of the fusion modules."""
     return {name: value for name, value in state_dict.items() if name.startswith(FUSION_PREFIXES)}
-
-
-def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a .pth or .safetensors file without executing any code in it.
-
-    Args:
-        path: the file.
-        flag: the flag that named it, for error messages.
-
-    Returns:
-        The state dict, and the file's other entries (config, epoch ...).
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the path is a folder, or the file holds no weights that can be read safely.
-    """
-    if Path(path).is_dir():
-        raise ValueError(f"{flag}: {path} is a folder; wanted a .pth or .safetensors file.")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{flag}: {path} does not exist.")
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
-                    raise ValueError("it is a packed archive, and torch.save packs nothing")
-        # Memory mapping avoids reading unused tensors: the vocabulary of a checkpoint is read before its weights.
-        if Path(path).suffix == ".safetensors":
-            return _read_safetensors(path), {}  # mapped by safetensors itself
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:  # torch's own message suggests executing the file
-        raise ValueError(
-            f"{flag}: {path} holds no weights that can be read safely: it is no file of torch.save, or asks for more "
-            "than tensors and plain data. Get it again, from a source you trust."
-        ) from None
-    except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
-    model = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(model, Mapping) or not all(_is_weight(name, value) for name, value in model.items()):
-        raise ValueError(f"{flag}: {path} holds no state dict; wanted {{'model': state_dict}}.")
-    return dict(model), {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
-
-
-def repeated(name: str) -> str:
-    """Return the name under which a shared weight occurs first in the state dict, or the name itself.
-
-    Both hands share their modules; mT5's encoder and decoder share its embeddings.
-
-    >>> repeated("gcn_modules.right.layer0_0.gcn.A"), repeated("mt5_model.decoder.embed_tokens.weight")
-    ('gcn_modules.left.layer0_0.gcn.A', 'mt5_model.shared.weight')
-    """
-    name = re.sub(r"^(proj_linear|gcn_modules|fusion_gcn_modules)\.right\.", r"\1.left.", name)
-    return re.sub(r"(?:en|de)coder\.embed_tokens\.weight$", "shared.weight", name)
-
-
-def save_safetensors(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write a .safetensors file; shared weights are stored once, with the other names in its metadata, as usual.
-
-    Args:
-        path: the file, in a folder that is renamed when complete.
-        weights: a state dict, or part of one.
-    """
-    from safetensors.torch import save_file
-
-    shared = {name: repeated(name) for name in weights if repeated(name) != name and repeated(name) in weights}
-    own = {name: value.contiguous().clone() for name, value in weights.items() if name not in shared}
-    save_file(own, path, metadata={"format": "pt", **shared})
-    sync_file(path)
-
-
-def _read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
-        shared = file.metadata() or {}
-    return weights | {name: weights[other] for name, other in shared.items() if other in weights}
-
-
-def read_model(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a whole model: a weight file, or a folder written by `tools/export.py`.
-
-    Returns:
-        The same as `read_weights`; for a folder, the facts hold the current paths of its mT5 and text encoder.
-
-    Raises:
-        FileNotFoundError: the file or folder does not exist, or the folder is incomplete or not from `tools/export.py`.
-        ValueError: the weights or the folder's JSON file cannot be read.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return read_weights(path, flag)
-    if not (folder / MODEL_JSON).is_file():
-        best = folder / "best_checkpoint.pth"
-        hint = f" Did you mean {best}?" if best.is_file() else ""
-        raise FileNotFoundError(
-            f"{flag}: {folder} holds no {MODEL_JSON}: it is no folder that tools/export.py wrote.{hint}"
-        )
-    try:
-        facts = json.loads((folder / MODEL_JSON).read_text(encoding="utf-8"))
-        encoder = facts["text_encoder"]
-        facts["config"]["text_encoder"] = str(folder / "text_encoder") if encoder else ""
-    except (ValueError, TypeError, KeyError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{flag}: {folder / MODEL_JSON} is damaged ({reason}). Export the model again.") from None
-    parts = [("", folder), ("mt5_model.", folder / "mt5")]
-    if encoder == "trained":
-        parts.append((ENCODER_PREFIX, folder / "text_encoder"))
-    weights: dict[str, torch.Tensor] = {}
-    for prefix, part in parts:
-        found, _ = read_weights(part / "model.safetensors", flag)
-        weights |= {prefix + name: value for name, value in found.items()}
-    return weights, {**facts, "mt5_path": str(folder / "mt5")}
 
 
 def saved_settings(facts: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -215,10 +86,6 @@ def read_config(
         raise ValueError(f"{flag}: {path} is of another version of this code ({error}).") from None
     refuse_without_adapter(weights, f"{flag}: {path}")
     return config
-
-
-def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
 def kept_tokens(weights: Mapping[str, torch.Tensor], path: str | Path, flag: str) -> torch.Tensor | None:
@@ -250,7 +117,7 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
         FileNotFoundError: the file does not exist, or the folder is not from `tools/export.py`.
         ValueError: the weights do not fit; the message gives all that differs and likely reasons.
     """
-    weights, facts = read_model(path, "--finetune")
+    weights, facts = read_weights(path, "--finetune")
     file, own = f"--finetune: {path}", model.state_dict()
     saved = facts["config"] if isinstance(facts.get("config"), Mapping) else {}
     refuse_without_adapter(weights, file)
@@ -259,9 +126,10 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
     if KEPT_TOKENS in own:
         _fit_vocabulary(weights, own, kept_tokens(weights, path, "--finetune"), config)
     # With equal flags the names are equal, too; any other difference has causes that can only be guessed.
-    if differing := list(_differing_weights(weights, own)):
+    may_be_new = TEXT_PREFIXES if any(name.startswith(RGB_PREFIXES) for name in weights) else NEW_PREFIXES
+    if misfit := differences(weights, own, {name for name in own if name.startswith(may_be_new)}):
         cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
-        raise ValueError(f"{file} does not fit this model: {'; '.join(differing)}. {cause}")
+        raise ValueError(f"{file} does not fit this model: {misfit}. {cause}")
     before, now = saved.get("text_encoder"), config.text_encoder
     if before and _is_fused(weights) and Path(before).resolve() != Path(now).resolve():
         logger.warning(
@@ -297,19 +165,6 @@ def _differing_flags(
         if name in saved and not same:
             before, now = saved[name] or "(none)", value or "(none)"
             yield f"was trained with --{name} {before}; this run has {now}, give the same"
-
-
-def _differing_weights(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """Yield how weights differ from the model's own; what may be new is not missing."""
-    holds_rgb = any(name.startswith(RGB_PREFIXES) for name in weights)
-    may_be_new = TEXT_PREFIXES if holds_rgb else (*TEXT_PREFIXES, *RGB_PREFIXES)
-    if missing := [name for name in own if name not in weights and not name.startswith(may_be_new)]:
-        yield f"{len(missing)} weights are missing (first {missing[0]})"
-    if unknown := [name for name in weights if name not in own]:
-        yield f"{len(unknown)} are unknown (first {unknown[0]})"
-    if reshaped := [name for name, value in weights.items() if name in own and value.shape != own[name].shape]:
-        shapes = f"{tuple(weights[reshaped[0]].shape)} for {tuple(own[reshaped[0]].shape)}"
-        yield f"{len(reshaped)} have another shape (first {reshaped[0]}: {shapes})"
 
 
 def _fit_vocabulary(
@@ -349,13 +204,10 @@ def load_fusion(model: nn.Module, path: str | Path) -> None:
         FileNotFoundError: the file does not exist.
         ValueError: a weight is missing or has another shape.
     """
-    content, _ = read_weights(path, "--fusion_checkpoint")
-    weights = fusion_weights(content)
-    own = fusion_weights(model.state_dict())
-    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
-        differing = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]
+    weights = fusion_weights(read_weights(path, "--fusion_checkpoint")[0])
+    if misfit := differences(weights, fusion_weights(model.state_dict())):
         raise ValueError(
-            f"--fusion_checkpoint: {path} does not hold this model's fusion modules (first difference {differing[0]}). "
+            f"--fusion_checkpoint: {path} does not hold this model's fusion modules: {misfit}. "
             "Give a best_fusion.pth made with the same mT5 and text encoder."
         )
     model.load_state_dict(weights, strict=False)

@@ -98,7 +98,7 @@ def poses(data: bytes) -> None:
 
 def weights(data: bytes) -> None:
     """Of --finetune, in both formats."""
-    from training.weights import read_weights
+    from training.weight_files import read_weights
 
     for name in ("w.pth", "w.safetensors"):
         _refused(lambda path: read_weights(path, "--finetune"), _file(name, data))

@@ -8,14 +8,14 @@ from transformers import MT5ForConditionalGeneration
 
 from config import ModelConfig
 from models import Uni_Sign
-from network.mt5 import load_mt5, untie_embeddings
+from network.mt5 import MT5, load_mt5
 from network.vocabulary import Tokenizer
 from text_fusion_modules import TextEncoder
 
 
 def as_in_transformers(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGeneration:
     """A copy of a model's mT5 that runs as transformers runs it."""
-    copy = untie_embeddings(MT5ForConditionalGeneration(mt5.config)).train(mt5.training)
+    copy = MT5(mt5.config).train(mt5.training)
     copy.load_state_dict(mt5.state_dict())
     copy.generation_config = mt5.generation_config
     return copy

@@ -1,12 +1,15 @@
-"""What is run otherwise than in transformers gives the same numbers."""
+"""Loading mT5; and what is run otherwise than in transformers gives the same numbers."""
 
 import copy
+import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import MT5Config, MT5ForConditionalGeneration
 
-from network.mt5 import run_decoder, run_encoder, use_fused_layers
+from network.mt5 import load_mt5, run_decoder, run_encoder, use_fused_layers
 
 LENGTHS = (11, 4, 7)
 
@@ -94,3 +97,57 @@ def test_half_precision_is_near_and_finite(fused, batch, dtype):
     for name, own in gradients(states, fused.encoder, x).items():
         assert own.dtype == torch.float32, name
         assert (own - expected[name]).norm() < 0.1 * expected[name].norm(), name
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def change(small_mt5_folder, tmp_path):
+    """Copy the mT5 folder, with other weights or another config.json: `change(weights, key=value)` edits them."""
+    folder = shutil.copytree(small_mt5_folder, tmp_path / "mt5")
+
+    def apply(edit=lambda weights: None, **config):
+        weights = load_file(small_mt5_folder / "model.safetensors")
+        edit(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        content = json.loads((small_mt5_folder / "config.json").read_text(encoding="utf-8")) | config
+        (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+        return folder
+
+    return apply
+
+
+def test_every_weight_is_the_files(small_mt5_folder):
+    """Above all the output layer, which transformers would replace by the embeddings."""
+    mt5, weights = load_mt5(small_mt5_folder), load_file(small_mt5_folder / "model.safetensors")
+    assert not torch.equal(weights["lm_head.weight"], weights["shared.weight"])
+    own = mt5.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in weights.items())
+    assert set(own) - set(weights) == {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    for half in (mt5.encoder, mt5.decoder):
+        assert half.embed_tokens.weight is mt5.shared.weight
+
+
+def test_without_weights_the_output_layer_is_one_of_its_own(small_mt5_folder):
+    mt5 = load_mt5(small_mt5_folder, with_weights=False)
+    assert mt5.lm_head.weight is not mt5.shared.weight
+    assert mt5.encoder.embed_tokens.weight is mt5.decoder.embed_tokens.weight is mt5.shared.weight
+
+
+def test_all_that_does_not_fit_is_told_at_once(change):
+    def drop(weights):
+        for name in ("lm_head.weight", "encoder.final_layer_norm.weight"):
+            del weights[name]
+
+    with pytest.raises(ValueError, match="missing: encoder.final_layer_norm.weight, lm_head.weight. Get its files"):
+        load_mt5(change(drop))
+    with pytest.raises(ValueError, match=r"no pair; unknown: decoder\.block\.1\.\* \(14\)\. Get its files again"):
+        load_mt5(change(num_decoder_layers=1))
+    with pytest.raises(ValueError, match=r"missing: encoder\.block\.2\.\* \(9\); unknown: decoder\.block\.1\.\*"):
+        load_mt5(change(num_layers=3, num_decoder_layers=1))
+    with pytest.raises(ValueError, match=r"of another shape: .*shared\.weight \(\d+, 32\) for \(\d+, 24\)"):
+        load_mt5(change(d_model=24))
+    with pytest.raises(ValueError, match=r"mt5: NaN or infinity in shared\.weight\. Get its files again.*--mt5_path"):
+        load_mt5(change(lambda weights: weights["shared.weight"][3].fill_(torch.nan)))
+    assert load_mt5(change()).config.d_model == 32

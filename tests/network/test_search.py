@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from transformers import MT5Config, MT5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from network import search as search_module
-from network.mt5 import load_mt5, untie_embeddings
+from network.mt5 import load_mt5
 from network.output_layer import OutputLayer
 from network.search import search
 from network.vocabulary import EOS, PAD
@@ -27,7 +28,8 @@ def make(seed, end=6.0, vocab_size=40):
         relative_attention_num_buckets=8, relative_attention_max_distance=12,
         decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS,
     )  # fmt: skip
-    mt5 = untie_embeddings(MT5ForConditionalGeneration(config)).eval()
+    mt5 = MT5ForConditionalGeneration(config).eval()
+    mt5.lm_head.weight = nn.Parameter(mt5.shared.weight.detach().clone())
     for parameter in mt5.decoder.parameters():
         parameter.data *= 3
     mt5.lm_head.weight.data *= 0.5

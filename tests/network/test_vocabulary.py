@@ -2,23 +2,25 @@
 
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import MT5Config, MT5ForConditionalGeneration
+from transformers import MT5Config
 
 import fine_tuning
 import utils
 from clips.batch import collate_fn
 from config import DATASETS
 from datasets import S2T_Dataset
-from network.mt5 import keep_rows, load_mt5, untie_embeddings
+from network.mt5 import MT5, keep_rows, load_mt5
 from network.vocabulary import EOS, PAD, UNK, Tokenizer, choose, coverage, log_coverage, move_rows
 from synthetic.small_mt5 import train_tokenizer
 from tests.helpers.models import new_model
 from training import build
-from training.weights import kept_tokens, load_finetune, read_weights, save_weights
+from training.weight_files import read_weights, save_weights
+from training.weights import kept_tokens, load_finetune
 from translator import Translator
 
 TEXTS = ["我今天想在学校读书。", "Translate sign language video to Chinese: "]
@@ -141,6 +143,22 @@ def test_damaged_model(tmp_path, content):
     with pytest.raises(ValueError, match=r"spiece\.model: is damaged, or no sentencepiece model") as error:
         Tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("more_rows", "fits"), [(-1, False), (0, True), (12, True), (128, True), (129, False)])
+def test_a_tokenizer_of_another_model(small_mt5_folder, tmp_path, more_rows, fits):
+    """mT5 has 12 rows more than pieces, T5 has 128."""
+    shutil.copy(small_mt5_folder / "spiece.model", tmp_path)
+    pieces = len(Tokenizer(tmp_path).pieces)  # the model may come later
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": pieces + more_rows}))
+    if fits:
+        assert len(Tokenizer(tmp_path).pieces) == pieces
+        return
+    said = rf"spiece\.model has {pieces} pieces, and the model beside it {pieces + more_rows} tokens .*Get both again"
+    with pytest.raises(ValueError, match=said):
+        Tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        Tokenizer(tmp_path, torch.arange(8))
 
 
 # -- which tokens ----------------------------------------------------------------------------------------------------
@@ -284,8 +302,7 @@ def test_size_at_mt5_base():
         vocab_size=250112, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_heads=12, feed_forward_proj="gated-gelu"
     )
     with torch.device("meta"):
-        mt5 = MT5ForConditionalGeneration(config)
-        untie_embeddings(mt5)
+        mt5 = MT5(config)
 
         def size():
             return sum(parameter.numel() for parameter in mt5.parameters())
@@ -345,7 +362,7 @@ def test_what_cannot_be_is_one_line(kept, small_mt5_folder, tmp_path, capsys):
     model = new_model(small_mt5_folder, kept)
     weights = new_model(small_mt5_folder).state_dict()
     torch.save({**weights, "mt5_model.shared.weight": torch.zeros(7, 32)}, tmp_path / "short.pth")
-    with pytest.raises(ValueError, match=r"does not fit.*mt5_model.shared.weight: \(7, 32\)"):
+    with pytest.raises(ValueError, match=r"does not fit.*mt5_model.shared.weight \(7, 32\)"):
         load_finetune(model, tmp_path / "short.pth", model.config)
     with pytest.raises(SystemExit):
         utils.parse_args(["--eval", "--finetune", "x", "--trim_vocab"])

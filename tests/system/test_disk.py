@@ -170,6 +170,14 @@ def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
     assert [line["step"] for line in disk.read_lines(path)] == [1, 2, 3]
 
 
+def test_what_is_no_number_is_null(tmp_path):
+    """JSON has no NaN: other readers would refuse the file."""
+    content = {"loss": float("nan"), "best": [1.5, (float("inf"), -float("inf"))], "n": {"clips": 3, "text": "好"}}
+    disk.Lines(tmp_path / "log.txt").add(content)
+    line = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert line == '{"loss": null, "best": [1.5, [null, null]], "n": {"clips": 3, "text": "好"}}\n'
+
+
 def test_a_cut_last_line_is_left_out(tmp_path):
     (tmp_path / "a").write_text(json.dumps({"a": 1}) + '\n{"a": 2')
     assert disk.read_lines(tmp_path / "a") == [{"a": 1}]

@@ -22,7 +22,7 @@ from pose.keypoints import read_pose
 from tests.helpers.models import new_model
 from tools import demo_page
 from tools.demo_page import HOST, PAGES, Demo, Question, Server, parse_args
-from training.weights import save_weights
+from training.weight_files import save_weights
 from translator import Translator
 
 OPTIONS = {"dtype": "fp32", "num_beams": 3, "max_new_tokens": 12, "device": "cpu", "max_length": 16}

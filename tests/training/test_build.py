@@ -10,7 +10,7 @@ import utils
 from clips.labels import read_labels
 from config import DATASETS, ModelConfig
 from training import build as building
-from training.weights import save_weights
+from training.weight_files import save_weights
 
 SMALL = "--hidden_dim 16 --dtype fp32 --num_workers 0 --batch-size 4".split()
 
@@ -30,6 +30,7 @@ def test_the_model_is_that_of_the_flags(command):
     given = {
         "hidden_dim": 8,
         "label_smoothing": 0.3,
+        "max_target_tokens": 60,
         "use_descriptions": True,
         "text_dropout_p": 0.25,
         "text_encoder": "x",
@@ -60,6 +61,26 @@ def evaluation(command, tmp_path):
         return args
 
     return read
+
+
+def test_targets_that_are_cut_are_counted(command, caplog):
+    """A sentence of the sample corpus has 7 to 24 tokens."""
+    args = command("--max_target_tokens", 9)
+    loaders = building.build_loaders(args, building.dataset_spec(args))
+    config = building.model_config(args, building.dataset_spec(args))
+    model = building.build_model(args, config, loaders)
+    for split, loader in loaders.items():
+        lengths = [len(model.tokenizer.encode(text, 1000)) for text in loader.dataset.targets()]
+        cut = sum(length > 9 for length in lengths)
+        assert 0 < cut < len(lengths)
+        told = f"{split}: {cut} of {len(lengths)} targets are cut to 9 tokens, the longest has {max(lengths)}. Raise"
+        assert told in caplog.text
+    ids, mask = model.tokenizer.encode_batch(loaders["train"].dataset.targets(), config.max_target_tokens)
+    assert ids.shape[1] == mask.sum(1).max() == 9
+    caplog.clear()
+    args = command()
+    building.build_model(args, building.model_config(args, building.dataset_spec(args)), loaders)
+    assert "targets are cut" not in caplog.text
 
 
 def test_evaluation_has_dev_and_test_in_an_order_that_repeats(command, evaluation):

@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+import torch
+from torch import nn
 
 import utils
 from config import ModelConfig
@@ -27,6 +29,18 @@ def test_no_flag_that_makes_the_model_or_its_training_is_free():
     assert len(switches) >= 10
     training = {"lr", "seed", "opt", "epochs", "finetune", "trainable", "length_grouping", "dtype"}
     assert not checkpoint.FREE_FLAGS & (switches | training)
+
+
+def test_a_state_of_another_mt5_is_refused(tmp_path):
+    """Its folder may be another one in a resumed run, with the same files."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    torch.save(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"--resume: .* does not fit.*: of another shape: .*0\.bias \(4,\) for"):
+        checkpoint.load_model_state(model, tmp_path)
+    wanted = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)).state_dict()
+    torch.save(wanted, tmp_path / "weights.pt")
+    checkpoint.load_model_state(model, tmp_path)
+    assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
 
 
 def test_auto_finds_the_newest_whole_state(tmp_path, caplog):

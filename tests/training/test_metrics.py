@@ -3,13 +3,16 @@
 import json
 import logging
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sacrebleu
 
-from config import BLEU_TOKENIZERS
+from config import BLEU_TOKENIZERS, TEXT_UNITS
+from network.vocabulary import Tokenizer
+from synthetic.small_mt5 import write_small_mt5
 from training import metrics
 
 BLEUS = ("bleu1", "bleu2", "bleu3", "bleu4")
@@ -43,6 +46,45 @@ def test_released_predictions_score_as_published(released: tuple[list, list, dic
     # The recorded chrF is that of sacrebleu 1.4.2: it differs in the third decimal.
     assert scores.values["chrf"] == pytest.approx(official["chrf"], abs=2e-3)
     assert scores.values["chrf"] == sacrebleu.corpus_chrf(hypotheses, [references]).score
+
+
+@pytest.mark.parity
+def test_published_texts_stay_as_they_are(released: tuple[list, list, dict]) -> None:
+    for text in (*released[0], *released[1]):
+        assert metrics.as_tokenized(text) == text
+
+
+OTHER_FORMS = {
+    "decomposed Korean": [
+        unicodedata.normalize("NFD", text) for text in ("나는 오늘 집에 간다", "또 차를 한 잔 마셨다")
+    ],
+    "Thai's sara am": ["ทำงาน ที่ บ้าน ทุก วัน", "น้ำ ดื่ม อยู่ บน โต๊ะ"],
+    "Persian joiners": ["من می\u200cخواهم به خانه بروم", "آن\u200cها کتاب\u200cهای خوبی دارند"],
+    "half-width kana": ["ｶﾞｯｺｳ ﾍ ｲｷﾏｽ ｱｼﾀ ｱｻ｡", "ﾏｲﾆﾁ ｺｰﾋｰ ｦ ﾉﾐﾏｽ ｱｻ｡"],
+    "full-width digits and letters": ["我 有 １２ 个 ＡＢ 朋友", "今天 ３７℃ 很 热 吗"],
+}
+
+
+@pytest.mark.parametrize("texts", OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_what_the_tokenizer_rewrites_can_be_generated(texts: list[str], tmp_path: Path) -> None:
+    """A model that generates each text as the tokenizer has it is perfect, in every task."""
+    write_small_mt5(tmp_path, texts * 20, d_model=16, layers=1, heads=2, d_kv=8, d_ff=16)
+    tokenizer = Tokenizer(tmp_path)
+    generated = [tokenizer.decode(tokenizer.encode(text, 500)) for text in texts]
+    assert generated != texts
+    for unit in TEXT_UNITS:
+        for name in ("13a", "intl"):
+            values = metrics.score("SLT", generated, texts, unit, name).values
+            assert {key: round(value, 6) for key, value in values.items()} == dict.fromkeys(values, 100)
+    assert metrics.score("ISLR", generated, texts, "word").values["top1_per_instance"] == 100
+    assert metrics.score("CSLR", generated, texts, "word").values["wer"] == 0
+    assert metrics.score("ISLR", texts, texts, "word").values["top1_per_instance"] == 100
+
+
+def test_published_punctuation_and_invalid_bytes_stay() -> None:
+    """CSL-Daily's exclamation marks, OpenASL's ellipses, and what a model writes of a character's bytes."""
+    for text in ("好！", "well… yes", "（一）：“二”", "\ufffd \x18\n", " book "):
+        assert metrics.as_tokenized(text) == text
 
 
 @pytest.mark.parity

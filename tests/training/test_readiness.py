@@ -1,5 +1,6 @@
 """What is said of data, weights and memory is what is there."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -153,12 +154,25 @@ def test_both_languages_show_the_same_values():
 # -- weights and GPU -------------------------------------------------------------------------------------------------
 
 
-def test_a_pointer_in_the_place_of_weights_is_told(tmp_path, capsys, corpus):
-    shutil.copytree(corpus / "pretrained_weight", tmp_path / "pretrained_weight")
-    (tmp_path / "pretrained_weight/mt5-base/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    report = Report()
-    assert readiness.examine_mt5(report, tmp_path / config.mt5_path)["d_model"] == 64
-    assert "for which 0.000 GB are too small" in capsys.readouterr().out
+def test_an_mt5_that_does_not_load_is_told(tmp_path, capsys, corpus):
+    report, folder = Report(), tmp_path / "mt5"
+    shutil.copytree(corpus / config.mt5_path, folder)
+    assert readiness.examine_mt5(report, folder)["d_model"] == 64
+    described = folder / "config.json"
+    sizes = json.loads(described.read_text(encoding="utf-8"))
+    for changes, words in (
+        ({"num_decoder_layers": 0}, r"no pair; unknown: decoder\.block\.0\.\*"),
+        ({"vocab_size": 9}, r"spiece\.model has \d+ pieces, and the model beside it 9 tokens"),
+    ):
+        described.write_text(json.dumps(sizes | changes), encoding="utf-8")
+        with report.section("weights"):
+            readiness.examine_mt5(report, folder)
+        assert re.search(words, capsys.readouterr().out)
+    described.write_text(json.dumps(sizes), encoding="utf-8")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with report.section("weights"):
+        readiness.examine_mt5(report, folder)
+    assert "the weights are damaged" in capsys.readouterr().out
     assert not report.conclude(strict=False)
 
 

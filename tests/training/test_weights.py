@@ -1,4 +1,4 @@
-"""Weights on disk."""
+"""Weights that start a run."""
 
 import pytest
 import torch
@@ -7,71 +7,7 @@ from torch import nn
 from config import ModelConfig
 from text_fusion_modules import TextAdapter
 from training import weights
-
-
-def test_weights_survive_the_round_trip(tmp_path):
-    state = {"a.weight": torch.randn(3, 2), "b.bias": torch.zeros(4)}
-    weights.save_weights(tmp_path / "w.pth", state, ModelConfig(hidden_dim=32), epoch=3, score=1.5)
-    found, facts = weights.read_weights(tmp_path / "w.pth", "--finetune")
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], state[name]) for name in state)
-    assert (facts["epoch"], facts["score"], facts["config"]["hidden_dim"]) == (3, 1.5, 32)
-    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "w.pth"
-    weights.save_weights(path, {"a": torch.ones(1)}, ModelConfig())
-
-    def fail(content, file):
-        file.write(b"half")
-        raise OSError("No space left on device")
-
-    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space"):
-        weights.save_weights(path, {"a": torch.zeros(1)}, ModelConfig())
-    assert torch.equal(weights.read_weights(path, "--finetune")[0]["a"], torch.ones(1))
-
-
-def test_safetensors_and_bare_state_dicts_load(tmp_path):
-    from safetensors.torch import save_file
-
-    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
-    torch.save({"a": torch.ones(2)}, tmp_path / "bare.pth")
-    for name in ("w.safetensors", "bare.pth"):
-        found, facts = weights.read_weights(tmp_path / name, "--finetune")
-        assert torch.equal(found["a"], torch.ones(2))
-        assert facts == {}
-
-
-@pytest.mark.parametrize("name", ["checkpoint_plain_pickle.pth", "checkpoint_zip.pth"])
-def test_hostile_checkpoints_run_nothing(shared_real, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"--finetune: .*{name}") as error:
-        weights.read_weights(shared_real / "hostile" / name, "--finetune")
-    assert not {"\n", "\x1b"} & set(str(error.value))
-    assert "weights_only" not in str(error.value)  # torch advises to execute the file
-    assert not (tmp_path / "PWNED").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 cut short"])
-def test_damaged_files_are_named(tmp_path, content):
-    path = tmp_path / "w.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="--finetune: .*w.pth holds no weights"):
-        weights.read_weights(path, "--finetune")
-
-
-def test_other_contents_are_refused(tmp_path):
-    torch.save({"model": [1, 2]}, tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="no state dict"):
-        weights.read_weights(tmp_path / "list.pth", "--finetune")
-    with pytest.raises(FileNotFoundError, match="--finetune: .*none.pth"):
-        weights.read_weights(tmp_path / "none.pth", "--finetune")
-    with pytest.raises(ValueError, match="--finetune: .* is a folder; wanted a .pth or .safetensors file"):
-        weights.read_weights(tmp_path, "--finetune")
+from training.weight_files import save_weights
 
 
 class Model(nn.Module):
@@ -88,7 +24,7 @@ class Model(nn.Module):
 
 
 def save(model, path, config):
-    weights.save_weights(path, model.state_dict(), config)
+    save_weights(path, model.state_dict(), config)
     return path
 
 
@@ -140,7 +76,7 @@ def test_fusion_modules_without_an_adapter_are_refused(tmp_path):
     path = save(model, tmp_path / "earlier.pth", ModelConfig(use_descriptions=True))
     with pytest.raises(ValueError, match="--finetune: .*earlier.pth has fusion modules without a text adapter"):
         weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
-    with pytest.raises(ValueError, match=r"first difference text_adapter\."):
+    with pytest.raises(ValueError, match=r"missing: text_adapter\."):
         weights.load_fusion(Model(), path)
 
 
@@ -162,9 +98,9 @@ def test_a_text_encoder_that_has_moved_is_said(tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.pop("pose_proj.bias"), "1 weights are missing (first pose_proj.bias)"),
-        (lambda s: s.update(extra=torch.ones(1)), "1 are unknown (first extra)"),
-        (lambda s: s.update({"pose_proj.bias": torch.ones(7)}), "(first pose_proj.bias: (7,) for (3,))"),
+        (lambda s: s.pop("pose_proj.bias"), "missing: pose_proj.bias."),
+        (lambda s: s.update(extra=torch.ones(1)), "unknown: extra."),
+        (lambda s: s.update({"pose_proj.bias": torch.ones(7)}), "of another shape: pose_proj.bias (7,) for (3,)."),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_whole(tmp_path, change, words):
@@ -184,7 +120,7 @@ def test_weights_that_do_not_fit_are_refused_whole(tmp_path, change, words):
 def test_fusion_weights_load_alone(tmp_path):
     source, model = Model(), Model()
     path = tmp_path / "best_fusion.pth"
-    weights.save_weights(path, weights.fusion_weights(source.state_dict()), ModelConfig())
+    save_weights(path, weights.fusion_weights(source.state_dict()), ModelConfig())
     kept = model.pose_proj.weight.clone()
     weights.load_fusion(model, path)
     assert torch.equal(model.gating_fusion.weight, source.gating_fusion.weight)

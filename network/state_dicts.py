@@ -1,0 +1,57 @@
+"""How given weights differ from those that a model needs: one line that names them all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+import torch
+
+SHOWN = 12  # maximum number of names in a message
+
+
+def differences(
+    weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], may_lack: Container[str] = ()
+) -> str:
+    """Compare the names and shapes of weights; return "" if they are the same.
+
+    Args:
+        weights: the given state dict.
+        own: the model's.
+        may_lack: names of the model's weights that need not be given.
+    """
+    missing = [name for name in own if name not in weights and name not in may_lack]
+    unknown = [name for name in weights if name not in own]
+    both = [(name, value.shape, own[name].shape) for name, value in weights.items() if name in own]
+    return misfits(missing, unknown, [misfit for misfit in both if misfit[1] != misfit[2]])
+
+
+def misfits(
+    missing: Sequence[str], unknown: Sequence[str], reshaped: Iterable[tuple[str, torch.Size, torch.Size]]
+) -> str:
+    """Say which weights are missing, unknown, or have another shape than the model's, (name, given, wanted)."""
+    shapes = [f"{name} {tuple(given)} for {tuple(wanted)}" for name, given, wanted in reshaped]
+    kinds = {"missing": missing, "unknown": unknown, "of another shape": shapes}
+    return "; ".join(f"{what}: {_listed(names)}" for what, names in kinds.items() if names)
+
+
+def not_finite(weights: Mapping[str, torch.Tensor]) -> str:
+    """Say which weights hold NaN or infinity; "" if none do."""
+    floats = {name: value for name, value in weights.items() if value.is_floating_point() and value.numel()}
+    # Unlike `isfinite`, `aminmax` copies nothing, and is a hundred times faster.
+    names = [name for name, value in floats.items() if not torch.stack(value.aminmax()).isfinite().all()]
+    return f"NaN or infinity in {_listed(names)}" if names else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Join names, those of one numbered layer as one.
+
+    >>> _listed(["decoder.block.1.layer.0.o.weight", "decoder.block.1.layer.1.o.weight", "lm_head.weight"])
+    'decoder.block.1.* (2), lm_head.weight'
+    """
+    layers: dict[str, list[str]] = {}
+    for name in sorted(names):
+        layer = re.match(r"(.*?\.[a-z]*\d\w*)\.", name)
+        layers.setdefault(layer[1] if layer else name, []).append(name)
+    shown = [of[0] if len(of) == 1 else f"{layer}.* ({len(of)})" for layer, of in layers.items()]
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
