@@ -340,7 +340,7 @@ def test_an_overflow_in_fp16_is_no_fault_until_the_scale_is_at_its_end():
     engine = FakeEngine(False)
     scaler = engine.optimizer.torch_autocast_gradscaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     scaler.scale(torch.zeros(1))  # makes its state
-    engine.zero_optimization = lambda: True
+    engine.zero_optimization_stage = lambda: 2
     steps = SkippedSteps(limit=2)
     for scale, in_row in ((2.0, 0), (1.0, 0), (0.5, 1), (0.25, 2)):
         assert not steps.taken(engine, 1.0)
