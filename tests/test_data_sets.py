@@ -21,6 +21,7 @@ from pose.keypoints import read_pose
 from tests.helpers.poses import write_pose
 from training import guards as survival
 from training import metrics, readiness
+from training.run_folder import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "TRAINING.md").read_text(encoding="utf-8")
@@ -88,7 +89,7 @@ def test_command_of_the_table(world, tmp_path, request, name, task, kind, comman
 
 def test_how2sign_says_that_it_is_chosen_on_test(world, tmp_path, caplog):
     run(world, tmp_path, "--dataset", "How2Sign")
-    assert "How2Sign has no dev split: the best checkpoint is chosen on test." in caplog.text
+    assert "How2Sign has no dev split: the best checkpoint is chosen on test," in caplog.text
 
 
 def test_a_folder_named_val_is_a_missing_dev(world, tmp_path):
@@ -103,22 +104,25 @@ def test_a_folder_named_val_is_a_missing_dev(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "key", "scores", "best"),
+    ("name", "task", "key", "scores", "nlls", "best"),
     [
-        ("CSL_Daily", "SLT", "bleu4", [1.0, 3.0, 2.0], 1),
-        ("WLASL", "ISLR", "top1_per_instance", [50.0, 25.0, 50.0], 0),  # the earlier of equals
-        ("CSL_Daily", "CSLR", "wer", [80.0, 90.0, 70.0], 2),  # fewer errors are better
+        ("CSL_Daily", "SLT", "bleu4", [1.0, 3.0, 2.0], [1.0, 3.0, 0.5], 1),
+        ("WLASL", "ISLR", "top1_per_instance", [50.0, 25.0, 50.0], [1.0, 1.0, 1.0], 0),  # the earlier of equals
+        ("CSL_Daily", "SLT", "bleu4", [0.0, 0.0, 0.0], [3.0, 1.0, 2.0], 1),  # of equal scores, the smallest nll
+        ("CSL_Daily", "CSLR", "wer", [80.0, 90.0, 70.0], [1.0, 1.0, 1.0], 2),  # fewer errors are better
     ],
 )
-def test_the_best_checkpoint(world, tmp_path, monkeypatch, name, task, key, scores, best):
-    planned = iter(scores)
-    others = {"top1_per_class": 0.0} if task == "ISLR" else {}
-    monkeypatch.setattr(
-        fine_tuning,
-        "evaluate",
-        lambda *_: (metrics.Scores({**others, key: next(planned)}, {}), {"loss": 1.0, "nll": 1.0}),
-    )
-    out = run(world, tmp_path, "--dataset", name, "--task", task, "--epochs", "3")
+def test_the_best_checkpoint(world, tmp_path, monkeypatch, name, task, key, scores, nlls, best):
+    planned = iter(zip(scores, nlls, strict=True))
+
+    def evaluate(_model, loader, *_):
+        score, nll = next(planned)
+        dataset, texts = loader.dataset, loader.dataset.targets()
+        values = {"top1_per_class": 0.0, key: score} if task == "ISLR" else {key: score}
+        return Results(task, dataset, texts, texts, metrics.Scores(values, {}), {"loss": 1.0, "nll": nll}, {})
+
+    monkeypatch.setattr(fine_tuning, "evaluate", evaluate)
+    out = run(world, tmp_path, "--dataset", name, "--task", task, "--epochs", "3", "--no_test")
     assert [line[f"dev_{key}"] for line in logged(out)] == scores
     chosen = torch.load(out / "best_checkpoint.pth", weights_only=True)
     assert (chosen["epoch"], chosen["score"]) == (best, scores[best])
@@ -236,7 +240,8 @@ def test_the_checklist_finds_wrong_frame_counts(shared_real, tmp_path, capsys):
     (tmp_path / "labels.csv").write_text(content)
     spec = DatasetSpec.from_toml(ROOT / "examples/own_table.toml").under(tmp_path)
     report = readiness.Report()
-    readiness.examine_split(report, spec, "train", 10**9)
+    look = readiness.look_at_split(report, spec, "train", 10**9)
+    readiness.examine_descriptions(report, spec, "train", look, needed=False)
     said = capsys.readouterr().out
     assert "poses: 4 found, 0 missing, 1 unreadable" in said
     assert "the clip has 47 frames, the labels say 9" in said
