@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from config import ModelConfig
@@ -136,7 +137,8 @@ class Network(nn.Module):
 
 @pytest.mark.skipif(not uses_deepspeed(), reason="DeepSpeed is not installed")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_checkpoint_folder_of_deepspeed(tmp_path, stage, capsys):
+def test_a_checkpoint_folder_of_deepspeed(tmp_path, stage, capsys, monkeypatch):
+    monkeypatch.setattr(F, "linear", F.linear)  # ZeRO-3 leaves another one in its place
     torch.manual_seed(0)
     model = Network()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
