@@ -13,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor)
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
 ASPECTS = (0.2, 5)  # minimum and maximum width / height of a video
+LETTERS = {
+    "Japanese": re.compile("[\u3040-\u30ff]"),
+    "Korean": re.compile("[\uac00-\ud7af]"),
+    "Thai": re.compile("[\u0e00-\u0e7f]"),
+    "Chinese": re.compile("[\u4e00-\u9fff]"),
+}
+UNSPACED = ("Chinese", "Japanese", "Thai")  # no spaces between words
 MODEL_JSON = "model.json"  # config and other facts of a model that tools/export.py has written
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
@@ -342,6 +350,12 @@ class ModelConfig:
 def description_language(language: str) -> str:
     """Return the language of `describe.py`'s descriptions for a data set with sentences in `language`: "zh" or "en"."""
     return "zh" if language == "Chinese" else "en"
+
+
+def guess_language(texts: Sequence[str]) -> str:
+    """Return the language whose letters most texts have, English for all that share their letters."""
+    n_with = {name: sum(map(bool, map(letters.search, texts))) for name, letters in LETTERS.items()}
+    return next((name for name, n in n_with.items() if n > len(texts) / 2), "English")
 
 
 def dataset_of(name: str, toml: str) -> DatasetSpec:

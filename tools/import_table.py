@@ -18,20 +18,22 @@ from typing import NamedTuple
 
 from clips.labels import FIELDS, Label, clean_label, read_table, renamed, shared_clips, split_labels
 from clips.tables import SUFFIXES, suffix_of
-from config import POSE_SUFFIXES, SPLIT_NAMES, SPLITS, VIDEO_SUFFIXES, DatasetSpec, without_suffix
+from config import (
+    POSE_SUFFIXES,
+    SPLIT_NAMES,
+    SPLITS,
+    UNSPACED,
+    VIDEO_SUFFIXES,
+    DatasetSpec,
+    guess_language,
+    without_suffix,
+)
 from system.disk import write_text
 from utils import Parser, installed, run
 
 HELD_OUT = 10  # one clip in so many goes to dev, and one to test
 LISTED = 10  # rows or files in a list
 STEPS = 10  # optimizer steps of an epoch, at least
-LETTERS = {
-    "Japanese": re.compile("[\u3040-\u30ff]"),
-    "Korean": re.compile("[\uac00-\ud7af]"),
-    "Thai": re.compile("[\u0e00-\u0e7f]"),
-    "Chinese": re.compile("[\u4e00-\u9fff]"),
-}
-UNSPACED = ("Chinese", "Japanese", "Thai")
 TOML_KEYS = {  # and what is said beside them
     "name": "",
     "pose_dir": "",
@@ -257,17 +259,10 @@ def split_clips(table: Table, how: str) -> str:
     return "other signers in each" if key == "signer" else "at random"
 
 
-def guess_language(clips: Sequence[Label]) -> str:
-    """Return the language whose letters most sentences have, English for all that share their letters."""
-    texts = [clip.get("text") or clip["gloss"] for clip in clips]
-    n_with = {name: sum(map(bool, map(letters.search, texts))) for name, letters in LETTERS.items()}
-    return next((name for name, n in n_with.items() if n > len(texts) / 2), "English")
-
-
 def write(table: Table, files: Files, out: Path, language: str) -> DatasetSpec:
     """Write labels.csv and dataset.toml; return the data set."""
     clips, labels = table.clips, out / "labels.csv"
-    guessed = guess_language(clips)
+    guessed = guess_language([clip.get("text") or clip["gloss"] for clip in clips])
     spec = DatasetSpec(
         name=out.resolve().name,
         labels=dict.fromkeys(SPLITS, labels.as_posix()),

@@ -108,11 +108,23 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
         "文本：{:.0%} 会被分词器改变{}；完美模型的 {} 为 {:.1f}；{:.1%} 在 {} 个 token 后被截断，最长 {} 个",
     ),
     "lost": (
-        "a perfect model gets {} {:.1f} only. Write the labels as the tokenizer does, or mend text_unit = {!r} in the "
-        "data set's record: char for languages without spaces",
-        "完美模型的 {} 也只有 {:.1f}。请按分词器的写法书写标签，或修改数据集记录中的 text_unit = {!r}："
-        "不用空格分词的语言为 char",
+        "a perfect model gets {} {:.1f} only. Write the labels as the tokenizer does",
+        "完美模型的 {} 也只有 {:.1f}。请按分词器的写法书写标签",
     ),
+    "unspaced": (
+        "the sentences have no spaces between words, so BLEU-4 is 0 for any model, even a perfect one: set "
+        'text_unit = "char" in the data set\'s record',
+        '句子不用空格分词，任何模型（即使完美）的 BLEU-4 都是 0：请在数据集的记录中设置 text_unit = "char"',
+    ),
+    **{
+        f"few_{unit}s": (
+            f"no sentence has 4 {english}, so BLEU-4 is 0 for any model, even a perfect one: go by chrf and rouge_l; "
+            "the best epoch is that of the lowest loss",
+            f"没有一句达到 4 个{chinese}，任何模型（即使完美）的 BLEU-4 都是 0：请看 chrf 和 rouge_l；"
+            "最佳轮次按最低损失选取",
+        )
+        for unit, english, chinese in (("word", "words", "词"), ("char", "characters", "字"))
+    },
     "cut": (
         "{} of {} targets have more than {} tokens: {} is learned up to {!r}. Add --max_target_tokens {}",
         "{}/{} 个目标超过 {} 个 token：{} 只学到 {!r}。请加 --max_target_tokens {}",

@@ -205,7 +205,8 @@ def look_at_texts(
     longest = max(map(len, tokens.values()))
     found = [Line("·", "tokenized", (len(changed) / n, example, metric, score, len(cut) / n, max_tokens, longest))]
     if abs((100.0 if higher else 0.0) - score) > MOST_LOST:
-        found.append(Line("!", "lost", (metric, score, spec.text_unit)))
+        why = metrics.why_zero([*targets.values()], spec.text_unit, spec.bleu_tokenizer) if task == "SLT" else ""
+        found.append(Line("!", why, ()) if why else Line("!", "lost", (metric, score)))
     if len(cut) > MOST_CUT * n:
         found.append(Line("!", "cut", (len(cut), n, max_tokens, cut[0], learned[cut[0]][-20:], longest)))
     return found

@@ -18,6 +18,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
 
+from config import UNSPACED, guess_language
 from network.vocabulary import normalise
 
 # task -> (the score that chooses the best epoch, whether higher is better)
@@ -205,6 +206,18 @@ def bleu_scorers(tokenizer: str) -> list[BLEU]:
         extra = {"ja-mecab": "it needs pip install 'sacrebleu[ja]'", "ko-mecab": "it needs pip install 'sacrebleu[ko]'"}
         why = extra.get(tokenizer, "sacrebleu has none of this name")
         raise ValueError(f"bleu_tokenizer {tokenizer!r}: {why}. Mend the data set's record.") from None
+
+
+def why_zero(references: Sequence[str], text_unit: str, bleu_tokenizer: str = "13a") -> str:
+    """Return why even a perfect model has a BLEU-4 of 0, as a name in `findings.TEXTS`; "" if it has more.
+
+    >>> why_zero(["Thank you very", "much"], "word"), why_zero(["谢谢你。"], "word"), why_zero(["谢谢你。"], "char")
+    ('few_words', 'unspaced', '')
+    """
+    texts = [prepare_reference(text, text_unit if bleu_tokenizer == "13a" else "word") for text in references]
+    if bleu_scorers(bleu_tokenizer)[-1].corpus_score(texts, [texts]).score > 0:
+        return ""
+    return "unspaced" if text_unit == "word" and guess_language(references) in UNSPACED else f"few_{text_unit}s"
 
 
 @dataclass(frozen=True)

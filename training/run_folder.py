@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from system.disk import read_lines, to_json, write_text
-from training.metrics import MAIN_METRIC, Scores, prepare_hypothesis, prepare_reference
+from training.findings import TEXTS
+from training.metrics import MAIN_METRIC, Scores, prepare_hypothesis, prepare_reference, why_zero
 
 if TYPE_CHECKING:
     from datasets import S2T_Dataset
@@ -162,8 +163,12 @@ class Results:
         return {prefix + name: value for name, value in (self.scores.values | self.losses).items()}
 
     def complaint(self) -> str:
-        """Return one line with what usually helps if the model has learnt next to nothing; "" otherwise."""
+        """Return one line on why nothing can be measured or, if the model has learnt next to nothing, on what helps."""
         metric, higher = MAIN_METRIC[self.task]
+        spec, split = self.dataset.spec, self.dataset.split
+        why = why_zero(self.references, spec.text_unit, spec.bleu_tokenizer) if self.task == "SLT" else ""
+        if why:
+            return f"{split}: {TEXTS[why][0]}."
         value, total = self.scores.values[metric], len(self.references)
         (text, often), (_, expected) = (
             Counter(texts).most_common(1)[0] for texts in (self.hypotheses, self.references)
@@ -174,9 +179,7 @@ class Results:
             what = f"{metric} is {value:g}"
         else:
             return ""
-        whole = self.task == "SLT" and self.dataset.spec.text_unit == "word" and " " not in "".join(self.references)
-        cure = 'The references have no spaces: set text_unit = "char" in the data set\'s record.' if whole else HELPS
-        return f"{self.dataset.split}: {what}. {cure}"
+        return f"{split}: {what}. {HELPS}"
 
 
 def write_predictions(output_dir: Path, results: Results) -> None:

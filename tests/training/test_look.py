@@ -150,7 +150,10 @@ def test_what_the_tokenizer_makes_of_texts(tokenizer):
 
     # Without spaces a sentence is one word, and no four words stand in a row.
     lines = look_at_texts(tokenizer, targets, replace(spec, text_unit="word"), "SLT", 50)
-    assert lines[1] == Line("!", "lost", ("bleu4", pytest.approx(0), "word"))
+    assert lines[1] == Line("!", "unspaced", ())
+    for few, unit in (({"a": "妈妈"}, "char"), ({"a": "Mama", "b": "not today"}, "word")):
+        lines = look_at_texts(tokenizer, few, replace(spec, text_unit=unit), "SLT", 50)
+        assert lines[1:] == [Line("!", f"few_{unit}s", ())]
 
 
 def test_targets_that_are_cut(tokenizer):

@@ -56,7 +56,7 @@ def test_an_evaluation_writes_beside_the_weights(tmp_path):
 
 
 def results(hypotheses, references, task="SLT", unit="word"):
-    spec = SimpleNamespace(split="dev", spec=SimpleNamespace(text_unit=unit))
+    spec = SimpleNamespace(split="dev", spec=SimpleNamespace(text_unit=unit, bleu_tokenizer="13a"))
     scores = metrics.score(task, hypotheses, references, unit)
     return run_folder.Results(task, spec, hypotheses, references, scores, {"loss": 3.0, "nll": 2.0}, {})
 
@@ -70,7 +70,10 @@ WORDS = [f"the cat number {n} sat on the mat" for n in range(20)]
         (results(WORDS, WORDS), ""),
         (results(["the cat sat on the mat"] * 18 + WORDS[:2], WORDS), "18 of 20 sentences are the same, 'the cat sat"),
         (results(["the cat sat on the mat"] * 17 + WORDS[:3], WORDS), ""),
-        (results(["the same"] * 20, ["the same"] * 20), ""),  # so are the labels
+        (results(["all are the same"] * 20, ["all are the same"] * 20), ""),  # so are the labels
+        (results(["thank you"] * 9, ["thank you very"] * 9), "dev: no sentence has 4 words, so BLEU-4 is 0 for any"),
+        (results(["谢谢"] * 9, ["你好。"] * 9, unit="char"), "dev: no sentence has 4 characters, so BLEU-4 is 0"),
+        (results(["ドア"] * 9, ["ドアを開けてください"] * 9), 'text_unit = "char"'),
         (results([f"dogs {n}" for n in range(20)], WORDS), "bleu4 is 0. What usually helps"),
         (results([f"我很{n}" for n in range(9)], [f"你很{n}。" for n in range(9)]), 'text_unit = "char"'),
         (results(["book", "car"], ["car", "book"], "ISLR"), "top1_per_instance is 0. What usually helps"),
