@@ -47,7 +47,8 @@ ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib
 mt5_path = "./pretrained_weight/mt5-base"
 GET_MT5 = (
     "Put mT5 there (google/mt5-base) or name its folder with --mt5_path; or try the sample corpus, which has a small "
-    "mT5: python -m tools.sample_data --out sample, then --root sample."
+    "mT5: python -m tools.sample_data --out sample, then --root sample; or make a small one of your own texts: "
+    "python -m tools.small_mt5 --out small_mt5 --texts LABELS, then --mt5_path small_mt5."
 )
 
 
@@ -153,9 +154,10 @@ class DatasetSpec:
                 if wanted and folder and not Path(folder).is_dir():
                     beside = Path(folder).with_name("val")
                     cure = f"Rename {beside} to that" if split == "dev" and beside.is_dir() else f"Put the {kind} there"
+                    cure += ", or find them in videos: python -m tools.extract_poses" if kind == "poses" else ""
                     note(kind, folder, f"{cure}, or set --root.")
             if descriptions and not described.is_dir():
-                cure = "Put the JSON files there (with --packed, pack them), or drop --use_descriptions."
+                cure = "Put the JSON files there (with --packed, pack them), or train without --use_descriptions."
                 note("--use_descriptions", str(described), cure)
         return [
             f"{kind}: {', '.join(paths)} {'does' if len(paths) == 1 else 'do'} not exist. {cure}"

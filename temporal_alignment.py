@@ -149,7 +149,7 @@ class DescriptionLoader:
             fault = "is not a folder" if self.directory.exists() else "does not exist"
             raise FileNotFoundError(
                 f"--use_descriptions: {directory} {fault}. Put the JSON files there (with --packed, pack them), "
-                "or drop --use_descriptions."
+                "or train without --use_descriptions."
             )
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:

@@ -327,7 +327,7 @@ def test_a_missing_folder_is_an_error_that_names_the_cure(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         DescriptionLoader(gone)
     wanted = f"--use_descriptions: {gone} does not exist. Put the JSON files there (with --packed, pack them), "
-    wanted += "or drop --use_descriptions."
+    wanted += "or train without --use_descriptions."
     assert str(error.value) == wanted
     file = tmp_path / "file"
     file.touch()

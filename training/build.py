@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 # What --eval takes from the checkpoint, and a flag may change: places, and whether an encoder's features are cached.
 MAY_MOVE = {"mt5_path", "text_encoder", "text_encoder_freeze", "output_dir"}
 
+WITHOUT_TEXTS = "to test without: let description_dir of the data set's record name a folder with empty dev and test."
+
 
 def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     """Return the data set of the command line, with its paths resolved."""
@@ -95,6 +97,8 @@ def take_settings(args: argparse.Namespace) -> None:
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:
     """Build the loaders of the run's splits."""
     loaders = {}
+    if args.eval and args.use_descriptions:
+        logger.info("evaluating with descriptions, as the checkpoint was trained; %s", WITHOUT_TEXTS)
     for split in splits_of(args, spec):
         training = split == "train"
         dataset = _dataset(args, spec, split)
@@ -146,8 +150,7 @@ def _dataset(args: argparse.Namespace, spec: DatasetSpec, split: str) -> S2T_Dat
         if split == "test" and not args.eval:
             raise ValueError(f"{error} {NO_TEST}") from None
         if args.eval and args.use_descriptions:
-            told = f"{args.finetune} was trained with descriptions; to evaluate it without, make the folder, empty."
-            raise ValueError(f"{error} {told}") from None
+            raise ValueError(f"{error} {args.finetune} was trained with descriptions; {WITHOUT_TEXTS}") from None
         raise
 
 

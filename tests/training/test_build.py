@@ -91,6 +91,22 @@ def test_evaluation_has_dev_and_test_in_an_order_that_repeats(command, evaluatio
     assert all(loader.sampler.batches(0) == loader.sampler.batches(1) for loader in loaders.values())
 
 
+def test_an_evaluation_says_that_it_has_descriptions_and_how_to_do_without(command, evaluation, tmp_path, caplog):
+    caplog.set_level("INFO")
+    args = evaluation(build(command("--use_descriptions")))
+    spec = building.dataset_spec(args)
+    loaders = building.build_loaders(args, spec)
+    assert "evaluating with descriptions, as the checkpoint was trained; to test without: let desc" in caplog.text
+    assert any(text for clip in loaders["dev"].dataset for text in clip.descriptions)
+    for split in ("dev", "test"):
+        (tmp_path / "no_texts" / split).mkdir(parents=True)
+    loaders = building.build_loaders(args, dataclasses.replace(spec, description_dir=str(tmp_path / "no_texts")))
+    assert not any(text for loader in loaders.values() for clip in loader.dataset for text in clip.descriptions)
+    caplog.clear()
+    building.build_loaders(evaluation(build(command())), spec)
+    assert "with descriptions" not in caplog.text
+
+
 def test_dev_and_test_of_one_label_file_are_two_splits(corpus, tmp_path, caplog):
     spec = DATASETS["CSL_Daily"].under(corpus)
     labels = {split: read_labels(spec.labels[split]) for split in ("dev", "test")}
