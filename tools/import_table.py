@@ -48,7 +48,8 @@ EXAMPLES = """examples:
   python -m tools.import_table labels.csv --videos my_poses --out my_data --split random
 
 The table is .xlsx, .csv or .tsv: a header, then a row per clip. The columns may have any usual name, such as file and
-sentence; what they are taken for is printed. If the table has a column of start and end, in frames or seconds, a clip
+sentence; what they are taken for is printed. A header of text, gloss, signer, split, start or end overrides the guess:
+rename yours if it is wrong. If the table has a column of start and end, in frames or seconds, a clip
 is that part of its video. Rows that cannot be used are listed and left out, and the exit status is 1.
 
 A column train/dev/test splits the clips. Without one, dev and test get a tenth each: other signers than train, if the
@@ -80,16 +81,24 @@ class Files:
         videos = [path.as_posix() for path in there if path.suffix.lower() in VIDEO_SUFFIXES]
         self.paths = videos or [path.as_posix() for path in there if path.suffix.lower() in POSE_SUFFIXES]
         self.are_poses = not videos
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"--videos: {folder} is not a folder.")
         if not self.paths:
             raise FileNotFoundError(f"--videos: {folder} holds no videos ({', '.join(VIDEO_SUFFIXES)}) nor pose files.")
-        ends = Counter(end for path in self.paths for end in _ends(path))
-        self._by_end = {end: path for path in self.paths for end in _ends(path) if ends[end] == 1}
+        self._n_with = Counter(end for path in self.paths for end in _ends(path))
+        self._by_end = {end: path for path in self.paths for end in _ends(path) if self._n_with[end] == 1}
         self._by_path = {_ends(path)[0]: path for path in self.paths}
 
     def find(self, cell: str) -> str | None:
         """Return the file that a cell means, with or without the suffix: one path has to be the end of the other."""
         ends = _ends(cell)
         return self._by_end.get(ends[0]) or next((self._by_path[end] for end in ends if end in self._by_path), None)
+
+    def why_none(self, cell: str) -> str:
+        """Return why a cell means no file."""
+        if self._n_with[_ends(cell)[0]] > 1:
+            return f"more than one file is named {_shown(cell):.60}; give its path in {self.folder}"
+        return f"no file is named {_shown(cell):.60}" if cell else "names no file"
 
 
 def _ends(path: str) -> list[str]:
@@ -98,13 +107,18 @@ def _ends(path: str) -> list[str]:
     return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
+def _shown(cell: str) -> str:
+    return repr(cell).replace("\\\\", "\\")  # a path of Windows, as it is
+
+
 # -- what the table says -----------------------------------------------------------------------------------------------
 
 
 class Table(NamedTuple):
-    """What was found: field -> column, the fields of each clip, and a line for each row that is left out."""
+    """What was found: field -> column, other columns, the clips' fields, and a line for each row that is left out."""
 
     columns: dict[str, str]
+    unused: list[str]
     clips: list[Label]
     left_out: list[str]
 
@@ -138,7 +152,8 @@ def find_clips(path: str, files: Files) -> Table:
             left_out.append(f"{where}: {error}")
     if not clips:
         raise ValueError(f"{path}: no row can be used. {'. '.join(left_out[:LISTED])}.")
-    return Table(columns, list(clips.values()), left_out)
+    unused = [name for name in rows[0] if name and name not in columns.values()]
+    return Table(columns, unused, list(clips.values()), left_out)
 
 
 def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, frame: Frame) -> Label:
@@ -147,7 +162,7 @@ def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, fram
     cell = clip.pop("video", "")
     file = files.find(cell)
     if file is None:
-        raise ValueError(f"no file, or more than one, is named {cell!r:.60}" if cell else "names no file")
+        raise ValueError(files.why_none(cell))
     if not clip.keys() & {"text", "gloss"}:
         raise ValueError(f"{file} has no text")
     for field in clip.keys() & {"text", "gloss"}:
@@ -165,15 +180,20 @@ def guess_columns(path: str, rows: Sequence[Mapping[str, str]], files: Files) ->
     """Return field -> column, by the columns' names; that of the videos by what is in it.
 
     Raises:
-        ValueError: no column names files, or holds texts.
+        ValueError: there is no header, or no column names files, or holds texts.
     """
     header = list(rows[0]) if rows else []
+    if row := [name for name in header if name not in (*FIELDS, *renamed(header)) and files.find(name)]:
+        raise ValueError(
+            f"{path}: has no header: its first row names the file {_shown(row[0]):.60}. Put a row of names above it, "
+            "such as video, text, signer."
+        )
     columns = {field: name for name, field in renamed(header).items()} | {f: f for f in FIELDS if f in header}
     likely = columns.get("video"), columns.get("video_path")
     hits = {name: sum(files.find(row[name]) is not None for row in rows) for name in header}
     video = max(header, key=lambda name: (hits[name], name in likely), default="")
     if not hits.get(video):
-        shown = ", ".join(f"{cell!r:.40}" for cell in list(rows[0].values())[:LISTED]) if rows else "nothing"
+        shown = ", ".join(f"{_shown(cell):.40}" for cell in list(rows[0].values())[:LISTED]) if rows else "nothing"
         raise ValueError(
             f"{path}: no cell names a file of --videos, such as {files.paths[0]!r}; the first row holds {shown}. One "
             "column has to hold their names, with or without the ending."
@@ -243,7 +263,8 @@ def split_clips(table: Table, how: str) -> str:
     key = "signer" if how == "signer" or (many and not how) else "video"
     groups: dict[str, list[Label]] = {}
     for clip in clips:
-        groups.setdefault(clip.get(key) or clip["name"], []).append(clip)
+        group = clip["signer"] if key == "signer" else without_suffix(clip.get("video") or clip["pose"])
+        groups.setdefault(group, []).append(clip)
     if len(groups) < len(SPLITS):  # parts of one or two videos
         groups = {clip["name"]: [clip] for clip in clips}
     # The smallest first, so that train keeps the most; of the same size, in an order that is random but repeats.
@@ -292,6 +313,9 @@ def write(table: Table, files: Files, out: Path, language: str) -> DatasetSpec:
 def summary(table: Table, files: Files, spec: DatasetSpec, how: str) -> str:
     """Return what was found, what is missing, and the commands to go on with."""
     lines = [f"{field:8} is column {name!r}" for field, name in table.columns.items()]
+    if table.unused:
+        names = ", ".join(map(repr, table.unused))
+        lines.append(f"not used: {names}; to use one, rename its header to signer, text, gloss, split, start or end")
     for split in SPLITS:
         clips = [clip for clip in table.clips if clip["split"] == split]
         signers = sorted({clip["signer"] for clip in clips if "signer" in clip})
@@ -308,7 +332,8 @@ def summary(table: Table, files: Files, spec: DatasetSpec, how: str) -> str:
     for what, missing in (("row left out", table.left_out), ("file not used", unused)):
         lines += [f"{what}: {line}" for line in missing[:LISTED]]
         lines += [f"... and {len(missing) - LISTED} more"] if len(missing) > LISTED else []
-    return "\n".join([*lines, f"{Path(spec.labels['train']).parent}: labels.csv and dataset.toml written. Next:", ""])
+    lines.append(f"{Path(spec.labels['train']).parent}: labels.csv and dataset.toml written.")
+    return "\n".join([*lines, "Next (batches for a table of this size):", ""])
 
 
 def next_commands(spec: DatasetSpec, files: Files, n_train: int) -> list[str]:
@@ -319,7 +344,7 @@ def next_commands(spec: DatasetSpec, files: Files, n_train: int) -> list[str]:
     steps = f"--batch-size {batch} --gradient-accumulation-steps {min(4, max(1, n_train // (STEPS * batch)))}"
     commands = [
         f"python describe.py {flags}{_aspect(files)}",
-        f"python pre_training_checklist.py {flags} --use_descriptions",
+        f"python pre_training_checklist.py {flags} --use_descriptions {steps}",
         f"python fine_tuning.py {flags} --use_descriptions {steps} --lr 3e-4 --finetune "
         f"./pretrained_weight/csl_stage1_weight.pth --output_dir {run_folder}",
     ]
@@ -352,6 +377,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = write(table, files, out, args.language)
     commands = next_commands(spec, files, sum(clip["split"] == "train" for clip in table.clips))
     sys.stdout.write(summary(table, files, spec, how) + "".join(f"  {command}\n" for command in commands))
+    texts = shlex.join([*dict.fromkeys(spec.labels.values()), spec.description_dir])
+    sys.stdout.write(
+        "No weights yet? Leave out --finetune. To try the steps without mT5-base: python -m tools.small_mt5 --out "
+        f"small_mt5 --texts {texts}, then add --mt5_path small_mt5.\n"
+    )
     return 1 if table.left_out else 0
 
 

@@ -63,7 +63,8 @@ def test_a_table_with_other_names_of_columns(place, kind, capsys):
     assert status == 1
     assert "video    is column 'File'\ntext     is column 'SENTENCE'\nsigner   is column 'Signer'\n" in said
     assert re.search("row left out: (row|line) 9: deep/rec.7.mp4 has no text", said)
-    assert re.search("row left out: (row|line) 10: no file, or more than one, is named 'elsewhere.mp4'", said)
+    assert re.search("row left out: (row|line) 10: no file is named 'elsewhere.mp4'", said)
+    assert "not used: 'notes'; to use one, rename its header to signer, text, gloss, split, start or end\n" in said
     assert "file not used: rec.8.mp4" in said
     assert len(labels) == 48
     assert labels["deep/rec.9"] == {
@@ -100,12 +101,12 @@ def test_two_files_of_one_name(place, capsys):
     (place / "my_videos" / "other").mkdir()
     (place / "my_videos" / "other" / "rec.1.mp4").touch()
     rows = fifty()
-    rows[4][0], rows[6][0] = "x/deep/REC.3", "x/rec.5"
+    rows[4][0], rows[6][0] = "x/deep/REC.3", r"x\rec.5"
     status, _, labels = imported(write_table(place / "sheet.csv", rows))
     assert (status, len(labels), labels["deep/rec.3"]["text"]) == (1, 48, "Sentence 3.")
     said = capsys.readouterr().out
-    assert "row left out: line 3: no file, or more than one, is named 'rec.1'" in said
-    assert "row left out: line 7: no file, or more than one, is named 'x/rec.5'" in said  # which deep/rec.5 is not
+    assert "row left out: line 3: more than one file is named 'rec.1'; give its path in my_videos\n" in said
+    assert "row left out: line 7: no file is named 'x\\rec.5'\n" in said  # which deep/rec.5 is not
 
 
 def test_at_random_three_ways_and_always_the_same(place, capsys):
@@ -116,6 +117,32 @@ def test_at_random_three_ways_and_always_the_same(place, capsys):
     assert "at random" in capsys.readouterr().out
     shutil.rmtree("my_data")
     assert imported(table, "--split", "random")[2] == labels
+
+
+def test_poses_in_place_of_their_videos_get_the_same_split(place):
+    rows = fifty(start=lambda n: n, end=lambda n: n + 9)
+    table = write_table(place / "sheet.csv", [*rows, *([row[0], "And.", 60, 70] for row in rows[1:])])
+    _, _, of_videos = imported(table)
+    for path in sorted((place / "my_videos").rglob("*.mp4")):
+        path.rename(path.with_suffix(".pkl"))
+    shutil.rmtree("my_data")
+    _, _, of_poses = imported(table)
+    assert len(of_videos) == 100
+    assert {name: label["split"] for name, label in of_poses.items()} == {
+        name: label["split"] for name, label in of_videos.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["Who", "wer", "Speaker"])
+def test_who_signs_has_several_names_and_a_renamed_header_overrides_the_guess(place, name, capsys):
+    rows = fifty(**{"Translation": lambda n: f"Satz {n}", name: lambda n: f"P{n % 5}"})
+    _, _, labels = imported(write_table(place / "sheet.csv", rows))
+    assert (labels["rec.4"]["text"], labels["rec.4"]["signer"]) == ("Sentence 4.", "P4")
+    assert "not used: 'Translation'; to use one, rename its header" in capsys.readouterr().out
+    rows[0][2] = "text"
+    shutil.rmtree("my_data")
+    _, _, labels = imported(write_table(place / "sheet.csv", rows))
+    assert labels["rec.4"]["text"] == "Satz 4"
 
 
 def test_the_clips_of_a_video_stay_together(place):
@@ -187,6 +214,8 @@ def test_what_is_printed_can_be_run(place, shared_real, write_video, capsys):
         programs.append(program)
         if program == "describe.py":
             assert (args.dataset_config, args.aspect) == ("my_data/dataset.toml", 1.778)
+        if program == "pre_training_checklist.py":
+            assert (args.batch_size, args.gradient_accumulation_steps) == (1, 1)
         if program == "fine_tuning.py":
             assert (args.batch_size, args.gradient_accumulation_steps, args.output_dir) == (1, 1, "./output_my_data")
     assert programs == ["tools.extract_poses", "describe.py", "pre_training_checklist.py", "fine_tuning.py"]
@@ -218,11 +247,14 @@ def test_a_folder_of_poses(place, capsys):
         ([["a", "text"], ["rec.0", "t"]], "", "1 clips cannot be split into train, dev and test"),
         ([["a", "text"], ["rec.0", ""]], "", "no row can be used. line 2: rec.0.mp4 has no text"),
         (fifty(), "--split signer", "wanted a column 'signer' with three signers or more.* it has 0"),
-        (fifty(), "--videos nowhere", r"--videos: nowhere holds no videos \(.mp4, .*\) nor pose files"),
+        (fifty(), "--videos nowhere", "--videos: nowhere is not a folder"),
+        (fifty(), "--videos empty", r"--videos: empty holds no videos \(.mp4, .*\) nor pose files"),
+        (fifty()[1:], "", "sheet.csv: has no header: its first row names the file 'rec.0'. Put a row of names above"),
     ],
 )
 def test_what_cannot_be_imported_is_one_line(place, rows, flags, said):
     table = write_table(place / "sheet.csv", rows)
+    (place / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
         imported(table, *flags.split())
     assert "\n" not in str(error.value)
