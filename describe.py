@@ -240,6 +240,8 @@ def audit(argv: Sequence[str]) -> int:
         write_text(args.html, page_of(str(args.folder), splits))
         logger.info("%s written.", args.html)
     if args.repair:
+        if not known:
+            logger.warning("not renumbered: whether frames count from 1 shows with --dataset or --dataset_config only.")
         count = repair(jobs, splits, target)
         logger.info("%s: %d files with valid texts only; %s is as it was.", target, count, args.folder)
     return 0

@@ -32,6 +32,7 @@ from training.build import (
     build_model,
     dataset_spec,
     model_config,
+    renumber_command,
     take_settings,
     weights_facts,
 )
@@ -73,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     loaders = build_loaders(args, spec)
     resumed = find_resumed(args, loaders)
     model = build_model(args, model_config(args, spec), loaders, resumed and resumed[0])
-    log_look(loaders, model)
+    log_look(loaders, model, renumber_command(args))
     guards = build_guards(args)
     if args.eval:
         model.to(distributed.device())

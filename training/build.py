@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def dataset_spec(args: argparse.Namespace) -> DatasetSpec:
     spec = dataset_of(args.dataset, args.dataset_config)
     metrics.bleu_scorers(spec.bleu_tokenizer)  # fail now, not at the first evaluation, if the tokenizer is missing
     return use_packs(spec, args.packed, args.root) if args.packed else spec.under(args.root)
+
+
+def renumber_command(args: argparse.Namespace) -> str:
+    """Return the command that makes a copy of the data set's descriptions whose frames are numbered from 0."""
+    folder = dataset_of(args.dataset, args.dataset_config).under(args.root).description_dir
+    data = ["--dataset_config", args.dataset_config] if args.dataset_config else ["--dataset", args.dataset]
+    root = ["--root", args.root] if args.root != "." else []
+    return shlex.join(["python", "describe.py", "audit", folder, *data, *root, "--repair", f"{folder}_from_0"])
 
 
 def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:

@@ -130,10 +130,9 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
         "{}/{} 个目标超过 {} 个 token：{} 只学到 {!r}。请加 --max_target_tokens {}",
     ),
     "from_one": (
-        "descriptions count frames from 1, not from 0, so that each goes to the next frame. Renumber them: python "
-        "describe.py audit DIR --repair NEW_DIR, with --dataset or --dataset_config",
-        "描述的帧号从 1 而不是 0 开始，每条都会错位到下一帧。请重新编号：python describe.py audit DIR --repair "
-        "NEW_DIR，并加 --dataset 或 --dataset_config",
+        "descriptions count frames from 1, not from 0, so that each goes to the next frame. Renumber them, and let "
+        "description_dir name the copy: {}",
+        "描述的帧号从 1 而不是 0 开始，每条都会错位到下一帧。请重新编号，并让 description_dir 指向新文件夹：{}",
     ),
     "page": ("A look at the data", "数据一览"),
     "lengths": ("Lengths of the clips, up to {} frames:", "片段长度，最长 {} 帧："),

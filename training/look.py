@@ -102,8 +102,8 @@ class SplitLook:
     counts: DescriptionCounts | None = None
     from_one: bool = False
 
-    def lines(self) -> list[Line]:
-        """Return what is to be said about the poses, and about the numbering of descriptions."""
+    def lines(self, renumber: str = "") -> list[Line]:
+        """Return what is to be said about poses, and about descriptions' numbers, with the command that mends them."""
         if not self.clips:
             return []
         lengths, low, high, above_one, corner, good = zip(*self.clips.values(), strict=True)
@@ -120,7 +120,7 @@ class SplitLook:
             found.append(Line("!", "above_one", (max(high),)))
         if short := [name for name, clip in self.clips.items() if clip.n_frames < SHORTEST]:
             found.append(Line("!", "short", (len(short), SHORTEST, short[0])))
-        return found + [Line("!", "from_one", ())] * self.from_one
+        return found + [Line("!", "from_one", (renumber,))] * self.from_one
 
 
 def look_at_pose(pose: Pose) -> ClipLook:
@@ -231,8 +231,8 @@ def every(names: Iterable[str], limit: int) -> list[str]:
     return names[:: max(1, len(names) // limit)]
 
 
-def log_look(loaders: Mapping[str, ClipLoader], model: Uni_Sign) -> None:
-    """Log what a run's data hold, from a few clips of each split."""
+def log_look(loaders: Mapping[str, ClipLoader], model: Uni_Sign, renumber: str) -> None:
+    """Log what a run's data hold, from a few clips of each split; `renumber` is as for `SplitLook.lines`."""
     if not distributed.is_main():
         return
     report = Report(write=logger.info)
@@ -242,7 +242,7 @@ def log_look(loaders: Mapping[str, ClipLoader], model: Uni_Sign) -> None:
             folder = Path(dataset.spec.description_dir) / dataset.spec.folder(split)
             texts = None if dataset.descriptions is None else folder
             files = dataset.labels, dataset.pose_paths, dataset.sizes, dataset.poses, texts
-            report.say_all(look_at_files(split, *files, AT_START).lines())
+            report.say_all(look_at_files(split, *files, AT_START).lines(renumber))
             targets = {name: dataset.target(name) for name in every(dataset.names, SAMPLE)}
             max_tokens = model.config.max_target_tokens
             report.say_all(look_at_texts(model.tokenizer, targets, dataset.spec, dataset.task, max_tokens))

@@ -48,7 +48,7 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
     for split in spec.labels:
         title = f"{spec.name} {split}"
         with report.section(title):
-            look = look_at_split(report, spec, split, limit, args.max_bad_clips)
+            look = look_at_split(report, spec, split, limit, args.max_bad_clips, build.renumber_command(args))
             if look is None:
                 continue
             looks[title] = look
@@ -83,11 +83,11 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
 
 
 def look_at_split(
-    report: Report, spec: DatasetSpec, split: str, limit: int, max_bad_clips: float = 0.0
+    report: Report, spec: DatasetSpec, split: str, limit: int, max_bad_clips: float = 0.0, renumber: str = ""
 ) -> SplitLook | None:
     """Check that labels and poses exist, and open about `limit` poses and descriptions; None without labels.
 
-    `max_bad_clips` is the share of clips that the run may leave out.
+    `max_bad_clips` is the share of clips that the run may leave out; `renumber` is as for `SplitLook.lines`.
     """
     if not Path(spec.labels[split]).is_file():
         report.say("✗", "no_labels", spec.labels[split])
@@ -101,7 +101,7 @@ def look_at_split(
     faults = [report.text("missing", paths[name].name) for name in look.missing] + look.faults
     numbers = len(labels), len(look.missing), len(look.chosen)
     say_files(report, "poses", spec.pose_dir, faults, numbers, max_bad_clips)
-    report.say_all(look.lines())
+    report.say_all(look.lines(renumber))
     return look
 
 

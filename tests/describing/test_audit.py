@@ -2,16 +2,19 @@
 
 import json
 import pickle
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 
 import describe
+import utils
 from clips.labels import read_labels
 from config import DATASETS
 from describing.audit import FAULTS, examine, find_jobs, language_of
 from temporal_alignment import DescriptionLoader
+from training import build
 
 CONFIG = """
 name = "some splits"
@@ -145,13 +148,14 @@ def test_coverage_of_a_clip_cut_from_a_recording(tmp_path, capsys):
     assert list(DescriptionLoader(tmp_path / "clean/train").load("a")) == [8, 9, 10, 11]
 
 
-def test_frames_numbered_from_one_are_renumbered(tmp_path, capsys):
+def test_frames_numbered_from_one_are_renumbered(tmp_path, capsys, caplog):
     """ffmpeg's pictures begin with 000001: the text of the last frame would lie beyond the end."""
     for folder in ("poses", "texts/train"):
         (tmp_path / folder).mkdir(parents=True)
     labels = [{"video": f"{name}.mp4", "text": "x"} for name in "abcd"]
     (tmp_path / "labels.json").write_text(json.dumps(labels))
-    (tmp_path / "own.toml").write_text('name = "own"\npose_dir = "poses"\n[labels]\ntrain = "labels.json"\n')
+    record = 'name = "own"\npose_dir = "poses"\ndescription_dir = "texts"\n'
+    (tmp_path / "own.toml").write_text(record + '[labels]\ntrain = "labels.json"\n')
     for length, name in enumerate("abcd", start=4):
         pose = {"keypoints": [np.full((1, 133, 2), 0.5)] * length, "scores": [np.ones((1, 133))] * length}
         (tmp_path / f"poses/{name}.pkl").write_bytes(pickle.dumps(pose))
@@ -159,7 +163,10 @@ def test_frames_numbered_from_one_are_renumbered(tmp_path, capsys):
         entries = [{"filename": f"{n:06d}.jpg", "description": f"Picture {n}.", "made_by": f"m{n}"} for n in numbers]
         (tmp_path / f"texts/train/{name}.json").write_text(json.dumps(entries))
     flags = ["--dataset_config", tmp_path / "own.toml", "--root", tmp_path]
-    assert audit(tmp_path / "texts", *flags, "--repair", tmp_path / "clean") == 0
+    command = shlex.split(build.renumber_command(utils.parse_args([*map(str, flags)])))  # as the checklist gives it
+    assert command[:4] == ["python", "describe.py", "audit", str(tmp_path / "texts")]
+    assert audit(*command[3:]) == 0
+    (tmp_path / "texts_from_0").rename(tmp_path / "clean")
     assert rows(capsys.readouterr().out)["numbered from"] == ["1"]
     loader = DescriptionLoader(tmp_path / "clean/train")
     assert loader.load("a") == {frame: f"Picture {frame + 1}." for frame in range(4)}
@@ -167,6 +174,10 @@ def test_frames_numbered_from_one_are_renumbered(tmp_path, capsys):
     assert json.loads((tmp_path / "clean/train/a.json").read_text())[0]["made_by"] == "m1"
     assert audit(tmp_path / "clean", *flags) == 0
     assert rows(capsys.readouterr().out)["numbered from"] == ["0"]
+    assert "not renumbered" not in caplog.text
+    assert audit(tmp_path / "texts", "--repair", tmp_path / "as_it_was") == 0  # nobody knows how long the clips are
+    assert "not renumbered: whether frames count from 1 shows with --dataset or --dataset_config only." in caplog.text
+    assert min(DescriptionLoader(tmp_path / "as_it_was/train").load("a")) == 1
 
 
 def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_path, capsys, caplog):

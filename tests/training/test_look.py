@@ -109,6 +109,7 @@ def test_descriptions_numbered_from_one(tmp_path, numbers, wrong):
     texts = dict(zip("abcd", numbers, strict=True))
     look = look_at(tmp_path, {name: clip(10) for name in texts}, texts)
     assert marked(look.lines()) == ["from_one"] * wrong
+    assert [line.values for line in look.lines("mend it") if line.name == "from_one"] == [("mend it",)] * wrong
     assert look.counts.out_of_range == sum(10 in of for of in numbers)
 
 
@@ -224,7 +225,7 @@ def test_a_run_says_what_its_data_hold(corpus, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(PoseFolder, "read", lambda *values: opened.append(values) or read(*values))
     caplog.clear()
     caplog.set_level(logging.INFO)
-    log_look(loaders, model)
+    log_look(loaders, model, "")
     lines = [record.message for record in caplog.records]
     titles = ["CSL_Daily train", "CSL_Daily dev", "CSL_Daily test", "splits"]
     assert [line for line in lines if line[0] != " "] == titles
@@ -241,7 +242,7 @@ def test_an_error_in_the_look_does_not_end_a_run(corpus, tmp_path, caplog, monke
     loaders = build_loaders(args, spec)
     monkeypatch.setattr("training.look.look_at_splits", lambda *_: [][0])
     caplog.set_level(logging.INFO)
-    log_look(loaders, build_model(args, model_config(args, spec), loaders))
+    log_look(loaders, build_model(args, model_config(args, spec), loaders), "")
     assert caplog.records[-1].message == "  ✗ IndexError: list index out of range"
 
 
