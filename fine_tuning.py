@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before any slow import, so that --help, wrong flag
 import argparse
 import logging
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,8 @@ def main(args: argparse.Namespace) -> None:
             results = train(args, model, loaders, guards, resumed)
     guards.saves.finish()
     conclude(results)
+    if not args.eval:
+        logger.info("a page of this run: python -m tools.report %s", shlex.quote(args.output_dir))
 
 
 def train(

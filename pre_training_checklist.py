@@ -378,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from system.disk import write_text
 
                 write_text(own.page, page_of(report, looks))
+                report.say("✓", "written", own.page)
     return 0 if report.conclude(own.strict) else 1
 
 

@@ -22,7 +22,7 @@ from system.distributed import autocast, check_dtype
 from temporal_alignment import TemporalAligner, read_descriptions, sample_frames
 from text_fusion_modules import TextEncoder
 from training.weight_files import read_weights
-from training.weights import TEXT_ENCODER_PREFIX, assemble, kept_tokens, read_config
+from training.weights import TEXT_ENCODER_PREFIX, assemble, kept_tokens, read_config, require_mt5
 
 
 class Candidate(NamedTuple):
@@ -112,6 +112,8 @@ class Translator:
                 f"--checkpoint: {path} does not say where its mT5 is; name the folder with its config.json and "
                 "spiece.model with --mt5_path."
             )
+        if not mt5_path:
+            require_mt5(mt5_folder, path, "--checkpoint")
         kept = kept_tokens(weights, path, "--checkpoint")
         texts: FrozenTextEncoder | None = None
         if config.use_descriptions and not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):

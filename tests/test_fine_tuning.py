@@ -183,6 +183,7 @@ def test_a_training_ends_with_test_and_an_evaluation_repeats_it(corpus, describe
     assert len(wanted["test"][1]) == 7
     for file in run.glob("*_*s.json*"):
         file.unlink()
+    assert f"a page of this run: python -m tools.report {described}\n" in (run / "train.log").read_text()
     evaluate(corpus, run / "best_checkpoint.pth")
     for split, (scores, sentences) in wanted.items():
         again, said = results(run, split)

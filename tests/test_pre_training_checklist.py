@@ -361,6 +361,7 @@ def test_strict_makes_warnings_an_error(looked_at):
 
 def test_a_page_shows_the_data(looked_at):
     page = looked_at["whole_"].page
+    assert "  ✓ look.html written\n" in looked_at["whole_"].stdout
     assert all(line.split("'")[0][2:] in page for line in section(looked_at["whole_"].stdout, "CSL_Daily train"))
     assert page.count('class="film"') == 15
 

@@ -41,6 +41,7 @@ from training.weights import (
     load_finetune,
     load_fusion,
     read_config,
+    require_mt5,
     saved_settings,
 )
 from utils import MODEL_FLAGS, NO_TEST, OF_CHECKPOINT, get_args_parser, progress, splits_of, uses_deepspeed
@@ -80,7 +81,7 @@ def take_settings(args: argparse.Namespace) -> None:
     --fusion_checkpoint its config counts, since --finetune may be a model without descriptions.
 
     Raises:
-        FileNotFoundError: the checkpoint does not exist.
+        FileNotFoundError: the checkpoint does not exist, or its mT5.
         ValueError: it is unusable, a flag contradicts it, or its folder holds results on another data set.
     """
     flag = "--fusion_checkpoint" if args.fusion_checkpoint else "--finetune"
@@ -101,6 +102,8 @@ def take_settings(args: argparse.Namespace) -> None:
     defaults = vars(get_args_parser().parse_args([]))
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
+    if "mt5_path" not in given and facts.get("mt5_path") and not os.path.isdir(under_root(args.root, args.mt5_path)):
+        require_mt5(facts["mt5_path"], path, flag)
 
 
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:

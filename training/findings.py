@@ -135,6 +135,7 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
         "描述的帧号从 1 而不是 0 开始，每条都会错位到下一帧。请重新编号，并让 description_dir 指向新文件夹：{}",
     ),
     "page": ("A look at the data", "数据一览"),
+    "written": ("{} written", "已写入 {}"),
     "lengths": ("Lengths of the clips, up to {} frames:", "片段长度，最长 {} 帧："),
     "ranked": (
         "Clips from the fewest good points to the most; the right hand and arm are red, the left blue:",

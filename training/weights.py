@@ -30,6 +30,19 @@ TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
 NEW_PREFIXES = (*TEXT_PREFIXES, *RGB_PREFIXES)  # weights that a base model may lack
 
 
+def require_mt5(folder: str | Path, path: str | Path, flag: str) -> None:
+    """Check that the mT5 with which a checkpoint says it was trained is there.
+
+    Raises:
+        FileNotFoundError: it is not; the message names the checkpoint.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{flag}: {path} was trained with the mT5 in {folder}, which has no config.json. Name the mT5 of training "
+            "with --mt5_path."
+        )
+
+
 def assemble(
     config: ModelConfig,
     mt5_folder: str | Path,

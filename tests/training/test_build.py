@@ -107,6 +107,16 @@ def test_an_evaluation_says_that_it_has_descriptions_and_how_to_do_without(comma
     assert "with descriptions" not in caplog.text
 
 
+def test_an_mt5_that_is_gone_is_asked_for_in_the_name_of_the_checkpoint(command, evaluation, tmp_path):
+    model, gone = build(command()), str(tmp_path / "gone")
+    assert evaluation(model, mt5_path=gone).mt5_path == "./pretrained_weight/mt5-base"  # which is there
+    with pytest.raises(
+        FileNotFoundError, match=rf"--finetune: .*best_checkpoint.pth was trained with the mT5 in {gone}"
+    ):
+        evaluation(model, "--root", tmp_path, mt5_path=gone)
+    assert evaluation(model, "--root", tmp_path, "--mt5_path", "other", mt5_path=gone).mt5_path == "other"
+
+
 def test_dev_and_test_of_one_label_file_are_two_splits(corpus, tmp_path, caplog):
     spec = DATASETS["CSL_Daily"].under(corpus)
     labels = {split: read_labels(spec.labels[split]) for split in ("dev", "test")}
