@@ -165,21 +165,19 @@ class Results:
     def complaint(self) -> str:
         """Return one line on why nothing can be measured or, if the model has learnt next to nothing, on what helps."""
         metric, higher = MAIN_METRIC[self.task]
-        spec, split = self.dataset.spec, self.dataset.split
+        spec, said = self.dataset.spec, list[str]()
         why = why_zero(self.references, spec.text_unit, spec.bleu_tokenizer) if self.task == "SLT" else ""
-        if why:
-            return f"{split}: {TEXTS[why][0]}."
         value, total = self.scores.values[metric], len(self.references)
         (text, often), (_, expected) = (
             Counter(texts).most_common(1)[0] for texts in (self.hypotheses, self.references)
         )
+        if why:
+            said.append(f"{TEXTS[why][0]}.")
         if often >= SAME * total > expected:
-            what = f"{often} of {total} sentences are the same, {text[:40]!r}"
-        elif (value == 0 if higher else value >= 100) and not any(map(eq, self.hypotheses, self.references)):
-            what = f"{metric} is {value:g}"
-        else:
-            return ""
-        return f"{split}: {what}. {HELPS}"
+            said.append(f"{often} of {total} sentences are the same, {text[:40]!r}. {HELPS}")
+        elif not (why or any(map(eq, self.hypotheses, self.references))) and (value == 0 if higher else value >= 100):
+            said.append(f"{metric} is {value:g}. {HELPS}")
+        return f"{self.dataset.split}: {' '.join(said)}" if said else ""
 
 
 def write_predictions(output_dir: Path, results: Results) -> None:

@@ -72,6 +72,10 @@ WORDS = [f"the cat number {n} sat on the mat" for n in range(20)]
         (results(["the cat sat on the mat"] * 17 + WORDS[:3], WORDS), ""),
         (results(["all are the same"] * 20, ["all are the same"] * 20), ""),  # so are the labels
         (results(["thank you"] * 9, ["thank you very"] * 9), "dev: no sentence has 4 words, so BLEU-4 is 0 for any"),
+        (
+            results(["thank you"] * 9, [f"book {n}" for n in range(9)]),
+            "the lowest loss. 9 of 9 sentences are the same, 'thank you'. What usually helps",
+        ),
         (results(["谢谢"] * 9, ["你好。"] * 9, unit="char"), "dev: no sentence has 4 characters, so BLEU-4 is 0"),
         (results(["ドア"] * 9, ["ドアを開けてください"] * 9), 'text_unit = "char"'),
         (results([f"dogs {n}" for n in range(20)], WORDS), "bleu4 is 0. What usually helps"),
