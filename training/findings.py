@@ -112,16 +112,16 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
         "完美模型的 {} 也只有 {:.1f}。请按分词器的写法书写标签",
     ),
     "unspaced": (
-        "the sentences have no spaces between words, so BLEU-4 is 0 for any model, even a perfect one: set "
+        "the sentences have no spaces between words, so BLEU-4 is 0 even for a perfect model: set "
         'text_unit = "char" in the data set\'s record',
-        '句子不用空格分词，任何模型（即使完美）的 BLEU-4 都是 0：请在数据集的记录中设置 text_unit = "char"',
+        '句子不用空格分词，完美模型的 BLEU-4 也是 0：请在数据集的记录中设置 text_unit = "char"',
     ),
     **{
         f"few_{unit}s": (
-            f"no sentence has 4 {english}, so BLEU-4 is 0 for any model, even a perfect one: go by chrf and rouge_l; "
-            "the best epoch is that of the lowest loss",
-            f"没有一句达到 4 个{chinese}，任何模型（即使完美）的 BLEU-4 都是 0：请看 chrf 和 rouge_l；"
-            "最佳轮次按最低损失选取",
+            f"no sentence has 4 {english}, so BLEU-4 measures nothing: a perfect model has 0, one that writes too much "
+            "has more. Go by chrf and rouge_l; the best epoch is chosen by BLEU-4, then by the lowest loss",
+            f"没有一句达到 4 个{chinese}，BLEU-4 没有意义：完美模型为 0，写得过长的反而更高。请看 chrf 和 rouge_l；"
+            "最佳轮次按 BLEU-4、再按最低损失选取",
         )
         for unit, english, chinese in (("word", "words", "词"), ("char", "characters", "字"))
     },

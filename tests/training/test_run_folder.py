@@ -71,12 +71,18 @@ WORDS = [f"the cat number {n} sat on the mat" for n in range(20)]
         (results(["the cat sat on the mat"] * 18 + WORDS[:2], WORDS), "18 of 20 sentences are the same, 'the cat sat"),
         (results(["the cat sat on the mat"] * 17 + WORDS[:3], WORDS), ""),
         (results(["all are the same"] * 20, ["all are the same"] * 20), ""),  # so are the labels
-        (results(["thank you"] * 9, ["thank you very"] * 9), "dev: no sentence has 4 words, so BLEU-4 is 0 for any"),
+        (
+            results(["thank you"] * 9, ["thank you very"] * 9),
+            "dev: no sentence has 4 words, so BLEU-4 measures nothing",
+        ),
         (
             results(["thank you"] * 9, [f"book {n}" for n in range(9)]),
-            "the lowest loss. 9 of 9 sentences are the same, 'thank you'. What usually helps",
+            "then by the lowest loss. 9 of 9 sentences are the same, 'thank you'. What usually helps",
         ),
-        (results(["谢谢"] * 9, ["你好。"] * 9, unit="char"), "dev: no sentence has 4 characters, so BLEU-4 is 0"),
+        (
+            results(["谢谢"] * 9, ["你好。"] * 9, unit="char"),
+            "dev: no sentence has 4 characters, so BLEU-4 measures nothing",
+        ),
         (results(["ドア"] * 9, ["ドアを開けてください"] * 9), 'text_unit = "char"'),
         (results([f"dogs {n}" for n in range(20)], WORDS), "bleu4 is 0. What usually helps"),
         (results([f"我很{n}" for n in range(9)], [f"你很{n}。" for n in range(9)]), 'text_unit = "char"'),
@@ -97,3 +103,10 @@ def test_what_orders_epochs():
     assert found.rank == (pytest.approx(100), 2.0)
     assert found.numbers("dev_")["dev_bleu4"] == pytest.approx(100)
     assert found.numbers()["nll"] == 2.0
+
+
+def test_without_four_words_a_model_that_writes_too_much_beats_a_perfect_one():
+    said = ["the cat"] * 5
+    perfect, worse = (results(texts, said).scores.values["bleu4"] for texts in (said, ["the cat sat on the mat"] * 5))
+    assert perfect == 0 < 5 < worse
+    assert "no sentence has 4 words" in results(said, said).complaint()
