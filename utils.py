@@ -470,6 +470,8 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
     if not args.resume or (args.resume == "auto" and not any(Path(args.output_dir, "resume").glob("step_*"))):
         flags += ["finetune", "fusion_checkpoint", "rgb_backbone"]  # otherwise a state has all weights
     faults = _missing(**{flag: getattr(args, flag) or "" for flag in flags})
+    if "finetune" in flags and os.path.isdir(args.finetune) and not _holds_model(Path(args.finetune)):
+        faults.append(f"--finetune: {args.finetune} holds no model. Name a file, such as best_checkpoint.pth.")
     if args.packed and not os.path.isdir(packs := config.under_root(args.root, args.packed)):
         faults.append(f"--packed: {packs} does not exist. Make it: python -m tools.pack_dataset --out {args.packed}.")
     if args.resume not in ("", "auto") and not Path(args.resume, "state.json").is_file():
@@ -487,6 +489,11 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
         faults += _missing_data(args, spec.under(args.root)) if data and os.path.isdir(args.root) else []
     if faults:
         raise ValueError(" ".join(faults))
+
+
+def _holds_model(folder: Path) -> bool:
+    """Return whether a folder was written by `tools/export.py` or is a checkpoint of DeepSpeed."""
+    return any(any(folder.glob(name)) for name in (config.MODEL_JSON, "latest", "*_model_states.pt"))
 
 
 def _missing_data(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:

@@ -32,6 +32,7 @@ WRONG = {
             "--finetune: nowhere.pth does not exist. --fusion_checkpoint: gone.pth does not exist."
         ),
         "--eval --finetune nowhere.pth": "--finetune: nowhere.pth does not exist.",
+        "--eval --finetune {here}": "--finetune: {here} holds no model. Name a file, such as best_checkpoint.pth.",
         "--dataset_config nowhere.toml": "--dataset_config: nowhere.toml does not exist.",
         "--resume nowhere": "--resume: nowhere holds no state. Name a folder under OUTPUT_DIR/resume, or auto.",
         "--packed nowhere": "--packed: nowhere does not exist. Make it: python -m tools.pack_dataset --out nowhere.",

@@ -161,7 +161,7 @@ def test_what_test_alone_lacks_need_not_be_there(corpus, tmp_path):
 
 
 def test_a_run_whose_data_are_there_may_start(corpus, tmp_path):
-    for line in ("--use_descriptions", "--no_test", f"--eval --finetune {corpus}"):
+    for line in ("--use_descriptions", "--no_test", f"--eval --finetune {__file__}"):
         utils.check_run(utils.parse_args(["--root", str(corpus), *line.split()]))
     line = ["--root", str(corpus), "--output_dir", str(tmp_path), "--finetune", "gone.pth", "--resume", "auto"]
     with pytest.raises(ValueError, match="--finetune: gone.pth does not exist"):
