@@ -205,7 +205,7 @@ class TextAdapter(nn.Module):
     def standardise(self, features: torch.Tensor) -> torch.Tensor:
         """Centre features and bring each to root mean square 1, (n, W) -> (n, W), in fp32."""
         centred = features.float() - self.mean
-        return centred / root_mean_square(centred).clamp_min(1e-6)
+        return centred / root_mean_square(centred)
 
     def forward(self, standardised: torch.Tensor) -> torch.Tensor:
         """(..., W) -> (..., D)."""
@@ -283,8 +283,8 @@ def text_of_frames(
 
 
 def root_mean_square(x: torch.Tensor) -> torch.Tensor:
-    """Return the root mean square over the last dimension, (..., D) -> (..., 1), in fp32."""
-    return x.float().square().mean(-1, keepdim=True).sqrt()
+    """Return the root mean square over the last dimension, at least 1e-6, (..., D) -> (..., 1), in fp32."""
+    return x.float().square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()  # the slope of a root is infinite at 0
 
 
 class DescriptionMapper(nn.Module):

@@ -406,6 +406,16 @@ def test_features_are_centred_and_of_size_one():
     )
 
 
+def test_a_text_that_is_the_mean_has_a_finite_gradient():
+    """The first batch of a run, if it has one text alone."""
+    adapter, features = TextAdapter(3, 2), torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+    adapter.update_mean(features.detach())
+    standardised = adapter.standardise(features)
+    standardised.sum().backward()
+    assert standardised.abs().sum() == 0
+    assert features.grad.isfinite().all()
+
+
 def test_the_running_mean_is_plain_first_and_exponential_later():
     adapter = TextAdapter(1, 1)
     for value in range(100):
