@@ -338,7 +338,7 @@ def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
     finish(start(corpus, tmp_path, *flags, "--resume", state, launcher=launcher))
     after = lines(tmp_path / "steps.jsonl")
     if stage == "3" and launcher is TWO:  # DeepSpeed sends weights in bf16 there; training/test_engine.py is in fp32
-        assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=1e-4)
+        assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=2e-3)
     else:
         assert after == before
     assert all(w.dtype == torch.float32 for n, w in weights(tmp_path / "checkpoint_1.pth").items() if "running" in n)
