@@ -131,7 +131,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             lengths=dataset.lengths if free else None,
             accumulation=args.gradient_accumulation_steps,
         )
-        loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
+        loaders[split] = ClipLoader(dataset, sampler, args.num_workers)
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
     if spec.dev_is_test:

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import nn
 from clips.batch import SrcInput
 from system import distributed
 from system.disk import explain, read_lines, to_json, write_text
+from system.processes import kill_children
 from training.engine import lower_gradient_scale
 from training.memory import MemorySettings
 from training.tracking import Tracker
@@ -120,24 +122,29 @@ class StopRequest:
     """Handles SIGTERM, SIGINT and SIGUSR1 inside a `with` block: the first asks the run to stop, a second ends it.
 
     A process may get a signal twice, from the terminal or SLURM and again from its launcher. So signals within a second
-    of the first count as the same request.
+    of the first count as the same request. If something hangs, the run ends a while after the first without a state.
     """
 
     SIGNALS = [signal.SIGTERM, signal.SIGINT]
     if sys.platform != "win32":
         SIGNALS.append(signal.SIGUSR1)
     SAME_REQUEST = 1.0  # seconds
+    GRACE = 300.0  # seconds for the step and its state
 
     def __init__(self) -> None:
         self.asked = ""
         self._first = 0.0
         self._before: dict[int, Any] = {}
+        self._heard, self._left = threading.Event(), threading.Event()
 
     def __enter__(self) -> StopRequest:
+        threading.Thread(target=self._insist, daemon=True).start()
         self._before = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._heard.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -147,8 +154,18 @@ class StopRequest:
         if not self.asked:
             self.asked, self._first = name, time.monotonic()
             os.write(2, f"{name}: the run stops after this step; once more to end it at once.\n".encode())
+            self._heard.set()
         elif time.monotonic() - self._first > self.SAME_REQUEST:
+            kill_children()
             os._exit(128 + number)
+
+    def _insist(self) -> None:
+        self._heard.wait()
+        if not self._left.wait(self.GRACE):
+            words = f"{self.asked}: something hangs, {self.GRACE:g} s later; the run ends as it was last saved."
+            os.write(2, f"{words} Go on with --resume auto.\n".encode())
+            kill_children()
+            os._exit(RESUME_ME)
 
     def agreed(self) -> bool:
         """Return whether any process was asked to stop; a collective call with the same result on every process."""

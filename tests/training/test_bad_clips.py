@@ -78,7 +78,7 @@ def damaged(tmp_path_factory):
 def test_a_batch_without_its_bad_clips(damaged):
     folder, bad, _ = damaged
     dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(folder), "train", use_descriptions=True, max_bad_clips=0.5)
-    alone = ClipLoader(dataset, BatchSampler(len(dataset), 14, 0, 1), 2, pin_memory=False)
+    alone = ClipLoader(dataset, BatchSampler(len(dataset), 14, 0, 1), 2)
     ((src_input, tgt_input),) = alone.epoch()
     assert {clip.name for clip in src_input["bad_clips"]} == set(bad)
     for clip in src_input["bad_clips"]:
