@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from config import ModelConfig
 from network.state_dicts import differences
 from system.disk import UNFINISHED, new_folder, remove_folder, sha256, to_json, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
-from training.run_folder import BEST, forget_checkpoints, resume_dir
+from training.run_folder import forget_checkpoints, resume_dir
 from training.weight_files import read_weights, save_weights
 from training.weights import fusion_weights
 
@@ -47,6 +48,7 @@ class TrainState:
         lr: learning rate of the last step.
         n_processes: number of processes.
         digests: file -> SHA-256 of the state's other files.
+        sources: what identifies the data, and the files that the model needs beside its weights.
         epoch_sums: this process's sums over the current epoch, so that a resumed epoch has the same means.
     """
 
@@ -59,6 +61,7 @@ class TrainState:
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     n_processes: int = 1
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    sources: dict[str, Any] = dataclasses.field(default_factory=dict)
     epoch_sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -213,6 +216,9 @@ FREE_FLAGS = frozenset(
 )
 
 
+MAY_BE_MENDED = ("poses_sha256", "described", "descriptions_sha256")  # see `S2T_Dataset.fingerprint`
+
+
 def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any], n_batches: int) -> TrainState:
     """Check that the command line matches the saved experiment, and convert its position in the epoch.
 
@@ -250,6 +256,28 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
     round_then, round_now = (size[0] * size[2] for size in sizes)  # clips per micro-batch, all processes
     micro_batch = min(n_batches, math.ceil(state.micro_batch * round_then / round_now))
     return dataclasses.replace(state, micro_batch=micro_batch, arguments=dict(arguments), n_processes=world_size())
+
+
+def check_sources(folder: Path, state: TrainState, sources: Mapping[str, Any]) -> None:
+    """Check that a run goes on with what it began with; other poses and descriptions, which get mended, are a warning.
+
+    Args:
+        folder: the state's folder.
+        state: the saved state.
+        sources: some of this run's `TrainState.sources`.
+
+    Raises:
+        ValueError: the labels or a file of the model are others.
+    """
+    differing = [name for name, value in sources.items() if state.sources.get(name, value) != value]
+    mild = [name for name in differing if name.endswith(MAY_BE_MENDED)]
+    if severe := ", ".join(name for name in differing if name not in mild):
+        raise ValueError(
+            f"--resume: {folder} was saved with other data or files; different are: {severe}. Put them back as they "
+            "were, or start a new run in another --output_dir."
+        )
+    if mild and is_main():
+        logger.warning("--resume: since %s was saved, these have changed: %s.", folder, ", ".join(mild))
 
 
 def load_model_state(model: nn.Module, folder: Path) -> None:
@@ -292,30 +320,28 @@ def _read(path: Path) -> Any:
 
 
 def save_epoch(
-    engine: Any, output_dir: str | Path, epoch: int, best: bool, keep_last: int, facts: Mapping[str, Any]
+    weights: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    output_dir: str | Path,
+    best: bool,
+    keep_last: int,
+    facts: Mapping[str, Any],
 ) -> None:
-    """Write checkpoint_{epoch}.pth and, if it is the best so far, best_checkpoint.pth and best_fusion.pth.
-
-    Every process must call this, rank 0 writes.
+    """Write checkpoint_{epoch}.pth and, if `best_checkpoint.pth` is new, its best_fusion.pth; on rank 0.
 
     Args:
-        engine: the engine that trains.
+        weights: the result of `full_state_dict`.
+        config: the model's.
         output_dir: the run's folder.
-        epoch: the epoch that is done, from 0.
-        best: whether it is the best so far.
+        best: whether the epoch is the best so far.
         keep_last: number of checkpoints kept; 0 keeps all.
-        facts: what inference needs besides weights and config, and what a reader may want to know.
+        facts: "epoch", from 0, and what inference needs besides, or a reader may want to know.
     """
-    weights = full_state_dict(engine)
-    if not is_main():
-        return
-    folder, config, facts = Path(output_dir), engine.module.config, {**facts, "epoch": epoch}
-    if best:
-        save_weights(folder / BEST, weights, config, **facts)
-        if config.use_descriptions:
-            save_weights(folder / "best_fusion.pth", fusion_weights(weights), config, **facts)
-    save_weights(folder / f"checkpoint_{epoch}.pth", weights, config, **facts)
-    forget_checkpoints(folder, epoch, keep_last)
+    folder = Path(output_dir)
+    if best and config.use_descriptions:
+        save_weights(folder / "best_fusion.pth", fusion_weights(weights), config, **facts)
+    save_weights(folder / f"checkpoint_{facts['epoch']}.pth", weights, config, **facts)
+    forget_checkpoints(folder, facts["epoch"], keep_last)
 
 
 def save_quick(engine: Any, output_dir: str | Path, epoch: int, facts: Mapping[str, Any]) -> None:
