@@ -46,7 +46,7 @@ from training.checkpoint import (
     load_optimizer_state,
     save_epoch,
     save_quick,
-    save_state,
+    state_writer,
     write_progress,
 )
 from training.engine import full_state_dict, load_full_state_dict
@@ -120,19 +120,22 @@ def train(
         state = load_optimizer_state(engine, resumed[0], state)
     log_plan(args, loader, steps_per_epoch)
     record_start(loaders, guards, state.step)
+    for split in ("train", "dev") if "dev" in loaders else ("train",):
+        loaders[split].start()  # later they would inherit, and keep, the copy of a state that is being saved
 
     while state.epoch < args.epochs:
         begun = time.monotonic()
         trained = train_one_epoch(engine, loader, state, guards, args)
         distributed.broadcast_buffers(engine.module)
-        folder = save(engine, state, guards, args)  # before evaluating, since an evaluation can be killed too
+        folder = save(engine, state, guards, args)  # before evaluating, which can be killed too, and meanwhile
         dev = evaluate(engine, loaders["dev"], guards, args) if "dev" in loaders else None
         improved = dev is None or metrics.is_better(args.task, dev.rank, state.best)
         if save_weights_of_epoch(engine, state, dev, improved, guards, args) and dev:
             state.best, kept = dev.rank, [keep(dev, guards, args)]
         log_epoch(state, {**trained, **(dev.numbers("dev_") if dev else {})}, improved, begun, guards, args)
         state.epoch, state.micro_batch, state.epoch_sums = state.epoch + 1, 0, {}
-        if folder:
+        guards.saves.settle()
+        if not guards.saves.failed["the state"]:
             with guards.saves.attempt("the state", folder):
                 if distributed.is_main():
                     write_progress(folder, state)
@@ -183,6 +186,7 @@ def train_one_epoch(
                 stop = guards.stop.agreed()
                 save_within_epoch(engine, state, len(sums), stop, guards, args)
                 if stop:
+                    guards.saves.settle()
                     guards.stop.leave(f"after step {state.step}")
             sums.clear()
             names.clear()
@@ -220,6 +224,7 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
             mine += zip(src_input["name_batch"], bare.sentences(ids), strict=True)
             sums += output.n_tokens * torch.tensor([output.loss.item(), output.nll.item(), 1.0], dtype=torch.float64)
         if guards.stop.agreed():
+            guards.saves.settle()
             guards.stop.leave(f"in the evaluation of {dataset.split}")
     written = dict(pair for part in distributed.all_gather(mine) for pair in part)
     bad_clips = guards.clips.settle(dataset.split, len(dataset))
@@ -305,12 +310,12 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None, sources: dict
     return state
 
 
-def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespace) -> Path | None:
-    """Save a state to resume from and return its folder, or None if saving failed but the run may go on."""
+def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespace) -> Path:
+    """Begin to save a state to resume from, once the one before is saved, and return its folder."""
     folder = resume_dir(args.output_dir) / state.folder_name
-    with guards.saves.attempt("the state", folder):
-        save_state(engine, state, folder, args.keep_last)
-    return None if guards.saves.failed["the state"] else folder
+    guards.saves.settle()  # before there is another copy in memory
+    guards.saves.begin("the state", folder, state_writer(engine, state, folder, args.keep_last))
+    return folder
 
 
 def save_weights_of_epoch(
@@ -359,8 +364,9 @@ def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, ar
     """
     clips = sorted(name for part in distributed.all_gather(names) for name in part)
     folder = Path(args.output_dir) / "non_finite" / state.folder_name
+    guards.saves.settle()
     with guards.saves.attempt("the state", folder):
-        save_state(engine, state, folder)
+        state_writer(engine, state, folder)()
     place = "not saved" if guards.saves.failed["the state"] else f"saved in {folder}"
     raise ValueError(guards.steps.report(state.step, state.lr, clips, f"The state is {place}."))
 

@@ -5,13 +5,14 @@ Every write is atomic. `training/weights.py` defines the format of weight files.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,47 +71,42 @@ class TrainState:
         return f"step_{self.step:08d}"
 
 
-def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> None:
-    """Save everything needed to resume a run exactly; every process must call this, rank 0 writes.
+def state_writer(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> Callable[[], None]:
+    """Copy everything needed to resume a run exactly; every process must call this.
 
     Weights and optimizer state are stored by name in fp32, whatever the number of processes and the ZeRO stage; random
     numbers and sums, process by process.
 
     Args:
         engine: the engine that trains.
-        state: its progress.
+        state: its progress; its digests are set once the state is written.
         folder: the state's folder, which appears once it is complete.
         keep_last: number of states kept beside each other; 0 keeps all.
 
-    Raises:
-        OSError: the state cannot be written; on rank 0 only.
+    Returns:
+        A function that writes the copy, on rank 0, also in a thread while the training goes on; it raises OSError if
+        that fails.
     """
-    parts = _parts(engine, state)
-    try:
-        if is_main():
-            for left in folder.parent.glob(f"{UNFINISHED}*"):  # from a run that was killed
-                shutil.rmtree(left)
-            with new_folder(folder) as unfinished:
-                digests = {name: write_whole(unfinished / name, partial(torch.save, part)) for name, part in parts}
-                write_progress(unfinished, dataclasses.replace(state, digests=digests))
-            state.digests = digests
-            for old in sorted(folder.parent.glob("step_*"))[:-keep_last] if keep_last else ():
-                remove_folder(old)
-    finally:
-        for _ in parts:  # other ranks, and a rank 0 that failed, must still take part in the collectives
-            pass
-
-
-def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
-    """Yield (file name, content) of a state; only rank 0's content is complete, but all processes must iterate."""
-    own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": state.epoch_sums}
+    own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": dict(state.epoch_sums)}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
-    yield "processes.pt", all_gather(own)
-    yield STATE_WEIGHTS, full_state_dict(engine)
-    for kind, tensors in optimizer_tensors(engine):
-        yield f"optimizer_{kind}.pt", tensors
-    yield "optimizer.pt", optimizer_numbers(engine)
+    parts = {"processes.pt": all_gather(own), STATE_WEIGHTS: full_state_dict(engine)}
+    parts |= {f"optimizer_{kind}.pt": tensors for kind, tensors in optimizer_tensors(engine)}
+    parts["optimizer.pt"] = copy.deepcopy(optimizer_numbers(engine))
+    progress = dataclasses.replace(state, digests={})
+
+    def write() -> None:
+        for left in folder.parent.glob(f"{UNFINISHED}*"):  # from a run that was killed
+            shutil.rmtree(left)
+        with new_folder(folder) as unfinished:
+            for name, part in parts.items():
+                progress.digests[name] = write_whole(unfinished / name, partial(torch.save, part))
+            write_progress(unfinished, progress)
+        state.digests = progress.digests
+        for old in sorted(folder.parent.glob("step_*"))[:-keep_last] if keep_last else ():
+            remove_folder(old)
+
+    return write if is_main() else lambda: None
 
 
 def write_progress(folder: Path, state: TrainState) -> None:

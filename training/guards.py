@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -235,6 +236,25 @@ class Saves:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.failed: Counter[str] = Counter()
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: tuple[str, str | Path, Future[None]] | None = None
+
+    def begin(self, what: str, path: str | Path, write: Callable[[], None]) -> None:
+        """Save something in a thread, while the run goes on; every process must call this, and `settle` before it."""
+        assert self._begun is None
+        self._begun = what, path, self._thread.submit(write)
+
+    def settle(self) -> None:
+        """Wait until what was begun is saved, with a failure counted as in `attempt`; every process must call this.
+
+        Raises:
+            ValueError: it failed too often in a row.
+        """
+        if self._begun:
+            what, path, writing = self._begun
+            self._begun = None
+            with self.attempt(what, path):
+                writing.result()
 
     @contextlib.contextmanager
     def attempt(self, what: str, path: str | Path) -> Iterator[None]:
@@ -270,6 +290,7 @@ class Saves:
         Raises:
             ValueError: the last attempt to save something failed.
         """
+        self.settle()
         if missing := [what for what, count in self.failed.items() if count]:
             raise ValueError(
                 f"the run is done, but saving {' and '.join(missing)} failed. Make room, then --resume auto."

@@ -254,6 +254,15 @@ class ClipLoader:
         """End the workers."""
         self._end_workers()
 
+    def start(self) -> list[_Worker]:
+        """Start the data workers, unless they are there, and return them; none if there is no memory to share."""
+        if not self._workers:
+            multiprocessing.util.Finalize(None, kill_children, exitpriority=0)  # at exit, before Python waits for them
+            frame = FRAME_BYTES + (HAND_BYTES if self.dataset.hand_crops is not None else 0)
+            number = _within_shared_memory(self.num_workers, self.sampler.batch_size * self.dataset.max_length * frame)
+            self._workers = [_Worker(self.dataset) for _ in range(number)]
+        return self._workers
+
     def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[SrcInput, TgtInput]]:
         """Yield the batches of an epoch, without the `first` ones that an earlier run has processed.
 
@@ -270,7 +279,7 @@ class ClipLoader:
             asked = time.monotonic()
 
     def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[tuple[SrcInput, TgtInput]]:
-        workers = self._workers or self._start_workers()
+        workers = self.start()
         ahead: deque[Future] = deque()
         n, failed = 0, -1  # the batch to yield next; the last that failed
         while n < len(batches):
@@ -289,7 +298,7 @@ class ClipLoader:
                 if n == failed:
                     raise OSError(f"{why}, for the second time. Mend the cause, then --resume auto.") from None
                 logger.warning("%s. New data workers start at the same batch.", why)
-                workers, failed = self._start_workers(), n
+                workers, failed = self.start(), n
                 ahead.clear()
             else:
                 n += 1
@@ -302,14 +311,6 @@ class ClipLoader:
         else:
             how = f"has not answered for {DEADLINE:g} s" if isinstance(error, TimeoutError) else f"failed: {error},"
         return f"{self.dataset.split}: data worker {worker.process.pid} {how} at the clip {worker.clip or '(none)'}"
-
-    def _start_workers(self) -> list[_Worker]:
-        multiprocessing.util.Finalize(None, kill_children, exitpriority=0)  # at exit, before Python waits for them
-        frame = FRAME_BYTES + (HAND_BYTES if self.dataset.hand_crops is not None else 0)
-        n_bytes = self.sampler.batch_size * self.dataset.max_length * frame
-        number = _within_shared_memory(self.num_workers, n_bytes)
-        self._workers = [_Worker(self.dataset) for _ in range(number)]
-        return self._workers
 
     def _end_workers(self) -> None:
         for worker in self._workers:

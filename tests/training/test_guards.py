@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -234,15 +236,23 @@ class SmallDisk:
 
         import fine_tuning
 
-        save_state = fine_tuning.save_state
+        make = fine_tuning.state_writer
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
         def limited(engine, state, *arguments):
-            small = self.first <= state.step <= self.last
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.n_bytes if small else hard, hard))
-            return save_state(engine, state, *arguments)
+            write = make(engine, state, *arguments)
+            if not self.first <= state.step <= self.last:
+                return write
+            written = Future()  # at once, since the limit holds for whatever the process writes
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.n_bytes, hard))
+            try:
+                written.set_result(write())
+            except OSError as error:
+                written.set_exception(error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            return written.result
 
-        fine_tuning.save_state = limited
+        fine_tuning.state_writer = limited
 
 
 def test_a_full_disk_is_survived_for_a_while(tiny_corpus, whole, tmp_path):
@@ -330,6 +340,23 @@ def test_a_run_whose_last_save_failed_does_not_claim_success(tmp_path):
         ValueError, match="--max_failed_saves 2: saving the state failed 3 times .*/x cannot be written"
     ):
         save("the state", full=True)
+
+
+def test_what_is_saved_in_a_thread_is_waited_for_and_counted(tmp_path):
+    saves, go_on, done = Saves(limit=2), threading.Event(), []
+
+    def write():
+        go_on.wait(60)
+        done.append("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saves.begin("the state", tmp_path, write)
+    assert not done
+    go_on.set()
+    with pytest.raises(ValueError, match="the run is done, but saving the state failed"):
+        saves.finish()
+    assert done
+    assert saves.failed["the state"] == 1
 
 
 def test_a_failure_of_another_process_counts(tmp_path, monkeypatch):
