@@ -95,17 +95,17 @@ def take_settings(args: argparse.Namespace) -> None:
         told = ", ".join(f"{name} {saved[name]} (here {given[name]})" for name in sorted(differing))
         raise ValueError(f"--eval: {path} was trained with {told}. Drop these flags: the checkpoint decides.")
     spec = dataset_of(args.dataset, args.dataset_config)
-    if saved.get("language", spec.language) != spec.language:
-        raise ValueError(
-            f"--eval: {path} was trained to write {saved['language']}, and {spec.name} is {spec.language}. Name data "
-            "in its language: --dataset or --dataset_config."
-        )
     if os.path.isdir(facts.get("mt5_path", "")):
         saved["mt5_path"] = facts["mt5_path"]
     if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
         saved["text_encoder_freeze"] = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights)
     if "output_dir" not in given:
         saved["output_dir"] = str(results_folder(args.finetune, spec.name))
+    if saved.get("language", spec.language) != spec.language:
+        raise ValueError(
+            f"--eval: {path} was trained to write {saved['language']}, and {spec.name} is {spec.language}. Name data "
+            "in its language: --dataset or --dataset_config."
+        )
     defaults = vars(get_args_parser().parse_args([]))
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
