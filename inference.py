@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from config import ASPECTS, EXTRACTORS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from system.disk import to_json, write_text
+from system.faults import CLIP_FAULTS, in_one_line
 from utils import Parser, progress, require_paths, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
@@ -263,8 +264,8 @@ def translate(
         for clip in batch:
             try:
                 samples.append(read_clip(translator, clip, extractor, args))
-            except (ValueError, OSError) as error:
-                clip.fault = sayable(error)
+            except CLIP_FAULTS as error:
+                clip.fault = in_one_line(error)
         found = iter(translator.candidates(samples, args.n_best) if samples else [])
         for clip in batch:
             clip.candidates = [] if clip.fault else next(found)

@@ -28,6 +28,7 @@ import numpy as np
 from config import DatasetSpec
 from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, cut_clip, read_pose
 from system.disk import UNFINISHED, new_folder, sha256, write_text, write_whole
+from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, DescriptionLoader
 
 FORMAT = "uni-sign-pack 2"
@@ -353,8 +354,8 @@ def pack_pose(job: tuple[str, str]) -> Content | None:
         pose = read_pose(path)
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
-        return Content(key, 0, str(error).encode("utf-8", "replace"), _file_size(path))
+    except CLIP_FAULTS as error:
+        return Content(key, 0, in_one_line(error).encode(), _file_size(path))
     arrays = [(values, _narrowed(values)) for values in (pose.keypoints, pose.scores)]
     kinds = [values.dtype.str.encode("ascii") for pair in arrays for values in pair]
     head = _POSE.pack(len(pose), pose.start, pose.n_after, *kinds)

@@ -19,6 +19,10 @@ from typing import Any, BinaryIO
 
 logger = logging.getLogger(__name__)
 
+MAX_BYTES = 1 << 30  # of what any file is unpacked to; real labels and poses have a few MB
+PLENTY = 1 << 26  # bytes that even a small file may ask for
+PACKED = 20  # times smaller than its content a file may be; floats and texts are packed to a half and a tenth
+
 UNFINISHED = "unfinished"  # part of the name of unfinished files and folders
 
 
@@ -70,11 +74,13 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
             if sys.platform == "win32":  # it renames and removes no open file
                 raw.close()
             os.replace(unfinished, path)
-        except BaseException:
+        except BaseException as error:
             if sys.platform == "win32":
                 raw.close()
             with contextlib.suppress(OSError):
                 unfinished.unlink()
+            if isinstance(error, OSError) and error.filename is None:  # of a full disk, for example
+                error.filename = str(path)
             raise
     if sync:
         sync_folder(Path(path).parent)
@@ -114,10 +120,15 @@ def _open_fixed(unfinished: Path) -> tuple[Path, BinaryIO] | None:
     return None
 
 
-def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
-    """Write a UTF-8 text file with `write_whole`, creating its folder if needed."""
+def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> str:
+    """Write a file with `write_whole`, creating its folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(path, lambda file: file.write(text.encode("utf-8")), sync=sync)
+    return write_whole(path, lambda file: file.write(data), sync=sync)
+
+
+def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
+    """Write a UTF-8 text file with `write_bytes`."""
+    return write_bytes(path, text.encode("utf-8"), sync=sync)
 
 
 def sync_file(path: str | Path) -> None:
@@ -182,6 +193,11 @@ def _file_size(path: Path) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
+def most_bytes(size: int) -> int:
+    """Return how much memory a file of a size in bytes may ask for: a few KB must not fill the machine."""
+    return max(PLENTY, PACKED * size)
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder under a temporary name; it is renamed at the end of the block, or removed after an error."""
@@ -215,7 +231,7 @@ def explain(error: OSError, path: str | Path) -> str:
         room = f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free there"
     except OSError:
         room = f"{place} does not answer"
-    return f"{error.filename or path} cannot be written: {error.strerror or error}; {room}."
+    return f"{path} cannot be written: {error.strerror or error}; {room}."
 
 
 def to_json(content: Any, **options: Any) -> str:

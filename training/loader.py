@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from clips.batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
 from datasets import S2T_Dataset
 from pose.hand_crops import no_crops
+from system.faults import CLIP_FAULTS, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class _Slots(Dataset[Sample | BadClip]):
         self.dataset.epoch, index = place
         try:
             return self.dataset[index]
-        except (ValueError, OSError) as error:
-            return BadClip(self.dataset.names[index], str(error), self.empty)
+        except CLIP_FAULTS as error:
+            return BadClip(self.dataset.names[index], in_one_line(error), self.empty)
 
 
 class BatchSampler:
