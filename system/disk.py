@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import secrets
 import shutil
 import stat
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,7 +81,7 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
                 raw.close()
             with contextlib.suppress(OSError):
                 unfinished.unlink()
-            if isinstance(error, OSError) and error.filename is None:  # of a full disk, for example
+            if isinstance(error, OSError) and error.errno and error.filename is None:  # of a full disk, for example
                 error.filename = str(path)
             raise
     if sync:
@@ -196,6 +198,48 @@ def _file_size(path: Path) -> int:
 def most_bytes(size: int) -> int:
     """Return how much memory a file of a size in bytes may ask for: a few KB must not fill the machine."""
     return max(PLENTY, PACKED * size)
+
+
+def check_unpacked(n_bytes: int, size: int) -> None:
+    """Refuse to unpack a file of labels or poses that asks for more memory than it may.
+
+    Raises:
+        ValueError: it does; the caller names the file.
+    """
+    if n_bytes > (most := min(MAX_BYTES, most_bytes(size))):
+        raise ValueError(f"larger than {most} bytes unpacked")
+
+
+def _regular_size(path: str | Path) -> int:
+    """Return a file's size; to open a pipe would be to wait for its writer."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    return status.st_size
+
+
+def check_zip(path: str | Path) -> None:
+    """Do the same for a zip file."""
+    size = _regular_size(path)
+    with zipfile.ZipFile(path) as parts:
+        check_unpacked(sum(part.file_size for part in parts.infolist()), size)
+
+
+def read_unpacked(path: str | Path, packed: bool | None = None) -> bytes:
+    """Do the same for a file that is packed with gzip, and return its content.
+
+    Args:
+        path: the file.
+        packed: whether it is packed; None to look.
+    """
+    size = _regular_size(path)
+    most = min(MAX_BYTES, most_bytes(size))
+    with open(path, "rb") as file:
+        if packed is None:
+            packed = file.peek(2)[:2] == b"\x1f\x8b"
+        data = gzip.GzipFile(fileobj=file).read(most + 1) if packed else file.read(min(size, most) + 1)
+    check_unpacked(len(data), size)
+    return data
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import pickle
 import pickletools
 import re
@@ -22,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
-MAX_BYTES = 1 << 30  # maximum size of an unpacked file; real ones have a few MB
+from system.disk import read_unpacked
+from system.faults import in_one_line
+
 MAX_EMPTY = 1 << 16  # maximum side length of an empty array; a frame without people has (0, 133, 2)
 
 
@@ -165,12 +166,7 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         ValueError: the file is damaged, too large, not a pickle, or requests code execution; one line that names it.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if compressed or file.peek(2)[:2] == b"\x1f\x8b":
-                data = gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1)
-            else:
-                data = file.read(min(size, MAX_BYTES) + 1)
+        data = read_unpacked(path, packed=compressed or None)
     except FileNotFoundError:
         raise
     except gzip.BadGzipFile:
@@ -180,8 +176,8 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}. Copy or download it again.") from None
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes unpacked. This is no label or pose file.")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. This is no label or pose file.") from None
     if not data:
         raise ValueError(f"{path}: the file is empty. Copy or download it again.")
     try:
@@ -190,6 +186,6 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         _check_memory(data)
         return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # noqa: BLE001 -- a damaged pickle raises nearly anything; each becomes one line
-        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        reason = in_one_line(error, 300).rstrip(".")
         cure = "" if isinstance(error, _OtherArraysError) else " Get it again, from a source you trust."
         raise ValueError(f"{path}: not a readable pickle of plain data: {reason}.{cure}") from None

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -233,6 +234,46 @@ def test_damaged_files(bert_folder, tmp_path, damage):
     with pytest.raises(ValueError, match=f"bert.*{words}") as error:
         TextEncoder(folder)
     assert one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "code.Bert", "AutoConfig": "code.Bert"}}),
+        ("config.json", {"auto_map": {"AutoModel": "code.Bert", "AutoConfig": "code.Bert"}, "model_type": "mine"}),
+        ("config.json", {"attn_implementation": "owner/kernel"}),
+        ("config.json", {"_attn_implementation": "owner/kernel"}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.Bert", None]}, "tokenizer_class": "Mine"}),
+    ],
+)
+def test_a_folders_code_is_not_run(bert_folder, tmp_path, monkeypatch, file, changes):
+    """Transformers would ask whether to run it, and `yes |` answers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = copy_of(bert_folder, tmp_path)
+    (folder / "code.py").write_text("open('PWNED', 'w')\nclass Bert: pass\n", encoding="utf-8")
+    path = folder / file
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+    try:
+        encoder = TextEncoder(folder)
+    except ValueError as error:
+        assert ("model_type is 'mine', none of transformers" if file == "config.json" else "tokenizer") in str(error)
+        assert "Mine" in changes.values() or "mine" in changes.values()
+    else:
+        assert encoder.encoder.config._attn_implementation == "sdpa"
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_config_that_asks_for_more_than_the_files_hold(bert_folder, small_mt5_folder, tmp_path):
+    for folder, changes in ((bert_folder, {"hidden_size": 40_000}), (small_mt5_folder, {"num_layers": 10**9})):
+        copy = copy_of(folder, tmp_path)
+        config = json.loads((copy / "config.json").read_text(encoding="utf-8")) | changes
+        (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ValueError, match="MB of weights are asked for|1000000000"):
+            TextEncoder(copy)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
 # -- fingerprint ---------------------------------------------------------------------------------------------------
