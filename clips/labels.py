@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 from clips.tables import SUFFIXES, read_rows, read_text, suffix_of
 from config import SPLIT_NAMES, SPLITS, DatasetSpec, without_suffix
+from system.faults import UNPRINTABLE
 
 Label = dict[str, Any]
 
@@ -54,8 +55,6 @@ FIELDS = {
 }
 MAX_NAME = 240  # bytes; file systems allow 255, and endings are added
 SHOWN = 5  # faults in a message
-# In no path: control characters, ends of lines, halves of characters.
-_NO_PATH = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HALF = re.compile("[\ud800-\udfff]")
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 
@@ -263,7 +262,7 @@ def _clean_paths(label: Label, name: str | None) -> Iterator[str]:
         folders = place.split("/")
         if folders[0] == "" or folders[0][1:] == ":" or ".." in folders:
             yield f"points out of the data folder: {place!r:.60}. Give its path in that folder"
-        elif _NO_PATH.search(place) or any(len(part.encode()) > MAX_NAME for part in folders):
+        elif UNPRINTABLE.search(place) or any(len(part.encode()) > MAX_NAME for part in folders):
             yield f"has {place!r:.60} as a path; wanted names of up to {MAX_NAME} bytes without control characters"
 
 

@@ -129,8 +129,8 @@ def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> str:
 
 
 def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
-    """Write a UTF-8 text file with `write_bytes`."""
-    return write_bytes(path, text.encode("utf-8"), sync=sync)
+    """Write a UTF-8 text file with `write_bytes`; half a character becomes an escape sequence, as in JSON."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
 
 
 def sync_file(path: str | Path) -> None:
@@ -210,8 +210,12 @@ def check_unpacked(n_bytes: int, size: int) -> None:
         raise ValueError(f"larger than {most} bytes unpacked")
 
 
-def _regular_size(path: str | Path) -> int:
-    """Return a file's size; to open a pipe would be to wait for its writer."""
+def regular_size(path: str | Path) -> int:
+    """Return a file's size; to open a pipe would be to wait for its writer.
+
+    Raises:
+        ValueError: it is no file; the caller names it.
+    """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no regular file")
@@ -220,7 +224,7 @@ def _regular_size(path: str | Path) -> int:
 
 def check_zip(path: str | Path) -> None:
     """Do the same for a zip file."""
-    size = _regular_size(path)
+    size = regular_size(path)
     with zipfile.ZipFile(path) as parts:
         check_unpacked(sum(part.file_size for part in parts.infolist()), size)
 
@@ -232,7 +236,7 @@ def read_unpacked(path: str | Path, packed: bool | None = None) -> bytes:
         path: the file.
         packed: whether it is packed; None to look.
     """
-    size = _regular_size(path)
+    size = regular_size(path)
     most = min(MAX_BYTES, most_bytes(size))
     with open(path, "rb") as file:
         if packed is None:
@@ -308,7 +312,7 @@ class Lines:
         try:
             with open(self.path, "ab", buffering=0) as file:
                 end = file.tell()
-                content = "".join(self._waiting).encode("utf-8")
+                content = "".join(self._waiting).encode("utf-8", "backslashreplace")
                 if file.write(content) != len(content):
                     file.truncate(end)  # a partial line would corrupt the next
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

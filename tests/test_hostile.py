@@ -105,6 +105,7 @@ BOMBS = {
     "long text": b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"abc.",
     "long bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",
     "long bytearray": b"\x80\x05\x96" + (1 << 33).to_bytes(8, "little") + b"abc.",
+    "number of 5,000 digits": pickle.dumps(10**5000),
     "long number": b"\x80\x02\x8b" + (1 << 30).to_bytes(4, "little") + b"abc.",
 }
 
