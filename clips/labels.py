@@ -54,6 +54,7 @@ FIELDS = {
     "video_path": "",
 }
 MAX_NAME = 240  # bytes; file systems allow 255, and endings are added
+MAX_TEXT = 10_000  # characters of a text; sentences have hundreds
 SHOWN = 5  # faults in a message
 _HALF = re.compile("[\ud800-\udfff]")
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
@@ -277,6 +278,8 @@ def _clean_texts(label: Label) -> Iterator[str]:
     if not all(isinstance(word, str | int) for word in words):
         yield f"has the gloss {glosses!r:.60}; wanted a text, or a list of them"
     for field, texts in (("text", [text]), ("gloss", words)):
+        if (length := sum(len(str(part)) for part in texts)) > MAX_TEXT:
+            yield f"has {length} characters in its {field}; wanted at most {MAX_TEXT}"
         halves = [found for found in map(_HALF.search, map(str, texts)) if found]
         if halves:
             near = halves[0].string[max(0, halves[0].start() - 9) : halves[0].end()]

@@ -27,7 +27,7 @@ import numpy as np
 
 from config import DatasetSpec
 from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, cut_clip, read_pose
-from system.disk import UNFINISHED, new_folder, sha256, write_text, write_whole
+from system.disk import UNFINISHED, new_folder, sha256, to_json, write_text, write_whole
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, DescriptionLoader
 
@@ -375,7 +375,7 @@ def pack_descriptions(job: tuple[str, str]) -> Content | None:
     texts = loader.load(name)
     if not loader.counts.files_found:
         return None
-    data = json.dumps([list(texts), list(texts.values())], ensure_ascii=False).encode("utf-8")
+    data = to_json([list(texts), list(texts.values())]).encode("utf-8")
     return Content(name, max(len(texts), 1), data, _file_size(loader.directory / f"{name}.json"))
 
 
@@ -421,7 +421,7 @@ def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]
             name: {"size": (unfinished / name).stat().st_size, "sha256": digest} for name, digest in digests.items()
         }
         manifest = {"format": FORMAT, "kind": kind, "source": source, "clips": len(index), "files": files}
-        write_text(unfinished / "pack.json", json.dumps(manifest, indent=1) + "\n")
+        write_text(unfinished / "pack.json", to_json(manifest, indent=1) + "\n")
 
 
 def _file_size(path: Path) -> int:

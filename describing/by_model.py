@@ -7,7 +7,6 @@ written as they arrive, so the files record the progress, and a later run reques
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ from describing.vlm_client import EndpointError, FailedRequestError, LimitReache
 from pose.drawing import draw_pose, encode, picture_box, video_picture
 from pose.keypoints import Pose
 from pose.video import read_frames
-from system.disk import write_text
+from system.disk import to_json, write_text
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import read_descriptions
 from utils import progress
@@ -172,8 +171,13 @@ def by_model(
     outcome = Outcome()
     calls = calls_to_make(progress(clips, "asking"), question, question.maker(client.model), outcome)
     try:
-        ask_all(calls, lambda call: client.ask(question.prompt, call.pictures, question.max_tokens), concurrency,
-                outcome, client.stop)
+        ask_all(
+            calls,
+            lambda call: client.ask(question.prompt, call.pictures, question.max_tokens),
+            concurrency,
+            outcome,
+            client.stop,
+        )
     finally:
         report(client, outcome, failures, whole)
     return 1 if outcome.failures or outcome.stopped else 0
@@ -254,7 +258,7 @@ def report(client: VlmClient, outcome: Outcome, failures: Path, whole: bool) -> 
     if outcome.stopped:
         logger.warning("%s; the same command goes on from here.", outcome.stopped)
     if outcome.failures:
-        write_text(failures, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in outcome.failures))
+        write_text(failures, "".join(to_json(entry) + "\n" for entry in outcome.failures))
         first = outcome.failures[0]
         logger.warning("%d failed, the first: %s: %s", len(outcome.failures), first["clip"], first["reason"])
         logger.warning("They are listed in %s; the same command asks again.", failures)

@@ -303,31 +303,27 @@ class VlmClient:
             self.usage.requests += 1
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         request = _Request(self.url, body, headers)
-        try:
-            with self._until_deadline(request):
-                try:
-                    response = self._opener.open(request, timeout=self.limits.timeout)
-                except urllib.error.HTTPError as error:
-                    response = error
-                with response:
-                    headers = response.headers
-                    data = response.read(MAX_ANSWER_BYTES + 1)
-                    if getattr(response, "length", 0) and len(data) <= MAX_ANSWER_BYTES:  # shorter than announced
-                        raise http.client.IncompleteRead(data, response.length)
-        except (OSError, http.client.HTTPException):
-            if not request.is_over:
-                raise
-        if request.is_over:
-            if self._over.is_set():
-                raise LimitReachedError("the end of the run")
-            raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
-        if len(data) > MAX_ANSWER_BYTES:
-            raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-        return _Reply(response.status, response.reason, headers.get("Retry-After", ""), data)
+        with self._until_deadline(request):
+            try:
+                response = self._opener.open(request, timeout=self.limits.timeout)
+            except urllib.error.HTTPError as error:
+                response = error
+            with response:
+                data = response.read(MAX_ANSWER_BYTES + 1)
+                if len(data) > MAX_ANSWER_BYTES:
+                    raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+                if getattr(response, "length", 0):  # shorter than announced
+                    raise http.client.IncompleteRead(data, response.length)
+                return _Reply(response.status, response.reason, response.headers.get("Retry-After", ""), data)
 
     @contextlib.contextmanager
     def _until_deadline(self, request: _Request) -> Iterator[None]:
-        """Shut a request's connections when its time is over, or the run's."""
+        """Shut a request's connections when its time is over, or the run's.
+
+        Raises:
+            TimeoutError: the request's time is over.
+            LimitReachedError: the run's is.
+        """
         timer = threading.Timer(self.limits.timeout, request.shut)
         timer.daemon = True
         timer.start()
@@ -335,11 +331,18 @@ class VlmClient:
             self._running.add(request)
         try:
             yield
+        except (OSError, http.client.HTTPException):
+            if not request.is_over:
+                raise
         finally:
             timer.cancel()
             with self._lock:
                 self._running.discard(request)
             request.close()
+        if request.is_over:
+            if self._over.is_set():
+                raise LimitReachedError("the end of the run")
+            raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
 
     def _answer(self, data: bytes) -> str:
         """Extract the text from a response.

@@ -23,7 +23,6 @@ from config import GET_MT5
 from network.state_dicts import misfits, not_finite
 from network.vocabulary import folder_config
 from system.disk import file_sizes, most_bytes
-from system.faults import in_one_line
 
 # Its warnings about mT5 (tied weights, unused decoder weights) are known and handled here.
 transformers_logging.set_verbosity_error()
@@ -136,7 +135,8 @@ def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
 def _build(kind: Any, folder: Path) -> tuple[Any, Any]:
     """Return a folder's config, and a model of it without its weights; on the meta device it takes no memory."""
     content = folder_config(folder)
-    if (name := content.get("model_type")) not in CONFIG_MAPPING:
+    name = str(content.get("model_type"))
+    if name not in CONFIG_MAPPING:
         raise ValueError(f"model_type is {name!r:.60}, none of transformers, and code in a folder is not run")
     config = CONFIG_MAPPING[name].from_dict(content)
     layers = [getattr(config, key, 0) for key in ("num_hidden_layers", "num_decoder_layers")]

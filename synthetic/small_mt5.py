@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from clips.labels import read_labels, target
 from network.vocabulary import TOKENIZER_CONFIG
-from system.disk import write_bytes, write_text
+from system.disk import to_json, write_bytes, write_text
 from temporal_alignment import read_descriptions
 
 MADE_BY = "small_mt5.py"  # marker in config.json, so that a real mT5 is never overwritten
@@ -193,8 +193,8 @@ def write_small_mt5(
     }
     weights = random_weights(np.random.default_rng(seed), vocab_size=rows, layers=layers, heads=heads, **sizes)
     write_bytes(folder / "spiece.model", spiece)
-    write_text(folder / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / "tokenizer_config.json", to_json(TOKENIZER_CONFIG, indent=2) + "\n")
+    write_text(folder / "config.json", to_json(config, indent=2) + "\n")
     write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     return pieces
 

@@ -51,7 +51,9 @@ SITES = {
     "by rules": lambda folder: _describe_batch(([Bad("a", folder, None, folder)], "en", 1.0, "")).faults,
     "by a model": by_model,
     "audit": lambda folder: [examine(type("Bad", (Job,), {"read_pose": fails})(folder, "a", None, {})).pose_damage],
-    "extraction": lambda folder: [extract_poses.extract(extract_poses.Video(folder / "a", folder / "b", None), 0).fault],
+    "extraction": lambda folder: [
+        extract_poses.extract(extract_poses.Video(folder / "a", folder / "b", None), 0).fault
+    ],
     "translation": translating,
 }
 
