@@ -242,9 +242,8 @@ def _parse(path: str | Path) -> list | tuple:
     """Parse a file; an object becomes a tuple of pairs, since a dict would lose the first of two equal keys."""
     if regular_size(path) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes")
-    document = json.loads(
-        Path(path).read_bytes(), object_pairs_hook=tuple
-    )  # bytes: json detects byte order marks and UTF-16 itself
+    # Of bytes, json detects byte order marks and UTF-16 itself.
+    document = json.loads(Path(path).read_bytes(), object_pairs_hook=tuple)
     if not isinstance(document, (list, tuple)):
         raise ValueError("neither an array nor an object")
     return document

@@ -144,12 +144,13 @@ def rouge_l(hypothesis: str, reference: str) -> float:
 
 def _common_words(reference: list[str], hypothesis: list[str]) -> set[str]:
     """Return the distinct words of one longest common subsequence; ties are resolved as in the package."""
-    others = np.array(hypothesis, object)
+    number = {word: i for i, word in enumerate(reference)}
+    others = np.array([number.get(word, -1) for word in hypothesis])
     row = np.zeros(len(hypothesis) + 1, np.int64)  # [j]: the longest for the words so far and the first j
     drops = []  # for each word of the reference and each j, in single bits: whether leaving out this word loses nothing
     for word in reference:
         above = row
-        row = np.append(0, np.maximum.accumulate(np.where(others == word, above[:-1] + 1, above[1:])))
+        row = np.append(0, np.maximum.accumulate(np.where(others == number[word], above[:-1] + 1, above[1:])))
         drops.append(np.packbits(above[1:] > row[:-1]))
     words, i, j = set(), len(reference), len(hypothesis)
     while i and j:
