@@ -79,7 +79,8 @@ class Tokenizer:
         self.kept = kept
         self.model = path.read_bytes()  # content of `spiece.model`, reduced to these tokens
         try:
-            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            self.pieces = sentencepiece.SentencePieceProcessor()
+            self.pieces.LoadFromSerializedProto(self.model)  # its own reader of files takes names in UTF-8 alone
             _refuse_another_models(path, len(self.pieces))
             if kept is not None:
                 self.model = keep_pieces(self.model, kept)

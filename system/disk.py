@@ -63,7 +63,7 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
         OSError: the file cannot be written; the temporary file is removed.
     """
     unfinished, raw = _open_unfinished(path)
-    with raw:
+    with _naming(path), raw:
         try:
             file = _Hashing(raw)
             try:
@@ -76,17 +76,26 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
             if sys.platform == "win32":  # it renames and removes no open file
                 raw.close()
             os.replace(unfinished, path)
-        except BaseException as error:
+        except BaseException:
             if sys.platform == "win32":
                 raw.close()
             with contextlib.suppress(OSError):
                 unfinished.unlink()
-            if isinstance(error, OSError) and error.errno and error.filename is None:  # of a full disk, for example
-                error.filename = str(path)
             raise
     if sync:
         sync_folder(Path(path).parent)
     return file.sum.hexdigest()
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Add the file's name to errors that have none, as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
