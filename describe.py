@@ -24,7 +24,7 @@ from describing.files import Clip
 from pages.elements import element, page
 from system.disk import write_text
 from system.processes import in_processes
-from utils import Parser, add_dataset_flags, progress, require_packages, require_paths, run
+from utils import Parser, add_dataset_flags, log_to_terminal, progress, require_packages, require_paths, run
 
 logger = logging.getLogger("describe")
 
@@ -226,7 +226,7 @@ def audit(argv: Sequence[str]) -> int:
     from pages.audit import page_of
 
     args = get_audit_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_terminal()
     target = Path(args.repair)
     if args.repair and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"--repair: {target} is there already. Name a new folder, so that no file is overwritten.")
@@ -311,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return audit(argv[1:])
     args = parse_args(argv)
     require_paths(**{flag: getattr(args, flag) for flag in ("root", "poses", "videos", "prompt")})
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_terminal()
     clips, language = find_clips(args)
     if args.preview:
         return preview(args, clips, language)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from config import ASPECTS, EXTRACTORS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from system.disk import to_json, write_text
+from system.faults import CLIP_FAULTS, in_one_line, printable
 from utils import Parser, progress, require_paths, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
     found = extract_pose(progress(pictures, clip.name, total=total), extractor, args.person, clip.path)
     seen = ", ".join(f"{what} in {count}" for what, count in found.seen().items())
     several = f"; up to {found.people} people, --person {args.person} is taken" if found.people > 1 else ""
-    sys.stderr.write(f"{clip.name}: {len(found.pose)} frames, {clip.fps:.4g} per second; {seen}{several}\n")
+    sys.stderr.write(f"{printable(clip.name)}: {len(found.pose)} frames, {clip.fps:.4g} per second; {seen}{several}\n")
     return found.pose, args.aspect or aspect
 
 
@@ -270,8 +271,8 @@ def translate(
         for clip in batch:
             try:
                 samples.append(read_clip(translator, clip, extractor, args))
-            except (ValueError, OSError) as error:
-                clip.fault = sayable(error)
+            except CLIP_FAULTS as error:
+                clip.fault = in_one_line(error)
         explained = iter(translator.explain(samples, args.n_best) if samples else [])
         for clip in batch:
             clip.explained = None if clip.fault else next(explained)
@@ -395,7 +396,7 @@ def main(args: argparse.Namespace) -> int:
                 continue
             for candidate in clip.explained.candidates:
                 score = f"{candidate.score:.3f}\t" if args.n_best > 1 else ""
-                sys.stdout.write(f"{clip.name}\t{score}{' '.join(candidate.text.split())}\n")
+                sys.stdout.write(printable(f"{clip.name}\t{score}{' '.join(candidate.text.split())}\n"))
             sys.stdout.flush()
     left_out = sum(bool(clip.fault) for clip in clips)
     if left_out:

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from system.disk import to_json, write_text
 from system.terminal import ending_with_its_reader
 from training.findings import LANGUAGES, Report
 
@@ -121,7 +121,7 @@ def describe(dataset: S2T_Dataset, clip: int, texts: dict[int, str]) -> None:
     """Write a clip's description file in reverse order: frames are identified by file name, not by position."""
     entries = [{"filename": f"{frame:06d}.jpg", "description": texts[frame]} for frame in sorted(texts, reverse=True)]
     path = Path(dataset.spec.description_dir) / dataset.split / f"{dataset.names[clip]}.json"
-    path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    write_text(path, to_json(entries))
 
 
 def let_text_through(model: Uni_Sign) -> None:
@@ -375,7 +375,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             looks = readiness.examine(report, args, own.full)
             if own.page:
                 from pages.look import page_of
-                from system.disk import write_text
 
                 write_text(own.page, page_of(report, looks))
                 report.say("✓", "written", own.page)

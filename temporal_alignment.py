@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clips.error_texts import is_error_text
-from system.disk import file_sizes
+from system.disk import file_sizes, regular_size
 
 logger = logging.getLogger(__name__)
 
@@ -240,13 +240,10 @@ def numbered_from_one(clips: Iterable[tuple[int, Collection[int]]]) -> bool:
 
 def _parse(path: str | Path) -> list | tuple:
     """Parse a file; an object becomes a tuple of pairs, since a dict would lose the first of two equal keys."""
-    if Path(path).is_fifo():  # reading would wait for ever
-        raise ValueError("a pipe, not a file")
-    with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
+    if regular_size(path) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes")
-    document = json.loads(data, object_pairs_hook=tuple)  # bytes: json detects byte order marks and UTF-16 itself
+    # Of bytes, json detects byte order marks and UTF-16 itself.
+    document = json.loads(Path(path).read_bytes(), object_pairs_hook=tuple)
     if not isinstance(document, (list, tuple)):
         raise ValueError("neither an array nor an object")
     return document

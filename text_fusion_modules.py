@@ -20,6 +20,7 @@ from network.mt5 import keep_rows, read_architecture, read_pretrained, run_encod
 from network.vocabulary import Tokenizer, folder_config
 from system.disk import sha256
 from system.distributed import send, sum_over_processes
+from system.faults import in_one_line
 
 CALL_TOKENS = 1 << 14  # maximum tokens per call of the text encoder, including padding
 OPEN = 4.0  # initial last bias of the gate: sigmoid(4) = 0.98
@@ -46,7 +47,7 @@ class TextEncoder(nn.Module):
     Args:
         folder: an mT5 folder (only its encoder is loaded) or any Hugging Face text encoder (BERT, XLM-R, MiniLM ...).
         max_tokens: texts are truncated to this many tokens.
-        with_weights: False to skip loading an mT5's weights, for an encoder that gets them from a checkpoint.
+        with_weights: False to skip loading weights, for an encoder that gets them from a checkpoint.
         kept: (V,), ids of the tokens to keep of an mT5's vocabulary; None for all.
 
     Raises:
@@ -114,19 +115,28 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
         raise FileNotFoundError(
             f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
         )
+    read = read_pretrained if with_weights else read_architecture
     if folder_config(folder).get("model_type") == "mt5":
-        read = read_pretrained if with_weights else read_architecture
         encoder = read(MT5EncoderModel, folder, "--text_encoder")
         use_fused_layers(encoder)
         if kept is not None:
             keep_rows(encoder, kept)
         return encoder, Tokenizer(folder, kept).encode_batch
-    encoder = read_pretrained(AutoModel, folder, "--text_encoder")
+    encoder = read(AutoModel, folder, "--text_encoder")
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # unused weights get no gradient, an error in data-parallel training
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")  # truncated later
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder,
+            config=encoder.config,
+            trust_remote_code=False,
+            local_files_only=True,
+            padding_side="right",  # truncated later
+        )
+    except Exception as error:  # damaged files may raise anything; report one line
+        raise ValueError(f"text encoder: the tokenizer in {folder} cannot be read: {in_one_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' fallback if there is no vocabulary file
         raise FileNotFoundError(f"text encoder: {folder} has no vocabulary. Put tokenizer.json or vocab.txt there.")
 

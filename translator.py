@@ -138,12 +138,14 @@ class Translator:
             width = weights["text_adapter.mean"].shape[0]
             folder = config.text_encoder or mt5_folder
             texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""), facts)
-        model = assemble(config, mt5_folder, kept, texts, with_weights=False)
-        if misfit := differences(weights, model.state_dict()):
+        with torch.device("meta"):  # takes no memory, whatever sizes a file of others asks for
+            shell = assemble(config, mt5_folder, kept, texts, with_weights=False)
+        if misfit := differences(weights, shell.state_dict()):
             raise ValueError(
                 f"--checkpoint: {path} does not fit the mT5 in {mt5_folder}, or is no whole model of this code: "
                 f"{misfit}. Name the mT5 of training: --mt5_path."
             )
+        model = assemble(config, mt5_folder, kept, texts, with_weights=False)
         model.load_state_dict(weights)
         _warn(path, differing_files(facts, files_beside(model)))
         saved = {**saved_settings(facts, weights), **facts}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import config
+from system.faults import printable
 from system.terminal import ending_with_its_reader
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def run(main: Callable[[], None]) -> None:
             main()
     except (ValueError, OSError) as error:
         logging.getLogger().debug("where it came from:", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}\n"))
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -539,6 +540,20 @@ def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
 # -- the log and the seed of a run -------------------------------------------------------------------------------------
 
 
+class _Plain(logging.Formatter):
+    """Writes out what a terminal would obey, as file names may hold it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def log_to_terminal() -> None:
+    """Show the messages of a program that is no run."""
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[terminal])
+
+
 class _LogFile(logging.FileHandler):
     """A log file that ignores write errors, e.g. on a full disk, instead of printing a traceback for every line."""
 
@@ -556,13 +571,13 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
     terminal = logging.StreamHandler(sys.stderr)
     terminal.name = _OURS
     terminal.setLevel(logging.INFO if is_main else logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    terminal.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
     root.addHandler(terminal)
     if is_main:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = _LogFile(Path(output_dir) / "train.log", encoding="utf-8")
         file.name = _OURS
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
     for name in ("DeepSpeed", "torch", "filelock", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 from clips.tables import SUFFIXES, read_rows, read_text, suffix_of
 from config import SPLIT_NAMES, SPLITS, DatasetSpec, without_suffix
+from system.faults import UNPRINTABLE
 
 Label = dict[str, Any]
 
@@ -53,9 +54,8 @@ FIELDS = {
     "video_path": "",
 }
 MAX_NAME = 240  # bytes; file systems allow 255, and endings are added
+MAX_TEXT = 10_000  # characters of a text; sentences have hundreds
 SHOWN = 5  # faults in a message
-# In no path: control characters, ends of lines, halves of characters.
-_NO_PATH = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HALF = re.compile("[\ud800-\udfff]")
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 
@@ -263,7 +263,7 @@ def _clean_paths(label: Label, name: str | None) -> Iterator[str]:
         folders = place.split("/")
         if folders[0] == "" or folders[0][1:] == ":" or ".." in folders:
             yield f"points out of the data folder: {place!r:.60}. Give its path in that folder"
-        elif _NO_PATH.search(place) or any(len(part.encode()) > MAX_NAME for part in folders):
+        elif UNPRINTABLE.search(place) or any(len(part.encode()) > MAX_NAME for part in folders):
             yield f"has {place!r:.60} as a path; wanted names of up to {MAX_NAME} bytes without control characters"
 
 
@@ -278,6 +278,8 @@ def _clean_texts(label: Label) -> Iterator[str]:
     if not all(isinstance(word, str | int) for word in words):
         yield f"has the gloss {glosses!r:.60}; wanted a text, or a list of them"
     for field, texts in (("text", [text]), ("gloss", words)):
+        if (length := sum(len(str(part)) for part in texts)) > MAX_TEXT:
+            yield f"has {length} characters in its {field}; wanted at most {MAX_TEXT}"
         halves = [found for found in map(_HALF.search, map(str, texts)) if found]
         if halves:
             near = halves[0].string[max(0, halves[0].start() - 9) : halves[0].end()]

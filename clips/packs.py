@@ -28,7 +28,8 @@ import numpy as np
 
 from config import DatasetSpec
 from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, cut_clip, read_pose
-from system.disk import UNFINISHED, new_folder, sha256, write_text, write_whole
+from system.disk import UNFINISHED, new_folder, sha256, to_json, write_text, write_whole
+from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, DescriptionLoader
 
 FORMAT = "uni-sign-pack 3"
@@ -382,8 +383,8 @@ def pack_pose(job: tuple[str, str]) -> Content | None:
         pose = read_pose(path)
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
-        return Content(key, 0, str(error).encode("utf-8", "replace"), _file_size(path))
+    except CLIP_FAULTS as error:
+        return Content(key, 0, in_one_line(error).encode(), _file_size(path))
     arrays = [(values, _narrowed(values)) for values in (pose.keypoints, pose.scores)]
     kinds = [values.dtype.str.encode("ascii") for pair in arrays for values in pair]
     head = _POSE.pack(len(pose), pose.start, pose.n_after, *kinds)
@@ -403,7 +404,7 @@ def pack_descriptions(job: tuple[str, str]) -> Content | None:
     texts = loader.load(name)
     if not loader.counts.files_found:
         return None
-    data = json.dumps([list(texts), list(texts.values())], ensure_ascii=False).encode("utf-8")
+    data = to_json([list(texts), list(texts.values())]).encode("utf-8")
     return Content(name, max(len(texts), 1), data, _file_size(loader.directory / f"{name}.json"))
 
 
@@ -453,7 +454,7 @@ def write_pack(
         }
         manifest = {"format": FORMAT, "kind": kind, "source": source, "clips": len(index), "files": files}
         manifest["sketch"] = dict(sketched or {})
-        write_text(unfinished / "pack.json", json.dumps(manifest, indent=1) + "\n")
+        write_text(unfinished / "pack.json", to_json(manifest, indent=1) + "\n")
 
 
 def _file_size(path: Path) -> int:

@@ -6,13 +6,14 @@ import csv
 import gzip
 import math
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from system.disk import check_zip, read_unpacked
+from system.faults import in_one_line
+
 SUFFIXES = (".csv", ".tsv", ".xlsx")
-MAX_BYTES = 1 << 30  # maximum size of an unpacked file; real ones have a few MB
 MAX_CELL_LINES = 1000
 
 Rows = Iterator[tuple[str, list[str] | ValueError]]
@@ -45,12 +46,11 @@ def read_text(path: str | Path) -> str:
         ValueError: too large, damaged, or in an unknown encoding; one line that names the file.
     """
     try:
-        with gzip.open(path) if str(path).lower().endswith(".gz") else open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_unpacked(path, packed=str(path).lower().endswith(".gz"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. This is no label file.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be unpacked: {error}. Copy or make it again.") from None
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes. This is no label file.")
     try:
         # Spreadsheets also write UTF-16, which begins with a mark.
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
@@ -106,13 +106,11 @@ def _sheet(path: str | Path) -> Rows:
             'pip install -e ".[tables]", or save the table as .csv.'
         ) from None
     try:
-        with zipfile.ZipFile(path) as parts:
-            if sum(part.file_size for part in parts.infolist()) > MAX_BYTES:
-                raise ValueError(f"larger than {MAX_BYTES} bytes unpacked")
+        check_zip(path)
         sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
         rows = [["" if cell is None else str(cell) for cell in row] for row in sheet.values]
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = in_one_line(error, 300)
         raise ValueError(f"{path}: not a readable .xlsx file: {reason}. Save it again, or as .csv.") from None
     width = max(map(len, rows), default=0)
     return ((f"row {number}", row + [""] * (width - len(row))) for number, row in enumerate(rows, start=1))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import config
 from describing.files import makers_by_frame, write_descriptions
+from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, DescriptionLoader, numbered_from_one
 
 if TYPE_CHECKING:
@@ -174,8 +175,8 @@ def examine(job: Job) -> FileReport:
     pose, numbers, damage = None, None, ""
     try:
         pose = job.read_pose()
-    except (ValueError, OSError) as error:
-        damage = str(error)
+    except CLIP_FAULTS as error:
+        damage = in_one_line(error)
     loader = DescriptionLoader(job.folder)
     texts = loader.load(job.name, pose.frames if pose else None)
     if pose:

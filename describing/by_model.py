@@ -7,7 +7,6 @@ written as they arrive, so the files record the progress, and a later run reques
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,8 @@ from describing.vlm_client import EndpointError, FailedRequestError, LimitReache
 from pose.drawing import draw_pose, encode, picture_box, video_picture
 from pose.keypoints import Pose
 from pose.video import read_frames
-from system.disk import write_text
+from system.disk import to_json, write_text
+from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import read_descriptions
 from utils import progress
 
@@ -172,10 +172,13 @@ def by_model(
     calls = calls_to_make(progress(clips, "asking"), question, question.maker(client.model), outcome)
     try:
         ask_all(
-            calls, lambda call: client.ask(question.prompt, call.pictures, question.max_tokens), concurrency, outcome
+            calls,
+            lambda call: client.ask(question.prompt, call.pictures, question.max_tokens),
+            concurrency,
+            outcome,
+            client.stop,
         )
     finally:
-        client.stop()
         report(client, outcome, failures, whole)
     return 1 if outcome.failures or outcome.stopped else 0
 
@@ -192,16 +195,18 @@ def calls_to_make(clips: Iterable[Clip], question: Question, maker: str, outcome
                 if not {pose.start + segment.first, pose.start + segment.last} <= file.texts.keys()
             ]
             pictures = question.draw(clip, pose, todo)
-        except (ValueError, OSError) as error:
-            outcome.failed(clip, (), str(error))
+        except CLIP_FAULTS as error:
+            outcome.failed(clip, (), in_one_line(error))
             continue
         for segment in todo:
             frames = tuple(dict.fromkeys((pose.start + segment.first, pose.start + segment.last)))
             yield Call(clip, file, frames, [pictures[frame] for frame in segment.shown(question.pictures)])
 
 
-def ask_all(calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome) -> None:
-    """Send requests concurrently; only this thread stores answers.
+def ask_all(
+    calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome, stop: Callable[[], object]
+) -> None:
+    """Send requests concurrently, and `stop` them if this ends early; only this thread stores answers.
 
     Raises:
         ValueError: no request to this endpoint can succeed.
@@ -227,9 +232,9 @@ def ask_all(calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int,
                     except EndpointError as error:
                         outcome.failed(call.clip, call.frames, str(error))
                         hopeless = outcome.stopped = str(error)
-        except KeyboardInterrupt:
+        finally:
+            stop()
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
     if hopeless:
         raise ValueError(f"--endpoint: {hopeless}")
 
@@ -253,7 +258,7 @@ def report(client: VlmClient, outcome: Outcome, failures: Path, whole: bool) -> 
     if outcome.stopped:
         logger.warning("%s; the same command goes on from here.", outcome.stopped)
     if outcome.failures:
-        write_text(failures, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in outcome.failures))
+        write_text(failures, "".join(to_json(entry) + "\n" for entry in outcome.failures))
         first = outcome.failures[0]
         logger.warning("%d failed, the first: %s: %s", len(outcome.failures), first["clip"], first["reason"])
         logger.warning("They are listed in %s; the same command asks again.", failures)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from describing.files import Clip, makers, write_descriptions
+from system.faults import CLIP_FAULTS, in_one_line
 from system.processes import in_processes
 from utils import progress
 
@@ -85,8 +86,8 @@ def _describe_batch(job: tuple[list[Clip], str, float, str]) -> Written:
         try:
             poses.append(clip.read_pose())
             good.append(clip)
-        except (ValueError, OSError) as error:
-            faults.append(str(error))
+        except CLIP_FAULTS as error:
+            faults.append(in_one_line(error))
     for clip, pose, texts in zip(good, poses, describe_poses(poses, language, aspect), strict=True):
         if clip.out.exists() and _is_damaged(clip.out):
             os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from system.disk import write_text
+from system.disk import to_json, write_text
 
 if TYPE_CHECKING:
     from pose.keypoints import Pose
@@ -49,7 +49,7 @@ def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapp
         | ({"made_by": made_by[frame]} if frame in made_by else {})
         for frame, text in sorted(texts.items())
     ]
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    lines = ",\n".join(to_json(entry) for entry in entries)
     write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n", sync=False)
 
 

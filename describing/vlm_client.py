@@ -9,21 +9,24 @@ Requests are few and slow, so the standard library is sufficient.
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
 import http.client
 import json
 import os
 import random
 import re
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from clips.error_texts import is_error_text
+from system.faults import UNPRINTABLE, printable
 
 MAX_ANSWER_BYTES = 4 << 20
 LONGEST_WAIT = 600.0  # maximum seconds to wait before a retry; the request fails if the endpoint asks for more
@@ -120,6 +123,63 @@ def judge(answer: str, language: str) -> str:
     return ""
 
 
+class _Request(urllib.request.Request):
+    """A request whose connections can be shut at any moment, whatever is being waited for.
+
+    A timeout of a socket would not do: it begins anew with every byte, and a slow trickle could go on for ever.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.is_over = False
+        self._handles: list[socket.socket] = []
+
+    def connect(self, *args: Any, **options: Any) -> socket.socket:
+        connection = socket.create_connection(*args, **options)
+        self._handles.append(connection.dup())  # TLS takes the connection itself over
+        if self.is_over:
+            self.shut()
+        return connection
+
+    def shut(self) -> None:
+        self.is_over = True
+        for handle in self._handles:
+            with contextlib.suppress(OSError):
+                handle.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.close()
+
+
+class _Connects(urllib.request.AbstractHTTPHandler):
+    """Lets a `_Request` make its own connections."""
+
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+        def make(*args: Any, **more: Any) -> Any:
+            made = http_class(*args, **more)
+            made._create_connection = req.connect
+            return made
+
+        return super().do_open(make, req, **options)
+
+
+class _Http(_Connects, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Connects, urllib.request.HTTPSHandler):
+    pass
+
+
+@dataclass(frozen=True)
+class _Reply:
+    status: int
+    reason: str
+    retry_after: str
+    data: bytes
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Refuses redirects, which could send the key to another host."""
 
@@ -155,9 +215,12 @@ class VlmClient:
         self.usage = Usage()
         self._fields = dict(fields or {})
         self._key = key.strip()
+        if not re.fullmatch("[!-~]*", self._key):
+            raise ValueError("--api_key_env: the key holds a blank, a line break or another character that no key has.")
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._running: set[_Request] = set()
+        self._opener = urllib.request.build_opener(_NoRedirect, _Http, _Https)
 
     def ask(self, prompt: str, pictures: Sequence[tuple[str, bytes]], max_tokens: int = 300) -> str:
         """Send a prompt with images and return the answer.
@@ -188,11 +251,11 @@ class VlmClient:
                 self.usage.in_a_row += 1
                 hopeless = self.usage.in_a_row >= self.limits.failures_in_a_row
             if hopeless:
-                self.stop()
+                self._over.set()
                 raise EndpointError(f"{self.usage.in_a_row} requests in a row failed, the last: {error}") from None
             raise
         except EndpointError:
-            self.stop()
+            self._over.set()
             raise
         with self._lock:
             self.usage.in_a_row = 0
@@ -200,24 +263,27 @@ class VlmClient:
         return " ".join(answer.split())
 
     def stop(self) -> None:
-        """End all waiting and refuse further requests."""
+        """End all waiting and all requests, and refuse further ones."""
         self._over.set()
+        with self._lock:
+            for request in self._running:
+                request.shut()
 
     def _with_retries(self, body: bytes) -> str:
         for attempt in range(self.limits.retries + 1):
             wait = random.uniform(0.5, 1.0) * min(self.limits.backoff * 2**attempt, 60.0)
             try:
-                return self._answer(self._send(body))
-            except urllib.error.HTTPError as error:
-                with error:
-                    reason = self._reason(error)
-                if error.code in _HOPELESS or 300 <= error.code < 400:
-                    raise EndpointError(reason) from None
-                if error.code not in _AGAIN:
-                    raise FailedRequestError(reason) from None
-                asked = _retry_after(error.headers.get("Retry-After", ""))
+                reply = self._send(body)
+                if reply.status < 300:
+                    return self._answer(reply.data)
+                reason = self._clean(f"HTTP {reply.status} {reply.reason}: {reply.data.decode('utf-8', 'replace')}")
+                if reply.status in _HOPELESS or reply.status < 400:
+                    raise EndpointError(reason)
+                if reply.status not in _AGAIN:
+                    raise FailedRequestError(reason)
+                asked = _retry_after(reply.retry_after)
                 if asked > LONGEST_WAIT:
-                    raise FailedRequestError(f"{reason} (to be tried again in {asked:.0f} s)") from None
+                    raise FailedRequestError(f"{reason} (to be tried again in {asked:.0f} s)")
                 wait = max(wait, asked)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = self._clean(f"{type(error).__name__}: {error}")
@@ -225,7 +291,7 @@ class VlmClient:
                 self._over.wait(wait)
         raise FailedRequestError(f"{reason} ({self.limits.retries + 1} tries)")
 
-    def _send(self, body: bytes) -> bytes:
+    def _send(self, body: bytes) -> _Reply:
         if self._over.is_set():
             raise LimitReachedError("the end of the run")
         with self._lock:
@@ -236,19 +302,47 @@ class VlmClient:
                 raise LimitReachedError(f"--max_cost {self.limits.max_cost}: {cost:.4f} used")
             self.usage.requests += 1
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self.url, body, headers)
-        end = time.monotonic() + self.limits.timeout
-        with self._opener.open(request, timeout=self.limits.timeout) as response:
-            data = b""
-            while part := response.read1(1 << 16):
-                data += part
-                if time.monotonic() > end:  # each read has its own timeout; a slow trickle could go on for ever
-                    raise TimeoutError(f"no whole answer within {self.limits.timeout:.0f} s")
+        request = _Request(self.url, body, headers)
+        with self._until_deadline(request):
+            try:
+                response = self._opener.open(request, timeout=self.limits.timeout)
+            except urllib.error.HTTPError as error:
+                response = error
+            with response:
+                data = response.read(MAX_ANSWER_BYTES + 1)
                 if len(data) > MAX_ANSWER_BYTES:
                     raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-            if response.length:  # shorter than announced
-                raise http.client.IncompleteRead(data, response.length)
-            return data
+                if getattr(response, "length", 0):  # shorter than announced
+                    raise http.client.IncompleteRead(data, response.length)
+                return _Reply(response.status, response.reason, response.headers.get("Retry-After", ""), data)
+
+    @contextlib.contextmanager
+    def _until_deadline(self, request: _Request) -> Iterator[None]:
+        """Shut a request's connections when its time is over, or the run's.
+
+        Raises:
+            TimeoutError: the request's time is over.
+            LimitReachedError: the run's is.
+        """
+        timer = threading.Timer(self.limits.timeout, request.shut)
+        timer.daemon = True
+        timer.start()
+        with self._lock:
+            self._running.add(request)
+        try:
+            yield
+        except (OSError, http.client.HTTPException):
+            if not request.is_over:
+                raise
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._running.discard(request)
+            request.close()
+        if request.is_over:
+            if self._over.is_set():
+                raise LimitReachedError("the end of the run")
+            raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
 
     def _answer(self, data: bytes) -> str:
         """Extract the text from a response.
@@ -262,8 +356,8 @@ class VlmClient:
             choice = document["choices"][0]
             text = choice["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            seen = self._clean(data[:300].decode("utf-8", "replace"))
-            raise ValueError(f"not an answer of the chat completions API: {seen!r}") from None
+            seen = self._clean(data.decode("utf-8", "replace"))
+            raise ValueError(f"not an answer of the chat completions API: {seen}") from None
         usage = document.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
@@ -275,19 +369,16 @@ class VlmClient:
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         reason = choice.get("finish_reason")
         if reason not in ("stop", None):
-            raise FailedRequestError(f"the answer was broken off: finish_reason {reason!r}")
-        return text if isinstance(text, str) else ""
-
-    def _reason(self, error: urllib.error.HTTPError) -> str:
-        try:
-            said = error.read(2000).decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException):
-            said = ""
-        return self._clean(f"HTTP {error.code} {error.reason}: {said}")
+            raise FailedRequestError(self._clean(f"the answer was broken off: finish_reason {reason!r}"))
+        return UNPRINTABLE.sub(" ", text) if isinstance(text, str) else ""
 
     def _clean(self, text: str) -> str:
-        """Shorten a text to one line without the API key, which servers may echo."""
-        return " ".join((text.replace(self._key, "***") if self._key else text).split())[:300]
+        """Shorten a text to one line without the API key, which servers may echo, or its beginning at a cut."""
+        if self._key:
+            text = text.replace("\\/", "/").replace(self._key, "***")  # JSON may write "/" so
+            shown = next((n for n in range(len(self._key), 3, -1) if text.rstrip().endswith(self._key[:n])), 0)
+            text = text.rstrip()[: -shown or None] + ("***" if shown else "")
+        return printable(" ".join(text.split()))[:300]
 
 
 def _retry_after(value: str) -> float:
@@ -298,7 +389,7 @@ def _retry_after(value: str) -> float:
         pass
     try:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError, LookupError):  # also of a date that no calendar has
         return 0.0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import MT5ForConditionalGeneration
+from transformers import CONFIG_MAPPING, GenerationConfig, MT5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,10 +22,13 @@ from transformers.utils import logging as transformers_logging
 from config import GET_MT5
 from network.state_dicts import misfits, not_finite
 from network.vocabulary import folder_config
+from system.disk import file_sizes, most_bytes
 
 # Its warnings about mT5 (tied weights, unused decoder weights) are known and handled here.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+MAX_LAYERS = 1000
 
 
 class MT5(MT5ForConditionalGeneration):
@@ -77,8 +80,16 @@ def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
     """
     cure = f"Get its files again, or name another folder with {flag}."
     try:
+        with torch.device("meta"):
+            config, asked = _build(kind, folder)
+        weights = sum(file_sizes(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")))
+        if weights and (n_bytes := sum(value.nbytes for value in asked.parameters())) > most_bytes(weights):
+            raise ValueError(f"{n_bytes >> 20} MB of weights are asked for, there are {weights >> 20}")
         model, info = kind.from_pretrained(
             folder,
+            config=config,
+            generation_config=GenerationConfig.from_model_config(config),  # otherwise read from the folder
+            trust_remote_code=False,
             dtype=torch.float32,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # reported below, with the rest
@@ -113,13 +124,26 @@ def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
         ValueError: config.json is damaged.
     """
     try:
-        with no_init_weights():
-            model = kind(kind.config_class.from_pretrained(folder, local_files_only=True)).float()
+        model = _build(kind, folder)[1].float()
     except Exception as error:  # a damaged config may raise anything; report one line
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}/config.json is damaged ({reason}). Name another folder with {flag}.") from error
     model.tie_weights()  # left out with the initialisation
     return model
+
+
+def _build(kind: Any, folder: Path) -> tuple[Any, Any]:
+    """Return a folder's config, and a model of it without its weights; on the meta device it takes no memory."""
+    content = folder_config(folder)
+    name = str(content.get("model_type"))
+    if name not in CONFIG_MAPPING:
+        raise ValueError(f"model_type is {name!r:.60}, none of transformers, and code in a folder is not run")
+    config = CONFIG_MAPPING[name].from_dict(content)
+    layers = [getattr(config, key, 0) for key in ("num_hidden_layers", "num_decoder_layers")]
+    if any(isinstance(number, int) and number > MAX_LAYERS for number in layers):
+        raise ValueError(f"it has {layers} layers")
+    with no_init_weights():
+        return config, getattr(kind, "from_config", kind)(config)
 
 
 def keep_rows(mt5: Any, kept: torch.Tensor) -> None:

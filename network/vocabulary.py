@@ -40,6 +40,9 @@ TOKENIZER_CONFIG = {
 }
 SPACE = "\u2581"  # marks the space before a word in a piece
 
+# In transformers these fetch and run code from the folder, or from packages and repositories that it names.
+NOT_OBEYED = {"auto_map", "attn_implementation", "_attn_implementation", "quantization_config"}
+
 KEPT_TOKENS = "kept_tokens"  # name of the tensor among the weights
 MATRICES = ("shared.weight", "embed_tokens.weight", "lm_head.weight")  # mT5's matrices with a row per token
 # A model may have a few more rows than its tokenizer has pieces: mT5 has 250,112 and 250,100, T5 32,128 and 32,000.
@@ -78,7 +81,8 @@ class Tokenizer:
         self.model = path.read_bytes()  # content of `spiece.model`, reduced to these tokens
         self.sha256 = hashlib.sha256(self.model).hexdigest()  # of the file
         try:
-            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            self.pieces = sentencepiece.SentencePieceProcessor()
+            self.pieces.LoadFromSerializedProto(self.model)  # its own reader of files takes names in UTF-8 alone
             _refuse_another_models(path, len(self.pieces))
             if kept is not None:
                 self.model = keep_pieces(self.model, kept)
@@ -118,10 +122,14 @@ class Tokenizer:
 
 
 def folder_config(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's config.json; {} if it is missing or no JSON object."""
+    """Return the content of a folder's config.json but for `NOT_OBEYED`; {} if it is missing or no JSON object."""
+
+    def obeyed(pairs: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in pairs.items() if key not in NOT_OBEYED}
+
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"), object_hook=obeyed)
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

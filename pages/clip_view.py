@@ -20,6 +20,7 @@ from pages.elements import Html, data, element, folded, heat, join, table
 from pages.run_folder import RunFolder
 from pose.drawing import FULL, PATHS, picture_points, player_data
 from pose.keypoints import Pose
+from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionLoader, sample_frames
 from translator import Candidate, Translator
 
@@ -120,7 +121,7 @@ class Viewer:
         if self.translator is not None and pose is not None:
             try:
                 return self._says_anew(self.translator, name, pose)
-            except (ValueError, OSError) as error:  # the text encoder's folder may have been moved
+            except CLIP_FAULTS as error:  # the text encoder's folder may have been moved
                 self.left_out.append(f"gate and new translations of {name}: {error}")
         return [Said("as evaluated", Candidate(self.run.predictions[self.split][name]["hypothesis"], 0.0))], None
 
@@ -199,8 +200,8 @@ def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]
             return viewer.pose(name), ""
         except KeyError:
             continue
-        except (ValueError, OSError) as error:
-            why = f"The skeleton is left out: {error}"
+        except CLIP_FAULTS as error:
+            why = f"The skeleton is left out: {in_one_line(error)}"
     return None, why
 
 

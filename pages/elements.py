@@ -6,13 +6,14 @@ layout for light and dark mode, print and phones.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
+
+from system.disk import to_json
 
 STATIC = Path(__file__).parent / "static"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"  # no network
@@ -71,7 +72,7 @@ def folded(title: str, *content: str | Iterable[str], open_: bool = False) -> Ht
 
 def data(content: object, class_: str) -> Html:
     """Embed data for a script as JSON, safely escaped."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = to_json(content, separators=(",", ":")).replace("<", "\\u003c")
     return Html(f'<script type="application/json" class="{class_}">{text}</script>')
 
 

@@ -10,7 +10,21 @@ from typing import Any
 
 import utils
 from pages.comparison import Judged
-from pages.elements import Bar, Html, Line, chart, element, folded, intervals, join, number, page, smoothed, table
+from pages.elements import (
+    Bar,
+    Html,
+    Line,
+    chart,
+    element,
+    folded,
+    intervals,
+    join,
+    number,
+    page,
+    smoothed,
+    table,
+    thinned,
+)
 from pages.run_folder import RunFolder
 from utils import progress
 
@@ -38,8 +52,8 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
         return found
 
     def smooth(line: Line) -> Line:
-        window = max(1, len(line.points) // 20)
-        return Line(line.name, smoothed(line.points, window), line.style.replace(" faint", ""))
+        points = thinned(line.points)
+        return Line(line.name, smoothed(points, max(1, len(points) // 20)), line.style.replace(" faint", ""))
 
     losses = over("loss", "", "", steps=True)
     raw = [line._replace(name="", style=f"{line.style} faint") for line in losses]

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clips.labels import MAX_TEXT
 from config import SPLITS, DatasetSpec
 from system.disk import read_lines
 from training.metrics import MAIN_METRIC, is_better
 from training.run_folder import BEST, RECORD, read_record
+
+TINY, HUGE = 1e-30, 1e12  # between them lie losses, rates, scores, steps and seconds
 
 
 @dataclass
@@ -124,6 +127,7 @@ class RunFolder:
         lines = self._try(read_lines, path) or []
         good = [_numbers(line) for line in lines if isinstance(line, dict)]
         good = [line for line in good if isinstance(line.get(keys[0]), int) and all(key in line for key in keys)]
+        good = [line for line in good if line[keys[0]] >= 0]
         total = len([line for line in path.read_bytes().splitlines() if line.strip()]) if path.is_file() else 0
         if path.is_file() and not total:
             self.left_out.append(f"{name} is empty.")
@@ -184,14 +188,16 @@ def _is_start(start: object) -> bool:
 def _is_prediction(row: object) -> bool:
     keys = ("name", "reference", "hypothesis")
     return (
-        isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys) and bool(row["reference"].strip())
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), str) and len(row[key]) <= MAX_TEXT for key in keys)
+        and bool(row["reference"].strip())
     )
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a line; null and non-finite values become None."""
+    """Return the numbers of a line; null, NaN and what no run can have written become None."""
     found = {}
     for key, value in line.items():
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            found[key] = value if value is not None and math.isfinite(value) else None
+            found[key] = value if value is not None and (value == 0 or TINY < abs(value) < HUGE) else None
     return found

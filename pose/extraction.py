@@ -22,7 +22,7 @@ import numpy as np
 
 from pose.files import to_whole_body
 from pose.keypoints import N_KEYPOINTS, PART_JOINTS, SCORE_THRESHOLD, Part, Pose
-from system.disk import write_whole
+from system.disk import write_bytes
 
 MODELS = "pretrained_weight/rtmlib"  # default folder of rtmlib's files
 
@@ -337,5 +337,4 @@ def write_pose(path: str | Path, pose: Pose) -> None:
     content = {"keypoints": list(pose.keypoints[:, None]), "scores": list(pose.scores[:, None])}
     # numpy 2 renamed `core` to `_core`, which numpy 1 does not know; protocol 3 stores names as lines of text.
     data = pickle.dumps(content, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(data))
+    write_bytes(path, data)

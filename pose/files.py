@@ -9,6 +9,8 @@ result. Shapes: F frames, P people, N points in the file.
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -17,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-MAX_BYTES = 1 << 30  # maximum size of an unpacked file; real ones have a few MB
+from system.disk import check_unpacked, check_zip, read_unpacked
+from system.faults import in_one_line
+
 KEYS = ("keypoints", "scores", "start", "end")
 
 # -- sources of the 133 points in other systems ------------------------------------------------------------------------
@@ -85,17 +89,17 @@ def load_pose_file(path: str | Path) -> dict[str, Any]:
 
 
 def _unreadable(path: str | Path, kind: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return ValueError(f"{path}: not a readable {kind} file: {reason}. Copy or make it again.")
+    return ValueError(f"{path}: not a readable {kind} file: {in_one_line(error, 300)}. Copy or make it again.")
 
 
 def _load_npz(path: str | Path) -> dict[str, Any]:
     try:
+        check_zip(path)
         with zipfile.ZipFile(path) as parts:
-            if sum(part.file_size for part in parts.infolist()) > MAX_BYTES:
-                raise ValueError(f"larger than {MAX_BYTES} bytes unpacked")
-        with np.load(path, allow_pickle=False) as file:
-            content: dict[str, Any] = {key: file[key] for key in KEYS if key in file.files}
+            names = {f"{key}.npy": key for key in KEYS}
+            content: dict[str, Any] = {
+                names[part]: _array(parts.read(part)) for part in parts.namelist() if part in names
+            }
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
@@ -108,6 +112,26 @@ def _load_npz(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_frames(n_frames: int, size: int) -> None:
+    """Refuse more frames than a file of this size may hold, since each takes memory, even an empty one.
+
+    Raises:
+        ValueError: there are more; the caller names the file.
+    """
+    check_unpacked(n_frames * 133 * 3 * 4, size)
+
+
+def _array(data: bytes) -> np.ndarray:
+    """Read a .npy file's content; numpy itself would first allocate what the header asks for."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays are not read")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran_order else "C")
+
+
 def _load_pose_format(path: str | Path) -> dict[str, Any]:
     try:
         from pose_format import Pose as PoseFormatPose
@@ -116,9 +140,10 @@ def _load_pose_format(path: str | Path) -> dict[str, Any]:
             f"{path}: .pose files are read with the library pose-format, which is not installed. "
             'pip install -e ".[pose]", or convert the files to .npz.'
         ) from None
-    data = Path(path).read_bytes()
+    data = read_unpacked(path, packed=False)
     try:
         file = PoseFormatPose.read(data)
+        check_frames(math.prod(file.body.data.shape[:2]), len(data))
         coordinates = np.asarray(file.body.data.filled(0))  # (F, P, N, 2 or 3)
         confidence = np.clip(file.body.confidence, 0, 1)  # (F, P, N); resampled files exceed this range
         size = np.array([file.header.dimensions.width, file.header.dimensions.height])

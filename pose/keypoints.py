@@ -6,6 +6,7 @@ Coordinates x and y are fractions of the image's width and height; left and righ
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pose.files import load_pose_file
+from pose.files import check_frames, load_pose_file
 from system.disk import file_sizes
 from system.safe_pickle import load_pickle
 
@@ -104,8 +105,6 @@ def read_pose(path: str | Path, person: int = 0) -> Pose:
         ValueError: the content is not a pose, or no frame has that person. One line with the file, what was found and
             what was expected.
     """
-    if Path(path).is_fifo():  # reading would wait for ever
-        raise ValueError(f"{path}: is a pipe; wanted a file.")
     content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
         seen = (
@@ -181,6 +180,10 @@ def _frames(path: str | Path, content: Mapping, what: str, n_axes: int) -> list:
     frames = content[what]
     if not (isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim)):
         raise ValueError(f"{path}: {what} is a {type(frames).__name__}; wanted a list of one array per frame.")
+    try:
+        check_frames(len(frames), os.stat(path).st_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {what} has {len(frames)} frames, {error}.") from None
     frames = list(frames)
     people = max((len(frame) for frame in frames if isinstance(frame, np.ndarray) and frame.ndim == n_axes), default=0)
     if len(frames) == 1 < people:  # one frame is no signing: these are the frames of one person

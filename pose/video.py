@@ -154,6 +154,8 @@ def _video(path: str | Path) -> Iterator[Any]:
             if not streams:
                 raise ValueError(f"{path}: holds no video.")
             stream = streams[0]
+            if stream.codec_context is None:
+                raise ValueError(f"{path}: the video has a codec that FFmpeg does not know here. Encode it as H.264.")
             stream.codec_context.thread_count = 1  # many processes read videos at the same time
             fault = "is cut short or damaged"
             yield stream

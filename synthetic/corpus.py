@@ -36,7 +36,6 @@ this corpus show whether the code works, not how good a method is on a real sign
 from __future__ import annotations
 
 import gzip
-import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ import numpy as np
 import config
 from synthetic.signer import Form, Recording, Signer, record
 from synthetic.small_mt5 import refuse_other_models, write_small_mt5
+from system.disk import to_json, write_bytes, write_text
 
 # Model and recipe of `tools/demo.py` and `tools/ablate.py`: minutes on a CPU. The released weights' size needs a GPU.
 SMALL_MODEL = (
@@ -359,7 +359,7 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
             raise ValueError(f"--out {out}: config.py puts {place} outside of it; make the paths there relative.")
     pose_dir = Path(spec.pose_dir)
     _empty_folder(pose_dir)
-    out.joinpath(MARKER).write_text(json.dumps({"seed": seed, "clips": dict(counts)}) + "\n", encoding="utf-8")
+    write_text(out / MARKER, to_json({"seed": seed, "clips": dict(counts)}) + "\n", sync=False)
 
     signers = [Signer.draw(np.random.default_rng([seed, 1, i])) for i in range(N_SIGNERS)]
     totals = dict.fromkeys(("clips", "frames", "description files", "described frames", "faulty entries"), 0)
@@ -374,7 +374,7 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
             pose_rng, text_rng = (np.random.default_rng([seed, stream, totals["clips"]]) for stream in (2, 3))
             recording = record([SIGNS[gloss].form for gloss in clip.glosses], signers[clip.signer], pose_rng)
             pose = {"keypoints": list(recording.keypoints[:, None]), "scores": list(recording.scores[:, None])}
-            (pose_dir / f"{clip.name}.pkl").write_bytes(pickle.dumps(pose, protocol=4))
+            write_bytes(pose_dir / f"{clip.name}.pkl", pickle.dumps(pose, protocol=4), sync=False)
             totals["clips"] += 1
             totals["frames"] += len(recording.sign)
             labels[clip.name] = {
@@ -387,16 +387,14 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
             if text_rng.random() < 0.1:
                 continue
             entries = describe_clip(clip.glosses, recording, text_rng)
-            document = json.dumps(entries, ensure_ascii=False, indent=1)
-            (description_dir / f"{clip.name}.json").write_text(document, encoding="utf-8")
+            document = to_json(entries, indent=1)
+            write_text(description_dir / f"{clip.name}.json", document, sync=False)
             good = [entry["description"] for entry in entries if entry["description"] not in FAULTS]
             texts += good
             totals["description files"] += 1
             totals["described frames"] += len(good)
             totals["faulty entries"] += len(entries) - len(good)
-        path = Path(spec.labels[split])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gzip.compress(pickle.dumps(labels, protocol=4), mtime=0))
+        write_bytes(spec.labels[split], gzip.compress(pickle.dumps(labels, protocol=4), mtime=0), sync=False)
         if split == "train":
             train_texts = texts
     totals["pieces"] = write_small_mt5(out / config.mt5_path, train_texts, seed=seed)

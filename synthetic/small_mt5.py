@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from clips.labels import read_labels, target
 from network.vocabulary import TOKENIZER_CONFIG
+from system.disk import to_json, write_bytes, write_text
 from temporal_alignment import read_descriptions
 
 MADE_BY = "small_mt5.py"  # marker in config.json, so that a real mT5 is never overwritten
@@ -191,11 +192,10 @@ def write_small_mt5(
         "dtype": "float32",
     }
     weights = random_weights(np.random.default_rng(seed), vocab_size=rows, layers=layers, heads=heads, **sizes)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spiece.model").write_bytes(spiece)
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n", encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_bytes(folder / "spiece.model", spiece)
+    write_text(folder / "tokenizer_config.json", to_json(TOKENIZER_CONFIG, indent=2) + "\n")
+    write_text(folder / "config.json", to_json(config, indent=2) + "\n")
+    write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     return pieces
 
 

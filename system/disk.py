@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import logging
@@ -13,11 +14,16 @@ import secrets
 import shutil
 import stat
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 logger = logging.getLogger(__name__)
+
+MAX_BYTES = 1 << 30  # of what any file is unpacked to; real labels and poses have a few MB
+PLENTY = 1 << 26  # bytes that even a small file may ask for
+PACKED = 20  # times smaller than its content a file may be; floats and texts are packed to a half and a tenth
 
 UNFINISHED = "unfinished"  # part of the name of unfinished files and folders
 
@@ -57,7 +63,7 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
         OSError: the file cannot be written; the temporary file is removed.
     """
     unfinished, raw = _open_unfinished(path)
-    with raw:
+    with _naming(path), raw:
         try:
             file = _Hashing(raw)
             try:
@@ -79,6 +85,17 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
     if sync:
         sync_folder(Path(path).parent)
     return file.sum.hexdigest()
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Add the file's name to errors that have none, as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
@@ -114,10 +131,15 @@ def _open_fixed(unfinished: Path) -> tuple[Path, BinaryIO] | None:
     return None
 
 
-def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
-    """Write a UTF-8 text file with `write_whole`, creating its folder if needed."""
+def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> str:
+    """Write a file with `write_whole`, creating its folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(path, lambda file: file.write(text.encode("utf-8")), sync=sync)
+    return write_whole(path, lambda file: file.write(data), sync=sync)
+
+
+def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
+    """Write a UTF-8 text file with `write_bytes`; half a character becomes an escape sequence, as in JSON."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
 
 
 def sync_file(path: str | Path) -> None:
@@ -182,6 +204,57 @@ def _file_size(path: Path) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
+def most_bytes(size: int) -> int:
+    """Return how much memory a file of a size in bytes may ask for: a few KB must not fill the machine."""
+    return max(PLENTY, PACKED * size)
+
+
+def check_unpacked(n_bytes: int, size: int) -> None:
+    """Refuse to unpack a file of labels or poses that asks for more memory than it may.
+
+    Raises:
+        ValueError: it does; the caller names the file.
+    """
+    if n_bytes > (most := min(MAX_BYTES, most_bytes(size))):
+        raise ValueError(f"larger than {most} bytes unpacked")
+
+
+def regular_size(path: str | Path) -> int:
+    """Return a file's size; to open a pipe would be to wait for its writer.
+
+    Raises:
+        ValueError: it is no file; the caller names it.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    return status.st_size
+
+
+def check_zip(path: str | Path) -> None:
+    """Do the same for a zip file."""
+    size = regular_size(path)
+    with zipfile.ZipFile(path) as parts:
+        check_unpacked(sum(part.file_size for part in parts.infolist()), size)
+
+
+def read_unpacked(path: str | Path, packed: bool | None = None) -> bytes:
+    """Do the same for a file that is packed with gzip, and return its content.
+
+    Args:
+        path: the file.
+        packed: whether it is packed; None to look.
+    """
+    size = regular_size(path)
+    most = min(MAX_BYTES, most_bytes(size))
+    with open(path, "rb") as file:
+        if packed is None:
+            packed = file.peek(2)[:2] == b"\x1f\x8b"
+        data = gzip.GzipFile(fileobj=file).read(most + 1) if packed else file.read(min(size, most) + 1)
+    check_unpacked(len(data), size)
+    return data
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder under a temporary name; it is renamed at the end of the block, or removed after an error."""
@@ -215,7 +288,7 @@ def explain(error: OSError, path: str | Path) -> str:
         room = f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free there"
     except OSError:
         room = f"{place} does not answer"
-    return f"{error.filename or path} cannot be written: {error.strerror or error}; {room}."
+    return f"{path} cannot be written: {error.strerror or error}; {room}."
 
 
 def to_json(content: Any, **options: Any) -> str:
@@ -248,7 +321,7 @@ class Lines:
         try:
             with open(self.path, "ab", buffering=0) as file:
                 end = file.tell()
-                content = "".join(self._waiting).encode("utf-8")
+                content = "".join(self._waiting).encode("utf-8", "backslashreplace")
                 if file.write(content) != len(content):
                     file.truncate(end)  # a partial line would corrupt the next
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import pickle
 import pickletools
 import re
@@ -22,7 +21,10 @@ from typing import Any
 
 import numpy as np
 
-MAX_BYTES = 1 << 30  # maximum size of an unpacked file; real ones have a few MB
+from system.disk import read_unpacked
+from system.faults import in_one_line
+
+MAX_NUMBER = 1 << 10  # bytes of a number; Python writes none of twice as many
 MAX_EMPTY = 1 << 16  # maximum side length of an empty array; a frame without people has (0, 133, 2)
 
 
@@ -81,6 +83,7 @@ _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
+_LONG4 = pickle.LONG4[0]
 _PUT, _LONG_BINPUT, _STOP = pickle.PUT[0], pickle.LONG_BINPUT[0], pickle.STOP[0]
 # Bytes of an instruction by its opcode; 0 if the file gives them, if more is to be checked, and for no opcode.
 _SIZE = [max(0, 1 + _ARGUMENT.get(op, -1)) for op in range(256)]
@@ -103,7 +106,10 @@ def _check_memory(data: bytes) -> None:
             place += 5
         elif (argument := _ARGUMENT.get(op)) in _LENGTH_BYTES:
             begin = place + 1 + _LENGTH_BYTES[argument]
-            place = begin + int.from_bytes(data[place + 1 : begin], "little")
+            size = int.from_bytes(data[place + 1 : begin], "little")
+            if op == _LONG4 and size > MAX_NUMBER:
+                break
+            place = begin + size
         elif argument == pickletools.UP_TO_NEWLINE:
             line = place = place + 1
             for _ in range(2 if op in pickle.GLOBAL + pickle.INST else 1):
@@ -165,12 +171,7 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         ValueError: the file is damaged, too large, not a pickle, or requests code execution; one line that names it.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if compressed or file.peek(2)[:2] == b"\x1f\x8b":
-                data = gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1)
-            else:
-                data = file.read(min(size, MAX_BYTES) + 1)
+        data = read_unpacked(path, packed=compressed or None)
     except FileNotFoundError:
         raise
     except gzip.BadGzipFile:
@@ -180,8 +181,8 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}. Copy or download it again.") from None
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_BYTES} bytes unpacked. This is no label or pose file.")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. This is no label or pose file.") from None
     if not data:
         raise ValueError(f"{path}: the file is empty. Copy or download it again.")
     try:
@@ -190,6 +191,6 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         _check_memory(data)
         return _PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # noqa: BLE001 -- a damaged pickle raises nearly anything; each becomes one line
-        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        reason = in_one_line(error, 300).rstrip(".")
         cure = "" if isinstance(error, _OtherArraysError) else " Get it again, from a source you trust."
         raise ValueError(f"{path}: not a readable pickle of plain data: {reason}.{cure}") from None

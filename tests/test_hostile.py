@@ -1,22 +1,26 @@
 """Every bad or malicious file that is at hand: one clear line, and nothing happens."""
 
+import gzip
 import io
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from clips.labels import read_labels
-from config import DatasetSpec
+from config import POSE_SUFFIXES, DatasetSpec
 from datasets import S2T_Dataset
 from pose.keypoints import read_pose
 from system.safe_pickle import load_pickle
+from tests.helpers.poses import write_pose
 from training.weight_files import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +105,7 @@ BOMBS = {
     "long text": b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"abc.",
     "long bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",
     "long bytearray": b"\x80\x05\x96" + (1 << 33).to_bytes(8, "little") + b"abc.",
+    "number of 5,000 digits": pickle.dumps(10**5000),
     "long number": b"\x80\x02\x8b" + (1 << 30).to_bytes(4, "little") + b"abc.",
 }
 
@@ -147,11 +152,65 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
         read_weights(packed, "--finetune")
 
 
-def test_json_labels_have_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr("clips.tables.MAX_BYTES", 100)
-    (tmp_path / "labels.json").write_text("[" + " " * 200 + "]")
-    with pytest.raises(ValueError, match="labels.json: larger than 100 bytes"):
-        read_labels(tmp_path / "labels.json")
+def npz(folder, keypoints, **more):
+    np.savez_compressed(folder / "a.npz", keypoints=keypoints, scores=keypoints[..., 0], **more)
+
+
+def npz_that_claims(folder, shape):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(folder / "a.npz", "w") as file:
+        file.writestr("keypoints.npy", header.getvalue())
+
+
+def pose(folder, frames, people=1):
+    path = write_pose(folder / "a.pose", {"BODY": []}, np.zeros((1, people, 0, 2)), np.zeros((1, people, 0)))
+    data = path.read_bytes()
+    at = len(data) - 6  # frames (4 bytes) and people (2) come last
+    path.write_bytes(data[:at] + frames.to_bytes(4, "little") + data[at + 4 :])
+
+
+def rows(folder, kind, start, repeated, end, n=1 << 27):
+    with gzip.open(folder / f"a.{kind}.gz", "wb", 1) as file:
+        file.write(start)
+        for _ in range(0, n, 1 << 20):
+            file.write(repeated * ((1 << 20) // len(repeated)))
+        file.write(end)
+
+
+def sheet(folder):
+    with zipfile.ZipFile(folder / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("xl/worksheets/sheet1.xml", bytes(1 << 27))
+
+
+SMALL = {
+    "frames of nobody": lambda folder: npz(folder, np.zeros((5_000_000, 0, 133, 2), np.float32)),
+    "a shape without content": lambda folder: npz_that_claims(folder, (1 << 33, 133, 2)),
+    "packed zeros": lambda folder: npz(folder, np.zeros((1 << 16, 133, 2), np.float32)),
+    "frames of a .pose": lambda folder: pose(folder, (1 << 32) - 1),
+    "frames of nobody of a .pose": lambda folder: pose(folder, (1 << 32) - 1, 0),
+    "frames that are None": lambda folder: (folder / "a.pkl").write_bytes(
+        pickle.dumps({"keypoints": [None] * 1_000_000, "scores": [None] * 1_000_000})
+    ),
+    "packed labels": lambda folder: rows(folder, "json", b"[", b"[],", b"[]]"),
+    "a packed table": lambda folder: rows(folder, "csv", b"name\n", b"a\n", b""),
+    "a spreadsheet": sheet,
+    "a pipe": lambda folder: os.mkfifo(folder / "a.pkl"),
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures memory as Linux does")
+@pytest.mark.parametrize("kind", SMALL)
+def test_small_files_ask_for_little(kind, tmp_path):
+    if "pose" in kind:
+        pytest.importorskip("pose_format", reason="needs the extra pose")
+    SMALL[kind](tmp_path)
+    (path,) = tmp_path.iterdir()
+    read = read_pose if path.suffix in POSE_SUFFIXES else read_labels
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((ValueError, OSError), match=path.name):
+        read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB
 
 
 def test_the_trap_of_the_checkpoints_works(tmp_path, monkeypatch):

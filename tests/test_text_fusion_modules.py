@@ -1,8 +1,10 @@
 """The text branch by itself: encoders of two kinds, numbering and dropping of texts, the gate."""
 
+import contextlib
 import json
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -233,6 +235,44 @@ def test_damaged_files(bert_folder, tmp_path, damage):
     with pytest.raises(ValueError, match=f"bert.*{words}") as error:
         TextEncoder(folder)
     assert one_line(error)
+
+
+CODE = {"AutoModel": "code.Bert", "AutoConfig": "code.Bert", "AutoTokenizer": ["code.Bert", None]}
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("config.json", {"auto_map": CODE}, ""),
+        ("config.json", {"auto_map": CODE, "model_type": "mine"}, "model_type is 'mine', none of transformers"),
+        ("config.json", {"attn_implementation": "owner/kernel"}, ""),
+        ("config.json", {"_attn_implementation": "owner/kernel"}, ""),
+        ("tokenizer_config.json", {"auto_map": CODE, "tokenizer_class": "Mine"}, "the tokenizer in .* cannot be read"),
+    ],
+)
+def test_a_folders_code_is_not_run(bert_folder, tmp_path, monkeypatch, file, changes, said):
+    """Transformers would ask whether to run it, and `yes |` answers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = copy_of(bert_folder, tmp_path)
+    (folder / "code.py").write_text("open('PWNED', 'w')\nclass Bert: pass\n", encoding="utf-8")
+    path = folder / file
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        assert TextEncoder(folder).encoder.config._attn_implementation == "sdpa"
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_a_config_that_asks_for_more_than_the_files_hold(bert_folder, small_mt5_folder, tmp_path):
+    for folder, changes in ((bert_folder, {"hidden_size": 40_000}), (small_mt5_folder, {"num_layers": 10**9})):
+        copy = copy_of(folder, tmp_path)
+        config = json.loads((copy / "config.json").read_text(encoding="utf-8")) | changes
+        (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ValueError, match="MB of weights are asked for|1000000000"):
+            TextEncoder(copy)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
 # -- fingerprint ---------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from synthetic.corpus import SMALL_MODEL
 from system.disk import to_json, write_text
 from training.experiments import Experiments
 from training.metrics import Tally, compare, draw_clips, tally
-from utils import Parser, add_dataset_flags, require_paths, run
+from utils import Parser, add_dataset_flags, log_to_terminal, require_paths, run
 
 logger = logging.getLogger("ablate")
 
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     require_paths(root=args.root)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_terminal()
     spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root)
     flags = (*(QUICK.split() if args.quick else []), *args.flags)
     experiments = Experiments(spec, args.root, Path(args.out), args.jobs, flags)

@@ -15,7 +15,6 @@ import contextlib
 import copy
 import ctypes
 import gc
-import json
 import pickle
 import platform
 import statistics
@@ -29,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from system.disk import to_json, write_text
 from utils import Parser, run
 
 NUM_BEAMS = 4
@@ -199,9 +199,9 @@ def write_clips(folder: Path, size: Size) -> tuple[DatasetSpec, DatasetSpec]:
         (poses / f"{name}.pkl").write_bytes(pickle.dumps({"keypoints": list(keypoints), "scores": list(scores)}))
         distinct = [" ".join(words) for words in rng.integers(10**5, 10**6, (size.texts, WORDS)).astype(str)]
         of_frames = {frame: distinct[frame * size.texts // size.frames] for frame in range(size.frames)}
-        (texts / f"{name}.json").write_text(json.dumps(of_frames))
+        write_text(texts / f"{name}.json", to_json(of_frames), sync=False)
         labels[name] = {"video": f"{name}.mp4", "text": distinct[0]}
-    (folder / "labels.json").write_text(json.dumps(list(labels.values())))
+    write_text(folder / "labels.json", to_json(list(labels.values())))
     pose_contents = [pack_pose((str(poses), f"{name}.pkl")) for name in labels]
     text_contents = [pack_descriptions((str(texts), name)) for name in labels]
     write_pack(packed / "poses", POSES, str(poses), filter(None, pose_contents))
@@ -534,7 +534,7 @@ def main(args: argparse.Namespace) -> None:
             del stage  # with the model, before the next one is made
     if args.json:
         content = {"run": facts | {"model": asdict(size)}, "stages": rows}
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(args.json, to_json(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

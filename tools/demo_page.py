@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import select
+import socket
 import socketserver
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,9 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ASPECTS, EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from system.disk import to_json
+from system.faults import CLIP_FAULTS, in_one_line
 from utils import Parser, require_paths, run, sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pose.extraction import Extractor
     from pose.keypoints import Pose
     from translator import Translator
@@ -135,6 +141,22 @@ class Question:
         return cls(**{"name": "", **values}), file
 
 
+@dataclass
+class _Asked:
+    """An extractor that ends at the next image when nobody waits for its poses."""
+
+    extractor: Extractor
+    still_asked: Callable[[], None]
+    label: str = ""
+
+    def start(self) -> None:
+        self.extractor.start()
+
+    def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.still_asked()
+        return self.extractor(picture)
+
+
 class Demo:
     """Answers the page's requests.
 
@@ -147,6 +169,7 @@ class Demo:
     def __init__(self, translator: Translator, extractor: Extractor | None = None, no_extractor: str = "") -> None:
         self.translator, self.extractor, self.no_extractor = translator, extractor, no_extractor
         self.busy = threading.Lock()  # one clip is processed at a time
+        self.over = threading.Event()
 
     def facts(self, checkpoint: str, max_bytes: int) -> dict[str, Any]:
         """Return the facts about model and server for the page."""
@@ -160,27 +183,45 @@ class Demo:
             "no_videos": "" if self.extractor else self.no_extractor,
         }
 
-    def answer(self, question: Question, file: bytes) -> dict[str, Any]:
+    def answer(self, question: Question, file: bytes, is_gone: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Translate a file.
+
+        Args:
+            question: what the page asks.
+            file: the file's content.
+            is_gone: tells whether nobody waits for the answer any more.
 
         Returns:
             The clip's data for the page, T frames, and its sentences with and without descriptions.
 
         Raises:
             ValueError: the file is unusable; the message uses the user's name for it.
+            ConnectionAbortedError: nobody waits for the answer.
         """
         from pose.drawing import picture_points, player_data
         from temporal_alignment import sample_frames
 
-        with self.busy, tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
-            path = Path(folder) / f"clip{Path(question.name).suffix}"
-            try:
-                path.write_bytes(file)
-                pose, aspect, fps = self._pose(path, question)
-                texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
-            except (ValueError, OSError) as error:
-                raise ValueError(str(error).replace(str(path), question.name).replace(folder, "")) from None
+        def still_asked() -> None:
+            if self.over.is_set() or is_gone():
+                raise ConnectionAbortedError
+
+        while not self.busy.acquire(timeout=0.2):
+            still_asked()
+        try:
+            with tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
+                path = Path(folder) / f"clip{Path(question.name).suffix}"
+                try:
+                    path.write_bytes(file)
+                    pose, aspect, fps = self._pose(path, question, still_asked)
+                    texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
+                except ConnectionAbortedError:
+                    raise
+                except CLIP_FAULTS as error:
+                    raise ValueError(in_one_line(error).replace(str(path), question.name).replace(folder, "")) from None
+            still_asked()
             sentences = self._sentences(pose, texts)
+        finally:
+            self.busy.release()
         frames = sample_frames(len(pose), self.translator.max_length)
         return {
             "name": question.name,
@@ -191,7 +232,7 @@ class Demo:
             **sentences,
         }
 
-    def _pose(self, path: Path, question: Question) -> tuple[Pose, float, float]:
+    def _pose(self, path: Path, question: Question, still_asked: Callable[[], None]) -> tuple[Pose, float, float]:
         """Return a file's pose, the aspect ratio of its images, and the frames per second (0 if unknown)."""
         from pose.video import read_facts
         from translator import load_pose
@@ -201,7 +242,8 @@ class Demo:
         if self.extractor is None:
             raise ValueError(f"{path}: is a video. {self.no_extractor}")
         facts = read_facts(path)
-        return load_pose(path, question.person, self.extractor), facts.width / facts.height, round(facts.fps, 3)
+        extractor = _Asked(self.extractor, still_asked)
+        return load_pose(path, question.person, extractor), facts.width / facts.height, round(facts.fps, 3)
 
     def _texts(self, question: Question, path: Path, pose: Pose, aspect: float) -> Mapping[int, str] | None:
         """Return a clip's descriptions; None if not requested or not supported by the model."""
@@ -265,11 +307,18 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file has {size} (--max_upload).")
         else:
             try:
-                self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(self.rfile.read(int(length)))))
+                asked = Question.of(self.rfile.read(int(length)))
+                self._send_json(HTTPStatus.OK, self.server.demo.answer(*asked, self._is_gone))
             except (ValueError, FileNotFoundError) as error:  # the text encoder's folder may have been moved
-                self._refuse(HTTPStatus.BAD_REQUEST, " ".join(str(error).split()))
-            except TimeoutError:
+                self._refuse(HTTPStatus.BAD_REQUEST, in_one_line(error))
+            except (TimeoutError, ConnectionError):
                 self.close_connection = True
+
+    def _is_gone(self) -> bool:
+        try:
+            return bool(select.select([self.connection], [], [], 0)[0]) and not self.connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
 
     def _is_for_us(self) -> bool:
         """Refuse requests with another host name, as in DNS rebinding attacks."""
@@ -283,7 +332,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send_json(status, {"error": reason})
 
     def _send_json(self, status: HTTPStatus, content: Mapping[str, Any]) -> None:
-        body = json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        body = to_json(content).encode("utf-8")
         self._send(status, body, "application/json; charset=utf-8")
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
@@ -383,7 +432,8 @@ def main(args: argparse.Namespace) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             sys.stdout.write("\nended\n")
-        with demo.busy:  # let a running translation finish
+        demo.over.set()
+        with demo.busy:  # what runs ends at its next image, or with its translation
             pass
 
 

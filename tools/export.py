@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import MODEL_JSON
-from system.disk import new_folder, require_room, write_text, write_whole
+from system.disk import new_folder, require_room, to_json, write_text, write_whole
 from utils import Parser, require_paths, run
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
         "score": model.facts.get("score"),
     }
     with new_folder(out) as folder:
-        write_text(folder / MODEL_JSON, json.dumps(facts, ensure_ascii=False) + "\n")
+        write_text(folder / MODEL_JSON, to_json(facts) + "\n")
         save_safetensors(folder / "model.safetensors", rest)
         write_mt5(folder / "mt5", mt5, model.mt5_folder, Tokenizer(model.mt5_folder, model.kept))
         if encoder:
@@ -294,8 +294,8 @@ def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, toke
     config |= {"vocab_size": len(weights["shared.weight"]), "tie_word_embeddings": False, "dtype": "float32"}
     config.pop("torch_dtype", None)
     folder.mkdir()
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    write_text(folder / "tokenizer_config.json", json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
+    write_text(folder / "config.json", to_json(config, indent=2) + "\n")
+    write_text(folder / "tokenizer_config.json", to_json(TOKENIZER_CONFIG, indent=2) + "\n")
     write_whole(folder / "spiece.model", lambda file: file.write(tokenizer.model))
     save_safetensors(folder / "model.safetensors", weights)
 

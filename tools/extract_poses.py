@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from config import EXTRACTORS, ONE_PERSON, PICTURES_CURE, VIDEO_SUFFIXES
+from system.faults import CLIP_FAULTS, in_one_line
 from utils import Parser, progress, require_packages, require_paths, run
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ def compare(video: Video, person: int) -> Result:
         if n_frames != n_expected:  # or the container does not have one packet per frame: decode to be sure
             n_frames = sum(1 for _ in read_pictures(video.path))
         check_n_frames(video.path, n_frames, n_expected)
-    except (ValueError, OSError) as error:
-        return Result(Counter({"of another video": 1}), str(error))
+    except CLIP_FAULTS as error:
+        return Result(Counter({"of another video": 1}), in_one_line(error))
     return Result(Counter({"there already": 1}))
 
 
@@ -172,8 +173,8 @@ def extract(video: Video, person: int) -> Result:
         if video.picture:
             look(video.path, found.pose, video.picture)
         write_pose(video.out, found.pose)
-    except (ValueError, OSError) as error:
-        return Result(Counter(failed=1), str(error))
+    except CLIP_FAULTS as error:
+        return Result(Counter(failed=1), in_one_line(error))
     return Result(Counter({"made": 1, "frames": len(found.pose), "several": int(found.people > 1), **found.seen()}))
 
 
@@ -183,13 +184,12 @@ def look(path: Path, pose: Pose, picture: Path) -> None:
 
     from pose.drawing import draw_pose_over, encode, side_by_side
     from pose.video import read_frames
-    from system.disk import write_whole
+    from system.disk import write_bytes
 
     shown: list[int] = np.unique(np.linspace(0, len(pose) - 1, SHOWN).round().astype(int)).tolist()
     frames = read_frames(path, set(shown), len(pose))
     row = encode(side_by_side([draw_pose_over(frames[number], pose, number) for number in shown]), "jpeg")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(picture, lambda file: file.write(row))
+    write_bytes(picture, row)
 
 
 # -- all of them -----------------------------------------------------------------------------------------------------

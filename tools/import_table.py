@@ -6,7 +6,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import json
 import re
 import shlex
 import sys
@@ -28,7 +27,7 @@ from config import (
     guess_language,
     without_suffix,
 )
-from system.disk import write_text
+from system.disk import to_json, write_text
 from utils import Parser, installed, run
 
 HELD_OUT = 10  # one clip in so many goes to dev, and one to test
@@ -303,8 +302,8 @@ def write(table: Table, files: Files, out: Path, language: str) -> DatasetSpec:
     out.mkdir(parents=True, exist_ok=True)
     write_text(labels, text.getvalue())
     values = {key: getattr(spec, key) for key in TOML_KEYS if getattr(spec, key)}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}{TOML_KEYS[key]}" for key, value in values.items()]
-    paths = [f"{split} = {json.dumps(path, ensure_ascii=False)}" for split, path in spec.labels.items()]
+    lines = [f"{key} = {to_json(value)}{TOML_KEYS[key]}" for key, value in values.items()]
+    paths = [f"{split} = {to_json(path)}" for split, path in spec.labels.items()]
     head = "# For --dataset_config. Paths start from --root."
     write_text(out / "dataset.toml", "\n".join([head, *lines, "", "[labels]", *paths, ""]))
     return spec

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import config
 from system.disk import write_text
-from utils import Parser, run
+from utils import Parser, log_to_terminal, run
 
 logger = logging.getLogger("report")
 
@@ -66,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_terminal()
     from pages.report import build  # after --help and wrong flags: it imports torch
 
     write_text(args.out, build(args.runs, args.split, args.clips, args.aspect, args.device))

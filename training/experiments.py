@@ -18,7 +18,7 @@ from pathlib import Path
 from config import DatasetSpec
 from describing.control_texts import write_control_texts
 from synthetic.corpus import SMALL_MODEL
-from system.disk import write_text
+from system.disk import to_json, write_text
 from training.run_folder import BEST
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ def to_toml(spec: DatasetSpec, description_dir: Path) -> str:
     values = dataclasses.asdict(spec) | {"description_dir": str(description_dir.absolute())}
     labels = {split: os.path.abspath(path) for split, path in values.pop("labels").items()}
     values |= {key: os.path.abspath(values[key]) for key in ("pose_dir", "rgb_dir") if values[key]}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    return "\n".join([*lines, "[labels]", *(f"{split} = {json.dumps(path)}" for split, path in labels.items())]) + "\n"
+    lines = [f"{key} = {to_json(value)}" for key, value in values.items()]
+    return "\n".join([*lines, "[labels]", *(f"{split} = {to_json(path)}" for split, path in labels.items())]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Experiments:
             )
         if status:
             raise ValueError(f"status {status} of: python {shlex.join(command)}\nSee {output.name}.")
-        write_text(done, json.dumps(command) + "\n")
+        write_text(done, to_json(command) + "\n")
 
 
 def _predictions(folder: Path) -> list[dict]:

@@ -26,6 +26,7 @@ from clips.batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_s
 from datasets import S2T_Dataset
 from pose.hand_crops import no_crops
 from system import distributed
+from system.faults import CLIP_FAULTS, in_one_line
 from system.processes import kill_children
 
 logger = logging.getLogger(__name__)
@@ -204,8 +205,8 @@ def load_batch(
         note(dataset.names[clip])
         try:
             slots.append(dataset[clip])
-        except (ValueError, OSError) as error:
-            slots.append(BadClip(dataset.names[clip], str(error), empty))
+        except CLIP_FAULTS as error:
+            slots.append(BadClip(dataset.names[clip], in_one_line(error), empty))
     return collate_fn(slots)
 
 

@@ -21,6 +21,7 @@ from models import Uni_Sign
 from network.vocabulary import Tokenizer
 from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Part, Pose, PoseFolder
 from system import distributed
+from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, numbered_from_one
 from training import metrics
 from training.findings import Report
@@ -169,8 +170,8 @@ def look_at_files(
             try:
                 pose = poses.read(paths[name], labels[name])
                 look.clips[name] = look_at_pose(pose)
-            except (ValueError, OSError) as error:
-                look.faults.append(str(error))
+            except CLIP_FAULTS as error:
+                look.faults.append(in_one_line(error))
         if name in described and reader and unfiltered:
             look.texts[name] = len(reader.load(name, pose.frames if pose else None))
             numbers += [(pose.n_recorded, list(unfiltered.load(name)))] if pose else []

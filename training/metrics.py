@@ -144,18 +144,20 @@ def rouge_l(hypothesis: str, reference: str) -> float:
 
 def _common_words(reference: list[str], hypothesis: list[str]) -> set[str]:
     """Return the distinct words of one longest common subsequence; ties are resolved as in the package."""
-    lengths = [[0] * (len(hypothesis) + 1)]  # [i][j]: for the first i and the first j words
+    number = {word: i for i, word in enumerate(reference)}
+    others = np.array([number.get(word, -1) for word in hypothesis])
+    row = np.zeros(len(hypothesis) + 1, np.int64)  # [j]: the longest for the words so far and the first j
+    drops = []  # for each word of the reference and each j, in single bits: whether leaving out this word loses nothing
     for word in reference:
-        above, row = lengths[-1], [0]
-        for j, other in enumerate(hypothesis):
-            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
-        lengths.append(row)
+        above = row
+        row = np.append(0, np.maximum.accumulate(np.where(others == number[word], above[:-1] + 1, above[1:])))
+        drops.append(np.packbits(above[1:] > row[:-1]))
     words, i, j = set(), len(reference), len(hypothesis)
     while i and j:
         if reference[i - 1] == hypothesis[j - 1]:
             i, j = i - 1, j - 1
             words.add(reference[i])
-        elif lengths[i - 1][j] > lengths[i][j - 1]:
+        elif drops[i - 1][(j - 1) // 8] >> (7 - (j - 1) % 8) & 1:
             i -= 1
         else:
             j -= 1

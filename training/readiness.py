@@ -17,6 +17,7 @@ from network.mt5 import load_mt5
 from network.vocabulary import Tokenizer, choose, folder_config
 from pose.hand_crops import HandCrops
 from pose.video import check_n_frames, count_frames
+from system.faults import CLIP_FAULTS, in_one_line
 from training import build
 from training.findings import Report
 from training.look import SAMPLE, SplitLook, every, look_at_files, look_at_splits, look_at_texts
@@ -143,8 +144,8 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int, ma
         try:
             pose = poses.read(spec.pose_path(labels[name]), labels[name])
             check_n_frames(videos[name], count_frames(videos[name]), pose.n_recorded)
-        except (ValueError, OSError) as error:
-            faults.append(str(error))
+        except CLIP_FAULTS as error:
+            faults.append(in_one_line(error))
     numbers = len(labels), len(labels) - len(found), len(opened)
     say_files(report, "videos", spec.rgb_dir, faults, numbers, max_bad_clips)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from system.disk import UNFINISHED, explain, sha256, sync_folder, write_text, write_whole
+from system.disk import UNFINISHED, explain, sha256, sync_folder, to_json, write_text, write_whole
 from system.distributed import barrier, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 
@@ -170,7 +170,7 @@ def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
         work.mkdir()  # mkdir without a mode keeps the cache's access rights
         arrays = zip(FILES, (keys, features), strict=True)
         sums = {file: write_whole(work / file, partial(np.save, arr=array[order])) for file, array in arrays}
-        write_text(work / SUMS, json.dumps(sums, indent=1) + "\n")
+        write_text(work / SUMS, to_json(sums, indent=1) + "\n")
         try:
             os.rename(work, folder / name)
             sync_folder(folder)

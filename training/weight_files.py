@@ -69,11 +69,15 @@ def save_safetensors(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
         path: the file, in a folder that is renamed when complete.
         weights: a state dict, or part of one.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     shared = {name: repeated(name) for name in weights if repeated(name) != name and repeated(name) in weights}
     own = {name: value.contiguous().clone() for name, value in weights.items() if name not in shared}
-    save_file(own, path, metadata={"format": "pt", **shared})
+    try:
+        save_file(own, path, metadata={"format": "pt", **shared})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
     sync_file(path)
 
 

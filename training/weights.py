@@ -96,7 +96,8 @@ def read_config(
     """Return a checkpoint's config, with the given values replaced.
 
     Raises:
-        ValueError: the config has unknown keys, or the weights have fusion modules of an earlier version.
+        ValueError: the config has unknown keys or another width than the weights, or these have fusion modules of an
+            earlier version.
     """
     try:
         own = {key: value for key, value in given.items() if value}
@@ -104,6 +105,8 @@ def read_config(
     except TypeError as error:
         raise ValueError(f"{flag}: {path} is of another version of this code ({error}).") from None
     refuse_without_adapter(weights, f"{flag}: {path}")
+    if "part_para" in weights and len(weights["part_para"]) != config.hidden_dim * len(PART_JOINTS):
+        raise ValueError(f"{flag}: {path} says hidden_dim {config.hidden_dim}, but its weights have another width.")
     return config
 
 

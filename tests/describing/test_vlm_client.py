@@ -2,12 +2,18 @@
 
 import base64
 import email.utils
+import json
+import socket
 import threading
 import time
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 
+from describing.by_model import Outcome, ask_all
 from describing.vlm_client import (
+    LONGEST_WAIT,
     EndpointError,
     FailedRequestError,
     LimitReachedError,
@@ -17,7 +23,7 @@ from describing.vlm_client import (
     api_key,
     judge,
 )
-from tests.helpers.vlm_server import GOOD, server
+from tests.helpers.vlm_server import GOOD, reply, server
 
 FAST = {"backoff": 0.01, "timeout": 5.0, "retries": 2}
 
@@ -29,6 +35,11 @@ def make(httpd, key="", language="en", fields=None, **limits):
 def in_turn(*behaviours):
     """The n-th request meets the n-th behaviour, and all later ones the last."""
     return lambda handler, number: behaviours[min(number, len(behaviours)) - 1](handler)
+
+
+def test_half_a_character_is_left_out_of_an_answer():
+    with server(lambda h, _: h.send(200, json.dumps(reply(f"\ud83d {GOOD}\x1b")).encode())) as httpd:
+        assert make(httpd).ask("?", []) == GOOD
 
 
 def test_what_is_sent_and_what_comes_back():
@@ -83,12 +94,69 @@ def test_what_passes_is_tried_again(behaviour):
     assert len(httpd.requests) == 2
 
 
-@pytest.mark.parametrize("behaviour", [lambda h: h.stall(), lambda h: h.drip()])
-def test_a_server_that_keeps_one_waiting_is_left(behaviour):
-    with server(in_turn(behaviour, lambda h: h.answer())) as httpd:
+def test_a_server_that_keeps_one_waiting_is_left():
+    with server(in_turn(lambda h: h.stall(), lambda h: h.answer())) as httpd:
         start = time.monotonic()
         assert make(httpd, timeout=0.3).ask("?", []) == GOOD
-        assert time.monotonic() - start < 5  # it would stall for 20 s, and drip for ever
+        assert time.monotonic() - start < 5  # it would stall for 20 s
+
+
+@contextmanager
+def dripping(first, drop, scheme="http"):
+    """A client whose server sends `first`, then a drop now and then, for ever."""
+    over = threading.Event()
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.sendall(first)
+            while not over.wait(0.05):
+                connection.sendall(drop)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        yield lambda **limits: VlmClient(url, "m", "", "en", Limits(retries=0, **limits))
+        over.set()
+        thread.join(5)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+DRIPS = {
+    "status": (b"HTTP/1.1 200 O", b"K"),
+    "header": (OK + b"A: ", b"a"),
+    "body": (OK + b"Content-Length: 100000\r\n\r\n", b" "),
+    "chunk size": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+    "error": (b"HTTP/1.1 400 No\r\nContent-Length: 100000\r\n\r\n", b"x"),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "handshake": (b"", b"", "https"),
+}
+
+
+@pytest.mark.parametrize("where", DRIPS)
+def test_a_trickle_has_an_end(where):
+    start = time.monotonic()
+    with (
+        dripping(*DRIPS[where]) as make_client,
+        pytest.raises(FailedRequestError, match=r"no whole answer within 0\.3 s"),
+    ):
+        make_client(timeout=0.3).ask("?", [])
+    assert time.monotonic() - start < 5
+
+
+def test_ctrl_c_ends_what_is_asked():
+    def calls():
+        yield SimpleNamespace(pictures=[])
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with dripping(*DRIPS["status"]) as make_client:
+        client = make_client(timeout=60)
+        with pytest.raises(KeyboardInterrupt):
+            ask_all(calls(), lambda call: client.ask("?", call.pictures), 1, Outcome(), client.stop)
+    assert time.monotonic() - start < 5
 
 
 def test_tries_come_to_an_end():
@@ -112,7 +180,9 @@ def test_retry_after_is_waited_for():
 def test_forms_of_retry_after():
     assert _retry_after("7") == 7
     assert _retry_after(email.utils.formatdate(time.time() + 100, usegmt=True)) == pytest.approx(100, abs=2)
-    assert [_retry_after(text) for text in ("", "soon", "-5", "Thu, 01 Jan 1970 00:00:00 GMT")] == [0, 0, 0, 0]
+    none = ("", "soon", "-5", "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 01 Jan 99999999999999999999 00:00:00 GMT", "," * 9)
+    assert not any(map(_retry_after, none))
+    assert _retry_after("1e999") > LONGEST_WAIT
 
 
 def test_waits_grow_and_vary(monkeypatch):
@@ -233,12 +303,25 @@ def test_the_end_of_a_run_ends_its_waits():
 
 def test_the_key_is_never_repeated(caplog):
     caplog.set_level("DEBUG")
-    key = "sk-0123456789"
-    said = f"Incorrect API key provided: {key}".encode()
-    with server(lambda h, _: h.send(401, said)) as httpd, pytest.raises(EndpointError) as error:
-        make(httpd, key=key).ask("?", [])
-    assert "***" in str(error.value)
-    assert key not in str(error.value) + caplog.text
+    key = "sk-01/23456789"
+    answers = [
+        lambda h: h.send(401, f"Incorrect API key provided: {key}".encode()),
+        lambda h: h.send(401, json.dumps(key).replace("/", "\\/").encode()),
+        lambda h: h.send(400, f"Your key: {key[:9]}".encode()),
+        lambda h: h.send(200, f"Your key: {key[:9]}".encode()),
+        lambda h: h.answer("x", finish_reason=key),
+    ]
+    for answer in answers:
+        with server(lambda h, _, answer=answer: answer(h)) as httpd, pytest.raises(Exception, match=r"\*\*\*") as error:
+            make(httpd, key=key).ask("?", [])
+        assert "sk-0" not in str(error.value) + caplog.text
+
+
+@pytest.mark.parametrize("key", ["sk-01234\nsk-56789", "sk-01 23", "sk-\u00e9"])
+def test_a_key_that_is_none_is_refused_and_not_told(key):
+    with pytest.raises(ValueError, match="--api_key_env: the key holds") as error:
+        VlmClient("http://localhost", "m", key, "en", Limits())
+    assert "sk-" not in str(error.value)
 
 
 def test_where_the_key_comes_from(monkeypatch):

@@ -69,15 +69,6 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
         self.close_connection = True
 
-    def drip(self):
-        """Send a byte now and then, for ever."""
-        self.send_response(200)
-        self.send_header("Content-Length", "1000000")
-        self.end_headers()
-        while not self.server.over.wait(0.02):
-            self.wfile.write(b" ")
-            self.wfile.flush()
-
     def short(self):
         """Announce more than is sent."""
         self.send(200, reply(GOOD), length=10_000)

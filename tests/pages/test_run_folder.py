@@ -62,6 +62,15 @@ def test_damaged_curves_and_sentences(run):
     assert "dev_metrics.json cannot be read: it is no table" in told
 
 
+def test_numbers_that_no_run_writes_are_none(run):
+    odd = '"nll": 1e999, "dev_loss": 1e300, "lr": 1e-300, "seconds": 1%s, "waited": -1e13}' % ("0" * 400)
+    (run / "log.txt").write_text(f'{{"epoch": 0, "loss": 1.5, {odd}\n{{"epoch": -7, "loss": 2}}\n')
+    found = RunFolder.read(run)
+    none = dict.fromkeys(("nll", "dev_loss", "lr", "seconds", "waited"))
+    assert found.epochs == [{"epoch": 0, "loss": 1.5} | none]
+    assert "log.txt: 1 of 2 lines cannot be read." in found.left_out
+
+
 def test_what_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         RunFolder.read(tmp_path / "nowhere")

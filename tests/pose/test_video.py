@@ -174,6 +174,8 @@ def damaged(kind, path, real_video):
         path.write_text("<html>not found</html>")
     elif kind == "empty":
         path.touch()
+    elif kind == "codec":
+        path.write_bytes(content.replace(b"avc1", b"zzzz").replace(b"mp4v", b"zzzz"))
     elif kind == "cut":
         path.write_bytes(content[:200_000])
     elif kind == "cut between frames":
@@ -210,6 +212,7 @@ def damaged(kind, path, real_video):
         ("no key frame", "is damaged: 0 of its .. frames can be decoded"),
         ("flipped bits", "is (cut short or )?damaged"),
         ("sound", "holds no video"),
+        ("codec", "has a codec that FFmpeg does not know"),
     ],
 )
 def test_what_is_no_video_or_half_a_one_is_named(real_video, tmp_path, kind, said):
@@ -220,7 +223,7 @@ def test_what_is_no_video_or_half_a_one_is_named(real_video, tmp_path, kind, sai
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=re.escape(str(error.value))):
         list(read_pictures(path))
-    if kind in ("text", "empty", "sound"):
+    if kind in ("text", "empty", "sound", "codec"):
         for look in (count_frames, read_facts):
             with pytest.raises(ValueError, match=re.escape(str(error.value))):
                 look(path)

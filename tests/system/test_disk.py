@@ -43,8 +43,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
         file.write(b"half")
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as raised:
         disk.write_whole(path, write)
+    assert isinstance(error, KeyboardInterrupt) or str(path) in str(raised.value)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert path.read_text() == "old"
 
@@ -101,11 +102,17 @@ try:
     disk.write_whole(sys.argv[1], lambda file: torch.save({"a": torch.zeros(100_000)}, file))
 except OSError as error:
     print(disk.explain(error, sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (3, 100_000))
+try:
+    disk.write_text(sys.argv[1], "four")
+except OSError as error:
+    print(error)
 """
     path = tmp_path / "w.pt"
     run = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"{path} cannot be written: File too large; " in run.stdout
     assert "MB are free there." in run.stdout
+    assert f"File too large: '{path}'" in run.stdout
     assert not list(tmp_path.iterdir())
     assert resource.getrlimit(resource.RLIMIT_FSIZE) != (100_000, 100_000)
 

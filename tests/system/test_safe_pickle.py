@@ -316,8 +316,8 @@ def test_missing_folder_and_too_large(tmp_path: Path, monkeypatch: pytest.Monkey
     for compressed in (False, True):
         with pytest.raises(FileNotFoundError, match="no_such.pkl"):
             load_pickle(tmp_path / "no_such.pkl", compressed=compressed)
-        assert_refused(tmp_path, "cannot be read", compressed=compressed)
-    monkeypatch.setattr(safe_pickle, "MAX_BYTES", 100)
+        assert_refused(tmp_path, "no regular file", compressed=compressed)
+    monkeypatch.setattr("system.disk.MAX_BYTES", 100)
     path = tmp_path / "labels.train"
     path.write_bytes(gzip.compress(pickle.dumps("x" * 1000)))
     assert_refused(path, "larger than 100 bytes", compressed=True)

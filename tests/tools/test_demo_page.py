@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -252,6 +253,42 @@ def test_a_browser_that_says_nothing_is_left(servers, monkeypatch):
         silent.sendall(b"Content-Length: 1000\r\n\r\nhalf")
         assert silent.recv(1000) == b""
     assert ask(servers[False], "GET", "/facts")[0] == 200
+
+
+class Endless:
+    """An extractor that takes its time, and says when it begins."""
+
+    label = "endless"
+
+    def __init__(self):
+        self.begun = threading.Event()
+
+    def start(self):
+        self.begun.set()
+
+    def __call__(self, _):
+        time.sleep(0.2)
+        return np.full((1, 133, 2), 0.5), np.ones((1, 133))
+
+
+@pytest.mark.parametrize("ends", ["the client", "Ctrl-C"])
+def test_a_job_that_nobody_waits_for_ends(translators, write_video, tmp_path, ends):
+    film = write_video(tmp_path / "film.mp4", [np.zeros((48, 96, 3), np.uint8)] * 300).read_bytes()  # a minute's work
+    demo = Demo(translators[False], Endless())
+    server = Server(0, demo, "x", 1_000_000)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    own, sent = f"{HOST}:{server.server_port}", body(film, name="film.mp4")
+    head = f"POST /translate HTTP/1.0\r\nHost: {own}\r\nOrigin: http://{own}\r\nContent-Length: {len(sent)}\r\n\r\n"
+    with socket.create_connection((HOST, server.server_port), timeout=20) as client:
+        client.sendall(head.encode() + sent)
+        assert demo.extractor.begun.wait(10)
+        if ends == "Ctrl-C":
+            demo.over.set()
+            assert client.recv(1) == b""
+    assert demo.busy.acquire(timeout=5)
+    demo.busy.release()
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_port_in_use_is_one_line(servers, translators):

@@ -21,6 +21,7 @@ from network.mt5 import load_mt5
 from network.vocabulary import KEPT_TOKENS, TOKENIZER_CONFIG, Tokenizer, choose
 from pose.keypoints import read_pose
 from system import disk
+from system.faults import printable
 from tests.helpers.models import read_texts
 from text_fusion_modules import TextEncoder
 from tools import export
@@ -181,7 +182,7 @@ def test_a_folder_stands_alone(save, clip, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(lacking)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    wanted = [("copy", f"{c.score:.3f}", " ".join(c.text.split())) for c in found(checkpoint, clip, TEXTS)]
+    wanted = [("copy", f"{c.score:.3f}", printable(" ".join(c.text.split()))) for c in found(checkpoint, clip, TEXTS)]
     assert [tuple(line.split("\t")) for line in result.stdout.splitlines()] == wanted
     pins = (out / "code/requirements.txt").read_text().split()
     assert [pin.partition("==")[0] for pin in pins] == [

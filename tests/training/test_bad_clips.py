@@ -190,7 +190,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     for name in ("a.pkl", "a.npz", "a.json"):
         os.mkfifo(tmp_path / name)
     for name in ("a.pkl", "a.npz"):
-        with pytest.raises(ValueError, match=f"{name}: is a pipe; wanted a file"):
+        with pytest.raises(ValueError, match="it is no regular file"):
             read_pose(tmp_path / name)
     assert read_descriptions(tmp_path / "a.json")[0] == {}
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -209,6 +210,12 @@ def test_long_texts_neither_recurse_nor_overflow() -> None:
     assert metrics.rouge_l(long, "w7 w9 w8") == pytest.approx(2 * 2 / 3003, abs=1e-7)
     assert metrics.word_errors(long, "w7 w9 x") == (0, 2997, 1)
     assert metrics.word_errors("", long) == (3000, 0, 0)
+    rng = np.random.default_rng(0)
+    ours, theirs = (" ".join(rng.choice(list("abcdefgh"), 6_000)) for _ in range(2))
+    tracemalloc.start()
+    assert metrics.rouge_l(ours, theirs) == pytest.approx(1)
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()
 
 
 def test_glosses_are_words_in_chinese_too() -> None:

@@ -1,0 +1,85 @@
+"""Whatever one clip raises is that clip's reason, and messages are printable."""
+
+import json
+import logging
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import inference
+import utils
+from clips.packs import pack_pose
+from describing.audit import Job, examine
+from describing.by_model import Outcome, calls_to_make
+from describing.by_rules import _describe_batch
+from describing.files import Clip
+from system.disk import Lines, read_lines, write_text
+from tools import extract_poses
+from training.loader import _Slots
+
+
+def fails(*_, **__):
+    raise MemoryError
+
+
+class Bad(Clip):
+    read_pose = fails
+
+
+def in_training(_):
+    kind = type("Fails", (SimpleNamespace,), {"__getitem__": fails})
+    return [_Slots(kind(hand_crops=None, descriptions=None, names=["a"]))[0, 0].reason]
+
+
+def by_model(folder):
+    outcome = Outcome()
+    assert not list(calls_to_make([Bad("a", folder, None, folder)], None, "", outcome))
+    return [failure["reason"] for failure in outcome.failures]
+
+
+def translating(_):
+    clips = [inference.Clip("a", Path("a"))]
+    list(inference.translate(None, clips, None, Namespace(batch_size=1)))
+    return [clips[0].fault]
+
+
+SITES = {
+    "training": in_training,
+    "packing": lambda folder: [pack_pose((str(folder), "a.pkl")).data.decode()],
+    "by rules": lambda folder: _describe_batch(([Bad("a", folder, None, folder)], "en", 1.0, "")).faults,
+    "by a model": by_model,
+    "audit": lambda folder: [examine(type("Bad", (Job,), {"read_pose": fails})(folder, "a", None, {})).pose_damage],
+    "extraction": lambda folder: [
+        extract_poses.extract(extract_poses.Video(folder / "a", folder / "b", None), 0).fault
+    ],
+    "translation": translating,
+}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_what_one_clip_raises_is_its_reason(site, tmp_path, monkeypatch):
+    (tmp_path / "a.pkl").touch()
+    for name in ("clips.packs.read_pose", "inference.read_clip", "pose.extraction.extract_pose"):
+        monkeypatch.setattr(name, fails)
+    monkeypatch.setattr(extract_poses, "_extractor", object())
+    assert SITES[site](tmp_path) == ["MemoryError"]
+
+
+def test_half_a_character_can_be_written(tmp_path):
+    write_text(tmp_path / "a.json", json.dumps("\ud83d", ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == "\ud83d"
+    Lines(tmp_path / "b.jsonl").add({"a": "\ud83d"})
+    assert read_lines(tmp_path / "b.jsonl") == [{"a": "\ud83d"}]
+
+
+def test_no_escape_sequence_reaches_the_terminal(tmp_path, capfd):
+    utils.start_log(tmp_path, is_main=True)
+    logging.getLogger("x").warning("%s", "\x1b[2J.pkl")
+    with pytest.raises(SystemExit):
+        utils.run(lambda: (_ for _ in ()).throw(FileNotFoundError("\x9b2J\u202e.pkl")))
+    written = "".join(capfd.readouterr()) + (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert "\\x1b[2J.pkl" in written
+    assert "\\x9b2J\\u202e.pkl" in written
+    assert not {"\x1b", "\x9b", "\u202e"} & set(written)
