@@ -93,7 +93,10 @@ class Parser(argparse.ArgumentParser):
         known = [next((name[2:] for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
         unknown = message.split() if message.startswith("unrecognized arguments") else []
         typed = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        close = [f"--{name}" for word in typed for name in difflib.get_close_matches(word, known, n=1)]
+        close = []
+        for word in typed:
+            longer = [name for name in known if word and name.replace("_", "-").startswith(word.replace("_", "-"))]
+            close += [f"--{name}" for name in longer or difflib.get_close_matches(word, known, n=1)]
         hint = f" Did you mean {' '.join(close)}?" if close else ""
         end = "" if message.endswith((".", "?", "!")) else "."
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
@@ -207,7 +210,7 @@ def get_args_parser() -> Parser:
     )
     add = parser.group("data")
     add_dataset_flags(add)
-    add("--task", default="SLT", choices=config.TASKS, help="default: SLT")
+    add("--task", default="SLT", choices=config.TASKS, help="default: SLT; for WLASL ISLR")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
     add(
         "--packed",
@@ -389,8 +392,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     With --eval, what the checkpoint decides and the command line does not say is None: see `OF_CHECKPOINT`.
     """
     parser = get_args_parser()
-    args = parser.parse_args(argv)
+    args, typed = parser.parse_args(argv), parser.typed(argv)
     _drop_flags_without_effect(parser, args)
+    if not args.output_dir:
+        parser.error("--output_dir is empty: a run keeps what it learns; name a folder.")
+    if "task" not in typed:
+        with contextlib.suppress(OSError, ValueError):  # `check_run` says what is wrong with --dataset_config
+            args.task = config.dataset_of(args.dataset, args.dataset_config).tasks[0]
     if args.rgb_backbone and not args.rgb_support:
         parser.error("--rgb_backbone needs --rgb_support.")
     if args.offload and args.zero_stage == 0:
@@ -398,7 +406,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _check_numbers(parser, args)
     if args.eval:
         _check_evaluation(parser, args)
-        for name in OF_CHECKPOINT - parser.typed(argv):
+        for name in OF_CHECKPOINT - typed:
             setattr(args, name, None)
         return args
     for package in ("tensorboard", "wandb"):
@@ -449,10 +457,11 @@ def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace)
 
 
 def splits_of(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
-    """Return the splits that a run reads: train, dev, and test for its end; with --eval, dev and test."""
-    splits = ["dev", "test"] if args.eval else ["train", "dev"]
-    if not (args.eval or args.no_test or spec.dev_is_test):
-        splits.append("test")
+    """Return the splits that a run reads: train, dev, and test for its end; with --eval, dev and test; none twice."""
+    if args.eval:
+        splits = ["test"] if spec.dev_is_test else ["dev", "test"]
+    else:
+        splits = ["train", "dev"] if args.no_test or spec.dev_is_test else ["train", "dev", "test"]
     return [split for split in splits if split in spec.labels or split == "train"]
 
 

@@ -90,6 +90,8 @@ def test_command_of_the_table(world, tmp_path, request, name, task, kind, comman
 def test_how2sign_says_that_it_is_chosen_on_test(world, tmp_path, caplog):
     run(world, tmp_path, "--dataset", "How2Sign")
     assert "How2Sign has no dev split: the best checkpoint is chosen on test," in caplog.text
+    again = run(world, tmp_path / "again", "--dataset", "How2Sign", "--eval", "--finetune", tmp_path / "checkpoint_0.pth")
+    assert [path.name for path in again.glob("*_metrics.json")] == ["test_metrics.json"]  # decoded once
 
 
 def test_a_folder_named_val_is_a_missing_dev(world, tmp_path):
@@ -97,7 +99,7 @@ def test_a_folder_named_val_is_a_missing_dev(world, tmp_path):
     folder = tmp_path / "world/dataset/WLASL/pose_format"
     (folder / "dev").rename(folder / "val")
     with pytest.raises(FileNotFoundError, match=r"pose_format/dev does not exist\. Rename .*pose_format/val to that"):
-        run(tmp_path / "world", tmp_path / "out", "--dataset", "WLASL", "--task", "ISLR")
+        run(tmp_path / "world", tmp_path / "out", "--dataset", "WLASL")  # whose only task is ISLR
 
 
 # -- tasks: which checkpoint is the best -------------------------------------------------------------------------------
@@ -145,7 +147,8 @@ def test_the_metric_of_a_task(world, tmp_path, monkeypatch, name, task, expected
     for key, value in expected.items():
         assert line[f"dev_{key}"] == pytest.approx(value)
     scored = " ".join(written) if task == "SLT" else written  # glosses are not split into characters
-    assert (out / "dev_tmp_pres.txt").read_text(encoding="utf-8").splitlines()[0] == scored
+    first = (out / "dev_tmp_pres.txt").read_text(encoding="utf-8").splitlines()[0]
+    assert re.fullmatch(f"sample: [^,]+, prediction: {scored}", first)
 
 
 # -- pre-training ------------------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ WRONG = {
         "--packed nowhere": "--packed: nowhere does not exist. Make it: python -m tools.pack_dataset --out nowhere.",
         "--task ISLR": "--task ISLR: the labels of CSL_Daily allow SLT, CSLR.",
         "--hidden_dim 30": "--hidden_dim 30: must be a positive multiple of 4.",
+        "--output_dir=": "--output_dir is empty: a run keeps what it learns; name a folder.",
+        "--dataset WLASL --root {here}": "labels: {here}/data/WLASL/labels-2000.train, ",
         "--output_dir {here}/file": "--output_dir: {here}/file is a file; wanted a folder.",
     },
     "pre_training_checklist.py": {"--finetune nowhere.pth": "--finetune: nowhere.pth does not exist."},

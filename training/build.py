@@ -97,9 +97,10 @@ def take_settings(args: argparse.Namespace) -> None:
         saved["mt5_path"] = facts["mt5_path"]
     if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
         saved["text_encoder_freeze"] = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights)
+    spec = dataset_of(args.dataset, args.dataset_config)
     if "output_dir" not in given:
-        saved["output_dir"] = str(results_folder(args.finetune, dataset_of(args.dataset, args.dataset_config).name))
-    defaults = vars(get_args_parser().parse_args([]))
+        saved["output_dir"] = str(results_folder(args.finetune, spec.name))
+    defaults = vars(get_args_parser().parse_args([])) | {"task": spec.tasks[0]}
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
     if "mt5_path" not in given and facts.get("mt5_path") and not os.path.isdir(under_root(args.root, args.mt5_path)):
@@ -134,7 +135,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
-    if spec.dev_is_test:
+    if spec.dev_is_test and not args.eval:
         logger.warning("%s has no dev split: the best checkpoint is chosen on test, whose scores are dev's.", spec.name)
     for split in ("dev", "test"):
         if split not in spec.labels:
