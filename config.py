@@ -30,7 +30,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpe
 PICTURES_CURE = (
     "Make a video of a folder of pictures: ffmpeg -framerate 25 -pattern_type glob -i 'NAME/*.png' -crf 10 NAME.mp4."
 )
-EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor)
+EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor); by default, whichever is installed
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
 ASPECTS = (0.2, 5)  # minimum and maximum width / height of a video

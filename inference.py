@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import ASPECTS, EXTRACTORS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from config import ASPECTS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from system.disk import to_json, write_text
-from utils import Parser, progress, require_paths, run, sigterm_as_ctrl_c
+from utils import Parser, add_extractor_flags, progress, require_paths, run, sigterm_as_ctrl_c, without_gpu
 
 if TYPE_CHECKING:
     from clips.batch import Sample
@@ -70,8 +70,7 @@ def get_args_parser() -> Parser:
     add("--n_best", type=int, default=1, metavar="N", help="sentences of each clip, with scores; default: 1")
     add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
 
-    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="finds the poses in videos; default: rtmlib")
-    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add_extractor_flags(add)
     add("--seconds", type=float, default=8, help="how long a camera is watched; default: 8")
 
     add("--descriptions", default="", metavar="FILE|DIR", help="a clip's description file, or a folder of NAME.json")
@@ -122,6 +121,7 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--fps {args.fps}: must be positive."
     if args.person and args.extractor == "mediapipe":
         yield ONE_PERSON
+    yield from without_gpu(args.dtype, args.device)
 
 
 @dataclass
@@ -347,13 +347,14 @@ def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Transl
         FileNotFoundError: a file of a model does not exist.
         ValueError: a model is unusable, or does not support the request.
     """
-    from pose.extraction import load_extractor
-    from translator import Translator
-
     extractor = None
     if any(clip.has_pictures for clip in clips):
+        from pose.extraction import load_extractor
+
         # onnxruntime may not be able to use the GPU that translates.
         extractor = load_extractor(args.extractor, args.models, "cpu" if args.device == "cpu" else "")
+    from translator import Translator  # only now: torch is slow to import
+
     translator = Translator.from_checkpoint(
         args.checkpoint,
         mt5_path=args.mt5_path,

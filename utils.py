@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import glob
+import importlib.metadata
 import importlib.util
 import io
 import logging
@@ -128,6 +130,13 @@ def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
     add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
 
 
+def add_extractor_flags(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags used by `pose.extraction.load_extractor`."""
+    which = "finds the poses in videos; default: whichever is installed, rtmlib before mediapipe"
+    add("--extractor", default="", choices=config.EXTRACTORS, help=which)
+    add("--models", default="", metavar="DIR", help="the extractor's files; default: pretrained_weight/EXTRACTOR")
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -173,6 +182,17 @@ def require_paths(**paths: str) -> None:
 
 def _missing(**paths: str) -> list[str]:
     return [f"--{flag}: {path} does not exist." for flag, path in paths.items() if path and not os.path.exists(path)]
+
+
+def without_gpu(dtype: str = "", device: str = "") -> Iterator[str]:
+    """Yield what flags ask of a GPU if there is surely none; torch, which knows more, is slow to import."""
+    none = sys.platform == "darwin" or importlib.metadata.version("torch").endswith("+cpu")
+    if sys.platform == "linux":
+        none = none or not any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "nvmap", "kfd", "dxg"))
+    if dtype == "fp16" and (none or device == "cpu"):
+        yield "--dtype fp16 needs a GPU; on a CPU use bf16 or fp32."
+    if device == "cuda" and none:
+        yield "--device cuda: torch finds no GPU here; use cpu."
 
 
 def uses_deepspeed() -> bool:
@@ -394,8 +414,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = get_args_parser()
     args, typed = parser.parse_args(argv), parser.typed(argv)
     _drop_flags_without_effect(parser, args)
-    if not args.output_dir:
-        parser.error("--output_dir is empty: a run keeps what it learns; name a folder.")
     if "task" not in typed:
         with contextlib.suppress(OSError, ValueError):  # `check_run` says what is wrong with --dataset_config
             args.task = config.dataset_of(args.dataset, args.dataset_config).tasks[0]
@@ -470,7 +488,7 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
 
     Args:
         args: the command line.
-        data: look for the data set's files and for mT5, too, not only for what flags name.
+        data: look for the data set's files, for mT5 and for a GPU, too, not only for what flags name.
 
     Raises:
         ValueError: one line on all that is wrong.
@@ -485,8 +503,8 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
         faults.append(f"--packed: {packs} does not exist. Make it: python -m tools.pack_dataset --out {args.packed}.")
     if args.resume not in ("", "auto") and not Path(args.resume, "state.json").is_file():
         faults.append(f"--resume: {args.resume} holds no state. Name a folder under OUTPUT_DIR/resume, or auto.")
-    if Path(args.output_dir or ".").is_file():
-        faults.append(f"--output_dir: {args.output_dir} is a file; wanted a folder.")
+    if args.output_dir == "" or Path(args.output_dir or ".").is_file():
+        faults.append(f"--output_dir: {args.output_dir!r} is no folder; a run keeps what it learns, name one for it.")
     try:
         spec = config.dataset_of(args.dataset, args.dataset_config)
         spec.check_task(args.task or spec.tasks[0])
@@ -496,6 +514,7 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
         faults.append(str(error))
     else:
         faults += _missing_data(args, spec.under(args.root)) if data and os.path.isdir(args.root) else []
+    faults += without_gpu(args.dtype) if data else []
     if faults:
         raise ValueError(" ".join(faults))
 

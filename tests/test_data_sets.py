@@ -90,7 +90,8 @@ def test_command_of_the_table(world, tmp_path, request, name, task, kind, comman
 def test_how2sign_says_that_it_is_chosen_on_test(world, tmp_path, caplog):
     run(world, tmp_path, "--dataset", "How2Sign")
     assert "How2Sign has no dev split: the best checkpoint is chosen on test," in caplog.text
-    again = run(world, tmp_path / "again", "--dataset", "How2Sign", "--eval", "--finetune", tmp_path / "checkpoint_0.pth")
+    weights = tmp_path / "checkpoint_0.pth"
+    again = run(world, tmp_path / "again", "--dataset", "How2Sign", "--eval", "--finetune", weights)
     assert [path.name for path in again.glob("*_metrics.json")] == ["test_metrics.json"]  # decoded once
 
 

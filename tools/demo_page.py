@@ -23,8 +23,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ASPECTS, EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
-from utils import Parser, require_paths, run, sigterm_as_ctrl_c
+from config import ASPECTS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from utils import Parser, add_extractor_flags, require_paths, run, sigterm_as_ctrl_c, without_gpu
 
 if TYPE_CHECKING:
     from pose.extraction import Extractor
@@ -61,8 +61,7 @@ def get_args_parser() -> Parser:
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or an exported folder")
     add("--port", type=int, default=8642, help="default: 8642")
     add("--max_upload", type=int, default=64, metavar="MB", help="larger files are refused; default: 64")
-    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="finds the poses in videos; default: rtmlib")
-    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add_extractor_flags(add)
     add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
     add("--text_encoder", default="", metavar="DIR", help="default: that of training")
     add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
@@ -79,6 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port}: must lie in 0 to 65535; 0 takes one that is free.")
     parser.at_least(args, max_upload=1, num_beams=N_BEST)
+    parser.refuse(without_gpu(args.dtype, args.device))
     return args
 
 
@@ -349,13 +349,19 @@ class Server(ThreadingHTTPServer):
 
 
 def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
-    """Load the pose extractor, or return why it is not available: the page works without one."""
+    """Load the pose extractor or, unless a flag asks for it, return why there is none: the page works without.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_extractor`.
+    """
     from pose.extraction import load_extractor
 
     try:
         device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU
         return load_extractor(args.extractor, args.models, device), ""
     except (ValueError, FileNotFoundError) as error:
+        if args.extractor or args.models:
+            raise
         return None, str(error)
 
 
@@ -363,7 +369,8 @@ def main(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
     flags = ("checkpoint", "models", "mt5_path", "text_encoder")
     require_paths(**{flag: getattr(args, flag) for flag in flags})
-    from translator import Translator
+    extractor = find_extractor(args)
+    from translator import Translator  # only now: torch is slow to import
 
     translator = Translator.from_checkpoint(
         args.checkpoint,
@@ -374,7 +381,7 @@ def main(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         num_beams=args.num_beams,
     )
-    demo = Demo(translator, *find_extractor(args))
+    demo = Demo(translator, *extractor)
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server, sigterm_as_ctrl_c():
         try:
             where = f"http://{HOST}:{server.server_port}/"

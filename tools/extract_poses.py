@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from config import EXTRACTORS, ONE_PERSON, PICTURES_CURE, VIDEO_SUFFIXES
-from utils import Parser, progress, require_packages, require_paths, run
+from config import ONE_PERSON, PICTURES_CURE, VIDEO_SUFFIXES
+from utils import Parser, add_extractor_flags, progress, require_packages, require_paths, run
 
 if TYPE_CHECKING:
     from pose.extraction import Extractor
@@ -35,8 +35,8 @@ and a difference in the number of frames is an error. So the same command goes o
 A damaged video is named, the others go on. Exit status: 0 when every video has its file, 1 otherwise.
 
 rtmlib finds the 133 points of COCO-WholeBody, as in Uni-Sign's data, and several people. It needs two model files of
-yours, --models. MediaPipe finds one person, runs on the CPU, and brings its models along; its points differ from those
-that released weights were trained on. Both are installed apart, see docs/INFERENCE.md.
+yours, --models. MediaPipe finds one person, runs on the CPU, and (0.10.21) brings its models along; its points differ
+from those that released weights were trained on. Both are installed apart, see docs/INFERENCE.md.
 
 Of several people, --person 0 is the one whose head and shoulders are seen largest and longest, followed from frame to
 frame; 1 is the next, such as an interpreter beside a speaker. Look at the result: --look draws it over the frames.
@@ -53,8 +53,7 @@ def get_args_parser() -> Parser:
     add = parser.add_argument
     parser.add_argument("videos", metavar="VIDEOS", help="a video, or a folder of them (and of folders)")
     add("--out", required=True, metavar="DIR", help="where the pose files go")
-    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="default: rtmlib")
-    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add_extractor_flags(add)
     add("--device", default="", choices=("cpu", "cuda"), help="for rtmlib; default: cuda if onnxruntime can use one")
     add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
     add(

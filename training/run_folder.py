@@ -200,5 +200,5 @@ def write_predictions(output_dir: Path, results: Results) -> None:
         ("refs", "reference", results.references, prepare_reference),
     ):
         said = (prepare(text, unit).replace("\n", " ") for text in texts)
-        content = [f"sample: {name}, {what}: {text}\n" for name, text in zip(dataset.names, said, strict=True)]
-        write_text(output_dir / f"{split}_tmp_{file}.txt", "".join(content))
+        lines = [f"sample: {name}, {what}: {text}\n" for name, text in zip(dataset.names, said, strict=True)]
+        write_text(output_dir / f"{split}_tmp_{file}.txt", "".join(lines))
