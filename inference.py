@@ -15,10 +15,14 @@ from system.disk import to_json, write_text
 from utils import Parser, add_extractor_flags, progress, require_paths, run, sigterm_as_ctrl_c, without_gpu
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from clips.batch import Sample
     from pose.extraction import Extractor
     from pose.keypoints import Pose
     from translator import Candidate, Translator
+
+    Video = Path | list[np.ndarray] | None
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
 SAVED_EVERY = 10  # seconds between writes of --out while clips are translated
@@ -33,10 +37,10 @@ EXAMPLES = """examples:
   python inference.py talk --checkpoint best_checkpoint.pth --out talk.srt --fps 25
 
 A clip is a video or a .pkl, .npz or .pose file, and should hold one sentence: cut longer recordings. A video whose
-poses lie beside it, under the same name, is not read. Each clip gives a line: NAME, tab, sentence; with --n_best N
-lines: NAME, tab, score, tab, sentence, where a score is the mean log-probability of the sentence's tokens. A clip that
-cannot be read is named on the terminal and left out. Exit status: 0 when all clips are translated, 1 when one is left
-out. A run that is ended early leaves in --out what it has done.
+poses lie beside it, under the same name, is read only for crops of the hands, if the checkpoint wants them. Each clip
+gives a line: NAME, tab, sentence; with --n_best N lines: NAME, tab, score, tab, sentence, where a score is the mean
+log-probability of the sentence's tokens. A clip that cannot be read is named on the terminal and left out. Exit status:
+0 when all clips are translated, 1 when one is left out. A run that is ended early leaves in --out what it has done.
 
 Of several people in a video, --person 0 is the one whose head and shoulders are seen largest and longest, followed from
 frame to frame; 1 is the next. In a pose file it is a place in the file's order, which may change from frame to frame.
@@ -191,26 +195,30 @@ def sayable(what: object) -> str:
     return str(what).encode("utf-8", "replace").decode("utf-8")
 
 
-def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float]:
-    """Read a clip's poses or extract them from its images; also return the images' aspect ratio (1 if unknown).
+def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float, Video]:
+    """Read a clip's poses or extract them from its images.
+
+    Returns:
+        The pose, the images' aspect ratio (1 if unknown), and the video or its images, if they are there.
 
     Raises:
         ValueError: a file is unusable.
         OSError: a file cannot be opened.
     """
     if not clip.has_pictures:
-        from translator import load_pose
+        from translator import load_pose, video_of
 
         clip.fps = args.fps
-        return load_pose(clip.path, args.person), args.aspect or 1
+        return load_pose(clip.path, args.person), args.aspect or 1, video_of(clip.path)
     from pose.extraction import extract_pose
     from pose.video import count_frames, read_facts, read_pictures, record
 
     assert extractor is not None, "loaded for clips with pictures"
+    video: Video = clip.path
     if clip.camera is not None:
         sys.stderr.write(f"camera {clip.camera}: recording for {args.seconds:g} seconds, now.\n")
-        taken, clip.fps = record(clip.camera, args.seconds)
-        aspect, pictures, total = taken[0].shape[1] / taken[0].shape[0], iter(taken), len(taken)
+        video, clip.fps = record(clip.camera, args.seconds)
+        aspect, pictures, total = video[0].shape[1] / video[0].shape[0], iter(video), len(video)
     else:
         if not clip.path.is_file():
             raise FileNotFoundError(f"{clip.path} does not exist.")
@@ -223,7 +231,7 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
     seen = ", ".join(f"{what} in {count}" for what, count in found.seen().items())
     several = f"; up to {found.people} people, --person {args.person} is taken" if found.people > 1 else ""
     sys.stderr.write(f"{clip.name}: {len(found.pose)} frames, {clip.fps:.4g} per second; {seen}{several}\n")
-    return found.pose, args.aspect or aspect
+    return found.pose, args.aspect or aspect, video
 
 
 def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> Sample:
@@ -235,7 +243,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
     """
     from translator import load_descriptions
 
-    pose, aspect = find_pose(clip, extractor, args)
+    pose, aspect, video = find_pose(clip, extractor, args)
     clip.first, clip.end = pose.frames.start, pose.frames.stop
     texts = None
     if args.describe:
@@ -250,7 +258,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
             texts = load_descriptions(path, pose) if path.is_file() else {}
         else:
             texts = load_descriptions(path, pose)
-    return translator.sample(pose, texts, clip.name)
+    return translator.sample(pose, texts, clip.name, video)
 
 
 def translate(

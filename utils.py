@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import difflib
 import glob
-import importlib.metadata
 import importlib.util
 import io
 import logging
@@ -186,9 +185,8 @@ def _missing(**paths: str) -> list[str]:
 
 def without_gpu(dtype: str = "", device: str = "") -> Iterator[str]:
     """Yield what flags ask of a GPU if there is surely none; torch, which knows more, is slow to import."""
-    none = sys.platform == "darwin" or importlib.metadata.version("torch").endswith("+cpu")
-    if sys.platform == "linux":
-        none = none or not any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "nvmap", "kfd", "dxg"))
+    devices = any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "nvmap", "kfd", "dxg"))
+    none = sys.platform == "darwin" or (sys.platform == "linux" and not devices)
     if dtype == "fp16" and (none or device == "cpu"):
         yield "--dtype fp16 needs a GPU; on a CPU use bf16 or fp32."
     if device == "cuda" and none:
@@ -277,7 +275,8 @@ def get_args_parser() -> Parser:
         "--rgb_backbone",
         default="",
         metavar="FILE",
-        help="start the new RGB branch from torchvision's ImageNet weights of EfficientNet-B0; default: random weights",
+        help="torchvision's ImageNet weights of EfficientNet-B0, for a new RGB branch; default, if it is there: "
+        f"{config.rgb_backbone} under --root",
     )
 
     add = parser.group("descriptions")

@@ -156,7 +156,7 @@ class Demo:
             "language": config.language,
             "descriptions": config.use_descriptions,
             "max_bytes": max_bytes,
-            "suffixes": [*POSE_SUFFIXES, *(VIDEO_SUFFIXES if self.extractor else ())],
+            "suffixes": [*(() if config.rgb_support else POSE_SUFFIXES), *(VIDEO_SUFFIXES if self.extractor else ())],
             "no_videos": "" if self.extractor else self.no_extractor,
         }
 
@@ -178,9 +178,10 @@ class Demo:
                 path.write_bytes(file)
                 pose, aspect, fps = self._pose(path, question)
                 texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
+                video = path if path.suffix.lower() in VIDEO_SUFFIXES else None
+                sentences = self._sentences(pose, texts, video)
             except (ValueError, OSError) as error:
                 raise ValueError(str(error).replace(str(path), question.name).replace(folder, "")) from None
-            sentences = self._sentences(pose, texts)
         frames = sample_frames(len(pose), self.translator.max_length)
         return {
             "name": question.name,
@@ -216,10 +217,11 @@ class Demo:
         language = description_language(self.translator.model.config.language)
         return describe_pose(pose, language, aspect)
 
-    def _sentences(self, pose: Pose, texts: Mapping[int, str] | None) -> dict[str, Any]:
+    def _sentences(self, pose: Pose, texts: Mapping[int, str] | None, video: Path | None) -> dict[str, Any]:
         """Return sentences with and without descriptions, and each frame's text and gate."""
         translator = self.translator
-        samples = [translator.sample(pose), *([] if texts is None else [translator.sample(pose, texts)])]
+        without = translator.sample(pose, None, "the clip", video)
+        samples = [without] if texts is None else [without, translator.sample(pose, texts, "the clip", video)]
         explained = translator.explain(samples, N_BEST)
         found = [[candidate._asdict() for candidate in clip.candidates] for clip in explained]
         if texts is None:
