@@ -14,9 +14,10 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import config
 from system.terminal import ending_with_its_reader
@@ -134,6 +135,34 @@ def add_extractor_flags(add: Callable[..., argparse.Action]) -> None:
     which = "finds the poses in videos; default: whichever is installed, rtmlib before mediapipe"
     add("--extractor", default="", choices=config.EXTRACTORS, help=which)
     add("--models", default="", metavar="DIR", help="the extractor's files; default: pretrained_weight/EXTRACTOR")
+
+
+class Shard(NamedTuple):
+    """One of n parts of the work, from 1, chosen by name: which others there are does not matter.
+
+    >>> [[name for name in "abcdef" if name in Shard(i, 2)] for i in (1, 2)]
+    [['d', 'e', 'f'], ['a', 'b', 'c']]
+    """
+
+    i: int = 1
+    n: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> Shard:
+        """Read "I/N", as a flag's type."""
+        i, _, n = text.partition("/")
+        if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+            raise argparse.ArgumentTypeError(f"{text} is no part I/N, with I from 1 to N (sbatch --array=1-N)")
+        return cls(int(i), int(n))
+
+    def __contains__(self, name: object) -> bool:
+        return zlib.crc32(os.fsencode(str(name))) % self.n == self.i - 1
+
+
+def add_shard_flag(add: Callable[..., argparse.Action]) -> None:
+    """Add the flag for one part of the work."""
+    what = "do only the I-th of N parts, from 1: for several machines, in any order; default: all"
+    add("--shard", type=Shard.of, default=Shard(), metavar="I/N", help=what)
 
 
 def run(main: Callable[[], None]) -> None:

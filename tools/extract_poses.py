@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from config import ONE_PERSON, PICTURES_CURE, VIDEO_SUFFIXES
-from utils import Parser, add_extractor_flags, progress, require_packages, require_paths, run
+from utils import Parser, add_extractor_flags, add_shard_flag, progress, require_packages, require_paths, run
 
 if TYPE_CHECKING:
     from pose.extraction import Extractor
@@ -63,6 +63,7 @@ def get_args_parser() -> Parser:
         metavar="N",
         help="processes, each with a model of its own; default: one for two cores, at most 8",
     )
+    add_shard_flag(add)
     add("--overwrite", action="store_true", help="make files again that are there")
     add("--check", action="store_true", help="only compare the files that are there with their videos; make none")
     add("--look", default="", metavar="DIR", help="also draw some frames of each new file, NAME.jpg; needs pillow")
@@ -103,7 +104,7 @@ class Result(NamedTuple):
 
 
 def find_videos(args: argparse.Namespace) -> list[Video]:
-    """Return all videos in the order of their names.
+    """Return the videos of the shard in the order of their names.
 
     Raises:
         FileNotFoundError: there are no videos.
@@ -123,7 +124,8 @@ def find_videos(args: argparse.Namespace) -> list[Video]:
         if name in by_name:
             raise ValueError(f"{by_name[name]} and {path} would both become {out / name}.pkl. Rename or move one.")
         by_name[name] = path
-        videos.append(Video(path, out / f"{name}.pkl", look / f"{name}.jpg" if look else None))
+        if name.as_posix() in args.shard:
+            videos.append(Video(path, out / f"{name}.pkl", look / f"{name}.jpg" if look else None))
     return videos
 
 
@@ -279,7 +281,7 @@ def main(args: argparse.Namespace) -> int:
 def summary(counts: Counter[str]) -> str:
     """Summarise the results in one or two lines."""
     words = ("made", "there already", "of another video", "missing", "failed")
-    lines = ["pose files: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word])]
+    lines = ["pose files: " + (", ".join(f"{counts[word]} {word}" for word in words if counts[word]) or "none to make")]
     if frames := counts["frames"]:
         seen = ", ".join(f"{part} in {counts[part] / frames:.0%}" for part in ("body", "left hand", "right hand"))
         several = f"; several people in {counts['several']} clips" if counts["several"] else ""
