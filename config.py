@@ -30,7 +30,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpe
 PICTURES_CURE = (
     "Make a video of a folder of pictures: ffmpeg -framerate 25 -pattern_type glob -i 'NAME/*.png' -crf 10 NAME.mp4."
 )
-EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor)
+EXTRACTORS = ("rtmlib", "mediapipe")  # of poses from videos (--extractor); by default, whichever is installed
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "linear", "constant")
 ASPECTS = (0.2, 5)  # minimum and maximum width / height of a video
@@ -45,6 +45,10 @@ MODEL_JSON = "model.json"  # config and other facts of a model that tools/export
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
 mt5_path = "./pretrained_weight/mt5-base"
+rgb_backbone = "./pretrained_weight/efficientnet_b0.pth"  # read for a new RGB branch, if it is there
+GET_BACKBONE = (
+    "https://download.pytorch.org/models/efficientnet_b0_rwightman-7f5810bc.pth"  # as torchvision publishes it
+)
 GET_MT5 = (
     "Put mT5 there (google/mt5-base) or name its folder with --mt5_path; or try the sample corpus, which has a small "
     "mT5: python -m tools.sample_data --out sample, then --root sample; or make a small one of your own texts: "

@@ -179,9 +179,9 @@ class S2T_Dataset(Dataset[Sample]):
             descriptions, has_description = self.aligner.align(texts, frames + pose.start)
         rgb_dict = {}
         if self.hand_crops is not None:
-            # In training, drawn anew in each epoch; otherwise independent of the seed, so that scores are reproducible.
-            drawn = [self.seed, self.epoch, index] if self.random_frames else [index]
-            chooser = np.random.default_rng([*drawn, HAND_FRAMES])
+            # In training, drawn anew in each epoch; otherwise by the clip alone, so that scores are reproducible.
+            drawn = [self.seed, self.epoch, index, HAND_FRAMES]
+            chooser = np.random.default_rng(drawn) if self.random_frames else None
             rgb_dict = self.hand_crops.load(self.video_paths[name], pose, frames, chooser)
         keypoints = part_keypoints(pose, frames)
         glosses = gloss(self.labels[name])

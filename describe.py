@@ -24,7 +24,16 @@ from describing.files import Clip
 from pages.elements import element, page
 from system.disk import write_text
 from system.processes import in_processes
-from utils import Parser, add_dataset_flags, log_to_terminal, progress, require_packages, require_paths, run
+from utils import (
+    Parser,
+    add_dataset_flags,
+    add_shard_flag,
+    log_to_terminal,
+    progress,
+    require_packages,
+    require_paths,
+    run,
+)
 
 logger = logging.getLogger("describe")
 
@@ -63,6 +72,7 @@ def get_args_parser() -> Parser:
     add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
     add("--poses", default="", metavar="DIR", help="a folder of pose files, in place of a data set")
     add("--videos", default="", metavar="DIR", help="with --poses: the videos, NAME.mp4")
+    add_shard_flag(add)
     add("--clips", nargs="+", default=[], metavar="NAME", help="only these")
     add("--out", default="", metavar="DIR", help="default: the data set's folder of descriptions")
     add(
@@ -159,7 +169,7 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
             raise ValueError(f"--clips: no clip is named {unknown[0]!r}.")
         clips = [clip for clip in clips if clip.name in set(args.clips)]
-    return clips, language
+    return [clip for clip in clips if clip.name in args.shard], language
 
 
 def _clips_in_folder(args: argparse.Namespace) -> list[Clip]:
@@ -301,7 +311,8 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
     client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
     folder = Path(args.out) if args.out else clips[0].out.parent.parent
     whole = not args.clips and set(args.splits) == set(config.SPLITS)
-    return by_model(clips, question, client, args.concurrency, folder / "failures.jsonl", whole)
+    part = f"_{args.shard.i}_of_{args.shard.n}" if args.shard.n > 1 else ""
+    return by_model(clips, question, client, args.concurrency, folder / f"failures{part}.jsonl", whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -313,6 +324,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_paths(**{flag: getattr(args, flag) for flag in ("root", "poses", "videos", "prompt")})
     log_to_terminal()
     clips, language = find_clips(args)
+    if not clips:
+        logger.info("no clips in part %d of %d.", *args.shard)
+        return 0
     if args.preview:
         return preview(args, clips, language)
     if args.endpoint:

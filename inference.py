@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import ASPECTS, EXTRACTORS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from config import ASPECTS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from system.disk import to_json, write_text
 from system.faults import CLIP_FAULTS, in_one_line, printable
-from utils import Parser, progress, require_paths, run, sigterm_as_ctrl_c
+from utils import Parser, add_extractor_flags, progress, require_paths, run, sigterm_as_ctrl_c, without_gpu
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from clips.batch import Sample
     from pose.extraction import Extractor
     from pose.keypoints import Pose
     from translator import Explained, Translator
+
+    Video = Path | list[np.ndarray] | None
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
 SAVED_EVERY = 10  # seconds between writes of --out while clips are translated
@@ -34,10 +38,10 @@ EXAMPLES = """examples:
   python inference.py talk --checkpoint best_checkpoint.pth --out talk.srt --fps 25
 
 A clip is a video or a .pkl, .npz or .pose file, and should hold one sentence: cut longer recordings. A video whose
-poses lie beside it, under the same name, is not read. Each clip gives a line: NAME, tab, sentence; with --n_best N
-lines: NAME, tab, score, tab, sentence, where a score is the mean log-probability of the sentence's tokens. A clip that
-cannot be read is named on the terminal and left out. Exit status: 0 when all clips are translated, 1 when one is left
-out. A run that is ended early leaves in --out what it has done.
+poses lie beside it, under the same name, is read only for crops of the hands, if the checkpoint wants them. Each clip
+gives a line: NAME, tab, sentence; with --n_best N lines: NAME, tab, score, tab, sentence, where a score is the mean
+log-probability of the sentence's tokens. A clip that cannot be read is named on the terminal and left out. Exit status:
+0 when all clips are translated, 1 when one is left out. A run that is ended early leaves in --out what it has done.
 
 Of several people in a video, --person 0 is the one whose head and shoulders are seen largest and longest, followed from
 frame to frame; 1 is the next. In a pose file it is a place in the file's order, which may change from frame to frame.
@@ -71,8 +75,7 @@ def get_args_parser() -> Parser:
     add("--n_best", type=int, default=1, metavar="N", help="sentences of each clip, with scores; default: 1")
     add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
 
-    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="finds the poses in videos; default: rtmlib")
-    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add_extractor_flags(add)
     add("--seconds", type=float, default=8, help="how long a camera is watched; default: 8")
 
     add("--descriptions", default="", metavar="FILE|DIR", help="a clip's description file, or a folder of NAME.json")
@@ -123,6 +126,7 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--fps {args.fps}: must be positive."
     if args.person and args.extractor == "mediapipe":
         yield ONE_PERSON
+    yield from without_gpu(args.dtype, args.device)
 
 
 @dataclass
@@ -199,26 +203,30 @@ def sayable(what: object) -> str:
     return str(what).encode("utf-8", "replace").decode("utf-8")
 
 
-def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float]:
-    """Read a clip's poses or extract them from its images; also return the images' aspect ratio (1 if unknown).
+def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float, Video]:
+    """Read a clip's poses or extract them from its images.
+
+    Returns:
+        The pose, the images' aspect ratio (1 if unknown), and the video or its images, if they are there.
 
     Raises:
         ValueError: a file is unusable.
         OSError: a file cannot be opened.
     """
     if not clip.has_pictures:
-        from translator import load_pose
+        from translator import load_pose, video_of
 
         clip.fps = args.fps
-        return load_pose(clip.path, args.person), args.aspect or 1
+        return load_pose(clip.path, args.person), args.aspect or 1, video_of(clip.path)
     from pose.extraction import extract_pose
     from pose.video import count_frames, read_facts, read_pictures, record
 
     assert extractor is not None, "loaded for clips with pictures"
+    video: Video = clip.path
     if clip.camera is not None:
         sys.stderr.write(f"camera {clip.camera}: recording for {args.seconds:g} seconds, now.\n")
-        taken, clip.fps = record(clip.camera, args.seconds)
-        aspect, pictures, total = taken[0].shape[1] / taken[0].shape[0], iter(taken), len(taken)
+        video, clip.fps = record(clip.camera, args.seconds)
+        aspect, pictures, total = video[0].shape[1] / video[0].shape[0], iter(video), len(video)
     else:
         if not clip.path.is_file():
             raise FileNotFoundError(f"{clip.path} does not exist.")
@@ -231,7 +239,7 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
     seen = ", ".join(f"{what} in {count}" for what, count in found.seen().items())
     several = f"; up to {found.people} people, --person {args.person} is taken" if found.people > 1 else ""
     sys.stderr.write(f"{printable(clip.name)}: {len(found.pose)} frames, {clip.fps:.4g} per second; {seen}{several}\n")
-    return found.pose, args.aspect or aspect
+    return found.pose, args.aspect or aspect, video
 
 
 def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> Sample:
@@ -243,7 +251,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
     """
     from translator import load_descriptions
 
-    pose, aspect = find_pose(clip, extractor, args)
+    pose, aspect, video = find_pose(clip, extractor, args)
     clip.first, clip.end = pose.frames.start, pose.frames.stop
     texts = None
     if args.describe:
@@ -258,7 +266,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
             texts = load_descriptions(path, pose) if path.is_file() else {}
         else:
             texts = load_descriptions(path, pose)
-    return translator.sample(pose, texts, clip.name)
+    return translator.sample(pose, texts, clip.name, video)
 
 
 def translate(
@@ -355,13 +363,14 @@ def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Transl
         FileNotFoundError: a file of a model does not exist.
         ValueError: a model is unusable, or does not support the request.
     """
-    from pose.extraction import load_extractor
-    from translator import Translator
-
     extractor = None
     if any(clip.has_pictures for clip in clips):
+        from pose.extraction import load_extractor
+
         # onnxruntime may not be able to use the GPU that translates.
         extractor = load_extractor(args.extractor, args.models, "cpu" if args.device == "cpu" else "")
+    from translator import Translator  # only now: torch is slow to import
+
     translator = Translator.from_checkpoint(
         args.checkpoint,
         mt5_path=args.mt5_path,

@@ -5,11 +5,13 @@ Shapes: B clips in a batch, T sampled frames, N sentences per clip.
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from clips.batch import Sample, collate_fn, to_device
@@ -18,6 +20,7 @@ from models import Uni_Sign
 from network.attention import Word, attention_to_frames, words
 from network.state_dicts import differences
 from pose.extraction import Extractor, extract_pose
+from pose.hand_crops import HandCrops
 from pose.keypoints import SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose.video import read_pictures
 from system.distributed import autocast, check_dtype
@@ -72,7 +75,8 @@ class Translator:
         max_new_tokens: maximum length of a generated sentence, in tokens.
 
     Raises:
-        ValueError: the device is not available, or does not support the dtype.
+        ValueError: the device is not available, or does not support the dtype; or the model looks at crops of the
+            hands, and a package for videos is missing.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Translator:
         self.model = model.to(self.device).eval()
         self.max_length, self.dtype = max_length, dtype
         self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
+        self.hand_crops = HandCrops(model.config.uni_sign_padding) if model.config.rgb_support else None
 
     @classmethod
     def from_checkpoint(
@@ -104,7 +109,7 @@ class Translator:
         max_length: int = 0,
         **options: Any,
     ) -> Translator:
-        """Load a checkpoint of `fine_tuning.py`, a folder of `tools/export.py`, or pose-only weights of Uni-Sign.
+        """Load a checkpoint of `fine_tuning.py`, a folder of `tools/export.py`, or weights of Uni-Sign.
 
         Omitted arguments default to the checkpoint's values, as in training. Of mT5 only config.json and spiece.model
         are read, plus, at the first text, its encoder if that was frozen in training.
@@ -119,11 +124,10 @@ class Translator:
 
         Raises:
             FileNotFoundError: the checkpoint, or a folder it needs, does not exist.
-            ValueError: the model is incomplete, uses crops of the hands, or does not match its files.
+            ValueError: the model is incomplete, or does not match its files.
         """
         weights, facts = read_weights(path, "--checkpoint")
         config = whole_config(path, facts, weights, text_encoder=text_encoder, language=language)
-        refuse_rgb(path, config)
         mt5_folder = mt5_path or facts.get("mt5_path")
         if not mt5_folder:
             raise ValueError(
@@ -159,6 +163,7 @@ class Translator:
         clip: str | Path | Pose,
         descriptions: Mapping[int, str] | str | Path | None = None,
         extractor: Extractor | None = None,
+        video: str | Path | None = None,
     ) -> str:
         """Translate one clip.
 
@@ -166,6 +171,7 @@ class Translator:
             clip: a pose file, a video, or a result of `pose.keypoints.read_pose`.
             descriptions: {frame number in the recording: text}, or a JSON file of them; optional for all models.
             extractor: needed for a video: a result of `pose.extraction.load_extractor`.
+            video: for a model that looks at crops of the hands, the video of a pose file; default: the one beside it.
 
         Raises:
             FileNotFoundError: a file does not exist.
@@ -174,13 +180,28 @@ class Translator:
         pose = clip if isinstance(clip, Pose) else load_pose(clip, extractor=extractor)
         if isinstance(descriptions, str | Path):
             descriptions = load_descriptions(descriptions, pose)
-        return self.explain([self.sample(pose, descriptions)])[0].candidates[0].text
+        name = "the clip" if isinstance(clip, Pose) else str(clip)
+        if video is None and not isinstance(clip, Pose):
+            video = video_of(clip)
+        return self.explain([self.sample(pose, descriptions, name, video)])[0].candidates[0].text
 
-    def sample(self, pose: Pose, descriptions: Mapping[int, str] | None = None, name: str = "") -> Sample:
+    def sample(
+        self,
+        pose: Pose,
+        descriptions: Mapping[int, str] | None = None,
+        name: str = "",
+        video: str | Path | Sequence[np.ndarray] | None = None,
+    ) -> Sample:
         """Convert a clip to the model's input, like `S2T_Dataset` in evaluation.
 
+        Args:
+            pose: the clip.
+            descriptions: {frame number in the recording: text}.
+            name: the clip's name.
+            video: its video, or all images of it; read only for a model that looks at crops of the hands.
+
         Raises:
-            ValueError: descriptions were given for a model without descriptions.
+            ValueError: descriptions were given for a model without descriptions, or the video is missing or unusable.
         """
         frames = sample_frames(len(pose), self.max_length)  # (T,)
         texts = own = None
@@ -188,7 +209,15 @@ class Translator:
             texts, own = TemporalAligner().align(descriptions or {}, frames + pose.start)
         elif descriptions is not None:
             raise ValueError("--descriptions, --describe: this checkpoint was trained without descriptions; drop them.")
-        return Sample(name, part_keypoints(pose, frames), "", "", {}, texts, own)
+        crops: dict[str, torch.Tensor] = {}
+        if self.hand_crops:
+            if video is None:
+                raise ValueError(
+                    f"{name}: this checkpoint looks at crops of the hands. Give the video itself, or put it beside the "
+                    "pose file, under the same name."
+                )
+            crops = self.hand_crops.load(video, pose, frames)
+        return Sample(name, part_keypoints(pose, frames), "", "", crops, texts, own)
 
     @torch.no_grad()
     def explain(self, samples: Sequence[Sample], n_best: int = 1) -> list[Explained]:
@@ -283,17 +312,13 @@ def whole_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[st
     return config
 
 
-def refuse_rgb(path: str | Path, config: ModelConfig) -> None:
-    """Refuse a model that needs videos in addition to poses.
-
-    Raises:
-        ValueError: the model uses crops of the hands.
-    """
-    if config.rgb_support:
-        raise ValueError(
-            f"--checkpoint: {path} looks at crops of the hands: it needs videos beside the poses, which is not "
-            "supported here yet. Give a checkpoint that was trained without --rgb_support."
-        )
+def video_of(clip: str | Path) -> Path | None:
+    """Return a clip's video: the file itself, or the video of the same name beside a pose file, if there is one."""
+    path = Path(clip)
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return path
+    beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    return next((video for video in beside if video.suffix.lower() in VIDEO_SUFFIXES), None)
 
 
 def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = None) -> Pose:

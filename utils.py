@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import glob
 import importlib.util
 import io
 import logging
@@ -13,9 +14,10 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import config
 from system.faults import printable
@@ -94,7 +96,10 @@ class Parser(argparse.ArgumentParser):
         known = [next((name[2:] for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
         unknown = message.split() if message.startswith("unrecognized arguments") else []
         typed = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        close = [f"--{name}" for word in typed for name in difflib.get_close_matches(word, known, n=1)]
+        close = []
+        for word in typed:
+            longer = [name for name in known if word and name.replace("_", "-").startswith(word.replace("_", "-"))]
+            close += [f"--{name}" for name in longer or difflib.get_close_matches(word, known, n=1)]
         hint = f" Did you mean {' '.join(close)}?" if close else ""
         end = "" if message.endswith((".", "?", "!")) else "."
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
@@ -124,6 +129,41 @@ def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
     """Add the flags used by `config.dataset_of`."""
     add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")
     add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
+
+
+def add_extractor_flags(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags used by `pose.extraction.load_extractor`."""
+    which = "finds the poses in videos; default: whichever is installed, rtmlib before mediapipe"
+    add("--extractor", default="", choices=config.EXTRACTORS, help=which)
+    add("--models", default="", metavar="DIR", help="the extractor's files; default: pretrained_weight/EXTRACTOR")
+
+
+class Shard(NamedTuple):
+    """One of n parts of the work, from 1, chosen by name: which others there are does not matter.
+
+    >>> [[name for name in "abcdef" if name in Shard(i, 2)] for i in (1, 2)]
+    [['d', 'e', 'f'], ['a', 'b', 'c']]
+    """
+
+    i: int = 1
+    n: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> Shard:
+        """Read "I/N", as a flag's type."""
+        i, _, n = text.partition("/")
+        if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+            raise argparse.ArgumentTypeError(f"{text} is no part I/N, with I from 1 to N (sbatch --array=1-N)")
+        return cls(int(i), int(n))
+
+    def __contains__(self, name: object) -> bool:
+        return zlib.crc32(os.fsencode(str(name))) % self.n == self.i - 1
+
+
+def add_shard_flag(add: Callable[..., argparse.Action]) -> None:
+    """Add the flag for one part of the work."""
+    what = "do only the I-th of N parts, from 1: for several machines, in any order; default: all"
+    add("--shard", type=Shard.of, default=Shard(), metavar="I/N", help=what)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -173,6 +213,16 @@ def _missing(**paths: str) -> list[str]:
     return [f"--{flag}: {path} does not exist." for flag, path in paths.items() if path and not os.path.exists(path)]
 
 
+def without_gpu(dtype: str = "", device: str = "") -> Iterator[str]:
+    """Yield what flags ask of a GPU if there is surely none; torch, which knows more, is slow to import."""
+    devices = any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "nvmap", "kfd", "dxg"))
+    none = sys.platform == "darwin" or (sys.platform == "linux" and not devices)
+    if dtype == "fp16" and (none or device == "cpu"):
+        yield "--dtype fp16 needs a GPU; on a CPU use bf16 or fp32."
+    if device == "cuda" and none:
+        yield "--device cuda: torch finds no GPU here; use cpu."
+
+
 def uses_deepspeed() -> bool:
     """Return whether DeepSpeed trains, as it does on Linux where it is installed; without it, one process trains."""
     return sys.platform == "linux" and installed("deepspeed")
@@ -209,7 +259,7 @@ def get_args_parser() -> Parser:
     )
     add = parser.group("data")
     add_dataset_flags(add)
-    add("--task", default="SLT", choices=config.TASKS, help="default: SLT")
+    add("--task", default="SLT", choices=config.TASKS, help="default: SLT; for WLASL ISLR")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
     add(
         "--packed",
@@ -256,7 +306,8 @@ def get_args_parser() -> Parser:
         "--rgb_backbone",
         default="",
         metavar="FILE",
-        help="start the new RGB branch from torchvision's ImageNet weights of EfficientNet-B0; default: random weights",
+        help="torchvision's ImageNet weights of EfficientNet-B0, for a new RGB branch; default, if it is there: "
+        f"{config.rgb_backbone} under --root",
     )
 
     add = parser.group("descriptions")
@@ -391,8 +442,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     With --eval, what the checkpoint decides and the command line does not say is None: see `OF_CHECKPOINT`.
     """
     parser = get_args_parser()
-    args = parser.parse_args(argv)
+    args, typed = parser.parse_args(argv), parser.typed(argv)
     _drop_flags_without_effect(parser, args)
+    if "task" not in typed:
+        with contextlib.suppress(OSError, ValueError):  # `check_run` says what is wrong with --dataset_config
+            args.task = config.dataset_of(args.dataset, args.dataset_config).tasks[0]
     if args.rgb_backbone and not args.rgb_support:
         parser.error("--rgb_backbone needs --rgb_support.")
     if args.offload and args.zero_stage == 0:
@@ -400,7 +454,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _check_numbers(parser, args)
     if args.eval:
         _check_evaluation(parser, args)
-        for name in OF_CHECKPOINT - parser.typed(argv):
+        for name in OF_CHECKPOINT - typed:
             setattr(args, name, None)
         return args
     for package in ("tensorboard", "wandb"):
@@ -451,10 +505,11 @@ def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace)
 
 
 def splits_of(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
-    """Return the splits that a run reads: train, dev, and test for its end; with --eval, dev and test."""
-    splits = ["dev", "test"] if args.eval else ["train", "dev"]
-    if not (args.eval or args.no_test or spec.dev_is_test):
-        splits.append("test")
+    """Return the splits that a run reads: train, dev, and test for its end; with --eval, dev and test; none twice."""
+    if args.eval:
+        splits = ["test"] if spec.dev_is_test else ["dev", "test"]
+    else:
+        splits = ["train", "dev"] if args.no_test or spec.dev_is_test else ["train", "dev", "test"]
     return [split for split in splits if split in spec.labels or split == "train"]
 
 
@@ -463,7 +518,7 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
 
     Args:
         args: the command line.
-        data: look for the data set's files and for mT5, too, not only for what flags name.
+        data: look for the data set's files, for mT5 and for a GPU, too, not only for what flags name.
 
     Raises:
         ValueError: one line on all that is wrong.
@@ -478,8 +533,8 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
         faults.append(f"--packed: {packs} does not exist. Make it: python -m tools.pack_dataset --out {args.packed}.")
     if args.resume not in ("", "auto") and not Path(args.resume, "state.json").is_file():
         faults.append(f"--resume: {args.resume} holds no state. Name a folder under OUTPUT_DIR/resume, or auto.")
-    if Path(args.output_dir or ".").is_file():
-        faults.append(f"--output_dir: {args.output_dir} is a file; wanted a folder.")
+    if args.output_dir == "" or Path(args.output_dir or ".").is_file():
+        faults.append(f"--output_dir: {args.output_dir!r} is no folder; a run keeps what it learns, name one for it.")
     try:
         spec = config.dataset_of(args.dataset, args.dataset_config)
         spec.check_task(args.task or spec.tasks[0])
@@ -489,6 +544,7 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
         faults.append(str(error))
     else:
         faults += _missing_data(args, spec.under(args.root)) if data and os.path.isdir(args.root) else []
+    faults += without_gpu(args.dtype) if data else []
     if faults:
         raise ValueError(" ".join(faults))
 

@@ -1,13 +1,15 @@
 """Pose extraction: a model detects the people in each image, and one of them is tracked through the clip.
 
     rtmlib       whole-body models of COCO-WholeBody's 133 points, several people; their ONNX files are the user's
-    mediapipe    MediaPipe Holistic, one person, computed on the CPU; its models come with the package
+    mediapipe    MediaPipe Holistic, one person, computed on the CPU; release 0.10.21 brings its models along, later
+                 ones take a file of the user's
 
-Nothing is ever downloaded. Shapes: T images of height H and width W, P people in an image.
+Nothing is ever downloaded, and torch is not imported. Shapes: T images of height H and width W, P people in an image.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.metadata
 import io
@@ -23,8 +25,19 @@ import numpy as np
 from pose.files import to_whole_body
 from pose.keypoints import N_KEYPOINTS, PART_JOINTS, SCORE_THRESHOLD, Part, Pose
 from system.disk import write_bytes
+from utils import installed
 
-MODELS = "pretrained_weight/rtmlib"  # default folder of rtmlib's files
+MODELS = "pretrained_weight"  # with a folder for each extractor's files
+_PROJECTS = "https://download.openmmlab.com/mmpose/v1/projects"
+RTMLIB_FILES = (  # other pairs: rtmlib.Wholebody.MODE
+    f"{_PROJECTS}/rtmposev1/onnx_sdk/yolox_tiny_8xb8-300e_humanart-6f3252f9.zip",
+    f"{_PROJECTS}/rtmw/onnx_sdk/rtmw-dw-l-m_simcc-cocktail14_270e-256x192_20231122.zip",
+)
+HOLISTIC = "holistic_landmarker.task"
+HOLISTIC_FILE = (
+    f"https://storage.googleapis.com/mediapipe-models/holistic_landmarker/holistic_landmarker/float16/1/{HOLISTIC}"
+)
+MILLISECONDS = 33  # between two pictures, for the smoothing, as MediaPipe 0.10.21 assumes
 
 HEAD_AND_SHOULDERS = np.arange(7)  # they define a person's size; arms would change it with every sign
 JUMP_COST = 2.0  # cost of a jump by one person size, in units of one frame of the largest person
@@ -45,19 +58,21 @@ class Extractor(Protocol):
         """Detect people in an image, (H, W, 3) uint8: relative keypoints, (P, 133, 2), and scores, (P, 133)."""
 
 
-def load_extractor(name: str, models: str | Path = "", device: str = "") -> Extractor:
+def load_extractor(name: str = "", models: str | Path = "", device: str = "") -> Extractor:
     """Load a pose model.
 
     Args:
-        name: one of `config.EXTRACTORS`.
-        models: folder with rtmlib's two ONNX files; default: `MODELS`.
+        name: one of `config.EXTRACTORS`; default: rtmlib, or MediaPipe if it alone is installed.
+        models: folder with rtmlib's two ONNX files, or with MediaPipe's file; default: `MODELS`/{name}.
         device: "cpu" or "cuda", for rtmlib; default: a GPU if onnxruntime can use one.
 
     Raises:
         ValueError: a package is missing, a model file is unusable, or there is no GPU to use.
         FileNotFoundError: the model files do not exist.
     """
-    return Rtmlib(models or MODELS, device) if name == "rtmlib" else MediaPipe()
+    name = name or ("mediapipe" if installed("mediapipe") and not installed("rtmlib") else "rtmlib")
+    folder = Path(models or f"{MODELS}/{name}")
+    return Rtmlib(folder, device) if name == "rtmlib" else MediaPipe(folder)
 
 
 class Rtmlib:
@@ -73,7 +88,6 @@ class Rtmlib:
     """
 
     def __init__(self, folder: str | Path, device: str = "") -> None:
-        detector, whole_body = self._files(Path(folder))
         try:
             import onnxruntime
             from rtmlib import YOLOX, RTMPose
@@ -82,6 +96,7 @@ class Rtmlib:
                 f'--extractor rtmlib needs {error.name}: pip install -e ".[rtmlib]"; pip install --no-deps '
                 "rtmlib==0.0.16, or take --extractor mediapipe."
             ) from None
+        detector, whole_body = self._files(Path(folder))
         can_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         if device == "cuda" and not can_cuda:
             raise ValueError("--device cuda: this onnxruntime has no GPU; install onnxruntime-gpu in its place.")
@@ -102,10 +117,8 @@ class Rtmlib:
             seen = ", ".join(file.name for file in files) or ("no ONNX file" if folder.is_dir() else "no such folder")
             raise FileNotFoundError(
                 f"--models {folder}: {seen}. Wanted are two files there: a detector of people, yolox*.onnx, and a "
-                "whole-body model, such as yolox_tiny_8xb8-300e_humanart-6f3252f9.onnx and "
-                "rtmw-dw-l-m_simcc-cocktail14_270e-256x192_20231122.onnx. Where they are published: python -c 'from "
-                "rtmlib import Wholebody; print(Wholebody.MODE)'. Unpack, and name each end2end.onnx as its archive. "
-                "Or take --extractor mediapipe."
+                f"whole-body model, such as {' and '.join(RTMLIB_FILES)}. Unpack, and name each end2end.onnx as its "
+                "archive. Or take --extractor mediapipe."
             )
         return detectors[0], others[0]
 
@@ -143,60 +156,117 @@ class MediaPipe:
 
     Scores of face and hands are 1, or 0 if not detected; those of the body are continuous.
 
+    Args:
+        folder: folder of `HOLISTIC`, which releases after 0.10.21 need.
+
     Raises:
-        ValueError: the package is missing, or its version has no models.
+        ValueError: the package is missing or does not work, or the file is unusable.
+        FileNotFoundError: the file does not exist.
     """
 
-    def __init__(self) -> None:
-        install = 'pip install -e ".[mediapipe]"; pip install --no-deps mediapipe==0.10.21'
+    def __init__(self, folder: str | Path) -> None:
         os.environ.setdefault("GLOG_minloglevel", "2")
         try:
             import mediapipe
         except ImportError as error:
-            raise ValueError(f"--extractor mediapipe needs {error.name}: {install}") from None
-        if not hasattr(mediapipe, "solutions"):
-            raise ValueError(f"mediapipe {mediapipe.__version__} comes without its holistic model: {install}")
-        if int((protobuf := importlib.metadata.version("protobuf")).split(".")[0]) > 4:
-            raise ValueError(f"mediapipe {mediapipe.__version__} does not work with protobuf {protobuf}: {install}")
-        holistic = mediapipe.solutions.holistic
-        # Only the models of complexity 1 are included in the package; others would be downloaded.
-        with _no_native_messages():
-            self.model = holistic.Holistic(model_complexity=1)
-            self._start()
-        self.points = {
-            "POSE_LANDMARKS": [landmark.name for landmark in holistic.PoseLandmark],
-            "FACE_LANDMARKS": [str(i) for i in range(468)],
-            "LEFT_HAND_LANDMARKS": [landmark.name for landmark in holistic.HandLandmark],
-            "RIGHT_HAND_LANDMARKS": [landmark.name for landmark in holistic.HandLandmark],
-        }
+            raise ValueError(
+                f'--extractor mediapipe needs {error.name}: pip install -e ".[mediapipe]"; pip install --no-deps '
+                "mediapipe==0.10.21"
+            ) from None
         self.label = f"mediapipe {mediapipe.__version__}"
+        kind = _BundledModels if hasattr(mediapipe, "solutions") else _ModelFile
+        with _no_native_messages():
+            self.model = kind(mediapipe, Path(folder))
+        # The names in its enumerations; the face has 10 more points, of the irises, in later releases.
+        body = [landmark.name for landmark in self.model.names]
+        hand = [str(i) for i in range(21)]
+        self.points = {
+            "POSE_LANDMARKS": body,
+            "FACE_LANDMARKS": [str(i) for i in range(468)],
+            "LEFT_HAND_LANDMARKS": hand,
+            "RIGHT_HAND_LANDMARKS": hand,
+        }
 
     def start(self) -> None:
         """Reset the tracking state."""
         with _no_native_messages():
-            self.model.reset()
-            self._start()
-
-    def _start(self) -> None:
-        self.model.process(np.zeros((64, 64, 3), np.uint8))  # waits until all models are loaded
+            self.model.start()
 
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Extractor`; P is 1, or 0 if nobody is detected."""
         with _no_native_messages():
             found = self.model.process(picture)
-        if found.pose_landmarks is None:
-            return np.zeros((0, N_KEYPOINTS, 2), np.float32), np.zeros((0, N_KEYPOINTS), np.float32)
         rows = []  # (x, y, confidence) of each point
         for component, names in self.points.items():
-            landmarks = getattr(found, component.lower())
-            if landmarks is None:
-                rows.append(np.zeros((len(names), 3)))
-            else:
-                graded = component == "POSE_LANDMARKS"
-                rows.append(np.array([(p.x, p.y, p.visibility if graded else 1) for p in landmarks.landmark]))
+            # A list; before 0.10.30, an object with one, or None.
+            landmarks = getattr(found, component.lower()) or []
+            landmarks = getattr(landmarks, "landmark", landmarks)[: len(names)]
+            graded = component == "POSE_LANDMARKS"
+            if graded and not landmarks:
+                return np.zeros((0, N_KEYPOINTS, 2), np.float32), np.zeros((0, N_KEYPOINTS), np.float32)
+            points = [(p.x, p.y, p.visibility if graded else 1) for p in landmarks]
+            rows.append(np.array(points or np.zeros((len(names), 3))))
         table = np.concatenate(rows)[None, None]  # (1, 1, N, 3)
         keypoints, scores = to_whole_body(self.points, table[..., :2], table[..., 2])
         return keypoints[0], scores[0]
+
+
+class _BundledModels:
+    """MediaPipe until 0.10.21, whose package holds the models."""
+
+    def __init__(self, mediapipe: Any, _folder: Path) -> None:
+        if int((protobuf := importlib.metadata.version("protobuf")).split(".")[0]) > 4:
+            raise ValueError(
+                f"mediapipe {mediapipe.__version__} does not work with protobuf {protobuf}: pip install "
+                "protobuf==4.25.9, or take mediapipe 1.2.3 (docs/INFERENCE.md)."
+            )
+        holistic = mediapipe.solutions.holistic
+        self.names = holistic.PoseLandmark
+        # Only the models of complexity 1 are included in the package; others would be downloaded.
+        self.model = holistic.Holistic(model_complexity=1)
+        self.process = self.model.process
+        self.start()
+
+    def start(self) -> None:
+        self.model.reset()
+        self.process(np.zeros((64, 64, 3), np.uint8))  # waits until all models are loaded
+
+
+class _ModelFile:
+    """Later MediaPipe, whose one file holds all models; tracking is only forgotten by a new landmarker."""
+
+    def __init__(self, mediapipe: Any, folder: Path) -> None:
+        self.mediapipe, self.file = mediapipe, folder / HOLISTIC
+        self.names = mediapipe.tasks.vision.PoseLandmark
+        if not self.file.is_file():
+            raise FileNotFoundError(
+                f"--models {folder}: no {HOLISTIC} there, which mediapipe {mediapipe.__version__} needs. Get it from "
+                f"{HOLISTIC_FILE}"
+            )
+        self.model: Any = None
+        self.start()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """Leave closing to the system: when Python ends, MediaPipe's own closing prints a traceback."""
+        self.model._handle = None
+
+    def start(self) -> None:
+        if self.model:
+            self.model.close()
+        vision, tasks, self.time = self.mediapipe.tasks.vision, self.mediapipe.tasks, 0
+        try:
+            options = vision.HolisticLandmarkerOptions(
+                tasks.BaseOptions(model_asset_path=str(self.file)), vision.RunningMode.VIDEO
+            )
+            self.model = vision.HolisticLandmarker.create_from_options(options)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ValueError(f"--models: {self.file} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+
+    def process(self, picture: np.ndarray) -> Any:
+        self.time += MILLISECONDS
+        image = self.mediapipe.Image(self.mediapipe.ImageFormat.SRGB, np.ascontiguousarray(picture))
+        return self.model.detect_for_video(image, self.time)
 
 
 @contextlib.contextmanager

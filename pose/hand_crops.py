@@ -8,7 +8,7 @@ Source: Uni-Sign (Li et al., ICLR 2025), section 3.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +43,20 @@ class HandCrops:
         require_packages("--rgb_support", "av", "PIL")
 
     def load(
-        self, path: str | Path, pose: Pose, frames: np.ndarray, rng: np.random.Generator
+        self,
+        video: str | Path | Sequence[np.ndarray],
+        pose: Pose,
+        frames: np.ndarray,
+        rng: np.random.Generator | None = None,
     ) -> dict[str, torch.Tensor]:
         """Read a clip's video and crop its hands in the chosen frames.
 
         Args:
-            path: the video file.
+            video: the video file, or all images of the recording, (H, W, 3) uint8.
             pose: the clip.
             frames: (T,), indices of the sampled frames within the clip.
-            rng: draws the frames to crop.
+            rng: draws the frames to crop. By default a clip always gets the same ones: evaluation and translation
+                agree.
 
         Returns:
             For left and right: {side}_hands (N, 3, 112, 112) float32, {side}_sampled_indices (N,) int64 among the T
@@ -61,14 +66,18 @@ class HandCrops:
         Raises:
             ValueError: the video is unreadable, changes its size, or has another number of frames than the pose file.
         """
+        rng = rng or np.random.default_rng(0)
         keypoints, scores = pose.keypoints[frames], pose.scores[frames]
         chosen = {side: choose_frames(scores[:, PART_JOINTS[side]], rng) for side in HANDS}
         numbers = frames + pose.start
         wanted = {int(numbers[i]) for indices in chosen.values() for i in indices}
-        pictures = read_frames(path, wanted, pose.n_recorded) if wanted else {}
+        if isinstance(video, str | Path):
+            pictures = read_frames(video, wanted, pose.n_recorded) if wanted else {}
+        else:
+            pictures = {number: video[number] for number in wanted}
         sizes = {picture.shape[:2] for picture in pictures.values()}
         if len(sizes) > 1:  # e.g. recorded video calls; a clip's boxes have one size in pixels
-            raise ValueError(f"{path}: the video changes its size; encode it again, with all frames of one size.")
+            raise ValueError(f"{video}: the video changes its size; encode it again, with all frames of one size.")
         height, width = sizes.pop() if sizes else (1, 1)
         # Joints detected farther away than this are useless, and their boxes would need too much memory.
         keypoints = np.clip(keypoints, -1, 2) * [width, height]

@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from pose.files import check_frames, load_pose_file
 from system.disk import file_sizes
 from system.safe_pickle import load_pickle
+
+if TYPE_CHECKING:
+    import torch
 
 N_KEYPOINTS = 133
 SCORE_THRESHOLD = 0.3  # points with this score or less count as not detected
@@ -53,7 +55,7 @@ _ORIGINS = np.concatenate(
 # Length to which the box's longer side is scaled, for x and y of each joint: the body spans -1 to 1.
 _SIZES = np.repeat([2.0 if joint < len(PART_JOINTS["body"]) else 1.0 for joint in range(len(_JOINTS))], 2)
 
-PartKeypoints = dict[Part, torch.Tensor]
+PartKeypoints: TypeAlias = "dict[Part, torch.Tensor]"
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,8 @@ def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
     Returns:
         part -> (T, V, 3) float32.
     """
+    import torch  # here alone: extracting and comparing poses does without
+
     keypoints, scores = pose.keypoints, pose.scores
     if len(frames) < len(pose):  # otherwise all frames are sampled, in order
         keypoints, scores = keypoints[frames], scores[frames]

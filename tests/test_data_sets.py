@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,9 @@ def test_every_data_set_task_and_input(world, tmp_path, request, name, task, kin
 def test_how2sign_says_that_it_is_chosen_on_test(world, tmp_path, caplog):
     run(world, tmp_path, "--dataset", "How2Sign")
     assert "How2Sign has no dev split: the best checkpoint is chosen on test," in caplog.text
+    weights = tmp_path / "checkpoint_0.pth"
+    again = run(world, tmp_path / "again", "--dataset", "How2Sign", "--eval", "--finetune", weights)
+    assert [path.name for path in again.glob("*_metrics.json")] == ["test_metrics.json"]  # decoded once
 
 
 def test_a_folder_named_val_is_a_missing_dev(world, tmp_path):
@@ -73,7 +77,7 @@ def test_a_folder_named_val_is_a_missing_dev(world, tmp_path):
     folder = tmp_path / "world/dataset/WLASL/pose_format"
     (folder / "dev").rename(folder / "val")
     with pytest.raises(FileNotFoundError, match=r"pose_format/dev does not exist\. Rename .*pose_format/val to that"):
-        run(tmp_path / "world", tmp_path / "out", "--dataset", "WLASL", "--task", "ISLR")
+        run(tmp_path / "world", tmp_path / "out", "--dataset", "WLASL")  # whose only task is ISLR
 
 
 # -- tasks: which checkpoint is the best -------------------------------------------------------------------------------
@@ -121,7 +125,8 @@ def test_the_metric_of_a_task(world, tmp_path, monkeypatch, name, task, expected
     for key, value in expected.items():
         assert line[f"dev_{key}"] == pytest.approx(value)
     scored = " ".join(written) if task == "SLT" else written  # glosses are not split into characters
-    assert (out / "dev_tmp_pres.txt").read_text(encoding="utf-8").splitlines()[0] == scored
+    first = (out / "dev_tmp_pres.txt").read_text(encoding="utf-8").splitlines()[0]
+    assert re.fullmatch(f"sample: [^,]+, prediction: {scored}", first)
 
 
 # -- pre-training ------------------------------------------------------------------------------------------------------

@@ -76,6 +76,18 @@ def test_only_some_clips(few_poses, tmp_path):
         run("--poses", few_poses, "--out", tmp_path / "out", "--clips", name, "nobody")
 
 
+def test_parts_are_what_one_run_is(few_poses, tmp_path):
+    assert run("--poses", few_poses, "--out", tmp_path / "whole") == 0
+    parts = []
+    for i in (3, 1, 2):
+        before = {*(tmp_path / "parts").glob("*")}
+        assert run("--poses", few_poses, "--out", tmp_path / "parts", "--shard", f"{i}/3") == 0
+        parts.append(len({*(tmp_path / "parts").glob("*")} - before))
+    assert sum(parts) == 5 > max(parts)
+    whole, parts = ({file.name: file.read_bytes() for file in (tmp_path / of).iterdir()} for of in ("whole", "parts"))
+    assert whole == parts
+
+
 def test_two_files_of_one_clip_are_refused(few_poses, tmp_path):
     """Each would take the other's place."""
     path = sorted(few_poses.iterdir())[1]

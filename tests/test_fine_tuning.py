@@ -150,7 +150,8 @@ def test_what_a_run_leaves_behind(described):
     assert len(rows) == 9
     assert set(rows[0]) == {"name", "reference", "hypothesis"}
     assert len((described / "dev_tmp_pres.txt").read_text().splitlines()) == 9
-    assert " " in (described / "dev_tmp_refs.txt").read_text().splitlines()[0]  # characters, as they are scored
+    first = (described / "dev_tmp_refs.txt").read_text(encoding="utf-8").splitlines()[0]
+    assert re.fullmatch(r"sample: S\w+, reference: (. )+.", first)  # characters, as they are scored
     assert "tok:13a" in json.loads((described / "dev_metrics.json").read_text())["signatures"]["bleu"]
 
 

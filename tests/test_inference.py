@@ -189,7 +189,7 @@ def test_subtitles_stand_where_the_clips_do(checkpoint, poses, tmp_path, capsys)
 def test_descriptions_from_files_and_by_rules(checkpoint, poses, tmp_path, capsys, monkeypatch):
     seen = []
     sample = Translator.sample
-    monkeypatch.setattr(Translator, "sample", lambda self, p, t, n: seen.append((n, t)) or sample(self, p, t, n))
+    monkeypatch.setattr(Translator, "sample", lambda self, p, t, n, v: seen.append((n, t)) or sample(self, p, t, n, v))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "c.json").write_text(json.dumps([{"filename": "000003.jpg", "description": "up"}]))
     status, _, err = call(capsys, poses, "--checkpoint", checkpoint, "--descriptions", tmp_path)

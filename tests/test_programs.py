@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = """
-import runpy, sys
+import glob, runpy, sys
+glob.glob = lambda _: []  # as on a machine without a GPU, and without extractors
+sys.modules |= dict.fromkeys(["mediapipe", "onnxruntime", "rtmlib"])
 sys.argv = sys.argv[1:]
 program = sys.argv[0]
 status = 0
@@ -37,13 +39,19 @@ WRONG = {
         "--resume nowhere": "--resume: nowhere holds no state. Name a folder under OUTPUT_DIR/resume, or auto.",
         "--packed nowhere": "--packed: nowhere does not exist. Make it: python -m tools.pack_dataset --out nowhere.",
         "--task ISLR": "--task ISLR: the labels of CSL_Daily allow SLT, CSLR.",
+        "--dtype fp16": "--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.",
         "--hidden_dim 30": "--hidden_dim 30: must be a positive multiple of 4.",
-        "--output_dir {here}/file": "--output_dir: {here}/file is a file; wanted a folder.",
+        "--output_dir=": "--output_dir: '' is no folder; a run keeps what it learns, name one for it.",
+        "--dataset WLASL --root {here}": "labels: {here}/data/WLASL/labels-2000.train, ",
+        "--output_dir {here}/file": "--output_dir: '{here}/file' is no folder;",
     },
     "pre_training_checklist.py": {"--finetune nowhere.pth": "--finetune: nowhere.pth does not exist."},
     "inference.py": {
         "nowhere.mp4 --checkpoint nowhere.pth": "nowhere.mp4 does not exist.",
         "{here}/file --checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",
+        "x.mp4 --checkpoint nowhere.pth --dtype fp16 --device cuda": "on a CPU use bf16 or fp32. --device cuda: torch",
+        "{here}/a.mp4 --checkpoint {here}/file": "--extractor rtmlib needs onnxruntime: pip install",
+        "{here}/a.mp4 --checkpoint {here}/file --extractor mediapipe": "--extractor mediapipe needs mediapipe: pip",
     },
     "describe.py": {
         "--root {here}": "labels: {here}/data/CSL_Daily/labels.train, ",
@@ -56,7 +64,11 @@ WRONG = {
         "--only nothing": "--only nothing: no stage begins so",
     },
     "tools/demo.py": {"--root {here}": "--out {here}: not empty, and no sample corpus."},
-    "tools/demo_page.py": {"--checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist."},
+    "tools/demo_page.py": {
+        "--checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",
+        "--checkpoint nowhere.pth --dtype fp16": "--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.",
+        "--checkpoint {here}/file --extractor mediapipe": "--extractor mediapipe needs mediapipe: pip install",
+    },
     "tools/export.py": {
         "--checkpoint nowhere.pth --to folder --out {here}/x": "--checkpoint: nowhere.pth does not exist.",
         "--checkpoint {here}/file --to folder --out {here}": "--out: {here} exists.",
@@ -64,6 +76,7 @@ WRONG = {
     "tools/extract_poses.py": {
         "nowhere --out {here}/x": "nowhere: no video there",
         "{here} --out {here}/x --models nowhere": "--models: nowhere does not exist.",
+        "{here} --out {here}/x": "--extractor rtmlib needs onnxruntime: pip install",
     },
     "tools/import_table.py": {
         "{here}/file --videos nowhere --out {here}/x": "--videos: nowhere",
@@ -94,6 +107,7 @@ def test_every_program_is_tried():
 @pytest.mark.parametrize(("program", "line"), [(program, line) for program, lines in WRONG.items() for line in lines])
 def test_what_is_not_there_is_said_in_one_line_before_torch_is_imported(tmp_path, program, line):
     (tmp_path / "file").write_text("")
+    (tmp_path / "a.mp4").write_text("")
     result = start(program, *line.format(here=tmp_path).split())
     said = WRONG[program][line].format(here=tmp_path)
     assert said in result.stderr

@@ -60,7 +60,7 @@ def fences(text):
 def commands(text):
     """(program, flags) of every command, in blocks and in sentences."""
     pattern = r"\b(?:python|deepspeed|torchrun)\b[^`\n]*?(-m tools\.\w+|\b\w+\.py)\b([^`\n&|>]*)"
-    found = re.findall(pattern, text.replace("\\\n", " "))
+    found = re.findall(pattern, text.replace("\\\n", " ").replace("$part", "1/64"))
     return [(program, shlex.split(flags, comments=True)) for program, flags in found]
 
 

@@ -10,11 +10,16 @@ import pytest
 import torch
 
 import fine_tuning
+import inference
 import utils
 from config import DATASETS
 from datasets import S2T_Dataset
 from pose.keypoints import read_pose
+from pose.video import read_pictures
+from system.disk import read_lines
 from tests.helpers.models import as_in_transformers, new_model
+from tools import export
+from tools.demo_page import Demo, Question
 from training.weight_files import save_weights
 from translator import Translator, load_descriptions
 
@@ -153,6 +158,81 @@ def test_descriptions_start_where_the_clip_does(described, tmp_path):
     assert sample.has_description == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
+# -- crops of the hands ------------------------------------------------------------------------------------------------
+
+
+class Found:
+    """An extractor that finds what a pose file holds."""
+
+    label = "stand-in"
+
+    def __init__(self, pose):
+        self.pose = pose
+
+    def start(self):
+        self.left = zip(self.pose.keypoints[:, None], self.pose.scores[:, None], strict=True)
+
+    def __call__(self, picture):
+        return next(self.left)
+
+
+def test_crops_of_the_hands_are_those_of_the_evaluation(shared_real, small_mt5_folder, write_video, tmp_path, capsys):
+    """A real video, from a pose file beside it, through an extractor, on the page, and by an exported model."""
+    for package in ("av", "PIL"):
+        pytest.importorskip(package, reason="needs the extra rgb")
+    model = new_model(small_mt5_folder, rgb_support=True)
+    model.fusion_gate[2].bias.data.fill_(1)
+    for module in model.rgb_support_backbone.train().modules():
+        module.momentum = 1  # of batch norms: without statistics, a new backbone's features vanish
+    model.rgb_support_backbone(torch.randn(4, 3, 112, 112))
+    checkpoint, clips = tmp_path / "best_checkpoint.pth", tmp_path / "clips"
+    save_weights(
+        checkpoint, model.state_dict(), model.config, mt5_path=str(small_mt5_folder), max_length=40, task="SLT"
+    )
+    clips.mkdir()
+    rng = np.random.default_rng(0)
+    for name, more in (("whole", {}), ("part", {"start": 20, "end": 50})):
+        shutil.copy(shared_real / "video/test_video.mp4", clips / f"{name}.mp4")
+        keypoints, scores = rng.uniform(0.2, 0.8, (58, 133, 2)), rng.uniform(0.4, 1, (58, 133))
+        np.savez(clips / f"{name}.npz", keypoints=keypoints, scores=scores, **more)
+    (tmp_path / "labels.csv").write_text("name,text\npart,x\nwhole,y\n")
+    record = 'name = "films"\nlanguage = "Chinese"\npose_dir = "clips"\nrgb_dir = "clips"\npose_suffix = ".npz"\n'
+    (tmp_path / "films.toml").write_text(record + '[labels]\ntest = "labels.csv"\n')
+    same = ["--dtype", "fp32", "--num_beams", "3", "--max_new_tokens", "24"]
+    line = ["--root", tmp_path, "--dataset_config", tmp_path / "films.toml", "--eval", "--finetune", checkpoint]
+    fine_tuning.main(utils.parse_args([*map(str, line), *same, "--num_workers", "0"]))
+    wanted = {row["name"]: row["hypothesis"] for row in read_lines(tmp_path / "test_predictions.jsonl")}
+
+    def written(path):
+        assert inference.main(inference.parse_args([str(clips), "--checkpoint", str(path), *same])) == 0
+        return dict(row.split("\t") for row in capsys.readouterr().out.splitlines())
+
+    capsys.readouterr()
+    assert written(checkpoint) == {name: " ".join(text.split()) for name, text in wanted.items()}
+    export.main(export.parse_args(["--checkpoint", str(checkpoint), "--to", "folder", "--out", str(tmp_path / "out")]))
+    capsys.readouterr()
+    assert written(tmp_path / "out") == written(checkpoint)
+    assert "\nav==" in (tmp_path / "out/code/requirements.txt").read_text()
+
+    translate = Translator.from_checkpoint(tmp_path / "out", **{**OPTIONS, "num_beams": 3})
+    video, pose = clips / "whole.mp4", read_pose(clips / "whole.npz")
+    extractor = Found(pose)
+    assert translate(video, extractor=extractor) == translate(pose, video=video) == wanted["whole"]
+    shown = Demo(translate, extractor).answer(Question("film.mp4"), video.read_bytes())
+    assert shown["without"][0]["text"] == wanted["whole"]
+    black = write_video(tmp_path / "black.mp4", [np.zeros((720, 540, 3), np.uint8)] * 58)
+    sources = [video, list(read_pictures(video)), black]  # a file, and pictures as of a camera
+    explained = [translate.explain([translate.sample(pose, None, "", source)])[0] for source in sources]
+    scores = [clip.candidates[0].score for clip in explained]
+    assert scores[0] == scores[1] != scores[2]
+
+    video.unlink()
+    with pytest.raises(ValueError, match=r"whole.npz: this checkpoint looks at crops of the hands. Give the video"):
+        translate(clips / "whole.npz")
+    with pytest.raises(ValueError, match="looks at crops of the hands"):
+        Demo(translate, extractor).answer(Question("a.npz"), (clips / "whole.npz").read_bytes())
+
+
 # -- what cannot be ----------------------------------------------------------------------------------------------------
 
 
@@ -165,9 +245,6 @@ def changed(described, tmp_path, **facts):
 def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
     content = torch.load(described[0], weights_only=True)
     model = content["model"]
-    rgb = changed(described, tmp_path, config={**content["config"], "rgb_support": True})
-    with pytest.raises(ValueError, match="needs videos beside the poses"):
-        Translator.from_checkpoint(rgb)
     newer = changed(described, tmp_path, config={**content["config"], "colour": 1})
     with pytest.raises(ValueError, match="another version of this code.*colour"):
         Translator.from_checkpoint(newer)

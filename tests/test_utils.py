@@ -278,7 +278,12 @@ def test_all_that_is_wrong_is_said_in_one_line(capsys):
     assert "error: --jobs 0: must be at least 1. --seeds -1: must be at least 0. See" in capsys.readouterr().err
 
 
-MISTYPED = [("--batchsize", "--batch-size"), ("--use_description", "--use_descriptions")]
+MISTYPED = [
+    ("--batchsize", "--batch-size"),
+    ("--use_description", "--use_descriptions"),
+    ("--batch", "--batch-size"),  # Uni-Sign's parser takes abbreviations
+    ("--use", "--use_descriptions"),
+]
 
 
 def test_a_flag_like_no_other_is_not_guessed_at(capsys):

@@ -25,10 +25,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ASPECTS, EXTRACTORS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from config import ASPECTS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
 from system.disk import to_json
 from system.faults import CLIP_FAULTS, in_one_line
-from utils import Parser, require_paths, run, sigterm_as_ctrl_c
+from utils import Parser, add_extractor_flags, require_paths, run, sigterm_as_ctrl_c, without_gpu
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,8 +67,7 @@ def get_args_parser() -> Parser:
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or an exported folder")
     add("--port", type=int, default=8642, help="default: 8642")
     add("--max_upload", type=int, default=64, metavar="MB", help="larger files are refused; default: 64")
-    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="finds the poses in videos; default: rtmlib")
-    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add_extractor_flags(add)
     add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
     add("--text_encoder", default="", metavar="DIR", help="default: that of training")
     add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
@@ -85,6 +84,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port}: must lie in 0 to 65535; 0 takes one that is free.")
     parser.at_least(args, max_upload=1, num_beams=N_BEST)
+    parser.refuse(without_gpu(args.dtype, args.device))
     return args
 
 
@@ -179,7 +179,7 @@ class Demo:
             "language": config.language,
             "descriptions": config.use_descriptions,
             "max_bytes": max_bytes,
-            "suffixes": [*POSE_SUFFIXES, *(VIDEO_SUFFIXES if self.extractor else ())],
+            "suffixes": [*(() if config.rgb_support else POSE_SUFFIXES), *(VIDEO_SUFFIXES if self.extractor else ())],
             "no_videos": "" if self.extractor else self.no_extractor,
         }
 
@@ -210,16 +210,17 @@ class Demo:
         try:
             with tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
                 path = Path(folder) / f"clip{Path(question.name).suffix}"
+                video = path if path.suffix.lower() in VIDEO_SUFFIXES else None
                 try:
                     path.write_bytes(file)
                     pose, aspect, fps = self._pose(path, question, still_asked)
                     texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
+                    still_asked()
+                    sentences = self._sentences(pose, texts, video)
                 except ConnectionAbortedError:
                     raise
                 except CLIP_FAULTS as error:
                     raise ValueError(in_one_line(error).replace(str(path), question.name).replace(folder, "")) from None
-            still_asked()
-            sentences = self._sentences(pose, texts)
         finally:
             self.busy.release()
         frames = sample_frames(len(pose), self.translator.max_length)
@@ -258,10 +259,11 @@ class Demo:
         language = description_language(self.translator.model.config.language)
         return describe_pose(pose, language, aspect)
 
-    def _sentences(self, pose: Pose, texts: Mapping[int, str] | None) -> dict[str, Any]:
+    def _sentences(self, pose: Pose, texts: Mapping[int, str] | None, video: Path | None) -> dict[str, Any]:
         """Return sentences with and without descriptions, and each frame's text and gate."""
         translator = self.translator
-        samples = [translator.sample(pose), *([] if texts is None else [translator.sample(pose, texts)])]
+        without = translator.sample(pose, None, "the clip", video)
+        samples = [without] if texts is None else [without, translator.sample(pose, texts, "the clip", video)]
         explained = translator.explain(samples, N_BEST)
         found = [[candidate._asdict() for candidate in clip.candidates] for clip in explained]
         if texts is None:
@@ -398,13 +400,19 @@ class Server(ThreadingHTTPServer):
 
 
 def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
-    """Load the pose extractor, or return why it is not available: the page works without one."""
+    """Load the pose extractor or, unless a flag asks for it, return why there is none: the page works without.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_extractor`.
+    """
     from pose.extraction import load_extractor
 
     try:
         device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU
         return load_extractor(args.extractor, args.models, device), ""
     except (ValueError, FileNotFoundError) as error:
+        if args.extractor or args.models:
+            raise
         return None, str(error)
 
 
@@ -412,7 +420,8 @@ def main(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
     flags = ("checkpoint", "models", "mt5_path", "text_encoder")
     require_paths(**{flag: getattr(args, flag) for flag in flags})
-    from translator import Translator
+    extractor = find_extractor(args)
+    from translator import Translator  # only now: torch is slow to import
 
     translator = Translator.from_checkpoint(
         args.checkpoint,
@@ -423,7 +432,7 @@ def main(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         num_beams=args.num_beams,
     )
-    demo = Demo(translator, *find_extractor(args))
+    demo = Demo(translator, *extractor)
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server, sigterm_as_ctrl_c():
         try:
             where = f"http://{HOST}:{server.server_port}/"

@@ -21,6 +21,7 @@ import ast
 import json
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -123,13 +124,11 @@ def read(args: argparse.Namespace) -> Model:
     """
     from training.weight_files import read_weights
     from training.weights import kept_tokens
-    from translator import refuse_rgb, whole_config
+    from translator import whole_config
 
     weights, facts = read_weights(args.checkpoint, "--checkpoint")
     given = {"text_encoder": args.text_encoder, "language": args.language}
     config = whole_config(args.checkpoint, facts, weights, **given)
-    if args.to == "folder":
-        refuse_rgb(args.checkpoint, config)
     folder = Path(args.mt5_path or facts.get("mt5_path", ""))
     if not (folder / "config.json").is_file() or not (folder / "spiece.model").is_file():
         raise FileNotFoundError(
@@ -273,7 +272,7 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
         if encoder:
             own = kind == "trained" and not model.config.text_encoder
             write_encoder(folder / "text_encoder", encoder, encoder_folder, model.kept if own else None)
-        write_code(folder / "code")
+        write_code(folder / "code", model.config.rgb_support)
         write_text(folder / "README.md", README)
 
 
@@ -315,7 +314,7 @@ def write_encoder(folder: Path, weights: dict[str, torch.Tensor], source: Path, 
     save_safetensors(folder / "model.safetensors", weights)
 
 
-def write_code(folder: Path) -> None:
+def write_code(folder: Path, reads_videos: bool) -> None:
     """Copy the modules that `inference.py` needs, in their folders, and list its packages in requirements.txt."""
     for path in sorted({source_of(module) for module in needed_modules("inference")}):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -323,6 +322,9 @@ def write_code(folder: Path) -> None:
     wanted = ("torch", "transformers", "sentencepiece", "safetensors", "numpy", "tqdm")
     lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [line.partition("#")[0].strip() for line in lines if line.partition("==")[0] in wanted]
+    if reads_videos:
+        project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        pins += project["optional-dependencies"]["rgb"]
     write_text(folder / "requirements.txt", "".join(f"{pin}\n" for pin in pins))
 
 
@@ -361,7 +363,8 @@ It was exported by `tools/export.py` of uni-sign-stage3. It stands alone: the mo
     pip install -r code/requirements.txt
     python code/inference.py CLIPS --checkpoint .
 
-CLIPS is a `.pkl`, `.npz` or `.pose` file of 133 COCO-WholeBody keypoints per frame, or a folder of them;
+CLIPS is a `.pkl`, `.npz` or `.pose` file of 133 COCO-WholeBody keypoints per frame, or a folder of them (where
+`model.json` has `"rgb_support": true`, with the video beside each file, under the same name);
 `python code/inference.py --help` has more. From Python, with `code` on the path:
 
     from translator import Translator

@@ -14,9 +14,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from config import EXTRACTORS, ONE_PERSON, PICTURES_CURE, VIDEO_SUFFIXES
+from config import ONE_PERSON, PICTURES_CURE, VIDEO_SUFFIXES
 from system.faults import CLIP_FAULTS, in_one_line
-from utils import Parser, progress, require_packages, require_paths, run
+from utils import Parser, add_extractor_flags, add_shard_flag, progress, require_packages, require_paths, run
 
 if TYPE_CHECKING:
     from pose.extraction import Extractor
@@ -36,8 +36,8 @@ and a difference in the number of frames is an error. So the same command goes o
 A damaged video is named, the others go on. Exit status: 0 when every video has its file, 1 otherwise.
 
 rtmlib finds the 133 points of COCO-WholeBody, as in Uni-Sign's data, and several people. It needs two model files of
-yours, --models. MediaPipe finds one person, runs on the CPU, and brings its models along; its points differ from those
-that released weights were trained on. Both are installed apart, see docs/INFERENCE.md.
+yours, --models. MediaPipe finds one person, runs on the CPU, and (0.10.21) brings its models along; its points differ
+from those that released weights were trained on. Both are installed apart, see docs/INFERENCE.md.
 
 Of several people, --person 0 is the one whose head and shoulders are seen largest and longest, followed from frame to
 frame; 1 is the next, such as an interpreter beside a speaker. Look at the result: --look draws it over the frames.
@@ -54,8 +54,7 @@ def get_args_parser() -> Parser:
     add = parser.add_argument
     parser.add_argument("videos", metavar="VIDEOS", help="a video, or a folder of them (and of folders)")
     add("--out", required=True, metavar="DIR", help="where the pose files go")
-    add("--extractor", default=EXTRACTORS[0], choices=EXTRACTORS, help="default: rtmlib")
-    add("--models", default="", metavar="DIR", help="rtmlib's two ONNX files; default: pretrained_weight/rtmlib")
+    add_extractor_flags(add)
     add("--device", default="", choices=("cpu", "cuda"), help="for rtmlib; default: cuda if onnxruntime can use one")
     add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
     add(
@@ -65,6 +64,7 @@ def get_args_parser() -> Parser:
         metavar="N",
         help="processes, each with a model of its own; default: one for two cores, at most 8",
     )
+    add_shard_flag(add)
     add("--overwrite", action="store_true", help="make files again that are there")
     add("--check", action="store_true", help="only compare the files that are there with their videos; make none")
     add("--look", default="", metavar="DIR", help="also draw some frames of each new file, NAME.jpg; needs pillow")
@@ -105,7 +105,7 @@ class Result(NamedTuple):
 
 
 def find_videos(args: argparse.Namespace) -> list[Video]:
-    """Return all videos in the order of their names.
+    """Return the videos of the shard in the order of their names.
 
     Raises:
         FileNotFoundError: there are no videos.
@@ -125,7 +125,8 @@ def find_videos(args: argparse.Namespace) -> list[Video]:
         if name in by_name:
             raise ValueError(f"{by_name[name]} and {path} would both become {out / name}.pkl. Rename or move one.")
         by_name[name] = path
-        videos.append(Video(path, out / f"{name}.pkl", look / f"{name}.jpg" if look else None))
+        if name.as_posix() in args.shard:
+            videos.append(Video(path, out / f"{name}.pkl", look / f"{name}.jpg" if look else None))
     return videos
 
 
@@ -280,7 +281,7 @@ def main(args: argparse.Namespace) -> int:
 def summary(counts: Counter[str]) -> str:
     """Summarise the results in one or two lines."""
     words = ("made", "there already", "of another video", "missing", "failed")
-    lines = ["pose files: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word])]
+    lines = ["pose files: " + (", ".join(f"{counts[word]} {word}" for word in words if counts[word]) or "none to make")]
     if frames := counts["frames"]:
         seen = ", ".join(f"{part} in {counts[part] / frames:.0%}" for part in ("body", "left hand", "right hand"))
         several = f"; several people in {counts['several']} clips" if counts["several"] else ""

@@ -14,7 +14,7 @@ import torch
 
 from clips.labels import split_labels, target
 from clips.packs import use_packs
-from config import DatasetSpec, ModelConfig, dataset_of, under_root
+from config import GET_BACKBONE, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
 from datasets import S2T_Dataset
 from models import Uni_Sign
 from network.rgb_branch import BACKBONE, load_backbone
@@ -106,7 +106,7 @@ def take_settings(args: argparse.Namespace) -> None:
             f"--eval: {path} was trained to write {saved['language']}, and {spec.name} is {spec.language}. Name data "
             "in its language: --dataset or --dataset_config."
         )
-    defaults = vars(get_args_parser().parse_args([]))
+    defaults = vars(get_args_parser().parse_args([])) | {"task": spec.tasks[0]}
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
     if "mt5_path" not in given and facts.get("mt5_path") and not os.path.isdir(under_root(args.root, args.mt5_path)):
@@ -141,7 +141,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers)
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
-    if spec.dev_is_test:
+    if spec.dev_is_test and not args.eval:
         logger.warning("%s has no dev split: the best checkpoint is chosen on test, whose scores are dev's.", spec.name)
     for split in ("dev", "test"):
         if split not in spec.labels:
@@ -252,14 +252,24 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
             f"--rgb_support: {args.finetune or 'nothing'} has no RGB branch to start from, and a new one would not "
             "train with the fusion modules alone. Add --trainable all, or drop --rgb_support."
         )
-    if args.rgb_backbone:
-        if not backbone_is_new:
-            raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
-        load_backbone(model, read_weights(args.rgb_backbone, "--rgb_backbone")[0], args.rgb_backbone)
-    elif backbone_is_new:
-        logger.warning("the hand backbone starts from random weights; --rgb_backbone FILE takes ImageNet's.")
+    if args.rgb_backbone and not backbone_is_new:
+        raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
+    if backbone_is_new:
+        load_first_backbone(model, args.rgb_backbone, under_root(args.root, rgb_backbone))
     if args.fusion_checkpoint:
         load_fusion(model, args.fusion_checkpoint)
+
+
+def load_first_backbone(model: Uni_Sign, given: str, usual: str) -> None:
+    """Start a new hand backbone from ImageNet weights: the file of --rgb_backbone, or the one at the usual place."""
+    path = given or (usual if os.path.isfile(usual) else "")
+    if path:
+        load_backbone(model, read_weights(path, "--rgb_backbone")[0], path)
+        logger.info("the hand backbone starts from %s.", path)
+    else:
+        logger.warning(
+            "the hand backbone starts from random weights. For ImageNet's, save %s as %s.", GET_BACKBONE, usual
+        )
 
 
 def choose_vocabulary(

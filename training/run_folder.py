@@ -195,9 +195,10 @@ def write_predictions(output_dir: Path, results: Results) -> None:
     write_text(output_dir / f"{split}_metrics.json", content + "\n")
     # Sentences as they are scored (split into characters with "char"). Glosses and single signs are unchanged.
     unit = dataset.spec.text_unit if results.task == "SLT" else "word"
-    for file, texts, prepare in (
-        ("pres", results.hypotheses, prepare_hypothesis),
-        ("refs", results.references, prepare_reference),
+    for file, what, texts, prepare in (
+        ("pres", "prediction", results.hypotheses, prepare_hypothesis),
+        ("refs", "reference", results.references, prepare_reference),
     ):
-        content = "".join(prepare(text, unit).replace("\n", " ") + "\n" for text in texts)
-        write_text(output_dir / f"{split}_tmp_{file}.txt", content)
+        said = (prepare(text, unit).replace("\n", " ") for text in texts)
+        lines = [f"sample: {name}, {what}: {text}\n" for name, text in zip(dataset.names, said, strict=True)]
+        write_text(output_dir / f"{split}_tmp_{file}.txt", "".join(lines))

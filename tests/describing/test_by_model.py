@@ -91,6 +91,21 @@ def test_all_is_described(poses, tmp_path):
     assert not (tmp_path / "out" / "failures.jsonl").exists()
 
 
+def test_parts_ask_for_what_one_run_asks_for(poses, tmp_path):
+    """Each part lists its own failures; one whose clips are all done asks nothing."""
+    bad = sorted(poses.iterdir())[0]
+    content = bad.read_bytes()
+    bad.write_bytes(b"")
+    with server(lambda h, _: h.answer()) as httpd:
+        assert sorted(run(httpd, poses, tmp_path / "out", f"--shard {i}/2") for i in (2, 1)) == [0, 1]
+        (listed,) = (tmp_path / "out").glob("failures_[12]_of_2.jsonl")
+        bad.write_bytes(content)
+        assert [run(httpd, poses, tmp_path / "out", f"--shard {i}/2") for i in (2, 1)] == [0, 0]
+    assert not listed.exists()
+    assert stored(tmp_path / "out") == wanted(poses)
+    assert len(httpd.requests) == sum(len(segments(len(read_pose(path)), 16)) for path in poses.iterdir())
+
+
 def test_each_frame_alone(poses, tmp_path):
     one = sorted(poses.iterdir())[0]
     with server(lambda h, _: h.answer()) as httpd:

@@ -449,7 +449,7 @@ def test_weights_with_and_without_crops(fused, filmed, tmp_path, caplog):
     assert "hand backbone" not in caplog.text
     build(True, tmp_path / "poses.pth")
     assert "new is rgb_support_backbone (358 tensors), rgb_proj (2 tensors), fusion_pose_rgb_linear" in caplog.text
-    assert "the hand backbone starts from random weights" in caplog.text
+    assert "the hand backbone starts from random weights. For ImageNet's, save https://download.pytorch" in caplog.text
     with pytest.raises(ValueError, match=r"checkpoint_1.pth is an RGB-pose checkpoint; add --rgb_support"):
         build(False, path)
     del whole["rgb_proj.weight"]
@@ -462,15 +462,19 @@ def test_weights_with_and_without_crops(fused, filmed, tmp_path, caplog):
         build(True, path, rgb_backbone="x.pth")
 
 
-def test_backbone_from_imagenet(filmed, tmp_path):
+def test_backbone_from_imagenet(filmed, tmp_path, monkeypatch):
     """A file as torchvision publishes it, classifier included."""
     own = {f"features.{name}": x for name, x in efficientnet_b0().state_dict().items()}
     torch.save(own | {"classifier.1.weight": torch.zeros(1000, 1280)}, tmp_path / "b0.pth")
     args = utils.parse_args(["--root", str(filmed), *FLAGS, "--rgb_backbone", str(tmp_path / "b0.pth")])
     config = ModelConfig(hidden_dim=16, rgb_support=True)
     model = building.build_model(args, config, {})
-    for name, x in model.rgb_support_backbone[0].state_dict().items():
-        assert torch.equal(x, own[f"features.{name}"])
+    assert all(
+        torch.equal(x, own[f"features.{name}"]) for name, x in model.rgb_support_backbone[0].state_dict().items()
+    )
+    monkeypatch.setattr(building, "rgb_backbone", str(tmp_path / "b0.pth"))  # the usual place
+    model = building.build_model(utils.parse_args(["--root", str(filmed), *FLAGS]), config, {})
+    assert torch.equal(model.rgb_support_backbone[0].state_dict()["8.1.bias"], own["features.8.1.bias"])
     del own["features.8.1.bias"]
     torch.save(own, tmp_path / "b0.pth")
     with pytest.raises(ValueError, match=r"--rgb_backbone: .*b0.pth does not .*: missing: features.8.1.bias\."):

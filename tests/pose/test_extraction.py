@@ -243,7 +243,9 @@ def test_rtmlib_on_a_gpu(monkeypatch, models):
 
 def test_models_that_are_not_there_or_of_another_kind(monkeypatch, models):
     rtmlib_stand_in(monkeypatch)
-    with pytest.raises(FileNotFoundError, match="--models pretrained_weight/rtmlib: no such folder. Wanted are two"):
+    with pytest.raises(
+        FileNotFoundError, match=r"--models pretrained_weight/rtmlib: no such .* https://download.*\.zip and https"
+    ):
         load_extractor("rtmlib")
     (models / "dwpose.onnx").touch()
     with pytest.raises(FileNotFoundError, match="dwpose.onnx, rtmw-l.onnx, yolox_tiny.onnx. Wanted are two files"):
@@ -314,44 +316,72 @@ def test_rtmlib_and_onnxruntime_themselves(tmp_path):
 # -- MediaPipe ---------------------------------------------------------------------------------------------------------
 
 
-def mediapipe_stand_in(monkeypatch, found, protobuf="4.25.9"):
-    """A module of MediaPipe's shape, whose model finds what is given."""
+def mediapipe_stand_in(monkeypatch, found, version, protobuf="4.25.9"):
+    """A module of the shape of that MediaPipe, whose model finds what is given; returns its starts."""
     names = [name.replace("big_toe", "foot_index").upper() for name in BODY.split() if "small" not in name]
     enum = [types.SimpleNamespace(name=name) for name in names]
-    hand = [types.SimpleNamespace(name=f"JOINT_{i}") for i in range(21)]
+    starts, times = [], []
 
     class Holistic:
         def __init__(self, model_complexity):
             assert model_complexity == 1, "the others are downloaded"
-            Holistic.starts = 0
 
         def reset(self):
-            Holistic.starts += 1
+            starts.append("reset")
 
         def process(self, picture):
             parts = {f"{part}_landmarks": found.get(part) for part in ("pose", "face", "left_hand", "right_hand")}
+            wrapped = {part: points and types.SimpleNamespace(landmark=points) for part, points in parts.items()}
+            return types.SimpleNamespace(**wrapped)
+
+    class Landmarker:
+        close = starts.pop
+
+        @staticmethod
+        def create_from_options(options):
+            starts.append(options)
+            times.clear()
+            return Landmarker()
+
+        def detect_for_video(self, image, time):
+            assert time > max(times, default=0)
+            times.append(time)
+            assert image == ("SRGB", (40, 80, 3))
+            parts = {f"{part}_landmarks": found.get(part, []) for part in ("pose", "face", "left_hand", "right_hand")}
             return types.SimpleNamespace(**parts)
 
     module = types.ModuleType("mediapipe")
-    module.__version__ = "0.10.21"
-    module.solutions = types.SimpleNamespace(
-        holistic=types.SimpleNamespace(Holistic=Holistic, PoseLandmark=enum, HandLandmark=hand)
-    )
+    module.__version__ = version
+    if version.startswith("0"):
+        holistic = types.SimpleNamespace(Holistic=Holistic, PoseLandmark=enum)
+        module.solutions = types.SimpleNamespace(holistic=holistic)
+    else:
+        vision = types.SimpleNamespace(
+            PoseLandmark=enum,
+            HolisticLandmarkerOptions=lambda *options: options,
+            HolisticLandmarker=Landmarker,
+            RunningMode=types.SimpleNamespace(VIDEO="video"),
+        )
+        module.tasks = types.SimpleNamespace(vision=vision, BaseOptions=lambda model_asset_path: model_asset_path)
+        module.Image, module.ImageFormat = lambda kind, data: (kind, data.shape), types.SimpleNamespace(SRGB="SRGB")
     monkeypatch.setitem(sys.modules, "mediapipe", module)
-    version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: protobuf if name == "protobuf" else version(name))
-    return module
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: protobuf if name == "protobuf" else installed(name))
+    return starts
 
 
 def landmarks(n, x, visibility=0.0):
-    points = [types.SimpleNamespace(x=x, y=i / 1000, visibility=visibility) for i in range(n)]
-    return types.SimpleNamespace(landmark=points)
+    return [types.SimpleNamespace(x=x, y=i / 1000, visibility=visibility) for i in range(n)]
 
 
-def test_mediapipe(monkeypatch):
+@pytest.mark.parametrize("version", ["0.10.21", "1.2.3"])
+def test_mediapipe(monkeypatch, tmp_path, version):
+    file = tmp_path / "holistic_landmarker.task"
+    file.touch()
     found = {"pose": landmarks(21, 0.5, 0.7), "right_hand": landmarks(21, 0.2)}
-    mediapipe_stand_in(monkeypatch, found)
-    extractor = load_extractor("mediapipe")
+    starts = mediapipe_stand_in(monkeypatch, found, version)
+    extractor = load_extractor("mediapipe", tmp_path)
+    extractor(PICTURE)
     extractor.start()
     (keypoints,), (scores,) = extractor(PICTURE)
     np.testing.assert_allclose(scores[:17], 0.7, rtol=1e-6)
@@ -360,23 +390,39 @@ def test_mediapipe(monkeypatch):
     assert (keypoints[23:112] == 0).all()
     np.testing.assert_allclose(scores[112:], 1)
     np.testing.assert_allclose(keypoints[112:], [[0.2, i / 1000] for i in range(21)], rtol=1e-6)
-    assert sys.modules["mediapipe"].solutions.holistic.Holistic.starts == 1
-    assert extractor.label == "mediapipe 0.10.21"
+    # A landmarker that tracks forgets by being made anew, after the one before was closed.
+    assert starts == (["reset"] * 2 if version == "0.10.21" else [(str(file), "video")])
+    assert extractor.label == f"mediapipe {version}"
+    found["face"] = landmarks(478, 0.4)  # with irises
+    assert (extractor(PICTURE)[1][0, 23:91] == 1).all()
     del found["pose"]
     assert [len(part) for part in extractor(PICTURE)] == [0, 0]
 
 
-def test_mediapipe_that_cannot_work(monkeypatch):
-    mediapipe_stand_in(monkeypatch, {}, protobuf="6.33.1")
-    with pytest.raises(ValueError, match=r'not work with protobuf 6.33.1: pip install -e "\.\[mediapipe\]"'):
-        MediaPipe()
-    module = mediapipe_stand_in(monkeypatch, {})
-    del module.solutions
-    with pytest.raises(ValueError, match="mediapipe 0.10.21 comes without its holistic model: pip install"):
-        MediaPipe()
+def test_mediapipe_that_cannot_work(monkeypatch, tmp_path):
+    mediapipe_stand_in(monkeypatch, {}, "0.10.21", protobuf="6.33.1")
+    with pytest.raises(ValueError, match="not work with protobuf 6.33.1: pip install protobuf==4.25.9, or take"):
+        MediaPipe(tmp_path)
+    mediapipe_stand_in(monkeypatch, {}, "1.2.3")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"--models pretrained_weight/mediapipe: no hol.* Get it from https://storage\.google.*task$",
+    ):
+        load_extractor("mediapipe")
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     with pytest.raises(ValueError, match="--extractor mediapipe needs mediapipe: pip install"):
-        MediaPipe()
+        MediaPipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"), [("rtmlib mediapipe", "rtmlib"), ("mediapipe", "mediapipe"), ("", "rtmlib")]
+)
+def test_what_is_installed_is_taken(monkeypatch, there, taken):
+    monkeypatch.setattr(extraction, "installed", lambda package: package in there.split())
+    for package in ("mediapipe", "rtmlib", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=f"--extractor {taken} needs"):
+        load_extractor()
 
 
 def test_mediapipe_itself(shared_real, capfd):

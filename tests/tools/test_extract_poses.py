@@ -77,6 +77,17 @@ def test_a_folder_is_mirrored(videos, tmp_path, capsys):
     assert files(tmp_path / "look") == ["a.jpg", "c.jpg", "deep/er/b.jpg"]
 
 
+def test_parts_are_what_one_run_is(videos, tmp_path, capsys):
+    call(capsys, videos, "--out", tmp_path / "whole")
+    said = [call(capsys, videos, "--out", tmp_path / "parts", "--shard", f"{i}/3")[1][0] for i in (3, 1, 2, 3)]
+    made = ["pose files: 1 made.", "pose files: 2 made.", "pose files: none to make.", "pose files: 1 there already."]
+    assert said == made
+    whole, parts = (
+        [(tmp_path / of / name).read_bytes() for name in files(tmp_path / "whole")] for of in ("whole", "parts")
+    )
+    assert whole == parts
+
+
 def test_one_video(videos, tmp_path, capsys):
     assert call(capsys, videos / "deep" / "er" / "b.MP4", "--out", tmp_path / "out")[0] == 0
     assert files(tmp_path / "out") == ["b.pkl", "extractor.txt"]
@@ -181,6 +192,7 @@ def test_two_videos_of_one_name(videos, write_video, tmp_path, capsys):
     ("flags", "said"),
     [
         ("--num_workers 0", "--num_workers 0: must be at least 1"),
+        ("--shard 0/8", "--shard: 0/8 is no part I/N, with I from 1 to N (sbatch --array=1-N)"),
         ("--person -1", "--person -1: must be at least 0"),
         ("--extractor mediapipe --person 1", "MediaPipe finds one person only"),
         ("--extractor mediapipe --device cuda", "MediaPipe computes on the CPU"),

@@ -63,6 +63,14 @@ def evaluation(command, tmp_path):
     return read
 
 
+@pytest.mark.parametrize(("dataset", "task"), [("WLASL", "ISLR"), ("CSL_Daily", "SLT")])
+def test_weights_without_settings_have_the_first_task_of_the_data_set(command, tmp_path, dataset, task):
+    torch.save({"model": build(command()).state_dict()}, tmp_path / "released.pth")
+    args = utils.parse_args(["--eval", "--finetune", str(tmp_path / "released.pth"), "--dataset", dataset])
+    building.take_settings(args)
+    assert args.task == task
+
+
 def test_targets_that_are_cut_are_counted(command, caplog):
     """A sentence of the sample corpus has 7 to 24 tokens."""
     args = command("--max_target_tokens", 9)
