@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import config
-from describing.files import makers_by_frame, write_descriptions
+from describing.files import write_descriptions
 from temporal_alignment import DescriptionCounts, DescriptionLoader, numbered_from_one
 
 if TYPE_CHECKING:
@@ -48,14 +47,12 @@ class FileReport:
 
     name: str
     counts: DescriptionCounts
-    n_frames: int | None = None  # of the clip; None if unknown
-    damage: str = ""  # why it cannot be read
-    pose_damage: str = ""  # why the clip's pose cannot be read
-    lengths: list[int] = field(default_factory=list)  # of the valid texts, in characters
-    languages: Counter = field(default_factory=Counter)
-    texts: Counter = field(default_factory=Counter)  # text -> number of frames with it
-    made_by: Counter = field(default_factory=Counter)
-    numbers: tuple[int, Collection[int]] | None = None  # frames of the recording, and the described ones, as written
+    n_frames: int | None  # of the clip; None if unknown
+    damage: str  # why it cannot be read
+    pose_damage: str  # why the clip's pose cannot be read
+    texts: Counter[str]  # text -> number of frames with it
+    made_by: Counter[str]  # maker, "" if unknown -> number of frames
+    numbers: tuple[int, Collection[int]] | None  # frames of the recording, and the described ones, as written
 
     def faults(self) -> list[str]:
         """Return the names of the file's faults, as in `FAULTS`."""
@@ -109,6 +106,13 @@ class SplitReport:
             total += report.counts
         return total
 
+    def texts(self) -> Counter[str]:
+        """Return text -> number of frames with it."""
+        total = Counter[str]()
+        for report in self.files:
+            total.update(report.texts)
+        return total
+
     def from_one(self) -> bool:
         """Return whether frames are numbered from 1, which only known clips can show."""
         return numbered_from_one(report.numbers for report in self.files if report.numbers)
@@ -126,10 +130,9 @@ class SplitReport:
 
     def row(self) -> dict[str, str]:
         """Return the split's values in the table."""
-        total = self.totals()
-        lengths = sorted(length for report in self.files for length in report.lengths)
-        languages = sum((report.languages for report in self.files), Counter())
-        texts = sum((Counter(report.texts.keys()) for report in self.files), Counter())
+        total, texts = self.totals(), self.texts()
+        lengths = sorted(map(len, texts.elements()))
+        languages = Counter(map(language_of, texts.elements()))
         silent = sum(not report.counts.frames for report in self.files)
         frames = sum(length for length, _ in self.measured())
         row = {
@@ -158,8 +161,8 @@ class SplitReport:
 def language_of(text: str) -> str:
     """Classify a text as Chinese or English by its letters.
 
-    >>> language_of("右手在胸前。"), language_of("Right hand."), language_of("右手 index finger"), language_of("12")
-    ('zh', 'en', 'mixed', 'other')
+    >>> [language_of(text) for text in ("右手在胸前。", "OK手势，右手", "Right hand.", "右手 index finger", "12")]
+    ['zh', 'zh', 'en', 'mixed', 'other']
     """
     chinese, latin = len(re.findall("[\u4e00-\u9fff]", text)), len(re.findall("[A-Za-z]", text))
     if not chinese + latin:
@@ -177,36 +180,12 @@ def examine(job: Job) -> FileReport:
     except (ValueError, OSError) as error:
         damage = str(error)
     loader = DescriptionLoader(job.folder)
-    texts = loader.load(job.name, pose.frames if pose else None)
+    found = loader.read(job.name, pose.frames if pose else None)
     if pose:
-        numbers = pose.n_recorded, list(DescriptionLoader(job.folder).load(job.name))
-    path = job.folder / f"{job.name}.json"
+        numbers = pose.n_recorded, list(loader.read(job.name).texts)
     n_frames = len(pose) if pose else None
-    report = FileReport(job.name, loader.counts, n_frames, pose_damage=damage, numbers=numbers)
-    if loader.counts.files_unreadable:
-        report.damage = damage_of(path)
-    report.lengths = [len(text) for text in texts.values()]
-    report.languages = Counter(map(language_of, texts.values()))
-    report.texts = Counter(texts.values())
-    if texts:
-        made_by = makers_by_frame(path)
-        report.made_by = Counter(made_by.get(frame, "") for frame in texts)
-    return report
-
-
-def damage_of(path: Path) -> str:
-    """Return why a file cannot be read."""
-    try:
-        data = path.read_bytes()
-        if not data.strip():
-            return "empty file"
-        content = json.loads(data)
-    except json.JSONDecodeError as error:
-        rest = error.doc[error.pos :].strip()
-        return "cut short" if not rest or error.msg.startswith("Unterminated") else f"no JSON: {error}"
-    except (OSError, ValueError, RecursionError) as error:
-        return f"no JSON: {error}"
-    return f"a {type(content).__name__} in place of an array"
+    texts, made_by = Counter(found.texts.values()), Counter(found.made_by.values())
+    return FileReport(job.name, found.counts, n_frames, found.damage, damage, texts, made_by, numbers)
 
 
 def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Job]]:
@@ -277,9 +256,8 @@ def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: P
             if report.counts.frames:
                 pose = None if report.pose_damage else job.read_pose()
                 frames = range(pose.start + shift, pose.frames.stop + shift) if pose else None
-                texts = DescriptionLoader(job.folder).load(job.name, frames)
-                made_by = makers_by_frame(job.folder / f"{job.name}.json")
-                texts, made_by = ({frame - shift: of[frame] for frame in of} for of in (texts, made_by))
+                found = DescriptionLoader(job.folder).read(job.name, frames)
+                texts, made_by = ({n - shift: of[n] for n in of} for of in (found.texts, found.made_by))
                 write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)
                 written += 1
     return written

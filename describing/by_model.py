@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from describing.files import Clip, makers_by_frame, write_descriptions
+from describing.files import Clip, write_descriptions
 from describing.vlm_client import EndpointError, FailedRequestError, LimitReachedError, VlmClient
 from pose.drawing import draw_pose, encode, picture_box, video_picture
 from pose.keypoints import Pose
@@ -58,14 +58,8 @@ class GrowingFile:
 
     def __init__(self, clip: Clip, maker: str) -> None:
         self.path, self.maker = clip.out, maker
-        self.texts: dict[int, str] = {}
-        self.made_by: dict[int, str] = {}
-        self.foreign = clip.out.exists()
-        if not self.foreign:
-            return
-        self.texts, _ = read_descriptions(clip.out)
-        self.made_by = makers_by_frame(clip.out)
-        self.foreign = not (self.texts and self.made_by.keys() >= self.texts.keys())
+        self.texts, self.made_by, *_ = read_descriptions(clip.out)
+        self.foreign = clip.out.exists() and not (self.texts and all(self.made_by.values()))
 
     def add(self, frames: tuple[int, ...], text: str) -> None:
         """Store a text at the given frames that have none yet."""
@@ -235,14 +229,7 @@ def ask_all(calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int,
 
 
 def report(client: VlmClient, outcome: Outcome, failures: Path, whole: bool) -> None:
-    """Log the results, and list failures in a file; the next run tries them again.
-
-    Args:
-        client: the client, for its usage.
-        outcome: the results.
-        failures: the file for failures; it is deleted if a complete run (`whole`) has none.
-        whole: whether the run covered all clips.
-    """
+    """Log the results, and list failures in a file, which goes when a run over all clips (`whole`) has none."""
     usage = client.usage
     cost = usage.cost(client.limits)
     logger.info(

@@ -1,4 +1,4 @@
-"""Description files: atomic writing, and who made each text.
+"""Description files as this project writes them, whole; `temporal_alignment` reads them.
 
 A file is the usual array, plus each text's maker, a key that other readers ignore:
 `[{"filename": "000012.jpg", "description": "...", "made_by": "rules 1a2b3c4d zh"}, ...]`. Frame numbers refer to the
@@ -42,50 +42,12 @@ def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapp
     Args:
         path: the file.
         texts: {frame number: text}.
-        made_by: {frame number: maker}, for known makers only.
+        made_by: {frame number: maker}; unknown makers are "" or missing.
     """
     entries = [
         {"filename": f"{frame:06d}.jpg", "description": text}
-        | ({"made_by": made_by[frame]} if frame in made_by else {})
+        | ({"made_by": made_by[frame]} if made_by.get(frame) else {})
         for frame, text in sorted(texts.items())
     ]
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n", sync=False)
-
-
-def read_entries(path: str | Path) -> Any:
-    """Read a file's JSON; None if it cannot be read.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-    """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def makers(path: str | Path) -> set[str] | None:
-    """Return the makers of a file's texts, "" for an unknown one; None if the file is missing or unreadable."""
-    try:
-        entries = read_entries(path)
-    except FileNotFoundError:
-        return None
-    if isinstance(entries, dict) and entries:
-        return {""}
-    if not isinstance(entries, list):
-        return None
-    return {str(entry.get("made_by", "")) if isinstance(entry, dict) else "" for entry in entries}
-
-
-def makers_by_frame(path: str | Path) -> dict[int, str]:
-    """Return {frame number: maker} for the texts whose maker is known."""
-    entries = read_entries(path)
-    found = {}
-    for entry in entries if isinstance(entries, list) else []:
-        stem = Path(str(entry.get("filename"))).stem if isinstance(entry, dict) else ""
-        if stem.isdecimal() and isinstance(entry.get("made_by"), str):
-            found[int(stem)] = entry["made_by"]
-    return found

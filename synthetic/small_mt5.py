@@ -230,7 +230,7 @@ def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
     path = Path(source)
     if path.is_dir():
         for file in sorted(path.rglob("*.json")):
-            yield from read_descriptions(file)[0].values()
+            yield from read_descriptions(file).texts.values()
     elif path.suffix == ".txt":
         yield from path.read_text(encoding="utf-8").splitlines()
     elif not path.exists():

@@ -46,6 +46,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_corpus(tmp_path_factory.mktemp("corpus") / "sample", {"train": 24, "dev": 9, "test": 7})
 
 
+@pytest.fixture
+def poses(corpus: Path, tmp_path: Path) -> Path:
+    """A folder with five pose files."""
+    (tmp_path / "poses").mkdir()
+    for path in sorted(corpus.glob("dataset/*/pose_format/*.pkl"))[:5]:
+        shutil.copy(path, tmp_path / "poses")
+    return tmp_path / "poses"
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What is logged."""
+    caplog.set_level("INFO")
+    return caplog
+
+
 @pytest.fixture(scope="module")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample corpus, and an mT5 in its folder `tiny`, so small that a run takes a second; see

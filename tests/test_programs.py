@@ -46,6 +46,8 @@ WRONG = {
         "{here}/file --checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",
     },
     "describe.py": {
+        "--root nowhere": "--root: nowhere does not exist.",
+        "--dataset-config gone.toml": "--dataset_config: gone.toml does not exist.",
         "--root {here}": "labels: {here}/data/CSL_Daily/labels.train, ",
         "--poses nowhere --out x": "--poses: nowhere does not exist.",
         "audit nowhere": "nowhere is not a folder.",

@@ -104,7 +104,7 @@ def test_described_frames_lie_in_the_clip_and_are_sparse(corpus):
         assert 0 <= frames[0] < step
         n_frames = len(read_pose(corpus / f"dataset/CSL_Daily/pose_format/{path.stem}.pkl"))
         assert n_frames - step <= frames[-1] < n_frames
-        loaded, _ = read_descriptions(path, range(n_frames))
+        loaded = read_descriptions(path, range(n_frames)).texts
         assert list(loaded) == [
             f for f, entry in zip(frames, entries, strict=True) if entry["description"] in loaded.values()
         ]
