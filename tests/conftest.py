@@ -149,6 +149,31 @@ def reference_model(shared_reference):
 
 
 @pytest.fixture(scope="session")
+def vectors(shared_reference):
+    """Recorded arrays: `vectors("batch_pose.npz")`."""
+    return lambda name: np.load(shared_reference / name)
+
+
+@pytest.fixture(scope="session")
+def reference_batch(vectors):
+    """The recorded batch, with crops of hands, as the model takes it."""
+    import torch
+
+    from pose.keypoints import PART_JOINTS
+
+    poses, crops = vectors("batch_pose.npz"), vectors("batch_rgb.npz")
+    fields = {name: torch.from_numpy(poses[name]) for name in (*PART_JOINTS, "attention_mask")}
+    fields |= {name: torch.from_numpy(crops[name]) for name in crops.files}
+    return {name: value.float() if value.is_floating_point() else value for name, value in fields.items()}
+
+
+@pytest.fixture(scope="session")
+def reference_sentences(shared_reference) -> list[str]:
+    """What is said in the clips of the recorded batch."""
+    return json.loads((shared_reference / "batch_info.json").read_text(encoding="utf-8"))["sentences"]
+
+
+@pytest.fixture(scope="session")
 def write_video():
     """Encode pictures: `write_video(path, [(height, width, 3) uint8, ...])`."""
     av = pytest.importorskip("av", reason="needs the extra rgb")
