@@ -145,11 +145,7 @@ def write_small_mt5(
     Args:
         folder: the output folder, created if needed.
         texts: training texts of the tokenizer.
-        d_model: width of the model.
-        layers: number of layers in the encoder, and in the decoder.
-        heads: number of attention heads.
-        d_kv: width of a head.
-        d_ff: width of the feed-forward layers.
+        d_model, layers, heads, d_kv, d_ff: sizes of mT5; as many layers in the encoder as in the decoder.
         vocab_size: maximum number of pieces.
         seed: seed of the weights.
 

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import torch
 from system.disk import UNFINISHED, explain, sha256, sync_folder, write_text, write_whole
 from system.distributed import barrier, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
+from utils import progress
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,6 @@ def build_text_cache(
     max_tokens: int,
     texts: Sequence[str],
     device: torch.device,
-    progress: Callable[[Sequence, str], Iterator] = lambda items, _: iter(items),
 ) -> TextFeatureCache:
     """Open an encoder's cache and add missing texts; every process of a run must call this.
 
@@ -128,7 +128,6 @@ def build_text_cache(
         max_tokens: texts are truncated to this many tokens.
         texts: all texts that the run needs.
         device: device for encoding.
-        progress: wraps the iteration over batches; gets a title.
     """
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,14 +143,14 @@ def build_text_cache(
         share = missing[rank() :: world_size()]
         if share:
             encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
-            _write_shard(folder, share, _encode(encoder, share, progress))
+            _write_shard(folder, share, _encode(encoder, share))
         barrier()
         cache = TextFeatureCache(folder)
     return cache
 
 
 @torch.inference_mode()
-def _encode(encoder: TextEncoder, texts: list[str], progress: Callable[[Sequence, str], Iterator]) -> np.ndarray:
+def _encode(encoder: TextEncoder, texts: list[str]) -> np.ndarray:
     """Encode texts, (n, W) float32, in order of length to reduce padding."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     features = np.empty((len(texts), encoder.width), np.float32)
