@@ -344,11 +344,6 @@ def run_flags(typed: Sequence[str]) -> argparse.Namespace:
 def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[str, SplitLook]:
     """Report on the folders, weights and GPU of a run; return a section's title -> what the files of its split hold.
 
-    Args:
-        report: where findings go.
-        args: the command line of the run.
-        everything: open every file instead of a sample.
-
     Raises:
         FileNotFoundError, ValueError: see `build.dataset_spec`.
     """

@@ -146,18 +146,10 @@ class Question:
 def by_model(
     clips: list[Clip], question: Question, client: VlmClient, concurrency: int, failures: Path, whole: bool
 ) -> int:
-    """Describe clips with a vision-language model, and log the usage.
+    """Describe clips with a vision-language model, and log the usage; return the exit status: 1 if something is left.
 
-    Args:
-        clips: the clips; segments that have a text are skipped.
-        question: what each request asks and shows.
-        client: the endpoint and model.
-        concurrency: requests at a time.
-        failures: the file that lists what failed.
-        whole: whether these are all clips, so that without a failure an old list can go.
-
-    Returns:
-        The exit status: 1 if something is left.
+    Segments that have a text are skipped. What failed is listed in the file `failures`; if these are all clips
+    (`whole`) and nothing failed, an old list goes.
 
     Raises:
         ValueError: the endpoint refuses all requests.

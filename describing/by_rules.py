@@ -24,17 +24,9 @@ def made_by_rules(language: str, aspect: float) -> str:
 
 
 def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, overwrite: bool = False) -> int:
-    """Describe clips from their keypoints, and log what was done.
+    """Describe clips from their keypoints, log what was done, and return the number of clips that failed.
 
-    Args:
-        clips: the clips; one that has a file is skipped.
-        language: zh or en.
-        aspect: width of the videos / their height.
-        workers: number of processes.
-        overwrite: write the files of the rules again, but never those of others.
-
-    Returns:
-        The number of clips that failed.
+    A clip that has a file is skipped; with `overwrite` files of the rules are written again, but never those of others.
     """
     maker = made_by_rules(language, aspect)
     todo, others = [], Counter[str]()

@@ -37,13 +37,7 @@ class Clip:
 
 
 def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapping[int, str]) -> None:
-    """Write a clip's descriptions.
-
-    Args:
-        path: the file.
-        texts: {frame number: text}.
-        made_by: {frame number: maker}; unknown makers are "" or missing.
-    """
+    """Write a clip's texts, {frame number: text}, and their makers, {frame number: maker}, where these are known."""
     entries = [
         {"filename": f"{frame:06d}.jpg", "description": text}
         | ({"made_by": made_by[frame]} if made_by.get(frame) else {})

@@ -434,11 +434,8 @@ _STARTS = {name: np.array([step.start for step in steps[1:]], np.float32) for na
 def posecodes(poses: Sequence[Pose], aspect: float = 1.0) -> list[np.ndarray]:
     """Quantise all measures: for each clip (F, C) int8 in the order of `COLUMNS`; 0 is unknown, 1 the first step.
 
-    Codes that last fewer than `HOLD` frames count as noise and are replaced by the preceding code.
-
-    Args:
-        poses: clips of at least one frame each.
-        aspect: width of the images / their height.
+    Codes that last fewer than `HOLD` frames count as noise and are replaced by the preceding code. A clip has at least
+    one frame; `aspect` is the width of the images / their height.
     """
     if not poses:
         return []

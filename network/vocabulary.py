@@ -219,13 +219,7 @@ def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None
 
 
 def log_coverage(full: Tokenizer, kept: torch.Tensor, groups: Mapping[str, Iterable[str]]) -> None:
-    """Log the vocabulary's size, and how much of other texts it tokenises like the full one.
-
-    Args:
-        full: the full tokenizer.
-        kept: (V,), the kept tokens.
-        groups: title -> texts.
-    """
+    """Log the vocabulary's size, and how much of other texts (title -> texts) it tokenises like the full one."""
     logger.info("vocabulary: %d of %d tokens are kept.", len(kept), len(full.pieces))
     known = set(kept.tolist())
     for what, texts in groups.items():

@@ -140,15 +140,7 @@ class Viewer:
 
 
 def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mark, aspect: float) -> Html:
-    """Return the section of a clip.
-
-    Args:
-        name: the clip's name.
-        viewers: one or two runs.
-        reference: the clip's sentence.
-        mark: marks a sentence's differences from the reference.
-        aspect: width of the videos / their height.
-    """
+    """Return a clip's section, of one or two runs; `mark` marks a sentence's differences from the reference."""
     pose, why = _first_pose(name, viewers)
     says, lanes = [element("dt", "reference"), element("dd", reference)], []
     for viewer in viewers:
@@ -205,12 +197,9 @@ def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]
 
 
 def film(points: np.ndarray, ratio: float, told: str) -> Html:
-    """Draw small images of evenly spaced frames, each from the middle of its interval.
+    """Draw small images of evenly spaced frames, each from the middle of its interval; `told` says what they show.
 
-    Args:
-        points: (T, J, 2), from `picture_points`.
-        ratio: width / height of the image.
-        told: what is shown, for those who do not see it.
+    `points`, (T, J, 2), and `ratio`, width / height, are those of `picture_points`.
     """
     n, size = min(FILM, len(points)), [round(FILM_HEIGHT * ratio), FILM_HEIGHT]
     pictures = []

@@ -188,13 +188,7 @@ class Recording:
 
 
 def record(forms: Sequence[Form], signer: Signer, rng: np.random.Generator) -> Recording:
-    """Let a signer sign, and simulate the errors of a keypoint detector.
-
-    Args:
-        forms: S signs, in order.
-        signer: the person.
-        rng: draws rendition and detection errors.
-    """
+    """Let a signer make S signs in order, and simulate the errors of a keypoint detector."""
     hands, sign, settled = _track([_REST, *forms, _REST], signer, rng)  # (T, 2, 12)
     n_frames = len(hands)
     points = np.empty((n_frames, 133, 2))

@@ -213,11 +213,7 @@ def refuse_other_models(folder: str | Path) -> None:
 
 
 def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
-    """Yield the texts of a source: a label file, a folder of description files, or a .txt file with one per line.
-
-    Args:
-        source: the file or folder.
-        glosses: also yield the glosses of a label file.
+    """Yield the texts of a label file (and its glosses), of a folder of descriptions, or the lines of a .txt file.
 
     Raises:
         FileNotFoundError: the file or folder does not exist.

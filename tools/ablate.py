@@ -97,12 +97,7 @@ def run_arm(experiments: Experiments, name: str, seed: int) -> dict[str, list[di
 
 
 def summarise(predictions: Mapping[str, Mapping[int, list[dict]]], spec: config.DatasetSpec) -> list[dict]:
-    """Return one dict per row of the table.
-
-    Args:
-        predictions: row -> seed -> the test clips' references and hypotheses.
-        spec: the data set's record.
-    """
+    """Return one dict per row of the table, given row -> seed -> the test clips' references and hypotheses."""
     table = []
     tallies = {row: {seed: bleu4(lines, spec) for seed, lines in by.items()} for row, by in predictions.items()}
     base = tallies.get(BASE, {})

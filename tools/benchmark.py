@@ -307,13 +307,7 @@ class Training:
 
 
 class Meter:
-    """Measures stages.
-
-    Args:
-        device: the device.
-        clock: "wall", or "cpu" for this process's CPU time, for a machine with other load.
-        repeats: timed runs of a stage.
-    """
+    """Measures stages, several times each; by the wall's clock, or by this process's CPU time where others compute."""
 
     def __init__(self, device: torch.device, clock: str, repeats: int) -> None:
         self.device, self.repeats = device, repeats

@@ -147,14 +147,7 @@ def look_at_files(
 ) -> SplitLook:
     """Open about `limit` pose files and as many description files of a split.
 
-    Args:
-        title: for the progress bar.
-        labels: name -> fields.
-        paths: name -> pose file, in the same order.
-        sizes: their sizes, 0 for missing ones.
-        poses: reads them.
-        descriptions: the folder of descriptions, packed or in files; None for none.
-        limit: number of clips.
+    `paths` has names in the order of `labels`, `sizes` is 0 for missing files; descriptions may be packed, or None.
     """
     missing = {name for name, size in zip(paths, sizes, strict=True) if not size}
     reader, unfiltered = (open_descriptions(descriptions) if descriptions else None for _ in range(2))
@@ -181,15 +174,7 @@ def look_at_files(
 def look_at_texts(
     tokenizer: Tokenizer, targets: Mapping[str, str], spec: DatasetSpec, task: str, max_tokens: int
 ) -> list[Line]:
-    """Compare targets with what the tokenizer makes of them.
-
-    Args:
-        tokenizer: the model's.
-        targets: name -> target.
-        spec: the data set, for its way of scoring.
-        task: SLT, ISLR or CSLR.
-        max_tokens: at which targets are cut.
-    """
+    """Compare targets with what the tokenizer makes of them, cut at `max_tokens`."""
     n = len(targets)
     tokens = {name: tokenizer.encode(text, len(text.encode()) + 2) for name, text in targets.items()}
     cut = [name for name, ids in tokens.items() if len(ids) > max_tokens]

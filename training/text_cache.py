@@ -41,12 +41,7 @@ def text_key(text: str) -> int:
 
 
 class TextFeatureCache:
-    """Looks up features; can replace a `TextEncoder`.
-
-    Args:
-        folder: the cache's folder; damaged shards in it are removed.
-        verify: also verify the checksums of all shards.
-    """
+    """Looks up features, in place of a `TextEncoder`; removes damaged shards, by their checksums only with `verify`."""
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
         self.folder = Path(folder)
@@ -117,17 +112,10 @@ def build_text_cache(
     texts: Sequence[str],
     device: torch.device,
 ) -> TextFeatureCache:
-    """Open an encoder's cache and add missing texts; every process of a run must call this.
+    """Open an encoder's cache under `cache_root` and add missing texts; every process of a run must call this.
 
     The processes share the work, one shard each. The encoder is loaded only if a text is missing, and freed before
     training starts.
-
-    Args:
-        cache_root: folder of all encoders' caches.
-        encoder_folder: the text encoder's folder.
-        max_tokens: texts are truncated to this many tokens.
-        texts: all texts that the run needs.
-        device: device for encoding.
     """
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)

@@ -45,14 +45,7 @@ class Board(Protocol):
 
 
 class Tracker:
-    """Writes run.json and a run's curves; leaving the `with` block closes the boards.
-
-    Args:
-        folder: the run's folder.
-        arguments: the whole command line, for run.json.
-        tensorboard: draw curves in TensorBoard.
-        wandb: draw curves in Weights & Biases.
-    """
+    """Writes run.json, with the whole command line, and a run's curves; leaving the `with` block closes the boards."""
 
     def __init__(
         self, folder: str | Path, arguments: Mapping[str, Any], *, tensorboard: bool = False, wandb: bool = False
@@ -124,12 +117,7 @@ def _board_name(name: str) -> str:
 
 
 class TensorBoard:
-    """Event files in OUTPUT_DIR/tensorboard, for `tensorboard --logdir`.
-
-    Args:
-        folder: the run's folder.
-        step: points of an interrupted run after this step are discarded.
-    """
+    """Event files in OUTPUT_DIR/tensorboard; points of an interrupted run after this step are discarded."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -149,9 +137,7 @@ class TensorBoard:
 class WandB:
     """A run in Weights & Biases, configured by its environment variables (WANDB_MODE, WANDB_PROJECT ...).
 
-    Args:
-        folder: the run's folder.
-        record: the content of run.json; its `id` lets a resumed run continue its curves.
+    The `id` in run.json lets a resumed run continue its curves.
 
     Raises:
         ValueError: there is no login, or the server does not respond.
