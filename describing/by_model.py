@@ -98,25 +98,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Question:
-    """What a request asks and shows of a segment.
-
-    Attributes:
-        prompt: the text of the request.
-        max_tokens: the longest answer.
-        images: "video" for frames of the video, "skeleton" for drawn keypoints.
-        segment: frames that one request describes.
-        pictures: pictures shown of a segment.
-        height: of a picture, in pixels.
-        aspect: width of the videos / their height.
-    """
+    """What a request asks and shows of a segment."""
 
     prompt: str
-    max_tokens: int
-    images: str
-    segment: int
-    pictures: int
-    height: int
-    aspect: float
+    max_tokens: int  # of the answer
+    images: str  # "video" for frames of the video, "skeleton" for drawn keypoints
+    segment: int  # frames that one request describes
+    pictures: int  # shown of a segment
+    height: int  # of a picture, in pixels
+    aspect: float  # width of the videos / their height
 
     def maker(self, model: str) -> str:
         """Return what is stored with each text: the model, and what it was shown and asked."""

@@ -16,7 +16,7 @@ import torch
 
 from clips.packs import DescriptionPack, open_descriptions
 from datasets import S2T_Dataset
-from pages.elements import Html, data, element, folded, heat, join, table
+from pages.elements import Html, data, element, folded, heat, table
 from pages.run_folder import RunFolder
 from pose.drawing import FULL, PATHS, picture_points, player_data
 from pose.keypoints import Pose
@@ -47,21 +47,13 @@ class Said(NamedTuple):
 
 @dataclass
 class Viewer:
-    """A run's model and data for showing clips, as far as available.
+    """A run's model and data for showing clips, as far as available."""
 
-    Attributes:
-        label: the run's name on the page.
-        style: "a" or "b".
-        run: the content of its folder.
-        split: the clips' split.
-        left_out: sentences that say why the model or the data are missing.
-    """
-
-    label: str
-    style: str
+    label: str  # the run's name on the page
+    style: str  # "a" or "b"
     run: RunFolder
     split: str
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # sentences that say why the model or the data are missing
     dataset: S2T_Dataset | None = None
     translator: Translator | None = None
     descriptions: DescriptionLoader | DescriptionPack | None = None
@@ -289,14 +281,9 @@ def _text_list(viewer: Viewer, lane: Lane, frames: list[int], lanes: Sequence[tu
     first_viewer, first_lane = lanes[0]
     if not stretches or (viewer is not first_viewer and lane.texts == first_lane.texts):
         return Html()
-    rows = [(_span(frames, first, end), _mean(lane.gate[first:end]), text or "") for first, end, text in stretches]
+    rows = []
+    for first, end, text in stretches:
+        mean = sum(lane.gate[first:end]) / (end - first)
+        rows.append((f"{frames[first]}\N{EN DASH}{frames[end - 1]}", f"{mean:.3f}", text or ""))
     title = f"{len(rows)} texts in order" + ("" if len(lanes) == 1 else f", {viewer.label}")
     return folded(title, table(rows, ("frames", "mean gate", "text")), open_=True)
-
-
-def _span(frames: Sequence[int], first: int, end: int) -> str:
-    return f"{frames[first]}\N{EN DASH}{frames[end - 1]}"
-
-
-def _mean(values: Sequence[float]) -> str:
-    return join(f"{sum(values) / len(values):.3f}")
