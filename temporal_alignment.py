@@ -174,13 +174,7 @@ class DescriptionLoader:
         return sizes
 
     def load(self, name: str, frames: range | None = None) -> dict[int, str]:
-        """Return a clip's valid texts, see `read`, and add to the counts."""
-        found = self.read(name, frames)
-        self.counts += found.counts
-        return found.texts
-
-    def read(self, name: str, frames: range | None = None) -> Descriptions:
-        """Read the file NAME.json, see `read_descriptions`.
+        """Return the valid texts in NAME.json, see `read_descriptions`, and add to the counts.
 
         Raises:
             ValueError: the name points outside the folder.
@@ -189,7 +183,9 @@ class DescriptionLoader:
         path = PureWindowsPath(name)
         if not path.name or path.anchor or ".." in path.parts or "\0" in name:
             raise ValueError(f"clip name {name!r} leaves {self.directory}. Mend the name in the label file.")
-        return read_descriptions(self.directory / f"{name}.json", frames)
+        found = read_descriptions(self.directory / f"{name}.json", frames)
+        self.counts += found.counts
+        return found.texts
 
 
 def read_descriptions(path: str | Path, frames: range | None = None) -> Descriptions:

@@ -8,37 +8,20 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import config
-from describing.files import write_descriptions
-from temporal_alignment import DescriptionCounts, DescriptionLoader, numbered_from_one
+from describing.files import Clip, write_descriptions
+from temporal_alignment import DescriptionCounts, numbered_from_one, read_descriptions
 
 if TYPE_CHECKING:
-    from pose.keypoints import Pose
+    pass
 
 logger = logging.getLogger(__name__)
 
 MANY_FRAMES, MOST = 8, 0.5  # suspicious: one text on at least so many frames and more than this fraction of them
 NEED_CLIPS = ("files_missing", "pose_unreadable", "out_of_range")  # need known clips
 UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name the clips and their poses."
-
-
-class Job(NamedTuple):
-    """A file to audit: its folder, the clip, and, if known, the path of its pose and its fields in the labels."""
-
-    folder: Path
-    name: str
-    pose: Path | None
-    label: Mapping[str, Any]
-
-    def read_pose(self) -> Pose | None:
-        """Return the clip's pose, None if unknown; raises what `PoseFolder.read` does."""
-        if self.pose is None:
-            return None
-        from pose.keypoints import PoseFolder
-
-        return PoseFolder().read(self.pose, self.label)
 
 
 @dataclass
@@ -172,24 +155,23 @@ def language_of(text: str) -> str:
     return "zh" if share > 0.8 else "en" if share < 0.2 else "mixed"
 
 
-def examine(job: Job) -> FileReport:
-    """Audit one file."""
+def examine(clip: Clip) -> FileReport:
+    """Audit a clip's file."""
     pose, numbers, damage = None, None, ""
     try:
-        pose = job.read_pose()
+        pose = clip.read_pose() if clip.pose else None
     except (ValueError, OSError) as error:
         damage = str(error)
-    loader = DescriptionLoader(job.folder)
-    found = loader.read(job.name, pose.frames if pose else None)
+    found = read_descriptions(clip.out, pose.frames if pose else None)
     if pose:
-        numbers = pose.n_recorded, list(loader.read(job.name).texts)
+        numbers = pose.n_recorded, list(read_descriptions(clip.out).texts)
     n_frames = len(pose) if pose else None
     texts, made_by = Counter(found.texts.values()), Counter(found.made_by.values())
-    return FileReport(job.name, found.counts, n_frames, found.damage, damage, texts, made_by, numbers)
+    return FileReport(clip.name, found.counts, n_frames, found.damage, damage, texts, made_by, numbers)
 
 
-def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Job]]:
-    """Return split -> files to audit; the key is "" if the folder has no splits.
+def find_files(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Clip]]:
+    """Return split -> clips whose files to audit; the key is "" if the folder has no splits.
 
     Args:
         folder: the folder with NAME.json files, or with a folder of them per split.
@@ -203,19 +185,20 @@ def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str,
     if spec is not None:
         from datasets import S2T_Dataset
 
-        jobs = {}
+        clips = {}
         for split in spec.labels:
             if (folder / split).is_dir():
                 dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)
-                jobs[split] = [
-                    Job(folder / split, name, dataset.pose_paths[name], label) for name, label in dataset.labels.items()
+                clips[split] = [
+                    Clip(name, dataset.pose_paths[name], None, folder / split / f"{name}.json", label)
+                    for name, label in dataset.labels.items()
                 ]
                 stray = {path.stem for path in (folder / split).glob("*.json")} - set(dataset.names)
                 if stray:
                     logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
-        if not jobs:
+        if not clips:
             raise FileNotFoundError(f"{folder} has none of the folders {', '.join(spec.labels)}.")
-        return jobs
+        return clips
     folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))}
     if any(folder.glob("*.json")) and not folders:
         folders[""] = folder
@@ -223,7 +206,7 @@ def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str,
         raise FileNotFoundError(f"{folder} holds no .json files, nor folders of them.")
     order = {split: number for number, split in enumerate(config.SPLITS)}
     return {
-        split: [Job(path, file.stem, None, {}) for file in sorted(path.glob("*.json"))]
+        split: [Clip(file.stem, None, None, file) for file in sorted(path.glob("*.json"))]
         for split, path in sorted(folders.items(), key=lambda item: order.get(item[0], len(order)))
     }
 
@@ -247,17 +230,17 @@ def table(splits: Sequence[SplitReport]) -> str:
 # -- cleaning --------------------------------------------------------------------------------------------------------
 
 
-def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: Path) -> int:
+def repair(clips: Mapping[str, list[Clip]], reports: Sequence[SplitReport], target: Path) -> int:
     """Write the valid texts of every file to another folder, numbered from 0; return the number of files written."""
     written = 0
     for split in reports:
         shift = int(split.from_one())
-        for job, report in zip(jobs[split.name], split.files, strict=True):
+        for clip, report in zip(clips[split.name], split.files, strict=True):
             if report.counts.frames:
-                pose = None if report.pose_damage else job.read_pose()
+                pose = clip.read_pose() if clip.pose and not report.pose_damage else None
                 frames = range(pose.start + shift, pose.frames.stop + shift) if pose else None
-                found = DescriptionLoader(job.folder).read(job.name, frames)
+                found = read_descriptions(clip.out, frames)
                 texts, made_by = ({n - shift: of[n] for n in of} for of in (found.texts, found.made_by))
-                write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)
+                write_descriptions(target / split.name / f"{clip.name}.json", texts, made_by)
                 written += 1
     return written

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip to describe: the paths of its pose, its video and its description file, and its fields in the labels."""
+    """A clip: the paths of its pose, its video and its description file, and its fields in the labels."""
 
     name: str
-    pose: Path
+    pose: Path | None  # None for description files whose clips are not known
     video: Path | None
     out: Path
     label: Mapping[str, Any] = field(default_factory=dict)
@@ -33,6 +33,7 @@ class Clip:
         """Read the clip's pose; see `PoseFolder.read`."""
         from pose.keypoints import PoseFolder
 
+        assert self.pose is not None, "an unknown clip has no pose to read"
         return PoseFolder().read(self.pose, self.label)
 
 
