@@ -188,11 +188,12 @@ def require_packages(flag: str, *names: str) -> None:
 
 
 def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int | None = None) -> tqdm[T]:
-    """Show a progress bar if stderr is a terminal. `total` is for items without a length."""
+    """Show a progress bar, in a log file once a minute. `total` is for items without a length."""
     from tqdm import tqdm
 
-    hidden = not (shown and sys.stderr.isatty())
-    return tqdm(items, desc=title, total=total, disable=hidden, leave=False, dynamic_ncols=True)
+    every, delay = (0.1, 0) if sys.stderr.isatty() else (60, 60)
+    how = {"mininterval": every, "maxinterval": 10 + every, "delay": delay, "leave": False, "dynamic_ncols": True}
+    return tqdm(items, desc=title, total=total, disable=not shown, **how)
 
 
 # -- the flags of a run ----------------------------------------------------------------------------------------------

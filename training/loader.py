@@ -51,7 +51,8 @@ class BatchSampler:
     """Chooses the clips of each micro-batch of this process.
 
     In training, each epoch has its own random order, which depends only on the seed, not on the number of processes or
-    workers. Clips are dealt to the processes in turn; up to `world_size - 1` left-over clips are dropped in that epoch.
+    workers: the micro-batches that N processes take side by side are those that one takes one after the other with N
+    times the accumulation. Up to `world_size - 1` left-over clips are dropped in that epoch.
     In evaluation, each clip occurs once, and the composition of batches does not depend on the number of processes.
 
     If lengths are given, clips of similar length share a batch, to reduce padding. In training, clips are sorted within
@@ -98,7 +99,9 @@ class BatchSampler:
         order = order[: share * self.world_size]
         if self.lengths is not None:
             order = self._grouped(order, rng)
-        return _chunks(order[self.rank :: self.world_size], self.batch_size)
+        whole, rest = np.split(order, [len(order) - len(order) % (self.batch_size * self.world_size)])
+        mine = _chunks(whole, self.batch_size)[self.rank :: self.world_size]
+        return mine + _chunks(rest[self.rank :: self.world_size], self.batch_size)
 
     def _grouped(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sort clips by length within pools of whole optimizer steps, and shuffle the steps of each pool.

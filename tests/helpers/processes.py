@@ -153,18 +153,21 @@ def ended(*runs: Run) -> Iterator[None]:
 
 _TINY = (
     "--mt5_path tiny --hidden_dim 8 --batch-size 2 --gradient-accumulation-steps 2 --dtype fp32 --num_workers 0 "
-    "--num_beams 1 --max_new_tokens 2 --max_length 16 --use_descriptions --save_steps 1 --resume auto"
+    "--num_beams 1 --max_new_tokens 2 --max_length 16 --save_steps 1 --resume auto"
 ).split()
 
 
-def start(corpus: Path, out: Path, *flags: str, **options: Any) -> Run:
+def start(corpus: Path, out: Path, *flags: str, described: bool = True, **options: Any) -> Run:
     """Begin a run of about a second that saves each step and goes on from what it finds.
 
     Args:
         flags: more of them, or other values for those of `_TINY`.
+        described: train with descriptions.
         options: those of `Run`.
     """
-    return Run(out.with_suffix(".log"), ["--root", str(corpus), *_TINY, "--output_dir", str(out), *flags], **options)
+    texts = ["--use_descriptions"] if described else []
+    given = ["--root", str(corpus), *_TINY, *texts, "--output_dir", str(out), *flags]
+    return Run(out.with_suffix(".log"), given, **options)
 
 
 def wait_for(run: Run, condition: Callable[[], bool]) -> None:

@@ -112,6 +112,27 @@ def test_two_processes_resume_bit_for_bit(tiny_corpus, tmp_path, stage):
     assert_same(*(state(path) for path in newest))
 
 
+def test_one_process_takes_the_steps_of_two(tiny_corpus, tmp_path):
+    """Two micro-batches of one process are the batches of two: same clips, same losses, same weights.
+
+    Each batch is normalised by itself either way; on GPUs processes share their batch statistics.
+    """
+    shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    sizes = tmp_path / "corpus" / "tiny" / "config.json"
+    sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {"dropout_rate": 0.0}))
+    flags = "--epochs 1 --zero_stage 0 --opt-eps 0.01 --lr 0.05".split()
+    outs = {n: tmp_path / str(n) for n in (1, 2)}
+    for n, out in outs.items():
+        own = ("--gradient-accumulation-steps", str(2 // n))
+        start(tmp_path / "corpus", out, *flags, *own, described=False, n_processes=n).finish()
+    (alone,), (shared,) = (curves(out)[1] for out in outs.values())
+    assert alone["loss"] == pytest.approx(shared["loss"], rel=1e-5)
+    one, two = (torch.load(out / "checkpoint_0.pth", weights_only=True)["model"] for out in outs.values())
+    for name in one:
+        if not any(word in name for word in ("running_", "num_batches")):
+            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 class WithoutDeepSpeed:
     """Be a process where it cannot be imported."""
 
