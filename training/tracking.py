@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -34,16 +34,6 @@ SAID_EVERY = 300  # minimum seconds between log lines within an epoch
 PACKAGES = ("transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
 
 
-class Board(Protocol):
-    """A service that plots curves."""
-
-    def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers named "group/name" at an optimizer step."""
-
-    def close(self, failed: bool) -> None:
-        """Write the rest to disk."""
-
-
 class Tracker:
     """Writes run.json, with the whole command line, and a run's curves; leaving the `with` block closes the boards."""
 
@@ -53,7 +43,7 @@ class Tracker:
         self.folder, self.arguments = Path(folder), dict(arguments)
         self.tensorboard, self.wandb = tensorboard, wandb
         self._steps, self._epochs = Lines(self.folder / "steps.jsonl"), Lines(self.folder / "log.txt")
-        self._boards: dict[str, Board] = {}
+        self._boards: dict[str, TensorBoard | WandB] = {}
         self._said = time.monotonic()
 
     def start(self, spec: DatasetSpec, data: Mapping[str, Any], step: int | None = None) -> None:
@@ -125,7 +115,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers at a step."""
+        """Log numbers named "group/name" at an optimizer step."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
