@@ -427,7 +427,6 @@ def posecodes(poses: Sequence[Pose], aspect: float = 1.0) -> list[np.ndarray]:
     """
     if not poses:
         return []
-    assert all(map(len, poses)), "a clip has no frames; read_pose gives none of that kind"
     clips = _Clips([len(pose) for pose in poses])
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         codes = {name: _steps(name, x) for name, x in measure(poses, clips, aspect).items()}
