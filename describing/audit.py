@@ -8,14 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import config
 from describing.files import Clip, write_descriptions
 from temporal_alignment import DescriptionCounts, numbered_from_one, read_descriptions
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +111,9 @@ class SplitReport:
         """Return the split's values in the table."""
         total, texts = self.totals(), self.texts()
         lengths = sorted(map(len, texts.elements()))
-        languages = Counter(map(language_of, texts.elements()))
+        languages = Counter[str]()
+        for text, count in texts.items():
+            languages[language_of(text)] += count
         silent = sum(not report.counts.frames for report in self.files)
         frames = sum(length for length, _ in self.measured())
         row = {

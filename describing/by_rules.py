@@ -48,11 +48,10 @@ def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, over
     batches = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
     jobs = [(batch, language, aspect, maker) for batch in batches]
     counts, faults = Counter[str](), list[str]()
-    for of_batch, faults_of_batch in progress(
-        in_processes(_describe_batch, jobs, workers), "describing", total=len(jobs)
-    ):
+    results = in_processes(_describe_batch, jobs, workers)
+    for of_batch, failed in progress(results, "describing", total=len(jobs)):
         counts += of_batch
-        faults += faults_of_batch
+        faults += failed
     for fault in faults:
         logger.warning("%s", fault)
     logger.info(
