@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clips.batch import Sample
     from pose.extraction import Extractor
     from pose.keypoints import Pose
-    from translator import Candidate, Translator
+    from translator import Explained, Translator
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
 SAVED_EVERY = 10  # seconds between writes of --out while clips are translated
@@ -135,7 +135,7 @@ class Clip:
         first: index of its first frame in the recording it was cut from.
         end: index after its last frame.
         fps: frames per second; 0 if unknown.
-        candidates: sentences, best first.
+        explained: sentences, and what they rest on.
         fault: why there are none.
     """
 
@@ -145,7 +145,7 @@ class Clip:
     first: int = 0
     end: int = 0
     fps: float = 0
-    candidates: list[Candidate] = field(default_factory=list)
+    explained: Explained | None = None
     fault: str = ""
 
     @property
@@ -153,14 +153,21 @@ class Clip:
         """Return whether its poses must still be extracted from images."""
         return self.camera is not None or self.path.suffix.lower() in VIDEO_SUFFIXES
 
+    @property
+    def text(self) -> str:
+        """Return the best sentence."""
+        return self.explained.candidates[0].text if self.explained else ""
+
     def as_json(self) -> dict:
         """Return the clip's entry in the results file."""
-        if self.fault:
+        if self.explained is None:
             return {"name": self.name, "unreadable": self.fault}
-        candidates = [candidate._asdict() for candidate in self.candidates]
-        return {"name": self.name, "text": self.candidates[0].text, "frames": self.end - self.first} | (
-            {"candidates": candidates}
-        )
+        words = [
+            {"text": text, "frames": [round(share, 4) for share in frames]} for text, frames in self.explained.words
+        ]
+        candidates = [candidate._asdict() for candidate in self.explained.candidates]
+        entry = {"name": self.name, "text": self.text, "frames": self.end - self.first}
+        return entry | {"candidates": candidates, "words": words}
 
 
 def find_clips(place: str) -> list[Clip]:
@@ -265,9 +272,9 @@ def translate(
                 samples.append(read_clip(translator, clip, extractor, args))
             except (ValueError, OSError) as error:
                 clip.fault = sayable(error)
-        found = iter(translator.candidates(samples, args.n_best) if samples else [])
+        explained = iter(translator.explain(samples, args.n_best) if samples else [])
         for clip in batch:
-            clip.candidates = [] if clip.fault else next(found)
+            clip.explained = None if clip.fault else next(explained)
             yield clip
 
 
@@ -316,7 +323,7 @@ def subtitles(clips: Sequence[Clip]) -> str:
 
     translated = sorted((clip for clip in clips if not clip.fault), key=lambda clip: clip.first)
     return "".join(
-        f"{number}\n{time(clip.first, clip.fps)} --> {time(clip.end, clip.fps)}\n{clip.candidates[0].text}\n\n"
+        f"{number}\n{time(clip.first, clip.fps)} --> {time(clip.end, clip.fps)}\n{clip.text}\n\n"
         for number, clip in enumerate(translated, 1)
     )
 
@@ -383,9 +390,10 @@ def main(args: argparse.Namespace) -> int:
         # A bar would interfere with sentences printed to a terminal.
         for clip in progress(done, "translating", shown=not sys.stdout.isatty(), total=len(clips)):
             results.add(clip)
-            if clip.fault:
+            if clip.explained is None:
                 sys.stderr.write(f"left out: {clip.fault}\n")
-            for candidate in clip.candidates:
+                continue
+            for candidate in clip.explained.candidates:
                 score = f"{candidate.score:.3f}\t" if args.n_best > 1 else ""
                 sys.stdout.write(f"{clip.name}\t{score}{' '.join(candidate.text.split())}\n")
             sys.stdout.flush()

@@ -14,6 +14,7 @@ import torch
 from clips.batch import Sample, collate_fn, to_device
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
 from models import Uni_Sign
+from network.attention import Word, attention_to_frames, words
 from network.state_dicts import differences
 from pose.extraction import Extractor, extract_pose
 from pose.keypoints import SCORE_THRESHOLD, Pose, part_keypoints, read_pose
@@ -33,13 +34,17 @@ class Candidate(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """A clip's sentences, best first, and its gate, (T,): the weight of each frame's text, 0 to 1.
+    """A clip's sentences and what they rest on.
 
-    The gate is None if the model has no descriptions.
+    Attributes:
+        candidates: the sentences, best first.
+        gate: (T,), the weight of each frame's text, 0 to 1; None if the model has no descriptions.
+        words: the words of the best sentence, each with the share of each frame in its attention, (T,).
     """
 
     candidates: list[Candidate]
     gate: list[float] | None
+    words: list[Word]
 
 
 class Translator:
@@ -149,7 +154,7 @@ class Translator:
         pose = clip if isinstance(clip, Pose) else load_pose(clip, extractor=extractor)
         if isinstance(descriptions, str | Path):
             descriptions = load_descriptions(descriptions, pose)
-        return self.candidates([self.sample(pose, descriptions)])[0][0].text
+        return self.explain([self.sample(pose, descriptions)])[0].candidates[0].text
 
     def sample(self, pose: Pose, descriptions: Mapping[int, str] | None = None, name: str = "") -> Sample:
         """Convert a clip to the model's input, like `S2T_Dataset` in evaluation.
@@ -165,20 +170,13 @@ class Translator:
             raise ValueError("--descriptions, --describe: this checkpoint was trained without descriptions; drop them.")
         return Sample(name, part_keypoints(pose, frames), "", "", {}, texts, own)
 
-    def candidates(self, samples: Sequence[Sample], n_best: int = 1) -> list[list[Candidate]]:
-        """Generate sentences for a batch of clips; arguments and errors as for `explain`."""
-        return [explained.candidates for explained in self.explain(samples, n_best)]
-
     @torch.no_grad()
     def explain(self, samples: Sequence[Sample], n_best: int = 1) -> list[Explained]:
-        """Generate sentences for a batch of clips, and return the gate values as well.
+        """Generate sentences for a batch of clips, and say what they rest on.
 
         Args:
             samples: B results of `sample`.
             n_best: N; at most `num_beams`.
-
-        Returns:
-            For each clip N sentences, best first, and its gate.
 
         Raises:
             ValueError: more sentences than beams, or out of GPU memory.
@@ -190,17 +188,21 @@ class Translator:
             with autocast(self.dtype, self.device):
                 encoded = self.model.encode(to_device(collate_fn(samples)[0], self.device))
                 ids = self.model.generate(encoded, self.num_beams, self.max_new_tokens, n_best=n_best)
-                scores = self.model.log_probs(encoded, ids).tolist()
+                scores = self.model.log_probs(encoded, ids).view(-1, n_best)
+                # The search's scores may differ by rounding, and thus its order for nearly equal ones: sort again.
+                order = scores.argsort(dim=1, descending=True, stable=True)  # (B, N)
+                best = ids.view(*scores.shape, -1).gather(1, order[..., None].expand(-1, -1, ids.shape[1]))[:, 0, 1:]
+                attention = attention_to_frames(self.model, encoded, best)  # (B, L, T)
         except torch.OutOfMemoryError as error:
             raise ValueError(f"out of GPU memory ({str(error)[:80]}). Lower --batch-size or --num_beams.") from None
-        found = [Candidate(*pair) for pair in zip(self.model.sentences(ids), scores, strict=True)]
-        gates: list[list[float] | None] = [None] * len(samples)
-        if encoded.gate is not None:  # (B, T, 1)
-            lengths = [len(sample.pose_sample["body"]) for sample in samples]
-            gates = [gate[:n].tolist() for gate, n in zip(encoded.gate.squeeze(-1).float(), lengths, strict=True)]
-        # The search's scores may differ by rounding, and thus its order for nearly equal ones: sort again.
-        best = [sorted(found[i : i + n_best], key=lambda c: -c.score) for i in range(0, len(found), n_best)]
-        return [Explained(candidates, gate) for candidates, gate in zip(best, gates, strict=True)]
+        texts, explained = self.model.sentences(ids), []
+        for i, sample in enumerate(samples):
+            length = len(sample.pose_sample["body"])
+            found = [Candidate(texts[i * n_best + j], float(scores[i, j])) for j in order[i].tolist()]
+            gate = None if encoded.gate is None else encoded.gate[i, :length, 0].tolist()
+            over = words(self.model.tokenizer, best[i].tolist(), attention[i, :, :length])
+            explained.append(Explained(found, gate, over))
+        return explained
 
 
 class FrozenTextEncoder:

@@ -20,7 +20,7 @@ from pose.video import read_pictures
 from tests.helpers.models import read_texts
 from text_fusion_modules import TextEncoder
 from training.weight_files import save_weights
-from translator import Translator
+from translator import Candidate, Explained, Translator
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = "--dtype fp32 --num_beams 2 --max_new_tokens 6 --device cpu".split()
@@ -110,7 +110,7 @@ def test_what_is_done_survives_the_end_of_the_run(
     whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
     call(capsys, *argv, whole)
     cut.write_text("of an earlier run")
-    candidates, seen = Translator.candidates, []
+    explain, seen = Translator.explain, []
 
     def ended(self, samples, n_best):
         seen.append(cut.read_text(encoding="utf-8"))
@@ -118,9 +118,9 @@ def test_what_is_done_survives_the_end_of_the_run(
             if error is signal.SIGTERM:
                 signal.raise_signal(error)
             raise error
-        return candidates(self, samples, n_best)
+        return explain(self, samples, n_best)
 
-    monkeypatch.setattr(Translator, "candidates", ended)
+    monkeypatch.setattr(Translator, "explain", ended)
     before = signal.getsignal(signal.SIGTERM)
     for left in (0, 2):  # clips
         with pytest.raises(KeyboardInterrupt if error is signal.SIGTERM else type(error)):
@@ -138,13 +138,13 @@ def test_what_is_done_survives_a_kill(plain_checkpoint, poses, tmp_path, capsys,
     """Which leaves no time to write: the file grows while the run goes on."""
     monkeypatch.setattr(inference, "SAVED_EVERY", 0)
     out = tmp_path / "out.jsonl"
-    candidates, seen = Translator.candidates, []
+    explain, seen = Translator.explain, []
 
     def watched(self, samples, n_best):
         seen.append(len(out.read_text(encoding="utf-8").splitlines()) if out.exists() else 0)
-        return candidates(self, samples, n_best)
+        return explain(self, samples, n_best)
 
-    monkeypatch.setattr(Translator, "candidates", watched)
+    monkeypatch.setattr(Translator, "explain", watched)
     call(capsys, poses, "--checkpoint", plain_checkpoint, "--batch-size", 1, "--out", out)
     assert seen == [0, 1, 2]
 
@@ -171,6 +171,8 @@ def test_n_best_with_scores(checkpoint, poses, tmp_path, capsys):
     assert shown == [["a", pytest.approx(c["score"], abs=1e-3)] for c in entry["candidates"]]
     assert len(shown) == 2
     assert entry["text"] == entry["candidates"][0]["text"]
+    assert "".join(word["text"] for word in entry["words"]) == "".join(entry["text"].split())
+    assert {len(word["frames"]) for word in entry["words"]} == {entry["frames"]}
 
 
 def test_subtitles_stand_where_the_clips_do(checkpoint, poses, tmp_path, capsys):
@@ -179,14 +181,8 @@ def test_subtitles_stand_where_the_clips_do(checkpoint, poses, tmp_path, capsys)
     number, time, text, *_ = out.read_text(encoding="utf-8").split("\n")
     assert (number, time) == ("1", "00:00:00,500 --> 00:00:02,500")
     assert " ".join(text.split()) == lines[0].split("\t")[1]
-    late = inference.Clip("x", Path("x"), None, 93_600, 93_625, 25, [inference_candidate("later")])
+    late = inference.Clip("x", Path("x"), None, 93_600, 93_625, 25, Explained([Candidate("later", -1.0)], None, []))
     assert "01:02:24,000 --> 01:02:25,000" in inference.subtitles([late])
-
-
-def inference_candidate(text):
-    from translator import Candidate
-
-    return Candidate(text, -1.0)
 
 
 def test_descriptions_from_files_and_by_rules(checkpoint, poses, tmp_path, capsys, monkeypatch):

@@ -87,7 +87,7 @@ def test_descriptions_count_and_may_be_left_out(described, clip):
     translate = Translator.from_checkpoint(described[0], **OPTIONS)
     pose = read_pose(clip)
     texts = [{}, dict.fromkeys(range(12), "右手食指伸直"), dict.fromkeys(range(12), "the left hand is at the chin")]
-    scores = {translate.candidates([translate.sample(pose, text)])[0][0].score for text in texts}
+    scores = {translate.explain([translate.sample(pose, text)])[0].candidates[0].score for text in texts}
     assert len(scores) == 3
     assert translate(clip) == translate(pose, {})
 
@@ -95,15 +95,15 @@ def test_descriptions_count_and_may_be_left_out(described, clip):
 def test_n_best_are_sorted_and_scored_as_the_search_scores(described, clip):
     translate = Translator.from_checkpoint(described[0], **{**OPTIONS, "num_beams": 4, "max_new_tokens": 20})
     samples = [translate.sample(read_pose(clip, person=person)) for person in (0, 1)]
-    found = translate.candidates(samples, n_best=3)
+    found = [explained.candidates for explained in translate.explain(samples, n_best=3)]
     assert [len(candidates) for candidates in found] == [3, 3]
     for sample, candidates in zip(samples, found, strict=True):
         assert [c.score for c in candidates] == sorted((c.score for c in candidates), reverse=True)
         assert len({c.score for c in candidates}) == 3
-        alone = translate.candidates([sample], n_best=3)[0]
+        alone = translate.explain([sample], n_best=3)[0].candidates
         assert [c.text for c in alone] == [c.text for c in candidates]
         assert [c.score for c in alone] == pytest.approx([c.score for c in candidates], abs=1e-4)
-        assert translate.candidates([sample])[0][0].text == candidates[0].text
+        assert translate.explain([sample])[0].candidates[0].text == candidates[0].text
 
 
 @pytest.mark.parametrize("length", [3, 20])
@@ -218,7 +218,7 @@ def test_wrong_calls(described, clip, tmp_path):
     with pytest.raises(ValueError, match="no point of person 0 was found in any frame"):
         translate(tmp_path / "nobody.npz")
     with pytest.raises(ValueError, match="--n_best 3: a search with 2 beams"):
-        translate.candidates([translate.sample(read_pose(clip))], n_best=3)
+        translate.explain([translate.sample(read_pose(clip))], n_best=3)
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read as descriptions"):
         translate(clip, tmp_path / "bad.json")

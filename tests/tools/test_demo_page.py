@@ -92,7 +92,7 @@ def test_the_sentences_are_the_translators(translators, clip):
     answer = Demo(translator).answer(question, file)
     for kind, given in (("with", texts), ("without", {})):
         sample = translator.sample(pose, given)
-        wanted = translator.candidates([sample], 3)[0]
+        wanted = translator.explain([sample], 3)[0].candidates
         assert [found["text"] for found in answer[kind]] == [candidate.text for candidate in wanted]
         scores = [candidate.score for candidate in wanted]
         assert [found["score"] for found in answer[kind]] == pytest.approx(scores, abs=1e-4)
@@ -325,7 +325,7 @@ def test_drop_watch_read(browser, servers, translators, clip, tmp_path, width):
     browser.wait(SHOWN)
     pose = read_pose(clip)
     for kind, given in (("with", {2: TEXTS["2.jpg"], 9: TEXTS["9.jpg"]}), ("without", {})):
-        best = translators[True].candidates([translators[True].sample(pose, given)])[0][0].text
+        best = translators[True].explain([translators[True].sample(pose, given)])[0].candidates[0].text
         assert browser.run(f"document.querySelector('#{kind} .best').firstChild.textContent").strip() == best.strip()
         assert browser.run(f"document.querySelectorAll('#{kind} li').length") == 2
     assert "Of its 20 frames the model looks at 16." in browser.run(STATUS)

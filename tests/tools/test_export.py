@@ -106,7 +106,7 @@ def run(*arguments):
 def found(path, clip, texts):
     """Sentences and scores, to the last bit."""
     translate = Translator.from_checkpoint(path, **OPTIONS)
-    return translate.candidates([translate.sample(read_pose(clip), texts)], n_best=3)[0]
+    return translate.explain([translate.sample(read_pose(clip), texts)], n_best=3)[0].candidates
 
 
 SLOW = pytest.mark.slow
