@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from clips.batch import Sample
 from clips.labels import cure_of, gloss, split_labels, target
-from clips.packs import DescriptionPack, is_pack, open_descriptions, open_poses
+from clips.packs import DescriptionPack, Pack, is_pack, open_descriptions, open_poses
 from config import DatasetSpec
 from pose.hand_crops import HandCrops
 from pose.keypoints import part_keypoints
@@ -76,6 +76,7 @@ class S2T_Dataset(Dataset[Sample]):
         self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
         self.poses = open_poses(places.pose_dir)
+        self._check_pack(self.poses)
         sizes = self.poses.sizes(list(self.pose_paths.values()))
         self.sizes = self._check_files("poses", self.pose_paths, sizes, max_bad_clips)
         # Lengths only serve to sort clips. File sizes do this nearly as well as frame counts, without reading any file.
@@ -96,6 +97,7 @@ class S2T_Dataset(Dataset[Sample]):
             self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split))
             found = np.count_nonzero(self.descriptions.sizes(self.names))
             share = 100 * found / len(self.names)
+            self._check_pack(self.descriptions)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
 
     def why_no_text(self) -> str:
@@ -116,6 +118,10 @@ class S2T_Dataset(Dataset[Sample]):
             f"{len(looked)} description files of {self.split} hold no text that can be used ({looker.counts}), the "
             f"first is {folder / looked[0]}.json"
         )
+
+    def _check_pack(self, opened: object) -> None:
+        if isinstance(opened, Pack):
+            opened.check_labels(self.labels)
 
     def _check_targets(self) -> None:
         missing = [name for name in self.names if not self.target(name).strip()]
@@ -144,6 +150,7 @@ class S2T_Dataset(Dataset[Sample]):
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies this split's data: a hash of the labels, and of the other files' names and sizes."""
         found: dict[str, Any] = {"clips": len(self), "labels_sha256": sha256(self.spec.labels[self.split])}
+        found |= {"language": self.spec.language, "text_unit": self.spec.text_unit}
         sizes = zip(self.names, self.sizes.tolist(), strict=True)
         found["poses_sha256"] = _digest(f"{name} {size}" for name, size in sizes)
         if self.descriptions is not None:

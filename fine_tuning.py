@@ -32,6 +32,7 @@ from training.build import (
     build_loaders,
     build_model,
     dataset_spec,
+    fingerprints,
     model_config,
     renumber_command,
     take_settings,
@@ -40,20 +41,22 @@ from training.build import (
 from training.checkpoint import (
     TrainState,
     check_resumable,
+    check_sources,
     find_state,
     load_optimizer_state,
     save_epoch,
     save_quick,
-    save_state,
+    state_writer,
     write_progress,
 )
-from training.engine import load_full_state_dict
+from training.engine import full_state_dict, load_full_state_dict
 from training.guards import Guards, statistics_kept
 from training.loader import ClipLoader
 from training.look import log_look
 from training.memory import explain_memory
 from training.run_folder import BEST, Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
-from training.weights import read_weights
+from training.weight_files import read_weights, save_weights
+from training.weights import files_beside
 from utils import git_revision, progress, seed_everything, start_log, uses_deepspeed
 
 logger = logging.getLogger(__name__)
@@ -73,8 +76,14 @@ def main(args: argparse.Namespace) -> None:
     seed_everything(args.seed, distributed.rank())
     spec = dataset_spec(args)
     loaders = build_loaders(args, spec)
-    resumed = find_resumed(args, loaders)
+    sources = fingerprints(loaders)
+    distributed.require_same(sources)
+    resumed = find_resumed(args, loaders, sources)
     model = build_model(args, model_config(args, spec), loaders, resumed and resumed[0])
+    files = files_beside(model)
+    distributed.require_same(files)
+    if resumed:
+        check_sources(*resumed, files)
     log_look(loaders, model, renumber_command(args))
     guards = build_guards(args)
     if args.eval:
@@ -83,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         results = [keep(evaluate(model, loader, guards, args), guards, args) for loader in loaders.values()]
     else:
         with guards.stop, guards.tracker:
-            results = train(args, model, loaders, guards, resumed)
+            results = train(args, model, loaders, guards, resumed, sources | files)
     guards.saves.finish()
     conclude(results)
     if not args.eval:
@@ -91,7 +100,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def train(
-    args: argparse.Namespace, model: Uni_Sign, loaders: dict[str, ClipLoader], guards: Guards, resumed: Resumed | None
+    args: argparse.Namespace,
+    model: Uni_Sign,
+    loaders: dict[str, ClipLoader],
+    guards: Guards,
+    resumed: Resumed | None,
+    sources: dict[str, Any],
 ) -> list[Results]:
     """Train from the start or from the state of --resume; after each epoch, save and evaluate on dev, and at last test.
 
@@ -100,28 +114,28 @@ def train(
     """
     loader = loaders["train"]
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
-    state, kept = start_state(args, resumed), list[Results]()
+    state, kept = start_state(args, resumed, sources), list[Results]()
     engine = build_engine(args, model, steps_per_epoch)
     if resumed:
         state = load_optimizer_state(engine, resumed[0], state)
     log_plan(args, loader, steps_per_epoch)
     record_start(loaders, guards, state.step)
+    for split in ("train", "dev") if "dev" in loaders else ("train",):
+        loaders[split].start()  # later they would inherit, and keep, the copy of a state that is being saved
 
     while state.epoch < args.epochs:
         begun = time.monotonic()
         trained = train_one_epoch(engine, loader, state, guards, args)
         distributed.broadcast_buffers(engine.module)
-        folder = save(engine, state, guards, args)  # before evaluating, since an evaluation can be killed too
+        folder = save(engine, state, guards, args)  # before evaluating, which can be killed too, and meanwhile
         dev = evaluate(engine, loaders["dev"], guards, args) if "dev" in loaders else None
         improved = dev is None or metrics.is_better(args.task, dev.rank, state.best)
-        with guards.saves.attempt("the checkpoint", args.output_dir):
-            facts = {**weights_facts(args), "score": dev and dev.rank[0]}
-            save_epoch(engine, args.output_dir, state.epoch, improved, args.keep_last, facts)
-        if dev and improved and not guards.saves.failed["the checkpoint"]:
+        if save_weights_of_epoch(engine, state, dev, improved, guards, args) and dev:
             state.best, kept = dev.rank, [keep(dev, guards, args)]
         log_epoch(state, {**trained, **(dev.numbers("dev_") if dev else {})}, improved, begun, guards, args)
         state.epoch, state.micro_batch, state.epoch_sums = state.epoch + 1, 0, {}
-        if folder:
+        guards.saves.settle()
+        if not guards.saves.failed["the state"]:
             with guards.saves.attempt("the state", folder):
                 if distributed.is_main():
                     write_progress(folder, state)
@@ -172,6 +186,7 @@ def train_one_epoch(
                 stop = guards.stop.agreed()
                 save_within_epoch(engine, state, len(sums), stop, guards, args)
                 if stop:
+                    guards.saves.settle()
                     guards.stop.leave(f"after step {state.step}")
             sums.clear()
             names.clear()
@@ -209,6 +224,7 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
             mine += zip(src_input["name_batch"], bare.sentences(ids), strict=True)
             sums += output.n_tokens * torch.tensor([output.loss.item(), output.nll.item(), 1.0], dtype=torch.float64)
         if guards.stop.agreed():
+            guards.saves.settle()
             guards.stop.leave(f"in the evaluation of {dataset.split}")
     written = dict(pair for part in distributed.all_gather(mine) for pair in part)
     bad_clips = guards.clips.settle(dataset.split, len(dataset))
@@ -267,23 +283,26 @@ def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | Non
 Resumed = tuple[Path, TrainState]  # a state's folder and its progress
 
 
-def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> Resumed | None:
+def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader], sources: dict[str, Any]) -> Resumed | None:
     """Find the state of --resume and check that it belongs to this experiment; None to start from the beginning."""
     mine = find_state(args.resume, args.output_dir) if args.resume and distributed.is_main() else None
     if (found := distributed.broadcast_object(mine)) is None:
         return None
     folder, state = found
+    check_sources(folder, state, sources)
     return folder, check_resumable(folder, state, vars(args), len(loaders["train"]))
 
 
-def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState:
+def start_state(args: argparse.Namespace, resumed: Resumed | None, sources: dict[str, Any]) -> TrainState:
     """Return the state the run starts from, after moving files of an earlier run out of the output folder."""
     if resumed is None:
         if distributed.is_main():
             set_aside(args.output_dir)
         distributed.barrier()
-        return TrainState(revision=git_revision(), arguments=vars(args), n_processes=distributed.world_size())
+        world = distributed.world_size()
+        return TrainState(revision=git_revision(), arguments=vars(args), n_processes=world, sources=sources)
     folder, state = resumed
+    state.sources |= sources
     if distributed.is_main():
         trim_curves(args.output_dir, state.epoch, state.step)
         set_later_aside(args.output_dir, state.step)
@@ -291,12 +310,33 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None) -> TrainState
     return state
 
 
-def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespace) -> Path | None:
-    """Save a state to resume from and return its folder, or None if saving failed but the run may go on."""
+def save(engine: Any, state: TrainState, guards: Guards, args: argparse.Namespace) -> Path:
+    """Begin to save a state to resume from, once the one before is saved, and return its folder."""
     folder = resume_dir(args.output_dir) / state.folder_name
-    with guards.saves.attempt("the state", folder):
-        save_state(engine, state, folder, args.keep_last)
-    return None if guards.saves.failed["the state"] else folder
+    guards.saves.settle()  # before there is another copy in memory
+    guards.saves.begin("the state", folder, state_writer(engine, state, folder, args.keep_last))
+    return folder
+
+
+def save_weights_of_epoch(
+    engine: Any, state: TrainState, dev: Results | None, improved: bool, guards: Guards, args: argparse.Namespace
+) -> bool:
+    """Save an epoch's weights, and before them, if they are the best so far, the best ones; return if those are new.
+
+    They are two attempts, since what is written must be recorded: else a worse epoch could take the best one's place.
+    """
+    weights, config = full_state_dict(engine), engine.module.config
+    facts = {**weights_facts(args, engine.module), "score": dev and dev.rank[0], "epoch": state.epoch}
+    what = "the best checkpoint"
+    if improved:
+        with guards.saves.attempt(what, args.output_dir):
+            if distributed.is_main():
+                save_weights(Path(args.output_dir) / BEST, weights, config, **facts)
+    recorded = improved and not guards.saves.failed[what]
+    with guards.saves.attempt("the checkpoint", args.output_dir):
+        if distributed.is_main():
+            save_epoch(weights, config, args.output_dir, recorded, args.keep_last, facts)
+    return recorded
 
 
 def keep(results: Results, guards: Guards, args: argparse.Namespace) -> Results:
@@ -324,8 +364,9 @@ def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, ar
     """
     clips = sorted(name for part in distributed.all_gather(names) for name in part)
     folder = Path(args.output_dir) / "non_finite" / state.folder_name
+    guards.saves.settle()
     with guards.saves.attempt("the state", folder):
-        save_state(engine, state, folder)
+        state_writer(engine, state, folder)()
     place = "not saved" if guards.saves.failed["the state"] else f"saved in {folder}"
     raise ValueError(guards.steps.report(state.step, state.lr, clips, f"The state is {place}."))
 
@@ -395,7 +436,7 @@ def save_within_epoch(
     quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
         with guards.saves.attempt("checkpoint.pth", args.output_dir):
-            save_quick(engine, args.output_dir, state.epoch, weights_facts(args))
+            save_quick(engine, args.output_dir, state.epoch, weights_facts(args, engine.module))
     if quick or stop or (args.save_steps and state.step % args.save_steps == 0):
         save(engine, state, guards, args)
 

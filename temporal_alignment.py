@@ -243,6 +243,8 @@ def numbered_from_one(clips: Iterable[tuple[int, Collection[int]]]) -> bool:
 
 def _parse(path: str | Path) -> list | tuple:
     """Parse a file; an object becomes a tuple of pairs, since a dict would lose the first of two equal keys."""
+    if Path(path).is_fifo():  # reading would wait for ever
+        raise ValueError("a pipe, not a file")
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

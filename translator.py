@@ -5,6 +5,7 @@ Shapes: B clips in a batch, T sampled frames, N sentences per clip.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,21 @@ from pose.keypoints import SCORE_THRESHOLD, Pose, part_keypoints, read_pose
 from pose.video import read_pictures
 from system.distributed import autocast, check_dtype
 from temporal_alignment import TemporalAligner, read_descriptions, sample_frames
-from text_fusion_modules import TextEncoder
+from text_fusion_modules import TextEncoder, encoder_fingerprint
 from training.weight_files import read_weights
-from training.weights import TEXT_ENCODER_PREFIX, assemble, kept_tokens, read_config, require_mt5
+from training.weights import (
+    FROZEN_ENCODER,
+    TEXT_ENCODER_PREFIX,
+    assemble,
+    differing_files,
+    files_beside,
+    kept_tokens,
+    read_config,
+    require_mt5,
+    saved_settings,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class Candidate(NamedTuple):
@@ -124,7 +137,7 @@ class Translator:
         if config.use_descriptions and not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):
             width = weights["text_adapter.mean"].shape[0]
             folder = config.text_encoder or mt5_folder
-            texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""))
+            texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""), facts)
         model = assemble(config, mt5_folder, kept, texts, with_weights=False)
         if misfit := differences(weights, model.state_dict()):
             raise ValueError(
@@ -132,6 +145,11 @@ class Translator:
                 f"{misfit}. Name the mT5 of training: --mt5_path."
             )
         model.load_state_dict(weights)
+        _warn(path, differing_files(facts, files_beside(model)))
+        saved = {**saved_settings(facts, weights), **facts}
+        for flag, given in (("language", language), ("max_length", max_length)):
+            if given and saved.get(flag, given) != given:
+                _warn(path, f"was trained with --{flag} {saved[flag]}; {given} is taken. Drop it for training's.")
         return cls(model, max_length=max_length or facts.get("max_length", 256), **options)
 
     def __call__(
@@ -213,10 +231,13 @@ class FrozenTextEncoder:
         max_tokens: texts are truncated to this many tokens.
         width: W, the encoder's feature width in training.
         device: "cpu" or "cuda"; default: a GPU if there is one.
+        facts: the checkpoint's, to compare the encoder with that of training.
     """
 
-    def __init__(self, folder: str | Path, max_tokens: int, width: int, device: str = "") -> None:
-        self.folder, self.max_tokens, self.width = folder, max_tokens, width
+    def __init__(
+        self, folder: str | Path, max_tokens: int, width: int, device: str = "", facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder, self.max_tokens, self.width, self.facts = folder, max_tokens, width, facts or {}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.encoder: TextEncoder | None = None
 
@@ -237,8 +258,15 @@ class FrozenTextEncoder:
                     f"with one of {self.width}. Name that one with --text_encoder."
                 )
             self.encoder = encoder.to(self.device).eval()
+            own = {FROZEN_ENCODER: encoder_fingerprint(self.folder, self.max_tokens)}
+            _warn("the checkpoint", differing_files(self.facts, own))
         with torch.autocast(self.device.type, enabled=False):
             return self.encoder(texts)
+
+
+def _warn(path: str | Path, difference: str) -> None:
+    if difference:
+        logger.warning("--checkpoint: %s %s", path, difference)
 
 
 def whole_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:

@@ -1,6 +1,6 @@
 """Packed poses and descriptions: a memory-mapped folder of four files instead of one file per clip.
 
-    pack.json     what is packed, from where, and size and SHA-256 of the other files
+    pack.json     what is packed, from where, a sketch of the labels, and size and SHA-256 of the other files
     names.npy     the sorted keys, as byte strings of equal length
     clips.npy     for each key: offset, size and checksum of its content, number of frames or texts, size of its file
     content.bin   the concatenated contents
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,8 +31,9 @@ from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, cut_clip, read_pose
 from system.disk import UNFINISHED, new_folder, sha256, write_text, write_whole
 from temporal_alignment import DescriptionCounts, DescriptionLoader
 
-FORMAT = "uni-sign-pack 2"
+FORMAT = "uni-sign-pack 3"
 POSES, DESCRIPTIONS = "poses", "descriptions"
+SKETCHED = 100  # clips whose labels tell a corpus from another with the same folders and names
 ALIGN = 64  # alignment of contents: a CPU cache line
 _FILES = ("names.npy", "clips.npy", "content.bin")
 _CLIP = np.dtype([("offset", "<u8"), ("size", "<u8"), ("sum", "<u8"), ("length", "<u4"), ("file_size", "<u8")])
@@ -127,6 +129,7 @@ def _manifest(folder: Path, kind: str) -> dict[str, Any]:
             name: (int(manifest["files"][name]["size"]), str(manifest["files"][name]["sha256"])) for name in _FILES
         }
         found = manifest["format"], manifest["kind"], str(manifest["source"])
+        sketched = dict(manifest.get("sketch", {}))
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no pack of {kind} is there. Make it with tools/pack_dataset.py.") from None
     except (OSError, ValueError, KeyError, TypeError):
@@ -135,7 +138,18 @@ def _manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise ValueError(
             f"{path}: is a pack of {found[1]!r} in the format {found[0]!r}; wanted {kind!r} in {FORMAT!r}."
         )
-    return {"source": found[2], "files": sizes}
+    return {"source": found[2], "sketch": sketched, "files": sizes}
+
+
+def sketch(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return a hash of the text and glosses of some clips."""
+    chosen = list(labels)[:: -(-len(labels) // SKETCHED) or 1]
+    return {name: _text_hash(labels[name]) for name in chosen}
+
+
+def _text_hash(label: Mapping[str, Any]) -> str:
+    content = json.dumps([label.get("text"), label.get("gloss")], ensure_ascii=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class DamagedPackError(ValueError):
@@ -157,8 +171,9 @@ class Pack(abc.ABC):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        files = _manifest(self.folder, self.kind)["files"]
-        for name, (size, digest) in files.items():
+        manifest = _manifest(self.folder, self.kind)
+        self.sketch = manifest["sketch"]
+        for name, (size, digest) in manifest["files"].items():
             path = self.folder / name
             seen = path.stat().st_size if path.is_file() else 0
             if seen != size or not size:
@@ -178,6 +193,20 @@ class Pack(abc.ABC):
     def __len__(self) -> int:
         """Return the number of clips."""
         return len(self.names)
+
+    def check_labels(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse the pack of another corpus with the same names; some labels may have been changed since.
+
+        Raises:
+            ValueError: most clips have other texts than when they were packed.
+        """
+        common = self.sketch.keys() & labels.keys()
+        others = sum(self.sketch[name] != _text_hash(labels[name]) for name in common)
+        if 2 * others > len(common):
+            raise ValueError(
+                f"--packed: {self.folder} is of another corpus: {others} of {len(common)} clips have other labels "
+                "here. Pack this one with tools/pack_dataset.py, or drop --packed."
+            )
 
     def damaged(self, what: str) -> DamagedPackError:
         """Return a one-line error about this pack."""
@@ -378,7 +407,9 @@ def pack_descriptions(job: tuple[str, str]) -> Content | None:
     return Content(name, max(len(texts), 1), data, _file_size(loader.directory / f"{name}.json"))
 
 
-def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]) -> None:
+def write_pack(
+    folder: Path, kind: str, source: str, contents: Iterable[Content], sketched: Mapping[str, str] | None = None
+) -> None:
     """Write a pack atomically; an older one stays in place until then.
 
     Args:
@@ -386,6 +417,7 @@ def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]
         kind: `POSES` or `DESCRIPTIONS`.
         source: the packed folder, as named in the data set's record.
         contents: the clips' contents, in any order.
+        sketched: the labels' `sketch`.
 
     Raises:
         ValueError: there are no contents, or the folder exists and is not a pack.
@@ -420,6 +452,7 @@ def write_pack(folder: Path, kind: str, source: str, contents: Iterable[Content]
             name: {"size": (unfinished / name).stat().st_size, "sha256": digest} for name, digest in digests.items()
         }
         manifest = {"format": FORMAT, "kind": kind, "source": source, "clips": len(index), "files": files}
+        manifest["sketch"] = dict(sketched or {})
         write_text(unfinished / "pack.json", json.dumps(manifest, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@ Shapes: V tokens of the trimmed vocabulary, D mT5's d_model, L tokens of a text.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,6 +76,7 @@ class Tokenizer:
             )
         self.kept = kept
         self.model = path.read_bytes()  # content of `spiece.model`, reduced to these tokens
+        self.sha256 = hashlib.sha256(self.model).hexdigest()  # of the file
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
             _refuse_another_models(path, len(self.pieces))

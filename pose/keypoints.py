@@ -104,6 +104,8 @@ def read_pose(path: str | Path, person: int = 0) -> Pose:
         ValueError: the content is not a pose, or no frame has that person. One line with the file, what was found and
             what was expected.
     """
+    if Path(path).is_fifo():  # reading would wait for ever
+        raise ValueError(f"{path}: is a pipe; wanted a file.")
     content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
         seen = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -107,6 +107,23 @@ def any_process(*flags: bool) -> list[bool]:
     union = torch.tensor(flags, dtype=torch.int32, device=device())
     dist.all_reduce(union, dist.ReduceOp.MAX)
     return [bool(flag) for flag in union.tolist()]
+
+
+def require_same(facts: Mapping[str, Any]) -> None:
+    """Check that all processes have the same values; all of them must call this.
+
+    Raises:
+        ValueError: some differ; it names them and what differs.
+    """
+    everyone = all_gather(dict(facts))
+    usual = max(everyone, key=everyone.count)
+    odd = [number for number, one in enumerate(everyone) if one != usual]
+    if odd:
+        names = sorted({name for one in everyone for name in one | usual if one.get(name) != usual.get(name)})
+        raise ValueError(
+            f"rank {', '.join(map(str, odd))} of {len(everyone)} reads other files than the others; different are: "
+            f"{', '.join(names)}. Give every machine the same."
+        )
 
 
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from system.safe_pickle import load_pickle
 from tests.helpers.processes import Run
 from training import build
 from training.checkpoint import TrainState
+from translator import Translator
 
 ROOT = Path(__file__).resolve().parents[1]
 FUSION_MODULES = {"gating_fusion", "mask_embedding", "text_adapter", "description_mapper"}
@@ -420,6 +421,77 @@ def test_resume_of_another_experiment_is_refused(corpus, baseline):
         train(corpus, baseline, "--resume", "auto", "--lr", "0.01")
 
 
+def altered(corpus, tmp_path, file, change):
+    """A copy of the corpus with another content of one file."""
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    (path,) = copy.glob(file)
+    path.write_bytes(change(path.read_bytes()))
+    return copy
+
+
+def other_order(data):
+    labels = pickle.loads(gzip.decompress(data))
+    return gzip.compress(pickle.dumps(dict(reversed(labels.items()))))
+
+
+MT5 = "pretrained_weight/mt5-base"
+OTHERS = [
+    ("data/CSL_Daily/labels.train", other_order, "train labels_sha256"),
+    (f"{MT5}/config.json", lambda data: data.replace(b"1e-06", b"1e-03"), "mT5's layer_norm_epsilon"),
+    (f"{MT5}/spiece.model", lambda data: data + b"\xc0\x3e\x01", "mT5's spiece.model"),  # a field nobody knows
+]
+
+
+@pytest.mark.parametrize(("file", "change", "words"), OTHERS)
+def test_a_run_goes_on_with_what_it_began_with(corpus, baseline, tmp_path, file, change, words):
+    out, copy = shutil.copytree(baseline, tmp_path / "out"), altered(corpus, tmp_path, file, change)
+    with pytest.raises(ValueError, match=rf"--resume: .*different are: {words}\. Put them back"):
+        train(copy, out, "--resume", "auto")
+
+
+def test_poses_that_were_mended_are_said(corpus, baseline, tmp_path, caplog):
+    out = shutil.copytree(baseline, tmp_path / "out")
+    name = next(iter(load_pickle(corpus / "data/CSL_Daily/labels.train", compressed=True)))
+    copy = altered(corpus, tmp_path, f"dataset/CSL_Daily/pose_format/{name}.pkl", lambda data: data + b" ")
+    train(copy, out, "--resume", "auto")
+    assert "these have changed: train poses_sha256." in caplog.text
+
+
+@pytest.mark.parametrize(("file", "change", "words"), OTHERS[1:])
+def test_what_a_checkpoint_does_not_hold_is_that_of_its_training(
+    corpus, baseline, tmp_path, file, change, words, caplog
+):
+    """Refused by an evaluation; a training and a translation say so."""
+    best, copy = baseline / "best_checkpoint.pth", altered(corpus, tmp_path, file, change)
+    told = rf"{best} was trained with other files; different are: {words}\. Name those of training: --mt5_path"
+    with pytest.raises(ValueError, match=f"--finetune: {told}"):
+        evaluate(copy, best, "--mt5_path", MT5, "--output_dir", str(tmp_path / "out"))
+    Translator.from_checkpoint(best, mt5_path=str(copy / MT5), max_length=9, language="English", device="cpu")
+    assert re.search(f"--checkpoint: {told}", caplog.text)
+    for words in ("--language Chinese; English is taken", "--max_length 24; 9 is taken"):
+        assert f"{best} was trained with {words}" in caplog.text
+
+
+def test_a_frozen_encoder_is_that_of_training(corpus, tmp_path, caplog):
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    flags = ("--use_descriptions", "--text_encoder_freeze", "--epochs", "1", "--no_test")
+    best = train(copy, tmp_path / "out", *flags) / "best_checkpoint.pth"
+    (copy / MT5 / "another_file").touch()
+    with pytest.raises(ValueError, match="different are: the frozen text encoder"):
+        evaluate(copy, best)
+    translator = Translator.from_checkpoint(best, device="cpu")
+    assert "other files" not in caplog.text
+    translator.model.text_features(["hi"])
+    assert "the checkpoint was trained with other files; different are: the frozen text encoder" in caplog.text
+
+
+def test_an_evaluation_in_another_language_is_refused(corpus, baseline, tmp_path):
+    toml = 'name = "CSL_Daily"\nlanguage = "English"\npose_dir = "x"\n[labels]\ntest = "y"\n'
+    (tmp_path / "english.toml").write_text(toml)
+    with pytest.raises(ValueError, match="best_checkpoint.pth was trained to write Chinese, and CSL_Daily is English"):
+        evaluate(corpus, baseline / "best_checkpoint.pth", "--dataset_config", str(tmp_path / "english.toml"))
+
+
 def test_keep_last_bounds_the_disk(corpus, tmp_path):
     (tmp_path / "checkpoint_7.pth").write_text("of an earlier, longer run")
     train(corpus, tmp_path, "--epochs", "3", "--keep_last", "1")
@@ -435,7 +507,7 @@ def test_going_back_to_an_older_state(corpus, described, tmp_path):
     flags = ("--use_descriptions", "--save_steps", "1", "--keep_last", "2")
     args = utils.parse_args(["--root", str(corpus), *SMALL, "--output_dir", str(out), *flags, "--resume", str(older)])
     loaders = build.build_loaders(args, build.dataset_spec(args))
-    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders))
+    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders, {}), {})
     assert f"step_{state.step:08d}" == older.name != newest.name
     assert [path.name for path in (out / "resume").iterdir()] == [older.name]
     assert newest.name in {path.name for path in (out / "earlier" / "resume").iterdir()}

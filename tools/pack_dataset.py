@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, workers: int) -> None:
     """Pack the poses of a split's clips, and their descriptions if there are any."""
-    from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose
+    from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, sketch
 
     there, name = spec.under(root), spec.folder(split)
     labels = split_labels(there, split)
@@ -90,11 +90,12 @@ def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, worke
     folder = split_spec.pose_dir
     files = dict.fromkeys(split_spec.pose_path(label).relative_to(folder).as_posix() for label in labels.values())
     lock.hold(out, "--out", "another tools/pack_dataset.py")  # two processes would write to the same files
-    pack(out / POSES / name, POSES, spec.pose_dir, pack_pose, [(folder, file) for file in files], workers)
+    clips, sketched = [(folder, file) for file in files], sketch(labels)
+    pack(out / POSES / name, POSES, spec.pose_dir, pack_pose, clips, workers, sketched)
     descriptions = Path(there.description_dir) / name
     if spec.description_dir and descriptions.is_dir():
         jobs = [(str(descriptions), clip) for clip in labels]
-        pack(out / DESCRIPTIONS / name, DESCRIPTIONS, spec.description_dir, pack_descriptions, jobs, workers)
+        pack(out / DESCRIPTIONS / name, DESCRIPTIONS, spec.description_dir, pack_descriptions, jobs, workers, sketched)
     else:
         sys.stdout.write(f"{name}: no descriptions in {descriptions}.\n" if spec.description_dir else "")
 
@@ -106,6 +107,7 @@ def pack(
     read: Callable[[tuple[str, str]], Content | None],
     jobs: Sequence[tuple[str, str]],
     workers: int,
+    sketched: Mapping[str, str],
 ) -> None:
     """Write one pack and print a summary."""
     from clips.packs import POSES, write_pack
@@ -129,7 +131,7 @@ def pack(
 
     begun = time.monotonic()
     try:
-        write_pack(folder, kind, source, contents())
+        write_pack(folder, kind, source, contents(), sketched)
     except OSError as error:
         raise OSError(explain(error, folder)) from None
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6

@@ -37,6 +37,7 @@ from training.weights import (
     MAPPER_PREFIX,
     TEXT_ENCODER_PREFIX,
     assemble,
+    files_beside,
     kept_tokens,
     load_finetune,
     load_fusion,
@@ -93,12 +94,18 @@ def take_settings(args: argparse.Namespace) -> None:
     if differing := [name for name, value in given.items() if name not in MAY_MOVE and saved.get(name, value) != value]:
         told = ", ".join(f"{name} {saved[name]} (here {given[name]})" for name in sorted(differing))
         raise ValueError(f"--eval: {path} was trained with {told}. Drop these flags: the checkpoint decides.")
+    spec = dataset_of(args.dataset, args.dataset_config)
     if os.path.isdir(facts.get("mt5_path", "")):
         saved["mt5_path"] = facts["mt5_path"]
     if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
         saved["text_encoder_freeze"] = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights)
     if "output_dir" not in given:
-        saved["output_dir"] = str(results_folder(args.finetune, dataset_of(args.dataset, args.dataset_config).name))
+        saved["output_dir"] = str(results_folder(args.finetune, spec.name))
+    if saved.get("language", spec.language) != spec.language:
+        raise ValueError(
+            f"--eval: {path} was trained to write {saved['language']}, and {spec.name} is {spec.language}. Name data "
+            "in its language: --dataset or --dataset_config."
+        )
     defaults = vars(get_args_parser().parse_args([]))
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
@@ -131,7 +138,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             lengths=dataset.lengths if free else None,
             accumulation=args.gradient_accumulation_steps,
         )
-        loaders[split] = ClipLoader(dataset, sampler, args.num_workers, args.pin_mem)
+        loaders[split] = ClipLoader(dataset, sampler, args.num_workers)
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
     if spec.dev_is_test:
@@ -140,6 +147,12 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
         if split not in spec.labels:
             logger.info("%s has no %s split.", spec.name, split)
     return loaders
+
+
+def fingerprints(loaders: Mapping[str, ClipLoader]) -> dict[str, Any]:
+    """Return what identifies the data of all splits, by names such as "train labels_sha256"."""
+    found = {split: loader.dataset.fingerprint() for split, loader in loaders.items()}
+    return {f"{split} {name}": value for split, facts in found.items() for name, value in facts.items()}
 
 
 def _dataset(args: argparse.Namespace, spec: DatasetSpec, split: str) -> S2T_Dataset:
@@ -221,7 +234,9 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
         FileNotFoundError: a file does not exist.
         ValueError: weights do not fit the model, or --eval would evaluate untrained weights.
     """
-    new = load_finetune(model, args.finetune, model.config) if args.finetune else list(model.state_dict())
+    new = list(model.state_dict())
+    if args.finetune:
+        new = load_finetune(model, args.finetune, model.config, files_beside(model), evaluated=args.eval)
     backbone_is_new = any(name.startswith(BACKBONE) for name in new)
     if args.eval and backbone_is_new:
         raise ValueError(f"--eval: {args.finetune} has no RGB branch; drop --rgb_support.")
@@ -347,10 +362,10 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     )
 
 
-def weights_facts(args: argparse.Namespace) -> dict[str, Any]:
+def weights_facts(args: argparse.Namespace, model: Uni_Sign) -> dict[str, Any]:
     """Return what inference needs besides a checkpoint's weights and config."""
     mt5_path = str(Path(under_root(args.root, args.mt5_path)).absolute())
-    return {"mt5_path": mt5_path, "max_length": args.max_length, "task": args.task}
+    return {"mt5_path": mt5_path, "max_length": args.max_length, "task": args.task, "files": files_beside(model)}
 
 
 def build_guards(args: argparse.Namespace) -> Guards:

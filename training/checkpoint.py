@@ -5,13 +5,14 @@ Every write is atomic. `training/weights.py` defines the format of weight files.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from config import ModelConfig
 from network.state_dicts import differences
 from system.disk import UNFINISHED, new_folder, remove_folder, sha256, to_json, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
-from training.run_folder import BEST, forget_checkpoints, resume_dir
+from training.run_folder import forget_checkpoints, resume_dir
 from training.weight_files import read_weights, save_weights
 from training.weights import fusion_weights
 
@@ -47,6 +49,7 @@ class TrainState:
         lr: learning rate of the last step.
         n_processes: number of processes.
         digests: file -> SHA-256 of the state's other files.
+        sources: what identifies the data, and the files that the model needs beside its weights.
         epoch_sums: this process's sums over the current epoch, so that a resumed epoch has the same means.
     """
 
@@ -59,6 +62,7 @@ class TrainState:
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     n_processes: int = 1
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    sources: dict[str, Any] = dataclasses.field(default_factory=dict)
     epoch_sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -67,47 +71,42 @@ class TrainState:
         return f"step_{self.step:08d}"
 
 
-def save_state(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> None:
-    """Save everything needed to resume a run exactly; every process must call this, rank 0 writes.
+def state_writer(engine: Any, state: TrainState, folder: Path, keep_last: int = 0) -> Callable[[], None]:
+    """Copy everything needed to resume a run exactly; every process must call this.
 
     Weights and optimizer state are stored by name in fp32, whatever the number of processes and the ZeRO stage; random
     numbers and sums, process by process.
 
     Args:
         engine: the engine that trains.
-        state: its progress.
+        state: its progress; its digests are set once the state is written.
         folder: the state's folder, which appears once it is complete.
         keep_last: number of states kept beside each other; 0 keeps all.
 
-    Raises:
-        OSError: the state cannot be written; on rank 0 only.
+    Returns:
+        A function that writes the copy, on rank 0, also in a thread while the training goes on; it raises OSError if
+        that fails.
     """
-    parts = _parts(engine, state)
-    try:
-        if is_main():
-            for left in folder.parent.glob(f"{UNFINISHED}*"):  # from a run that was killed
-                shutil.rmtree(left)
-            with new_folder(folder) as unfinished:
-                digests = {name: write_whole(unfinished / name, partial(torch.save, part)) for name, part in parts}
-                write_progress(unfinished, dataclasses.replace(state, digests=digests))
-            state.digests = digests
-            for old in sorted(folder.parent.glob("step_*"))[:-keep_last] if keep_last else ():
-                remove_folder(old)
-    finally:
-        for _ in parts:  # other ranks, and a rank 0 that failed, must still take part in the collectives
-            pass
-
-
-def _parts(engine: Any, state: TrainState) -> Iterator[tuple[str, Any]]:
-    """Yield (file name, content) of a state; only rank 0's content is complete, but all processes must iterate."""
-    own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": state.epoch_sums}
+    own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": dict(state.epoch_sums)}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
-    yield "processes.pt", all_gather(own)
-    yield STATE_WEIGHTS, full_state_dict(engine)
-    for kind, tensors in optimizer_tensors(engine):
-        yield f"optimizer_{kind}.pt", tensors
-    yield "optimizer.pt", optimizer_numbers(engine)
+    parts = {"processes.pt": all_gather(own), STATE_WEIGHTS: full_state_dict(engine)}
+    parts |= {f"optimizer_{kind}.pt": tensors for kind, tensors in optimizer_tensors(engine)}
+    parts["optimizer.pt"] = copy.deepcopy(optimizer_numbers(engine))
+    progress = dataclasses.replace(state, digests={})
+
+    def write() -> None:
+        for left in folder.parent.glob(f"{UNFINISHED}*"):  # from a run that was killed
+            shutil.rmtree(left)
+        with new_folder(folder) as unfinished:
+            for name, part in parts.items():
+                progress.digests[name] = write_whole(unfinished / name, partial(torch.save, part))
+            write_progress(unfinished, progress)
+        state.digests = progress.digests
+        for old in sorted(folder.parent.glob("step_*"))[:-keep_last] if keep_last else ():
+            remove_folder(old)
+
+    return write if is_main() else lambda: None
 
 
 def write_progress(folder: Path, state: TrainState) -> None:
@@ -213,6 +212,9 @@ FREE_FLAGS = frozenset(
 )
 
 
+MAY_BE_MENDED = ("poses_sha256", "described", "descriptions_sha256")  # see `S2T_Dataset.fingerprint`
+
+
 def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any], n_batches: int) -> TrainState:
     """Check that the command line matches the saved experiment, and convert its position in the epoch.
 
@@ -250,6 +252,28 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
     round_then, round_now = (size[0] * size[2] for size in sizes)  # clips per micro-batch, all processes
     micro_batch = min(n_batches, math.ceil(state.micro_batch * round_then / round_now))
     return dataclasses.replace(state, micro_batch=micro_batch, arguments=dict(arguments), n_processes=world_size())
+
+
+def check_sources(folder: Path, state: TrainState, sources: Mapping[str, Any]) -> None:
+    """Check that a run goes on with what it began with; other poses and descriptions, which get mended, are a warning.
+
+    Args:
+        folder: the state's folder.
+        state: the saved state.
+        sources: some of this run's `TrainState.sources`.
+
+    Raises:
+        ValueError: the labels or a file of the model are others.
+    """
+    differing = [name for name, value in sources.items() if state.sources.get(name, value) != value]
+    mild = [name for name in differing if name.endswith(MAY_BE_MENDED)]
+    if severe := ", ".join(name for name in differing if name not in mild):
+        raise ValueError(
+            f"--resume: {folder} was saved with other data or files; different are: {severe}. Put them back as they "
+            "were, or start a new run in another --output_dir."
+        )
+    if mild and is_main():
+        logger.warning("--resume: since %s was saved, these have changed: %s.", folder, ", ".join(mild))
 
 
 def load_model_state(model: nn.Module, folder: Path) -> None:
@@ -292,30 +316,28 @@ def _read(path: Path) -> Any:
 
 
 def save_epoch(
-    engine: Any, output_dir: str | Path, epoch: int, best: bool, keep_last: int, facts: Mapping[str, Any]
+    weights: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    output_dir: str | Path,
+    best: bool,
+    keep_last: int,
+    facts: Mapping[str, Any],
 ) -> None:
-    """Write checkpoint_{epoch}.pth and, if it is the best so far, best_checkpoint.pth and best_fusion.pth.
-
-    Every process must call this, rank 0 writes.
+    """Write checkpoint_{epoch}.pth and, if `best_checkpoint.pth` is new, its best_fusion.pth; on rank 0.
 
     Args:
-        engine: the engine that trains.
+        weights: the result of `full_state_dict`.
+        config: the model's.
         output_dir: the run's folder.
-        epoch: the epoch that is done, from 0.
-        best: whether it is the best so far.
+        best: whether the epoch is the best so far.
         keep_last: number of checkpoints kept; 0 keeps all.
-        facts: what inference needs besides weights and config, and what a reader may want to know.
+        facts: "epoch", from 0, and what inference needs besides, or a reader may want to know.
     """
-    weights = full_state_dict(engine)
-    if not is_main():
-        return
-    folder, config, facts = Path(output_dir), engine.module.config, {**facts, "epoch": epoch}
-    if best:
-        save_weights(folder / BEST, weights, config, **facts)
-        if config.use_descriptions:
-            save_weights(folder / "best_fusion.pth", fusion_weights(weights), config, **facts)
-    save_weights(folder / f"checkpoint_{epoch}.pth", weights, config, **facts)
-    forget_checkpoints(folder, epoch, keep_last)
+    folder = Path(output_dir)
+    if best and config.use_descriptions:
+        save_weights(folder / "best_fusion.pth", fusion_weights(weights), config, **facts)
+    save_weights(folder / f"checkpoint_{facts['epoch']}.pth", weights, config, **facts)
+    forget_checkpoints(folder, facts["epoch"], keep_last)
 
 
 def save_quick(engine: Any, output_dir: str | Path, epoch: int, facts: Mapping[str, Any]) -> None:

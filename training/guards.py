@@ -8,9 +8,11 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import nn
 from clips.batch import SrcInput
 from system import distributed
 from system.disk import explain, read_lines, to_json, write_text
+from system.processes import kill_children
 from training.engine import lower_gradient_scale
 from training.memory import MemorySettings
 from training.tracking import Tracker
@@ -120,24 +123,29 @@ class StopRequest:
     """Handles SIGTERM, SIGINT and SIGUSR1 inside a `with` block: the first asks the run to stop, a second ends it.
 
     A process may get a signal twice, from the terminal or SLURM and again from its launcher. So signals within a second
-    of the first count as the same request.
+    of the first count as the same request. If something hangs, the run ends a while after the first without a state.
     """
 
     SIGNALS = [signal.SIGTERM, signal.SIGINT]
     if sys.platform != "win32":
         SIGNALS.append(signal.SIGUSR1)
     SAME_REQUEST = 1.0  # seconds
+    GRACE = 300.0  # seconds for the step and its state
 
     def __init__(self) -> None:
         self.asked = ""
         self._first = 0.0
         self._before: dict[int, Any] = {}
+        self._heard, self._left = threading.Event(), threading.Event()
 
     def __enter__(self) -> StopRequest:
+        threading.Thread(target=self._insist, daemon=True).start()
         self._before = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._heard.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -147,8 +155,18 @@ class StopRequest:
         if not self.asked:
             self.asked, self._first = name, time.monotonic()
             os.write(2, f"{name}: the run stops after this step; once more to end it at once.\n".encode())
+            self._heard.set()
         elif time.monotonic() - self._first > self.SAME_REQUEST:
+            kill_children()
             os._exit(128 + number)
+
+    def _insist(self) -> None:
+        self._heard.wait()
+        if not self._left.wait(self.GRACE):
+            words = f"{self.asked}: something hangs, {self.GRACE:g} s later; the run ends as it was last saved."
+            os.write(2, f"{words} Go on with --resume auto.\n".encode())
+            kill_children()
+            os._exit(RESUME_ME)
 
     def agreed(self) -> bool:
         """Return whether any process was asked to stop; a collective call with the same result on every process."""
@@ -218,6 +236,25 @@ class Saves:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.failed: Counter[str] = Counter()
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: tuple[str, str | Path, Future[None]] | None = None
+
+    def begin(self, what: str, path: str | Path, write: Callable[[], None]) -> None:
+        """Save something in a thread, while the run goes on; every process must call this, and `settle` before it."""
+        assert self._begun is None
+        self._begun = what, path, self._thread.submit(write)
+
+    def settle(self) -> None:
+        """Wait until what was begun is saved, with a failure counted as in `attempt`; every process must call this.
+
+        Raises:
+            ValueError: it failed too often in a row.
+        """
+        if self._begun:
+            what, path, writing = self._begun
+            self._begun = None
+            with self.attempt(what, path):
+                writing.result()
 
     @contextlib.contextmanager
     def attempt(self, what: str, path: str | Path) -> Iterator[None]:
@@ -253,6 +290,7 @@ class Saves:
         Raises:
             ValueError: the last attempt to save something failed.
         """
+        self.settle()
         if missing := [what for what, count in self.failed.items() if count]:
             raise ValueError(
                 f"the run is done, but saving {' and '.join(missing)} failed. Make room, then --resume auto."

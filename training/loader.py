@@ -6,45 +6,36 @@ import functools
 import logging
 import math
 import multiprocessing
+import multiprocessing.util
 import os
+import queue
+import shutil
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from clips.batch import BadClip, Sample, SrcInput, TgtInput, collate_fn, empty_sample
 from datasets import S2T_Dataset
 from pose.hand_crops import no_crops
+from system import distributed
+from system.processes import kill_children
 
 logger = logging.getLogger(__name__)
 
 SEARCHED = 4  # evaluation batch / training batch: no backward pass, and larger batches decode faster
 POOL = 256  # minimum number of clips that are sorted by length together
-
-
-class _Slots(Dataset[Sample | BadClip]):
-    """Adapts a data set to the workers of a loader.
-
-    Clips are requested by (epoch, index), since workers persist over epochs and must know the current one. A clip that
-    cannot be read becomes a `BadClip` instead of ending the worker.
-    """
-
-    def __init__(self, dataset: S2T_Dataset) -> None:
-        self.dataset = dataset
-        rgb_dict = no_crops() if dataset.hand_crops is not None else {}
-        self.empty = empty_sample(dataset.descriptions is not None, rgb_dict)
-
-    def __getitem__(self, place: tuple[int, int]) -> Sample | BadClip:
-        self.dataset.epoch, index = place
-        try:
-            return self.dataset[index]
-        except (ValueError, OSError) as error:
-            return BadClip(self.dataset.names[index], str(error), self.empty)
+AHEAD = 2  # batches that a data worker loads in advance
+DEADLINE = 600.0  # seconds to wait for a batch; twice this must be less than `distributed.TIMEOUT` of the other ranks
+SHARED = Path("/dev/shm")  # where Linux keeps the batches that data workers hand over
+FRAME_BYTES, HAND_BYTES = 840, 30_200  # of a frame: 69 joints and a mask; crops of two hands in every tenth
 
 
 class BatchSampler:
@@ -128,21 +119,94 @@ def _chunks(indices: np.ndarray, size: int) -> list[list[int]]:
     return [indices[i : i + size].tolist() for i in range(0, len(indices), size)]
 
 
-def _leave_signals_to_the_run(_: int) -> None:
-    """Ignore signals sent to the whole job, so that data workers do not end before the run has finished its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # the others have no job scheduler that sends these, and do not tell the sender
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # left to the thread, which can see the sender
-        threading.Thread(target=_end_with_the_run, daemon=True).start()
+class _Worker:
+    """A process that loads batches, and a thread that waits for it, since whatever waits for a process may hang."""
+
+    def __init__(self, dataset: S2T_Dataset) -> None:
+        self.clip = ""  # which it reads
+        self._jobs: queue.SimpleQueue[tuple[Future, int, Sequence[int]] | None] = queue.SimpleQueue()
+        self._pipe, theirs = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=_serve, args=(dataset, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        threading.Thread(target=self._fetch, daemon=True).start()
+
+    def load(self, epoch: int, clips: Sequence[int]) -> Future:
+        """Ask for a batch."""
+        future: Future = Future()
+        self._jobs.put((future, epoch, clips))
+        return future
+
+    def _fetch(self) -> None:
+        while self._answer(self._jobs.get()):  # keeps no batch while it waits
+            pass
+
+    def _answer(self, job: tuple[Future, int, Sequence[int]] | None) -> bool:
+        if job is None:
+            return False
+        future, *asked = job
+        try:
+            self._pipe.send(asked)
+            while isinstance(answer := self._pipe.recv(), str):
+                self.clip = answer
+            if isinstance(answer, OSError):
+                raise answer
+            future.set_result(answer)
+        except (EOFError, OSError, RuntimeError) as error:  # the last when torch cannot open what it was handed
+            future.set_exception(error)
+        return True
+
+    def end(self) -> None:
+        """End the process at once, whatever it is doing."""
+        self._jobs.put(None)
+        self.process.kill()
+        self.process.join(1)
+
+
+def _serve(dataset: S2T_Dataset, pipe: Any) -> None:
+    """Load batches for the run until it ends; signals to the whole job are left to the run."""
+    torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    while True:
+        epoch, clips = pipe.recv()
+        batch = load_batch(dataset, epoch, clips, pipe.send)
+        try:
+            pipe.send(batch)
+        except (OSError, RuntimeError) as error:  # no shared memory is left, or too many files are open
+            pipe.send(OSError(f"it cannot hand over its batch: {error}"))
 
 
 def _end_with_the_run() -> None:
-    """End on a SIGTERM from the run itself: Python sends one when it exits with an error, and waits for the worker."""
-    run = multiprocessing.parent_process()
-    while sys.platform == "linux" and run and signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid:
-        pass
+    if run := multiprocessing.parent_process():
+        run.join()
     os._exit(0)
+
+
+def load_batch(
+    dataset: S2T_Dataset, epoch: int, clips: Sequence[int], note: Callable[[str], object] = id
+) -> tuple[SrcInput, TgtInput]:
+    """Read some clips; one that cannot be read becomes a `BadClip`.
+
+    Args:
+        dataset: the clips.
+        epoch: which the clips' random frames depend on.
+        clips: their indices.
+        note: called with each clip's name before it is read.
+    """
+    dataset.epoch = epoch
+    rgb_dict = no_crops() if dataset.hand_crops is not None else {}
+    empty = empty_sample(dataset.descriptions is not None, rgb_dict)
+    slots: list[Sample | BadClip] = []
+    for clip in clips:
+        note(dataset.names[clip])
+        try:
+            slots.append(dataset[clip])
+        except (ValueError, OSError) as error:
+            slots.append(BadClip(dataset.names[clip], str(error), empty))
+    return collate_fn(slots)
 
 
 @functools.cache  # so that it logs once, not for every split
@@ -155,6 +219,21 @@ def _within_cores(num_workers: int) -> int:
     return min(num_workers, cores)
 
 
+def _within_shared_memory(num_workers: int, n_bytes: int) -> int:
+    """Limit `num_workers` to those whose batches, of up to so many bytes, fit into the shared memory that is free."""
+    if not SHARED.is_dir():
+        return num_workers
+    free = shutil.disk_usage(SHARED).free // int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
+    fitting = free // (AHEAD * n_bytes)
+    if fitting < num_workers:
+        logger.warning(
+            "--num_workers %d: %s has %.0f MB for this process, and a batch can take %.0f MB: %d processes load data. "
+            "Give a container more with --shm-size.",
+            num_workers, SHARED, free / 1e6, n_bytes / 1e6, fitting,
+        )  # fmt: skip
+    return min(num_workers, fitting)
+
+
 class ClipLoader:
     """Batches of a data set, epoch by epoch.
 
@@ -162,37 +241,81 @@ class ClipLoader:
         dataset: the clips.
         sampler: chooses the clips of each batch of this process.
         num_workers: number of loading processes, at most one per core; they are started once.
-        pin_memory: whether to pin batches in memory for faster transfer to the GPU.
     """
 
-    def __init__(self, dataset: S2T_Dataset, sampler: BatchSampler, num_workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: S2T_Dataset, sampler: BatchSampler, num_workers: int) -> None:
         self.dataset, self.sampler = dataset, sampler
+        self.num_workers = _within_cores(num_workers)
         self.waited = 0.0
-        self._places: list[list[tuple[int, int]]] = []  # (epoch, clip index) of each batch to load
-        num_workers = _within_cores(num_workers)
-        self._loader = DataLoader(
-            _Slots(dataset),
-            batch_sampler=self._places,
-            collate_fn=collate_fn,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_run,
-            pin_memory=pin_memory and torch.cuda.is_available(),
-            generator=torch.Generator(),  # otherwise it draws from dropout's generator, once more after a resume
-        )
+        self._workers: list[_Worker] = []
 
     def __len__(self) -> int:
         """Return the number of micro-batches in an epoch."""
         return len(self.sampler.batches())
 
+    def __del__(self) -> None:
+        """End the workers."""
+        self._end_workers()
+
+    def start(self) -> list[_Worker]:
+        """Start the data workers, unless they are there, and return them; none if there is no memory to share."""
+        if not self._workers:
+            multiprocessing.util.Finalize(None, kill_children, exitpriority=0)  # at exit, before Python waits for them
+            frame = FRAME_BYTES + (HAND_BYTES if self.dataset.hand_crops is not None else 0)
+            number = _within_shared_memory(self.num_workers, self.sampler.batch_size * self.dataset.max_length * frame)
+            self._workers = [_Worker(self.dataset) for _ in range(number)]
+        return self._workers
+
     def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[SrcInput, TgtInput]]:
         """Yield the batches of an epoch, without the `first` ones that an earlier run has processed.
 
         `waited` accumulates the seconds spent waiting for batches since the epoch began.
+
+        Raises:
+            OSError: twice the same batch could not be loaded, or not in time; one line that names worker and clip.
         """
-        self._places[:] = [[(number, clip) for clip in batch] for batch in self.sampler.batches(number)[first:]]
+        batches = self.sampler.batches(number)[first:]
         self.waited, asked = 0.0, time.monotonic()
-        for batch in self._loader:
+        for batch in self._load(number, batches):
             self.waited += time.monotonic() - asked
             yield batch
             asked = time.monotonic()
+
+    def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[tuple[SrcInput, TgtInput]]:
+        workers = self.start()
+        ahead: deque[Future] = deque()
+        n, failed = 0, -1  # the batch to yield next; the last that failed
+        while n < len(batches):
+            if not workers:
+                yield load_batch(self.dataset, epoch, batches[n])
+                n += 1
+                continue
+            while len(ahead) < AHEAD * len(workers) and n + len(ahead) < len(batches):
+                place = n + len(ahead)
+                ahead.append(workers[place % len(workers)].load(epoch, batches[place]))
+            try:
+                batch = ahead.popleft().result(DEADLINE)
+            except (EOFError, OSError, RuntimeError) as error:
+                why = self._fault(workers[n % len(workers)], error)
+                self._end_workers()
+                if n == failed:
+                    raise OSError(f"{why}, for the second time. Mend the cause, then --resume auto.") from None
+                logger.warning("%s. New data workers start at the same batch.", why)
+                workers, failed = self.start(), n
+                ahead.clear()
+            else:
+                n += 1
+                yield batch
+
+    def _fault(self, worker: _Worker, error: Exception) -> str:
+        worker.process.join(0 if isinstance(error, TimeoutError) else 1)
+        if (code := worker.process.exitcode) is not None:
+            how = f"has ended with {code}{', perhaps for want of memory,' if code == -9 else ''}"
+        else:
+            how = f"has not answered for {DEADLINE:g} s" if isinstance(error, TimeoutError) else f"failed: {error},"
+        return f"{self.dataset.split}: data worker {worker.process.pid} {how} at the clip {worker.clip or '(none)'}"
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers = []

@@ -19,6 +19,7 @@ from network.state_dicts import differences
 from network.vocabulary import KEPT_TOKENS, Tokenizer, matrices, move_rows
 from pose.keypoints import PART_JOINTS
 from text_fusion_modules import EncodesTexts, TextEncoder
+from training.text_cache import TextFeatureCache
 from training.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,11 @@ FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_adapter.", MAPPER_
 TEXT_ENCODER_PREFIX = "text_encoder."
 TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
 NEW_PREFIXES = (*TEXT_PREFIXES, *RGB_PREFIXES)  # weights that a base model may lack
+
+
+# Of mT5's config.json: what changes no weight's shape.
+FROZEN_ENCODER = "the frozen text encoder"  # its name in `files_beside`
+MT5_VALUES = ("num_heads", "layer_norm_epsilon", "relative_attention_max_distance", "dense_act_fn")
 
 
 def require_mt5(folder: str | Path, path: str | Path, flag: str) -> None:
@@ -120,8 +126,43 @@ def kept_tokens(weights: Mapping[str, torch.Tensor], path: str | Path, flag: str
     return kept.clone()
 
 
-def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> list[str]:
+def files_beside(model: Uni_Sign) -> dict[str, Any]:
+    """Return what decides a model's sentences beside its weights and its config: what it reads from other files.
+
+    Of mT5's config.json these are the values that change no weight's shape.
+    """
+    mt5 = model.mt5_model.config
+    found = {f"mT5's {name}": getattr(mt5, name) for name in MT5_VALUES}
+    found["mT5's spiece.model"] = model.tokenizer.sha256
+    if isinstance(features := getattr(model, "text_features", None), TextFeatureCache):
+        found[FROZEN_ENCODER] = features.folder.name
+    return found
+
+
+def differing_files(facts: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Return one sentence on what a model reads from other files than the training of a checkpoint did, or ""."""
+    saved = facts.get("files")
+    names = [name for name in own if isinstance(saved, Mapping) and saved.get(name, own[name]) != own[name]]
+    cure = "Name those of training: --mt5_path, --text_encoder."
+    return f"was trained with other files; different are: {', '.join(names)}. {cure}" if names else ""
+
+
+def load_finetune(
+    model: nn.Module,
+    path: str | Path,
+    config: ModelConfig,
+    files: Mapping[str, Any] | None = None,
+    *,
+    evaluated: bool = False,
+) -> list[str]:
     """Load the weights of `--finetune`: the base model must be complete; text branch and RGB branch may be new.
+
+    Args:
+        model: the model.
+        path: the weights.
+        config: the model's.
+        files: the model's `files_beside`; a warning says which were others in the training of the weights.
+        evaluated: refuse the weights in place of a warning.
 
     Returns:
         Names of the model's weights that are not in the file.
@@ -149,6 +190,10 @@ def load_finetune(model: nn.Module, path: str | Path, config: ModelConfig) -> li
             "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
             file, before, now,
         )  # fmt: skip
+    if others := differing_files(facts, files or {}):
+        if evaluated:
+            raise ValueError(f"{file} {others}")
+        logger.warning("%s %s", file, others)
     model.load_state_dict(weights, strict=False)
     new = [name for name in own if name not in weights]
     modules = Counter(name.partition(".")[0] for name in new)

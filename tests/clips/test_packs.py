@@ -1,5 +1,8 @@
 """Packs: what they give is what the files give; damage is one clear line; nothing is read that is not asked for."""
 
+import contextlib
+import dataclasses
+import gzip
 import json
 import pickle
 import shutil
@@ -13,7 +16,7 @@ import torch
 
 from clips import packs as packed
 from clips.packs import DESCRIPTIONS, POSES, Content, DescriptionPack, PosePack, pack_pose, use_packs, write_pack
-from config import DatasetSpec
+from config import DATASETS, DatasetSpec
 from datasets import S2T_Dataset
 from pose.keypoints import cut_clip, read_pose
 from temporal_alignment import DescriptionLoader
@@ -191,7 +194,7 @@ def test_workers_share_a_pack_and_another_process_opens_its_own(spelling):
     spec, root = spelling
     dataset = S2T_Dataset(use_packs(spec, "packs", root), "dev", use_descriptions=True)
     sampler = BatchSampler(len(dataset), 16, 0, 1)
-    alone, helped = (list(ClipLoader(dataset, sampler, n, pin_memory=False).epoch()) for n in (0, 2))
+    alone, helped = (list(ClipLoader(dataset, sampler, n).epoch()) for n in (0, 2))
     for (a, _), (b, _) in zip(alone, helped, strict=True):
         assert a["descriptions"] == b["descriptions"]
         assert torch.equal(a["right"], b["right"])
@@ -267,7 +270,7 @@ def test_two_words_that_changed_places_are_found_by_verifying(small):
         ("clips.npy", lambda data: data[:-1] + b"z", "clips.npy is not what was written"),
         ("pack.json", lambda data: data[:40], "is damaged, or no pack's"),
         ("pack.json", lambda data: b"[]", "is damaged, or no pack's"),
-        ("pack.json", lambda data: data.replace(b"pack 2", b"pack 9"), "in the format 'uni-sign-pack 9'; wanted"),
+        ("pack.json", lambda data: data.replace(b"pack 3", b"pack 9"), "in the format 'uni-sign-pack 9'; wanted"),
         ("pack.json", lambda data: data.replace(b'"poses"', b'"words"', 1), "is a pack of 'words'"),
     ],
 )
@@ -325,6 +328,22 @@ def test_packs_of_another_folder_are_refused(small):
         use_packs(spec, "packs", small.parents[2])
     with pytest.raises(FileNotFoundError, match="--packed: .*nothing holds no packs"):
         use_packs(spec, "nothing", small.parents[2])
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.3, False), (1, True)])
+def test_packs_of_another_corpus_with_the_same_names_are_refused(corpus, tmp_path, share, refused):
+    """Some labels may be mended without packing again."""
+    main(["--root", str(corpus), "--out", str(tmp_path / "packs"), "--splits", "train", "--workers", "1"])
+    spec = use_packs(DATASETS["CSL_Daily"], str(tmp_path / "packs"), corpus)
+    labels = pickle.loads(gzip.decompress(Path(spec.labels["train"]).read_bytes()))
+    for name in list(labels)[: int(share * len(labels))]:
+        labels[name]["text"] += "!"
+    (tmp_path / "labels.train").write_bytes(gzip.compress(pickle.dumps(labels)))
+    other = dataclasses.replace(spec, labels={"train": str(tmp_path / "labels.train")})
+    for described in (False, True):
+        wanted = f"--packed: {tmp_path}.* is of another corpus: 24 of 24 clips have other labels"
+        with pytest.raises(ValueError, match=wanted) if refused else contextlib.nullcontext():
+            S2T_Dataset(other, "train", use_descriptions=described)
 
 
 # -- scale -------------------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_training_starts_from_a_folder(kind, save, corpus, tmp_path):
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
     again = tmp_path / "again.pth"
-    save_weights(again, found, config, **weights_facts(args))
+    save_weights(again, found, config, **weights_facts(args, model))
     kept = Translator.from_checkpoint(checkpoint).model.tokenizer
     assert Translator.from_checkpoint(again).model.tokenizer.model == kept.model
 

@@ -1,6 +1,7 @@
 """Clips that cannot be read are left out, counted, listed, and too many end the run."""
 
 import json
+import os
 import pickle
 import shutil
 from itertools import pairwise
@@ -15,7 +16,9 @@ from config import DATASETS
 from datasets import S2T_Dataset
 from models import Uni_Sign
 from pose.hand_crops import no_crops
+from pose.keypoints import read_pose
 from system.disk import read_lines
+from temporal_alignment import read_descriptions
 from tests.helpers.processes import Run
 from training.guards import BadClips
 from training.loader import BatchSampler, ClipLoader
@@ -78,7 +81,7 @@ def damaged(tmp_path_factory):
 def test_a_batch_without_its_bad_clips(damaged):
     folder, bad, _ = damaged
     dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(folder), "train", use_descriptions=True, max_bad_clips=0.5)
-    alone = ClipLoader(dataset, BatchSampler(len(dataset), 14, 0, 1), 2, pin_memory=False)
+    alone = ClipLoader(dataset, BatchSampler(len(dataset), 14, 0, 1), 2)
     ((src_input, tgt_input),) = alone.epoch()
     assert {clip.name for clip in src_input["bad_clips"]} == set(bad)
     for clip in src_input["bad_clips"]:
@@ -179,6 +182,17 @@ def test_all_missing_is_an_error_with_any_share(damaged, tmp_path):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"poses: 14 of 14 files"):
         train(copy, tmp_path / "out", "--max_bad_clips", "1")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name on Windows")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    """Opening one waits for somebody to write to it."""
+    for name in ("a.pkl", "a.npz", "a.json"):
+        os.mkfifo(tmp_path / name)
+    for name in ("a.pkl", "a.npz"):
+        with pytest.raises(ValueError, match=f"{name}: is a pipe; wanted a file"):
+            read_pose(tmp_path / name)
+    assert read_descriptions(tmp_path / "a.json")[0] == {}
 
 
 def test_each_is_listed_once(tmp_path):

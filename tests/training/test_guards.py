@@ -2,12 +2,19 @@
 
 import argparse
 import errno
+import gzip
 import json
+import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,13 +124,105 @@ def test_signals_that_come_together_are_one_request():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+# -- data that do not come -------------------------------------------------------------------------------------------
+
+
+class FailAt:
+    """Let something happen once, in whichever process reads the n-th clip; each leaves its number in `pids`."""
+
+    def __init__(self, pids, fault, n=7):
+        self.pids, self.fault, self.n = pids, fault, n
+
+    def __call__(self):
+        from datasets import S2T_Dataset
+
+        read = S2T_Dataset.__getitem__
+        self.pids.mkdir()
+        StopRequest.GRACE = 2.0
+
+        def failing(dataset, index):
+            (self.pids / str(os.getpid())).touch()
+            with open(self.pids.parent / "clips", "ab") as file:
+                file.write(b".")
+                nth = file.tell()
+            if dataset.split == "train" and nth == self.n:
+                self.fault()
+            return read(dataset, index)
+
+        S2T_Dataset.__getitem__ = failing
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang_and_stop_the_run():
+    os.kill(os.getppid() if multiprocessing.current_process().daemon else os.getpid(), signal.SIGTERM)
+    time.sleep(1000)
+
+
+def left(pids):
+    """Return the processes that still run; one that has ended may be waiting for the system to take note of it."""
+    stats = [Path("/proc", path.name, "stat") for path in pids.iterdir()]
+    return [stat for stat in stats if stat.exists() and ") Z " not in stat.read_text()]
+
+
+def test_a_data_worker_is_killed(tiny_corpus, whole, tmp_path):
+    """As the kernel does when memory is short."""
+    out = tmp_path / "out"
+    flags = ("--epochs", "2", "--save_steps", "0", "--num_workers", "2")
+    text = start(tiny_corpus, out, *flags, before=FailAt(tmp_path / "pids", die)).finish()
+    assert "has ended with -9, perhaps for want of memory, at the clip" in text
+    assert "Traceback" not in text
+    assert_same_run(whole, out, 1)
+    assert not left(tmp_path / "pids")
+
+
+@pytest.mark.parametrize(("workers", "n"), [("1", 3), ("0", 9)])
+def test_a_run_that_hangs_obeys_sigterm(tiny_corpus, whole, tmp_path, workers, n):
+    """In a worker or in the run itself; no process is left behind, and the run goes on from its last state."""
+    out = tmp_path / "out"
+    flags = ("--epochs", "2", "--num_workers", workers)
+    fail = FailAt(tmp_path / "pids", hang_and_stop_the_run, n)
+    text = start(tiny_corpus, out, *flags, before=fail).finish(code=RESUME_ME)
+    assert "SIGTERM: something hangs, 2 s later; the run ends as it was last saved. Go on with --resume auto." in text
+    time.sleep(0.5)
+    assert not left(tmp_path / "pids")
+    start(tiny_corpus, out, *flags).finish()
+    assert_same_run(whole, out, 1)
+
+
+class OtherLabels:
+    """Rank 1 has a copy of the corpus with the labels of train in another order, or with half of them."""
+
+    def __init__(self, corpus, copy, change):
+        shutil.copytree(corpus, copy)
+        path = copy / "data/CSL_Daily/labels.train"
+        labels = list(pickle.loads(gzip.decompress(path.read_bytes())).items())
+        path.write_bytes(gzip.compress(pickle.dumps(dict(change(labels)))))
+        self.copy = copy
+
+    def __call__(self):
+        import fine_tuning
+
+        make = fine_tuning.dataset_spec
+
+        def other(args):
+            return make(argparse.Namespace(**vars(args) | {"root": str(self.copy)}))
+
+        if os.environ["RANK"] == "1":
+            fine_tuning.dataset_spec = other
+
+
+@pytest.mark.parametrize("change", [lambda labels: labels[::-1], lambda labels: labels[:6]])
+def test_a_process_with_other_data_is_named(tiny_corpus, tmp_path, change):
+    before = OtherLabels(tiny_corpus, tmp_path / "copy", change)
+    text = start(tiny_corpus, tmp_path / "out", "--batch-size", "1", n_processes=2, before=before).finish(code=1)
+    assert "error: rank 1 of 2 reads other files than the others; different are: train" in text
+    assert "train labels_sha256" in text
+
+
 # -- saves -----------------------------------------------------------------------------------------------------------
-
-
-def limit_files(n_bytes):
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 
 
 class SmallDisk:
@@ -137,15 +236,23 @@ class SmallDisk:
 
         import fine_tuning
 
-        save_state = fine_tuning.save_state
+        make = fine_tuning.state_writer
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
         def limited(engine, state, *arguments):
-            small = self.first <= state.step <= self.last
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.n_bytes if small else hard, hard))
-            return save_state(engine, state, *arguments)
+            write = make(engine, state, *arguments)
+            if not self.first <= state.step <= self.last:
+                return write
+            written = Future()  # at once, since the limit holds for whatever the process writes
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.n_bytes, hard))
+            try:
+                written.set_result(write())
+            except OSError as error:
+                written.set_exception(error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            return written.result
 
-        fine_tuning.save_state = limited
+        fine_tuning.state_writer = limited
 
 
 def test_a_full_disk_is_survived_for_a_while(tiny_corpus, whole, tmp_path):
@@ -177,6 +284,42 @@ def test_a_full_disk_of_rank_0_is_known_to_all(tiny_corpus, tmp_path):
     assert [path.name for path in (out / "resume").iterdir()] == ["step_00000002"]
 
 
+class FullDiskFor:
+    """The first file of this name finds no room; the first epoch is the best."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self):
+        import fine_tuning
+        from training import metrics, weight_files
+
+        write_whole = disk.write_whole
+
+        def full(path, write, **options):
+            if Path(path).name == self.name and not Path(f"{path}.failed").exists():
+                Path(f"{path}.failed").touch()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            return write_whole(path, write, **options)
+
+        weight_files.write_whole = full
+        fine_tuning.metrics.is_better = metrics.is_better = lambda task, new, best: best is None
+
+
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [("checkpoint_0.pth", 0), ("best_fusion.pth", 0), ("best_checkpoint.pth", 1)],
+)
+def test_the_best_weights_are_those_on_record_whatever_could_not_be_written(tiny_corpus, tmp_path, name, best):
+    """Else a worse epoch would take the best one's place."""
+    out = tmp_path / "out"
+    start(tiny_corpus, out, "--epochs", "2", before=FullDiskFor(name)).finish()
+    assert torch.load(out / "best_checkpoint.pth", weights_only=True)["epoch"] == best
+    dev = [line["dev_nll"] for line in disk.read_lines(out / "log.txt")]
+    (state,) = (out / "resume").glob("step_00000006")
+    assert json.loads((state / "state.json").read_text())["best"][1] == dev[best]
+
+
 def test_a_run_whose_last_save_failed_does_not_claim_success(tmp_path):
     saves = Saves(limit=2)
 
@@ -197,6 +340,23 @@ def test_a_run_whose_last_save_failed_does_not_claim_success(tmp_path):
         ValueError, match="--max_failed_saves 2: saving the state failed 3 times .*/x cannot be written"
     ):
         save("the state", full=True)
+
+
+def test_what_is_saved_in_a_thread_is_waited_for_and_counted(tmp_path):
+    saves, go_on, done = Saves(limit=2), threading.Event(), []
+
+    def write():
+        go_on.wait(60)
+        done.append("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saves.begin("the state", tmp_path, write)
+    assert not done
+    go_on.set()
+    with pytest.raises(ValueError, match="the run is done, but saving the state failed"):
+        saves.finish()
+    assert done
+    assert saves.failed["the state"] == 1
 
 
 def test_a_failure_of_another_process_counts(tmp_path, monkeypatch):

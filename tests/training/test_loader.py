@@ -1,7 +1,13 @@
 """Which clips make a batch, and the processes that read them."""
 
+import contextlib
 import multiprocessing
 import os
+import shutil
+import signal
+import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +17,10 @@ from clips.packs import use_packs
 from config import DATASETS
 from datasets import S2T_Dataset
 from tools import pack_dataset
+from training import loader
 from training.loader import POOL, BatchSampler, ClipLoader, _within_cores
+
+resource = pytest.importorskip("resource") if sys.platform == "linux" else None
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -112,13 +121,13 @@ def test_evaluation_by_length_has_every_clip_once_and_the_longest_first():
 def test_workers_live_on_and_know_the_epoch(corpus):
     dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "train", random_frames=True, max_length=8, seed=3)
     sampler = BatchSampler(len(dataset), 6, 0, 1, seed=0)
-    alone, helped = (ClipLoader(dataset, sampler, workers, pin_memory=False) for workers in (0, 1))
+    alone, helped = (ClipLoader(dataset, sampler, workers) for workers in (0, 1))
     processes = set()
     for epoch in (0, 1):
         for (a, _), (b, _) in zip(alone.epoch(epoch), helped.epoch(epoch), strict=True):
             assert a["name_batch"] == b["name_batch"]
             assert (a["right"] == b["right"]).all()
-        processes.add(helped._loader._iterator._workers[0].pid)
+        processes.add(helped._workers[0].process.pid)
         assert helped.waited > 0
     assert len(processes) == 1
 
@@ -132,11 +141,11 @@ def test_workers_that_are_spawned_load_the_same(corpus, tmp_path, packed):
         spec = use_packs(DATASETS["CSL_Daily"], str(tmp_path), str(corpus))
     dataset = S2T_Dataset(spec, "train", use_descriptions=True, random_frames=True)
     sampler = BatchSampler(len(dataset), 3, 0, 1, seed=1)
-    alone = list(ClipLoader(dataset, sampler, 0, pin_memory=False).epoch(2))
+    alone = list(ClipLoader(dataset, sampler, 0).epoch(2))
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        helped = list(ClipLoader(dataset, sampler, 1, pin_memory=False).epoch(2))
+        helped = list(ClipLoader(dataset, sampler, 1).epoch(2))
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert len(helped) == len(alone) > 1
@@ -149,16 +158,76 @@ def test_workers_that_are_spawned_load_the_same(corpus, tmp_path, packed):
 def test_loader_resumes_in_the_middle_with_any_workers(corpus):
     dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "train", random_frames=True, max_length=20)
     sampler = BatchSampler(len(dataset), 5, 0, 1, seed=0)
-    whole = list(ClipLoader(dataset, sampler, 0, pin_memory=False).epoch(3))
-    rest = list(ClipLoader(dataset, sampler, 2, pin_memory=False).epoch(3, first=2))
+    whole = list(ClipLoader(dataset, sampler, 0).epoch(3))
+    rest = list(ClipLoader(dataset, sampler, 2).epoch(3, first=2))
     assert [src["name_batch"] for src, _ in rest] == [src["name_batch"] for src, _ in whole[2:]]
     for (a, _), (b, _) in zip(rest, whole[2:], strict=True):
         assert (a["right"] == b["right"]).all()
 
 
+def full_shared_memory():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def few_open_files():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (28, 28))
+    with contextlib.suppress(OSError):
+        while True:
+            os.dup(0)
+
+
+FAULTS = [
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), "has ended with -9, perhaps for want of memory, at the clip {}"),
+    (lambda: os.kill(os.getpid(), signal.SIGSTOP), "has not answered for 2 s at the clip {}"),
+    (lambda: time.sleep(1000), "has not answered for 2 s at the clip {}"),
+    (full_shared_memory, "failed: it cannot hand over its batch: "),
+    (few_open_files, "failed: it cannot hand over its batch: "),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals and limits of Linux")
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("fault", "words"), FAULTS)
+def test_a_data_worker_that_fails_is_replaced_once_at_the_same_batch(
+    corpus, tmp_path, monkeypatch, caplog, fault, words, again
+):
+    dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "train", random_frames=True, max_length=20)
+    sampler = BatchSampler(len(dataset), 5, 0, 1, seed=0)
+    wanted = [src["name_batch"] for src, _ in ClipLoader(dataset, sampler, 0).epoch(3)]
+    clip, read = wanted[2][1], S2T_Dataset.__getitem__
+
+    def failing(self, index):
+        if self.names[index] == clip and (again or not (tmp_path / "failed").exists()):
+            (tmp_path / "failed").touch()
+            fault()
+        return read(self, index)
+
+    monkeypatch.setattr(S2T_Dataset, "__getitem__", failing)
+    monkeypatch.setattr(loader, "DEADLINE", 2.0)
+    helped, found = ClipLoader(dataset, sampler, 2), []
+    with pytest.raises(OSError, match="for the second time") if again else contextlib.nullcontext() as error:
+        found += [src["name_batch"] for src, _ in helped.epoch(3)]
+    assert found == ([] if again else wanted)
+    (record,) = [record for record in caplog.records if "data worker" in record.getMessage()]
+    assert words.format(clip) in record.getMessage()
+    assert not again or (words.format(clip) in str(error.value) and "\n" not in str(error.value))
+
+
+def test_no_more_processes_load_than_shared_memory_has_room_for(corpus, monkeypatch, caplog):
+    """A container has 64 MB by default; without room the run loads its batches itself."""
+    dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "train", max_length=100)
+    for room, workers in ((10**9, 2), (1_000_000, 1), (10_000, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, room=room: SimpleNamespace(free=room))
+        helped = ClipLoader(dataset, BatchSampler(len(dataset), 5, 0, 1), 2)
+        ((src_input, _), *_) = helped.epoch()
+        assert src_input["body"].nbytes < 5 * 100 * loader.FRAME_BYTES
+        assert len(helped._workers) == workers
+        assert ("--shm-size" in caplog.text) == (workers < 2)
+
+
 @pytest.mark.parametrize("affinity", [True, False])
-def test_no_more_processes_load_than_there_are_cores(corpus, monkeypatch, caplog, recwarn, affinity):
-    """Said in one line for all splits; torch would warn for each that so many slow the machine down."""
+def test_no_more_processes_load_than_there_are_cores(corpus, monkeypatch, caplog, affinity):
+    """Said in one line for all splits."""
     _within_cores.cache_clear()
     if affinity:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4}, raising=False)
@@ -168,10 +237,9 @@ def test_no_more_processes_load_than_there_are_cores(corpus, monkeypatch, caplog
     dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "train")
     sampler = BatchSampler(len(dataset), 5, 0, 1, seed=0)
     with caplog.at_level("INFO"):
-        loaders = [ClipLoader(dataset, sampler, workers, pin_memory=False) for workers in (0, 1, 8, 8)]
-    assert [loader._loader.num_workers for loader in loaders] == [0, 1, 1, 1]
+        loaders = [ClipLoader(dataset, sampler, workers) for workers in (0, 1, 8, 8)]
+    assert [loader.num_workers for loader in loaders] == [0, 1, 1, 1]
     assert [record.getMessage() for record in caplog.records if "--num_workers" in record.getMessage()] == [
         "--num_workers 8: this process may use 1 of the CPU cores; at most as many processes load data."
     ]
-    assert not [warning for warning in recwarn if "worker processes" in str(warning.message)]
     _within_cores.cache_clear()
