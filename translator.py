@@ -357,7 +357,7 @@ def load_descriptions(path: str | Path, pose: Pose) -> dict[int, str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--descriptions: {path} does not exist.")
-    texts, counts = read_descriptions(path, pose.frames)
+    texts, _, counts, _ = read_descriptions(path, pose.frames)
     if path.suffix != ".json" or not counts.files_found:
         raise ValueError(f"--descriptions: {path} cannot be read as descriptions; wanted a .json file of them.")
     return texts

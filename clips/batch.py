@@ -126,12 +126,7 @@ def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
 
 
 def empty_sample(described: bool, rgb_dict: dict) -> Sample:
-    """Return a clip of one empty frame.
-
-    Args:
-        described: whether it has the description fields.
-        rgb_dict: the fields of the RGB branch.
-    """
+    """Return a clip of one empty frame, with the description fields or without, and the RGB branch's fields."""
     pose = {part: torch.zeros(1, len(joints), 3) for part, joints in PART_JOINTS.items()}
     return Sample("", pose, "", "", rgb_dict, [None] if described else None, [0] if described else None)
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import config
-from describing.files import makers_by_frame, write_descriptions
+from describing.files import Clip, write_descriptions
 from system.faults import CLIP_FAULTS, in_one_line
-from temporal_alignment import DescriptionCounts, DescriptionLoader, numbered_from_one
-
-if TYPE_CHECKING:
-    from pose.keypoints import Pose
+from temporal_alignment import DescriptionCounts, numbered_from_one, read_descriptions
 
 logger = logging.getLogger(__name__)
 
@@ -26,37 +21,18 @@ NEED_CLIPS = ("files_missing", "pose_unreadable", "out_of_range")  # need known 
 UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name the clips and their poses."
 
 
-class Job(NamedTuple):
-    """A file to audit: its folder, the clip, and, if known, the path of its pose and its fields in the labels."""
-
-    folder: Path
-    name: str
-    pose: Path | None
-    label: Mapping[str, Any]
-
-    def read_pose(self) -> Pose | None:
-        """Return the clip's pose, None if unknown; raises what `PoseFolder.read` does."""
-        if self.pose is None:
-            return None
-        from pose.keypoints import PoseFolder
-
-        return PoseFolder().read(self.pose, self.label)
-
-
 @dataclass
 class FileReport:
     """The findings for one clip's file."""
 
     name: str
     counts: DescriptionCounts
-    n_frames: int | None = None  # of the clip; None if unknown
-    damage: str = ""  # why it cannot be read
-    pose_damage: str = ""  # why the clip's pose cannot be read
-    lengths: list[int] = field(default_factory=list)  # of the valid texts, in characters
-    languages: Counter = field(default_factory=Counter)
-    texts: Counter = field(default_factory=Counter)  # text -> number of frames with it
-    made_by: Counter = field(default_factory=Counter)
-    numbers: tuple[int, Collection[int]] | None = None  # frames of the recording, and the described ones, as written
+    n_frames: int | None  # of the clip; None if unknown
+    damage: str  # why it cannot be read
+    pose_damage: str  # why the clip's pose cannot be read
+    texts: Counter[str]  # text -> number of frames with it
+    made_by: Counter[str]  # maker, "" if unknown -> number of frames
+    numbers: tuple[int, Collection[int]] | None  # frames of the recording, and the described ones, as written
 
     def faults(self) -> list[str]:
         """Return the names of the file's faults, as in `FAULTS`."""
@@ -110,6 +86,13 @@ class SplitReport:
             total += report.counts
         return total
 
+    def texts(self) -> Counter[str]:
+        """Return text -> number of frames with it."""
+        total = Counter[str]()
+        for report in self.files:
+            total.update(report.texts)
+        return total
+
     def from_one(self) -> bool:
         """Return whether frames are numbered from 1, which only known clips can show."""
         return numbered_from_one(report.numbers for report in self.files if report.numbers)
@@ -127,10 +110,11 @@ class SplitReport:
 
     def row(self) -> dict[str, str]:
         """Return the split's values in the table."""
-        total = self.totals()
-        lengths = sorted(length for report in self.files for length in report.lengths)
-        languages = sum((report.languages for report in self.files), Counter())
-        texts = sum((Counter(report.texts.keys()) for report in self.files), Counter())
+        total, texts = self.totals(), self.texts()
+        lengths = sorted(map(len, texts.elements()))
+        languages = Counter[str]()
+        for text, count in texts.items():
+            languages[language_of(text)] += count
         silent = sum(not report.counts.frames for report in self.files)
         frames = sum(length for length, _ in self.measured())
         row = {
@@ -159,8 +143,8 @@ class SplitReport:
 def language_of(text: str) -> str:
     """Classify a text as Chinese or English by its letters.
 
-    >>> language_of("右手在胸前。"), language_of("Right hand."), language_of("右手 index finger"), language_of("12")
-    ('zh', 'en', 'mixed', 'other')
+    >>> [language_of(text) for text in ("右手在胸前。", "OK手势，右手", "Right hand.", "右手 index finger", "12")]
+    ['zh', 'zh', 'en', 'mixed', 'other']
     """
     chinese, latin = len(re.findall("[\u4e00-\u9fff]", text)), len(re.findall("[A-Za-z]", text))
     if not chinese + latin:
@@ -170,48 +154,23 @@ def language_of(text: str) -> str:
     return "zh" if share > 0.8 else "en" if share < 0.2 else "mixed"
 
 
-def examine(job: Job) -> FileReport:
-    """Audit one file."""
+def examine(clip: Clip) -> FileReport:
+    """Audit a clip's file."""
     pose, numbers, damage = None, None, ""
     try:
-        pose = job.read_pose()
+        pose = clip.read_pose() if clip.pose else None
     except CLIP_FAULTS as error:
         damage = in_one_line(error)
-    loader = DescriptionLoader(job.folder)
-    texts = loader.load(job.name, pose.frames if pose else None)
+    found = read_descriptions(clip.out, pose.frames if pose else None)
     if pose:
-        numbers = pose.n_recorded, list(DescriptionLoader(job.folder).load(job.name))
-    path = job.folder / f"{job.name}.json"
+        numbers = pose.n_recorded, list(read_descriptions(clip.out).texts)
     n_frames = len(pose) if pose else None
-    report = FileReport(job.name, loader.counts, n_frames, pose_damage=damage, numbers=numbers)
-    if loader.counts.files_unreadable:
-        report.damage = damage_of(path)
-    report.lengths = [len(text) for text in texts.values()]
-    report.languages = Counter(map(language_of, texts.values()))
-    report.texts = Counter(texts.values())
-    if texts:
-        made_by = makers_by_frame(path)
-        report.made_by = Counter(made_by.get(frame, "") for frame in texts)
-    return report
+    texts, made_by = Counter(found.texts.values()), Counter(found.made_by.values())
+    return FileReport(clip.name, found.counts, n_frames, found.damage, damage, texts, made_by, numbers)
 
 
-def damage_of(path: Path) -> str:
-    """Return why a file cannot be read."""
-    try:
-        data = path.read_bytes()
-        if not data.strip():
-            return "empty file"
-        content = json.loads(data)
-    except json.JSONDecodeError as error:
-        rest = error.doc[error.pos :].strip()
-        return "cut short" if not rest or error.msg.startswith("Unterminated") else f"no JSON: {error}"
-    except (OSError, ValueError, RecursionError) as error:
-        return f"no JSON: {error}"
-    return f"a {type(content).__name__} in place of an array"
-
-
-def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Job]]:
-    """Return split -> files to audit; the key is "" if the folder has no splits.
+def find_files(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Clip]]:
+    """Return split -> clips whose files to audit; the key is "" if the folder has no splits.
 
     Args:
         folder: the folder with NAME.json files, or with a folder of them per split.
@@ -225,19 +184,20 @@ def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str,
     if spec is not None:
         from datasets import S2T_Dataset
 
-        jobs = {}
+        clips = {}
         for split in spec.labels:
             if (folder / split).is_dir():
                 dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)
-                jobs[split] = [
-                    Job(folder / split, name, dataset.pose_paths[name], label) for name, label in dataset.labels.items()
+                clips[split] = [
+                    Clip(name, dataset.pose_paths[name], None, folder / split / f"{name}.json", label)
+                    for name, label in dataset.labels.items()
                 ]
                 stray = {path.stem for path in (folder / split).glob("*.json")} - set(dataset.names)
                 if stray:
                     logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
-        if not jobs:
+        if not clips:
             raise FileNotFoundError(f"{folder} has none of the folders {', '.join(spec.labels)}.")
-        return jobs
+        return clips
     folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))}
     if any(folder.glob("*.json")) and not folders:
         folders[""] = folder
@@ -245,7 +205,7 @@ def find_jobs(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str,
         raise FileNotFoundError(f"{folder} holds no .json files, nor folders of them.")
     order = {split: number for number, split in enumerate(config.SPLITS)}
     return {
-        split: [Job(path, file.stem, None, {}) for file in sorted(path.glob("*.json"))]
+        split: [Clip(file.stem, None, None, file) for file in sorted(path.glob("*.json"))]
         for split, path in sorted(folders.items(), key=lambda item: order.get(item[0], len(order)))
     }
 
@@ -269,18 +229,17 @@ def table(splits: Sequence[SplitReport]) -> str:
 # -- cleaning --------------------------------------------------------------------------------------------------------
 
 
-def repair(jobs: dict[str, list[Job]], reports: Sequence[SplitReport], target: Path) -> int:
+def repair(clips: Mapping[str, list[Clip]], reports: Sequence[SplitReport], target: Path) -> int:
     """Write the valid texts of every file to another folder, numbered from 0; return the number of files written."""
     written = 0
     for split in reports:
         shift = int(split.from_one())
-        for job, report in zip(jobs[split.name], split.files, strict=True):
+        for clip, report in zip(clips[split.name], split.files, strict=True):
             if report.counts.frames:
-                pose = None if report.pose_damage else job.read_pose()
+                pose = clip.read_pose() if clip.pose and not report.pose_damage else None
                 frames = range(pose.start + shift, pose.frames.stop + shift) if pose else None
-                texts = DescriptionLoader(job.folder).load(job.name, frames)
-                made_by = makers_by_frame(job.folder / f"{job.name}.json")
-                texts, made_by = ({frame - shift: of[frame] for frame in of} for of in (texts, made_by))
-                write_descriptions(target / split.name / f"{job.name}.json", texts, made_by)
+                found = read_descriptions(clip.out, frames)
+                texts, made_by = ({n - shift: of[n] for n in of} for of in (found.texts, found.made_by))
+                write_descriptions(target / split.name / f"{clip.name}.json", texts, made_by)
                 written += 1
     return written

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from describing.files import Clip, makers_by_frame, write_descriptions
+from describing.files import Clip, write_descriptions
 from describing.vlm_client import EndpointError, FailedRequestError, LimitReachedError, VlmClient
 from pose.drawing import draw_pose, encode, picture_box, video_picture
 from pose.keypoints import Pose
@@ -58,14 +58,8 @@ class GrowingFile:
 
     def __init__(self, clip: Clip, maker: str) -> None:
         self.path, self.maker = clip.out, maker
-        self.texts: dict[int, str] = {}
-        self.made_by: dict[int, str] = {}
-        self.foreign = clip.out.exists()
-        if not self.foreign:
-            return
-        self.texts, _ = read_descriptions(clip.out)
-        self.made_by = makers_by_frame(clip.out)
-        self.foreign = not (self.texts and self.made_by.keys() >= self.texts.keys())
+        self.texts, self.made_by, *_ = read_descriptions(clip.out)
+        self.foreign = clip.out.exists() and not (self.texts and all(self.made_by.values()))
 
     def add(self, frames: tuple[int, ...], text: str) -> None:
         """Store a text at the given frames that have none yet."""
@@ -104,25 +98,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Question:
-    """What a request asks and shows of a segment.
-
-    Attributes:
-        prompt: the text of the request.
-        max_tokens: the longest answer.
-        images: "video" for frames of the video, "skeleton" for drawn keypoints.
-        segment: frames that one request describes.
-        pictures: pictures shown of a segment.
-        height: of a picture, in pixels.
-        aspect: width of the videos / their height.
-    """
+    """What a request asks and shows of a segment."""
 
     prompt: str
-    max_tokens: int
-    images: str
-    segment: int
-    pictures: int
-    height: int
-    aspect: float
+    max_tokens: int  # of the answer
+    images: str  # "video" for frames of the video, "skeleton" for drawn keypoints
+    segment: int  # frames that one request describes
+    pictures: int  # shown of a segment
+    height: int  # of a picture, in pixels
+    aspect: float  # width of the videos / their height
 
     def maker(self, model: str) -> str:
         """Return what is stored with each text: the model, and what it was shown and asked."""
@@ -152,18 +136,10 @@ class Question:
 def by_model(
     clips: list[Clip], question: Question, client: VlmClient, concurrency: int, failures: Path, whole: bool
 ) -> int:
-    """Describe clips with a vision-language model, and log the usage.
+    """Describe clips with a vision-language model, and log the usage; return the exit status: 1 if something is left.
 
-    Args:
-        clips: the clips; segments that have a text are skipped.
-        question: what each request asks and shows.
-        client: the endpoint and model.
-        concurrency: requests at a time.
-        failures: the file that lists what failed.
-        whole: whether these are all clips, so that without a failure an old list can go.
-
-    Returns:
-        The exit status: 1 if something is left.
+    Segments that have a text are skipped. What failed is listed in the file `failures`; if these are all clips
+    (`whole`) and nothing failed, an old list goes.
 
     Raises:
         ValueError: the endpoint refuses all requests.
@@ -240,14 +216,7 @@ def ask_all(
 
 
 def report(client: VlmClient, outcome: Outcome, failures: Path, whole: bool) -> None:
-    """Log the results, and list failures in a file; the next run tries them again.
-
-    Args:
-        client: the client, for its usage.
-        outcome: the results.
-        failures: the file for failures; it is deleted if a complete run (`whole`) has none.
-        whole: whether the run covered all clips.
-    """
+    """Log the results, and list failures in a file, which goes when a run over all clips (`whole`) has none."""
     usage = client.usage
     cost = usage.cost(client.limits)
     logger.info(

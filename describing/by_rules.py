@@ -5,24 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from pathlib import Path
-from typing import NamedTuple
 
-from describing.files import Clip, makers, write_descriptions
+from describing.files import Clip, write_descriptions
 from system.faults import CLIP_FAULTS, in_one_line
 from system.processes import in_processes
+from temporal_alignment import read_descriptions
 from utils import progress
 
 logger = logging.getLogger(__name__)
 
 BATCH = 32  # clips per batch
-
-
-class Written(NamedTuple):
-    """The result for a batch of clips: counts, and a line for each failure."""
-
-    counts: Counter
-    faults: list[str]
 
 
 def made_by_rules(language: str, aspect: float) -> str:
@@ -33,22 +25,15 @@ def made_by_rules(language: str, aspect: float) -> str:
 
 
 def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, overwrite: bool = False) -> int:
-    """Describe clips from their keypoints, and log what was done.
+    """Describe clips from their keypoints, log what was done, and return the number of clips that failed.
 
-    Args:
-        clips: the clips; one that has a file is skipped.
-        language: zh or en.
-        aspect: width of the videos / their height.
-        workers: number of processes.
-        overwrite: write the files of the rules again, but never those of others.
-
-    Returns:
-        The number of clips that failed.
+    A clip that has a file is skipped; with `overwrite` files of the rules are written again, but never those of others.
     """
     maker = made_by_rules(language, aspect)
     todo, others = [], Counter[str]()
     for clip in progress(clips, "looking for files"):
-        there = makers(clip.out)
+        found = read_descriptions(clip.out)
+        there = {*found.made_by.values(), *([""] if found.counts.entries > len(found.texts) else [])}
         if not there:  # missing, empty or damaged; a damaged file is renamed before a new one is written
             todo.append(clip)
         elif there <= {maker}:
@@ -64,9 +49,10 @@ def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, over
     batches = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
     jobs = [(batch, language, aspect, maker) for batch in batches]
     counts, faults = Counter[str](), list[str]()
-    for result in progress(in_processes(_describe_batch, jobs, workers), "describing", total=len(jobs)):
-        counts += result.counts
-        faults += result.faults
+    results = in_processes(_describe_batch, jobs, workers)
+    for of_batch, failed in progress(results, "describing", total=len(jobs)):
+        counts += of_batch
+        faults += failed
     for fault in faults:
         logger.warning("%s", fault)
     logger.info(
@@ -76,7 +62,8 @@ def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, over
     return len(faults)
 
 
-def _describe_batch(job: tuple[list[Clip], str, float, str]) -> Written:
+def _describe_batch(job: tuple[list[Clip], str, float, str]) -> tuple[Counter, list[str]]:
+    """Describe some clips; return counts, and a line for each failure."""
     from describing.sentences import describe_poses
 
     clips, language, aspect, maker = job
@@ -89,12 +76,8 @@ def _describe_batch(job: tuple[list[Clip], str, float, str]) -> Written:
         except CLIP_FAULTS as error:
             faults.append(in_one_line(error))
     for clip, pose, texts in zip(good, poses, describe_poses(poses, language, aspect), strict=True):
-        if clip.out.exists() and _is_damaged(clip.out):
+        if read_descriptions(clip.out).damage not in ("", "empty file"):
             os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))
         write_descriptions(clip.out, texts, dict.fromkeys(texts, maker))
         counts += Counter(files=1, described=len(texts), frames=len(pose), empty=int(not texts))
-    return Written(counts, faults)
-
-
-def _is_damaged(path: Path) -> bool:
-    return path.stat().st_size > 0 and makers(path) is None
+    return counts, faults

@@ -36,18 +36,10 @@ class Step(NamedTuple):
 
 
 def _directions() -> tuple[Step, ...]:
-    names = (
-        ("right", "右"),
-        ("down-right", "右下"),
-        ("down", "下"),
-        ("down-left", "左下"),
-        ("left", "左"),
-        ("up-left", "左上"),
-        ("up", "上"),
-        ("up-right", "右上"),
-        ("right", "右"),
-    )
-    return tuple(Step(-_INF if not i else 45 * i - 202.5, *names[i]) for i in range(9))
+    en = ["right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right", "right"]
+    zh = ["右", "右下", "下", "左下", "左", "左上", "上", "右上", "右"]
+    starts = [-_INF, *(45 * i - 202.5 for i in range(1, 9))]
+    return tuple(map(Step, starts, en, zh))
 
 
 # name: (what is measured, its steps). Left and right are the signer's own. A step without words is never mentioned.
@@ -223,11 +215,7 @@ HAND_CODES = (
     "height", "face", "side", "beside", "touch", "speed", "heading", "repeat",
 )  # fmt: skip
 OTHER_CODES = ("gap", "parting", "mirror", "turn", "tilt", "nod", "mouth")
-COLUMNS = (
-    *(f"right {name}" for name in HAND_CODES),
-    *(f"left {name}" for name in HAND_CODES),
-    *OTHER_CODES,
-)
+COLUMNS = (*(f"{side} {name}" for side in ("right", "left") for name in HAND_CODES), *OTHER_CODES)
 RULE_OF = {**dict.fromkeys(FINGERS[1:], "finger")}  # default: the column's name
 
 
@@ -434,15 +422,11 @@ _STARTS = {name: np.array([step.start for step in steps[1:]], np.float32) for na
 def posecodes(poses: Sequence[Pose], aspect: float = 1.0) -> list[np.ndarray]:
     """Quantise all measures: for each clip (F, C) int8 in the order of `COLUMNS`; 0 is unknown, 1 the first step.
 
-    Codes that last fewer than `HOLD` frames count as noise and are replaced by the preceding code.
-
-    Args:
-        poses: clips of at least one frame each.
-        aspect: width of the images / their height.
+    Codes that last fewer than `HOLD` frames count as noise and are replaced by the preceding code. A clip has at least
+    one frame; `aspect` is the width of the images / their height.
     """
     if not poses:
         return []
-    assert all(map(len, poses)), "a clip has no frames; read_pose gives none of that kind"
     clips = _Clips([len(pose) for pose in poses])
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         codes = {name: _steps(name, x) for name, x in measure(poses, clips, aspect).items()}

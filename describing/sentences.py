@@ -21,16 +21,8 @@ SHORTEST = 5  # minimum number of frames per text, except at the clip's end
 REVISION = 1  # increment when a change of code (not of the table) changes the texts
 
 # Files record the version, so that texts made by other rules can be recognised.
-_SETTINGS = (
-    rules.REACH,
-    rules.TOUCH,
-    rules.SEEN_LENGTH,
-    rules.CIRCLE,
-    rules.SWING,
-    rules.PALM,
-    rules.HOLD,
-    rules.WINDOW,
-)
+_MEASURES = (rules.REACH, rules.TOUCH, rules.SEEN_LENGTH, rules.CIRCLE, rules.SWING, rules.PALM)
+_SETTINGS = (*_MEASURES, rules.HOLD, rules.WINDOW)
 VERSION = hashlib.blake2b(repr((RULES, _SETTINGS, SHORTEST, REVISION)).encode(), digest_size=4).hexdigest()
 
 # -- sentences -------------------------------------------------------------------------------------------------------

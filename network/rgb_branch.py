@@ -30,13 +30,10 @@ PREFIXES = (BACKBONE, "rgb_proj.", "fusion_pose_rgb_linear.", "fusion_pose_rgb_D
 
 
 def hand_fusion_modules(hidden_dim: int) -> dict[str, nn.Module]:
-    """Build the modules of the branch, named as in the released weights.
+    """Build the modules of the branch, named as in the released weights, for pose features of a hand with C channels.
 
     A new gate starts nearly closed. (Uni-Sign's starts at exactly zero, where its ReLU has no gradient: trained from
     there, it would never open.)
-
-    Args:
-        hidden_dim: C, width of a hand's pose feature.
     """
     unused = nn.Linear(hidden_dim, hidden_dim).requires_grad_(False)  # in the released weights, but unused
     gate = nn.Sequential(
@@ -113,9 +110,6 @@ def crop_features(model: nn.Module, crops: torch.Tensor) -> torch.Tensor:
 class PriorGuidedAttention(nn.Module):
     """Cross-attention of a hand's joints to positions in its crop, near the keypoints.
 
-    Args:
-        dim: C.
-
     Source: `fusion_pose_rgb_DA` of Uni-Sign; deformable attention after DAT (Xia et al., CVPR 2022).
     """
 
@@ -177,9 +171,6 @@ class PriorGuidedAttention(nn.Module):
 class DistanceBias(nn.Module):
     """A learned attention bias as a function of the logarithm of the distance between joint and position.
 
-    Args:
-        dim: width of the hidden layers.
-
     Source: continuous relative position bias of Swin Transformer V2 (Liu et al., CVPR 2022).
     """
 
@@ -199,9 +190,6 @@ class DistanceBias(nn.Module):
 
 class FourierPositions(nn.Module):
     """Position encoding by sines and cosines with fixed random frequencies, which are saved with the weights.
-
-    Args:
-        dim: C, even.
 
     Source: Fourier features (Tancik et al., NeurIPS 2020).
     """

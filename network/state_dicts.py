@@ -13,13 +13,7 @@ SHOWN = 12  # maximum number of names in a message
 def differences(
     weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], may_lack: Container[str] = ()
 ) -> str:
-    """Compare the names and shapes of weights; return "" if they are the same.
-
-    Args:
-        weights: the given state dict.
-        own: the model's.
-        may_lack: names of the model's weights that need not be given.
-    """
+    """Say how names and shapes of given weights differ from the model's own, of which some may lack; "" if not."""
     missing = [name for name in own if name not in weights and name not in may_lack]
     unknown = [name for name in weights if name not in own]
     both = [(name, value.shape, own[name].shape) for name, value in weights.items() if name in own]

@@ -92,7 +92,7 @@ class ClipLayout:
 
 def spread(x: torch.Tensor, places: torch.Tensor, length: int) -> torch.Tensor:
     """Copy frames to distinct places among zeros, (V, N, C), (N,) -> (V, length, C)."""
-    return _Spread.apply(x, places, length)
+    return x.new_zeros(len(x), length, x.shape[2]).index_copy(1, places, x)
 
 
 def select(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -100,23 +100,12 @@ def select(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return _Select.apply(x, places)
 
 
-class _Spread(torch.autograd.Function):
-    """Its gradient is `_Select`, and the reverse: torch's own adds up with atomics, as if places could repeat.
+class _Select(torch.autograd.Function):
+    """Its gradient is `spread`: torch's own adds up with atomics, as if places could repeat.
 
     The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
     """
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor, length: int) -> torch.Tensor:  # type: ignore[override]
-        ctx.save_for_backward(places)
-        return x.new_zeros(len(x), length, x.shape[2]).index_copy_(1, places, x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        return grad.index_select(1, *ctx.saved_tensors), None, None
-
-
-class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         ctx.save_for_backward(places)
@@ -126,7 +115,7 @@ class _Select(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         (places,) = ctx.saved_tensors
-        return grad.new_zeros(len(grad), ctx.length, grad.shape[2]).index_copy_(1, places, grad), None
+        return spread(grad, places, ctx.length), None
 
 
 class GraphConvolution(nn.Conv2d):
@@ -236,9 +225,7 @@ class STGCNChain(nn.ModuleDict):
     def spatial(cls, graph: str, hidden_dim: int) -> STGCNChain:
         """Build the per-frame chain: hidden_dim / 4 -> / 4 -> / 2 -> hidden_dim channels."""
         widths = [hidden_dim // 4, hidden_dim // 4, hidden_dim // 2, hidden_dim]
-        return cls(
-            {f"layer{i}_0": STGCNBlock(widths[i], widths[i + 1], graph, temporal=False) for i in range(3)},
-        )
+        return cls({f"layer{i}_0": STGCNBlock(widths[i], widths[i + 1], graph, temporal=False) for i in range(3)})
 
     @classmethod
     def temporal(cls, graph: str, hidden_dim: int) -> STGCNChain:

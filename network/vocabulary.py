@@ -228,35 +228,17 @@ def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None
     return torch.tensor(sorted(kept))
 
 
-def coverage(full: Tokenizer, kept: torch.Tensor, texts: Iterable[str]) -> tuple[int, int, int, int]:
-    """Count how much of some texts a trimmed vocabulary tokenises like the full one.
-
-    Returns:
-        Numbers of tokens, kept tokens, texts, and texts with kept tokens only.
-    """
-    known = set(kept.tolist())
-    tokens = inside = n_texts = whole = 0
-    for text in texts:
-        ids = full.pieces.encode(text)
-        n_kept = sum(token in known for token in ids)
-        tokens, inside = tokens + len(ids), inside + n_kept
-        n_texts, whole = n_texts + 1, whole + (n_kept == len(ids))
-    return tokens, inside, n_texts, whole
-
-
 def log_coverage(full: Tokenizer, kept: torch.Tensor, groups: Mapping[str, Iterable[str]]) -> None:
-    """Log the vocabulary's size and its coverage of other texts.
-
-    Args:
-        full: the full tokenizer.
-        kept: (V,), the kept tokens.
-        groups: title -> texts.
-    """
+    """Log the vocabulary's size, and how much of other texts (title -> texts) it tokenises like the full one."""
     logger.info("vocabulary: %d of %d tokens are kept.", len(kept), len(full.pieces))
+    known = set(kept.tolist())
     for what, texts in groups.items():
-        tokens, inside, n_texts, whole = coverage(full, kept, texts)
-        rest = "; the others are written with smaller pieces or bytes" if inside < tokens else ""
-        shares = 100 * inside / max(tokens, 1), tokens, 100 * whole / max(n_texts, 1), n_texts
+        encoded = map(full.pieces.encode, texts)
+        counts = [(len(ids), sum(token in known for token in ids)) for ids in encoded]  # tokens, kept ones
+        n_texts, n_tokens, n_kept = len(counts), sum(n for n, _ in counts), sum(n for _, n in counts)
+        n_whole = sum(n == n_known for n, n_known in counts)
+        rest = "; the others are written with smaller pieces or bytes" if n_kept < n_tokens else ""
+        shares = 100 * n_kept / max(n_tokens, 1), n_tokens, 100 * n_whole / max(n_texts, 1), n_texts
         text = "vocabulary: %s: %.2f %% of %d tokens are kept, %.2f %% of %d texts have no other%s."
         logger.info(text, what, *shares, rest)
 
@@ -277,10 +259,6 @@ def move_rows(
         tokens: (V,), original ids of the rows; None for all.
         into: (V', D); it is copied, not modified.
         into_tokens: (V',), original ids of `into`; None for all.
-
-    >>> import torch
-    >>> move_rows(torch.tensor([[4.0], [7.0]]), torch.tensor([4, 7]), torch.zeros(3, 1), torch.tensor([2, 4, 5])).T
-    tensor([[0., 4., 0.]])
     """
     import torch
 

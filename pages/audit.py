@@ -35,8 +35,7 @@ def _section(split: SplitReport) -> Html:
         told = f"{described} of {n_frames} frames have a text of their own ({split.coverage()})."
         parts.append(element("p", told))
         parts.append(element("div", element("div", style=f"width:{share:.1f}%"), class_="bar"))
-    lengths = [length for report in split.files for length in report.lengths]
-    if lengths:
+    if lengths := [len(text) for text in split.texts().elements()]:
         parts.append(element("p", f"Length of the texts, up to {max(lengths)} characters:"))
         parts.append(histogram(lengths))
     made_by = sum((report.made_by for report in split.files), Counter())
@@ -44,7 +43,7 @@ def _section(split: SplitReport) -> Html:
         parts.append(
             _list("Made by", (f"{name or 'unknown'}: {count} frames" for name, count in made_by.most_common()))
         )
-    clips_of = sum((Counter(report.texts.keys()) for report in split.files), Counter())
+    clips_of = Counter(text for report in split.files for text in report.texts)
     frequent = [(text, count) for text, count in clips_of.most_common(SHOWN) if count > 1]
     if frequent:
         parts.append(_list("Texts of the most clips", (f"{count} clips: {text}" for text, count in frequent)))

@@ -16,7 +16,7 @@ import torch
 
 from clips.packs import DescriptionPack, open_descriptions
 from datasets import S2T_Dataset
-from pages.elements import Html, data, element, folded, heat, join, table
+from pages.elements import Html, data, element, folded, heat, table
 from pages.run_folder import RunFolder
 from pose.drawing import FULL, PATHS, picture_points, player_data
 from pose.keypoints import Pose
@@ -48,21 +48,13 @@ class Said(NamedTuple):
 
 @dataclass
 class Viewer:
-    """A run's model and data for showing clips, as far as available.
+    """A run's model and data for showing clips, as far as available."""
 
-    Attributes:
-        label: the run's name on the page.
-        style: "a" or "b".
-        run: the content of its folder.
-        split: the clips' split.
-        left_out: sentences that say why the model or the data are missing.
-    """
-
-    label: str
-    style: str
+    label: str  # the run's name on the page
+    style: str  # "a" or "b"
     run: RunFolder
     split: str
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # sentences that say why the model or the data are missing
     dataset: S2T_Dataset | None = None
     translator: Translator | None = None
     descriptions: DescriptionLoader | DescriptionPack | None = None
@@ -141,15 +133,7 @@ class Viewer:
 
 
 def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mark, aspect: float) -> Html:
-    """Return the section of a clip.
-
-    Args:
-        name: the clip's name.
-        viewers: one or two runs.
-        reference: the clip's sentence.
-        mark: marks a sentence's differences from the reference.
-        aspect: width of the videos / their height.
-    """
+    """Return a clip's section, of one or two runs; `mark` marks a sentence's differences from the reference."""
     pose, why = _first_pose(name, viewers)
     says, lanes = [element("dt", "reference"), element("dd", reference)], []
     for viewer in viewers:
@@ -206,12 +190,9 @@ def _first_pose(name: str, viewers: Sequence[Viewer]) -> tuple[Pose | None, str]
 
 
 def film(points: np.ndarray, ratio: float, told: str) -> Html:
-    """Draw small images of evenly spaced frames, each from the middle of its interval.
+    """Draw small images of evenly spaced frames, each from the middle of its interval; `told` says what they show.
 
-    Args:
-        points: (T, J, 2), from `picture_points`.
-        ratio: width / height of the image.
-        told: what is shown, for those who do not see it.
+    `points`, (T, J, 2), and `ratio`, width / height, are those of `picture_points`.
     """
     n, size = min(FILM, len(points)), [round(FILM_HEIGHT * ratio), FILM_HEIGHT]
     pictures = []
@@ -301,14 +282,9 @@ def _text_list(viewer: Viewer, lane: Lane, frames: list[int], lanes: Sequence[tu
     first_viewer, first_lane = lanes[0]
     if not stretches or (viewer is not first_viewer and lane.texts == first_lane.texts):
         return Html()
-    rows = [(_span(frames, first, end), _mean(lane.gate[first:end]), text or "") for first, end, text in stretches]
+    rows = []
+    for first, end, text in stretches:
+        mean = sum(lane.gate[first:end]) / (end - first)
+        rows.append((f"{frames[first]}\N{EN DASH}{frames[end - 1]}", f"{mean:.3f}", text or ""))
     title = f"{len(rows)} texts in order" + ("" if len(lanes) == 1 else f", {viewer.label}")
     return folded(title, table(rows, ("frames", "mean gate", "text")), open_=True)
-
-
-def _span(frames: Sequence[int], first: int, end: int) -> str:
-    return f"{frames[first]}\N{EN DASH}{frames[end - 1]}"
-
-
-def _mean(values: Sequence[float]) -> str:
-    return join(f"{sum(values) / len(values):.3f}")

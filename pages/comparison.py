@@ -12,19 +12,6 @@ from training.metrics import Tally
 class Judged:
     """The scored sentences of one split, from one run or from two on their common clips.
 
-    Args:
-        runs: one or two runs.
-        split: a split for which all runs have predictions.
-
-    Attributes:
-        names: clip names, in the order of references, hypotheses and scores.
-        unshared: largest number of clips that a run has but not the other.
-        reference: clip -> reference sentence.
-        hypotheses: for each run, the generated sentences.
-        tallies: for each run, score -> tally.
-        signatures: kind of score -> how it was computed.
-        each: for each run, every clip's score by `clip_metric`.
-
     Raises:
         ValueError: the runs cannot be compared.
     """
@@ -32,18 +19,19 @@ class Judged:
     def __init__(self, runs: Sequence[RunFolder], split: str) -> None:
         first = runs[0]
         rows = [run_.predictions[split] for run_ in runs]
+        # In the order of references, hypotheses and scores.
         self.names = [name for name in rows[0] if all(name in of_run for of_run in rows)]
         if not self.names:
             raise ValueError(f"{split}: the runs have no clip in common.")
         if differing := [n for n in self.names if len({of_run[n]["reference"] for of_run in rows}) > 1]:
             raise ValueError(f"{split}: {len(differing)} clips have other references, the first is {differing[0]}.")
         self.runs, self.split = runs, split
-        self.unshared = max(len(of_run) for of_run in rows) - len(self.names)
+        self.unshared = max(len(of_run) for of_run in rows) - len(self.names)  # clips that the other run has not
         self.references = [rows[0][name]["reference"] for name in self.names]
         self.reference = dict(zip(self.names, self.references, strict=True))
         self.hypotheses = [[of_run[name]["hypothesis"] for name in self.names] for of_run in rows]
-        self.tallies: list[dict[str, Tally]] = []
-        self.signatures: dict[str, str] = {}
+        self.tallies: list[dict[str, Tally]] = []  # for each run, score -> tally
+        self.signatures: dict[str, str] = {}  # kind of score -> how it was computed
         for texts in self.hypotheses:
             found, self.signatures = metrics.tally(
                 first.task, texts, self.references, first.text_unit, first.bleu_tokenizer
@@ -52,7 +40,7 @@ class Judged:
         self.weights = metrics.draw_clips(len(self.names))
         self.clip_metric = metrics.CLIP_METRIC[first.task]
         self.higher_is_better = metrics.MAIN_METRIC[first.task][1]
-        self.each = [of_run[self.clip_metric].each() for of_run in self.tallies]
+        self.each = [of_run[self.clip_metric].each() for of_run in self.tallies]  # for each run, every clip's score
 
     @property
     def main(self) -> str:

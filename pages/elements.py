@@ -77,14 +77,7 @@ def data(content: object, class_: str) -> Html:
 
 
 def page(title: str, *body: str | Iterable[str], scripts: Sequence[str] = (), language: str = "en") -> str:
-    """Make a complete page.
-
-    Args:
-        title: the page's title.
-        body: its content.
-        scripts: scripts in `pages/static`, joined as one module.
-        language: the language of the text.
-    """
+    """Make a complete page; `scripts` in `pages/static` are joined as one module."""
     head = [
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=POLICY),
@@ -116,12 +109,7 @@ class Line(NamedTuple):
 def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = False, note: str = "") -> Html:
     """Draw lines over a common x axis, with a legend; pages/static/report.js shows the values at the pointer.
 
-    Args:
-        title: the chart's title.
-        lines: lines without any value are skipped; lines without a name are not in the legend.
-        x_name: label of the x axis.
-        from_zero: whether the y axis starts at 0.
-        note: an additional remark.
+    Lines without any value are skipped; lines without a name are not in the legend.
     """
     lines = [line._replace(points=thinned(line.points)) for line in lines if _values(line)]
     values = [value for line in lines for value in _values(line)]

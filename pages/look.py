@@ -16,12 +16,7 @@ SHOWN = 5  # clips of each split
 
 
 def page_of(report: Report, looks: Mapping[str, SplitLook]) -> str:
-    """Return an HTML page with the report's findings.
-
-    Args:
-        report: what was said, in its language.
-        looks: section of the report -> what the files of its split hold.
-    """
+    """Return an HTML page with the report's findings; `looks` has, by section, what the files of a split hold."""
     sections = [
         element(
             "section", element("h2", title), _lines(lines), _pictures(report, looks[title]) if title in looks else ""

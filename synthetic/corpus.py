@@ -206,12 +206,7 @@ SPLIT_SIGNERS = {"train": range(6), "dev": range(4, 8), "test": (4, 5, 8, 9)}
 
 
 def plan_clips(counts: Mapping[str, int], seed: int) -> dict[str, list[Clip]]:
-    """Draw the sentences and signers of all clips.
-
-    Args:
-        counts: split -> number of clips.
-        seed: seed of the corpus.
-    """
+    """Draw the sentences and signers of all clips, so many of each split."""
     rng = np.random.default_rng([seed, 0])
     used: set[tuple[str, ...]] = set()
     clips: dict[str, list[Clip]] = {}
@@ -292,10 +287,7 @@ FAULTS = (  # what a vision-language model's run leaves in place of a descriptio
 def describe_frame(sign: Sign, settled: bool, rng: np.random.Generator) -> str:
     """Describe in Chinese what a signer does in one frame: the action, never the meaning.
 
-    Args:
-        sign: the current or next sign.
-        settled: whether the sign is being performed, not approached.
-        rng: omits parts and varies the beginning.
+    `sign` is the current or next one; it is `settled` while it is performed, not approached.
     """
     form = sign.form
     right = "双手" if form.hands == "mirror" else "右手"

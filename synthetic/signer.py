@@ -127,31 +127,18 @@ _REST = Form("rest", "rest", "hold", "rest", "mirror")
 
 @dataclass(frozen=True)
 class Signer:
-    """A person in front of a camera.
+    """A person in front of a camera. Lengths are in body units."""
 
-    Attributes:
-        shoulders: shoulder distance (one body unit) relative to the image size.
-        centre: x and y of the point between the shoulders, relative to the image size.
-        head: scale factor of the head.
-        arm: scale factor of the arms' length.
-        hand: length of a hand, in body units.
-        nose: height of the tip of the nose above the shoulders, in body units.
-        tempo: factor of a sign's duration in frames.
-        reach: scale factor of movements.
-        lax: degree of relaxation towards a half-bent hand, 0 to 1.
-        habit: (2,), constant offset from a sign's place, in body units.
-    """
-
-    shoulders: float
-    centre: tuple[float, float]
-    head: float
-    arm: float
-    hand: float
-    nose: float
-    tempo: float
-    reach: float
-    lax: float
-    habit: np.ndarray
+    shoulders: float  # their distance (one body unit) relative to the image size
+    centre: tuple[float, float]  # x and y of the point between the shoulders, relative to the image size
+    head: float  # scale factor
+    arm: float  # scale factor of the arms' length
+    hand: float  # length
+    nose: float  # height of its tip above the shoulders
+    tempo: float  # factor of a sign's duration in frames
+    reach: float  # scale factor of movements
+    lax: float  # degree of relaxation towards a half-bent hand, 0 to 1
+    habit: np.ndarray  # (2,), constant offset from a sign's place
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Signer:
@@ -172,29 +159,16 @@ class Signer:
 
 @dataclass(frozen=True)
 class Recording:
-    """A signed clip.
+    """A signed clip."""
 
-    Attributes:
-        keypoints: (T, 133, 2) float32, x and y relative to the image, in [0, 1].
-        scores: (T, 133) float32 in [0, 1].
-        sign: (T,), index of the current or next sign; -1 before the first, S after the last.
-        settled: (T,), whether that sign is being performed, not approached.
-    """
-
-    keypoints: np.ndarray
-    scores: np.ndarray
-    sign: np.ndarray
-    settled: np.ndarray
+    keypoints: np.ndarray  # (T, 133, 2) float32, x and y relative to the image, in [0, 1]
+    scores: np.ndarray  # (T, 133) float32 in [0, 1]
+    sign: np.ndarray  # (T,), index of the current or next sign; -1 before the first, S after the last
+    settled: np.ndarray  # (T,), whether that sign is being performed, not approached
 
 
 def record(forms: Sequence[Form], signer: Signer, rng: np.random.Generator) -> Recording:
-    """Let a signer sign, and simulate the errors of a keypoint detector.
-
-    Args:
-        forms: S signs, in order.
-        signer: the person.
-        rng: draws rendition and detection errors.
-    """
+    """Let a signer make S signs in order, and simulate the errors of a keypoint detector."""
     hands, sign, settled = _track([_REST, *forms, _REST], signer, rng)  # (T, 2, 12)
     n_frames = len(hands)
     points = np.empty((n_frames, 133, 2))

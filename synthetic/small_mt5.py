@@ -146,11 +146,7 @@ def write_small_mt5(
     Args:
         folder: the output folder, created if needed.
         texts: training texts of the tokenizer.
-        d_model: width of the model.
-        layers: number of layers in the encoder, and in the decoder.
-        heads: number of attention heads.
-        d_kv: width of a head.
-        d_ff: width of the feed-forward layers.
+        d_model, layers, heads, d_kv, d_ff: sizes of mT5; as many layers in the encoder as in the decoder.
         vocab_size: maximum number of pieces.
         seed: seed of the weights.
 
@@ -217,11 +213,7 @@ def refuse_other_models(folder: str | Path) -> None:
 
 
 def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
-    """Yield the texts of a source: a label file, a folder of description files, or a .txt file with one per line.
-
-    Args:
-        source: the file or folder.
-        glosses: also yield the glosses of a label file.
+    """Yield the texts of a label file (and its glosses), of a folder of descriptions, or the lines of a .txt file.
 
     Raises:
         FileNotFoundError: the file or folder does not exist.
@@ -230,7 +222,7 @@ def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
     path = Path(source)
     if path.is_dir():
         for file in sorted(path.rglob("*.json")):
-            yield from read_descriptions(file)[0].values()
+            yield from read_descriptions(file).texts.values()
     elif path.suffix == ".txt":
         yield from path.read_text(encoding="utf-8").splitlines()
     elif not path.exists():

@@ -46,6 +46,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_corpus(tmp_path_factory.mktemp("corpus") / "sample", {"train": 24, "dev": 9, "test": 7})
 
 
+@pytest.fixture
+def poses(corpus: Path, tmp_path: Path) -> Path:
+    """A folder with five pose files."""
+    (tmp_path / "poses").mkdir()
+    for path in sorted(corpus.glob("dataset/*/pose_format/*.pkl"))[:5]:
+        shutil.copy(path, tmp_path / "poses")
+    return tmp_path / "poses"
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What is logged."""
+    caplog.set_level("INFO")
+    return caplog
+
+
 @pytest.fixture(scope="module")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample corpus, and an mT5 in its folder `tiny`, so small that a run takes a second; see
@@ -130,6 +146,31 @@ def reference_model(shared_reference):
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def vectors(shared_reference):
+    """Recorded arrays: `vectors("batch_pose.npz")`."""
+    return lambda name: np.load(shared_reference / name)
+
+
+@pytest.fixture(scope="session")
+def reference_batch(vectors):
+    """The recorded batch, with crops of hands, as the model takes it."""
+    import torch
+
+    from pose.keypoints import PART_JOINTS
+
+    poses, crops = vectors("batch_pose.npz"), vectors("batch_rgb.npz")
+    fields = {name: torch.from_numpy(poses[name]) for name in (*PART_JOINTS, "attention_mask")}
+    fields |= {name: torch.from_numpy(crops[name]) for name in crops.files}
+    return {name: value.float() if value.is_floating_point() else value for name, value in fields.items()}
+
+
+@pytest.fixture(scope="session")
+def reference_sentences(shared_reference) -> list[str]:
+    """What is said in the clips of the recorded batch."""
+    return json.loads((shared_reference / "batch_info.json").read_text(encoding="utf-8"))["sentences"]
 
 
 @pytest.fixture(scope="session")

@@ -337,12 +337,27 @@ def test_a_missing_folder_is_an_error_that_names_the_cure(tmp_path):
 
 def test_one_file(tmp_path):
     (tmp_path / "a.json").write_text('{"0": "x", "9": "y"}')
-    assert read_descriptions(tmp_path / "a.json") == (
-        {0: "x", 9: "y"},
-        DescriptionCounts(files_found=1, entries=2, frames=2),
-    )
-    assert read_descriptions(tmp_path / "a.json", range(5))[0] == {0: "x"}
-    assert read_descriptions(tmp_path / "b.json") == ({}, DescriptionCounts(files_missing=1))
+    counts = DescriptionCounts(files_found=1, entries=2, frames=2)
+    assert read_descriptions(tmp_path / "a.json") == ({0: "x", 9: "y"}, {0: "", 9: ""}, counts, "")
+    assert read_descriptions(tmp_path / "a.json", range(5)).texts == {0: "x"}
+    assert read_descriptions(tmp_path / "b.json") == ({}, {}, DescriptionCounts(files_missing=1), "")
+
+
+@pytest.mark.parametrize(
+    ("content", "damage"),
+    [
+        ('[{"filename": "1.j', "cut short"),
+        ('[{"filename": "1.jpg"},', "cut short"),
+        ("", "empty file"),
+        ('"text"', "a str in place of an array"),
+        ("[1] 2", "no JSON: Extra data: line 1 column 5 (char 4)"),
+        ('[{"filename": "1.jpg", "description": "t"}, 3]', ""),
+    ],
+)
+def test_why_a_file_cannot_be_read(tmp_path, content, damage):
+    (tmp_path / "a.json").write_text(content)
+    found = read_descriptions(tmp_path / "a.json")
+    assert (found.damage, found.counts.files_unreadable) == (damage, int(damage != ""))
 
 
 # The user's manual

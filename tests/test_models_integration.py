@@ -225,14 +225,6 @@ def test_the_encoder_runs_once_for_loss_and_sentences(described):
     assert len(calls) == 1
 
 
-@torch.no_grad()
-def test_generation_stops_at_its_limit(described):
-    output = described(*collate_fn([clip(0), clip(1)]))
-    ids = described.generate(output, num_beams=1, max_new_tokens=3)
-    assert ids.shape[0] == 2
-    assert ids.shape[1] <= 4
-
-
 # -- texts ---------------------------------------------------------------------------------------------------------
 
 
@@ -321,26 +313,6 @@ def test_text_dropout(make, p, training):
     assert emptied.float().mean() == p or 0 < p < 1
     share, n = dropped[~emptied].sum().item(), given[~emptied].sum().item()
     assert abs(share - p * n) <= 4 * math.sqrt(p * (1 - p) * n)
-
-
-@torch.no_grad()
-def test_gate(described):
-    src_input, tgt_input = collate_fn([clip(number) for number in range(6)])
-    gate = described(src_input, tgt_input).gate
-    assert gate.shape == (*src_input["attention_mask"].shape, 1)
-    assert ((gate > 0) & (gate < 1)).all()
-    assert gate.std() > 0.01
-
-
-@torch.no_grad()
-def test_a_gate_that_is_shut_leaves_the_baseline(make):
-    model, baseline = make(), make(use_descriptions=False)
-    baseline.load_state_dict({name: v for name, v in model.state_dict().items() if name in baseline.state_dict()})
-    model.gating_fusion.gate[4].bias.fill_(-1e4)
-    src_input, tgt_input = collate_fn([clip(0), clip(1)])
-    assert model(src_input, tgt_input).loss.item() == pytest.approx(
-        baseline(src_input, tgt_input).loss.item(), rel=1e-6
-    )
 
 
 class Stored:
@@ -600,31 +572,6 @@ def test_mixed_precision(make):
     assert output.loss.dtype == torch.float32
     assert output.loss.item() == pytest.approx(exact.item(), rel=0.02)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
-# -- loading mT5 ---------------------------------------------------------------------------------------------------
-
-
-def test_mt5_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"config\.json: model_type is 't5'.*--mt5_path"):
-        load_mt5(tmp_path)
-    (tmp_path / "config.json").write_text("[", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"model_type is None"):
-        load_mt5(tmp_path)
-
-
-def test_mt5_without_weights_or_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json does not exist.*--mt5_path"):
-        load_mt5(tmp_path / "nowhere")
-    (tmp_path / "config.json").write_text('{"model_type": "mt5"}', encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*--mt5_path") as error:
-        load_mt5(tmp_path)
-    assert "\n" not in str(error.value)
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"damaged or no pair.*--mt5_path") as error:
-        load_mt5(tmp_path)
-    assert "\n" not in str(error.value)
 
 
 def test_recomputing_activations_changes_nothing_but_memory(make):

@@ -11,10 +11,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from config import ModelConfig
 from models import IGNORE, Uni_Sign
+from network import rgb_branch
 from network.mt5 import MT5, load_mt5
 from network.vocabulary import EOS, Tokenizer
+from pose.hand_crops import HANDS
 from pose.keypoints import PART_JOINTS
-from tests.helpers.models import as_in_transformers
+from tests.helpers.models import as_in_transformers, without_drop
 from text_fusion_modules import TextEncoder
 from training.weight_files import save_weights
 from training.weights import load_finetune
@@ -22,37 +24,22 @@ from training.weights import load_finetune
 pytestmark = pytest.mark.parity
 
 LENGTHS = (30, 19, 25, 6)
-PADDED = ModelConfig(uni_sign_padding=True, uni_sign_batch_norm=True)  # how the vectors of whole batches were made
-# Two runs of the official code differ by about 1e-6 of the largest value (sums of float32 in another order); the
-# absolute part is that much of a logit's size, and no relative tolerance here exceeds 1e-4.
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
-# In training a ReLU that sits on zero can open in one run and not in the other: in float32 it shows, in float64 not.
-FLIPPED = 1e-4
+# How the vectors of whole batches were made: padded frames and empty crops take part.
+OFFICIAL = {
+    kind: ModelConfig(rgb_support=kind == "rgb", uni_sign_padding=True, uni_sign_batch_norm=True)
+    for kind in ("pose", "rgb")
+}
 
 
-@pytest.fixture(scope="module")
-def info(shared_reference):
-    return json.loads((shared_reference / "batch_info.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def vectors(shared_reference):
-    return lambda name: np.load(shared_reference / name)
-
-
-@pytest.fixture(scope="module")
-def batch(vectors):
-    arrays = vectors("batch_pose.npz")
-    parts = {part: torch.from_numpy(arrays[part]).float() for part in PART_JOINTS}
-    return parts | {"attention_mask": torch.from_numpy(arrays["attention_mask"])}
+def close(seen, expected, share=1e-5):
+    """No difference larger than a share of the largest value; two official runs differ by up to 1.8e-5 (da_out)."""
+    seen, expected = seen.detach().numpy(), np.asarray(expected)
+    assert seen.shape == expected.shape
+    assert np.abs(seen - expected).max() <= share * np.abs(expected).max()
 
 
 def one_clip(batch, i):
-    return {key: value[i : i + 1, : LENGTHS[i]] for key, value in batch.items()}
-
-
-def close(seen, expected, **tolerance):
-    np.testing.assert_allclose(seen.detach().numpy(), expected, **(CLOSE | tolerance))
+    return {key: batch[key][i : i + 1, : LENGTHS[i]] for key in (*PART_JOINTS, "attention_mask")}
 
 
 def logits_of(model, output, sentences):
@@ -63,83 +50,115 @@ def logits_of(model, output, sentences):
 # -- evaluation ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=OFFICIAL)
+def kind(request):
+    """With poses alone, and with crops of the hands."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def evaluated(reference_model, batch, info):
-    """The model, its output for the batch, and each part's features after both of its chains."""
-    model = reference_model(PADDED)
-    seen = {"spatial": [], "temporal": []}
-
-    def keep(into):
-        return lambda _module, _inputs, out: into.append(out.mean(0).unflatten(0, (4, 30)))
-
-    hooks = []
-    for part in ("body", "left", "face_all"):  # "right" is the left hand's module, called once more
-        hooks.append(model.gcn_modules[part].register_forward_hook(keep(seen["spatial"])))
-        hooks.append(model.fusion_gcn_modules[part].register_forward_hook(keep(seen["temporal"])))
+def evaluated(kind, reference_model, reference_batch, reference_sentences):
+    """The model, its output for the batch, and what some of its modules gave."""
+    model = reference_model(OFFICIAL[kind])
+    seen, hooks = {}, []
+    parts = [
+        f"{chain}.{part}" for chain in ("gcn_modules", "fusion_gcn_modules") for part in ("body", "left", "face_all")
+    ]
+    crops = ["rgb_support_backbone", "rgb_proj", "fusion_pose_rgb_DA", "fusion_gate"] if kind == "rgb" else []
+    for name in (*parts, *crops):
+        into = seen[name] = []
+        hook = model.get_submodule(name).register_forward_hook(lambda _m, _i, out, into=into: into.append(out))
+        hooks.append(hook)
     with torch.no_grad():
-        output = model(batch, {"gt_sentence": info["sentences"]})
+        output = model(reference_batch, {"gt_sentence": reference_sentences})
     for hook in hooks:
         hook.remove()
     return model, output, seen
 
 
-@pytest.mark.parametrize("kind", ["spatial", "temporal"])
-def test_features_of_every_part(evaluated, vectors, kind):
-    expected = vectors("forward_pose_eval.npz")
-    for part, features in zip(PART_JOINTS, evaluated[2][kind], strict=True):
-        close(features, expected[f"{kind}_gcn_mean.{part}"], err_msg=part)
+@pytest.mark.parametrize("kind", ["pose"], indirect=True)
+@pytest.mark.parametrize(("chain", "name"), [("gcn_modules", "spatial"), ("fusion_gcn_modules", "temporal")])
+def test_features_of_every_part(evaluated, vectors, chain, name):
+    expected, seen = vectors("forward_pose_eval.npz"), evaluated[2]
+    left, right = seen[f"{chain}.left"]  # the right hand goes through the left one's module
+    features = [*seen[f"{chain}.body"], left, right, *seen[f"{chain}.face_all"]]
+    for part, x in zip(PART_JOINTS, features, strict=True):
+        close(x.mean(0).unflatten(0, (4, 30)), expected[f"{name}_gcn_mean.{part}"])
 
 
-def test_encoder_side(evaluated, vectors):
-    model, output, _ = evaluated
-    expected = vectors("forward_pose_eval.npz")
-    prompt = len(expected["prefix_input_ids"][0])
-    close(output.inputs_embeds[:, prompt:], expected["pose_embeds"])
-    close(output.inputs_embeds, expected["inputs_embeds"])
-    np.testing.assert_array_equal(output.attention_mask.numpy(), expected["attention_mask"])
-    np.testing.assert_array_equal(output.attention_mask.numpy(), expected["mt5_attention_mask"])
-    np.testing.assert_array_equal(output.attention_mask[:, :prompt].numpy(), expected["prefix_attention_mask"])
-    ids, _ = model.tokenizer.encode_batch(["Translate sign language video to Chinese: "], 512)
-    np.testing.assert_array_equal(ids.expand(4, -1).numpy(), expected["prefix_input_ids"])
-    close(output.encoder_states, expected["encoder_last_hidden_state"])
+@pytest.mark.parametrize("kind", ["rgb"], indirect=True)
+def test_features_of_the_crops(evaluated, vectors):
+    expected, seen = vectors("forward_rgb_eval.npz"), evaluated[2]
+    for i, side in enumerate(HANDS):
+        close(seen["rgb_support_backbone"][i].mean((2, 3)), expected[f"rgb_backbone.{side}_spatial_mean"])
+        close(seen["rgb_proj"][i], expected[f"rgb_proj.{side}"])
+    found = torch.cat(seen["fusion_pose_rgb_DA"]).transpose(1, 2)
+    for name, values in (("da_out", found), ("gate", torch.cat(seen["fusion_gate"]))):  # recorded clip by clip
+        close(values, np.concatenate([expected[f"{name}.{i}"] for i in range(5)]), share=2e-5)
+
+
+def test_fused_hands(reference_model, reference_batch, vectors, monkeypatch):
+    """What goes on to the temporal graph convolutions, before the feature of the wrist is added."""
+    seen, fuse = [], rgb_branch.fuse_hand
+    monkeypatch.setattr("models.fuse_hand", lambda *args: seen.append(fuse(*args)) or seen[-1])
+    with torch.no_grad():
+        reference_model(OFFICIAL["rgb"]).encode_pose(reference_batch)
+    for side, x in zip(HANDS, seen, strict=True):
+        close(x.mean(1).unflatten(0, (4, 30)), vectors("forward_rgb_eval.npz")[f"fused_gcn.{side}_mean"])
 
 
 @torch.no_grad()
-def test_decoder_side(evaluated, vectors, info):
+def test_output_in_evaluation(kind, evaluated, vectors, reference_sentences):
     model, output, _ = evaluated
-    expected = vectors("forward_pose_eval.npz")
-    np.testing.assert_array_equal(model.labels(info["sentences"]).numpy(), expected["labels"])
-    states, logits = logits_of(model, output, info["sentences"])
-    close(states, expected["decoder_last_hidden_state"])
-    close(logits, expected["logits"])
+    expected = vectors(f"forward_{kind}_eval.npz")
+    close(output.inputs_embeds[:, -30:], expected["pose_embeds"])
+    np.testing.assert_array_equal(output.attention_mask.numpy(), expected["attention_mask"])
+    np.testing.assert_array_equal(model.labels(reference_sentences).numpy(), expected["labels"])
+    close(logits_of(model, output, reference_sentences)[1], expected["logits"])
     assert output.loss.item() == pytest.approx(float(expected["loss"]), rel=1e-6)
     assert output.nll.item() == pytest.approx(float(expected["hf_loss"]), rel=1e-6)
     assert output.n_tokens == int((expected["labels"] != IGNORE).sum())
     assert output.gate is None
 
 
+@pytest.mark.parametrize("kind", ["pose"], indirect=True)
 @torch.no_grad()
-@pytest.mark.parametrize("i", range(4))
-def test_a_clip_alone(reference_model, batch, vectors, info, i):
-    model = reference_model(ModelConfig())
-    expected = vectors("forward_pose_eval_single.npz")
-    sentences = [info["sentences"][i]]
-    output = model(one_clip(batch, i), {"gt_sentence": sentences})
-    close(output.inputs_embeds[:, -LENGTHS[i] :], expected[f"clip{i}.pose_embeds"])
-    np.testing.assert_array_equal(model.labels(sentences).numpy(), expected[f"clip{i}.labels"])
-    close(logits_of(model, output, sentences)[1], expected[f"clip{i}.logits"])
-    assert output.loss.item() == pytest.approx(float(expected[f"clip{i}.loss"]), rel=1e-6)
+def test_prompt_encoder_and_decoder(evaluated, vectors, reference_sentences):
+    model, output, _ = evaluated
+    expected = vectors("forward_pose_eval.npz")
+    prompt = expected["prefix_input_ids"]
+    close(output.inputs_embeds, expected["inputs_embeds"])
+    np.testing.assert_array_equal(output.attention_mask.numpy(), expected["mt5_attention_mask"])
+    np.testing.assert_array_equal(
+        output.attention_mask[:, : prompt.shape[1]].numpy(), expected["prefix_attention_mask"]
+    )
+    ids, _ = model.tokenizer.encode_batch(["Translate sign language video to Chinese: "], 512)
+    np.testing.assert_array_equal(ids.expand(4, -1).numpy(), prompt)
+    close(output.encoder_states, expected["encoder_last_hidden_state"])
+    close(logits_of(model, output, reference_sentences)[0], expected["decoder_last_hidden_state"])
 
 
 @torch.no_grad()
-def test_a_clip_in_a_batch_is_the_clip_alone(reference_model, batch, vectors, info):
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a batch"])
+def test_single_clips(reference_model, reference_batch, vectors, reference_sentences, together):
+    """By default a clip in a batch is the clip alone: features, logits and sentences."""
     model = reference_model(ModelConfig())
-    expected = vectors("forward_pose_eval_single.npz")
-    output = model(batch, {"gt_sentence": info["sentences"]})
-    _, logits = logits_of(model, output, info["sentences"])
+    expected, generated = vectors("forward_pose_eval_single.npz"), vectors("generate_pose.npz")
     for i, length in enumerate(LENGTHS):
-        close(output.inputs_embeds[i, -30 : length - 30 or None], expected[f"clip{i}.pose_embeds"][0])
-        close(logits[i, : expected[f"clip{i}.logits"].shape[1]], expected[f"clip{i}.logits"][0])
+        src_input = reference_batch if together else one_clip(reference_batch, i)
+        sentences, row = (reference_sentences, i) if together else ([reference_sentences[i]], 0)
+        if i == 0 or not together:
+            output = model(src_input, {"gt_sentence": sentences})
+            ids = {beams: model.generate(output, beams) for beams in (1, 4)}
+        padded = 30 if together else length
+        close(output.inputs_embeds[row, -padded:][:length], expected[f"clip{i}.pose_embeds"][0])
+        labels = expected[f"clip{i}.labels"]
+        np.testing.assert_array_equal(model.labels(sentences)[row, : labels.shape[1]].numpy(), labels[0])
+        close(logits_of(model, output, sentences)[1][row, : labels.shape[1]], expected[f"clip{i}.logits"][0])
+        if not together:
+            assert output.loss.item() == pytest.approx(float(expected[f"clip{i}.loss"]), rel=1e-6)
+        for beams in (1, 4):
+            assert up_to_end(ids[beams][row]) == up_to_end(generated[f"single.clip{i}.beam{beams}"][0])
     # Uni-Sign's own padding gives a shorter clip something else: the leak is real, and the switch works.
     leaky = vectors("forward_pose_eval.npz")["pose_embeds"]
     assert np.abs(leaky[1, 18] - expected["clip1.pose_embeds"][0, 18]).max() > 0.1
@@ -155,15 +174,17 @@ def up_to_end(ids):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_sentences_of_a_batch(evaluated, vectors, shared_reference, beams):
+def test_sentences_of_a_batch(kind, evaluated, vectors, shared_reference, beams):
     model, output, _ = evaluated
     ids = model.generate(output, num_beams=beams, max_new_tokens=100)
-    expected = vectors("generate_pose.npz")[f"beam{beams}"]
+    expected = vectors(f"generate_{kind}.npz")[f"beam{beams}"]
     assert list(map(up_to_end, ids)) == list(map(up_to_end, expected))
-    texts = json.loads((shared_reference / "generate_pose_text.json").read_text(encoding="utf-8"))
-    assert model.sentences(ids) == texts[f"beam{beams}"]["decoded"]
+    if kind == "pose":
+        texts = json.loads((shared_reference / "generate_pose_text.json").read_text(encoding="utf-8"))
+        assert model.sentences(ids) == texts[f"beam{beams}"]["decoded"]
 
 
+@pytest.mark.parametrize("kind", ["pose"], indirect=True)
 @torch.no_grad()
 def test_scores_of_the_beams(evaluated, vectors):
     model, output, _ = evaluated
@@ -176,107 +197,95 @@ def test_scores_of_the_beams(evaluated, vectors):
         return_dict_in_generate=True,
         output_scores=True,
     )
-    close(found.sequences_scores, vectors("generate_pose.npz")["beam4.sequences_scores"], rtol=1e-5, atol=0)
+    close(found.sequences_scores, vectors("generate_pose.npz")["beam4.sequences_scores"])
     assert torch.equal(found.sequences, model.generate(output))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
-def test_sentences_of_single_clips(reference_model, batch, vectors, info, beams, together):
-    model = reference_model(ModelConfig())
-    expected = vectors("generate_pose.npz")
-    inputs = [batch] if together else [one_clip(batch, i) for i in range(4)]
-    sentences = [info["sentences"]] if together else [[sentence] for sentence in info["sentences"]]
-    ids = [
-        row
-        for src_input, texts in zip(inputs, sentences, strict=True)
-        for row in model.generate(model(src_input, {"gt_sentence": texts}), num_beams=beams)
-    ]
-    for i in range(4):
-        assert up_to_end(ids[i]) == up_to_end(expected[f"single.clip{i}.beam{beams}"][0]), i
 
 
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
-def trained(request, reference_model, batch, info):
-    """The model after one forward and backward pass in training, before any step; and its output.
+@pytest.fixture(
+    scope="module", params=[("pose", torch.float32), ("pose", torch.float64), ("rgb", torch.float64)], ids=str
+)
+def trained(request, reference_model, reference_batch, reference_sentences):
+    """Whether poses alone, the model after one forward and backward pass, before any step; its output; the dtype.
 
-    In float64 as well, which leaves only the rounding of the recorded float32 run to be allowed for: a ReLU that sits
-    on zero may open in the one run and not in the other, and a gradient then differs by a percent.
+    In float64, which leaves only the rounding of the recorded float32 run to be allowed for: a ReLU that sits on zero
+    may open in the one run and not in the other, and a gradient then differs by a percent.
     """
-    model = reference_model(PADDED).train().to(request.param)
-    inputs = {key: value.to(request.param) if value.is_floating_point() else value for key, value in batch.items()}
-    output = model(inputs, {"gt_sentence": info["sentences"]})
+    kind, dtype = request.param
+    model = without_drop(reference_model(OFFICIAL[kind])).to(dtype)
+    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in reference_batch.items()}
+    output = model(inputs, {"gt_sentence": reference_sentences})
     output.loss.backward()
-    return model, output, request.param == torch.float64
+    return kind, model, output, dtype == torch.float64
 
 
 @torch.no_grad()
-def test_training_pass(trained, vectors, info):
-    model, output, exact = trained
-    expected = vectors("forward_pose_train.npz")
-    close(output.inputs_embeds[:, -30:], expected["pose_embeds"], atol=2e-5 if exact else FLIPPED)
+def test_output_in_training(trained, vectors, reference_sentences):
+    kind, model, output, exact = trained
+    expected = vectors(f"forward_{kind}_train.npz")
+    close(output.inputs_embeds[:, -30:], expected["pose_embeds"], 1e-5 if exact else 1e-4)
     np.testing.assert_array_equal(output.attention_mask.numpy(), expected["attention_mask"])
-    np.testing.assert_array_equal(model.labels(info["sentences"]).numpy(), expected["labels"])
+    np.testing.assert_array_equal(model.labels(reference_sentences).numpy(), expected["labels"])
     assert output.loss.item() == pytest.approx(float(expected["loss"]), rel=1e-6)
     assert output.nll.item() == pytest.approx(float(expected["hf_loss"]), rel=1e-6)
-    close(logits_of(model, output, info["sentences"])[1], expected["logits"], atol=2e-5 if exact else FLIPPED)
+    close(logits_of(model, output, reference_sentences)[1], expected["logits"], 1e-5 if exact else 1e-4)
 
 
 def test_gradients(trained, vectors, shared_reference):
-    model, _, exact = trained
-    recorded = json.loads((shared_reference / "forward_pose_train_grads.json").read_text(encoding="utf-8"))
+    kind, model, _, exact = trained
+    recorded = json.loads((shared_reference / f"forward_{kind}_train_grads.json").read_text(encoding="utf-8"))
     assert recorded["columns"] == ["l2_norm", "sum", "abs_max", "numel"]
-    whole = recorded["global_l2_norm"]
-    gradients = {name: parameter.grad.double() for name, parameter in model.named_parameters()}
-    assert gradients.keys() == recorded["params"].keys()
+    whole, arrays = recorded["global_l2_norm"], vectors(f"forward_{kind}_train.npz")
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert unused == set(recorded.get("none_grad", ()))
+    assert all(not model.get_parameter(name).requires_grad for name in unused)
+    gradients = {name: p.grad.double() for name, p in model.named_parameters() if name not in unused}
+    assert gradients.keys() == recorded["params"].keys() - unused
     norms = torch.stack([gradient.norm() for gradient in gradients.values()])
     assert norms.norm().item() == pytest.approx(whole, rel=1e-6 if exact else 1e-5)
-    arrays = vectors("forward_pose_train.npz")
-    small = {name.removeprefix("grad.") for name in arrays.files if name.startswith("grad.")}
-    assert small == {name for name, (*_, numel) in recorded["params"].items() if numel <= 2048}
     for name, gradient in gradients.items():
         norm, total, largest, numel = recorded["params"][name]
         # A bias before a batch normalisation has rounding noise for a gradient: hence the share of the whole. Of its
         # norm, the official code itself differs by 9.4e-4 between one thread and two; float32 gets five times that.
-        allowed = 1e-3 * norm + 1e-7 * whole if exact else 5e-3 * norm + 5e-5 * whole
+        allowed = 1e-3 * norm + {"pose": 1e-7, "rgb": 1e-6}[kind] * whole if exact else 5e-3 * norm + 5e-5 * whole
         assert gradient.numel() == numel
         assert abs(gradient.norm().item() - norm) < allowed, name
         assert abs(gradient.abs().max().item() - largest) < allowed, name
         assert abs(gradient.sum().item() - total) < allowed * numel**0.5, name
-        if name in small:
+        if f"grad.{name}" in arrays.files:
             assert np.linalg.norm(gradient.numpy() - arrays[f"grad.{name}"]) < allowed, name
+        else:
+            assert numel > 2048 or kind == "rgb", name
 
 
 def test_batch_statistics_after_one_pass(trained, vectors):
-    model, _, exact = trained
-    expected = vectors("forward_pose_train_bn_after.npz")
+    kind, model, _, exact = trained
+    expected = vectors(f"forward_{kind}_train_bn_after.npz")
     state = {name: value for name, value in model.state_dict().items() if ".right." not in name}  # it is the left one
     statistics = {name for name in state if "running_" in name or name.endswith("num_batches_tracked")}
     assert statistics == set(expected.files)
     for name in statistics:
-        close(state[name], expected[name], rtol=1e-5, atol=1e-6 if exact else 1e-5, err_msg=name)
+        close(state[name], expected[name], 1e-6 if exact else 1e-5)
 
 
 # -- names of weights ----------------------------------------------------------------------------------------------
 
 
-def test_state_dict_of_the_full_size(shared_reference):
-    recorded = json.loads((shared_reference / "state_dict_keys_pose.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("rgb_support", [False, True], ids=["pose", "rgb"])
+def test_state_dict_of_the_full_size(shared_reference, rgb_support):
+    file = f"state_dict_keys_{'rgb' if rgb_support else 'pose'}.json"
+    recorded = json.loads((shared_reference / file).read_text(encoding="utf-8"))
     with torch.device("meta"):
         mt5 = MT5(MT5Config(**recorded["mt5_config"]))
-        model = Uni_Sign(ModelConfig(), mt5, tokenizer=Tokenizer(shared_reference / "tiny_mt5"))
+        model = Uni_Sign(ModelConfig(rgb_support=rgb_support), mt5, Tokenizer(shared_reference / "tiny_mt5"))
     state = model.state_dict(keep_vars=True)
     entries = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()}
     assert entries == {name: [shape, dtype] for name, shape, dtype in recorded["entries"]}
-    buffers = [name for name, value in state.items() if not isinstance(value, torch.nn.Parameter)]
-    assert set(buffers) == set(recorded["buffer_keys"])
-    assert len(entries) - len(buffers) == recorded["parameter_keys"]
-    assert list(entries) == [name for name, *_ in recorded["entries"]]
-    assert len(entries) == recorded["num_entries"]
+    buffers = {name for name, value in state.items() if not isinstance(value, torch.nn.Parameter)}
+    assert buffers == set(recorded["buffer_keys"])
+    assert (len(entries), len(entries) - len(buffers)) == (recorded["num_entries"], recorded["parameter_keys"])
     # Two names are one tensor exactly where they are in the official one.
     first = {}
     aliases = {name: first[id(value)] for name, value in state.items() if first.setdefault(id(value), name) != name}
@@ -284,35 +293,6 @@ def test_state_dict_of_the_full_size(shared_reference):
     unique = dict(model.named_parameters())
     assert list(unique) == recorded["named_parameters_unique_order"]
     assert sum(parameter.numel() for parameter in unique.values()) == recorded["unique_parameter_elements"]
-
-
-def test_aliases_share_storage(reference_model, shared_reference):
-    keys = json.loads((shared_reference / "tiny_state_dict_keys.json").read_text(encoding="utf-8"))
-    state = reference_model(ModelConfig()).state_dict()
-    assert set(state) == {name for name, *_ in keys["pose"]}
-    aliases = {name: first for name, first in keys["aliases"].items() if name in state}
-    assert aliases
-    for name, first in aliases.items():
-        assert state[name].data_ptr() == state[first].data_ptr(), name
-    assert len({value.data_ptr() for value in state.values()}) == len(state) - len(aliases)
-
-
-@pytest.mark.parametrize("made", ["from_pretrained", "from_config"])
-def test_loading_keeps_both_embeddings(reference_model, shared_reference, made):
-    folder = shared_reference / "tiny_mt5"
-    stored = load_file(shared_reference / "tiny_pose.safetensors")
-    if made == "from_pretrained":
-        model = reference_model(ModelConfig())
-    else:  # here transformers ties the two, and loading would report success all the same
-        mt5 = MT5(MT5Config.from_pretrained(folder))
-        model = Uni_Sign(ModelConfig(), mt5, Tokenizer(folder))
-        model.load_state_dict(stored, strict=True)
-    shared, head = stored["mt5_model.shared.weight"].float(), stored["mt5_model.lm_head.weight"].float()
-    assert not torch.equal(shared, head)
-    assert torch.equal(model.mt5_model.shared.weight, shared)
-    assert torch.equal(model.mt5_model.encoder.embed_tokens.weight, shared)
-    assert torch.equal(model.mt5_model.decoder.embed_tokens.weight, shared)
-    assert torch.equal(model.mt5_model.lm_head.weight, head)
 
 
 # -- released files ------------------------------------------------------------------------------------------------

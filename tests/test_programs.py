@@ -54,6 +54,8 @@ WRONG = {
         "{here}/a.mp4 --checkpoint {here}/file --extractor mediapipe": "--extractor mediapipe needs mediapipe: pip",
     },
     "describe.py": {
+        "--root nowhere": "--root: nowhere does not exist.",
+        "--dataset-config gone.toml": "--dataset_config: gone.toml does not exist.",
         "--root {here}": "labels: {here}/data/CSL_Daily/labels.train, ",
         "--poses nowhere --out x": "--poses: nowhere does not exist.",
         "audit nowhere": "nowhere is not a folder.",
@@ -62,6 +64,7 @@ WRONG = {
     "tools/benchmark.py": {
         "--json nowhere/x.json": "--json nowhere/x.json: its folder does not exist.",
         "--only nothing": "--only nothing: no stage begins so",
+        "--batch-size 0": "--batch_size 0: must be at least 1.",
     },
     "tools/demo.py": {"--root {here}": "--out {here}: not empty, and no sample corpus."},
     "tools/demo_page.py": {

@@ -15,8 +15,8 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,54 +48,36 @@ Flags after -- go to every training and test, after these: """
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: a test of a trained model.
+class Arm(NamedTuple):
+    """A training and its tests. Descriptions are "own", "rules" or a key of `CONTROLS`.
 
     Attributes:
-        name: the row's name in the table.
-        texts: the descriptions for the test, "own", "rules" or a key of `CONTROLS`.
-    """
-
-    name: str
-    texts: str
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A training and its tests.
-
-    Attributes:
-        texts: the descriptions for the training, "own", "rules" or a key of `CONTROLS`.
+        texts: the descriptions for the training.
         flags: flags of the training and its tests.
-        tests: rows of the table.
+        tests: row of the table -> the descriptions for the test.
     """
 
     texts: str
     flags: tuple[str, ...]
-    tests: tuple[Row, ...]
+    tests: dict[str, str]
 
 
 ARMS: dict[str, Arm] = {
-    "pose": Arm("none", (), (Row("pose only", "none"),)),
-    "own": Arm("own", FROZEN, (Row("own texts", "own"), Row("own texts in training only", "none"))),
+    "pose": Arm("none", (), {"pose only": "none"}),
+    "own": Arm("own", FROZEN, {"own texts": "own", "own texts in training only": "none"}),
     "trained": Arm(
-        "own",
-        DESCRIBED,
-        (Row("own texts, trained encoder", "own"), Row("trained encoder, texts in training only", "none")),
+        "own", DESCRIBED, {"own texts, trained encoder": "own", "trained encoder, texts in training only": "none"}
     ),
     "unaligned": Arm(
-        "own",
-        UNALIGNED,
-        (Row("no alignment, own texts", "own"), Row("no alignment, texts in training only", "none")),
+        "own", UNALIGNED, {"no alignment, own texts": "own", "no alignment, texts in training only": "none"}
     ),
-    "rules": Arm("rules", FROZEN, (Row("texts made by rules", "rules"),)),
-    "tenth": Arm("tenth", FROZEN, (Row("texts for 10 % of the clips", "tenth"),)),
-    "hundredth": Arm("hundredth", FROZEN, (Row("texts for 1 % of the clips", "hundredth"),)),
+    "rules": Arm("rules", FROZEN, {"texts made by rules": "rules"}),
+    "tenth": Arm("tenth", FROZEN, {"texts for 10 % of the clips": "tenth"}),
+    "hundredth": Arm("hundredth", FROZEN, {"texts for 1 % of the clips": "hundredth"}),
     # Controls: if meaningless texts help, it is not the meaning of texts that helps.
-    "shuffled": Arm("shuffled", FROZEN, (Row("texts of other clips", "shuffled"),)),
-    "constant": Arm("constant", FROZEN, (Row("one text for all", "constant"),)),
-    "errors": Arm("errors", FROZEN, (Row("error texts that pass for descriptions", "errors"),)),
+    "shuffled": Arm("shuffled", FROZEN, {"texts of other clips": "shuffled"}),
+    "constant": Arm("constant", FROZEN, {"one text for all": "constant"}),
+    "errors": Arm("errors", FROZEN, {"error texts that pass for descriptions": "errors"}),
 }
 BASE = "pose only"
 
@@ -106,8 +88,8 @@ def run_arm(experiments: Experiments, name: str, seed: int) -> dict[str, list[di
     flags = [*arm.flags, "--seed", str(seed)]
     own = experiments.train(arm.texts, flags, folder)
     return {
-        test.name: own if test.texts == arm.texts else experiments.test(test.texts, flags, folder, folder / test.texts)
-        for test in arm.tests
+        row: own if texts == arm.texts else experiments.test(texts, flags, folder, folder / texts)
+        for row, texts in arm.tests.items()
     }
 
 
@@ -115,12 +97,7 @@ def run_arm(experiments: Experiments, name: str, seed: int) -> dict[str, list[di
 
 
 def summarise(predictions: Mapping[str, Mapping[int, list[dict]]], spec: config.DatasetSpec) -> list[dict]:
-    """Return one dict per row of the table.
-
-    Args:
-        predictions: row -> seed -> the test clips' references and hypotheses.
-        spec: the data set's record.
-    """
+    """Return one dict per row of the table, given row -> seed -> the test clips' references and hypotheses."""
     table = []
     tallies = {row: {seed: bleu4(lines, spec) for seed, lines in by.items()} for row, by in predictions.items()}
     base = tallies.get(BASE, {})
@@ -193,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions: dict[str, dict[int, list[dict]]] = {}
     out = Path(args.out)
     for arm in (ARMS[name] for name in args.arms):
-        for texts in (arm.texts, *(test.texts for test in arm.tests)):
+        for texts in (arm.texts, *arm.tests.values()):
             experiments.prepare(texts)  # before jobs run, to avoid a race
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [

@@ -115,12 +115,7 @@ def watch(trainings: Sequence[Future], folders: Sequence[Path]) -> None:
 
 
 def comparison(results: Mapping[str, Sequence[Mapping[str, str]]], spec: config.DatasetSpec) -> str:
-    """Format the scores of all tests, and the sentences of a few clips, evenly spaced, not chosen.
-
-    Args:
-        results: row -> the test clips' predictions; the first two rows are those without and with texts.
-        spec: the data set.
-    """
+    """Format the scores of all tests, and sentences of some clips of the first two, evenly spaced, not chosen."""
     lines = [f"\n{'test BLEU-4 of ' + str(len(next(iter(results.values())))) + ' clips':46} "]
     for row, clips in results.items():
         hypotheses, references = ([clip[key] for clip in clips] for key in ("hypothesis", "reference"))

@@ -180,15 +180,7 @@ def draw_gate(draw: ImageDraw, gate: Sequence[float], own: Sequence[int], now: i
 
 
 def draw_frame(clip: Clip, now: int, box: tuple[float, float, float, float], aspect: float, font: str) -> Image:
-    """Draw one of the T frames.
-
-    Args:
-        clip: the clip.
-        now: index of the frame among the T sampled ones.
-        box: from `picture_box`.
-        aspect: width of the videos / their height.
-        font: a font file.
-    """
+    """Draw one of the T frames, the one at index `now`; `box` is that of `picture_box`."""
     from PIL import Image, ImageDraw, ImageFont
 
     from pose.drawing import draw_pose

@@ -45,7 +45,7 @@ from training.weights import (
     require_mt5,
     saved_settings,
 )
-from utils import MODEL_FLAGS, NO_TEST, OF_CHECKPOINT, get_args_parser, progress, splits_of, uses_deepspeed
+from utils import MODEL_FLAGS, NO_TEST, OF_CHECKPOINT, get_args_parser, splits_of, uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -325,7 +325,7 @@ def frozen_features(args: argparse.Namespace, mt5_folder: str, loaders: dict[str
     folder = args.text_encoder or mt5_folder
     texts = set().union(*(loader.dataset.description_texts() for loader in loaders.values()))
     cache_root = under_root(args.root, args.text_cache)
-    return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device(), progress)
+    return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device())
 
 
 def trains_fusion_alone(args: argparse.Namespace) -> bool:

@@ -37,21 +37,13 @@ def to_toml(spec: DatasetSpec, description_dir: Path) -> str:
 
 @dataclass(frozen=True)
 class Experiments:
-    """Trainings and tests in one folder, which goes on from what is there.
+    """Trainings and tests in one folder, which goes on from what is there."""
 
-    Attributes:
-        spec: the data set, with its paths resolved.
-        root: --root of all commands.
-        out: the folder.
-        jobs: how many run at a time; they share the cores, unless OMP_NUM_THREADS is set.
-        flags: flags of every command, after `SMALL_MODEL`.
-    """
-
-    spec: DatasetSpec
-    root: str
-    out: Path
-    jobs: int = 1
-    flags: tuple[str, ...] = ()
+    spec: DatasetSpec  # with its paths resolved
+    root: str  # --root of all commands
+    out: Path  # the folder
+    jobs: int = 1  # how many run at a time; they share the cores, unless OMP_NUM_THREADS is set
+    flags: tuple[str, ...] = ()  # of every command, after `SMALL_MODEL`
 
     def prepare(self, texts: str) -> None:
         """Write descriptions of a kind: "own" (nothing to write), "rules", or a key of `CONTROLS`."""

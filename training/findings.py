@@ -195,21 +195,13 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
 
 @dataclasses.dataclass
 class Report:
-    """Prints findings line by line, and in the end the verdict.
-
-    Attributes:
-        language: one of `LANGUAGES`.
-        write: writes a line.
-        warnings: the number of lines marked "!".
-        said: title of each section -> mark and text of its lines.
-        cures: what has to be done before the run can start.
-    """
+    """Prints findings line by line, and in the end the verdict."""
 
     language: str = LANGUAGES[0]
     write: Callable[[str], None] = functools.partial(print, flush=True)
-    warnings: int = 0
-    said: dict[str, list[tuple[str, str]]] = dataclasses.field(default_factory=dict)
-    cures: list[str] = dataclasses.field(default_factory=list)
+    warnings: int = 0  # lines marked "!"
+    said: dict[str, list[tuple[str, str]]] = dataclasses.field(default_factory=dict)  # section -> marks and texts
+    cures: list[str] = dataclasses.field(default_factory=list)  # what has to be done before the run can start
 
     def text(self, name: str, *values: object) -> str:
         """Return a text of the table in the report's language."""

@@ -54,54 +54,31 @@ class Line(NamedTuple):
 
 
 class ClipLook(NamedTuple):
-    """What a clip's pose holds.
-
-    Attributes:
-        n_frames: number of frames.
-        low: lowest score.
-        high: highest score.
-        above_one: share of scores above 1.
-        corner: share of the model's points at exactly (0, 0).
-        good: share of good points of each part.
-    """
+    """What a clip's pose holds."""
 
     n_frames: int
-    low: float
+    low: float  # the lowest score
     high: float
-    above_one: float
-    corner: float
-    good: dict[Part, float]
+    above_one: float  # share of scores above 1
+    corner: float  # share of the model's points at exactly (0, 0)
+    good: dict[Part, float]  # share of good points of each part
 
 
 @dataclass
 class SplitLook:
-    """What the files of a split hold.
-
-    Attributes:
-        labels: name -> fields.
-        paths: name -> pose file.
-        poses: reads them.
-        missing: clips without a pose file.
-        filed: clips with a description file.
-        chosen: clips whose pose files were to be opened.
-        faults: why some of these cannot be read, one line each.
-        clips: what the others hold.
-        texts: number of valid descriptions of each clip whose file was opened.
-        counts: what these files hold; None without a folder of descriptions.
-        from_one: whether descriptions number the frames from 1.
-    """
+    """What the files of a split hold."""
 
     labels: Mapping[str, Label]
     paths: Mapping[str, Path]
     poses: PoseFolder | PosePack
-    missing: list[str]
-    filed: list[str]
-    chosen: list[str]
-    faults: list[str] = field(default_factory=list)
-    clips: dict[str, ClipLook] = field(default_factory=dict)
-    texts: dict[str, int] = field(default_factory=dict)
-    counts: DescriptionCounts | None = None
-    from_one: bool = False
+    missing: list[str]  # clips without a pose file
+    filed: list[str]  # clips with a description file
+    chosen: list[str]  # clips whose pose files were to be opened
+    faults: list[str] = field(default_factory=list)  # why some of these cannot be read, one line each
+    clips: dict[str, ClipLook] = field(default_factory=dict)  # what the others hold
+    texts: dict[str, int] = field(default_factory=dict)  # number of valid descriptions in each file that was opened
+    counts: DescriptionCounts | None = None  # what these files hold; None without a folder of descriptions
+    from_one: bool = False  # whether descriptions number the frames from 1
 
     def lines(self, renumber: str = "") -> list[Line]:
         """Return what is to be said about poses, and about descriptions' numbers, with the command that mends them."""
@@ -148,14 +125,7 @@ def look_at_files(
 ) -> SplitLook:
     """Open about `limit` pose files and as many description files of a split.
 
-    Args:
-        title: for the progress bar.
-        labels: name -> fields.
-        paths: name -> pose file, in the same order.
-        sizes: their sizes, 0 for missing ones.
-        poses: reads them.
-        descriptions: the folder of descriptions, packed or in files; None for none.
-        limit: number of clips.
+    `paths` has names in the order of `labels`, `sizes` is 0 for missing files; descriptions may be packed, or None.
     """
     missing = {name for name, size in zip(paths, sizes, strict=True) if not size}
     reader, unfiltered = (open_descriptions(descriptions) if descriptions else None for _ in range(2))
@@ -182,15 +152,7 @@ def look_at_files(
 def look_at_texts(
     tokenizer: Tokenizer, targets: Mapping[str, str], spec: DatasetSpec, task: str, max_tokens: int
 ) -> list[Line]:
-    """Compare targets with what the tokenizer makes of them.
-
-    Args:
-        tokenizer: the model's.
-        targets: name -> target.
-        spec: the data set, for its way of scoring.
-        task: SLT, ISLR or CSLR.
-        max_tokens: at which targets are cut.
-    """
+    """Compare targets with what the tokenizer makes of them, cut at `max_tokens`."""
     n = len(targets)
     tokens = {name: tokenizer.encode(text, len(text.encode()) + 2) for name, text in targets.items()}
     cut = [name for name, ids in tokens.items() if len(ids) > max_tokens]

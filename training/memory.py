@@ -16,21 +16,7 @@ from training.loader import SEARCHED
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """The settings of a run that decide how much memory it needs.
-
-    Attributes:
-        batch_size: clips per process and micro-batch.
-        hidden_dim: feature width per part.
-        num_beams: beam size of an evaluation.
-        dtype: precision of matrix products: "bf16", "fp16" or "fp32".
-        zero_stage: DeepSpeed's ZeRO stage.
-        offload: whether the optimizer's state is in CPU memory.
-        gradient_checkpointing: whether activations are computed again for the backward pass.
-        use_descriptions: whether the model has the text branch.
-        encodes_texts: whether a text encoder runs in training; a frozen one's features are cached.
-        rgb_support: whether the model uses crops of the hands.
-        fusion_alone: whether only the fusion modules train.
-    """
+    """The settings of a run that decide how much memory it needs; most are flags."""
 
     batch_size: int
     hidden_dim: int
@@ -40,9 +26,9 @@ class MemorySettings:
     offload: bool
     gradient_checkpointing: bool
     use_descriptions: bool
-    encodes_texts: bool
+    encodes_texts: bool  # whether a text encoder runs in training; a frozen one's features are cached
     rgb_support: bool
-    fusion_alone: bool
+    fusion_alone: bool  # whether only the fusion modules train
 
 
 # -- advice when it runs out -----------------------------------------------------------------------------------------

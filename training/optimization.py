@@ -18,19 +18,7 @@ ENCODER_RATE = 0.1
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer and the schedule of its learning rate; names and values are those of the flags.
-
-    Attributes:
-        opt: "adamw", "adam" or "sgd".
-        betas: of Adam's moments.
-        eps: of Adam's denominator.
-        weight_decay: of matrices.
-        sched: "cosine", "linear" or "constant".
-        lr: peak learning rate.
-        min_lr: where it stops falling.
-        epochs: length of the training.
-        warmup_epochs: epochs of linear warm-up from 0.
-    """
+    """An optimizer and the schedule of its learning rate; names and values are those of the flags."""
 
     opt: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)

@@ -2,85 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clips.labels import split_labels, target
+from clips.labels import split_labels
 from clips.packs import open_poses
-from config import DatasetSpec, under_root
+from config import DatasetSpec
 from network.mt5 import load_mt5
-from network.vocabulary import Tokenizer, choose, folder_config
+from network.vocabulary import Tokenizer, folder_config
 from pose.hand_crops import HandCrops
 from pose.video import check_n_frames, count_frames
 from system.faults import CLIP_FAULTS, in_one_line
-from training import build
 from training.findings import Report
-from training.look import SAMPLE, SplitLook, every, look_at_files, look_at_splits, look_at_texts
-from training.memory import estimate, mt5_parameters
+from training.look import SplitLook, every, look_at_files
+from training.memory import MemorySettings, estimate
 from utils import progress
-
-
-def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[str, SplitLook]:
-    """Report on the folders, weights and GPU of a run.
-
-    Args:
-        report: where findings go.
-        args: the command line of the run.
-        everything: open every file instead of a sample.
-
-    Returns:
-        A section's title -> what the files of its split hold.
-
-    Raises:
-        FileNotFoundError, ValueError: see `build.dataset_spec`.
-    """
-    spec = build.dataset_spec(args)
-    limit = sys.maxsize if everything else SAMPLE
-    folder = Path(under_root(args.root, args.mt5_path))
-    looks: dict[str, SplitLook] = {}
-    train, sizes, tokenizer = (0, 0.0), None, None
-    with contextlib.suppress(OSError, ValueError):  # said under "weights"
-        tokenizer = Tokenizer(folder)
-    for split in spec.labels:
-        title = f"{spec.name} {split}"
-        with report.section(title):
-            look = look_at_split(report, spec, split, limit, args.max_bad_clips, build.renumber_command(args))
-            if look is None:
-                continue
-            looks[title] = look
-            texts = examine_descriptions(report, spec, split, look, args.use_descriptions)
-            if split == "train":
-                train = max((clip.n_frames for clip in look.clips.values()), default=0), texts
-            if args.rgb_support:
-                examine_videos(report, spec, split, limit, args.max_bad_clips)
-            if tokenizer:
-                targets = {name: target(look.labels[name], args.task) for name in every(look.labels, limit)}
-                max_tokens = build.model_config(args, spec).max_target_tokens
-                report.say_all(look_at_texts(tokenizer, targets, spec, args.task, max_tokens))
-    with report.section(report.text("splits")):
-        report.say_all(look_at_splits(spec, args.task))
-    with report.section(report.text("weights")):
-        sizes = examine_mt5(report, folder)
-        if sizes:
-            tokenizer = Tokenizer(folder)
-            if f"{spec.name} train" in looks and args.trim_vocab:
-                sentences = [target(label, args.task) for label in looks[f"{spec.name} train"].labels.values()]
-                sizes["vocab_size"] = len(choose(tokenizer, sentences))
-                report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(**sizes)) / 1e6)
-    if sizes and (args.finetune or args.fusion_checkpoint):
-        with report.section(report.text("checkpoint")):
-            # With a frozen text encoder this would fill the cache.
-            unfrozen = argparse.Namespace(**{**vars(args), "text_encoder_freeze": False})
-            build.build_model(unfrozen, build.model_config(args, spec), {})
-            report.say("✓", "fits", ", ".join(filter(None, (args.finetune, args.fusion_checkpoint))))
-    with report.section("GPU"):
-        examine_gpu(report, args, sizes or {}, *train)
-    return looks
 
 
 def look_at_split(
@@ -178,13 +116,11 @@ def examine_mt5(report: Report, folder: Path) -> dict[str, Any] | None:
     return sizes
 
 
-def examine_gpu(report: Report, args: argparse.Namespace, sizes: dict[str, Any], longest: int, texts: float) -> None:
-    """Compare the memory of the GPUs with an estimate of what training needs."""
-    run = build.memory_settings(args)
-    frames = min(args.max_length, longest or args.max_length)
+def examine_gpu(report: Report, run: MemorySettings, sizes: dict[str, Any], frames: int, texts: float) -> None:
+    """Compare the memory of the GPUs with an estimate of what training needs, for clips of so many frames and texts."""
     state, activations = estimate(run, sizes, frames, texts, max(1, torch.cuda.device_count()))
     described = report.text("texts", texts) if run.encodes_texts else ""
-    report.say("·", "memory", state + activations, state, activations, args.batch_size, frames, described)
+    report.say("·", "memory", state + activations, state, activations, run.batch_size, frames, described)
     if not torch.cuda.is_available():
         report.say("·", "no_gpu")
     for number in range(torch.cuda.device_count()):

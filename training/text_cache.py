@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import torch
 from system.disk import UNFINISHED, explain, sha256, sync_folder, to_json, write_text, write_whole
 from system.distributed import barrier, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
+from utils import progress
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,7 @@ def text_key(text: str) -> int:
 
 
 class TextFeatureCache:
-    """Looks up features; can replace a `TextEncoder`.
-
-    Args:
-        folder: the cache's folder; damaged shards in it are removed.
-        verify: also verify the checksums of all shards.
-    """
+    """Looks up features, in place of a `TextEncoder`; removes damaged shards, by their checksums only with `verify`."""
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
         self.folder = Path(folder)
@@ -115,20 +111,11 @@ def build_text_cache(
     max_tokens: int,
     texts: Sequence[str],
     device: torch.device,
-    progress: Callable[[Sequence, str], Iterator] = lambda items, _: iter(items),
 ) -> TextFeatureCache:
-    """Open an encoder's cache and add missing texts; every process of a run must call this.
+    """Open an encoder's cache under `cache_root` and add missing texts; every process of a run must call this.
 
     The processes share the work, one shard each. The encoder is loaded only if a text is missing, and freed before
     training starts.
-
-    Args:
-        cache_root: folder of all encoders' caches.
-        encoder_folder: the text encoder's folder.
-        max_tokens: texts are truncated to this many tokens.
-        texts: all texts that the run needs.
-        device: device for encoding.
-        progress: wraps the iteration over batches; gets a title.
     """
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,14 +131,14 @@ def build_text_cache(
         share = missing[rank() :: world_size()]
         if share:
             encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
-            _write_shard(folder, share, _encode(encoder, share, progress))
+            _write_shard(folder, share, _encode(encoder, share))
         barrier()
         cache = TextFeatureCache(folder)
     return cache
 
 
 @torch.inference_mode()
-def _encode(encoder: TextEncoder, texts: list[str], progress: Callable[[Sequence, str], Iterator]) -> np.ndarray:
+def _encode(encoder: TextEncoder, texts: list[str]) -> np.ndarray:
     """Encode texts, (n, W) float32, in order of length to reduce padding."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     features = np.empty((len(texts), encoder.width), np.float32)

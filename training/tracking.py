@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -34,25 +34,8 @@ SAID_EVERY = 300  # minimum seconds between log lines within an epoch
 PACKAGES = ("transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
 
 
-class Board(Protocol):
-    """A service that plots curves."""
-
-    def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers named "group/name" at an optimizer step."""
-
-    def close(self, failed: bool) -> None:
-        """Write the rest to disk."""
-
-
 class Tracker:
-    """Writes run.json and a run's curves; leaving the `with` block closes the boards.
-
-    Args:
-        folder: the run's folder.
-        arguments: the whole command line, for run.json.
-        tensorboard: draw curves in TensorBoard.
-        wandb: draw curves in Weights & Biases.
-    """
+    """Writes run.json, with the whole command line, and a run's curves; leaving the `with` block closes the boards."""
 
     def __init__(
         self, folder: str | Path, arguments: Mapping[str, Any], *, tensorboard: bool = False, wandb: bool = False
@@ -60,7 +43,7 @@ class Tracker:
         self.folder, self.arguments = Path(folder), dict(arguments)
         self.tensorboard, self.wandb = tensorboard, wandb
         self._steps, self._epochs = Lines(self.folder / "steps.jsonl"), Lines(self.folder / "log.txt")
-        self._boards: dict[str, Board] = {}
+        self._boards: dict[str, TensorBoard | WandB] = {}
         self._said = time.monotonic()
 
     def start(self, spec: DatasetSpec, data: Mapping[str, Any], step: int | None = None) -> None:
@@ -124,12 +107,7 @@ def _board_name(name: str) -> str:
 
 
 class TensorBoard:
-    """Event files in OUTPUT_DIR/tensorboard, for `tensorboard --logdir`.
-
-    Args:
-        folder: the run's folder.
-        step: points of an interrupted run after this step are discarded.
-    """
+    """Event files in OUTPUT_DIR/tensorboard; points of an interrupted run after this step are discarded."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -137,7 +115,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers at a step."""
+        """Log numbers named "group/name" at an optimizer step."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
@@ -149,9 +127,7 @@ class TensorBoard:
 class WandB:
     """A run in Weights & Biases, configured by its environment variables (WANDB_MODE, WANDB_PROJECT ...).
 
-    Args:
-        folder: the run's folder.
-        record: the content of run.json; its `id` lets a resumed run continue its curves.
+    The `id` in run.json lets a resumed run continue its curves.
 
     Raises:
         ValueError: there is no login, or the server does not respond.

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import shlex
-import shutil
 
 import numpy as np
 import pytest
@@ -20,23 +19,6 @@ from pose.keypoints import read_pose
 from temporal_alignment import DescriptionLoader
 
 FAST = "--language en --images skeleton --backoff 0.01 --timeout 1 --retries 2 --picture_height 48 --model some-model"
-
-
-@pytest.fixture(autouse=True)
-def lines(caplog):
-    """What the program says."""
-    caplog.set_level("INFO")
-    return caplog
-
-
-@pytest.fixture
-def poses(corpus, tmp_path):
-    """A folder with four pose files, of 20 to 90 frames each."""
-    folder = tmp_path / "poses"
-    folder.mkdir()
-    for path in sorted(corpus.glob("dataset/*/pose_format/*.pkl"))[:4]:
-        shutil.copy(path, folder)
-    return folder
 
 
 def run(httpd, poses, out, line=""):

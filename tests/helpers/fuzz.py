@@ -1,19 +1,12 @@
-"""What readers do with any input: read it, or refuse it in the documented way. Nothing else, and in bounded memory.
-
-As a program (with atheris, guided by coverage): python -m tests.helpers.fuzz TARGET SECONDS
-"""
+"""What readers do with any input: read it, or refuse it in the documented way."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
-import os
 import pickle
-import resource
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,47 +142,3 @@ def seeds(target: str) -> list[bytes]:
         write_progress(FOLDER, TrainState(step=3))
         return [(FOLDER / "state.json").read_bytes()]
     return [bytes(range(64))]
-
-
-def main() -> None:
-    """Let atheris look for an input that is not handled, for some seconds."""
-    target, limit = sys.argv[1], float(sys.argv[2])
-    import atheris
-
-    with atheris.instrument_imports(
-        include=[
-            "temporal_alignment",
-            "clips.labels",
-            "pose.keypoints",
-            "training.checkpoint",
-            "training.weights",
-            "system.safe_pickle",
-        ]
-    ):
-        import temporal_alignment  # noqa: F401
-        from clips import labels as _labels  # noqa: F401
-        from pose import keypoints as pose  # noqa: F401
-        from training import checkpoint  # noqa: F401
-        from training import weights as _weights  # noqa: F401
-    folder = FOLDER / "corpus"
-    folder.mkdir()
-    for number, seed in enumerate(seeds(target)):
-        (folder / str(number)).write_bytes(seed)
-    memory, begun, count = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic(), 0
-
-    def one(data: bytes) -> None:
-        nonlocal count
-        count += 1
-        TARGETS[target](data)
-        if time.monotonic() - begun > limit:
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) >> 10
-            sys.stdout.write(f"{target}: {count} inputs in {limit:.0f} s, memory grew by {grown} MB\n")
-            sys.stdout.flush()
-            os._exit(0)
-
-    atheris.Setup([sys.argv[0], str(folder), "-max_len=8192", "-rss_limit_mb=4096", "-verbosity=0"], one)
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,7 @@ from transformers import MT5ForConditionalGeneration
 from config import ModelConfig
 from models import Uni_Sign
 from network.mt5 import MT5, load_mt5
+from network.rgb_branch import MBConv
 from network.vocabulary import Tokenizer
 from text_fusion_modules import TextEncoder
 
@@ -19,6 +20,14 @@ def as_in_transformers(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGen
     copy.load_state_dict(mt5.state_dict())
     copy.generation_config = mt5.generation_config
     return copy
+
+
+def without_drop(model: Uni_Sign) -> Uni_Sign:
+    """Take stochastic depth of the hand backbone out: it was off in the recordings."""
+    for module in model.modules():
+        if isinstance(module, MBConv):
+            module.drop = 0.0
+    return model.train()
 
 
 def read_texts(model: Uni_Sign) -> None:

@@ -150,6 +150,29 @@ def test_all_that_does_not_fit_is_told_at_once(change):
         load_mt5(change(d_model=24))
     with pytest.raises(ValueError, match=r"mt5: NaN or infinity in shared\.weight\. Get its files again.*--mt5_path"):
         load_mt5(change(lambda weights: weights["shared.weight"][3].fill_(torch.nan)))
+    assert load_mt5(change()).config.d_model == 32
     folder = change()
     (folder / "generation_config.json").write_text('{"num_beams": 7}')  # not read
     assert load_mt5(folder).generation_config.num_beams != 7
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "words"),
+    [
+        ({}, FileNotFoundError, r"mt5/config\.json does not exist"),
+        ({"config.json": '{"model_type": "t5"}'}, ValueError, r"config\.json: model_type is 't5'"),
+        ({"config.json": "["}, ValueError, "model_type is None"),
+        ({"config.json": '{"model_type": "mt5"}'}, FileNotFoundError, r"model\.safetensors"),
+        ({"config.json": '{"model_type": "mt5"}', "model.safetensors": LFS}, ValueError, "damaged or no pair"),
+    ],
+)
+def test_what_is_no_mt5_is_refused_in_one_line(tmp_path, files, kind, words):
+    (tmp_path / "mt5").mkdir()
+    for name, content in files.items():
+        (tmp_path / "mt5" / name).write_text(content, encoding="utf-8")
+    with pytest.raises(kind, match=f"{words}.*--mt5_path") as error:
+        load_mt5(tmp_path / "mt5")
+    assert "\n" not in str(error.value)

@@ -48,18 +48,6 @@ def test_loss_is_torchs(dtype, smoothing):
     torch.testing.assert_close(gradients(3 * loss, states, weight), gradients(3 * expected, states, weight))
 
 
-def test_loss_by_hand():
-    """Two tokens, zero logits: the loss is ln V, whatever the smoothing; the slope pushes the target alone."""
-    states = torch.zeros(2, D, requires_grad=True)
-    weight = nn.Parameter(torch.eye(D))
-    loss, nll = OutputLayer(weight)(states, torch.tensor([0, 3]), 0.2)
-    assert loss.item() == pytest.approx(torch.tensor(float(D)).log().item())
-    assert nll.item() == pytest.approx(loss.item())
-    (slope,) = gradients(loss, states)
-    assert slope[0, 0].item() == pytest.approx((1 / D - 0.8 - 0.2 / D) / 2)
-    assert slope[0, 1].item() == pytest.approx((1 / D - 0.2 / D) / 2)
-
-
 @pytest.mark.parametrize("frozen", ["weight", "states"])
 def test_what_is_frozen_gets_no_gradient(frozen):
     states, weight, targets = inputs()

@@ -142,14 +142,6 @@ def test_a_process_that_is_done_steps_along_with_the_others(monkeypatch, num_bea
 
 
 @torch.no_grad()
-def test_the_cache_may_grow(monkeypatch):
-    mt5, states, mask = make(3, end=3.0)
-    expected = search(mt5, states, mask, 4, 40)
-    monkeypatch.setattr(search_module, "ROOM", 3)
-    assert torch.equal(expected, search(mt5, states, mask, 4, 40))
-
-
-@torch.no_grad()
 def test_a_real_tokenizers_model_in_lower_precision(small_mt5_folder):
     """With autocast both forms round in their own places: scores differ in the third digit, so few sentences do."""
     mt5 = load_mt5(small_mt5_folder).eval()

@@ -7,15 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import MT5Config
 
 import fine_tuning
 import utils
 from clips.batch import collate_fn
 from config import DATASETS
 from datasets import S2T_Dataset
-from network.mt5 import MT5, keep_rows, load_mt5
-from network.vocabulary import EOS, PAD, UNK, Tokenizer, choose, coverage, log_coverage, move_rows
+from network.mt5 import load_mt5
+from network.vocabulary import EOS, PAD, UNK, Tokenizer, choose, log_coverage, move_rows
 from synthetic.small_mt5 import train_tokenizer
 from tests.helpers.models import new_model
 from training import build
@@ -93,13 +92,6 @@ def test_bytes_that_make_no_character(official):
     assert official.decode([first, EOS]) == "\ufffd"
     whole = [official.pieces.piece_to_id(f"<0x{byte:02X}>") for byte in "饕".encode()]
     assert official.decode([*whole, EOS]) == "饕"
-
-
-def test_text_comes_back(small):
-    for text in ("我今天很累。", "饕餮 \U0001f44b", "tea, 42%"):
-        ids = small.encode(text, 100)
-        assert UNK not in ids
-        assert small.decode(ids) == text
 
 
 def test_decode_leaves_out_what_is_no_text(small):
@@ -253,11 +245,10 @@ def test_coverage_is_counted_by_hand(full, kept, caplog):
     n_inside, n_outside = len(full.pieces.encode(inside)), len(full.pieces.encode(outside))
     lost = sum(token not in kept.tolist() for token in full.pieces.encode(outside))
     assert lost > 0
-    found = coverage(full, kept, [inside, outside])
-    assert found == (n_inside + n_outside, n_inside + n_outside - lost, 2, 1)
+    n = n_inside + n_outside
     caplog.set_level(logging.INFO)
     log_coverage(full, kept, {"dev, sentences": [inside, outside], "nothing": []})
-    assert "50.00 % of 2 texts have no other; the others are written with smaller pieces or bytes." in caplog.text
+    assert f"{100 * (n - lost) / n:.2f} % of {n} tokens are kept, 50.00 % of 2 texts have no other; the" in caplog.text
 
 
 # -- what the model does ---------------------------------------------------------------------------------------------
@@ -294,24 +285,6 @@ def test_a_trimmed_model_is_the_whole_one_held_to_its_tokens(batch, kept, small_
     assert torch.allclose(whole.log_probs(before, held), trimmed.log_probs(after, own), atol=1e-5)
     hook.remove()
     assert len({tuple(row) for row in own.tolist()}) > 1
-
-
-def test_size_at_mt5_base():
-    """582 M parameters whole. The CSL-Daily labels need some thousands of tokens; with 8,000 it is 211 M."""
-    config = MT5Config(
-        vocab_size=250112, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_heads=12, feed_forward_proj="gated-gelu"
-    )
-    with torch.device("meta"):
-        mt5 = MT5(config)
-
-        def size():
-            return sum(parameter.numel() for parameter in mt5.parameters())
-
-        assert size() == 582_401_280
-        keep_rows(mt5, torch.arange(8000, device="cpu"))
-    assert size() == 582_401_280 - 2 * 768 * (250112 - 8000) == 210_517_248
-    assert mt5.lm_head.weight.shape == mt5.shared.weight.shape == mt5.encoder.embed_tokens.weight.shape == (8000, 768)
-    assert mt5.decoder.embed_tokens.weight is mt5.shared.weight
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------

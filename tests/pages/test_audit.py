@@ -1,6 +1,7 @@
 """The page of the audit."""
 
-from describing.audit import Job, SplitReport, examine
+from describing.audit import SplitReport, examine
+from describing.files import Clip
 from pages.audit import page_of
 
 FILES = {
@@ -14,7 +15,7 @@ FILES = {
 def test_the_page(tmp_path):
     for name, content in FILES.items():
         (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
-    reports = [examine(Job(tmp_path, name, None, {})) for name in FILES]
+    reports = [examine(Clip(name, None, None, tmp_path / f"{name}.json")) for name in FILES]
     page = page_of("texts", [SplitReport("train", reports, False)])
     assert "<h1>Descriptions in texts</h1>" in page
     assert "short: cut short" in page

@@ -25,6 +25,15 @@ def fusion(two_runs):
     return viewer(two_runs[1], "fusion", "b")
 
 
+def changed(run, to, **places):
+    """A copy of a run whose data lie elsewhere."""
+    shutil.copytree(run, to)
+    record = json.loads((to / "run.json").read_text())
+    record["starts"][0]["dataset"] |= {key: str(place) for key, place in places.items()}
+    (to / "run.json").write_text(json.dumps(record))
+    return to
+
+
 def shown(section):
     return json.loads(re.search(r'class="clip-data">(.*?)</script>', section)[1])
 
@@ -86,11 +95,7 @@ def test_without_weights_the_skeleton_is_there(two_runs, tmp_path):
 
 
 def test_without_data_the_sentences_are_there(two_runs, tmp_path):
-    shutil.copytree(two_runs[1], tmp_path / "run")
-    record = json.loads((tmp_path / "run/run.json").read_text())
-    record["starts"][0]["dataset"]["pose_dir"] = str(tmp_path / "gone")
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
-    found = viewer(tmp_path / "run")
+    found = viewer(changed(two_runs[1], tmp_path / "run", pose_dir=tmp_path / "gone"))
     assert "gone does not exist" in found.left_out[0]
     name = next(iter(found.run.predictions["test"]))
     made = section([found], name)
@@ -99,11 +104,7 @@ def test_without_data_the_sentences_are_there(two_runs, tmp_path):
 
 
 def test_without_descriptions_the_model_speaks_all_the_same(two_runs, tmp_path):
-    shutil.copytree(two_runs[1], tmp_path / "run")
-    record = json.loads((tmp_path / "run/run.json").read_text())
-    record["starts"][0]["dataset"]["description_dir"] = str(tmp_path / "gone")
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
-    found = viewer(tmp_path / "run")
+    found = viewer(changed(two_runs[1], tmp_path / "run", description_dir=tmp_path / "gone"))
     assert found.left_out[0].startswith("descriptions: ")
     assert found.described() == set()
     said, lane = found.says(found.dataset.names[0], found.pose(found.dataset.names[0]))
@@ -117,12 +118,9 @@ def test_packed_data_show_the_same(two_runs, fusion, tmp_path):
     pose_dir = fusion.run.last["dataset"]["pose_dir"]
     contents = [pack_pose((pose_dir, path.name)) for path in fusion.dataset.pose_paths.values()]
     write_pack(tmp_path / "pack", POSES, pose_dir, contents)
-    shutil.copytree(two_runs[1], tmp_path / "run")
-    record = json.loads((tmp_path / "run/run.json").read_text())
-    record["starts"][0]["dataset"]["pose_dir"] = str(tmp_path / "pack")
-    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    packed = viewer(changed(two_runs[1], tmp_path / "run", pose_dir=tmp_path / "pack"), "fusion", "b")
     name = fusion.dataset.names[0]
-    assert section([viewer(tmp_path / "run", "fusion", "b")], name) == section([fusion], name)
+    assert section([packed], name) == section([fusion], name)
 
 
 @pytest.mark.parametrize("error", [ValueError("out of GPU memory"), FileNotFoundError("out of GPU memory")])

@@ -3,14 +3,14 @@
 import re
 
 from pages.look import SHOWN, page_of
-from training import readiness
+from pre_training_checklist import examine
 from training.findings import Report
 from utils import parse_args
 
 
 def test_the_page_shows_what_was_said_and_clips_of_each_split(corpus):
     report = Report("zh", lambda _line: None)
-    looks = readiness.examine(report, parse_args(["--root", str(corpus)]), everything=False)
+    looks = examine(report, parse_args(["--root", str(corpus)]), everything=False)
     report.said["CSL_Daily train"].append(("!", "<b>wrong</b>"))
     page = page_of(report, looks)
     assert '<html lang="zh">' in page
@@ -40,7 +40,7 @@ def test_the_page_shows_what_was_said_and_clips_of_each_split(corpus):
 
 def test_a_page_without_any_data(tmp_path):
     report = Report(write=lambda _line: None)
-    looks = readiness.examine(report, parse_args(["--root", str(tmp_path)]), everything=False)
+    looks = examine(report, parse_args(["--root", str(tmp_path)]), everything=False)
     page = page_of(report, looks)
     assert looks == {}
     assert page.count("labels.") == 3

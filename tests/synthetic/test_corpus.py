@@ -1,5 +1,6 @@
 """The sample corpus has the real layout, repeats to the byte, and its rules hold."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -18,10 +19,9 @@ from clips.error_texts import is_error_text
 from pose.keypoints import read_pose
 from synthetic import corpus as sample_data
 from synthetic.corpus import FAULTS, SIGNS, SPLIT_SIGNERS, minimal_pairs, plan_clips, sentence_text, write_corpus
-from synthetic.signer import Recording, Signer, record
+from synthetic.signer import Signer, record
 from synthetic.small_mt5 import MADE_BY
 from system.safe_pickle import load_pickle
-from temporal_alignment import read_descriptions
 from tools.sample_data import main
 
 COUNTS = {"train": 12, "dev": 4, "test": 4}
@@ -43,10 +43,12 @@ def all_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_next_step_is_a_command(tmp_path, capsys):
+def test_a_summary_and_the_next_step(tmp_path, capfd):
     main(["--out", str(tmp_path / "sample"), "--clips", "2", "1", "1"])
-    printed = capsys.readouterr().out.splitlines()[-1].removeprefix("next: python fine_tuning.py ")
-    args = utils.parse_args(shlex.split(printed))
+    out, err = capfd.readouterr()
+    counts, signs, printed = out.splitlines()
+    assert ("4 clips" in counts, "6 pairs" in signs, err) == (True, True, "")
+    args = utils.parse_args(shlex.split(printed.removeprefix("next: python fine_tuning.py ")))
     assert (args.root, args.use_descriptions, args.hidden_dim) == (str(tmp_path / "sample"), True, 16)
 
 
@@ -92,24 +94,12 @@ def test_poses_have_the_real_types(corpus, shared_real):
         assert len(read_pose(path)) == len(pose["keypoints"])
 
 
-def test_described_frames_lie_in_the_clip_and_are_sparse(corpus):
-    seen = 0
-    for path in (corpus / "description").rglob("*.json"):
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        assert all(list(entry) == ["filename", "description"] for entry in entries)
-        assert all(re.fullmatch(r"\d{6}\.jpg", entry["filename"]) for entry in entries)
-        frames = [int(entry["filename"][:6]) for entry in entries]
-        (step,) = set(np.diff(frames))
-        assert 3 <= step <= 6
-        assert 0 <= frames[0] < step
-        n_frames = len(read_pose(corpus / f"dataset/CSL_Daily/pose_format/{path.stem}.pkl"))
-        assert n_frames - step <= frames[-1] < n_frames
-        loaded, _ = read_descriptions(path, range(n_frames))
-        assert list(loaded) == [
-            f for f, entry in zip(frames, entries, strict=True) if entry["description"] in loaded.values()
-        ]
-        seen += 1
-    assert seen > 0.7 * sum(COUNTS.values())
+def test_what_is_said_is_as_ever(corpus):
+    """Sentences, glosses and descriptions, to the letter: published results rest on them."""
+    said = json.dumps([labels_of(corpus, split) for split in config.SPLITS], ensure_ascii=False).encode()
+    for path in sorted((corpus / "description").rglob("*.json")):
+        said += path.read_bytes()
+    assert hashlib.blake2b(said, digest_size=4).hexdigest() == "4ebfd4a5"
 
 
 def test_summary_counts_what_is_there(tmp_path):
@@ -189,15 +179,6 @@ def test_a_real_mt5_in_the_corpus_is_kept(tmp_path):
     assert all_files(tmp_path / "s") == before
 
 
-def test_command_line_prints_a_summary(tmp_path, capfd):
-    main(["--out", str(tmp_path / "s"), "--clips", "3", "1", "1"])
-    out, err = capfd.readouterr()
-    assert "5 clips" in out
-    assert "6 pairs" in out
-    assert len(out.splitlines()) == 3
-    assert err == ""
-
-
 # The language
 
 
@@ -208,32 +189,6 @@ def described(gloss: str) -> set[str]:
     return texts | {sample_data.describe_frame(SIGNS[gloss], False, rng)}
 
 
-def test_one_part_in_ten_is_left_out_and_the_handshape_never():
-    rng = np.random.default_rng(0)
-    texts = [sample_data.describe_frame(SIGNS["妈妈"], True, rng) for _ in range(2000)]
-    assert all(sample_data.HANDSHAPE_WORDS["thumb"] in text for text in texts)
-    for part in ("位于脸颊旁", "指尖朝上", "保持静止", "左手自然垂放", "手与身体接触"):
-        assert np.mean([part in text for text in texts]) == pytest.approx(0.9, abs=0.03)
-
-
-def test_each_frame_is_told_of_its_own_sign():
-    sign, settled = np.repeat([-1, 0, 1, 2], 12), np.tile(np.repeat([False, True], 6), 4)
-    nothing = np.zeros(0)
-    recording = Recording(nothing, nothing, sign, settled)
-    for seed in range(10):
-        for entry in sample_data.describe_clip(("妈妈", "忙"), recording, np.random.default_rng(seed)):
-            frame, text = int(entry["filename"][:6]), entry["description"]
-            place, shape = {0: ("脸颊旁", "拇指伸直"), 1: ("下巴前", "食指和中指伸直")}.get(sign[frame], ("", ""))
-            if text in FAULTS:
-                continue
-            if not place:
-                assert text == "双手自然垂放在身前。"
-            elif settled[frame]:
-                assert shape in text
-            else:
-                assert text == f"右手正移向{place}，手形变化中。"
-
-
 def test_sixty_signs_a_fifth_of_them_in_pairs():
     paired = list(itertools.chain(*minimal_pairs()))
     assert len(SIGNS) == 60
@@ -241,12 +196,6 @@ def test_sixty_signs_a_fifth_of_them_in_pairs():
     for a, b in minimal_pairs():
         assert (SIGNS[a].role, SIGNS[a].takes) == (SIGNS[b].role, SIGNS[b].takes)
         assert SIGNS[a].detail != SIGNS[b].detail
-
-
-def test_all_other_signs_are_told_apart_by_what_is_seen():
-    for a, b in itertools.combinations(SIGNS.values(), 2):
-        if a.form != b.form:
-            assert sum(x != y for x, y in zip(a.form[:3], b.form[:3], strict=True)) >= 2, (a.gloss, b.gloss)
 
 
 def test_paired_signs_have_the_same_keypoints_and_other_descriptions():
@@ -267,28 +216,10 @@ def test_paired_signs_have_the_same_keypoints_and_other_descriptions():
         assert not told[0] & told[1]
 
 
-def test_other_signs_have_other_keypoints():
-    signer = Signer.draw(np.random.default_rng(0))
-    first, second = (record([SIGNS[gloss].form], signer, np.random.default_rng(5)) for gloss in ("我", "他"))
-    assert np.abs(first.keypoints - second.keypoints).max() > 0.05
-
-
 def test_descriptions_never_give_a_word_away():
     for gloss in SIGNS:
         for text in described(gloss):
             assert not [word for word in SIGNS if word in text], text
-
-
-def test_every_detail_can_be_said_by_a_sign_without_a_twin():
-    paired = set(itertools.chain(*minimal_pairs()))
-    alone = {sign.detail for sign in SIGNS.values() if sign.gloss not in paired}
-    assert {SIGNS[gloss].detail for gloss in paired} - alone == {"palm_down"}
-
-
-def test_sentences_in_sign_order_become_sentences_in_chinese_order():
-    assert sentence_text(["晚上", "饭店", "你", "茶", "喝", "不", "吗"]) == "你晚上不在饭店喝茶吗？"
-    assert sentence_text(["老师", "休息", "会"]) == "老师会休息。"
-    assert sentence_text(["明天", "朋友", "忙"]) == "朋友明天很忙。"
 
 
 def test_no_sentence_stands_twice_in_the_plan():
@@ -308,13 +239,6 @@ def test_train_knows_every_sign(seed):
     assert {gloss for clip in plan["train"] for gloss in clip.glosses} == set(SIGNS)
     for split, clips in plan.items():
         assert {clip.signer for clip in clips} == set(SPLIT_SIGNERS[split])
-
-
-def test_half_of_the_signers_of_dev_and_test_are_new():
-    train, dev, test = (set(SPLIT_SIGNERS[split]) for split in config.SPLITS)
-    assert len(dev - train) == len(dev) / 2
-    assert len(test - train) == len(test) / 2
-    assert not (test - train) & (dev - train)
 
 
 def test_absolute_paths_in_config_are_left_alone(tmp_path, monkeypatch):

@@ -18,11 +18,11 @@ from utils import parse_args
 
 
 def test_arms_are_whole():
-    rows = [test.name for arm in ARMS.values() for test in arm.tests]
+    rows = [row for arm in ARMS.values() for row in arm.tests]
     assert len(rows) == len(set(rows))
     assert BASE in rows
     for arm in ARMS.values():
-        assert {arm.texts, *(test.texts for test in arm.tests)} <= {"own", "rules", *CONTROLS}
+        assert {arm.texts, *arm.tests.values()} <= {"own", "rules", *CONTROLS}
         parse_args(arm.flags)
 
 
@@ -66,7 +66,7 @@ def test_it_runs_and_goes_on(tiny, tmp_path, monkeypatch, capsys, caplog):
     line = ["--root", str(tiny), "--quick", "--seeds", "1", "--out", str(tmp_path / "out"), "--jobs", "2"]
     ablate.main(line)
     table = json.loads((tmp_path / "out" / "ablation.json").read_text())
-    assert [entry["row"] for entry in table] == [test.name for arm in ARMS.values() for test in arm.tests]
+    assert [entry["row"] for entry in table] == [row for arm in ARMS.values() for row in arm.tests]
     assert capsys.readouterr().out == (tmp_path / "out" / "ablation.md").read_text()
     for kind in ("shuffled", "constant", "rules"):
         folder = tmp_path / "out" / "texts" / kind / "dev"

@@ -236,16 +236,6 @@ def test_a_run_says_what_its_data_hold(corpus, tmp_path, caplog, monkeypatch):
     assert 6 <= len(opened) < 24  # of 40 clips
 
 
-def test_an_error_in_the_look_does_not_end_a_run(corpus, tmp_path, caplog, monkeypatch):
-    args = parse_args(["--root", str(corpus), "--output_dir", str(tmp_path), "--hidden_dim", "32"])
-    spec = config.DATASETS["CSL_Daily"].under(corpus)
-    loaders = build_loaders(args, spec)
-    monkeypatch.setattr("training.look.look_at_splits", lambda *_: [][0])
-    caplog.set_level(logging.INFO)
-    log_look(loaders, build_model(args, model_config(args, spec), loaders), "")
-    assert caplog.records[-1].message == "  ✗ IndexError: list index out of range"
-
-
 def test_a_report_keeps_what_it_said():
     written = []
     report = Report("zh", written.append)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import config
+from pre_training_checklist import examine
 from tests.helpers.corpus import MIXED, write_split
 from training import readiness
+from training.build import memory_settings
 from training.findings import TEXTS, Report
 from utils import parse_args
 
@@ -103,7 +105,7 @@ def verdict(tmp_path, corpus, capsys):
         for path in (tmp_path / "root").glob(removed) if removed else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         report = Report()
-        readiness.examine(report, parse_args(["--root", str(tmp_path / "root"), *flags]), everything=True)
+        examine(report, parse_args(["--root", str(tmp_path / "root"), *flags]), everything=True)
         ready = report.conclude(strict)
         return ready, capsys.readouterr().out.splitlines()[-1]
 
@@ -184,7 +186,7 @@ def needed(capsys, monkeypatch, *flags: str, memory: int = 24) -> tuple[float, f
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _number: gpu)
-    readiness.examine_gpu(Report(), parse_args(flags), {}, 0, 10.0)
+    readiness.examine_gpu(Report(), memory_settings(parse_args(flags)), {}, 256, 10.0)
     said = capsys.readouterr().out
     state, activations = re.search(r"estimate: (\S+) weights and optimizer, (\S+) for ", said).groups()
     return float(state), float(activations), said.splitlines()[-1]

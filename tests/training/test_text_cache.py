@@ -13,7 +13,7 @@ import torch
 from config import mt5_path
 from text_fusion_modules import TextEncoder
 from training import text_cache
-from training.text_cache import TextFeatureCache, build_text_cache, text_key
+from training.text_cache import build_text_cache
 
 TEXTS = ["右手在下巴", "the left hand rises", "双手分开", "", "a" * 400]
 CPU = torch.device("cpu")
@@ -113,13 +113,6 @@ def test_a_shard_of_somebody_else_is_left_alone(encoder_folder, tmp_path, monkey
     assert {path.name for path in shard.iterdir()} == {"keys.npy", "features.npy", "sums.json"}
 
 
-def test_unfinished_work_is_not_taken_for_a_shard(encoder_folder, tmp_path):
-    folder = build(tmp_path, encoder_folder).folder
-    (folder / "unfinished-x").mkdir()
-    (folder / "unfinished-x" / "keys.npy").write_bytes(b"")
-    assert len(TextFeatureCache(folder).shards) == 1
-
-
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_save_leaves_nothing(encoder_folder, tmp_path, monkeypatch, error):
     """Features are GBs: on a full disk they would stay for ever, and be in the way of the next attempt."""
@@ -154,11 +147,11 @@ def test_another_process_may_be_faster(encoder_folder, tmp_path, monkeypatch):
     """While one run encodes, another one encodes and writes the same texts."""
     encode, slow = text_cache._encode, []
 
-    def overtaken(encoder, texts, progress):
+    def overtaken(encoder, texts):
         if not slow:
             slow.append(texts)
             build(tmp_path, encoder_folder)
-        return encode(encoder, texts, progress)
+        return encode(encoder, texts)
 
     monkeypatch.setattr(text_cache, "_encode", overtaken)
     cache = build(tmp_path, encoder_folder)
@@ -199,7 +192,3 @@ def test_no_text_at_all(encoder_folder, tmp_path):
     cache = build(tmp_path, encoder_folder, [])
     assert cache.width > 0
     assert cache([]).shape == (0, cache.width)
-
-
-def test_keys_differ():
-    assert len({text_key(text) for text in TEXTS}) == len(TEXTS)
