@@ -64,7 +64,6 @@ WRONG = {
     "tools/benchmark.py": {
         "--json nowhere/x.json": "--json nowhere/x.json: its folder does not exist.",
         "--only nothing": "--only nothing: no stage begins so",
-        "--batch-size 0": "--batch_size 0: must be at least 1.",
     },
     "tools/demo.py": {"--root {here}": "--out {here}: not empty, and no sample corpus."},
     "tools/demo_page.py": {

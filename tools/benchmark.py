@@ -11,6 +11,7 @@ beyond what was in use before: weights, optimizer and batch.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import ctypes
 import gc
@@ -75,6 +76,7 @@ def get_args_parser() -> Parser:
     add("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the time of this process, where others compute")
     add("--threads", type=int, help="of torch on a CPU; default: torch's choice")
     add("--json", metavar="FILE", help="also write all figures there")
+    add("--kernels", action="store_true", help="count a GPU's kernels instead, for bf16; needs no GPU and little time")
     return parser
 
 
@@ -98,6 +100,9 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MT5Config, MT5EncoderModel
 
@@ -123,6 +128,7 @@ class Stage:
     work: Callable[[], object]
     clips: int
     frames: int
+    trains: bool = False  # whether the work is a forward and a backward pass
 
 
 # -- model and data --------------------------------------------------------------------------------------------------
@@ -278,7 +284,7 @@ class Training:
             out.float().mean().backward()
             self.model.zero_grad(set_to_none=True)
 
-        return self.stage(name, passes)
+        return replace(self.stage(name, passes), trains=True)
 
     def loss(self) -> torch.Tensor:
         """Compute the loss of the batch."""
@@ -373,6 +379,103 @@ def _status_mib(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+# -- counting kernels ------------------------------------------------------------------------------------------------
+
+# The number of kernels depends on layers and branches, not on widths: these are small, so that counting takes seconds.
+NARROW = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4}
+NO_KERNELS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "promote_types")
+
+
+class KernelCounter(TorchDispatchMode):
+    """Counts operations that are neither views nor allocations: on a GPU, each is a kernel or a few.
+
+    Operations that a GPU has in one piece and a CPU has not are counted as a GPU has them: attention and the norm once
+    in each direction, dropout too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.counting = 0, True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and call an operation."""
+        self.n += self.counting and not (func.is_view or func.overloadpacket.__name__ in NO_KERNELS)
+        return func(*args, **kwargs or {})
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Count whatever happens as one kernel."""
+        self.n, self.counting = self.n + 1, False
+        yield
+        self.counting = True
+
+    def count(self, work: Callable[[], object]) -> int:
+        """Return the number of kernels of some work."""
+        self.n = 0
+        with self, _AsOnGPU(self):
+            work()
+        return self.n
+
+
+def count_kernels(size: Size, only: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield each stage of training whose name begins so, and the kernels of its forward and backward pass in bf16."""
+    narrow, cpu = replace(size, hidden_dim=16, mt5=size.mt5 | NARROW), torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in all_stages(narrow, Path(folder), cpu, "bf16"):
+            if stage.trains and stage.name.startswith(tuple(only)):
+                yield stage.name, KernelCounter().count(stage.work)
+
+
+class _AsOnGPU(TorchFunctionMode):
+    """Calls some functions of torch as a GPU runs them."""
+
+    def __init__(self, counter: KernelCounter) -> None:
+        super().__init__()
+        self.counter = counter
+        self.replaced = {
+            F.dropout: self._dropout,
+            F.rms_norm: self._rms_norm,
+            F.scaled_dot_product_attention: self._attend,
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.replaced.get(func, func)(*args, **kwargs or {})
+
+    def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(x, p, training)[0]
+
+    def _rms_norm(self, x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return _OneKernel.apply(self.counter, lambda x, weight: F.rms_norm(x, shape, weight, eps), x, weight)
+
+    def _attend(self, *inputs: Any, attn_mask: Any = None, dropout_p: float = 0.0, **options: Any) -> torch.Tensor:
+        given = [x for x in (*inputs, attn_mask) if isinstance(x, torch.Tensor)]  # the rest is dropout
+        if torch.is_autocast_enabled("cpu"):
+            given = [x.to(torch.get_autocast_dtype("cpu")) if x.is_floating_point() else x for x in given]
+
+        def attend(*given: Any) -> torch.Tensor:
+            out = F.scaled_dot_product_attention(*given, **options)
+            return out.transpose(1, 2).contiguous().transpose(1, 2)  # it lies in memory as (B, L, H, D / H)
+
+        return _OneKernel.apply(self.counter, attend, *given)
+
+
+class _OneKernel(torch.autograd.Function):
+    """A function of tensors as one kernel forward and one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, counter: KernelCounter, function: Callable, *inputs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        ctx.counter, ctx.inputs = counter, [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+        with counter.one(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            ctx.out = function(*ctx.inputs)
+        return ctx.out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        with ctx.counter.one():
+            gradients = iter(torch.autograd.grad(ctx.out, [x for x in ctx.inputs if x.requires_grad], grad))
+        return None, None, *(next(gradients) if x.requires_grad else None for x in ctx.inputs)
+
+
 # -- the table -------------------------------------------------------------------------------------------------------
 
 # Heading, key in a row of figures, factor, format.
@@ -396,6 +499,12 @@ def main(args: argparse.Namespace) -> None:
     args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
     args.threads = args.threads or torch.get_num_threads()
     size = replace(size, batch_size=args.batch_size, frames=args.frames)
+    if args.kernels:
+        sys.stdout.write(table_line("stage", "kernels") + table_line("---", "---"))
+        for name, kernels in count_kernels(size, args.only):
+            sys.stdout.write(table_line(name, f"{kernels:,}"))
+            sys.stdout.flush()
+        return
     torch.set_num_threads(args.threads)
     meter = Meter(device, args.clock, args.repeats)
     ceiling = meter.ceiling(args.dtype)
