@@ -150,7 +150,7 @@ class S2T_Dataset(Dataset[Sample]):
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies this split's data: a hash of the labels, and of the other files' names and sizes."""
         found: dict[str, Any] = {"clips": len(self), "labels_sha256": sha256(self.spec.labels[self.split])}
-        found |= {"language": self.spec.language, "text_unit": self.spec.text_unit}
+        found |= {name: getattr(self.spec, name) for name in ("language", "text_unit", "bleu_tokenizer")}
         sizes = zip(self.names, self.sizes.tolist(), strict=True)
         found["poses_sha256"] = _digest(f"{name} {size}" for name, size in sizes)
         if self.descriptions is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import config
 from clips.labels import split_labels
+from clips.tables import read_text
 from describing.by_rules import by_rules
 from describing.files import Clip
 from pages.elements import element, page
@@ -117,6 +118,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.at_least(args, retries=0, max_requests=0, max_cost=0, price_in=0, price_out=0)
     parser.between(args, "aspect", *config.ASPECTS)
     parser.refuse(_faults(args))
+    parser.between(args, "timeout", 0, 86400)
+    parser.between(args, "picture_height", 1, 4096)
     return args
 
 
@@ -300,7 +303,9 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
         raise FileNotFoundError(f"--prompt: {prompt} does not exist.")
     if args.images == "video" and not any(clip.video for clip in clips):
         raise FileNotFoundError("--images video: there is no folder of videos. Use --images skeleton, or name one.")
-    text = prompt.read_text(encoding="utf-8").strip()
+    text = read_text(prompt).strip()
+    if not text:
+        raise ValueError(f"--prompt: {prompt} is empty; wanted the question for each segment.")
     question = Question(
         text, args.max_tokens, args.images, args.segment, args.pictures, args.picture_height, args.aspect
     )

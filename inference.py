@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -122,8 +123,10 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--out {out}: must end in {', '.join(OUT_SUFFIXES)}."
     if args.out and not out.parent.is_dir():
         yield f"--out {out}: its folder does not exist."
-    if args.fps < 0:
-        yield f"--fps {args.fps}: must be positive."
+    elif args.out and not os.access(out.parent, os.W_OK):
+        yield f"--out {out}: its folder may not be written."
+    if not 0 <= args.fps < float("inf"):
+        yield f"--fps {args.fps}: must be positive and finite."
     if args.person and args.extractor == "mediapipe":
         yield ONE_PERSON
     yield from without_gpu(args.dtype, args.device)

@@ -156,7 +156,10 @@ class Translator:
         for flag, given in (("language", language), ("max_length", max_length)):
             if given and saved.get(flag, given) != given:
                 _warn(path, f"was trained with --{flag} {saved[flag]}; {given} is taken. Drop it for training's.")
-        return cls(model, max_length=max_length or facts.get("max_length", 256), **options)
+        length = max_length or facts.get("max_length", 256)
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"--checkpoint: {path} says max_length {length!r}; name the right one with --max_length.")
+        return cls(model, max_length=length, **options)
 
     def __call__(
         self,
@@ -318,7 +321,8 @@ def video_of(clip: str | Path) -> Path | None:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return path
     beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
-    return next((video for video in beside if video.suffix.lower() in VIDEO_SUFFIXES), None)
+    alike = (video for video in beside if video.stem == path.stem and video.suffix.lower() in VIDEO_SUFFIXES)
+    return next(alike, None)
 
 
 def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = None) -> Pose:

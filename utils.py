@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import config
 from system.faults import printable
-from system.terminal import ending_with_its_reader
+from system.terminal import Lasting, ending_with_its_reader
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -244,7 +244,7 @@ def progress(items: Iterable[T], title: str, *, shown: bool = True, total: int |
 
     every, delay = (0.1, 0) if sys.stderr.isatty() else (60, 60)
     how = {"mininterval": every, "maxinterval": 10 + every, "delay": delay, "leave": False, "dynamic_ncols": True}
-    return tqdm(items, desc=title, total=total, disable=not shown, **how)
+    return tqdm(items, desc=title, total=total, disable=not shown, file=Lasting(sys.stderr), **how)
 
 
 # -- the flags of a run ----------------------------------------------------------------------------------------------

@@ -361,7 +361,7 @@ class VlmClient:
         usage = document.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        tokens = [count if isinstance(count, int) and count > 0 else 0 for count in counts]
+        tokens = [count if isinstance(count, int) and 0 < count < 1e9 else 0 for count in counts]
         with self._lock:
             self.usage.tokens_in += tokens[0]
             self.usage.tokens_out += tokens[1]

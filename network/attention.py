@@ -35,7 +35,7 @@ class _CrossAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             q, k, _, bias = (x.float() for x in args[:4])
-            if bias.shape[-2] == 1:  # without positions, unlike the bias between tokens
+            if bias.shape[-2] == 1 < k.shape[-2]:  # without positions, unlike the bias between tokens
                 self.layers.append((q @ k.transpose(-1, -2) * kwargs["scale"] + bias).softmax(-1))
         return func(*args, **(kwargs or {}))
 

@@ -340,7 +340,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     # Not splitlines(), which also splits at U+2028 and the like within a sentence.
     for line in Path(path).read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            lines.append(dict(json.loads(line).items()))
+        except (ValueError, AttributeError):
             break
     return lines

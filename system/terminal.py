@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any, TextIO
 
 
 @contextlib.contextmanager
@@ -26,3 +27,24 @@ def ending_with_its_reader() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
             raise SystemExit(141) from None  # 128 + SIGPIPE
         raise  # another pipe
+
+
+class Lasting:
+    """A stream for what may be lost, such as a bar: the work goes on when its reader, `tee` for example, is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the stream has."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        """Write a text, if somebody reads it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Pass it on, if somebody reads it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.flush()

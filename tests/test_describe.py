@@ -114,6 +114,7 @@ def test_a_page_of_pictures(poses, tmp_path):
         ("--max_cost 1", "--max_cost needs --price_in"),
         ("--segment 0", "--segment 0: must be positive"),
         ("--timeout nan", "--timeout nan: must be positive"),
+        ("--timeout inf", "--timeout inf: must be between 0 and 86400"),
         ("--retries -1", "--retries -1: must be at least 0"),
         ("--aspect 100", "--aspect 100.0: must be between"),
         ("--fields [1]", "wanted a JSON object"),

@@ -315,6 +315,7 @@ def test_a_camera(checkpoint, extractor, talk, tmp_path, capsys, monkeypatch):
         ("--out nowhere/x.json", "its folder does not exist"),
         ("--out nowhere/x.txt --fps -1", ".srt. --out nowhere/x.txt: its folder does not exist. --fps -1.0: must be"),
         ("--fps -1", "--fps -1.0: must be positive"),
+        ("--fps nan", "--fps nan: must be positive"),
         ("--seconds 0.5", "--seconds 0.5: must be between 1 and 60"),
         ("--person 1 --extractor mediapipe", "MediaPipe finds one person only"),
         ("--person -1", "--person -1: must be at least 0"),

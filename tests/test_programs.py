@@ -5,8 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+
+import utils
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = """
@@ -142,6 +145,13 @@ def test_a_reader_that_leaves_is_no_error(tmp_path, line):
         )
         assert (result.returncode, result.stderr) == (141, "")
     os.close(write)
+
+
+def test_a_bar_that_nobody_reads_ends_nothing(monkeypatch):
+    monkeypatch.setattr(
+        sys, "stderr", Mock(**{"write.side_effect": BrokenPipeError, "flush.side_effect": BrokenPipeError})
+    )
+    assert list(utils.progress(range(3), "epoch 1")) == [0, 1, 2]
 
 
 def test_another_pipe_that_breaks_is_an_error():

@@ -11,6 +11,7 @@ import torch
 
 import fine_tuning
 import inference
+import translator
 import utils
 from config import DATASETS
 from datasets import S2T_Dataset
@@ -248,6 +249,9 @@ def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
     newer = changed(described, tmp_path, config={**content["config"], "colour": 1})
     with pytest.raises(ValueError, match="another version of this code.*colour"):
         Translator.from_checkpoint(newer)
+    edited = changed(described, tmp_path, max_length="256")
+    with pytest.raises(ValueError, match="says max_length '256'"):
+        Translator.from_checkpoint(edited)
     gone = changed(described, tmp_path, mt5_path=str(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError, match=r"--checkpoint: .*changed.pth was trained with the mT5 in .*gone, w"):
         Translator.from_checkpoint(gone)
@@ -341,3 +345,10 @@ def test_the_gate_is_the_models_without_padding(described, clip, tmp_path):
 def test_without_descriptions_there_is_no_gate(small_mt5_folder, clip):
     translate = Translator(new_model(small_mt5_folder), **OPTIONS)
     assert translate.explain([translate.sample(read_pose(clip))])[0].gate is None
+
+
+def test_a_video_belongs_to_the_poses_of_its_whole_name(tmp_path):
+    for name in ("a.pkl", "a.front.mp4", "a.mp4", "b.pkl", "b.front.mp4"):
+        (tmp_path / name).touch()
+    assert translator.video_of(tmp_path / "a.pkl") == tmp_path / "a.mp4"
+    assert translator.video_of(tmp_path / "b.pkl") is None

@@ -26,7 +26,7 @@ from network.state_dicts import differences
 from system.disk import UNFINISHED, new_folder, remove_folder, sha256, to_json, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
-from training.run_folder import forget_checkpoints, resume_dir
+from training.run_folder import forget_checkpoints, resume_dir, states
 from training.weight_files import read_weights, save_weights
 from training.weights import fusion_weights
 
@@ -97,14 +97,17 @@ def state_writer(engine: Any, state: TrainState, folder: Path, keep_last: int = 
 
     def write() -> None:
         for left in folder.parent.glob(f"{UNFINISHED}*"):  # from a run that was killed
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
         with new_folder(folder) as unfinished:
             for name, part in parts.items():
                 progress.digests[name] = write_whole(unfinished / name, partial(torch.save, part))
             write_progress(unfinished, progress)
         state.digests = progress.digests
-        for old in sorted(folder.parent.glob("step_*"))[:-keep_last] if keep_last else ():
-            remove_folder(old)
+        for old in states(folder.parent)[:-keep_last] if keep_last else ():
+            try:
+                remove_folder(old)
+            except OSError as error:  # somebody reads or protects it; the new state is whole
+                logger.warning("%s cannot be removed: %s.", old, error.strerror or error)
 
     return write if is_main() else lambda: None
 
@@ -155,7 +158,7 @@ def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] |
         ValueError: the named state, or with "auto" every state, is damaged.
     """
     if resume == "auto":
-        folders = sorted(resume_dir(output_dir).glob("step_*"), reverse=True)
+        folders = states(resume_dir(output_dir))[::-1]
         for folder in folders:
             try:
                 return folder, read_progress(folder)
@@ -183,6 +186,7 @@ def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] |
 FREE_FLAGS = frozenset(
     [
         "root",
+        "dataset_config",  # what it says of the data is part of the sources
         "mt5_path",
         "packed",
         "text_cache",

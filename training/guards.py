@@ -87,7 +87,7 @@ class BadClips:
             )
 
     def _list(self, split: str) -> None:
-        listed = {entry["name"] for entry in self.entries if entry["split"] == split}
+        listed = {entry.get("name") for entry in self.entries if entry.get("split") == split}
         new = {name: reason for name, reason in self.reasons[split].items() if name not in listed}
         if not new:
             return
@@ -154,7 +154,7 @@ class StopRequest:
         name = signal.Signals(number).name
         if not self.asked:
             self.asked, self._first = name, time.monotonic()
-            os.write(2, f"{name}: the run stops after this step; once more to end it at once.\n".encode())
+            _tell(f"{name}: the run stops after this step; once more to end it at once.")
             self._heard.set()
         elif time.monotonic() - self._first > self.SAME_REQUEST:
             kill_children()
@@ -164,7 +164,7 @@ class StopRequest:
         self._heard.wait()
         if not self._left.wait(self.GRACE):
             words = f"{self.asked}: something hangs, {self.GRACE:g} s later; the run ends as it was last saved."
-            os.write(2, f"{words} Go on with --resume auto.\n".encode())
+            _tell(f"{words} Go on with --resume auto.")
             kill_children()
             os._exit(RESUME_ME)
 
@@ -177,6 +177,11 @@ class StopRequest:
         logger.info("stopped by %s %s. Go on with --resume auto.", self.asked or "another process", where)
         distributed.stop()
         raise SystemExit(RESUME_ME)
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # Ctrl-C ends `| tee` as well, or the terminal is gone
+        os.write(2, f"{text}\n".encode())
 
 
 class SkippedSteps:

@@ -59,14 +59,13 @@ def trim_curves(output_dir: str | Path, epochs: int, steps: int) -> None:
     for name, key, kept in (("log.txt", "epoch", epochs - 1), ("steps.jsonl", "step", steps)):
         path = Path(output_dir) / name
         if path.is_file():
-            lines = [to_json(line) for line in read_lines(path) if line[key] <= kept]
+            lines = [to_json(line) for line in read_lines(path) if line.get(key, kept) <= kept]
             write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def set_later_aside(output_dir: str | Path, step: int) -> None:
     """Move states saved after a step out of the way, since the run continues from there without them."""
-    folders = sorted(resume_dir(output_dir).glob("step_*"))
-    later = [folder for folder in folders if int(folder.name.removeprefix("step_")) > step]
+    later = [folder for folder in states(resume_dir(output_dir)) if int(folder.name.removeprefix("step_")) > step]
     if later:
         target = _unused(Path(output_dir) / "earlier") / "resume"
         target.mkdir(parents=True)
@@ -119,6 +118,11 @@ def results_folder(weights: str | Path, dataset: str) -> Path:
 def resume_dir(output_dir: str | Path) -> Path:
     """Return the folder of a run's states."""
     return Path(output_dir) / "resume"
+
+
+def states(folder: Path) -> list[Path]:
+    """Return the states in a folder, oldest first; a copy under another name is none."""
+    return sorted(path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal())
 
 
 def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -101,6 +102,10 @@ def read_config(
     try:
         own = {key: value for key, value in given.items() if value}
         config = ModelConfig(**saved_settings(facts, weights) | own)
+        for field in dataclasses.fields(config):
+            kind, value = type(field.default), getattr(config, field.name)
+            if not isinstance(value, int | float if kind is float else kind):
+                raise TypeError(f"{field.name} is {value!r:.60}")
     except TypeError as error:
         raise ValueError(f"{flag}: {path} is of another version of this code ({error}).") from None
     refuse_without_adapter(weights, f"{flag}: {path}")

@@ -201,6 +201,9 @@ def test_what_is_missing_is_said_before_anything_is_asked(poses, tmp_path):
             run(httpd, poses, tmp_path / "out", "--images video")
         with pytest.raises(FileNotFoundError, match=r"--prompt: nowhere\.txt does not exist"):
             run(httpd, poses, tmp_path / "out", "--prompt nowhere.txt")
+        (tmp_path / "gbk.txt").write_bytes("描述右手".encode("gbk"))
+        with pytest.raises(ValueError, match=r"gbk\.txt: is not UTF-8 text"):
+            run(httpd, poses, tmp_path / "out", f"--prompt {tmp_path / 'gbk.txt'}")
         assert not httpd.requests
 
 

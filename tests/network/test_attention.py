@@ -34,6 +34,7 @@ def test_the_shares_are_those_of_transformers(small_mt5_folder, layers):
     assert shares[1, :, 5:].abs().max() == 0
     torch.testing.assert_close(shares.sum(-1), torch.ones(labels.shape))
     assert IGNORE not in labels[:, 0]
+    assert attention_to_frames(model, encoded, labels[:, :1], layers).shape == (2, 1, 9)  # both sentences are empty
 
 
 class Pieces:

@@ -1,6 +1,7 @@
 """States on disk."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -49,11 +50,23 @@ def test_auto_finds_the_newest_whole_state(tmp_path, caplog):
     newest = state_folder(tmp_path, 100)
     state_folder(tmp_path, 110, whole=False)
     (tmp_path / "resume" / "unfinished_00000120").mkdir()
+    (tmp_path / "resume" / "step_00000120 (copy)").mkdir()
     assert checkpoint.find_state("auto", tmp_path)[0] == newest
     assert "step_00000110/state.json is damaged" in caplog.text
     assert checkpoint.find_state(str(newest), tmp_path)[1].step == 100
     with pytest.raises(FileNotFoundError, match="--resume"):
         checkpoint.find_state(str(tmp_path), tmp_path)
+
+
+def test_a_state_that_cannot_be_removed_is_no_failed_save(tmp_path, monkeypatch, caplog):
+    for name, value in (("full_state_dict", {}), ("optimizer_tensors", ()), ("optimizer_numbers", {})):
+        monkeypatch.setattr(checkpoint, name, Mock(return_value=value))
+    monkeypatch.setattr(checkpoint, "remove_folder", Mock(side_effect=OSError(39, "Directory not empty")))
+    (tmp_path / "step_00000001").mkdir()
+    (tmp_path / "unfinished_business").touch()
+    checkpoint.state_writer(None, TrainState(step=2), tmp_path / "step_00000002", keep_last=1)()
+    assert checkpoint.read_progress(tmp_path / "step_00000002").step == 2
+    assert "step_00000001 cannot be removed: Directory not empty" in caplog.text
 
 
 @pytest.mark.parametrize(

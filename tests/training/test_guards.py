@@ -15,6 +15,7 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -122,6 +123,14 @@ def test_signals_that_come_together_are_one_request():
         assert stop.asked == "SIGTERM"
         assert stop.agreed()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_request_is_heard_though_nobody_reads_what_is_said(monkeypatch):
+    """Ctrl-C reaches `| tee` as well."""
+    monkeypatch.setattr(os, "write", Mock(side_effect=BrokenPipeError))
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked == "SIGINT"
 
 
 # -- data that do not come -------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from training.metrics import Scores
 
 
 def test_curves_are_cut_to_where_the_state_stands(tmp_path):
-    (tmp_path / "log.txt").write_text("".join(json.dumps({"epoch": n}) + "\n" for n in range(3)))
+    (tmp_path / "log.txt").write_text("".join(json.dumps({"epoch": n}) + "\n" for n in range(3)) + '{"note": 1}\n[2]\n')
     (tmp_path / "steps.jsonl").write_text(
         "".join(json.dumps({"step": n}) + "\n" for n in range(1, 9)) + '{"step": 9, "l'
     )
     run_folder.trim_curves(tmp_path, epochs=1, steps=5)
-    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n'
+    assert (tmp_path / "log.txt").read_text() == '{"epoch": 0}\n{"note": 1}\n'
     assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 
