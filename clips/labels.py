@@ -50,7 +50,7 @@ FIELDS = {
     "end": "stop end_frame frame_end end_time end_seconds end_realigned",
     "frames": "n_frames num_frames",
     "split": "set subset partition 划分",
-    "signer": "signer_id speaker person participant performer subject who wer 手语者",
+    "signer": "signer_id speaker person participant performer subject who wer gebärdender gebärdende 手语者",
     "video_path": "",
 }
 MAX_NAME = 240  # bytes; file systems allow 255, and endings are added

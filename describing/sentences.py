@@ -18,12 +18,15 @@ from pose.keypoints import Pose
 
 LANGUAGES = ("en", "zh")
 SHORTEST = 5  # minimum number of frames per text, except at the clip's end
-REVISION = 1  # increment when a change of code (not of the table) changes the texts
+REVISION = 2  # increment when a change of code (not of the table) changes the texts
 
 # Files record the version, so that texts made by other rules can be recognised.
 _MEASURES = (rules.REACH, rules.TOUCH, rules.SEEN_LENGTH, rules.CIRCLE, rules.SWING, rules.PALM)
 _SETTINGS = (*_MEASURES, rules.HOLD, rules.WINDOW)
 VERSION = hashlib.blake2b(repr((RULES, _SETTINGS, SHORTEST, REVISION)).encode(), digest_size=4).hexdigest()
+
+# Where nothing is known, or the texts before and after would stand for what is not seen.
+UNSEEN = {"en": "The hands cannot be made out.", "zh": "看不清双手。"}
 
 # -- sentences -------------------------------------------------------------------------------------------------------
 
@@ -232,7 +235,8 @@ def describe_poses(poses: Sequence[Pose], language: str = "zh", aspect: float = 
     """Describe clips where something changes; return {frame number in the original recording: text} for each.
 
     Each stretch without change is described at its first and last frame, so the nearest described frame is valid for
-    all frames in between. Processing several clips at once is faster and does not change the results.
+    all frames in between; where nothing is known the text says so, unless that is the whole clip. Processing several
+    clips at once is faster and does not change the results.
 
     Args:
         poses: the clips; a clip's frame numbers start at its `start`.
@@ -241,8 +245,8 @@ def describe_poses(poses: Sequence[Pose], language: str = "zh", aspect: float = 
     """
     described = []
     for pose, cuts in zip(poses, stretches(poses, language, aspect), strict=True):
-        ends = [(frame, stretch.text) for stretch in cuts if stretch.text for frame in (stretch.first, stretch.last)]
-        described.append({pose.start + frame: text for frame, text in ends})
+        known = [cut._replace(text=cut.text or UNSEEN[language]) for cut in cuts if any(cut.text for cut in cuts)]
+        described.append({pose.start + frame: cut.text for cut in known for frame in (cut.first, cut.last)})
     return described
 
 

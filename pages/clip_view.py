@@ -18,11 +18,12 @@ from clips.packs import DescriptionPack, open_descriptions
 from datasets import S2T_Dataset
 from pages.elements import Html, data, element, folded, heat, table
 from pages.run_folder import RunFolder
+from pages.words import words_data
 from pose.drawing import FULL, PATHS, picture_points, player_data
 from pose.keypoints import Pose
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionLoader, sample_frames
-from translator import Candidate, Translator
+from translator import Candidate, Explained, Translator
 
 FILM = 8  # images in a film strip
 FILM_HEIGHT = 300  # height of each, in SVG units
@@ -43,7 +44,7 @@ class Said(NamedTuple):
     """A run's sentence, and how it was generated."""
 
     how: str
-    candidate: Candidate
+    found: Explained
 
 
 @dataclass
@@ -115,16 +116,17 @@ class Viewer:
                 return self._says_anew(self.translator, name, pose)
             except CLIP_FAULTS as error:  # the text encoder's folder may have been moved
                 self.left_out.append(f"gate and new translations of {name}: {error}")
-        return [Said("as evaluated", Candidate(self.run.predictions[self.split][name]["hypothesis"], 0.0))], None
+        evaluated = Candidate(self.run.predictions[self.split][name]["hypothesis"], 0.0)
+        return [Said("as evaluated", Explained([evaluated], None, []))], None
 
     def _says_anew(self, translator: Translator, name: str, pose: Pose) -> tuple[list[Said], Lane | None]:
         if not translator.model.config.use_descriptions:
-            return [Said("", translator.explain([translator.sample(pose)])[0].candidates[0])], None
+            return [Said("", translator.explain([translator.sample(pose)])[0])], None
         texts = self.descriptions.load(name, pose.frames) if self.descriptions else {}
         samples = [translator.sample(pose, texts)] + ([translator.sample(pose, {})] if texts else [])
         explained = translator.explain(samples)
         hows = ["with descriptions", "without"] if texts else ["has no description"]
-        said = [Said(how, found.candidates[0]) for how, found in zip(hows, explained, strict=True)]
+        said = [Said(how, found) for how, found in zip(hows, explained, strict=True)]
         gate, with_texts = explained[0].gate, samples[0]
         assert gate is not None, "a model with descriptions has a gate"
         assert with_texts.descriptions is not None, "so have its samples"
@@ -135,14 +137,17 @@ class Viewer:
 def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mark, aspect: float) -> Html:
     """Return a clip's section, of one or two runs; `mark` marks a sentence's differences from the reference."""
     pose, why = _first_pose(name, viewers)
-    says, lanes = [element("dt", "reference"), element("dd", reference)], []
+    says, lanes, explained = [element("dt", "reference"), element("dd", reference)], [], []
     for viewer in viewers:
         said, lane = viewer.says(name, pose)
-        for how, candidate in said:
+        for how, found in said:
+            candidate = found.candidates[0]
             score = element("small", f" {candidate.score:.2f}") if how != "as evaluated" else ""
             key = element("span", class_=f"key {viewer.style}")
             says.append(element("dt", key, f"{viewer.label}{how and f', {how}'}"))
             says.append(element("dd", mark(candidate.text), score))
+        if said[0].found.words:
+            explained.append((viewer, said[0].found))
         if lane:
             lanes.append((viewer, lane))
     spoken = element("dl", says, class_="says")
@@ -154,6 +159,7 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
     content = {
         "frames": (frames + pose.start).tolist(),
         "lanes": [_numbered(lane) for _, lane in lanes],
+        "words": [words_data(found.candidates[0].text, found.words, len(frames)) for _, found in explained],
         **player_data(points, ratio),
     }
     shown = f"Skeleton of {name}, {len(frames)} frames; right hand and arm red, left blue"
@@ -169,7 +175,10 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
     place = element("small", class_="place")
     lists = [_text_list(viewer, lane, content["frames"], lanes) for viewer, lane in lanes]
     player = element("div", stage, controls, place)
-    top = element("div", player, element("div", spoken, now, lists), class_="clip-top")
+    told = "a word lights up over the frames that led to it; choose one to go there"
+    words = [_words(viewer, "" if i else told) for i, (viewer, _) in enumerate(explained)]
+    over = element("div", words, class_="over live", hidden=True)
+    top = element("div", player, over, element("div", spoken, now, lists), class_="clip-top")
     timeline = element(
         "div", film(points, ratio, shown), [_lane(viewer, lane) for viewer, lane in lanes], class_="timeline"
     )
@@ -237,6 +246,12 @@ def _stretches(texts: Sequence[str | None]) -> Iterator[tuple[int, int, str | No
         end = first + len(list(group))
         yield first, end, text
         first = end
+
+
+def _words(viewer: Viewer, told: str) -> Html:
+    """Make the place where `pages/static/words.js` shows the words of a run's sentence."""
+    key = element("span", element("span", class_=f"key {viewer.style}"), f"{viewer.label}: words")
+    return element("div", element("small", key, element("span", told)), element("div", class_="words"), class_="lane")
 
 
 def _lane(viewer: Viewer, lane: Lane) -> Html:

@@ -434,7 +434,7 @@ def build(
         element("p", about, class_="small"),
         element("nav", links, aria_label="Sections"),
     ]
-    scripts = ("skeleton_player.js", "report.js")
+    scripts = ("skeleton_player.js", "words.js", "report.js")
     return page(f"{heading}: report", top, missing if left_out else "", parts, scripts=scripts)
 
 

@@ -44,6 +44,7 @@ FILES = {
     "/demo.css": ("demo.css", "text/css"),
     "/demo.js": ("demo.js", "text/javascript"),
     "/skeleton_player.js": ("skeleton_player.js", "text/javascript"),
+    "/words.js": ("words.js", "text/javascript"),
 }
 SECONDS = 30  # maximum seconds to wait for a browser
 N_BEST = 3
@@ -260,17 +261,20 @@ class Demo:
         return describe_pose(pose, language, aspect)
 
     def _sentences(self, pose: Pose, texts: Mapping[int, str] | None, video: Path | None) -> dict[str, Any]:
-        """Return sentences with and without descriptions, and each frame's text and gate."""
+        """Return sentences with and without descriptions, each frame's text and gate, and what led to which word."""
+        from pages.words import words_data
+
         translator = self.translator
         without = translator.sample(pose, None, "the clip", video)
         samples = [without] if texts is None else [without, translator.sample(pose, texts, "the clip", video)]
         explained = translator.explain(samples, N_BEST)
         found = [[candidate._asdict() for candidate in clip.candidates] for clip in explained]
+        words = words_data(found[-1][0]["text"], explained[-1].words, len(samples[-1].pose_sample["body"]))
         if texts is None:
-            return {"without": found[0], "with": None, "texts": None, "own": None, "gate": None}
+            return {"without": found[0], "with": None, "texts": None, "own": None, "gate": None, "words": words}
         gate = [round(value, 4) for value in explained[1].gate or ()]
         shown = {"texts": samples[1].descriptions, "own": samples[1].has_description, "gate": gate}
-        return {"without": found[0], "with": found[1], **shown}
+        return {"without": found[0], "with": found[1], "words": words, **shown}
 
 
 # -- the server ------------------------------------------------------------------------------------------------------

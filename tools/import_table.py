@@ -25,6 +25,7 @@ from config import (
     VIDEO_SUFFIXES,
     DatasetSpec,
     guess_language,
+    mt5_path,
     without_suffix,
 )
 from system.disk import to_json, write_text
@@ -33,6 +34,9 @@ from utils import Parser, installed, run
 HELD_OUT = 10  # one clip in so many goes to dev, and one to test
 LISTED = 10  # rows or files in a list
 STEPS = 10  # optimizer steps of an epoch, at least
+FEW = 20  # clips of dev or test, of which each changes a score by points
+WEIGHTS = "./pretrained_weight/csl_stage1_weight.pth"
+SMALL = "--mt5_path small_mt5 --hidden_dim 32 --text_encoder_freeze"  # to try the steps in minutes
 TOML_KEYS = {  # and what is said beside them
     "name": "",
     "pose_dir": "",
@@ -276,7 +280,7 @@ def split_clips(table: Table, how: str) -> str:
             taken += len(group)
             for clip in group:
                 clip["split"] = split
-    return "other signers in each" if key == "signer" else "at random"
+    return "other signers in each" if key == "signer" else "at random, of all signers"
 
 
 def write(table: Table, files: Files, out: Path, language: str) -> DatasetSpec:
@@ -319,7 +323,9 @@ def summary(table: Table, files: Files, spec: DatasetSpec, how: str) -> str:
         clips = [clip for clip in table.clips if clip["split"] == split]
         signers = sorted({clip["signer"] for clip in clips if "signer" in clip})
         who = f" of {', '.join(signers[:LISTED])}{' ...' if len(signers) > LISTED else ''}" if signers else ""
-        lines.append(f"{split:8} {len(clips)} clips{who} ({how})")
+        few = f"; fewer than {FEW}: a score by chance" if split != "train" and len(clips) < FEW else ""
+        less = "; most clips are held out" if split == "train" and 2 * len(clips) < len(table.clips) else ""
+        lines.append(f"{split:8} {len(clips)} clips{who} ({how}{few}{less})")
     labels = {split: split_labels(spec, split) for split in SPLITS}
     for shared in shared_clips(spec, labels, spec.tasks[0]):
         if shared.targets:
@@ -335,22 +341,32 @@ def summary(table: Table, files: Files, spec: DatasetSpec, how: str) -> str:
     return "\n".join([*lines, "Next (batches for a table of this size):", ""])
 
 
-def next_commands(spec: DatasetSpec, files: Files, n_train: int) -> list[str]:
-    """Return the commands from here to a report."""
+def next_commands(spec: DatasetSpec, files: Files, n_train: int) -> str:
+    """Return the commands from here to a report, with what of mT5 and of Uni-Sign's weights is there."""
     config = Path(spec.labels["train"]).with_name("dataset.toml").as_posix()
     flags, run_folder = f"--dataset_config {shlex.quote(config)}", shlex.quote(f"./output_{spec.name}")
     batch = min(8, max(1, n_train // STEPS))
     steps = f"--batch-size {batch} --gradient-accumulation-steps {min(4, max(1, n_train // (STEPS * batch)))}"
-    commands = [
-        f"python describe.py {flags}{_aspect(files)}",
-        f"python pre_training_checklist.py {flags} --use_descriptions {steps}",
-        f"python fine_tuning.py {flags} --use_descriptions {steps} --lr 3e-4 --finetune "
-        f"./pretrained_weight/csl_stage1_weight.pth --output_dir {run_folder}",
-    ]
+    training, commands, note = f"{steps} --lr 3e-4", [f"python describe.py {flags}{_aspect(files)}"], ""
     if not files.are_poses:
         paths = f"{shlex.quote(spec.rgb_dir)} --out {shlex.quote(spec.pose_dir)}"
         commands.insert(0, f"python -m tools.extract_poses {paths} --look my_pictures")
-    return commands
+    if Path(WEIGHTS).is_file():
+        training += f" --finetune {WEIGHTS}"
+    if not Path(mt5_path, "config.json").is_file():
+        texts = shlex.join([*dict.fromkeys(spec.labels.values()), spec.description_dir])
+        commands.append(f"python -m tools.small_mt5 --out small_mt5 --texts {texts}")
+        steps, training = f"{SMALL} {steps}", f"{SMALL} {steps}"
+        note = (
+            f"mT5 is not in {mt5_path}: this tries the steps with a small random one, which writes nonsense. For a "
+            f"real model put mT5 there, leave out {SMALL}, and add --lr 3e-4 --finetune {WEIGHTS}.\n"
+        )
+    commands += [
+        f"python pre_training_checklist.py {flags} --use_descriptions {steps}",
+        f"python fine_tuning.py {flags} --use_descriptions {training} --output_dir {run_folder}",
+        f"python -m tools.report {run_folder}",
+    ]
+    return "".join(f"  {command}\n" for command in commands) + note
 
 
 def _aspect(files: Files) -> str:
@@ -374,13 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = find_clips(args.table, files)
     how = split_clips(table, args.split)
     spec = write(table, files, out, args.language)
-    commands = next_commands(spec, files, sum(clip["split"] == "train" for clip in table.clips))
-    sys.stdout.write(summary(table, files, spec, how) + "".join(f"  {command}\n" for command in commands))
-    texts = shlex.join([*dict.fromkeys(spec.labels.values()), spec.description_dir])
-    sys.stdout.write(
-        "No weights yet? Leave out --finetune. To try the steps without mT5-base: python -m tools.small_mt5 --out "
-        f"small_mt5 --texts {texts}, then add --mt5_path small_mt5.\n"
-    )
+    n_train = sum(clip["split"] == "train" for clip in table.clips)
+    sys.stdout.write(summary(table, files, spec, how) + next_commands(spec, files, n_train))
     return 1 if table.left_out else 0
 
 

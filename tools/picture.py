@@ -123,7 +123,7 @@ def read_clip(viewer: Viewer, name: str) -> Clip:
     if lane is None:
         raise ValueError(" ".join(viewer.left_out))
     frames = sample_frames(len(pose), len(lane.gate))
-    return Clip(pose, frames, lane, said[0].candidate.text, viewer.dataset.target(name))
+    return Clip(pose, frames, lane, said[0].found.candidates[0].text, viewer.dataset.target(name))
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -92,6 +92,12 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
             ("face_all", "face", "脸"),
         )
     },
+    "few_hands": (
+        "only {:.0%} of the frames have a hand that is found. Look at pictures (python -m tools.extract_poses --look): "
+        "blur, little light, or the wrong person? Another extractor may see more",
+        "只有 {:.0%} 的帧检测到手。请查看图像（python -m tools.extract_poses --look）：是否模糊、光线不足或选错了人？"
+        "换一种提取器也许更好",
+    ),
     "above_one": (
         "scores reach {:.3g}, and most are above 1, so that few count as bad (0.3 or less). Leave them if they are "
         "rtmlib's, else divide by their scale",

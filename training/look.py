@@ -19,6 +19,7 @@ from clips.packs import PosePack, open_descriptions
 from config import DatasetSpec
 from models import Uni_Sign
 from network.vocabulary import Tokenizer
+from pose.hand_crops import HANDS
 from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Part, Pose, PoseFolder
 from system import distributed
 from system.faults import CLIP_FAULTS, in_one_line
@@ -36,6 +37,7 @@ AT_START = 25  # clips whose poses are opened when a run starts: some tenths of 
 # a hand may hang down or a corpus be of one-handed signs: only one that is never seen is suspicious. Some extractors
 # leave out the face on purpose.
 LEAST: dict[Part, float] = {"body": 0.5, "left": 0.01, "right": 0.01, "face_all": 0.01}
+LEAST_HANDS = 0.5  # smallest share of frames in which most points of a hand are good; real corpora: 0.69 and more
 SHORTEST = 5  # frames: the kernel of the temporal convolutions, a fifth of a second
 ABOVE_ONE = 0.5  # share of scores: some detectors exceed 1 a little; where most do, 0.3 separates nothing
 MOST_LOST = (
@@ -62,6 +64,7 @@ class ClipLook(NamedTuple):
     above_one: float  # share of scores above 1
     corner: float  # share of the model's points at exactly (0, 0)
     good: dict[Part, float]  # share of good points of each part
+    hands: float  # share of frames in which most points of one hand or of both are good
 
 
 @dataclass
@@ -84,7 +87,7 @@ class SplitLook:
         """Return what is to be said about poses, and about descriptions' numbers, with the command that mends them."""
         if not self.clips:
             return []
-        lengths, low, high, above_one, corner, good = zip(*self.clips.values(), strict=True)
+        lengths, low, high, above_one, corner, good, hands = zip(*self.clips.values(), strict=True)
         weights = np.array(lengths) / sum(lengths)
         shares = {part: float(weights @ [clip[part] for clip in good]) for part in PART_JOINTS}
         seen = min(lengths), max(lengths), float(np.median(lengths)), min(low), max(high), *shares.values()
@@ -94,6 +97,8 @@ class SplitLook:
             for part in LEAST
             if shares[part] < LEAST[part]
         ]
+        if weights @ hands < LEAST_HANDS and any(shares[hand] >= LEAST[hand] for hand in HANDS):
+            found.append(Line("!", "few_hands", (float(weights @ hands),)))
         if weights @ above_one > ABOVE_ONE:
             found.append(Line("!", "above_one", (max(high),)))
         if short := [name for name, clip in self.clips.items() if clip.n_frames < SHORTEST]:
@@ -111,6 +116,7 @@ def look_at_pose(pose: Pose) -> ClipLook:
         float((pose.scores > 1).mean()),
         float((pose.keypoints[:, _JOINTS] == 0).all(2).mean()),
         {part: float(good[:, joints].mean()) for part, joints in PART_JOINTS.items()},
+        float(np.any([good[:, PART_JOINTS[hand]].mean(1) > 0.5 for hand in HANDS], axis=0).mean()),
     )
 
 

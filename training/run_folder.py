@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
 BEST = "best_checkpoint.pth"
-SAME = 0.9  # share of equal sentences that no labels explain: a decoder that writes one sentence whatever it sees
+SAME = 0.5  # share of equal sentences that no labels explain: a decoder that writes one sentence whatever it sees
 HELPS = (
     "What usually helps: weights to start from (--finetune), more optimizer steps (--epochs, a smaller "
     "--gradient-accumulation-steps), --lr 3e-4; python pre_training_checklist.py --full looks at the data."

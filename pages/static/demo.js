@@ -1,6 +1,7 @@
 // The page of tools/demo_page.py: sends a file, shows what comes back. Everything is inserted as text, never as markup.
 
 import { SkeletonPlayer, drawStrip } from "/skeleton_player.js";
+import { showWords } from "/words.js";
 
 const WORDS = {
   en: {
@@ -34,6 +35,8 @@ const WORDS = {
     play: "Play",
     pause: "Pause",
     frame: (number, all) => `frame ${number} of ${all}`,
+    words: "Words",
+    over: "A word lights up over the frames that led to it. Choose one to go there; the line shows how much each frame counted.",
     gate: "Gate",
     strip: "Dark: the model adds much of the text. Green marks: frames with a description of their own; the others take the nearest.",
     no_text: "no description",
@@ -71,6 +74,8 @@ const WORDS = {
     play: "播放",
     pause: "暂停",
     frame: (number, all) => `第 ${number} / ${all} 帧`,
+    words: "词语",
+    over: "播放到促成某个词的帧时，该词会亮起。点选一个词可跳到最重要的帧；色条表示各帧的作用大小。",
     gate: "门控",
     strip: "颜色越深，模型加入的文本越多。绿色标记：该帧有自己的描述；其余帧取最近的描述。",
     no_text: "没有描述",
@@ -85,6 +90,7 @@ let facts = null;
 let file = null;
 let clip = null;
 let player = null;
+let lightWords = null; // lights those of a frame
 let say = (words) => words.ready; // what the status line says, in any language
 let asked = 0; // number of the latest question: answers to earlier ones are dropped
 
@@ -150,7 +156,10 @@ function show(answer) {
   $("sentences").hidden = $("clip").hidden = false;
   $("nothing").hidden = true;
   $("gates").hidden = !clip.gate;
+  $("over").hidden = !clip.words;
   showSentences();
+  const named = (frame) => t().frame(clip.frames[frame], clip.frames.at(-1));
+  if (clip.words) lightWords = showWords($("words"), clip.words, seek, named);
   if (player) player.close();
   $("place").max = clip.frames.length - 1;
   if (clip.fps) $("fps").value = closestRate(clip.fps);
@@ -192,10 +201,16 @@ function showState(playing) {
   $("play").textContent = playing ? t().pause : t().play;
 }
 
+function seek(frame) {
+  player.pause();
+  player.seek(frame);
+}
+
 function showFrame(frame) {
   $("place").value = frame;
   $("number").textContent = t().frame(clip.frames[frame], clip.frames.at(-1));
   $("skeleton").setAttribute("aria-label", $("number").textContent);
+  if (clip.words) lightWords(frame);
   if (!clip.gate) return;
   $("gate").textContent = clip.gate[frame].toFixed(3);
   drawStrip($("strip"), clip.gate, clip.own, frame);
@@ -234,14 +249,8 @@ for (const radio of document.querySelectorAll("[name=texts]")) {
 for (const id of ["texts", "aspect", "person"]) $(id).onchange = ask;
 $("play").onclick = () => (player.playing ? player.pause() : player.play());
 $("fps").onchange = () => { if (player) player.fps = Number($("fps").value); };
-$("place").oninput = () => {
-  player.pause();
-  player.seek(Number($("place").value));
-};
-$("strip").onclick = (event) => {
-  player.pause();
-  player.seek(Math.floor((event.offsetX / $("strip").clientWidth) * player.length));
-};
+$("place").oninput = () => seek(Number($("place").value));
+$("strip").onclick = (event) => seek(Math.floor((event.offsetX / $("strip").clientWidth) * player.length));
 window.addEventListener("resize", () => { if (player) showFrame(player.frame); });
 
 translatePage();

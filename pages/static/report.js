@@ -41,12 +41,16 @@ for (const clip of document.querySelectorAll(".clip:has(.clip-data)")) {
   const now = [...clip.querySelectorAll(".now")], timelines = [...clip.querySelectorAll(".timeline")];
   const { frames, lanes } = facts;
   clip.querySelectorAll(".live").forEach(part => { part.hidden = false; });
+  const named = frame => `frame ${frames[frame]}`;
+  const seek = frame => { player.pause(); player.seek(frame); };
+  const said = [...clip.querySelectorAll(".words")].map((part, i) => showWords(part, facts.words[i], seek, named));
   const player = new SkeletonPlayer(clip.querySelector("canvas"), facts, {
     onState: playing => { button.textContent = playing ? "Pause" : "Play"; },
     onFrame: frame => {
       slider.value = frame;
-      slider.setAttribute("aria-valuetext", `frame ${frames[frame]}`);
-      place.textContent = `frame ${frames[frame]} of ${frames.at(-1)}`;
+      slider.setAttribute("aria-valuetext", named(frame));
+      place.textContent = `${named(frame)} of ${frames.at(-1)}`;
+      said.forEach(show => show(frame));
       for (const timeline of timelines) {
         timeline.style.setProperty("--at", `calc(${100 * (frame + 0.5) / frames.length}% - 1px)`);
       }
@@ -59,7 +63,6 @@ for (const clip of document.querySelectorAll(".clip:has(.clip-data)")) {
       });
     },
   });
-  const seek = frame => { player.pause(); player.seek(frame); };
   button.addEventListener("click", () => player.playing ? player.pause() : player.play());
   slider.addEventListener("input", () => seek(Number(slider.value)));
   for (const timeline of timelines) {

@@ -187,6 +187,11 @@ def test_it_works_in_a_browser(browser, page, tmp_path, width):
     assert browser.run(DRAWN) > 500
     browser.run(f"{CLIP}.querySelector('.timeline').click()")  # at its very left
     assert browser.run(TEXT.format("place")).startswith("frame 0 of ")
+    for i in range(2):  # runs
+        word = f"{CLIP}.querySelectorAll('.words')[{i}].querySelector('button:last-child')"
+        browser.run(f"{word}.click()")
+        assert browser.run(TEXT.format("place")).startswith(browser.run(f"{word}.title + ' of '"))
+        assert browser.run(f"{word}.className") == "lit"
     key = "new KeyboardEvent('keydown', {key: 'ArrowRight'})"
     browser.run(f"document.querySelectorAll('.chart')[3].querySelector('svg').dispatchEvent({key})")
     read = browser.run("document.querySelectorAll('.chart')[3].querySelector('output').textContent")

@@ -103,6 +103,8 @@ def test_the_sentences_are_the_translators(translators, clip):
     sample = translator.sample(pose, texts)
     assert (answer["texts"], answer["own"]) == (sample.descriptions, sample.has_description)
     assert answer["gate"] == pytest.approx(translator.explain([sample])[0].gate, abs=1e-3)
+    assert answer["words"]["words"] == [word.text for word in translator.explain([sample], 3)[0].words]
+    assert answer["words"]["text"] == answer["with"][0]["text"]
     assert len(points_of(answer)) == 16
     assert len({len(answer[key]) for key in ("frames", "texts", "own", "gate")}) == 1
 
@@ -378,6 +380,8 @@ def test_drop_watch_read(browser, servers, translators, clip, tmp_path, width):
     assert browser.run("document.documentElement.scrollWidth") <= width  # nothing sticks out
     browser.run("document.querySelector('#language').click()")
     assert browser.run("document.querySelector('#with h2').textContent") == "使用描述"
+    browser.run("document.querySelector('#words button').click()")
+    assert browser.run("document.querySelector('#words .lit').title === document.querySelector('#number').textContent")
     browser.run("document.querySelector('#language').click()")
 
     browser.run(
@@ -395,6 +399,22 @@ def test_drop_watch_read(browser, servers, translators, clip, tmp_path, width):
     browser.choose("#file", large)
     browser.wait(f"{STATUS}.includes('the limit is 1 MB')")
     assert not [message for message in browser.messages if "400" not in str(message)]
+
+
+def test_a_word_lights_up_over_its_frames_and_leads_to_them(browser, servers):
+    browser.open(f"http://{HOST}:{servers[True].server_port}/")
+    browser.run(
+        """import("/words.js").then(({ showWords }) => {
+        const shares = btoa(String.fromCharCode(255, 128, 127, 0, 0, 0, 254, 255));
+        const data = { text: "good  day.", words: ["good", "day."], shares };
+        window.show = showWords(document.querySelector("#words"), data, frame => { window.went = frame }, String) })"""
+    )
+    lit = "(show({}), [...document.querySelectorAll('#words .lit')].map(word => word.textContent))"
+    assert [browser.run(lit.format(i)) for i in range(4)] == [["good"], ["good"], ["day."], ["day."]]
+    assert browser.run("document.querySelector('#words p').textContent") == "good  day."
+    browser.run("document.querySelector('#words button:last-child').click()")
+    pressed = "[...document.querySelectorAll('#words button')].map(word => word.ariaPressed)"
+    assert (browser.run("went"), browser.run(pressed)) == (3, ["false", "true"])
 
 
 def test_a_model_without_descriptions_shows_none(browser, servers, clip):

@@ -15,7 +15,7 @@ from clips.labels import read_labels, split_labels
 from config import DatasetSpec
 from datasets import S2T_Dataset
 from tests.helpers.videos import greys
-from tools import extract_poses, import_table
+from tools import extract_poses, import_table, report, small_mt5
 
 
 @pytest.fixture
@@ -207,6 +207,8 @@ def test_what_is_printed_can_be_run(place, shared_real, write_video, capsys):
     assert "dev      has 2 of 2 clips whose text train has, too\n" in said
     commands = [shlex.split(line)[1:] for line in said.splitlines() if line.startswith("  python ")]
     parsers = {"tools.extract_poses": extract_poses.parse_args, "describe.py": describe.parse_args}
+    parsers |= {"tools.small_mt5": small_mt5.main, "tools.report": report.get_args_parser().parse_args}
+    (place / "my_data" / "descriptions").mkdir()
     programs = []
     for words in commands:
         program, flags = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
@@ -218,7 +220,10 @@ def test_what_is_printed_can_be_run(place, shared_real, write_video, capsys):
             assert (args.batch_size, args.gradient_accumulation_steps) == (1, 1)
         if program == "fine_tuning.py":
             assert (args.batch_size, args.gradient_accumulation_steps, args.output_dir) == (1, 1, "./output_my_data")
-    assert programs == ["tools.extract_poses", "describe.py", "pre_training_checklist.py", "fine_tuning.py"]
+    own = ["pre_training_checklist.py", "fine_tuning.py"]
+    assert programs == ["tools.extract_poses", "describe.py", "tools.small_mt5", *own, "tools.report"]
+    assert args.runs == ["./output_my_data"]
+    assert (place / "small_mt5" / "config.json").is_file()
     for name in names:
         (place / "my_data" / "poses").mkdir(exist_ok=True)
         shutil.copy(shared_real / f"fingerspelling/pose_format/{name}.pkl", "my_data/poses")

@@ -58,7 +58,7 @@ def test_a_pose_is_measured_part_by_part():
     keypoints[0, 91:94], scores[0, 91:94] = 0, 0
     look = look_at_pose(Pose(keypoints, scores))
     good = {"body": 1, "left": pytest.approx(18 / 42), "right": pytest.approx(7 / 42), "face_all": 0}
-    assert look == ClipLook(2, 0, 2, pytest.approx(18 / 266), pytest.approx(3 / (2 * len(JOINTS))), good)
+    assert look == ClipLook(2, 0, 2, pytest.approx(18 / 266), pytest.approx(3 / (2 * len(JOINTS))), good, 0.5)
 
 
 def test_numbers_of_a_split_are_those_of_its_frames(tmp_path):
@@ -79,6 +79,14 @@ def test_a_part_that_is_never_seen(tmp_path):
     assert marked(look_at(tmp_path, {"a": (keypoints, scores)}).lines())[0] == "unseen_body"
     scores[0, PART_JOINTS["left"]] = scores[:, PART_JOINTS["body"]] = scores[:, PART_JOINTS["right"]] = 0.31
     assert marked(look_at(tmp_path, {"a": (keypoints, scores)}).lines()) == []  # a hand that is seen once
+
+
+@pytest.mark.parametrize(("n_lost", "found"), [(15, []), (16, ["few_hands"])])
+def test_hands_that_are_seldom_found(tmp_path, n_lost, found):
+    keypoints, scores = clip(30)
+    scores[1:, PART_JOINTS["left"]] = 0.1
+    scores[1 : n_lost + 1, PART_JOINTS["right"]] = 0.1
+    assert marked(look_at(tmp_path, {"a": (keypoints, scores)}).lines()) == found
 
 
 def test_scores_above_one(tmp_path):

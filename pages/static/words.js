@@ -1,0 +1,56 @@
+// Shows which frames led to which word: a word is lit while the frames that counted most for it are shown, and a chosen
+// word has the shares of all frames in a strip. Used by every page that has sentences and skeletons; their style sheets
+// name the colours --heat and --cold.
+
+const STYLE = new CSSStyleSheet();
+STYLE.replaceSync(`
+  .words p { margin: .2rem 0 .4rem; max-width: none; font-size: 1.15rem; line-height: 1.8; overflow-wrap: anywhere; }
+  .words button { font: inherit; color: inherit; background: none; border: 0; border-bottom: 2px solid transparent; margin: 0;
+    padding: 0 .1em; border-radius: .2em .2em 0 0; white-space: normal; cursor: pointer; }
+  .words button[aria-pressed=true] { border-color: var(--heat); }
+  .words button.lit { background: color-mix(in srgb, var(--heat) 28%, transparent); }
+  .words div { position: relative; height: 20px; border-radius: 3px; overflow: hidden; cursor: pointer; }
+  .words div::after { content: ""; position: absolute; inset: 0 auto 0 calc(var(--at) - 1px); width: 2px; background: var(--ink);
+    outline: 1px solid var(--cold); }
+`);
+document.adoptedStyleSheets.push(STYLE);
+
+const LIT = 128; // of 255, a word's largest share: from half of it a frame lights the word
+
+// Fills an element with what `pages.words.words_data` makes; seek(frame) goes to a frame, named(frame) says which it is.
+// Returns a function to call whenever another frame, or the same in another language, is shown.
+export function showWords(place, { text, words, shares }, seek, named) {
+  const levels = Uint8Array.from(atob(shares), (letter) => letter.charCodeAt(0));
+  const length = levels.length / words.length;
+  const rows = words.map((_, i) => levels.subarray(i * length, (i + 1) * length));
+  const strongest = rows.map((row) => row.indexOf(255));
+  const [line, strip] = ["p", "div"].map((kind) => document.createElement(kind));
+  let chosen, end = 0;
+  const buttons = words.map((word, i) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: word });
+    button.onclick = () => { choose(i); seek(strongest[i]); };
+    const begin = Math.max(end, text.indexOf(word, end));
+    line.append(text.slice(end, begin), button);
+    end = begin + word.length;
+    return button;
+  });
+  strip.setAttribute("role", "img");
+  strip.onclick = (event) => seek(Math.floor((event.offsetX / strip.clientWidth) * length));
+  const choose = (word) => {
+    chosen = word;
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === word));
+    const colours = Array.from(rows[word], (level, i) =>
+      `color-mix(in srgb, var(--heat) ${8 + (92 * level) / 255}%, var(--cold)) ${(100 * i) / length}% ${(100 * (i + 1)) / length}%`);
+    strip.style.background = `linear-gradient(90deg, ${colours.join()})`;
+  };
+  choose(0);
+  place.replaceChildren(line, strip);
+  return (frame) => {
+    buttons.forEach((button, i) => {
+      button.classList.toggle("lit", rows[i][frame] >= LIT);
+      button.title = named(strongest[i]);
+    });
+    strip.setAttribute("aria-label", `${words[chosen]}: ${named(strongest[chosen])}`);
+    strip.style.setProperty("--at", `${(100 * (frame + 0.5)) / length}%`);
+  };
+}
