@@ -436,7 +436,7 @@ class Meter:
             self.wait()
         events = profiler.events() or ()
         kernels = [event for event in events if event.device_type == DeviceType.CUDA]
-        waits = [warning for warning in told if "synchronizing" in str(warning.message)]
+        waits = [warning for warning in told if "called a synchronizing" in str(warning.message)]
         return {
             "kernels": len(kernels),
             "launches": sum("LaunchKernel" in event.name for event in events),

@@ -114,9 +114,8 @@ def run_section(folder: Path, name: str, words: Sequence[str], limit: float) -> 
     result = {"done": status == 0, "last_line": last_line, "seconds": round(time.monotonic() - begun, 1)}
     if (figures := Path(f"{out}.json")).exists():  # of the stages that were reached
         result |= json.loads(figures.read_text(encoding="utf-8"))
-    if status == 0 and (out / "log.txt").exists():
-        steps = [line["loss"] for line in read_lines(out / "steps.jsonl")]
-        result |= {"losses": steps, "epochs": read_lines(out / "log.txt")}
+    if (out / "steps.jsonl").exists():
+        result["losses"] = [line["loss"] for line in read_lines(out / "steps.jsonl")]
     return result
 
 
