@@ -283,7 +283,8 @@ def get_args_parser() -> Parser:
     )
     add("--no_length_grouping", dest="length_grouping", action="store_false", help="batches as they are drawn")
     add("--num_workers", type=int, default=8, help="processes that load data; default: 8")
-    add("--pin-mem", action="store_true", default=True, help="pin memory for the GPU; the default")
+    pinned = "pin the memory of --offload, as that of batches always is; the default"
+    add("--pin-mem", action="store_true", default=True, help=pinned)
     add("--no-pin-mem", dest="pin_mem", action="store_false", help="do not")
 
     add = parser.group("model")

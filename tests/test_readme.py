@@ -176,7 +176,7 @@ def test_links_lead_somewhere(document):
 @every
 def test_files_that_are_named_exist(document):
     files = re.findall(
-        r"`((?:requirements/|tests/|docs/)?[\w.-]+\.(?:py|toml|md)|requirements[\w/]*\.txt)`", DOCUMENTS[document]
+        r"`((?:(?:tests|docs)/)?(?:\w+/)?[\w.-]+\.(?:py|toml|md)|requirements\.txt)`", DOCUMENTS[document]
     )
     folders = (ROOT, ROOT / "docs", ROOT / "tools", ROOT / "examples")
     assert not [file for file in files if not any((folder / file).is_file() for folder in folders)]

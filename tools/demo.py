@@ -25,8 +25,9 @@ WITH = ("--use_descriptions", "--text_encoder_freeze")
 
 WHAT_IT_SHOWS = """
 The model reads the texts of its frames, for other clips' texts mislead it; and its poses have learnt from them, for it
-does well without any. The corpus is made up, mT5 is small and random, and part of the gap is speed: poses alone reach
-about 17 after eighteen epochs and 27 to 30 after six more. Seeds, controls, real signing: docs/DESCRIPTIONS.md.
+does well without any. The corpus is made up, mT5 is small and random, and much of the gap is speed: poses alone, which
+may write one sentence for every clip now, reach 49 after twelve epochs and 69 after eighteen. Seeds, controls, trained
+poses: docs/DESCRIPTIONS.md.
 """
 NEXT = """
 Next:  open {page} in a browser

@@ -45,6 +45,7 @@ class TextFeatureCache:
 
     def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
         self.folder = Path(folder)
+        self.fingerprint = self.folder.name  # of the encoder
         self.shards: list[tuple[np.ndarray, np.ndarray]] = []
         for path in sorted(self.folder.glob("shard-*")):
             shard = _open_shard(path, verify)

@@ -19,7 +19,6 @@ from network.state_dicts import differences
 from network.vocabulary import KEPT_TOKENS, Tokenizer, matrices, move_rows
 from pose.keypoints import PART_JOINTS
 from text_fusion_modules import EncodesTexts, TextEncoder
-from training.text_cache import TextFeatureCache
 from training.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
@@ -137,8 +136,8 @@ def files_beside(model: Uni_Sign) -> dict[str, Any]:
     mt5 = model.mt5_model.config
     found = {f"mT5's {name}": getattr(mt5, name) for name in MT5_VALUES}
     found["mT5's spiece.model"] = model.tokenizer.sha256
-    if isinstance(features := getattr(model, "text_features", None), TextFeatureCache):
-        found[FROZEN_ENCODER] = features.folder.name
+    if fingerprint := getattr(getattr(model, "text_features", None), "fingerprint", ""):
+        found[FROZEN_ENCODER] = fingerprint
     return found
 
 

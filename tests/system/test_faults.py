@@ -11,13 +11,13 @@ import pytest
 import inference
 import utils
 from clips.packs import pack_pose
-from describing.audit import Job, examine
+from describing.audit import examine
 from describing.by_model import Outcome, calls_to_make
 from describing.by_rules import _describe_batch
 from describing.files import Clip
 from system.disk import Lines, read_lines, write_text
 from tools import extract_poses
-from training.loader import _Slots
+from training.loader import load_batch
 
 
 def fails(*_, **__):
@@ -30,7 +30,8 @@ class Bad(Clip):
 
 def in_training(_):
     kind = type("Fails", (SimpleNamespace,), {"__getitem__": fails})
-    return [_Slots(kind(hand_crops=None, descriptions=None, names=["a"]))[0, 0].reason]
+    src_input, _ = load_batch(kind(hand_crops=None, descriptions=None, names=["a"]), 0, [0])
+    return [bad.reason for bad in src_input["bad_clips"]]
 
 
 def by_model(folder):
@@ -48,9 +49,9 @@ def translating(_):
 SITES = {
     "training": in_training,
     "packing": lambda folder: [pack_pose((str(folder), "a.pkl")).data.decode()],
-    "by rules": lambda folder: _describe_batch(([Bad("a", folder, None, folder)], "en", 1.0, "")).faults,
+    "by rules": lambda folder: _describe_batch(([Bad("a", folder, None, folder)], "en", 1.0, ""))[1],
     "by a model": by_model,
-    "audit": lambda folder: [examine(type("Bad", (Job,), {"read_pose": fails})(folder, "a", None, {})).pose_damage],
+    "audit": lambda folder: [examine(Bad("a", folder, None, folder)).pose_damage],
     "extraction": lambda folder: [
         extract_poses.extract(extract_poses.Video(folder / "a", folder / "b", None), 0).fault
     ],

@@ -94,7 +94,7 @@ def test_a_state_is_the_same_for_any_size(tiny_corpus, tmp_path, before, after, 
     steps = [disk.read_lines(out / "steps.jsonl") for out in (first, second)]
     assert [line["lr"] for line in steps[0]] == [line["lr"] for line in steps[1]]
     losses = [[line["loss"] for line in lines] for lines in steps]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # with other dropout
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)  # rank 0's clips are others, and so is the dropout
 
 
 @pytest.mark.parametrize("stage", ["2", pytest.param("3", marks=pytest.mark.slow)])
