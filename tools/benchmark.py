@@ -4,8 +4,8 @@
     python -m tools.benchmark --size base --batch-size 8 --frames 128 --json results.json
 
 Clips, texts and weights are random and as large as real ones; nothing is downloaded. All clips have the same number of
-frames, so nothing is padded. A time is the median of some runs after a warm-up, peak memory is what a stage takes
-beyond what was in use before: weights, optimizer and batch.
+frames, so nothing is padded, except where mixed lengths are named. A time is the median of some runs after a warm-up,
+peak memory is what a stage takes beyond what was in use before: weights, optimizer and batch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from system.disk import to_json, write_text
 from utils import Parser, run
@@ -57,7 +60,8 @@ SIZES = {
 }
 STAGES = (
     "normalisation", "clips from files", "clips from packs", "collation", "pose encoder", "mT5 encoder",
-    "decoder and loss", "forward and backward", "optimizer", "training step", "evaluation",
+    "decoder and loss", "forward and backward", "reference form, forward and backward", "optimizer",
+    "training step without texts", "training step, mixed lengths", "evaluation",
     "text branch with frozen texts", "training step with frozen texts",
     "text branch with trained texts", "training step with trained texts",
 )  # fmt: skip
@@ -101,17 +105,20 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd import DeviceType
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MT5Config, MT5EncoderModel
 
-from clips.batch import Sample, collate_fn, to_device
+from clips.batch import Sample, SrcInput, TgtInput, collate_fn, to_device
 from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
 from config import DatasetSpec, ModelConfig
 from datasets import S2T_Dataset
-from models import Uni_Sign, tokens_before
+from models import IGNORE, Uni_Sign, tokens_before
 from network.mt5 import MT5, run_encoder, use_fused_layers
+from network.stgcn import REACH, ClipLayout, STGCNChain
 from network.vocabulary import EOS, PAD, Tokenizer
 from pose.keypoints import N_KEYPOINTS, normalize_keypoints
 from system.distributed import autocast
@@ -186,6 +193,61 @@ def make_model(size: Size, texts: str) -> Uni_Sign:
     return Uni_Sign(model_config, mt5, tokenizer, text_encoder)
 
 
+class ReferenceForm:
+    """The loss as it is usually written, with the same weights: padded clips, and mT5 as transformers has it.
+
+    Clips are packed and unpacked around each chain, which Uni-Sign's code has no need of.
+    """
+
+    def __init__(self, model: Uni_Sign) -> None:
+        self.model = model
+        with torch.device("meta"):
+            self.mt5 = MT5(model.mt5_model.config)
+        self.mt5.load_state_dict(model.mt5_model.state_dict(keep_vars=True), assign=True)
+
+    def loss(self, src_input: SrcInput, tgt_input: TgtInput) -> torch.Tensor:
+        """Compute the loss of a batch."""
+        model = self.model
+        with mock.patch.object(STGCNChain, "forward", _usual_chain):
+            pose = model.encode_pose(src_input)
+        labels = model.labels(tgt_input["gt_sentence"]).to(pose.device)
+        (prompt,) = model.embed(model.prompt())
+        mask = F.pad(src_input["attention_mask"], (len(prompt), 0), value=1).to(pose.device)
+        embeds = torch.cat([prompt.expand(len(pose), -1, -1), pose.to(prompt.dtype)], dim=1)
+        decoder_input = tokens_before(labels)
+        logits = self.mt5.train(model.training)(
+            inputs_embeds=embeds, attention_mask=mask, decoder_input_ids=decoder_input, use_cache=False
+        ).logits
+        smoothing = model.config.label_smoothing
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, label_smoothing=smoothing)
+
+
+def _usual_chain(chain: STGCNChain, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
+    x = layout.unpack(x.transpose(0, 1)).permute(0, 3, 1, 2)  # (B, C, T, V)
+    for block in chain.values():
+        x = usual_block(block, x)
+    return layout.pack(x.permute(0, 2, 3, 1)).transpose(0, 1)
+
+
+def usual_block(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """Apply a block of graph convolutions as it is usually written, (B, C, T, V) -> (B, C', T, V)."""
+
+    def convolve(x: torch.Tensor, conv: Any, padding: int = 0) -> torch.Tensor:
+        return F.conv2d(x, conv.weight, conv.bias, padding=(padding, 0))
+
+    def normalise(x: torch.Tensor, norm: Any) -> torch.Tensor:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training)
+
+    parts, shortcut = block.gcn, x
+    if block.residual:
+        shortcut = normalise(convolve(x, block.residual[0]), block.residual[1])
+    x = convolve(x, parts.conv).unflatten(1, (len(parts.A), -1))  # (B, K, C', T, V)
+    x = normalise(torch.einsum("bkctv,kvw->bctw", x, parts.A), parts.bn).relu()
+    if block.tcn:
+        x = normalise(convolve(x, block.tcn[0], REACH), block.tcn[1])
+    return (x + shortcut).relu()
+
+
 def write_clips(folder: Path, size: Size) -> tuple[DatasetSpec, DatasetSpec]:
     """Write the clips of a batch; return them as a data set in files, and as one in packs."""
     rng = np.random.default_rng(0)
@@ -215,8 +277,13 @@ def write_clips(folder: Path, size: Size) -> tuple[DatasetSpec, DatasetSpec]:
 # -- stages ----------------------------------------------------------------------------------------------------------
 
 
-def all_stages(size: Size, folder: Path, device: torch.device, dtype: str) -> Iterator[Stage]:
-    """Yield all stages in the order of the pipeline; a model is made when its first stage is reached."""
+def all_stages(
+    size: Size, folder: Path, device: torch.device, dtype: str, only: Sequence[str] = ("",)
+) -> Iterator[Stage]:
+    """Yield all stages in the order of the pipeline, without those of models none of whose stages begins so.
+
+    A model is made when its first stage is reached.
+    """
     files, packs = (
         S2T_Dataset(spec, "train", max_length=size.frames, use_descriptions=True) for spec in write_clips(folder, size)
     )
@@ -227,9 +294,10 @@ def all_stages(size: Size, folder: Path, device: torch.device, dtype: str) -> It
     yield Stage("clips from files", lambda: [files[i] for i in range(len(files))], *batch)
     yield Stage("clips from packs", lambda: [packs[i] for i in range(len(packs))], *batch)
     yield Stage("collation", lambda: collate_fn(samples), *batch)
-    for texts in ("no", "frozen", "trained"):
-        yield from Training(size, texts, samples, device, dtype).stages()
-        gc.collect()  # the model
+    for texts, stages in (("no", STAGES[4:-4]), ("frozen", STAGES[-4:-2]), ("trained", STAGES[-2:])):
+        if any(stage.startswith(tuple(only)) for stage in stages):
+            yield from Training(size, texts, samples, device, dtype).stages()
+            gc.collect()  # the model
 
 
 class Training:
@@ -265,9 +333,19 @@ class Training:
             "decoder and loss", lambda *x: model.target_loss(x[0], mask, labels, x[1])[0], states, previous
         )
         yield self.trained("forward and backward", self.loss)
+        reference = ReferenceForm(model)
+        yield self.trained(
+            "reference form, forward and backward", lambda: reference.loss(self.src_input, self.tgt_input)
+        )
         self.loss().backward()  # leaves gradients for the optimizer
         yield self.stage("optimizer", self.optimizer.step)
-        yield self.stage("training step", self.step)
+        yield self.stage("training step without texts", self.step)
+        n_clips, n_frames = len(self.samples), self.size.frames
+        lengths = [-(-n_frames * (i + 1) // n_clips) for i in range(n_clips)]
+        mixed = to_device(
+            collate_fn([_first_frames(*pair) for pair in zip(self.samples, lengths, strict=True)])[0], self.device
+        )
+        yield Stage("training step, mixed lengths", lambda: self.step(mixed), n_clips, sum(lengths))
         yield self.stage("evaluation", self.evaluate, SEARCHED)
 
     def stage(self, name: str, work: Callable[[], object], batches: int = 1) -> Stage:
@@ -286,15 +364,15 @@ class Training:
 
         return replace(self.stage(name, passes), trains=True)
 
-    def loss(self) -> torch.Tensor:
-        """Compute the loss of the batch."""
+    def loss(self, src_input: SrcInput | None = None) -> torch.Tensor:
+        """Compute the loss of the batch, or of other clips with its sentences."""
         with self.precision():
-            return self.model(self.src_input, self.tgt_input).loss
+            return self.model(src_input or self.src_input, self.tgt_input).loss
 
-    def step(self) -> None:
+    def step(self, src_input: SrcInput | None = None) -> None:
         """Take a training step."""
         self.model.zero_grad(set_to_none=True)
-        self.loss().backward()
+        self.loss(src_input).backward()
         self.optimizer.step()
         self.model.zero_grad(set_to_none=True)
 
@@ -307,6 +385,11 @@ class Training:
             output = self.model(to_device(src_input, self.device), tgt_input)
             ids = self.model.generate(output, NUM_BEAMS, self.size.max_new_tokens)
         self.model.sentences(ids)
+
+
+def _first_frames(sample: Sample, n: int) -> Sample:
+    poses: Any = {part: x[:n] for part, x in sample.pose_sample.items()}
+    return sample._replace(pose_sample=poses, descriptions=None, has_description=None)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -323,7 +406,7 @@ class Meter:
         """Return the figures of a stage; `ceiling` is the most FLOP/s to expect."""
         with FlopCounterMode(display=False) as counter:  # also the warm-up
             stage.work()
-        peak_mib = self.peak(stage.work)
+        in_use, peak_mib = self.in_use(), self.peak(stage.work)
         runs = [self.seconds(stage.work) for _ in range(self.repeats)]
         seconds = statistics.median(runs)
         return {
@@ -332,8 +415,33 @@ class Meter:
             "spread": [min(runs), max(runs)],
             "clips_per_second": stage.clips / seconds,
             "frames_per_second": stage.frames / seconds,
+            "in_use_mib": in_use,
             "peak_mib": peak_mib,
             "share_of_ceiling": counter.get_total_flops() / seconds / ceiling,
+            **(self.trace(stage.work) if self.device.type == "cuda" else {}),
+        }
+
+    def trace(self, work: Callable[[], object]) -> dict[str, Any]:
+        """Return what a GPU does in a run: kernels, their launches and seconds, and lines that wait for it."""
+        on_gpu = self.device.type == "cuda"
+        self.wait()
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                if on_gpu:
+                    torch.cuda.set_sync_debug_mode("warn")
+                work()
+                if on_gpu:
+                    torch.cuda.set_sync_debug_mode("default")
+            self.wait()
+        events = profiler.events() or ()
+        kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+        waits = [warning for warning in told if "called a synchronizing" in str(warning.message)]
+        return {
+            "kernels": len(kernels),
+            "launches": sum("LaunchKernel" in event.name for event in events),
+            "busy_seconds": sum(event.time_range.elapsed_us() for event in kernels) / 1e6,
+            "waits": Counter("/".join(Path(wait.filename).parts[-2:]) + f":{wait.lineno}" for wait in waits),
         }
 
     def seconds(self, work: Callable[[], object]) -> float:
@@ -350,9 +458,9 @@ class Meter:
         self.wait()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-            before: float = torch.cuda.memory_allocated(self.device)
+            before = self.in_use() or 0.0
             work()
-            return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
+            return torch.cuda.max_memory_allocated(self.device) / 2**20 - before
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise memory freed earlier would hide what this run allocates
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
@@ -361,6 +469,10 @@ class Meter:
             return _status_mib("VmHWM") - before
         except (OSError, AttributeError):
             return None
+
+    def in_use(self) -> float | None:
+        """Return the MiB of tensors on a GPU."""
+        return torch.cuda.memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
 
     def wait(self) -> None:
         """Synchronise with the device."""
@@ -421,7 +533,7 @@ def count_kernels(size: Size, only: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield each stage of training whose name begins so, and the kernels of its forward and backward pass in bf16."""
     narrow, cpu = replace(size, hidden_dim=16, mt5=size.mt5 | NARROW), torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        for stage in all_stages(narrow, Path(folder), cpu, "bf16"):
+        for stage in all_stages(narrow, Path(folder), cpu, "bf16", only):
             if stage.trains and stage.name.startswith(tuple(only)):
                 yield stage.name, KernelCounter().count(stage.work)
 
@@ -519,16 +631,16 @@ def main(args: argparse.Namespace) -> None:
     sys.stdout.write(table_line(*["---"] * (1 + len(COLUMNS))))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for stage in all_stages(size, Path(folder), device, args.dtype):
+        for stage in all_stages(size, Path(folder), device, args.dtype, args.only):
             if stage.name.startswith(tuple(args.only)):
                 rows.append(row := meter.measure(stage, ceiling))
                 cells = ("-" if row[key] is None else format(row[key] * by, form) for _, key, by, form in COLUMNS)
                 sys.stdout.write(table_line(stage.name, *cells))
                 sys.stdout.flush()
+                if args.json:
+                    content = {"run": facts | {"model": asdict(size)}, "stages": rows}
+                    write_text(args.json, to_json(content, indent=1) + "\n")
             del stage  # with the model, before the next one is made
-    if args.json:
-        content = {"run": facts | {"model": asdict(size)}, "stages": rows}
-        write_text(args.json, to_json(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Graph convolutions against plain torch in the official order, and what packing must not mix."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,6 +19,7 @@ from network.stgcn import (
     select,
     spread,
 )
+from tools.benchmark import usual_block
 
 LENGTHS = (7, 1, 4, 9)
 
@@ -137,40 +140,17 @@ def test_temporal_convolution_is_one_per_clip(fast, monkeypatch):
     torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
-class PlainBlock(nn.Module):
-    """A block on (B, C, T, V), as it is usually written."""
-
-    def __init__(self, block, n_in, n_out):
-        super().__init__()
-        self.A = nn.Parameter(torch.empty_like(block.gcn.A))
-        self.conv, self.norm = nn.Conv2d(n_in, 2 * n_out, 1), nn.BatchNorm2d(n_out)
-        self.over_time = nn.Sequential(nn.Conv2d(n_out, n_out, (5, 1), padding=(2, 0)), nn.BatchNorm2d(n_out))
-        self.residual = nn.Sequential(nn.Conv2d(n_in, n_out, 1), nn.BatchNorm2d(n_out))
-        self.A.data.copy_(block.gcn.A)
-        self.conv.load_state_dict(block.gcn.conv.state_dict())
-        self.norm.load_state_dict(block.gcn.bn.state_dict())
-        self.over_time = self.over_time if block.tcn else nn.Identity()
-        self.over_time.load_state_dict(block.tcn.state_dict())
-        self.residual = self.residual if block.residual else nn.Identity()
-        self.residual.load_state_dict(block.residual.state_dict())
-
-    def forward(self, x):
-        mixed = torch.einsum("bkctv,kvw->bctw", self.conv(x).unflatten(1, (2, -1)), self.A)
-        return (self.over_time(self.norm(mixed).relu()) + self.residual(x)).relu()
-
-
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(("n_in", "n_out", "temporal"), [(4, 4, True), (4, 8, False), (6, 6, False), (4, 8, True)])
 def test_block_is_the_usual_one(n_in, n_out, temporal, training):
     block = shaken(STGCNBlock(n_in, n_out, "body", temporal))
-    plain = PlainBlock(block, n_in, n_out)
-    block.train(training)
-    plain.train(training)
+    plain = copy.deepcopy(block.train(training))
     x = torch.randn(3, 8, 9, n_in)  # (B, T, V, C), no padding
     layout = layout_of((8, 8, 8))
     out = layout.unpack(joints_first(block, layout.pack(x), layout))
-    torch.testing.assert_close(out, plain(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(block.gcn.bn.running_var, plain.norm.running_var)
+    usual = usual_block(plain, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(out, usual, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block.gcn.bn.running_var, plain.gcn.bn.running_var)
 
 
 # -- padding and neighbours ----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The benchmark in its smallest form: it runs, and what it writes is whole. Never how long anything takes."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -28,7 +29,8 @@ def test_every_stage_is_measured(tmp_path, capsys):
     for row in content["stages"]:
         n = TINY.batch_size * (SEARCHED if row["stage"] == "evaluation" else 1)
         assert row["clips_per_second"] * row["seconds"] == pytest.approx(n)
-        assert row["frames_per_second"] * row["seconds"] == pytest.approx(n * TINY.frames)
+        frames = 4 + 8 if "mixed" in row["stage"] else n * TINY.frames
+        assert row["frames_per_second"] * row["seconds"] == pytest.approx(frames)
         assert (row["share_of_ceiling"] > 0) == (row["stage"] not in OF_DATA)
     assert {"device", "torch", "threads", "dtype", "clock", "batch_size", "frames", "model"} <= content["run"].keys()
 
@@ -72,6 +74,31 @@ def test_peak_memory_sees_what_was_freed_again():
     if peak is None:
         pytest.skip("this system has no /proc/self/clear_refs, which is how peak memory is measured on a CPU")
     assert 60 < peak < 90
+
+
+def test_a_trace_names_the_lines_that_wait():
+    def work():
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("not all synchronizing operations are found", stacklevel=1)  # as torch says of the mode
+
+    trace = benchmark.Meter(torch.device("cpu"), "wall", 1).trace(work)
+    assert list(trace["waits"].values()) == [1]
+    assert next(iter(trace["waits"])).startswith("tools/test_benchmark.py:")
+    assert (trace["kernels"], trace["launches"], trace["busy_seconds"]) == (0, 0, 0)
+
+
+def test_the_reference_form_is_the_same_model(tmp_path):
+    stages = benchmark.all_stages(TINY, tmp_path, torch.device("cpu"), "fp32", ["training"])
+    training = next(stage for stage in stages if stage.name == "training step without texts").work.__self__
+    model, batch = training.model.eval(), (training.src_input, training.tgt_input)
+    losses = [benchmark.ReferenceForm(model).loss(*batch), model(*batch).loss]
+    gradients = []
+    for loss in losses:
+        model.zero_grad()
+        loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
 # -- kernels ---------------------------------------------------------------------------------------------------------
