@@ -120,7 +120,7 @@ def statistics_kept(model: nn.Module, src_input: SrcInput) -> Iterator[None]:
 
 
 class StopRequest:
-    """Handles SIGTERM, SIGINT and SIGUSR1 inside a `with` block: the first asks the run to stop, a second ends it.
+    """Handles `SIGNALS` inside a `with` block: the first asks the run to stop, a second ends it.
 
     A process may get a signal twice, from the terminal or SLURM and again from its launcher. So signals within a second
     of the first count as the same request. If something hangs, the run ends a while after the first without a state.
@@ -129,6 +129,8 @@ class StopRequest:
     SIGNALS = [signal.SIGTERM, signal.SIGINT]
     if sys.platform != "win32":
         SIGNALS.append(signal.SIGUSR1)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # of a terminal that is closed; nohup ignores it
+            SIGNALS.append(signal.SIGHUP)
     SAME_REQUEST = 1.0  # seconds
     GRACE = 300.0  # seconds for the step and its state
 

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import multiprocessing.util
 import os
+import pickle
 import queue
 import shutil
 import signal
@@ -153,8 +154,8 @@ class _Worker:
             if isinstance(answer, OSError):
                 raise answer
             future.set_result(answer)
-        except (EOFError, OSError, RuntimeError) as error:  # the last when torch cannot open what it was handed
-            future.set_exception(error)
+        except (EOFError, OSError, RuntimeError, MemoryError, pickle.UnpicklingError) as error:
+            future.set_exception(error)  # RuntimeError when torch cannot open what it was handed
         return True
 
     def end(self) -> None:
@@ -167,7 +168,7 @@ class _Worker:
 def _serve(dataset: S2T_Dataset, pipe: Any) -> None:
     """Load batches for the run until it ends; signals to the whole job are left to the run."""
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
@@ -296,7 +297,7 @@ class ClipLoader:
                 ahead.append(workers[place % len(workers)].load(epoch, batches[place]))
             try:
                 batch = ahead.popleft().result(DEADLINE)
-            except (EOFError, OSError, RuntimeError) as error:
+            except (EOFError, OSError, RuntimeError, MemoryError, pickle.UnpicklingError) as error:
                 why = self._fault(workers[n % len(workers)], error)
                 self._end_workers()
                 if n == failed:

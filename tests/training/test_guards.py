@@ -92,6 +92,13 @@ def test_stopped_in_a_step_and_in_an_evaluation(tiny_corpus, whole, tmp_path):
     assert_same_run(whole, out, 1)
 
 
+@pytest.mark.skipif(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="started with nohup")
+def test_a_terminal_that_is_closed_asks_to_stop():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.asked == "SIGHUP"
+
+
 def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path):
     """Only one of them hears the signal."""
     out = tmp_path / "out"
