@@ -100,14 +100,21 @@ def check_n_frames(path: str | Path, n_frames: int, n_expected: int) -> None:
 
 
 def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
-    """Record images from a camera, not mirrored.
+    """Record a camera for some seconds; return the images, and their number per second; see `watch`."""
+    pictures, start = [], 0.0
+    for picture in watch(camera):
+        pictures.append(picture)
+        start = start or time.monotonic()
+        if time.monotonic() - start >= seconds:
+            break
+    return pictures, len(pictures) / max(time.monotonic() - start, 1e-3)
+
+
+def watch(camera: int) -> Iterator[np.ndarray]:
+    """Yield a camera's images, not mirrored, as they come.
 
     Args:
         camera: the camera's number, from 0.
-        seconds: duration of the recording.
-
-    Returns:
-        The images, and their number per second.
 
     Raises:
         ValueError: OpenCV is missing, there is no such camera, or it gives no images.
@@ -123,15 +130,12 @@ def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
             raise ValueError(f"camera {camera} cannot be opened. Is it connected, free, and allowed for this program?")
         for _ in range(FIRST_PICTURES):
             device.read()
-        pictures, start = [], time.monotonic()
-        while time.monotonic() - start < seconds:
-            there, picture = device.read()
-            if not there:
-                break
-            pictures.append(picture[..., ::-1].copy())  # from OpenCV's BGR
-        if not pictures:
+        there, picture = device.read()
+        if not there:
             raise ValueError(f"camera {camera} gives no pictures. Does another program use it?")
-        return pictures, len(pictures) / (time.monotonic() - start)
+        while there:
+            yield picture[..., ::-1].copy()  # from OpenCV's BGR
+            there, picture = device.read()
     finally:
         device.release()
 

@@ -1,0 +1,156 @@
+"""Poses as they come, from a camera or from files as if they were live; found in a process of their own.
+
+Pictures that come while the extractor is busy, and one waits already, are dropped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from config import VIDEO_SUFFIXES
+from pose.extraction import Extractor, one_person
+from pose.keypoints import Pose, read_pose
+from pose.video import read_facts, read_pictures, watch
+from system.faults import CLIP_FAULTS, in_one_line
+
+
+class Frame(NamedTuple):
+    """A moment.
+
+    Attributes:
+        time: seconds since the start.
+        keypoints: (133, 2).
+        scores: (133,).
+        aspect: width of the picture / its height.
+        dropped: number of pictures dropped before it.
+        came: when it came, as `time.time()`.
+    """
+
+    time: float
+    keypoints: np.ndarray
+    scores: np.ndarray
+    aspect: float = 1
+    dropped: int = 0
+    came: float = 0
+
+
+def as_pose(frames: Sequence[Frame]) -> Pose:
+    """Join frames to a clip; those that were dropped are filled in: the model knows no signing that is faster."""
+    keypoints, scores = np.stack([f.keypoints for f in frames]), np.stack([f.scores for f in frames])
+    there = np.arange(len(frames)) + [frame.dropped - frames[0].dropped for frame in frames]
+    wanted = np.arange(there[-1] + 1)
+    after, before = np.searchsorted(there, wanted), np.searchsorted(there, wanted, "right") - 1
+    share = ((wanted - there[before]) / np.maximum(there[after] - there[before], 1)).astype(np.float32)[:, None, None]
+    return Pose(keypoints[before] * (1 - share) + keypoints[after] * share, np.minimum(scores[before], scores[after]))
+
+
+def live_poses(
+    source: int | Sequence[Path], fps: float, aspect: float, load: Callable[[], Extractor]
+) -> Iterator[list[Frame]]:
+    """Yield the frames that have come since the last time, at least one; ends with a recording, never with a camera.
+
+    Args:
+        source: a camera's number, or videos or pose files, played one after the other.
+        fps: frames per second of files; 0: what the first video says.
+        aspect: width of the pictures / their height; 0: as they are, 1 for pose files.
+        load: loads the extractor in the process that needs it, if there are pictures.
+
+    Raises:
+        ValueError: what is watched cannot be read, or the extractor does not work or died.
+    """
+    context = multiprocessing.get_context("spawn")  # threads and GPU state do not survive a fork
+    messages = context.Queue()
+    process = context.Process(target=_find, args=(messages, source, fps, aspect, load), daemon=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
+    process.start()
+    signal.signal(signal.SIGINT, before)
+    frames: list[Frame] = []
+    try:
+        while True:
+            try:
+                message = messages.get(not frames, 1)
+            except queue.Empty:
+                if frames:
+                    yield frames
+                    frames = []
+                elif not process.is_alive() and messages.empty():
+                    raise ValueError("the process that finds the poses died; is there enough memory?") from None
+                continue
+            if not isinstance(message, Frame):
+                break
+            frames.append(message)
+        if frames:
+            yield frames
+        if message:
+            raise ValueError(message)
+    finally:
+        process.kill()
+
+
+def _find(messages: Any, source: Any, fps: float, aspect: float, load: Callable[[], Extractor]) -> None:
+    """Send frames, and at the end "" or what is wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows does not inherit it
+    try:
+        for frame in find_poses(source, fps, aspect, load):
+            messages.put(frame)
+        messages.put("")
+    except CLIP_FAULTS as error:
+        messages.put(in_one_line(error))
+
+
+def find_poses(source: Any, fps: float, aspect: float, load: Callable[[], Extractor]) -> Iterator[Frame]:
+    """Yield frames as they come; see `live_poses`."""
+    is_camera = isinstance(source, int)
+    with_pictures = is_camera or source[0].suffix.lower() in VIDEO_SUFFIXES
+    items: Iterator[Any]
+    if with_pictures:
+        extractor = load()
+        extractor.start()
+        items = watch(source) if is_camera else itertools.chain.from_iterable(map(read_pictures, source))
+        fps = 0 if is_camera else fps or read_facts(source[0]).fps or 25
+    else:
+        items = (pair for pose in map(read_pose, source) for pair in zip(pose.keypoints, pose.scores, strict=True))
+    waiting: queue.Queue = queue.Queue(1 if with_pictures else 0)  # poses are never late
+    threading.Thread(target=_watch, args=(items, fps, waiting), daemon=True).start()
+    while not isinstance(item := waiting.get(), str):
+        now, came, dropped, seen = item
+        shape = aspect or (seen.shape[1] / seen.shape[0] if with_pictures else 1)
+        keypoints, scores = _largest(*extractor(seen)) if with_pictures else seen
+        yield Frame(now, keypoints, scores, shape, dropped, came)
+    if item:
+        raise ValueError(item)
+
+
+def _watch(items: Iterable[Any], fps: float, waiting: queue.Queue) -> None:
+    """Put items with their times into the queue when their time comes; at the end "" or what is wrong."""
+    start, dropped, end = time.time(), 0, ""
+    try:
+        for number, item in enumerate(items):
+            now = number / fps if fps else time.time() - start
+            time.sleep(max(0, start + now - time.time()))
+            try:
+                waiting.put_nowait((now, start + now, dropped, item))
+            except queue.Full:
+                dropped += 1
+    except CLIP_FAULTS as error:
+        end = in_one_line(error)
+    waiting.put(end)
+
+
+def _largest(keypoints: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the person (133, 2), (133,) whose head and shoulders are seen largest."""
+    try:
+        places, sure = one_person([keypoints], [scores])
+    except ValueError:  # none of several has a head
+        places, sure = one_person([keypoints[:1]], [scores[:1]])
+    return places[0], sure[0]
