@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import shutil
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from clips.batch import Sample
     from pose.extraction import Extractor
     from pose.keypoints import Pose
+    from pose.live import Frame
     from translator import Explained, Translator
 
     Video = Path | list[np.ndarray] | None
@@ -29,9 +33,11 @@ if TYPE_CHECKING:
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
 SAVED_EVERY = 10  # seconds between writes of --out while clips are translated
 LONGEST = 60  # maximum seconds of camera recording, since all images stay in memory until poses are extracted
+DRAFT_EVERY = 1  # seconds of signing from one live draft to the next
 EXAMPLES = """examples:
   python inference.py talk.mp4 --checkpoint output_multimodal/best_checkpoint.pth --extractor mediapipe
   python inference.py 0 --checkpoint best_checkpoint.pth --seconds 6
+  python inference.py 0 --checkpoint best_checkpoint.pth --live --out live.srt
   python inference.py clip.pose --checkpoint best_checkpoint.pth
   python inference.py my_poses --checkpoint best_checkpoint.pth --out translations.jsonl
   python inference.py my_poses --checkpoint best_checkpoint.pth --descriptions my_texts
@@ -78,6 +84,7 @@ def get_args_parser() -> Parser:
 
     add_extractor_flags(add)
     add("--seconds", type=float, default=8, help="how long a camera is watched; default: 8")
+    add("--live", action="store_true", help="translate while somebody signs, until Ctrl-C; a file is played as if live")
 
     add("--descriptions", default="", metavar="FILE|DIR", help="a clip's description file, or a folder of NAME.json")
     add("--describe", action="store_true", help="describe the clips by the rules of describe.py")
@@ -125,6 +132,10 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--out {out}: its folder does not exist."
     elif args.out and not os.access(out.parent, os.W_OK):
         yield f"--out {out}: its folder may not be written."
+    if args.live and args.out and out.suffix != ".srt":
+        yield f"--out {out}: --live writes subtitles; name a .srt file."
+    if args.live and (args.descriptions or args.person or args.n_best > 1):
+        yield "--live goes without --descriptions, --person and --n_best: it takes the largest person of each picture."
     if not 0 <= args.fps < float("inf"):
         yield f"--fps {args.fps}: must be positive and finite."
     if args.person and args.extractor == "mediapipe":
@@ -256,13 +267,8 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
 
     pose, aspect, video = find_pose(clip, extractor, args)
     clip.first, clip.end = pose.frames.start, pose.frames.stop
-    texts = None
-    if args.describe:
-        from describing.sentences import describe_pose
-
-        language = description_language(translator.model.config.language)
-        texts = describe_pose(pose, language, aspect)
-    elif args.descriptions:
+    texts = by_rules(translator, pose, aspect) if args.describe else None
+    if args.descriptions:
         path = Path(args.descriptions)
         if path.is_dir():
             path = path / f"{clip.name}.json"
@@ -270,6 +276,13 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
         else:
             texts = load_descriptions(path, pose)
     return translator.sample(pose, texts, clip.name, video)
+
+
+def by_rules(translator: Translator, pose: Pose, aspect: float) -> dict[int, str]:
+    """Describe a clip in the language of the model."""
+    from describing.sentences import describe_pose
+
+    return describe_pose(pose, description_language(translator.model.config.language), aspect)
 
 
 def translate(
@@ -305,15 +318,16 @@ class Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._write()
+        self.write()
 
     def add(self, clip: Clip) -> None:
         """Add a finished clip."""
         self.clips.append(clip)
         if time.monotonic() - self.saved >= SAVED_EVERY:
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the file, if there is anything to write."""
         if not (self.path and self.clips):  # without results, keep the file of an earlier run
             return
         if self.path.endswith(".srt"):
@@ -322,7 +336,7 @@ class Results:
             content = "".join(to_json(clip.as_json()) + "\n" for clip in self.clips)
         else:
             content = to_json([clip.as_json() for clip in self.clips], indent=1) + "\n"
-        write_text(self.path, content)
+        write_text(self.path, content, sync=False)  # a busy disk takes long, live is now
         self.saved = time.monotonic()
 
 
@@ -351,7 +365,9 @@ def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
     require_paths(**{flag: getattr(args, flag) for flag in flags})
     if args.descriptions and Path(args.descriptions).is_file() and len(clips) > 1:
         raise ValueError(f"--descriptions: {args.descriptions} is one file for {len(clips)} clips; give a folder.")
-    if not args.out.endswith(".srt"):
+    if args.live and not args.fps and not clips[0].has_pictures:
+        raise ValueError("--live needs --fps for pose files, which do not say how many frames a second has.")
+    if args.live or not args.out.endswith(".srt"):
         return
     if not args.fps and not all(clip.has_pictures for clip in clips):
         raise ValueError("--out FILE.srt needs --fps for pose files, which do not say how many frames a second has.")
@@ -367,7 +383,7 @@ def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Transl
         ValueError: a model is unusable, or does not support the request.
     """
     extractor = None
-    if any(clip.has_pictures for clip in clips):
+    if any(clip.has_pictures for clip in clips) and not args.live:
         from pose.extraction import load_extractor
 
         # onnxruntime may not be able to use the GPU that translates.
@@ -387,7 +403,78 @@ def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Transl
     )
     if (args.descriptions or args.describe) and not translator.model.config.use_descriptions:
         raise ValueError(f"--descriptions, --describe: {args.checkpoint} was trained without descriptions; drop them.")
+    if args.live and translator.hand_crops:
+        raise ValueError(f"--live: {args.checkpoint} looks at crops of the hands, which are not kept; drop --live.")
     return translator, extractor
+
+
+def live(translator: Translator, clips: Sequence[Clip], results: Results, args: argparse.Namespace) -> None:
+    """Translate segments of signing while they come; however it ends, segments that have ended get their sentences."""
+    import torch
+
+    from clips.segments import Segmenter
+    from pose import extraction
+    from pose.live import as_pose, live_poses
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # the rest is for the extractor
+    device = "cpu" if args.device == "cpu" else ""
+    load = functools.partial(extraction.load_extractor, args.extractor, args.models, device)
+    source = [clip.path for clip in clips] if clips[0].camera is None else clips[0].camera
+    poses = live_poses(source, args.fps, args.aspect or 0, load)
+    segmenter, drafted = Segmenter(), 0.0  # time of the last draft's last frame
+    ended: deque[list[Frame]] = deque()  # segments that wait for their sentences
+    delays: list[float] = []  # seconds from a segment's last frame to its sentence
+    tally = Counter[str]()
+
+    def take(frames: Sequence[Frame]) -> None:
+        ended.extend(filter(None, map(segmenter.add, frames)))
+        tally.update(frames=len(frames))
+        tally["dropped"] = frames[-1].dropped if frames else tally["dropped"]
+
+    def translated(frames: Sequence[Frame]) -> Clip:
+        pose = as_pose(frames)
+        texts = by_rules(translator, pose, frames[0].aspect) if args.describe else None
+        (explained,) = translator.explain([translator.sample(pose, texts, "live")])
+        first, end = (round(1000 * frame.time) for frame in (frames[0], frames[-1]))  # milliseconds
+        return Clip("live", Path(), None, first, end, 1000, explained)
+
+    def finish() -> None:
+        while ended:
+            results.add(clip := translated(ended[0]))
+            delays.append(time.time() - ended.popleft()[-1].came)
+            show(clip)
+            results.write()
+
+    sys.stderr.write("live; Ctrl-C ends.\n")
+    try:
+        for frames in poses:
+            take(frames)
+            finish()
+            lasts = segmenter.frames
+            if lasts and lasts[-1].time - max(lasts[0].time, drafted) >= DRAFT_EVERY:
+                drafted = lasts[-1].time
+                show(translated(lasts), " ...")
+                tally.update(drafts=1)
+        ended.extend(filter(None, [segmenter.end()]))
+    finally:
+        take(next(poses, []))
+        finish()
+        sys.stderr.write(
+            f"{len(delays)} sentences, {sum(delays) / max(len(delays), 1):.1f} s after their last frames; "
+            f"{tally['drafts']} drafts; {tally['dropped']} of {tally['frames'] + tally['dropped']} frames dropped.\n"
+        )
+
+
+def show(clip: Clip, more: str = "") -> None:
+    """Print a live sentence; a terminal rewrites its line as long as there is more to come."""
+    text, erase, end = " ".join(clip.text.split()), "", "\n"
+    if sys.stdout.isatty():
+        erase, end = "\r\x1b[K", "" if more else "\n"
+        room = shutil.get_terminal_size().columns // (1 if text.isascii() else 2) - 16
+        text = text[-room:] if more else text  # a line that is longer than the terminal cannot be rewritten
+    minutes, ms = divmod(clip.first, 60_000)
+    sys.stdout.write(f"{erase}{minutes:02}:{ms / 1000:04.1f}\t{printable(text)}{more}{end}")
+    sys.stdout.flush()
 
 
 def main(args: argparse.Namespace) -> int:
@@ -395,6 +482,10 @@ def main(args: argparse.Namespace) -> int:
     clips = find_clips(args.clips)
     check_request(args, clips)
     translator, extractor = load_models(args, clips)
+    if args.live:
+        with sigterm_as_ctrl_c(), Results(args.out) as results:
+            live(translator, clips, results, args)
+        return 0
     if args.descriptions and Path(args.descriptions).is_dir():
         found = sum((Path(args.descriptions) / f"{clip.name}.json").is_file() for clip in clips)
         sys.stderr.write(f"{found} of {len(clips)} clips have a description file.\n")

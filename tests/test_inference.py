@@ -16,8 +16,11 @@ from models import Uni_Sign
 from network.mt5 import load_mt5
 from network.vocabulary import Tokenizer
 from pose import extraction, video
+from pose.keypoints import Pose, read_pose
 from pose.video import read_pictures
 from system.faults import printable
+from tests.clips.test_segments import cut
+from tests.clips.test_segments import talk as talking
 from tests.helpers.models import read_texts
 from text_fusion_modules import TextEncoder
 from training.weight_files import save_weights
@@ -305,9 +308,58 @@ def test_a_camera(checkpoint, extractor, talk, tmp_path, capsys, monkeypatch):
     assert lines[0].split("\t")[1] == call(capsys, talk, "--checkpoint", checkpoint)[1][0].split("\t")[1]
 
 
+# -- live --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def talked(tmp_path_factory):
+    """A pose file of two sentences, with rests."""
+    keypoints, scores, _ = talking(2)
+    extraction.write_pose(path := tmp_path_factory.mktemp("talk") / "talk.pkl", Pose(keypoints, scores))
+    return path
+
+
+def test_live_sentences_are_those_of_the_same_segments(checkpoint, talked, tmp_path, capsys):
+    out = tmp_path / "live.srt"
+    argv = (talked, "--checkpoint", checkpoint, "--live", "--fps", 50, "--describe", "--out", out)
+    status, lines, err = call(capsys, *argv)
+    translate = Translator.from_checkpoint(checkpoint, dtype="fp32", num_beams=2, max_new_tokens=6)
+    pose, finals, subtitles = read_pose(talked), [line for line in lines if not line.endswith(" ...")], ""
+    for number, (start, end) in enumerate(cut(pose.keypoints, pose.scores, 50), 1):
+        part = slice(round(start * 50), round(end * 50) + 1)
+        segment = Pose(pose.keypoints[part], pose.scores[part])
+        text = translate(segment, sentences.describe_pose(segment, "zh", 1))
+        assert finals[number - 1] == f"00:{start:04.1f}\t{printable(' '.join(text.split()))}"
+        subtitles += f"{number}\n00:00:0{start:.3f} --> 00:00:0{end:.3f}\n{text}\n\n".replace(".", ",")
+    assert (status, number, len(finals)) == (0, 2, 2)
+    assert out.read_text(encoding="utf-8").replace(".", ",") == subtitles
+    assert "2 sentences" in err
+    assert "0 of" in err
+
+
+def test_ctrl_c_loses_no_finished_segment(plain_checkpoint, talked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inference, "DRAFT_EVERY", 100)
+    explain, calls = Translator.explain, []
+
+    def interrupted(self, samples):
+        calls.append(samples)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return explain(self, samples)
+
+    monkeypatch.setattr(Translator, "explain", interrupted)
+    argv = (talked, "--checkpoint", plain_checkpoint, "--live", "--fps", 50, "--out", tmp_path / "live.srt")
+    with pytest.raises(KeyboardInterrupt):
+        call(capsys, *argv)
+    assert len(ENTRIES["srt"]((tmp_path / "live.srt").read_text(encoding="utf-8"))) == 1
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        ("--live --out x.json", "--out x.json: --live writes subtitles; name a .srt file"),
+        ("--live --person 1", "--live goes without --descriptions, --person and --n_best"),
         ("--n_best 0", "--n_best 0: must be at least 1"),
         ("--num_beams 2 --n_best 3", "--num_beams 2: must be at least --n_best, which is 3"),
         ("--descriptions x --describe", "exclude each other"),
@@ -340,6 +392,8 @@ def test_places_that_cannot_be(plain_checkpoint, poses, tmp_path, capsys):
         call(capsys, poses, "--checkpoint", plain_checkpoint, "--describe")
     with pytest.raises(ValueError, match="--out FILE.srt needs --fps for pose files"):
         call(capsys, poses, "--checkpoint", plain_checkpoint, "--out", tmp_path / "x.srt")
+    with pytest.raises(ValueError, match="--live needs --fps for pose files"):
+        call(capsys, poses, "--checkpoint", plain_checkpoint, "--live")
     (tmp_path / "talk.mp4").touch()
     with pytest.raises(FileNotFoundError, match="--models: nowhere does not exist"):
         call(capsys, tmp_path / "talk.mp4", "--checkpoint", plain_checkpoint, "--models", "nowhere")
