@@ -349,7 +349,7 @@ def subtitles(clips: Sequence[Clip]) -> str:
 
     translated = sorted((clip for clip in clips if not clip.fault), key=lambda clip: clip.first)
     return "".join(
-        f"{number}\n{time(clip.first, clip.fps)} --> {time(clip.end, clip.fps)}\n{clip.text}\n\n"
+        f"{number}\n{time(clip.first, clip.fps)} --> {time(clip.end, clip.fps)}\n{printable(clip.text)}\n\n"
         for number, clip in enumerate(translated, 1)
     )
 
