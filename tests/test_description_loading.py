@@ -380,4 +380,4 @@ def test_the_examples_give_what_the_manual_shows():
 
 def test_every_count_is_explained():
     fields = {field.name for field in dataclasses.fields(DescriptionCounts)}
-    assert fields == set(re.findall(r"^        (\w+): ", DescriptionCounts.__doc__, re.MULTILINE))
+    assert fields == set(re.findall(r"^ {4,8}(\w+): ", DescriptionCounts.__doc__, re.MULTILINE))

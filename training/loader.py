@@ -148,7 +148,7 @@ class _Worker:
             return False
         future, *asked = job
         try:
-            self._pipe.send(asked)
+            self._pipe.send_bytes(pickle.dumps(asked))  # `send` would leave a note of Python 3.13 if this fails
             while isinstance(answer := self._pipe.recv(), str):
                 self.clip = answer
             if isinstance(answer, OSError):

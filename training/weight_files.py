@@ -38,7 +38,9 @@ WRAPPERS = ("module.", "_orig_mod.", "model.")
 PLAIN: list[Any] = [
     argparse.Namespace,
     (PurePosixPath, "pathlib.PosixPath"),
+    (PurePosixPath, "pathlib._local.PosixPath"),  # as Python 3.13 writes it
     (PureWindowsPath, "pathlib.WindowsPath"),
+    (PureWindowsPath, "pathlib._local.WindowsPath"),
     (Dtype, "numpy.dtype"),
     *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
