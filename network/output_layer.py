@@ -27,9 +27,7 @@ class OutputLayer(nn.Linear):
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.weight = weight
 
-    def forward(  # type: ignore[override]
-        self, states: torch.Tensor, targets: torch.Tensor | None = None, smoothing: float = 0.0
-    ) -> Any:
+    def forward(self, states: torch.Tensor, targets: torch.Tensor | None = None, smoothing: float = 0.0) -> Any:
         """Compute logits or, given targets, the loss.
 
         Args:
@@ -52,12 +50,10 @@ class _ChunkedLoss(torch.autograd.Function):
     Gradients are computed in the forward pass, while a chunk's logits exist; the backward pass follows at once, since
     this loss is the end of the forward pass. They are stored for the sum over tokens, since the gradients of the mean
     would be too small for fp16.
-
-    The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, smoothing: float, training: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = states.device.type
@@ -92,7 +88,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         assert ctx.gradients is not None, "the gradients of this loss are made once and used up by a backward pass"
         (grad_states, grad_weight), ctx.gradients = ctx.gradients, None
         grad = grad / ctx.n

@@ -101,19 +101,16 @@ def select(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 class _Select(torch.autograd.Function):
-    """Its gradient is `spread`: torch's own adds up with atomics, as if places could repeat.
-
-    The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
-    """
+    """Its gradient is `spread`: torch's own adds up with atomics, as if places could repeat."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(places)
         ctx.length = x.shape[1]
         return x.index_select(1, places)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (places,) = ctx.saved_tensors
         return spread(grad, places, ctx.length), None
 
@@ -129,7 +126,7 @@ class GraphConvolution(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, n_partitions: int) -> None:
         super().__init__(in_channels, out_channels * n_partitions, kernel_size=1)
 
-    def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:
         """Mix channels for each partition, then joints and partitions in one product.
 
         Args:
@@ -158,7 +155,7 @@ class TemporalConvolution(nn.Conv2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=(TEMPORAL_KERNEL, 1))
 
-    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
         """(V N, C) -> (V N, C)."""
         if winograd.suits(x):  # only faster: what follows works on every device
             return winograd.convolve(x, self.weight.squeeze(3), layout.clips) + self.bias

@@ -84,13 +84,10 @@ def _rows(line: torch.Tensor, first_tiles: torch.Tensor, n_tiles: int) -> torch.
 
 
 class _Convolution(torch.autograd.Function):
-    """Convolve (4, M, C) planes with a (5, C, C') kernel to (4, M - 1, C'): output i depends on inputs i to i + 4.
-
-    The type: ignore comments are needed because torch declares both methods with arbitrary arguments.
-    """
+    """Convolve (4, M, C) planes with a (5, C, C') kernel to (4, M - 1, C'): output i depends on inputs i to i + 4."""
 
     @staticmethod
-    def forward(ctx: Any, planes: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, planes: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         kernels = _product(KERNEL_TRANSFORM, kernel)  # (8, C, C')
         out = planes.new_empty(TILE, planes.shape[1] - 1, kernel.shape[2])  # (4, M - 1, C')
         for tiles, following in _chunks(planes):
@@ -102,7 +99,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         planes, kernels = ctx.saved_tensors
         grad_planes, grad_kernels = torch.zeros_like(planes), torch.zeros_like(kernels)
         for tiles, following in _chunks(planes):

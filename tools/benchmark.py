@@ -575,14 +575,14 @@ class _OneKernel(torch.autograd.Function):
     """A function of tensors as one kernel forward and one backward."""
 
     @staticmethod
-    def forward(ctx: Any, counter: KernelCounter, function: Callable, *inputs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, counter: KernelCounter, function: Callable, *inputs: torch.Tensor) -> torch.Tensor:
         ctx.counter, ctx.inputs = counter, [x.detach().requires_grad_(x.requires_grad) for x in inputs]
         with counter.one(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             ctx.out = function(*ctx.inputs)
         return ctx.out.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         with ctx.counter.one():
             gradients = iter(torch.autograd.grad(ctx.out, [x for x in ctx.inputs if x.requires_grad], grad))
         return None, None, *(next(gradients) if x.requires_grad else None for x in ctx.inputs)
