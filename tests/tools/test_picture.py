@@ -48,7 +48,7 @@ def test_what_cannot_be_drawn(two_runs, tmp_path):
 
 def test_a_font_without_the_characters_is_refused():
     if not has_characters(LATIN, "hand"):
-        pytest.skip(f"{LATIN} is not here")
+        pytest.skip(f"{LATIN}, a font without Chinese characters, is not here")
     with pytest.raises(ValueError, match=f"{LATIN} has not all of the characters 右手"):
         picture.choose_font(LATIN, "右手")
 
