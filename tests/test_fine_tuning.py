@@ -51,7 +51,7 @@ def start(corpus, out, *flags, launcher=(sys.executable,)):
 
 
 def finish(process, code=0):
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
     return output
 
