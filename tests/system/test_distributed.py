@@ -40,12 +40,6 @@ def test_what_is_sent_to_a_gpu_is_pinned(monkeypatch):
     assert [to for _, *to in sent] == [[gpu, True], [torch.device("cpu"), True], [gpu, True]]
 
 
-def test_fp16_needs_a_gpu():
-    distributed.check_dtype("fp16", torch.device("cuda"))
-    with pytest.raises(ValueError, match="--dtype fp16 needs a GPU; on a CPU use bf16 or fp32"):
-        distributed.check_dtype("fp16", torch.device("cpu"))
-
-
 @pytest.mark.parametrize(("dtype", "result"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_autocast_is_that_of_training(dtype, result):
     with distributed.autocast(dtype, torch.device("cpu")):
