@@ -248,7 +248,7 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
     kind = ("trained" if encoder else "frozen") if model.config.use_descriptions else ""
     encoder_folder = Path(model.config.text_encoder or model.mt5_folder)
     if kind == "frozen":
-        encoder = frozen_encoder(encoder_folder)
+        encoder = frozen_encoder(encoder_folder, model.config.text_max_tokens)
     described = folder_config(encoder_folder)
     if encoder and described.get("is_encoder_decoder") and described.get("model_type") != "mt5":
         raise ValueError(
@@ -276,11 +276,11 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
         write_text(folder / "README.md", README)
 
 
-def frozen_encoder(folder: Path) -> dict[str, torch.Tensor]:
+def frozen_encoder(folder: Path, max_tokens: int) -> dict[str, torch.Tensor]:
     """Return the weights of the frozen text encoder with which a model was trained."""
     from text_fusion_modules import TextEncoder
 
-    return TextEncoder(folder).encoder.state_dict()
+    return TextEncoder(folder, max_tokens).encoder.state_dict()
 
 
 def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, tokenizer: Any) -> None:
