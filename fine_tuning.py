@@ -198,16 +198,8 @@ def train_one_epoch(
 def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Namespace) -> Results:
     """Generate a sentence for every clip of a split, shared among all processes, and score them.
 
-    A clip that cannot be read counts as an empty sentence.
-
-    Args:
-        model: the model, or the engine that trains it.
-        loader: the split's batches.
-        guards: the run's guards.
-        args: the command line.
-
-    Returns:
-        The results, identical on every process.
+    A clip that cannot be read counts as an empty sentence. `model` may be the engine that trains it. The results are
+    identical on every process.
     """
     dataset, device, bare = loader.dataset, distributed.device(), getattr(model, "module", model)
     in_step = args.zero_stage == 3 and bare is not model  # ZeRO-3 shards the weights: all processes decode in lockstep
@@ -245,32 +237,19 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
 
 def log_plan(args: argparse.Namespace, loader: ClipLoader, steps_per_epoch: int) -> None:
     """Log the training plan, above all the global batch size, which must match for runs to be comparable."""
-    world = distributed.world_size()
-    logger.info(
-        "global batch %d = %d clips x %d micro-batches x %d processes; %d epochs of %d steps, lr %g, %s, %s.",
-        args.batch_size * args.gradient_accumulation_steps * world,
-        args.batch_size,
-        args.gradient_accumulation_steps,
-        world,
-        args.epochs,
-        steps_per_epoch,
-        args.lr,
-        args.dtype,
-        f"ZeRO-{args.zero_stage}" if uses_deepspeed() else "without DeepSpeed",
-    )
-    batch = max(1, min(args.batch_size, len(loader.dataset) // (FEW_STEPS * world)))
-    group = max(1, len(loader) // FEW_STEPS) if batch == args.batch_size else 1
-    helps = (batch, group) != (args.batch_size, args.gradient_accumulation_steps)
-    if steps_per_epoch < FEW_STEPS and helps and distributed.is_main():
+    world, clips, group = distributed.world_size(), args.batch_size, args.gradient_accumulation_steps
+    product = f"{clips * group * world} = {clips} clips x {group} micro-batches x {world} processes"
+    engine = f"ZeRO-{args.zero_stage}" if uses_deepspeed() else "without DeepSpeed"
+    plan = f"{args.epochs} epochs of {steps_per_epoch} steps, lr {args.lr:g}, {args.dtype}, {engine}"
+    logger.info("global batch %s; %s.", product, plan)
+    batch = max(1, min(clips, len(loader.dataset) // (FEW_STEPS * world)))
+    fewer = max(1, len(loader) // FEW_STEPS) if batch == clips else 1
+    if steps_per_epoch < FEW_STEPS and (batch, fewer) != (clips, group) and distributed.is_main():
         logger.warning(
             "%d optimizer steps an epoch are few to learn from: %d clips for a global batch of %d. Try --batch-size %d "
             "--gradient-accumulation-steps %d.",
-            steps_per_epoch,
-            len(loader.dataset),
-            args.batch_size * args.gradient_accumulation_steps * world,
-            batch,
-            group,
-        )
+            steps_per_epoch, len(loader.dataset), clips * group * world, batch, fewer,
+        )  # fmt: skip
 
 
 def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | None = None) -> None:
@@ -400,11 +379,7 @@ def place_in_group(micro_batch: int, n_batches: int, group: int) -> tuple[float,
 def end_step(engine: Any, state: TrainState, sums: list[torch.Tensor], guards: Guards) -> float:
     """Count an optimizer step, append it to steps.jsonl, and return its mean loss; that of a skipped one is not kept.
 
-    Args:
-        engine: the engine, after its step.
-        state: the run's progress.
-        sums: (loss, nll, 1) of each micro-batch of the step, 0 for those without clips.
-        guards: the run's guards.
+    `sums` has (loss, nll, 1) of each micro-batch of the step, 0 for those without clips.
     """
     state.step += 1
     loss, nll, n = torch.stack(sums).double().sum(0).tolist()

@@ -258,26 +258,18 @@ def test_described_filled_and_empty_frames(described):
 
 @torch.no_grad()
 def test_each_text_is_encoded_once(described):
-    src_input, tgt_input = batch_of(
-        [[UP, DOWN, UP, None], [DOWN, LONG], [None], [UP]], [[1, 0, 1, 0], [1, 1], [0], [0]]
-    )
-    [ids] = encoded_ids(described, lambda: described(src_input, tgt_input))
+    """In one call, also for a batch without texts: every process must make the same calls, whatever its clips have."""
     tokens = [described.tokenizer.encode(text, 1000) for text in (UP, DOWN, LONG)]
-    assert ids.shape == (3, max(map(len, tokens)))  # as wide as the longest of these texts
-    for row, expected in zip(ids.tolist(), tokens, strict=True):
-        assert row == expected + [0] * (ids.shape[1] - len(expected))
-    src_input, tgt_input = batch_of([[UP, UP]], [[1, 0]])
-    [ids] = encoded_ids(described, lambda: described(src_input, tgt_input))
-    assert ids.tolist() == tokens[:1]
-
-
-@torch.no_grad()
-def test_a_batch_without_texts_is_one_call_too(described):
-    """Every process must make the same calls, whatever its clips have."""
-    src_input, tgt_input = batch_of([[None] * 3, [None]], [[0] * 3, [0]])
-    [ids] = encoded_ids(described, lambda: described(src_input, tgt_input))
-    assert ids.tolist() == [[1]]
-    _, text, *_ = gate_inputs(described, src_input)
+    for texts, wanted in (
+        ([[UP, DOWN, UP, None], [DOWN, LONG], [None], [UP]], tokens),
+        ([[UP, UP]], tokens[:1]),
+        ([[None] * 3, [None]], [[1]]),
+    ):
+        batch = batch_of(texts, [[int(text is not None) for text in row] for row in texts])
+        [ids] = encoded_ids(described, lambda batch=batch: described(*batch))
+        width = max(map(len, wanted))  # no wider than the longest of these texts
+        assert ids.tolist() == [expected + [0] * (width - len(expected)) for expected in wanted]
+    _, text, *_ = gate_inputs(described, batch[0])
     assert torch.equal(text, described.mask_embedding().expand(2, 3, -1))
 
 
@@ -327,31 +319,22 @@ class Stored:
         return self.encoder(texts)[:, : self.width] if texts else torch.empty(0, self.width)
 
 
-@torch.no_grad()
 def test_stored_features_give_what_the_encoder_gives(make, small_mt5_folder, described):
     model = make(texts=Stored(TextEncoder(small_mt5_folder), WIDTH))
     assert not [name for name in model.state_dict() if name.startswith(("text_encoder", "text_features"))]
     model.load_state_dict({name: value for name, value in described.state_dict().items() if name in model.state_dict()})
-    for numbers in ([0, 1, 2], [2]):
+    narrow = make(texts=Stored(TextEncoder(small_mt5_folder), 20)).train()  # they are adapted
+    assert narrow.text_adapter.mean.shape == (20,)
+    for numbers in ([0, 1, 2], [2]):  # with texts and without
         inputs = collate_fn([clip(number) for number in numbers])
-        assert model(*inputs).loss.item() == pytest.approx(described(*inputs).loss.item(), rel=1e-6)
+        with torch.no_grad():
+            assert model(*inputs).loss.item() == pytest.approx(described(*inputs).loss.item(), rel=1e-6)
+        narrow.zero_grad()
+        narrow(*inputs).loss.backward()
+        assert [name for name, parameter in narrow.named_parameters() if parameter.grad is None] == []
 
 
-def test_features_of_another_width_are_adapted(make, small_mt5_folder):
-    model = make(texts=Stored(TextEncoder(small_mt5_folder), 20)).train()
-    assert model.text_adapter.mean.shape == (20,)
-    for numbers in ([0, 1], [2]):  # with texts and without
-        model.zero_grad()
-        model(*collate_fn([clip(number) for number in numbers])).loss.backward()
-        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-def fresh(small_mt5_folder, use_descriptions):
-    """A model as a run starts with it, without dropout."""
-    torch.manual_seed(0)
-    config = ModelConfig(hidden_dim=16, use_descriptions=use_descriptions)
-    mt5, texts = load_mt5(small_mt5_folder), TextEncoder(small_mt5_folder) if use_descriptions else None
-    model = Uni_Sign(config, mt5, Tokenizer(small_mt5_folder), texts)
+def without_dropout(model):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -360,11 +343,16 @@ def fresh(small_mt5_folder, use_descriptions):
     return model
 
 
-def both(small_mt5_folder):
-    """The pose-only model, and the same with a new text branch."""
-    pose_only, described = (fresh(small_mt5_folder, value) for value in (False, True))
-    described.load_state_dict(pose_only.state_dict(), strict=False)
-    return pose_only, described
+def both(folder):
+    """A pose-only model as a run starts with it, and the same with a new text branch; both without dropout."""
+    models = []
+    for use_descriptions in (False, True):
+        torch.manual_seed(0)
+        texts = TextEncoder(folder) if use_descriptions else None
+        config = ModelConfig(hidden_dim=16, use_descriptions=use_descriptions)
+        models.append(without_dropout(Uni_Sign(config, load_mt5(folder), Tokenizer(folder), texts)))
+    models[1].load_state_dict(models[0].state_dict(), strict=False)
+    return models
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -397,13 +385,6 @@ def test_training_without_any_text_is_the_baselines(small_mt5_folder, with_texts
     assert models[1].text_adapter.n_batches == 4 * with_texts
     own = models[0].state_dict()
     assert all(torch.equal(own[name], models[1].state_dict()[name]) for name in own) != with_texts
-
-
-def test_a_trained_text_encoder_has_groups_of_its_own_in_the_optimizer(described):
-    groups = parameter_groups(described, weight_decay=0.1)
-    encoder = {id(parameter) for group in groups if group["rate"] != 1 for parameter in group["params"]}
-    assert encoder == {id(parameter) for parameter in described.text_encoder.parameters()}
-    assert [(group["weight_decay"], group["rate"]) for group in groups] == [(0, 1), (0.1, 1), (0, 0.1), (0.1, 0.1)]
 
 
 # -- the mapper ------------------------------------------------------------------------------------------------------
@@ -444,24 +425,13 @@ def test_the_alignment_is_part_of_the_training_loss(make):
     torch.testing.assert_close(losses[3.0] - losses[1.0], 2 * by_hand, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("with_texts", [True, False])
-def test_every_weight_of_the_mapper_gets_a_gradient(make, with_texts):
-    """Also where no frame is described: processes reduce their gradients together."""
-    model = make(description_alignment=0.5).train()
-    texts = [[UP, DOWN, None]] if with_texts else [[None, None, None]]
-    model(*batch_of(texts, [[int(with_texts)] * 2 + [0]])).loss.backward()
-    trained = dict(model.named_parameters())
-    assert all(trained[name].grad is not None for name in trained if "description_mapper" in name)
-    assert trained["mask_embedding.mask_embedding"].grad is not None
-
-
 # -- what trains ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("numbers", [[0, 2, 1], [2], [2, 2]], ids=["texts", "one clip without", "two clips without"])
 def test_gradient_reaches_every_weight(make, numbers):
     """Also where no clip has a text: data-parallel training reduces all gradients together."""
-    model = make().train()
+    model = make(description_alignment=0.5).train()
     model(*collate_fn([clip(number) for number in numbers])).loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert [name for name, gradient in gradients.items() if gradient is None] == []
@@ -470,8 +440,9 @@ def test_gradient_reaches_every_weight(make, numbers):
     moving += [name for name in gradients if name.endswith("gcn.A")]
     assert [name for name in moving if not gradients[name].any()] == []
     assert all(gradients[name].any() for name in gradients if name.startswith(("mask_embedding.", "gating_fusion.")))
-    of_texts = [name for name in gradients if name.startswith(("text_encoder.", "text_adapter."))]
-    assert all(gradients[name].any() == (numbers != [2] * len(numbers)) for name in of_texts)
+    if 0 in numbers:
+        of_texts = [name for name in gradients if name.startswith(("text_encoder.", "text_adapter."))]
+        assert all(gradients[name].any() for name in of_texts)
 
 
 def test_the_body_learns_nothing_from_where_hands_are(make):
@@ -557,21 +528,6 @@ def test_prompt(make, language):
     expected = model.mt5_model.shared(ids)
     assert torch.equal(output.inputs_embeds[:, : len(ids)], expected.expand(2, -1, -1))
     assert output.attention_mask.sum(1).tolist() == [len(ids) + LENGTHS[0], len(ids) + LENGTHS[3]]
-
-
-def test_mixed_precision(make):
-    """As DeepSpeed runs bf16: weights and statistics in fp32, products in bf16."""
-    model = make(text_dropout_p=0.0).train()
-    model.mt5_model.eval()  # no dropout
-    model.text_encoder.eval()
-    inputs = collate_fn([clip(0), clip(1)])
-    exact = model(*inputs).loss
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(*inputs)
-    output.loss.backward()
-    assert output.loss.dtype == torch.float32
-    assert output.loss.item() == pytest.approx(exact.item(), rel=0.02)
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_recomputing_activations_changes_nothing_but_memory(make):

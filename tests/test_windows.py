@@ -120,7 +120,6 @@ try:
     disk.write_whole(folder / "a.txt", fail)
 except OSError as error:
     out([disk.explain(error, folder / "a.txt"), (folder / "a.txt").read_text(), os.listdir(folder)])
-disk.sync_file(folder / "a.txt")
 for number in range(2):
     with disk.new_folder(folder / "state") as unfinished:
         disk.write_text(unfinished / "n", str(number))

@@ -97,10 +97,6 @@ def results_folder(weights: str | Path, dataset: str) -> Path:
 
     Those of a run's best weights belong to the run; others get a folder of their own, named after the file.
 
-    Args:
-        weights: a weight file, or a folder of `tools/export.py`.
-        dataset: the name of the data set to evaluate on.
-
     Raises:
         ValueError: the weights were trained on another data set, whose results must not be replaced.
     """
@@ -137,25 +133,15 @@ def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> No
 
 @dataclass(frozen=True)
 class Results:
-    """The results of an evaluation, in the data set's order; identical on every process.
-
-    Attributes:
-        task: SLT, ISLR or CSLR.
-        dataset: the split's clips.
-        hypotheses: a text for each clip.
-        references: the clips' targets.
-        scores: all scores.
-        losses: "loss" with label smoothing and "nll" without, per token.
-        bad_clips: clips that could not be read -> why.
-    """
+    """The results of an evaluation, in the data set's order; identical on every process."""
 
     task: str
     dataset: S2T_Dataset
-    hypotheses: Sequence[str]
+    hypotheses: Sequence[str]  # a text for each clip
     references: Sequence[str]
     scores: Scores
-    losses: dict[str, float]
-    bad_clips: dict[str, str]
+    losses: dict[str, float]  # "loss" with label smoothing and "nll" without, per token
+    bad_clips: dict[str, str]  # clips that could not be read -> why
 
     @property
     def rank(self) -> tuple[float, float]:

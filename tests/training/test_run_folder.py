@@ -103,10 +103,3 @@ def test_what_orders_epochs():
     assert found.rank == (pytest.approx(100), 2.0)
     assert found.numbers("dev_")["dev_bleu4"] == pytest.approx(100)
     assert found.numbers()["nll"] == 2.0
-
-
-def test_without_four_words_a_model_that_writes_too_much_beats_a_perfect_one():
-    said = ["the cat"] * 5
-    perfect, worse = (results(texts, said).scores.values["bleu4"] for texts in (said, ["the cat sat on the mat"] * 5))
-    assert perfect == 0 < 5 < worse
-    assert "no sentence has 4 words" in results(said, said).complaint()
