@@ -40,6 +40,7 @@ from training.build import (
 )
 from training.checkpoint import (
     TrainState,
+    best_on_disk,
     check_resumable,
     check_sources,
     find_state,
@@ -61,6 +62,7 @@ from utils import git_revision, progress, seed_everything, start_log, uses_deeps
 
 logger = logging.getLogger(__name__)
 
+BEST_SAVED = "the best checkpoint"  # what `Saves` calls it
 FEW_STEPS = 10  # in an epoch; the schedules and epochs of published recipes are made for hundreds
 
 
@@ -135,7 +137,8 @@ def train(
         log_epoch(state, {**trained, **(dev.numbers("dev_") if dev else {})}, improved, begun, guards, args)
         state.epoch, state.micro_batch, state.epoch_sums = state.epoch + 1, 0, {}
         guards.saves.settle()
-        if not guards.saves.failed["the state"]:
+        # Without its progress a state stands before the evaluation, and a resumed run saves the best weights again.
+        if not (guards.saves.failed["the state"] or guards.saves.failed[BEST_SAVED]):
             with guards.saves.attempt("the state", folder):
                 if distributed.is_main():
                     write_progress(folder, state)
@@ -274,10 +277,11 @@ def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader], sourc
 
 def start_state(args: argparse.Namespace, resumed: Resumed | None, sources: dict[str, Any]) -> TrainState:
     """Return the state the run starts from, after moving files of an earlier run out of the output folder."""
+    begun_here = resumed and resumed[0].absolute().is_relative_to(Path(args.output_dir).absolute())
+    if distributed.is_main() and not begun_here:
+        set_aside(args.output_dir)
+    distributed.barrier()
     if resumed is None:
-        if distributed.is_main():
-            set_aside(args.output_dir)
-        distributed.barrier()
         world = distributed.world_size()
         return TrainState(revision=git_revision(), arguments=vars(args), n_processes=world, sources=sources)
     folder, state = resumed
@@ -285,6 +289,8 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None, sources: dict
     if distributed.is_main():
         trim_curves(args.output_dir, state.epoch, state.step)
         set_later_aside(args.output_dir, state.step)
+        state.best = best_on_disk(state, Path(args.output_dir) / BEST, args.epochs)
+    state.best = distributed.broadcast_object(state.best)
     logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch + 1, state.step)
     return state
 
@@ -306,12 +312,11 @@ def save_weights_of_epoch(
     """
     weights, config = full_state_dict(engine), engine.module.config
     facts = {**weights_facts(args, engine.module), "score": dev and dev.rank[0], "epoch": state.epoch}
-    what = "the best checkpoint"
     if improved:
-        with guards.saves.attempt(what, args.output_dir):
+        with guards.saves.attempt(BEST_SAVED, args.output_dir):
             if distributed.is_main():
                 save_weights(Path(args.output_dir) / BEST, weights, config, **facts)
-    recorded = improved and not guards.saves.failed[what]
+    recorded = improved and not guards.saves.failed[BEST_SAVED]
     with guards.saves.attempt("the checkpoint", args.output_dir):
         if distributed.is_main():
             save_epoch(weights, config, args.output_dir, recorded, args.keep_last, facts)

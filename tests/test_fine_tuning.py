@@ -461,6 +461,19 @@ def test_going_back_to_an_older_state(corpus, described, tmp_path):
     assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(1, state.step + 1))
 
 
+def test_a_state_of_another_folder(corpus, described, tmp_path, caplog):
+    """What lies in the output folder is of another run: neither its curves nor its best weights are this one's."""
+    out = shutil.copytree(described, tmp_path / "out")
+    older = sorted((described / "resume").iterdir())[-2]
+    flags = ("--use_descriptions", "--save_steps", "1", "--resume", str(older), "--output_dir", str(out))
+    args = utils.parse_args(["--root", str(corpus), *SMALL, *flags])
+    loaders = build.build_loaders(args, build.dataset_spec(args))
+    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders, {}), {})
+    assert state.best is None
+    assert "best_checkpoint.pth is not the best checkpoint so far" in caplog.text
+    assert {"best_checkpoint.pth", "steps.jsonl", "resume"} <= {path.name for path in (out / "earlier").iterdir()}
+
+
 def test_missing_descriptions_stop_the_run_before_training(corpus, described, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(corpus, copy)

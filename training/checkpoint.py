@@ -1,6 +1,6 @@
 """Save and restore training: states to resume from (folders in `output_dir/resume`), and checkpoints of epochs.
 
-Every write is atomic. `training/weights.py` defines the format of weight files.
+Every write is atomic. `training/weight_files.py` defines the format of weight files.
 """
 
 from __future__ import annotations
@@ -216,6 +216,38 @@ def check_sources(folder: Path, state: TrainState, sources: Mapping[str, Any]) -
         )
     if mild and is_main():
         logger.warning("--resume: since %s was saved, these have changed: %s.", folder, ", ".join(mild))
+
+
+def best_on_disk(state: TrainState, path: Path, epochs: int) -> Sequence[float] | None:
+    """Return the state's best score if the best checkpoint has it; None if another course has replaced that file.
+
+    Args:
+        state: the state to resume from.
+        path: the best checkpoint of its output folder.
+        epochs: of the run.
+
+    Raises:
+        ValueError: it has been replaced or removed, and no epoch is left to make another.
+    """
+    if state.best is None:
+        return None
+    try:
+        _, facts = read_weights(path, "--resume")
+    except (ValueError, FileNotFoundError):
+        facts = {}
+    if facts.get("score") == state.best[0] and facts["epoch"] < state.epoch:
+        return state.best
+    if state.epoch >= epochs:
+        raise ValueError(
+            f"--resume: {path} is not the best checkpoint of this run, whose score was {state.best[0]:.4g}, and no "
+            "epoch is left to make another. Put it back, or evaluate another checkpoint with --eval."
+        )
+    if facts.get("epoch") != state.epoch:  # else the run was killed right after it had saved a better one
+        logger.warning(
+            "--resume: %s is not the best checkpoint so far, whose score was %.4g; the best is chosen among the epochs "
+            "from here.", path, state.best[0],
+        )  # fmt: skip
+    return None
 
 
 def load_model_state(model: nn.Module, folder: Path) -> None:

@@ -274,7 +274,7 @@ def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor
 
                 value = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
             else:
-                value = state[parameter].get(kind, torch.zeros_like(parameter)) if parameter in state else None
+                value = state.get(parameter, {}).get(kind, torch.zeros_like(parameter))  # zeros: it had no gradient yet
             if is_main() and value is not None:
                 tensors[name] = value.detach().to("cpu", copy=True)
         yield kind, tensors

@@ -38,7 +38,7 @@ class BadClips:
 
     def __init__(self, output_dir: str | Path, max_share: float) -> None:
         self.path, self.max_share = Path(output_dir) / "bad_clips.jsonl", max_share
-        self.reasons: dict[str, dict[str, str]] = {}  # split -> clip -> reason
+        self.reasons: dict[str, dict[str, str]] = {}  # split -> clip -> reason, until `settle`
 
     @cached_property
     def entries(self) -> list[dict[str, str]]:
@@ -69,7 +69,7 @@ class BadClips:
         if distributed.is_main():
             self._list(split)
         self._judge(split, n_clips)
-        return self.reasons[split]
+        return self.reasons.pop(split)  # in the next epoch they may be readable
 
     def _judge(self, split: str, n_clips: int) -> None:
         bad = self.reasons[split]
@@ -96,18 +96,23 @@ class BadClips:
 
 @contextlib.contextmanager
 def statistics_kept(model: nn.Module, src_input: SrcInput) -> Iterator[None]:
-    """Restore the batch statistics after a batch without any readable clip.
+    """Restore the running statistics after a batch without any readable clip.
 
     The batch still takes part in the step: on several GPUs, synchronised normalisation would wait for this process.
-    (There the other processes' statistics of this step include its one empty frame.)
+    What processes sum up stays as it is, since the others keep it as well (with this batch's one empty frame).
     """
     if src_input["name_batch"]:
         yield
         return
-    before = [buffer.clone() for buffer in model.buffers()]
+    own = [module for module in model.modules() if distributed.world_size() == 1 or _normalises_alone(module)]
+    before = [(buffer, buffer.clone()) for module in own for buffer in module.buffers(recurse=False)]
     yield
-    for buffer, value in zip(model.buffers(), before, strict=True):
+    for buffer, value in before:
         buffer.copy_(value)
+
+
+def _normalises_alone(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
 
 
 class StopRequest:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,6 +110,8 @@ def results_folder(weights: str | Path, dataset: str) -> Path:
             f"--eval: {path} was trained on {trained_on[-1]}, not on {dataset}. Give --dataset or --dataset_config as "
             f"in training, or name another folder for the results on {dataset} with --output_dir."
         )
+    if path.is_dir():
+        return path
     return path.parent if path.name == BEST else path.with_suffix("")
 
 
@@ -146,7 +150,8 @@ class Results:
     @property
     def rank(self) -> tuple[float, float]:
         """Return what orders epochs: the main score, then the loss without smoothing."""
-        return self.scores.values[MAIN_METRIC[self.task][0]], self.losses["nll"]
+        nll = self.losses["nll"]  # in fp16 a clip may overflow
+        return self.scores.values[MAIN_METRIC[self.task][0]], nll if math.isfinite(nll) else sys.float_info.max
 
     def numbers(self, prefix: str = "") -> dict[str, float]:
         """Return all scores and losses."""

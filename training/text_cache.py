@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from system.disk import explain, write_whole
-from system.distributed import barrier, is_main, rank, world_size
+from system.distributed import barrier, broadcast_object, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 from utils import progress
 
@@ -111,18 +111,24 @@ def build_text_cache(
     if is_main():
         TextFeatureCache(folder)  # removes damaged shards before any process uses them
     barrier()
-    cache = TextFeatureCache(folder)
     texts = sorted(set(texts)) or [""]
-    missing = cache.missing(texts)
+    # Rank 0 deals: what a process sees on the disk depends on how far the others are.
+    missing = broadcast_object(TextFeatureCache(folder).missing(texts) if is_main() else None)
     if missing:
         logger.info("text cache %s: encoding %d of %d texts.", folder, len(missing), len(texts))
-        share = missing[rank() :: world_size()]
-        if share:
-            encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
-            _write_shard(folder, share, _encode(encoder, share))
+        _add(folder, missing[rank() :: world_size()], encoder_folder, max_tokens, device)
         barrier()
+    cache = TextFeatureCache(folder)
+    if left := cache.missing(texts):  # in a folder of this machine alone
+        _add(folder, left, encoder_folder, max_tokens, device)
         cache = TextFeatureCache(folder)
     return cache
+
+
+def _add(folder: Path, texts: list[str], encoder_folder: str | Path, max_tokens: int, device: torch.device) -> None:
+    if texts:
+        encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
+        _write_shard(folder, texts, _encode(encoder, texts))
 
 
 @torch.inference_mode()

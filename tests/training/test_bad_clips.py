@@ -193,5 +193,6 @@ def test_each_is_listed_once(tmp_path):
             clips.note(src_input, "train", 4)
             assert clips.settle("train", 4) == {"a": "why", "b": "why not"}
     assert [line["name"] for line in read_lines(tmp_path / "bad_clips.jsonl")] == ["a", "b"]
+    assert clips.settle("train", 4) == {}  # an epoch in which they could be read
     with pytest.raises(ValueError, match="2 of 3 clips"):
         clips.note(src_input, "train", 3)

@@ -44,6 +44,30 @@ def test_a_state_of_another_mt5_is_refused(tmp_path):
     assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("file", "kept", "said"),
+    [
+        ({"score": 7.5, "epoch": 1}, True, ""),
+        ({"score": 7.5, "epoch": 3}, False, ""),  # killed right after it had saved a better one
+        ({"score": 7.5, "epoch": 4}, False, "is not the best checkpoint so far, whose score was 7.5"),
+        ({"score": 9.0, "epoch": 1}, False, "is not the best checkpoint so far"),
+        (None, False, "is not the best checkpoint so far"),
+    ],
+)
+def test_a_best_checkpoint_of_another_course_does_not_count(tmp_path, caplog, file, kept, said):
+    best = tmp_path / "best_checkpoint.pth"
+    if file:
+        torch.save({"model": {"a": torch.ones(1)}, **file}, best)
+    state = TrainState(epoch=3, best=[7.5, 2.0])
+    assert checkpoint.best_on_disk(state, best, epochs=5) == ([7.5, 2.0] if kept else None)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
+    assert checkpoint.best_on_disk(TrainState(epoch=3), best, epochs=3) is None
+    if not kept:
+        with pytest.raises(ValueError, match=r"best_checkpoint.pth is not .* no epoch is left"):
+            checkpoint.best_on_disk(state, best, epochs=3)
+
+
 def test_auto_finds_the_newest_whole_state(tmp_path, caplog):
     assert checkpoint.find_state("auto", tmp_path) is None
     state_folder(tmp_path, 90)

@@ -324,6 +324,17 @@ def test_the_best_weights_are_those_on_record_whatever_could_not_be_written(tiny
     assert json.loads((state / "state.json").read_text())["best"][1] == dev[best]
 
 
+def test_the_last_epochs_best_weights_are_saved_by_a_resume(tiny_corpus, whole, tmp_path):
+    out = tmp_path / "out"
+    text = start(tiny_corpus, out, "--epochs", "1", before=FullDiskFor("best_checkpoint.pth")).finish(code=1)
+    assert "saving the best checkpoint failed. Make room, then --resume auto." in text
+    assert not (out / "best_checkpoint.pth").exists()
+    start(tiny_corpus, out, "--epochs", "1").finish()
+    assert torch.load(out / "best_checkpoint.pth", weights_only=True)["epoch"] == 0
+    assert (out / "test_metrics.json").exists()
+    assert len(disk.read_lines(out / "log.txt")) == 1
+
+
 def test_a_run_whose_last_save_failed_does_not_claim_success(tmp_path):
     saves = Saves(limit=2)
 

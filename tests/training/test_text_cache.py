@@ -123,6 +123,20 @@ def test_another_process_may_be_faster(encoder_folder, tmp_path, monkeypatch):
     assert cache.missing(TEXTS) == []
 
 
+def test_work_is_dealt_by_what_rank_0_has_seen(encoder_folder, tmp_path, monkeypatch):
+    """Rank 0 has already written its share when rank 1 looks: both must still meet at the same barriers."""
+    ranks = []
+    monkeypatch.setattr(text_cache, "barrier", lambda: ranks.append(text_cache.rank()))
+    monkeypatch.setattr(text_cache, "world_size", lambda: 2)
+    monkeypatch.setattr(text_cache, "broadcast_object", lambda own: own or ["a", "b", "c", "d"])
+    for rank in (0, 1):
+        monkeypatch.setattr(text_cache, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(text_cache, "is_main", lambda rank=rank: rank == 0)
+        cache = build(tmp_path, encoder_folder, ["a", "b", "c", "d"])
+        assert cache.missing(["a", "b", "c", "d"]) == []
+    assert ranks == [0, 0, 1, 1]
+
+
 def test_texts_of_several_shards(encoder_folder, tmp_path):
     """In any order, some of them twice: the same numbers as text by text."""
     build(tmp_path, encoder_folder, TEXTS[:2])
