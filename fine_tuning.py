@@ -58,7 +58,7 @@ from training.memory import explain_memory
 from training.run_folder import BEST, Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
 from training.weight_files import read_weights, save_weights
 from training.weights import files_beside
-from utils import git_revision, progress, seed_everything, start_log, uses_deepspeed
+from utils import git_revision, needs_deepspeed, progress, seed_everything, start_log
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ def log_plan(args: argparse.Namespace, loader: ClipLoader, steps_per_epoch: int)
     """Log the training plan, above all the global batch size, which must match for runs to be comparable."""
     world, clips, group = distributed.world_size(), args.batch_size, args.gradient_accumulation_steps
     product = f"{clips * group * world} = {clips} clips x {group} micro-batches x {world} processes"
-    engine = f"ZeRO-{args.zero_stage}" if uses_deepspeed() else "without DeepSpeed"
+    engine = f"ZeRO-{args.zero_stage}" if needs_deepspeed(args.zero_stage, args.offload) else "torch alone"
     plan = f"{args.epochs} epochs of {steps_per_epoch} steps, lr {args.lr:g}, {args.dtype}, {engine}"
     logger.info("global batch %s; %s.", product, plan)
     batch = max(1, min(clips, len(loader.dataset) // (FEW_STEPS * world)))

@@ -224,9 +224,9 @@ def without_gpu(dtype: str = "", device: str = "") -> Iterator[str]:
         yield "--device cuda: torch finds no GPU here; use cpu."
 
 
-def uses_deepspeed() -> bool:
-    """Return whether DeepSpeed trains, as it does on Linux where it is installed; without it, one process trains."""
-    return sys.platform == "linux" and installed("deepspeed")
+def needs_deepspeed(zero_stage: int, offload: bool) -> bool:
+    """Return whether a training needs DeepSpeed: alone, a process has nothing to shard at ZeRO-2, the default."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 or offload or zero_stage in (1, 3)
 
 
 def require_packages(flag: str, *names: str) -> None:
@@ -372,8 +372,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for package in ("tensorboard", "wandb"):
         if getattr(args, package) and not installed(package):
             parser.error(f'--{package} needs a package: pip install -e ".[tracking]"')
-    if not uses_deepspeed():
-        _check_without_deepspeed(parser, args)
+    if needs_deepspeed(args.zero_stage, args.offload) and not (sys.platform == "linux" and installed("deepspeed")):
+        _refuse_without_deepspeed(parser, args)
     _take_from_export(args)
     if not args.use_descriptions:
         given = [name for name in ("text_encoder_freeze", "text_encoder", "fusion_checkpoint") if getattr(args, name)]
@@ -474,14 +474,12 @@ def _missing_data(args: argparse.Namespace, spec: config.DatasetSpec) -> list[st
     return faults
 
 
-def _check_without_deepspeed(parser: Parser, args: argparse.Namespace) -> None:
-    """Refuse what DeepSpeed alone does. ZeRO-2, the default, shards nothing in one process, and is no request."""
+def _refuse_without_deepspeed(parser: Parser, args: argparse.Namespace) -> None:
     n_processes = int(os.environ.get("WORLD_SIZE", 1))
     asked = [f"{n_processes} processes"] if n_processes > 1 else []
     asked += [f"--zero_stage {args.zero_stage}"] if args.zero_stage in (1, 3) else []
     asked += ["--offload"] if args.offload else []
-    if asked:
-        parser.error(f"{' and '.join(asked)}: training so needs DeepSpeed, on Linux: pip install deepspeed.")
+    parser.error(f"{' and '.join(asked)}: training so needs DeepSpeed, on Linux: pip install deepspeed.")
 
 
 def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ LISTED = 10  # rows or files in a list
 STEPS = 10  # optimizer steps of an epoch, at least
 FEW = 20  # clips of dev or test, of which each changes a score by points
 WEIGHTS = "./pretrained_weight/csl_stage1_weight.pth"
-ONE_GPU = "--text_encoder_freeze --trainable all --zero_stage 0 --gradient_checkpointing"  # of 24 GB
+ONE_GPU = "--text_encoder_freeze --trainable all --gradient_checkpointing"  # of 24 GB
 SMALL = "--mt5_path small_mt5 --hidden_dim 32 --text_encoder_freeze"  # to try the steps in minutes
 TOML_KEYS = {  # and what is said beside them
     "name": "",

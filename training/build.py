@@ -46,7 +46,7 @@ from training.weights import (
     require_mt5,
     saved_settings,
 )
-from utils import NO_TEST, OF_CHECKPOINT, get_args_parser, splits_of, uses_deepspeed
+from utils import NO_TEST, OF_CHECKPOINT, get_args_parser, needs_deepspeed, splits_of
 
 logger = logging.getLogger(__name__)
 
@@ -344,7 +344,7 @@ def memory_settings(args: argparse.Namespace) -> MemorySettings:
     return from_flags(
         MemorySettings,
         args,
-        zero_stage=args.zero_stage if uses_deepspeed() else 0,
+        zero_stage=args.zero_stage if needs_deepspeed(args.zero_stage, args.offload) else 0,
         encodes_texts=args.use_descriptions and not args.text_encoder_freeze,
         fusion_alone=trains_fusion_alone(args),
     )

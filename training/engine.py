@@ -1,6 +1,6 @@
 """Set up the engine that trains, and gather and restore what ZeRO shards over the processes.
 
-It is DeepSpeed's; where that is not installed, as on Windows and macOS, one process trains with torch alone.
+It is DeepSpeed's for several processes and for `--offload`; else one process trains with torch alone.
 
 Weights and optimizer state are gathered by name in fp32. They then depend neither on the engine, nor on the number of
 processes or the ZeRO stage, so all may differ when a run is resumed.
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from system.distributed import autocast, broadcast, device, is_main, rank, world_size
-from utils import uses_deepspeed
+from utils import needs_deepspeed
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def start_engine(
     """Wrap a model for training on all processes.
 
     Returns:
-        DeepSpeed's engine, or a `TorchEngine` where it is not installed; `engine.module` is the model.
+        DeepSpeed's engine, or a `TorchEngine` where one process needs nothing of it; `engine.module` is the model.
     """
-    if not uses_deepspeed():
+    if not needs_deepspeed(config.zero_stage, config.offload):
         return TorchEngine(model, optimizer, schedule, config)
     deepspeed = _deepspeed()
     if config.zero_stage == 0:

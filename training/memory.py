@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from clips.batch import SrcInput
-from system import distributed
 from training.loader import SEARCHED
+from utils import installed
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def in_training(run: MemorySettings, clips: int, frames: int, described: bool) -
         yield "--text_encoder_freeze"
     if run.dtype == "fp32":
         yield "--dtype bf16"
-    if distributed.world_size() == 1 and run.zero_stage > 0 and not run.offload:
-        yield "--zero_stage 0 on one GPU"
-    if run.zero_stage > 0 and not run.offload:
+    if not run.offload and installed("deepspeed"):
         yield "--offload"
     yield f"--max_length below {frames} (this changes results)"
     if run.use_descriptions and not run.fusion_alone:

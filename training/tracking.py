@@ -26,7 +26,7 @@ from config import DatasetSpec
 from system import distributed
 from system.disk import Lines, explain, to_json, write_text
 from training.run_folder import RECORD, read_record
-from utils import git_revision, uses_deepspeed
+from utils import git_revision, needs_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +170,7 @@ def _record_so_far(folder: Path) -> dict[str, Any] | None:
 def _facts(arguments: Mapping[str, Any], step: int | None) -> dict[str, Any]:
     """Return the facts needed to reproduce this start of the program."""
     world = distributed.world_size()
+    engine = "deepspeed" if needs_deepspeed(arguments["zero_stage"], arguments["offload"]) else "torch"
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "what": "evaluation" if step is None else "training",
@@ -183,7 +184,7 @@ def _facts(arguments: Mapping[str, Any], step: int | None) -> dict[str, Any]:
         "device": _device(),
         "processes": world,
         "global_batch": arguments["batch_size"] * arguments["gradient_accumulation_steps"] * world,
-        "engine": ("deepspeed" if uses_deepspeed() else "torch") if step is not None else None,
+        "engine": None if step is None else engine,
         "arguments": arguments,
     }
 

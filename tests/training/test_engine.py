@@ -131,6 +131,10 @@ def test_one_process_takes_the_steps_of_two(tiny_corpus, tmp_path):
             torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+def with_deepspeed():
+    engine_module.needs_deepspeed = lambda *_: True
+
+
 def without_deepspeed():
     """Be a process where it cannot be imported."""
     sys.modules["deepspeed"] = None
@@ -142,7 +146,7 @@ def test_one_process_trains_alike_without_deepspeed(tiny_corpus, tmp_path):
     With its usual epsilon, AdamW makes whole steps of gradients that are nothing but rounding.
     """
     flags = "--epochs 2 --zero_stage 0 --gradient-clipping 0.1 --keep_last 0 --opt-eps 0.01 --lr 0.05".split()
-    outs = {"deepspeed": (tmp_path / "deepspeed", None), "torch": (tmp_path / "torch", without_deepspeed)}
+    outs = {"deepspeed": (tmp_path / "deepspeed", with_deepspeed), "torch": (tmp_path / "torch", without_deepspeed)}
     for engine, (out, before) in outs.items():
         said = start(tiny_corpus, out, *flags, before=before).finish()
         assert ("without DeepSpeed" in said) == (engine == "torch")
@@ -207,9 +211,12 @@ START = """
 import copy, sys, torch
 import utils
 from system import distributed
+from training import engine
 from training.build import from_flags
 from training.engine import EngineConfig, full_state_dict, load_full_state_dict, start_engine
 from training.optimization import OptimizerConfig, build_optimizer, build_schedule
+
+engine.needs_deepspeed = lambda *_: True
 
 def engine_of(model, flags):
     args = utils.parse_args([*flags.split(), "--gradient-accumulation-steps", "1"])

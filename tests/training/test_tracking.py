@@ -57,7 +57,7 @@ def test_every_start_is_kept(trained, corpus):
     assert (first["processes"], first["global_batch"]) == (1, 8)
     assert first["revision"] == utils.git_revision()
     assert first["versions"]["torch"] == torch.__version__  # with the CUDA version that it was built for
-    assert [start["engine"] for start in starts] == ["deepspeed", "deepspeed", None]
+    assert [start["engine"] for start in starts] == ["torch", "torch", None]
     assert first["dataset"]["text_unit"] == "char"
     assert set(first["data"]) == {"train", "dev", "test"}
     assert set(evaluated["data"]) == {"dev", "test"}
