@@ -67,12 +67,6 @@ def test_a_bad_pose_does_not_stop_the_others(poses, tmp_path, lines):
     assert "5 files written" in lines.text
 
 
-def test_hostile_poses(shared_real, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert describe(shared_real / "hostile", tmp_path / "out") > 0
-    assert not list(tmp_path.rglob("PWNED*"))
-
-
 def test_the_aspect_is_part_of_the_version():
     assert made_by_rules("en", 1.0) == f"rules {sentences.VERSION} en"
     assert made_by_rules("en", 4 / 3) == f"rules {sentences.VERSION} en aspect 1.33333"

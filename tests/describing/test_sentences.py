@@ -194,23 +194,3 @@ def test_of_real_people(shared_real):
     assert "thumb, index and middle fingers extended" in texts[90]
     assert all("Right hand at shoulder height" in texts[frame] for frame in (30, 60, 90))
     assert "Left hand" not in " ".join(texts)
-
-
-def test_agrees_with_other_rules(shared_real):
-    """The descriptions there come from other rules on the same points; they are right about the drawing."""
-    agree, asked = 0, 0
-    for path in sorted((shared_real / "descriptions" / "dev").glob("*.json"))[:40]:
-        pose = read_pose(shared_real / "fingerspelling" / "pose_format" / f"{path.stem}.pkl")
-        own = TemporalAligner().align(describe_pose(pose, "zh"), range(len(pose))).descriptions
-        for frame, text in re.findall(r'"(\d{6})\.jpg", "description": "([^"]*)"', path.read_text().encode().decode()):
-            theirs = json.loads(f'"{text}"')
-            for hand_said in ("右手", "左手"):
-                there, here = (
-                    re.search(rf"{hand_said}[^。]*(掌心|手背)朝向镜头", said)
-                    for said in (theirs, own[int(frame)] or "")
-                )
-                if there and here:
-                    asked += 1
-                    agree += there[1] == here[1]
-    assert asked > 80
-    assert agree > 0.93 * asked

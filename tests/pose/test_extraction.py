@@ -66,24 +66,6 @@ def test_a_person_who_is_missed_is_not_replaced_by_somebody_far_away():
     np.testing.assert_allclose(np.delete(places, [5, 6, 7]), 0.3, rtol=1e-6)
 
 
-def test_seen_long_counts_more_than_seen_large():
-    """Somebody walks through the picture close to the camera."""
-    frames = [[person(0.3, 0.1)] for _ in range(40)]
-    for t in range(5):
-        frames[10 + t].insert(0, person(0.9, 0.4))
-    np.testing.assert_allclose(follow(frames), 0.3, rtol=1e-6)
-
-
-def test_a_detection_too_many_changes_nothing():
-    """The same person found twice in a frame, and a thing taken for one."""
-    frames = [[person(0.3, 0.1)] for _ in range(20)]
-    frames[4] = [person(0.31, 0.1), person(0.3, 0.1)]
-    frames[9] = [person(0.95, 0.1), person(0.3, 0.1)]
-    places = follow(frames)
-    assert np.nanmax(np.abs(places - 0.3)) < 0.011
-    assert not np.isnan(places).any()
-
-
 def test_as_the_best_of_all_choices():
     """Against every way to choose, on small clips: sizes summed, less what jumps cost."""
     rng = np.random.default_rng(0)

@@ -18,11 +18,6 @@ pytest.importorskip("PIL", reason="needs the extra rgb")
 LENGTHS = (30, 19, 25, 6)
 
 
-@pytest.fixture(scope="module")
-def vectors(shared_reference):
-    return lambda name: np.load(shared_reference / name)
-
-
 def recorded_clips(vectors, monkeypatch, uni_sign):
     """The four recorded clips through `HandCrops`, with the recorded frames in the place of a video."""
     clips, videos = vectors("clips.npz"), vectors("rgb_frames.npz")
@@ -81,24 +76,6 @@ def test_boxes(vectors):
                 np.testing.assert_array_equal(boxes[side], cases[f"{case}.out.{side}_box"], err_msg=case)
             else:
                 assert boxes[side].shape == (0, 4)
-
-
-@pytest.mark.parity
-def test_boxes_of_clips(vectors):
-    clips, expected = vectors("clips.npz"), vectors("rgb_geometry.npz")
-    for i in range(3):
-        indices = {side: expected[f"clip{i}.{side}_sampled_indices"] for side in HANDS}
-        joints = {
-            side: clips[f"clip{i}.keypoints"][at[at >= 0]][:, PART_JOINTS[side]] * [128, 96]
-            for side, at in indices.items()
-        }
-        boxes, size = hand_boxes(joints)
-        assert size == expected[f"clip{i}.box_hw"]
-        for side in HANDS:
-            if indices[side][0] >= 0:
-                np.testing.assert_array_equal(boxes[side], expected[f"clip{i}.{side}_box"])
-                inside = (joints[side] - boxes[side][:, None, :2]) / size
-                np.testing.assert_array_equal(inside, expected[f"clip{i}.{side}_skeletons_norm"])
 
 
 # -- frames and videos -----------------------------------------------------------------------------------------------
