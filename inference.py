@@ -62,13 +62,10 @@ where it encodes texts and was frozen in training. From Python:
 """
 
 
-def get_args_parser() -> Parser:
-    """Build the argument parser."""
-    parser = Parser(
-        prog="inference.py",
-        description="Translate clips of your own, from videos or from their poses.",
-        epilog=EXAMPLES,
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid combinations, before any slow import."""
+    what = "Translate clips of your own, from videos or from their poses."
+    parser = Parser(prog="inference.py", description=what, epilog=EXAMPLES)
     add = parser.add_argument
     parser.add_argument("clips", metavar="CLIPS", help="a video, a pose file, a folder of them, or a camera's number")
     add(
@@ -105,12 +102,6 @@ def get_args_parser() -> Parser:
     add("--batch-size", type=int, default=8, help="clips at a time; default: 8")
     add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
     add("--max_new_tokens", type=int, default=100, help="maximum tokens of a generated sentence; default: 100")
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject invalid combinations, before any slow import."""
-    parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, n_best=1, person=0, max_length=0, batch_size=1, max_new_tokens=1)
     parser.between(args, "seconds", 1, LONGEST)
@@ -390,17 +381,8 @@ def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Transl
         extractor = load_extractor(args.extractor, args.models, "cpu" if args.device == "cpu" else "")
     from translator import Translator  # only now: torch is slow to import
 
-    translator = Translator.from_checkpoint(
-        args.checkpoint,
-        mt5_path=args.mt5_path,
-        text_encoder=args.text_encoder,
-        language=args.language,
-        max_length=args.max_length,
-        device=args.device,
-        dtype=args.dtype,
-        num_beams=args.num_beams,
-        max_new_tokens=args.max_new_tokens,
-    )
+    options = ["mt5_path", "text_encoder", "language", "max_length", "device", "dtype", "num_beams", "max_new_tokens"]
+    translator = Translator.from_checkpoint(args.checkpoint, **{name: getattr(args, name) for name in options})
     if (args.descriptions or args.describe) and not translator.model.config.use_descriptions:
         raise ValueError(f"--descriptions, --describe: {args.checkpoint} was trained without descriptions; drop them.")
     if args.live and translator.hand_crops:

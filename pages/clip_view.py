@@ -16,7 +16,7 @@ import torch
 
 from clips.packs import DescriptionPack, open_descriptions
 from datasets import S2T_Dataset
-from pages.elements import Html, data, element, folded, heat, table
+from pages.elements import Html, data, element, folded, heat, polyline, table
 from pages.run_folder import RunFolder
 from pages.words import words_data
 from pose.drawing import FULL, PATHS, picture_points, player_data
@@ -62,32 +62,24 @@ class Viewer:
 
     def open(self, device: str) -> None:
         """Load labels and weights; failures are added to `left_out`."""
-        spec = self.run.spec
-        if spec is None:
-            self.left_out.append("skeletons, gate and new translations: run.json does not say where the data lie.")
-            return
+        spec, path, lost = self.run.spec, self.run.weights, "skeletons, gate and new translations"
         try:
+            if spec is None:
+                raise ValueError("run.json does not say where the data lie.")
             self.dataset = S2T_Dataset(spec, self.split, task=self.run.task, max_bad_clips=1.0)
-        except (ValueError, OSError) as error:
-            self.left_out.append(f"skeletons, gate and new translations: {error}")
-            return
-        path, arguments = self.run.weights, self.run.last["arguments"]
-        if path is None:
-            self.left_out.append("gate and new translations: the folder has no best_checkpoint.pth.")
-            return
-        options = {key: arguments[key] for key in ("num_beams", "max_new_tokens", "dtype") if key in arguments}
-        if options.get("dtype") == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
-            options["dtype"] = "fp32"
-        try:
+            lost = "gate and new translations"
+            if path is None:
+                raise ValueError("the folder has no best_checkpoint.pth.")
+            arguments = self.run.last["arguments"]
+            options = {key: arguments[key] for key in ("num_beams", "max_new_tokens", "dtype") if key in arguments}
+            if options.get("dtype") == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+                options["dtype"] = "fp32"
             self.translator = Translator.from_checkpoint(path, device=device, **options)
-        except (ValueError, OSError) as error:
-            self.left_out.append(f"gate and new translations: {error}")
-            return
-        if self.translator.model.config.use_descriptions:
-            try:
+            lost = "descriptions"
+            if self.translator.model.config.use_descriptions:
                 self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(self.split))
-            except (ValueError, OSError) as error:
-                self.left_out.append(f"descriptions: {error}")
+        except (ValueError, OSError) as error:
+            self.left_out.append(f"{lost}: {error}")
 
     def described(self) -> set[str]:
         """Return the names of clips with a description file."""
@@ -207,22 +199,13 @@ def film(points: np.ndarray, ratio: float, told: str) -> Html:
     pictures = []
     for i in range(n):
         where = points[int((i + 0.5) * len(points) / n)] / FULL * size  # (J, 2)
+        dots = [(round(x), round(y) if x or y else None) for x, y in where]  # a gap where a joint was not found
         shapes = []
         for (kind, thickness), group in groupby(sorted(PATHS, key=lambda p: p[1:]), key=lambda p: p[1:]):
-            d = "".join(_polyline([where[joint] for joint in joints]) for joints, _, _ in group)
+            d = "".join(polyline([dots[joint] for joint in joints]) for joints, _, _ in group)
             shapes.append(element("path", d=d, class_=kind, stroke_width=thickness * 0.6))
         pictures.append(element("svg", shapes, viewBox=f"0 0 {size[0]} {size[1]}", aria_hidden="true"))
     return element("div", pictures, class_="film", role="img", aria_label=told)
-
-
-def _polyline(points: Sequence[np.ndarray]) -> str:
-    parts, pen_down = [], False
-    for x, y in points:
-        seen = bool(x or y)
-        if seen:
-            parts.append(f"{'L' if pen_down else 'M'}{x:.0f} {y:.0f}")
-        pen_down = seen
-    return "".join(parts)
 
 
 def _fit(lane: Lane, length: int) -> Lane:

@@ -134,7 +134,7 @@ def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = F
     drawn += [element("text", number(x), x=round(x_of(x), 1), y=HEIGHT - 6, text_anchor="middle") for x in x_ticks]
     for line in lines:
         dots = [(round(x_of(x), 1), None if y is None else round(y_of(y), 1)) for x, y in line.points]
-        drawn.append(element("path", d=_path(dots), class_=f"line {line.style}"))
+        drawn.append(element("path", d=polyline(dots), class_=f"line {line.style}"))
         if len(dots) <= 30 and "faint" not in line.style:
             drawn += [element("circle", cx=x, cy=y, r=2.5, class_=line.style) for x, y in dots if y is not None]
     drawn.append(element("path", class_="cursor", d=""))
@@ -160,7 +160,7 @@ def _values(line: Line) -> list[float]:
     return [y for _, y in line.points if y is not None]
 
 
-def _path(dots: Sequence[tuple[float, float | None]]) -> str:
+def polyline(dots: Sequence[tuple[float, float | None]]) -> str:
     """Return an SVG path through the points; a point without a value leaves a gap."""
     parts, pen_down = [], False
     for x, y in dots:
@@ -223,30 +223,6 @@ def number(value: float) -> str:
     ('0.001', '12.35', '1500', '0', '1.5e-07')
     """
     return f"{value:.4g}" if abs(value) < 10000 else f"{value:.0f}"
-
-
-class Bar(NamedTuple):
-    """A score with its interval and drawing style."""
-
-    style: str
-    value: float
-    interval: tuple[float, float]
-
-
-def intervals(bars: Sequence[Bar]) -> Html:
-    """Draw scores as dots and intervals as bars, on one scale from the lowest to the highest bound."""
-    low, high = min(bar.interval[0] for bar in bars), max(bar.interval[1] for bar in bars)
-
-    def at(value: float) -> float:
-        return round(4 + 132 * (value - low) / ((high - low) or 1), 1)
-
-    drawn = []
-    for row, bar in enumerate(bars):
-        y = 6 + 9 * row
-        drawn.append(element("path", d=f"M{at(bar.interval[0])} {y}H{at(bar.interval[1])}", class_=f"line {bar.style}"))
-        drawn.append(element("circle", cx=at(bar.value), cy=y, r=3, class_=bar.style))
-    height = 3 + 9 * len(bars)
-    return element("svg", drawn, viewBox=f"0 0 140 {height}", width=140, height=height, aria_hidden="true")
 
 
 def histogram(values: Sequence[float]) -> Html:

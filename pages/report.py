@@ -5,19 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import utils
 from pages.comparison import Judged
 from pages.elements import (
-    Bar,
     Html,
     Line,
     chart,
     element,
     folded,
-    intervals,
     join,
     number,
     page,
@@ -40,39 +39,39 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
     """Draw charts from log.txt and steps.jsonl."""
     from training.metrics import MAIN_METRIC
 
-    def over(key: str, words: str, style: str, *, steps: bool = False) -> list[Line]:
-        """Return one line per run for a key; missing values are None."""
-        found = []
+    get = partial(methodcaller, "get")
+
+    def over(
+        value: Callable[[dict], float | None], words: str = "", style: str = "", *, steps: bool = False
+    ) -> list[Line]:
+        """Return one line per run for a number of each epoch, or step; missing values are None."""
+        lines = []
         for run_, label, own in zip(runs, labels, STYLES, strict=False):
-            lines = run_.steps if steps else run_.epochs
-            x = "step" if steps else "epoch"
-            points = [(line[x] + (not steps), line.get(key)) for line in lines]
+            x, curve = ("step", run_.steps) if steps else ("epoch", run_.epochs)
+            points = [(line[x] + (not steps), value(line)) for line in curve]
             name = f"{label} {words}".strip() if len(runs) > 1 else words or label
-            found.append(Line(name, points, f"{own} {style}".strip()))
-        return found
+            lines.append(Line(name, points, f"{own} {style}".strip()))
+        return lines
 
     def smooth(line: Line) -> Line:
         points = thinned(line.points)
-        return Line(line.name, smoothed(points, max(1, len(points) // 20)), line.style.replace(" faint", ""))
+        return line._replace(points=smoothed(points, max(1, len(points) // 20)))
 
-    losses = over("loss", "", "", steps=True)
+    def waited(epoch: dict) -> float | None:
+        """Return the share of an epoch in which no batch was ready, in %."""
+        time, of = epoch.get("waited"), epoch.get("seconds")
+        return 100 * time / of if of and time is not None else None
+
+    losses = over(get("loss"), steps=True)
     raw = [line._replace(name="", style=f"{line.style} faint") for line in losses]
     metric = MAIN_METRIC[runs[0].task][0]
-    waiting = over("waited", "", "")
-    for i, run_ in enumerate(runs):
-        shares = [
-            (line["epoch"] + 1, 100 * line["waited"] / line["seconds"] if line.get("seconds") else None)
-            for line in run_.epochs
-            if line.get("waited") is not None
-        ]
-        waiting[i] = waiting[i]._replace(points=shares)
     charts = [
         ("Training loss, and its running mean", raw + list(map(smooth, losses)), "step", False),
-        ("Loss with smoothing", over("loss", "train", "") + over("dev_loss", "dev", "dashed"), "epoch", False),
-        ("Loss without smoothing", over("nll", "train", "") + over("dev_nll", "dev", "dashed"), "epoch", False),
-        (f"{title(metric)} on dev", over(f"dev_{metric}", "dev", "dashed"), "epoch", True),
-        ("Learning rate", over("lr", "", "", steps=True), "step", True),
-        ("Time waited for data, % of the epoch", waiting, "epoch", True),
+        ("Loss with smoothing", over(get("loss"), "train") + over(get("dev_loss"), "dev", "dashed"), "epoch", False),
+        ("Loss without smoothing", over(get("nll"), "train") + over(get("dev_nll"), "dev", "dashed"), "epoch", False),
+        (f"{title(metric)} on dev", over(get(f"dev_{metric}"), "dev", "dashed"), "epoch", True),
+        ("Learning rate", over(get("lr"), steps=True), "step", True),
+        ("Time waited for data, % of the epoch", over(waited), "epoch", True),
     ]
     drawn = [
         chart(name, lines, x, from_zero=from_zero)
@@ -123,33 +122,26 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     """Make a table per split: score and interval of each run and, for two runs, the difference."""
     parts: list[Html] = []
     for of_split in judged:
-        heads = ["95 % intervals", *labels, *(["difference", "p"] if len(labels) == 2 else [])]
+        names = [*labels, *(["difference", "p"] if len(labels) == 2 else [])]
+        keys = [element("span", class_=f"key {style}") for style in STYLES[: len(labels)]] + [Html()] * 2
+        head = [element("th", key, name, scope="col") for key, name in zip(keys, names, strict=False)]
         rows = []
         for metric in of_split.tallies[0]:
-            bars = bars_of(of_split, metric)
-            cells: list[str] = [intervals(bars)]
-            cells += [join(element("b", f"{bar.value:.2f}"), between(bar.interval)) for bar in bars]
-            if len(bars) == 2:
+            cells = [join(element("b", f"{value:.2f}"), between(bounds)) for value, bounds in of_split.standing(metric)]
+            if len(labels) == 2:
                 difference, bounds, p = of_split.difference(metric)
-                cells += [join(element("b", signed(difference)), between(bounds, signed)), f"{p:.3f}"]
-            row = [element("td", cell, data_label=name) for name, cell in zip(heads, cells, strict=True)]
-            name = element("th", title(metric), scope="row")
-            rows.append(element("tr", name, row, class_="main" if metric == of_split.main else None))
-        keys = [element("span", class_=f"key {style}") for style in STYLES[: len(labels)]]
-        keys = [Html(), *keys, *[Html()] * (len(heads) - 1 - len(keys))]
-        head = [element("th", key, name, scope="col") for key, name in zip(keys, heads, strict=True)]
-        parts.append(element("h3", f"{of_split.split}, {len(of_split.names)} clips"))
-        parts.append(
-            element("div", element("table", element("tr", element("th"), head), rows, class_="scores"), class_="wide")
-        )
+                cells += [join(element("b", signed(difference)), between(bounds, signed)), join(f"{p:.3f}")]
+            row = [element("td", cell, data_label=name) for name, cell in zip(names, cells, strict=True)]
+            first = element("th", title(metric), scope="row")
+            rows.append(element("tr", first, row, class_="main" if metric == of_split.main else None))
+        scores = element("table", element("tr", element("th"), head), rows, class_="scores")
+        parts += [
+            element("h3", f"{of_split.split}, {len(of_split.names)} clips"),
+            element("div", scores, class_="wide"),
+        ]
         if of_split.unshared:
-            parts.append(
-                element(
-                    "p",
-                    f"Up to {of_split.unshared} clips of one run are left out: the other lacks them.",
-                    class_="small",
-                )
-            )
+            told = f"Up to {of_split.unshared} clips of one run are left out: the other lacks them."
+            parts.append(element("p", told, class_="small"))
     if not parts:
         return Html()
     how = "Intervals: clips drawn anew 1000 times, 95 % of the draws."
@@ -159,11 +151,6 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     signatures = [element("li", f"{kind}: ", element("code", text)) for kind, text in judged[0].signatures.items()]
     listed = folded("Signatures", element("ul", signatures), open_=True)
     return section("Scores", parts, element("p", how, class_="small"), listed)
-
-
-def bars_of(judged: Judged, metric: str) -> list[Bar]:
-    """Return a score of each run as a bar in the run's colour."""
-    return [Bar(style, *found) for style, found in zip(STYLES, judged.standing(metric), strict=False)]
 
 
 def signed(value: float) -> str:
@@ -223,18 +210,7 @@ def sentences_section(judged: Judged, labels: Sequence[str]) -> Html:
     columns = [
         element("div", element("h3", name), [sentence(judged, i, labels) for i in clips]) for name, clips in lists
     ]
-    more = Html()
-    if len(labels) == 2:
-        sign = 1 if judged.higher_is_better else -1
-        together = sorted(order, key=lambda i: sign * sum(scores[i] for scores in judged.each))
-        more = folded(
-            "Best and worst of both",
-            element("div", [
-                element("div", element("h3", name), [sentence(judged, i, labels) for i in clips])
-                for name, clips in (("Best", together[::-1][:count]), ("Worst", together[:count]))
-            ], class_="columns"),
-        )  # fmt: skip
-    return section("Sentences", element("p", told), element("div", columns, class_="columns"), more)
+    return section("Sentences", element("p", told), element("div", columns, class_="columns"))
 
 
 def sentence(judged: Judged, i: int, labels: Sequence[str]) -> Html:
@@ -357,23 +333,6 @@ def clips_section(
     return section("Clips", element("p", told, class_="small"), parts)
 
 
-def headline(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
-    """Show the main score in large print."""
-    if not judged:
-        return Html()
-    of_split = judged[0]
-    tiles = []
-    for bar, label in zip(bars_of(of_split, of_split.main), labels, strict=True):
-        name = element("span", element("span", class_=f"key {bar.style}"), label)
-        below = element("small", f"{of_split.split} {title(of_split.main)}, 95 %", between(bar.interval))
-        tiles.append(element("div", name, element("b", f"{bar.value:.2f}"), below))
-    if len(labels) == 2:
-        difference, bounds, p = of_split.difference(of_split.main)
-        below = element("small", "95 %", between(bounds, signed), f", p = {p:.3f}")
-        tiles.append(element("div", element("span", "difference"), element("b", signed(difference)), below))
-    return element("div", tiles, class_="headline")
-
-
 def labels_of(places: Sequence[str]) -> list[str]:
     """Return short distinct names of the runs.
 
@@ -405,7 +364,6 @@ def build(
     left_out = [f"{label}: {why}" for run_, label in zip(runs, labels, strict=True) for why in run_.left_out]
     judged = judge(runs, split, left_out)
     parts = [
-        headline(judged, labels),
         scores_section(judged, labels),
         curves(runs, labels),
         sentences_section(judged[0], labels) if judged else Html(),
@@ -420,8 +378,8 @@ def build(
             for name, scores in run_.metrics.items()
         ]
         left_out.append("Scores and sentences: no split was written by " + ("both runs." if len(runs) == 2 else "it."))
-    names = [("Scores", 1), ("Learning curves", 2), ("Sentences", 3), ("Clips", 4), ("Settings", 5)]
-    links = [element("a", name, href=f"#{anchor(name)}") for name, i in names if parts[i]]
+    names = ("Scores", "Learning curves", "Sentences", "Clips", "Settings")
+    links = [element("a", name, href=f"#{anchor(name)}") for name, part in zip(names, parts, strict=True) if part]
     first = runs[0]
     spec = first.spec
     about = f"{first.task}{f' on {spec.name}' if spec else ''}"

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,10 @@ class RunFolder:
         run = cls(Path(place))
         if not run.folder.is_dir():
             raise FileNotFoundError(f"{place} is not a folder. Name the --output_dir of a run.")
-        record = run._try(read_record, run.folder / RECORD, run.folder)
+        record = run._try(lambda path: read_record(path.parent), RECORD)
         run.starts = [start for start in (record or {}).get("starts", []) if _is_start(start)]
-        run.epochs = run._curve("log.txt", ("epoch", "loss"))
-        run.steps = run._curve("steps.jsonl", ("step", "lr"))
+        run.epochs = [_numbers(line) for line in run._lines("log.txt", partial(_is_point, "epoch", "loss"))]
+        run.steps = [_numbers(line) for line in run._lines("steps.jsonl", partial(_is_point, "step", "lr"))]
         for split in SPLITS:
             run._read_split(split)
         if not (run.starts or run.epochs or run.steps or run.predictions or run.metrics):
@@ -107,28 +108,25 @@ class RunFolder:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def _try(self, read: Callable[[Path], Any], path: Path, argument: Path | None = None) -> Any:
+    def _try(self, read: Callable[[Path], Any], name: str) -> Any:
         """Read a file with `read`; on failure return None and add a line to `left_out`."""
+        path = self.folder / name
         if not path.is_file():
             trained = not self.starts or any(start["what"] == "training" for start in self.starts)
             if trained:  # an evaluation writes no curves
-                self.left_out.append(f"{path.name} is not there.")
+                self.left_out.append(f"{name} is not there.")
             return None
         try:
-            found = read(argument or path)
+            return read(path)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            found = None
-            self.left_out.append(f"{path.name} cannot be read: {str(error).removeprefix(f'{path} ')}")
-        return found
+            self.left_out.append(f"{name} cannot be read: {str(error).removeprefix(f'{path} ')}")
+            return None
 
-    def _curve(self, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-        """Return a curve's lines that have all these numbers."""
+    def _lines(self, name: str, is_whole: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Return a file's lines that are whole, and count the others in `left_out`."""
         path = self.folder / name
-        lines = self._try(read_lines, path) or []
-        good = [_numbers(line) for line in lines if isinstance(line, dict)]
-        good = [line for line in good if isinstance(line.get(keys[0]), int) and all(key in line for key in keys)]
-        good = [line for line in good if line[keys[0]] >= 0]
-        total = len([line for line in path.read_bytes().splitlines() if line.strip()]) if path.is_file() else 0
+        good = [line for line in self._try(read_lines, name) or [] if is_whole(line)]
+        total = sum(bool(line.strip()) for line in path.read_bytes().splitlines()) if path.is_file() else 0
         if path.is_file() and not total:
             self.left_out.append(f"{name} is empty.")
         if len(good) < total:
@@ -136,23 +134,14 @@ class RunFolder:
         return good
 
     def _read_split(self, split: str) -> None:
-        path = self.folder / f"{split}_metrics.json"
-        if path.is_file() and (found := self._try(_read_scores, path)) is not None:
+        scores, predictions = f"{split}_metrics.json", f"{split}_predictions.jsonl"
+        if (self.folder / scores).is_file() and (found := self._try(_read_scores, scores)) is not None:
             self.metrics[split] = found
-        path = self.folder / f"{split}_predictions.jsonl"
-        if not path.is_file():
-            if split in self.metrics:
-                self.left_out.append(f"{path.name} is not there: no sentences and intervals of {split}.")
-            return
-        rows = self._try(read_lines, path) or []
-        good = {row["name"]: row for row in rows if _is_prediction(row)}
-        total = len([line for line in path.read_bytes().splitlines() if line.strip()])
-        if len(good) < total:
-            self.left_out.append(
-                f"{path.name}: {total - len(good)} of {total} lines cannot be read; scores are of the others."
-            )
-        if good:
-            self.predictions[split] = good
+        if (self.folder / predictions).is_file():
+            if rows := self._lines(predictions, _is_prediction):
+                self.predictions[split] = {row["name"]: row for row in rows}
+        elif split in self.metrics:
+            self.left_out.append(f"{predictions} is not there: no sentences and intervals of {split}.")
 
     def _settle_how_texts_are_scored(self) -> None:
         """Set task, text unit and tokenizer from run.json or, without it, guess them from the files."""
@@ -185,13 +174,14 @@ def _is_start(start: object) -> bool:
     )
 
 
-def _is_prediction(row: object) -> bool:
-    keys = ("name", "reference", "hypothesis")
-    return (
-        isinstance(row, dict)
-        and all(isinstance(row.get(key), str) and len(row[key]) <= MAX_TEXT for key in keys)
-        and bool(row["reference"].strip())
-    )
+def _is_point(x: str, y: str, line: dict[str, Any]) -> bool:
+    line = _numbers(line)
+    return isinstance(line.get(x), int) and line[x] >= 0 and y in line
+
+
+def _is_prediction(row: dict[str, Any]) -> bool:
+    texts = [row.get(key) for key in ("name", "reference", "hypothesis")]
+    return all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts) and bool(row["reference"].strip())
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:

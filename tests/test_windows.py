@@ -82,7 +82,7 @@ def test_programs_start(windows, tmp_path):
     programs = [
         drive(ROOT / f"{name}.py") for name in ("fine_tuning", "pre_training_checklist", "describe", "inference")
     ]
-    tools = "demo_page export extract_poses import_table pack_dataset picture report small_mt5".split()
+    tools = "demo_page export extract_poses import_table pack_dataset report small_mt5".split()
     programs += [f"tools.{name}" for name in tools]
     lost = drive(tmp_path / "lost.toml")
     wrong = {

@@ -18,8 +18,8 @@ import socketserver
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,8 +57,8 @@ Open the address that is printed, in a browser on this computer. Ctrl-C ends it.
 """
 
 
-def get_args_parser() -> Parser:
-    """Build the argument parser."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid values, before any slow import."""
     parser = Parser(
         prog="python -m tools.demo_page",
         description="Serve a page on which a model can be tried, to this computer alone.",
@@ -75,12 +75,6 @@ def get_args_parser() -> Parser:
     add("--device", default="", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
     add("--num_beams", type=int, default=4, help=f"of the search for sentences, at least {N_BEST}; default: 4")
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject invalid values, before any slow import."""
-    parser = get_args_parser()
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port}: must lie in 0 to 65535; 0 takes one that is free.")
@@ -110,52 +104,33 @@ class Question:
     aspect: float = 1.0
     person: int = 0
 
-    def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: a value that the page never sends.
-        """
-        if not (isinstance(self.name, str) and isinstance(self.content, str)):
-            raise ValueError("the request's texts are no texts.")
-        if self.texts not in ("rules", "file", "none"):
-            raise ValueError(f"descriptions: {self.texts!r} is none of rules, file, none.")
-        if not isinstance(self.aspect, int | float) or not ASPECTS[0] <= self.aspect <= ASPECTS[1]:
-            raise ValueError(f"aspect: {self.aspect!r} must be between {ASPECTS[0]} and {ASPECTS[1]}.")
-        if not isinstance(self.person, int) or not 0 <= self.person < 1000:
-            raise ValueError(f"person: {self.person!r} must be a number from 0.")
-
     @classmethod
     def of(cls, body: bytes) -> tuple[Question, bytes]:
         """Split a request into a line of JSON and the file.
 
         Raises:
-            ValueError: the request is invalid.
+            ValueError: the page never sends such a request.
         """
         line, _, file = body.partition(b"\n")
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict) or not set(values) <= {field.name for field in fields(cls)}:
+            question = cls(**json.loads(line))
+        except (TypeError, ValueError, RecursionError):
+            question = None
+        if question is None or not question.is_the_pages():
             raise ValueError("the request is none of this page; reload it.")
-        return cls(**{"name": "", **values}), file
+        return question, file
 
-
-@dataclass
-class _Asked:
-    """An extractor that ends at the next image when nobody waits for its poses."""
-
-    extractor: Extractor
-    still_asked: Callable[[], None]
-    label: str = ""
-
-    def start(self) -> None:
-        self.extractor.start()
-
-    def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.still_asked()
-        return self.extractor(picture)
+    def is_the_pages(self) -> bool:
+        """Return whether the page can have sent these values."""
+        return (
+            isinstance(self.name, str)
+            and isinstance(self.content, str)
+            and self.texts in ("rules", "file", "none")
+            and isinstance(self.aspect, int | float)
+            and ASPECTS[0] <= self.aspect <= ASPECTS[1]
+            and isinstance(self.person, int)
+            and 0 <= self.person < 1000
+        )
 
 
 class Demo:
@@ -236,7 +211,8 @@ class Demo:
 
     def _pose(self, path: Path, question: Question, still_asked: Callable[[], None]) -> tuple[Pose, float, float]:
         """Return a file's pose, the aspect ratio of its images, and the frames per second (0 if unknown)."""
-        from pose.video import read_facts
+        from pose.extraction import extract_pose
+        from pose.video import read_facts, read_pictures
         from translator import load_pose
 
         if path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -244,8 +220,14 @@ class Demo:
         if self.extractor is None:
             raise ValueError(f"{path}: is a video. {self.no_extractor}")
         facts = read_facts(path)
-        extractor = _Asked(self.extractor, still_asked)
-        return load_pose(path, question.person, extractor), facts.width / facts.height, round(facts.fps, 3)
+
+        def pictures() -> Iterator[np.ndarray]:
+            for picture in read_pictures(path):
+                still_asked()
+                yield picture
+
+        found = extract_pose(pictures(), self.extractor, question.person, path)
+        return found.pose, facts.width / facts.height, round(facts.fps, 3)
 
     def _texts(self, question: Question, path: Path, pose: Pose, aspect: float) -> Mapping[int, str] | None:
         """Return a clip's descriptions; None if not requested or not supported by the model."""
@@ -257,8 +239,7 @@ class Demo:
         if question.texts == "file":
             path.write_text(question.content, encoding="utf-8")
             return load_descriptions(path, pose)
-        language = description_language(self.translator.model.config.language)
-        return describe_pose(pose, language, aspect)
+        return describe_pose(pose, description_language(self.translator.model.config.language), aspect)
 
     def _sentences(self, pose: Pose, texts: Mapping[int, str] | None, video: Path | None) -> dict[str, Any]:
         """Return sentences with and without descriptions, each frame's text and gate, and what led to which word."""
@@ -343,18 +324,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
         self.send_response(status)
-        for name, value in (
-            ("Content-Type", kind),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            (
-                "Content-Security-Policy",
-                "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
-            ),
-            ("Cross-Origin-Resource-Policy", "same-origin"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Referrer-Policy", "no-referrer"),
-        ):
+        policy = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "Content-Security-Policy": policy,
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -382,11 +361,8 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), Handler)
         except OSError as error:
-            cause = (
-                "is in use, perhaps by another tools/demo_page.py"
-                if error.errno == errno.EADDRINUSE
-                else error.strerror
-            )
+            in_use = error.errno == errno.EADDRINUSE
+            cause = "is in use, perhaps by another tools/demo_page.py" if in_use else error.strerror
             raise ValueError(f"--port {port}: {cause}. Give another one; 0 takes any that is free.") from None
         self.demo, self.facts = demo, demo.facts(checkpoint, max_bytes)
         ending = "" if self.server_port == 80 else f":{self.server_port}"  # browsers omit the default port
@@ -427,20 +403,14 @@ def main(args: argparse.Namespace) -> None:
     extractor = find_extractor(args)
     from translator import Translator  # only now: torch is slow to import
 
-    translator = Translator.from_checkpoint(
-        args.checkpoint,
-        mt5_path=args.mt5_path,
-        text_encoder=args.text_encoder,
-        language=args.language,
-        device=args.device,
-        dtype=args.dtype,
-        num_beams=args.num_beams,
-    )
+    options = ("mt5_path", "text_encoder", "language", "device", "dtype", "num_beams")
+    translator = Translator.from_checkpoint(args.checkpoint, **{name: getattr(args, name) for name in options})
     demo = Demo(translator, *extractor)
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server, sigterm_as_ctrl_c():
         try:
-            where = f"http://{HOST}:{server.server_port}/"
-            sys.stdout.write(f"{where} is the page, for this computer alone. Ctrl-C ends it.\n")
+            sys.stdout.write(
+                f"http://{HOST}:{server.server_port}/ is the page, for this computer alone. Ctrl-C ends it.\n"
+            )
             sys.stdout.flush()
             server.serve_forever()
         except KeyboardInterrupt:

@@ -1,6 +1,4 @@
-"""Export a trained model to a self-contained folder, or to Uni-Sign's format.
-
-The folder holds these files, which other programs can read, too:
+"""Export a trained model to a self-contained folder, with these files, which other programs can read, too:
 
     README.md           how to use it
     model.json          config, and origin of the model
@@ -9,22 +7,19 @@ The folder holds these files, which other programs can read, too:
     text_encoder/       with descriptions: a text encoder, likewise
     code/               copies of this project's modules for translation, without training
 
-Uni-Sign's format is `{"model": state_dict}` with its names, in its order.
-
 Shapes: V tokens of a trimmed vocabulary, D mT5's d_model.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,62 +33,30 @@ if TYPE_CHECKING:
     from config import ModelConfig
 
 HERE = Path(__file__).resolve().parents[1]
-FORMATS = ("folder", "uni_sign")
-VOCABULARIES = ("as_it_is", "full", "trimmed")
 EXAMPLES = """examples:
-  python -m tools.export --checkpoint output_multimodal/best_checkpoint.pth --to folder --out my_model
+  python -m tools.export --checkpoint output_multimodal/best_checkpoint.pth --out my_model
   python inference.py clip.pose --checkpoint my_model
   python my_model/code/inference.py clip.pose --checkpoint my_model     the same, without this repository
-  python -m tools.export --checkpoint output_baseline/best_checkpoint.pth --to uni_sign --out uni_sign.pth
-  python -m tools.export --checkpoint best.pth --to folder --out small --vocabulary trimmed --texts labels.train
+  python -m tools.export --checkpoint best.pth --out small --texts labels.train
 
-Vocabularies: `trimmed` leaves the tokens that --texts need, and ASCII, punctuation and bytes; what a trimmed model
-writes is what the full one would write if it were held to these tokens. `full` gives a model that was trained with
---trim_vocab all tokens of mT5 again: the rows that it has not trained come from --base, or else from --mt5_path.
+With --texts the model keeps the tokens that these texts need, and ASCII, punctuation and bytes; what it writes is what
+the full one would write if it were held to these tokens.
 """
 
 
-def get_args_parser() -> Parser:
-    """Build the argument parser."""
-    parser = Parser(
-        prog="python -m tools.export",
-        description="Take a trained model elsewhere.",
-        epilog=EXAMPLES,
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, before any slow import."""
+    parser = Parser(prog="python -m tools.export", description="Take a trained model elsewhere.", epilog=EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or weights of Uni-Sign")
-    add("--to", required=True, choices=FORMATS, help="a folder that stands alone, or a .pth file for Uni-Sign's code")
-    add("--out", required=True, metavar="PATH", help="the folder or file to write")
+    add("--out", required=True, metavar="DIR", help="the folder to write")
     add("--overwrite", action="store_true", help="replace what an earlier export has written there")
-    add("--vocabulary", default="as_it_is", choices=VOCABULARIES, help="default: as_it_is")
-    add("--texts", nargs="+", default=[], metavar="FILE", help="for trimmed: label files, description folders, .txt")
-    add("--base", default="", metavar="FILE", help="for full: the weights that the training started from")
-    add("--drop_descriptions", action="store_true", help="for uni_sign: leave the text branch out; sentences change")
+    texts = "trim the vocabulary to these: label files, description folders, .txt; default: no trimming"
+    add("--texts", nargs="+", default=[], metavar="FILE", help=texts)
     add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
     add("--text_encoder", default="", metavar="DIR", help="default: that of training")
     add("--language", default="", help="of the prompt, for weights without a config; default: Chinese")
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject invalid combinations, before any slow import."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
-    parser.refuse(_faults(args))
-    return args
-
-
-def _faults(args: argparse.Namespace) -> Iterator[str]:
-    if args.to == "uni_sign" and not args.out.endswith(".pth"):
-        yield f"--out {args.out}: Uni-Sign's format is a file; let it end in .pth."
-    if args.vocabulary == "trimmed" and not args.texts:
-        yield "--vocabulary trimmed needs --texts, what the model must still read and write."
-    if args.texts and args.vocabulary != "trimmed":
-        yield "--texts is for --vocabulary trimmed."
-    if args.base and args.vocabulary != "full":
-        yield "--base is for --vocabulary full."
-    if args.drop_descriptions and args.to != "uni_sign":
-        yield "--drop_descriptions is for --to uni_sign."
+    return parser.parse_args(argv)
 
 
 @dataclass
@@ -138,92 +101,18 @@ def read(args: argparse.Namespace) -> Model:
     return Model(weights, config, facts, kept_tokens(weights, args.checkpoint, "--checkpoint"), folder)
 
 
-# -- vocabulary ------------------------------------------------------------------------------------------------------
-
-
-def with_vocabulary(model: Model, args: argparse.Namespace) -> Model:
-    """Convert the model to the vocabulary of the command line."""
-    if args.vocabulary == "trimmed":
-        return trimmed(model, args.texts)
-    if args.vocabulary == "full":
-        return filled_up(model, args.base)
-    return model
-
-
 def trimmed(model: Model, sources: Sequence[str]) -> Model:
     """Trim the model to the tokens that texts need."""
     from network.vocabulary import KEPT_TOKENS, Tokenizer, choose, matrices
     from synthetic.small_mt5 import read_texts
 
     if model.kept is not None:
-        raise ValueError("--vocabulary trimmed: this model's vocabulary is trimmed already; leave the flag out.")
+        raise ValueError("--texts: this model's vocabulary is trimmed already; leave the flag out.")
     full = Tokenizer(model.mt5_folder)
     texts = [text for source in sources for text in read_texts(source, glosses=True)]
     kept = choose(full, [model.config.prompt, *texts])
     rows = {name: model.weights[name][kept] for name in matrices(model.weights, model.config)}
     return replace(model, weights={**model.weights, **rows, KEPT_TOKENS: kept}, kept=kept)
-
-
-def filled_up(model: Model, base: str) -> Model:
-    """Restore the full vocabulary: insert the trained rows into the matrices of a full model."""
-    from network.mt5 import load_mt5
-    from network.vocabulary import KEPT_TOKENS, matrices, move_rows
-    from training.weight_files import ENCODER_PREFIX, read_weights, repeated
-
-    if model.kept is None:
-        return model
-    if base:
-        whole = read_weights(base, "--base")[0]
-    else:
-        whole = {f"mt5_model.{name}": value for name, value in load_mt5(model.mt5_folder).state_dict().items()}
-    filled: dict[str, torch.Tensor] = {}
-    for name in matrices(model.weights, model.config):
-        source = repeated(name)
-        of_mt5 = source.replace(ENCODER_PREFIX, "mt5_model.")  # the text encoder was also initialised from mT5
-        rows = whole.get(source, whole.get(of_mt5))
-        if rows is None or rows.shape[1:] != model.weights[name].shape[1:] or len(rows) <= model.kept.max():
-            where = f"--base: {base}" if base else f"--mt5_path: {model.mt5_folder}"
-            raise ValueError(f"{where}: has no {source} of all tokens that fits. Name other weights with --base.")
-        if source not in filled:
-            filled[source] = move_rows(model.weights[name], model.kept, rows, None)
-        filled[name] = filled[source]
-    weights = {name: value for name, value in model.weights.items() if name != KEPT_TOKENS}
-    return replace(model, weights=weights | filled, kept=None)
-
-
-# -- the two formats -------------------------------------------------------------------------------------------------
-
-
-def write_uni_sign(model: Model, out: Path, drop_descriptions: bool) -> None:
-    """Write Uni-Sign's format atomically.
-
-    Raises:
-        ValueError: the model has a text branch and `drop_descriptions` is False.
-    """
-    import torch
-
-    from network.vocabulary import KEPT_TOKENS
-    from training.weight_files import repeated
-    from training.weights import FUSION_PREFIXES, TEXT_ENCODER_PREFIX
-
-    branch = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
-    if any(name.startswith(branch) for name in model.weights) and not drop_descriptions:
-        raise ValueError(
-            "--to uni_sign: Uni-Sign has no place for descriptions. Add --drop_descriptions to leave the text branch "
-            "out (this model's sentences will be others, it was trained with it), or export --to folder."
-        )
-    own = {n: v for n, v in model.weights.items() if not n.startswith(branch) and n != KEPT_TOKENS}
-    weights = {name: own[repeated(name)] for name in own}
-    require_room(out, n_bytes(weights))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, partial(torch.save, {"model": weights}))
-
-
-def n_bytes(weights: Mapping[str, torch.Tensor]) -> int:
-    """Return the storage size of weights in bytes; shared weights count once."""
-    from training.weight_files import repeated
-
-    return sum(value.nbytes for name, value in weights.items() if repeated(name) == name)
 
 
 def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
@@ -242,20 +131,22 @@ def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
 def write_folder(model: Model, out: Path, made_from: str) -> None:
     """Write a self-contained folder atomically."""
     from network.vocabulary import Tokenizer, folder_config
-    from training.weight_files import save_safetensors
+    from text_fusion_modules import TextEncoder
+    from training.weight_files import repeated, save_safetensors
 
     mt5, encoder, rest = divided(model.weights)
     kind = ("trained" if encoder else "frozen") if model.config.use_descriptions else ""
     encoder_folder = Path(model.config.text_encoder or model.mt5_folder)
     if kind == "frozen":
-        encoder = frozen_encoder(encoder_folder)
+        encoder = TextEncoder(encoder_folder).encoder.state_dict()
     described = folder_config(encoder_folder)
     if encoder and described.get("is_encoder_decoder") and described.get("model_type") != "mt5":
         raise ValueError(
-            f"--to folder: the text encoder {encoder_folder} is half of an encoder-decoder that is not mT5, and cannot "
-            "stand alone. Take the checkpoint and that folder to where they are needed."
+            f"--checkpoint: the text encoder {encoder_folder} is half of an encoder-decoder that is not mT5, and "
+            "cannot stand alone. Take the checkpoint and that folder to where they are needed."
         )
-    require_room(out, sum(map(n_bytes, (mt5, encoder, rest))) + (1 << 22))
+    own = [x.nbytes for part in (mt5, encoder, rest) for name, x in part.items() if repeated(name) == name]
+    require_room(out, sum(own) + (1 << 22))
     facts = {
         "config": {**asdict(model.config), "text_encoder": ""},
         "text_encoder": kind,
@@ -270,17 +161,10 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
         save_safetensors(folder / "model.safetensors", rest)
         write_mt5(folder / "mt5", mt5, model.mt5_folder, Tokenizer(model.mt5_folder, model.kept))
         if encoder:
-            own = kind == "trained" and not model.config.text_encoder
-            write_encoder(folder / "text_encoder", encoder, encoder_folder, model.kept if own else None)
+            is_mt5s = kind == "trained" and not model.config.text_encoder
+            write_encoder(folder / "text_encoder", encoder, encoder_folder, model.kept if is_mt5s else None)
         write_code(folder / "code", model.config.rgb_support)
         write_text(folder / "README.md", README)
-
-
-def frozen_encoder(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of the frozen text encoder with which a model was trained."""
-    from text_fusion_modules import TextEncoder
-
-    return TextEncoder(folder).encoder.state_dict()
 
 
 def write_mt5(folder: Path, weights: dict[str, torch.Tensor], source: Path, tokenizer: Any) -> None:
@@ -316,7 +200,7 @@ def write_encoder(folder: Path, weights: dict[str, torch.Tensor], source: Path, 
 
 def write_code(folder: Path, reads_videos: bool) -> None:
     """Copy the modules that `inference.py` needs, in their folders, and list its packages in requirements.txt."""
-    for path in sorted({source_of(module) for module in needed_modules("inference")}):
+    for path in sorted(needed_files("inference.py")):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(HERE / path, folder / path)
     wanted = ("torch", "transformers", "sentencepiece", "safetensors", "numpy", "tqdm")
@@ -328,32 +212,12 @@ def write_code(folder: Path, reads_videos: bool) -> None:
     write_text(folder / "requirements.txt", "".join(f"{pin}\n" for pin in pins))
 
 
-def source_of(module: str) -> Path:
-    """Return where a module or package of this project would lie, relative to the checkout."""
-    path = Path(*module.split("."))
-    return path / "__init__.py" if (HERE / path / "__init__.py").is_file() else path.with_suffix(".py")
-
-
-def needed_modules(module: str) -> set[str]:
-    """Return the project's modules that a module imports, directly or indirectly, with their packages and itself."""
-    needed: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name and name not in needed and (HERE / source_of(name)).is_file():
-            needed.add(name)
-            waiting += [name.rpartition(".")[0], *imported(HERE / source_of(name))]
-    return needed
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Yield the names of modules that a file imports, at the top or in functions; some may be names in a module."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def needed_files(program: str) -> set[Path]:
+    """Return the files of this project that a program imports, at the top or in functions, and itself."""
+    finder = ModuleFinder([str(HERE)])
+    finder.run_script(str(HERE / program))
+    paths = [getattr(module, "__file__", None) for module in finder.modules.values()]
+    return {Path(path).relative_to(HERE) for path in paths if path}
 
 
 README = """# A sign language translation model
@@ -378,45 +242,36 @@ The weights derive from those they were started from and from the data they were
 """
 
 
-def check_target(out: Path, to: str, overwrite: bool) -> None:
+def check_target(out: Path, overwrite: bool) -> None:
     """Refuse to replace anything except an earlier export with --overwrite.
 
     Raises:
         ValueError: the path exists and must not be replaced.
     """
-    if not out.exists() or (out.is_dir() and to == "folder" and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
         raise ValueError(f"--out: {out} exists. Give another name, or --overwrite to replace it.")
-    if to == "folder" and not (out / MODEL_JSON).is_file():
+    if not (out / MODEL_JSON).is_file():
         raise ValueError(
             f"--out: {out} is no folder that tools/export.py wrote; it is not replaced. Give another name."
         )
-    if to == "uni_sign" and out.is_dir():
-        raise ValueError(f"--out: {out} is a folder. Give the name of a file.")
 
 
 def main(args: argparse.Namespace) -> None:
     """Export the model."""
-    require_paths(**{flag: getattr(args, flag) for flag in ("checkpoint", "base", "mt5_path", "text_encoder")})
+    require_paths(**{flag: getattr(args, flag) for flag in ("checkpoint", "mt5_path", "text_encoder")})
     require_paths(texts=next((path for path in args.texts if not Path(path).exists()), ""))
     out = Path(args.out)
-    check_target(out, args.to, args.overwrite)
-    model = with_vocabulary(read(args), args)
-    if args.to == "folder":
-        write_folder(model, out, Path(args.checkpoint).name)
-    else:
-        write_uni_sign(model, out, args.drop_descriptions)
-    files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
-    size = sum(path.stat().st_size for path in files)
+    check_target(out, args.overwrite)
+    model = read(args)
+    if args.texts:
+        model = trimmed(model, args.texts)
+    write_folder(model, out, Path(args.checkpoint).name)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     tokens = len(model.weights["mt5_model.shared.weight"])
     sys.stdout.write(f"{out}: {size / 1e6:.1f} MB, {tokens} tokens.\n")
-    if args.to == "folder":
-        sys.stdout.write(f"try: python inference.py CLIP --checkpoint {out}\n")
-    elif model.kept is not None:
-        sys.stdout.write(
-            "its mT5 in Uni-Sign must be the one that --to folder writes into mt5/: it has these tokens.\n"
-        )
+    sys.stdout.write(f"try: python inference.py CLIP --checkpoint {out}\n")
 
 
 if __name__ == "__main__":

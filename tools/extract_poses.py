@@ -44,8 +44,8 @@ frame; 1 is the next, such as an interpreter beside a speaker. Look at the resul
 """
 
 
-def get_args_parser() -> Parser:
-    """Build the argument parser."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid combinations, before any slow import."""
     parser = Parser(
         prog="python -m tools.extract_poses",
         description="Find the poses in a folder of videos.",
@@ -68,12 +68,6 @@ def get_args_parser() -> Parser:
     add("--overwrite", action="store_true", help="make files again that are there")
     add("--check", action="store_true", help="only compare the files that are there with their videos; make none")
     add("--look", default="", metavar="DIR", help="also draw some frames of each new file, NAME.jpg; needs pillow")
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject invalid combinations, before any slow import."""
-    parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, num_workers=1, person=0)
     parser.refuse(_faults(args))

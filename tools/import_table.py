@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import hashlib
@@ -59,8 +60,8 @@ A column train/dev/test splits the clips. Without one, dev and test get a tenth 
 table says who signs and there are three, or other videos. The same table always gives the same split."""
 
 
-def get_args_parser() -> Parser:
-    """Build the argument parser."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(prog="python -m tools.import_table", description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     parser.add_argument("table", metavar="TABLE", help=".xlsx, .csv or .tsv")
@@ -68,7 +69,7 @@ def get_args_parser() -> Parser:
     add("--out", required=True, metavar="DIR", help="where labels.csv and dataset.toml go")
     add("--language", default="", help="of the sentences, as mT5 is told; default: by their letters, else English")
     add("--split", default="", choices=("signer", "random"), help="in place of the table's; default: see below")
-    return parser
+    return parser.parse_args(argv)
 
 
 class Files:
@@ -382,7 +383,7 @@ def _aspect(files: Files) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Import a table; return the exit status."""
-    args = get_args_parser().parse_args(argv)
+    args = parse_args(argv)
     out = Path(args.out)
     if there := [str(out / name) for name in ("labels.csv", "dataset.toml") if (out / name).exists()]:
         raise ValueError(f"--out: {' and '.join(there)} exist already. Remove them, or name another folder.")

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +40,8 @@ whole; one that was stopped starts from the beginning.
 """
 
 
-def get_args_parser() -> Parser:
-    """Build the argument parser."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Pack or verify."""
     parser = Parser(
         prog="python -m tools.pack_dataset",
         description="Pack a data set's poses and descriptions into a few files that are mapped into memory.",
@@ -54,12 +54,6 @@ def get_args_parser() -> Parser:
     add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read; default: one per core")
     add("--verify", action="store_true", help="write nothing: read the packs in --out, and say whether they are whole")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Pack or verify."""
-    parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, workers=1)
     require_paths(root=args.root)
@@ -161,18 +155,13 @@ def verify(out: Path) -> None:
         kinds = {POSES: PosePack, DESCRIPTIONS: DescriptionPack}
         try:
             pack = kinds.get(folder.parent.name, PosePack)(folder)
-            faults = pack.verify(partial(shown, folder=folder))
+            faults = pack.verify(partial(progress, title=f"{folder.parent.name}/{folder.name}"))
         except ValueError as error:
             faults = [str(error)]
         sys.stdout.write(f"{folder}: {f'{len(faults)} faults' if faults else f'{len(pack)} clips, whole'}\n")
         damaged += faults
     if damaged:
         raise ValueError(f"--verify: {len(damaged)} faults; the first: {damaged[0]}")
-
-
-def shown(keys: Iterable[str], folder: Path) -> Iterator[str]:
-    """Iterate over the keys with a progress bar."""
-    return progress(keys, f"{folder.parent.name}/{folder.name}")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ or damaged in the folder, or has moved away (data, weights), is left out, and th
 the clips that both have written. Exit status: 0 when the page is written."""
 
 
-def get_args_parser() -> Parser:
-    """Build the argument parser."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid values, before any slow import."""
     parser = Parser(
         prog="python -m tools.report",
         description="Write one HTML page about a run, or two runs side by side.",
@@ -46,12 +46,6 @@ def get_args_parser() -> Parser:
     )
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
     add("--device", default="", choices=("cpu", "cuda"), help="for new translations; default: cuda if there is one")
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject invalid values, before any slow import."""
-    parser = get_args_parser()
     args = parser.parse_args(argv)
     if len(args.runs) > 2:
         parser.error(f"{len(args.runs)} runs: a page has one, or compares two.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import os
@@ -104,8 +103,3 @@ class Browser:
         root = self._call("DOM.getDocument")["root"]["nodeId"]
         node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self._call("DOM.setFileInputFiles", files=[str(path.resolve())], nodeId=node)
-
-    def screenshot(self, path: Path) -> None:
-        """Take a picture of the whole page."""
-        content = self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(content))

@@ -12,6 +12,7 @@ from network.mt5 import MT5, load_mt5
 from network.rgb_branch import MBConv
 from network.vocabulary import Tokenizer
 from text_fusion_modules import TextEncoder
+from training.weight_files import save_weights
 
 
 def as_in_transformers(mt5: MT5ForConditionalGeneration) -> MT5ForConditionalGeneration:
@@ -48,3 +49,9 @@ def new_model(folder: Path, kept: torch.Tensor | None = None, **changes: Any) ->
     if config.use_descriptions:
         read_texts(model)
     return model
+
+
+def save_model(model: Uni_Sign, path: Path, mt5_folder: Path, max_length: int = 256) -> Path:
+    """Write a checkpoint of a model that was made with `new_model`."""
+    save_weights(path, model.state_dict(), model.config, mt5_path=str(mt5_folder), max_length=max_length)
+    return path

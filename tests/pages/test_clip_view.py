@@ -130,17 +130,6 @@ def test_without_descriptions_the_model_speaks_all_the_same(two_runs, tmp_path):
     assert lane.own == [0] * len(lane.gate)
 
 
-def test_packed_data_show_the_same(two_runs, fusion, tmp_path):
-    from clips.packs import POSES, pack_pose, write_pack
-
-    pose_dir = fusion.run.last["dataset"]["pose_dir"]
-    contents = [pack_pose((pose_dir, path.name)) for path in fusion.dataset.pose_paths.values()]
-    write_pack(tmp_path / "pack", POSES, pose_dir, contents)
-    packed = viewer(changed(two_runs[1], tmp_path / "run", pose_dir=tmp_path / "pack"), "fusion", "b")
-    name = fusion.dataset.names[0]
-    assert section([packed], name) == section([fusion], name)
-
-
 @pytest.mark.parametrize("error", [ValueError("out of GPU memory"), FileNotFoundError("out of GPU memory")])
 def test_a_clip_that_fails_is_told(fusion, monkeypatch, error):
     def fail(*_):

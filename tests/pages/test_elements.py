@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pages import elements
-from pages.elements import Bar, Html, Line, chart, data, element, heat, intervals, join, number, page, table, ticks
+from pages.elements import Html, Line, chart, data, element, heat, join, number, page, table, ticks
 
 BAD = "</script><img src=x onerror=alert(1)>&\"'"
 
@@ -67,12 +67,6 @@ def test_ticks_are_round_and_within(low, high):
     steps = {number(b - a) for a, b in zip(found, found[1:], strict=False)}
     assert len(steps) == 1
     assert steps.pop().strip("0.").replace("e", "")[0] in "125"
-
-
-def test_intervals_share_a_scale():
-    made = intervals([Bar("a", 10.0, (5.0, 15.0)), Bar("b", 20.0, (15.0, 25.0))])
-    assert re.findall(r'd="M([\d.]+) \d+H([\d.]+)"', made) == [("4.0", "70.0"), ("70.0", "136.0")]
-    assert "nan" not in intervals([Bar("a", 0.0, (0.0, 0.0))])
 
 
 def test_heat_goes_from_the_smallest_to_the_largest():

