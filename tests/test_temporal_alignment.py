@@ -18,7 +18,7 @@ def align_slowly(descriptions: dict[int, str], frames: list[int]) -> Alignment:
     return Alignment(texts, [int(frame in descriptions) for frame in frames])
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(20))
 def test_align_agrees_with_the_slow_rule(seed):
     rng = np.random.default_rng(seed)
     n_frames = int(rng.integers(1, 60))

@@ -140,21 +140,19 @@ def test_without_openpyxl(tmp_path, monkeypatch):
         read_labels(tmp_path / "labels.xlsx")
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv"])
-def test_packed_with_gzip(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "encoding"), [*zip(("json", "jsonl", "csv", "tsv"), 4 * ["utf-8"]), ("tsv", "utf-16")]
+)
+def test_packed_with_gzip(tmp_path, kind, encoding):
+    """Also in UTF-16, which spreadsheets write."""
     path = written(tmp_path, kind)
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
     packed = tmp_path / f"packed.{kind.upper()}.GZ"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert list(read_labels(packed).values()) == CLIPS
     packed.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(ValueError, match="packed.* cannot be unpacked: .* Copy or make it again"):
         read_labels(packed)
-
-
-def test_utf_16_as_spreadsheets_write_it(tmp_path):
-    path = written(tmp_path, "tsv")
-    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-16")
-    assert list(read_labels(path).values()) == CLIPS
 
 
 @pytest.mark.parametrize("kind", ["train", "json", "csv", "tsv"])

@@ -240,20 +240,19 @@ def test_limits():
             client.ask("?", [])
 
 
+def test_retries_count_as_requests():
+    with server(lambda h, _: h.send(500, b"")) as httpd:
+        with pytest.raises(LimitReachedError):
+            make(httpd, max_requests=2, retries=9).ask("?", [])
+        assert len(httpd.requests) == 2
+
+
 def test_a_number_of_tokens_that_is_none_costs_nothing():
     answer = {**reply(GOOD), "usage": {"prompt_tokens": 10**400, "completion_tokens": -1}}
     with server(lambda h, _: h.send(200, json.dumps(answer).encode())) as httpd:
         client = make(httpd, price_in=1)
         assert client.ask("?", []) == client.ask("?", []) == GOOD
         assert client.usage.cost(client.limits) == 0
-
-
-def test_retries_count_as_requests():
-    with server(lambda h, _: h.send(500, b"")) as httpd:
-        client = make(httpd, max_requests=2, retries=9)
-        with pytest.raises(LimitReachedError):
-            client.ask("?", [])
-    assert len(httpd.requests) == 2
 
 
 def test_the_end_of_a_run_ends_its_waits():
