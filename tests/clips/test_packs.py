@@ -196,11 +196,6 @@ def verify(folder):
     return main(["--verify", "--root", str(folder.parents[2]), "--out", folder.parents[1].name])
 
 
-def test_a_whole_pack_is_found_whole(small, capsys):
-    verify(small)
-    assert "3 clips, whole" in capsys.readouterr().out
-
-
 def test_a_changed_byte_is_found_where_it_is_read(small):
     content = small / "content.bin"
     data = bytearray(content.read_bytes())
