@@ -16,7 +16,6 @@ from config import DATASETS, DatasetSpec
 from datasets import S2T_Dataset
 from pose.keypoints import Pose, part_keypoints
 from temporal_alignment import sample_frames
-from tests.helpers.videos import greys
 
 
 def spec_of(folder):
@@ -101,17 +100,6 @@ def test_start_and_end_cut_clips_out_of_a_recording(recording):
     frames = 60 + sample_frames(60, 30, np.random.default_rng([0, 0, 1]))
     assert sampled.has_description == [int(frame % 10 == 0) for frame in frames]
     assert all(sampled.descriptions[i] == f"frame {frames[i]}" for i, own in enumerate(sampled.has_description) if own)
-
-
-def test_the_crops_of_a_part_are_those_of_its_frames(recording, write_video):
-    spec, _ = recording
-    write_video(Path(spec.rgb_dir) / "v1.mp4", greys(120, 64, 64))
-    sample = S2T_Dataset(spec, "train", rgb_support=True)[2]
-    assert sample.rgb_dict["left_rgb_len"].item() == 1
-    level = sample.rgb_dict["left_hands"][0, 0] * 0.229 + 0.485  # of the red channel
-    frame = 70 + sample.rgb_dict["left_sampled_indices"].item()
-    grey = greys(120, 64, 64)[frame][0, 0, 0] / 255
-    assert abs(float(level[level > 0.1].median()) - grey) < 0.02
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,9 @@ def folder(request, bert_folder, small_mt5_folder):
 def copy_of(folder, to, **config):
     """A copy of a folder, with other values in its config.json."""
     copy = shutil.copytree(folder, to / folder.name)
-    content = json.loads((copy / "config.json").read_text(encoding="utf-8")) | config
-    (copy / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    if config:
+        content = json.loads((copy / "config.json").read_text(encoding="utf-8")) | config
+        (copy / "config.json").write_text(json.dumps(content), encoding="utf-8")
     return copy
 
 

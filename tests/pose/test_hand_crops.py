@@ -95,25 +95,17 @@ def test_chosen_frames():
     assert len(choose_frames(scores[10:], rng)) == 0
 
 
-def test_a_hand_that_is_one_point_has_no_crop(monkeypatch):
-    monkeypatch.setattr(
-        hand_crops, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
-    )
-    clip = HandCrops().load(
-        "", Pose(np.full((4, 133, 2), 0.5), np.ones((4, 133))), np.arange(4), np.random.default_rng(0)
-    )
-    assert clip["left_sampled_indices"].tolist() == [-1]
-    assert not clip["left_hands"].any()
-
-
-def test_a_lost_point_takes_no_memory(monkeypatch):
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_hand_that_is_one_point_has_no_crop_and_a_lost_point_takes_no_memory(monkeypatch, lost):
     monkeypatch.setattr(
         hand_crops, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
     )
     keypoints = np.full((4, 133, 2), 0.5)
-    keypoints[:, 100] = 1e9
+    keypoints[:, 100] = 1e9 if lost else 0.5
     clip = HandCrops().load("", Pose(keypoints, np.ones((4, 133))), np.arange(4), np.random.default_rng(0))
+    assert clip["left_sampled_indices"].tolist() == [-1] or lost
     assert clip["left_hands"].shape == (1, 3, 112, 112)
+    assert clip["left_hands"].any() == lost
     assert clip["left_skeletons_norm"].isfinite().all()
 
 
