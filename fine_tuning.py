@@ -40,6 +40,7 @@ from training.build import (
 )
 from training.checkpoint import (
     TrainState,
+    best_on_disk,
     check_resumable,
     check_sources,
     find_state,
@@ -61,6 +62,7 @@ from utils import git_revision, progress, seed_everything, start_log, uses_deeps
 
 logger = logging.getLogger(__name__)
 
+BEST_SAVED = "the best checkpoint"  # what `Saves` calls it
 FEW_STEPS = 10  # in an epoch; the schedules and epochs of published recipes are made for hundreds
 
 
@@ -135,7 +137,8 @@ def train(
         log_epoch(state, {**trained, **(dev.numbers("dev_") if dev else {})}, improved, begun, guards, args)
         state.epoch, state.micro_batch, state.epoch_sums = state.epoch + 1, 0, {}
         guards.saves.settle()
-        if not guards.saves.failed["the state"]:
+        # Without its progress a state stands before the evaluation, and a resumed run saves the best weights again.
+        if not (guards.saves.failed["the state"] or guards.saves.failed[BEST_SAVED]):
             with guards.saves.attempt("the state", folder):
                 if distributed.is_main():
                     write_progress(folder, state)
@@ -198,16 +201,8 @@ def train_one_epoch(
 def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Namespace) -> Results:
     """Generate a sentence for every clip of a split, shared among all processes, and score them.
 
-    A clip that cannot be read counts as an empty sentence.
-
-    Args:
-        model: the model, or the engine that trains it.
-        loader: the split's batches.
-        guards: the run's guards.
-        args: the command line.
-
-    Returns:
-        The results, identical on every process.
+    A clip that cannot be read counts as an empty sentence. `model` may be the engine that trains it. The results are
+    identical on every process.
     """
     dataset, device, bare = loader.dataset, distributed.device(), getattr(model, "module", model)
     in_step = args.zero_stage == 3 and bare is not model  # ZeRO-3 shards the weights: all processes decode in lockstep
@@ -245,32 +240,19 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
 
 def log_plan(args: argparse.Namespace, loader: ClipLoader, steps_per_epoch: int) -> None:
     """Log the training plan, above all the global batch size, which must match for runs to be comparable."""
-    world = distributed.world_size()
-    logger.info(
-        "global batch %d = %d clips x %d micro-batches x %d processes; %d epochs of %d steps, lr %g, %s, %s.",
-        args.batch_size * args.gradient_accumulation_steps * world,
-        args.batch_size,
-        args.gradient_accumulation_steps,
-        world,
-        args.epochs,
-        steps_per_epoch,
-        args.lr,
-        args.dtype,
-        f"ZeRO-{args.zero_stage}" if uses_deepspeed() else "without DeepSpeed",
-    )
-    batch = max(1, min(args.batch_size, len(loader.dataset) // (FEW_STEPS * world)))
-    group = max(1, len(loader) // FEW_STEPS) if batch == args.batch_size else 1
-    helps = (batch, group) != (args.batch_size, args.gradient_accumulation_steps)
-    if steps_per_epoch < FEW_STEPS and helps and distributed.is_main():
+    world, clips, group = distributed.world_size(), args.batch_size, args.gradient_accumulation_steps
+    product = f"{clips * group * world} = {clips} clips x {group} micro-batches x {world} processes"
+    engine = f"ZeRO-{args.zero_stage}" if uses_deepspeed() else "without DeepSpeed"
+    plan = f"{args.epochs} epochs of {steps_per_epoch} steps, lr {args.lr:g}, {args.dtype}, {engine}"
+    logger.info("global batch %s; %s.", product, plan)
+    batch = max(1, min(clips, len(loader.dataset) // (FEW_STEPS * world)))
+    fewer = max(1, len(loader) // FEW_STEPS) if batch == clips else 1
+    if steps_per_epoch < FEW_STEPS and (batch, fewer) != (clips, group) and distributed.is_main():
         logger.warning(
             "%d optimizer steps an epoch are few to learn from: %d clips for a global batch of %d. Try --batch-size %d "
             "--gradient-accumulation-steps %d.",
-            steps_per_epoch,
-            len(loader.dataset),
-            args.batch_size * args.gradient_accumulation_steps * world,
-            batch,
-            group,
-        )
+            steps_per_epoch, len(loader.dataset), clips * group * world, batch, fewer,
+        )  # fmt: skip
 
 
 def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | None = None) -> None:
@@ -295,10 +277,11 @@ def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader], sourc
 
 def start_state(args: argparse.Namespace, resumed: Resumed | None, sources: dict[str, Any]) -> TrainState:
     """Return the state the run starts from, after moving files of an earlier run out of the output folder."""
+    begun_here = resumed and resumed[0].absolute().is_relative_to(Path(args.output_dir).absolute())
+    if distributed.is_main() and not begun_here:
+        set_aside(args.output_dir)
+    distributed.barrier()
     if resumed is None:
-        if distributed.is_main():
-            set_aside(args.output_dir)
-        distributed.barrier()
         world = distributed.world_size()
         return TrainState(revision=git_revision(), arguments=vars(args), n_processes=world, sources=sources)
     folder, state = resumed
@@ -306,6 +289,8 @@ def start_state(args: argparse.Namespace, resumed: Resumed | None, sources: dict
     if distributed.is_main():
         trim_curves(args.output_dir, state.epoch, state.step)
         set_later_aside(args.output_dir, state.step)
+        state.best = best_on_disk(state, Path(args.output_dir) / BEST, args.epochs)
+    state.best = distributed.broadcast_object(state.best)
     logger.info("resumed %s: epoch %d, step %d.", folder, state.epoch + 1, state.step)
     return state
 
@@ -327,12 +312,11 @@ def save_weights_of_epoch(
     """
     weights, config = full_state_dict(engine), engine.module.config
     facts = {**weights_facts(args, engine.module), "score": dev and dev.rank[0], "epoch": state.epoch}
-    what = "the best checkpoint"
     if improved:
-        with guards.saves.attempt(what, args.output_dir):
+        with guards.saves.attempt(BEST_SAVED, args.output_dir):
             if distributed.is_main():
                 save_weights(Path(args.output_dir) / BEST, weights, config, **facts)
-    recorded = improved and not guards.saves.failed[what]
+    recorded = improved and not guards.saves.failed[BEST_SAVED]
     with guards.saves.attempt("the checkpoint", args.output_dir):
         if distributed.is_main():
             save_epoch(weights, config, args.output_dir, recorded, args.keep_last, facts)
@@ -400,11 +384,7 @@ def place_in_group(micro_batch: int, n_batches: int, group: int) -> tuple[float,
 def end_step(engine: Any, state: TrainState, sums: list[torch.Tensor], guards: Guards) -> float:
     """Count an optimizer step, append it to steps.jsonl, and return its mean loss; that of a skipped one is not kept.
 
-    Args:
-        engine: the engine, after its step.
-        state: the run's progress.
-        sums: (loss, nll, 1) of each micro-batch of the step, 0 for those without clips.
-        guards: the run's guards.
+    `sums` has (loss, nll, 1) of each micro-batch of the step, 0 for those without clips.
     """
     state.step += 1
     loss, nll, n = torch.stack(sums).double().sum(0).tolist()

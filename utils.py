@@ -45,6 +45,7 @@ MODEL_FLAGS = {field.name for field in dataclasses.fields(config.ModelConfig)} -
 # What --eval takes from the checkpoint.
 OF_CHECKPOINT = MODEL_FLAGS | {"task", "max_length", "mt5_path", "text_encoder_freeze", "output_dir"}
 
+NO_MODEL = "holds no model. Name a file, such as best_checkpoint.pth. (Of DeepSpeed: what its zero_to_fp32.py writes.)"
 NO_TEST = "Or leave test out of this training: --no_test."
 _OURS = "run"  # name of this run's log handlers
 
@@ -261,26 +262,13 @@ def get_args_parser() -> Parser:
     add_dataset_flags(add)
     add("--task", default="SLT", choices=config.TASKS, help="default: SLT; for WLASL ISLR")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
-    add(
-        "--packed",
-        default="",
-        metavar="DIR",
-        help="read poses and descriptions from what tools/pack_dataset.py wrote there",
-    )
+    add("--packed", default="", metavar="DIR", help="read the poses and texts that tools/pack_dataset.py wrote there")
     add("--mt5_path", default=config.mt5_path, metavar="DIR", help=f"mT5; default: {config.mt5_path} under --root")
     add("--max_length", type=int, default=256, help="maximum frames of a clip; longer ones are sampled; default: 256")
-    add(
-        "--eval_sampling",
-        default="even",
-        choices=("even", "random"),
-        help="which frames of a longer clip are evaluated; random is Uni-Sign's way; default: even",
-    )
-    add(
-        "--length_grouping",
-        action="store_true",
-        default=True,
-        help="clips of similar length share a training batch, so that little of it is padding; the default",
-    )
+    which = "frames of a longer clip that are evaluated; random is Uni-Sign's way; default: even"
+    add("--eval_sampling", default="even", choices=("even", "random"), help=which)
+    grouped = "clips of similar length share a training batch, so that little of it is padding; the default"
+    add("--length_grouping", action="store_true", default=True, help=grouped)
     add("--no_length_grouping", dest="length_grouping", action="store_false", help="batches as they are drawn")
     add("--num_workers", type=int, default=8, help="processes that load data; default: 8")
     pinned = "pin the memory of --offload, as that of batches always is; the default"
@@ -291,75 +279,33 @@ def get_args_parser() -> Parser:
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
     add("--max_target_tokens", type=int, default=50, help="a target is cut to this many tokens; default: 50")
-    add(
-        "--trim_vocab",
-        action="store_true",
-        help="keep only the tokens of mT5's vocabulary that the training texts need: less memory, other losses",
-    )
-    add(
-        "--uni_sign_batch_norm",
-        action="store_true",
-        help="in training, normalise each hand by itself as in Uni-Sign, other than in a test; for comparison only",
-    )
+    add("--trim_vocab", action="store_true", help="keep only the mT5 tokens that the training texts need: less memory")
+    add("--uni_sign_batch_norm", action="store_true", help="in training, normalise each hand by itself as in Uni-Sign")
     add("--uni_sign_padding", action="store_true", help="let padded frames leak as in Uni-Sign; for comparison only")
     add("--rgb_support", action="store_true", help="look at crops of the hands, too; needs the videos")
-    add(
-        "--rgb_backbone",
-        default="",
-        metavar="FILE",
-        help="torchvision's ImageNet weights of EfficientNet-B0, for a new RGB branch; default, if it is there: "
-        f"{config.rgb_backbone} under --root",
-    )
+    backbone = f"ImageNet weights for a new RGB branch; default, if it is there: {config.rgb_backbone} under --root"
+    add("--rgb_backbone", default="", metavar="FILE", help=backbone)
 
     add = parser.group("descriptions")
     add("--use_descriptions", action="store_true", help="fuse the descriptions of frames")
-    add(
-        "--text_dropout_p",
-        type=float,
-        default=0.1,
-        help="in training, how likely a clip loses all its texts, and a frame its own: 0.05 with much data, "
-        "0.2 against over-fitting, 0 to debug; default: 0.1",
-    )
+    dropped = "in training, how likely a clip loses all its texts, and a frame its own; default: 0.1"
+    add("--text_dropout_p", type=float, default=0.1, help=dropped)
     add("--text_encoder", default="", metavar="DIR", help="any Hugging Face text encoder; default: the encoder of mT5")
     add("--text_encoder_freeze", action="store_true", help="the text encoder gets no gradient; its features are cached")
     add("--text_max_tokens", type=int, default=128, help="a description is cut to this many tokens; default: 128")
-    add(
-        "--description_alignment",
-        type=float,
-        default=config.ModelConfig.description_alignment,
-        metavar="W",
-        help="weight of learning to predict a frame's text from its pose; the prediction stands in for missing texts; "
-        "0 for none; default: 0.3",
-    )
-    add(
-        "--text_cache",
-        default="text_cache",
-        metavar="DIR",
-        help="features of a frozen encoder; default: text_cache under --root",
-    )
+    weight, default = "weight of learning to predict texts from poses", config.ModelConfig.description_alignment
+    add("--description_alignment", type=float, default=default, metavar="W", help=f"{weight}; default: {default}")
+    add("--text_cache", default="text_cache", metavar="DIR", help="features of a frozen encoder; default: text_cache")
     add("--fusion_checkpoint", default="", metavar="FILE", help="load the fusion modules alone, from a best_fusion.pth")
-    add(
-        "--trainable",
-        default="auto",
-        choices=("auto", "fusion", "all"),
-        help="auto: only the fusion modules with --text_encoder_freeze and --finetune, else all; default: auto",
-    )
+    trains = "auto: only the fusion modules with --text_encoder_freeze and --finetune, else all; default: auto"
+    add("--trainable", default="auto", choices=("auto", "fusion", "all"), help=trains)
 
     add = parser.group("training")
     add("--epochs", type=int, default=20, help="default: 20")
-    add(
-        "--batch-size",
-        type=int,
-        default=16,
-        help="clips per process and micro-batch (an evaluation takes four times as many); default: 16",
-    )
+    add("--batch-size", type=int, default=16, help="clips per process and micro-batch; default: 16")
     add("--gradient-accumulation-steps", type=int, default=8, help="micro-batches per step; default: 8")
     add("--gradient-clipping", type=float, default=1.0, help="maximum gradient norm; default: 1.0")
-    add(
-        "--gradient_checkpointing",
-        action="store_true",
-        help="recompute what mT5 and the text encoder would keep for the backward pass: less memory, more time",
-    )
+    add("--gradient_checkpointing", action="store_true", help="less memory for more time: activations are recomputed")
     add("--opt", type=str.lower, default="adamw", choices=config.OPTIMIZERS, help="default: adamw")
     add("--opt-eps", type=float, default=1e-9, help="default: 1e-9")
     add("--opt-betas", type=float, nargs=2, default=None, metavar="B", help="default: 0.9 0.999")
@@ -377,58 +323,23 @@ def get_args_parser() -> Parser:
     add("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
 
     add = parser.group("what a run starts from, evaluates and leaves behind")
-    add(
-        "--finetune",
-        default="",
-        metavar="FILE|DIR",
-        help="start from these weights: .pth, .safetensors, a checkpoint folder of DeepSpeed, or a folder of "
-        "tools/export.py, whose mT5 is taken as well",
-    )
-    add(
-        "--eval",
-        action="store_true",
-        help="evaluate --finetune on dev and test, with the model's settings of that checkpoint; train nothing",
-    )
+    finetune = "start from these weights: .pth, .safetensors, or a folder of tools/export.py, with its mT5"
+    add("--finetune", default="", metavar="FILE|DIR", help=finetune)
+    add("--eval", action="store_true", help="evaluate --finetune on dev and test, with its own settings; train nothing")
     add("--no_test", action="store_true", help="end a training without the evaluation of test by its best weights")
     add("--num_beams", type=int, default=4, help="beams of the beam search; 1 is greedy; default: 4")
     add("--max_new_tokens", type=int, default=100, help="maximum tokens of a generated sentence; default: 100")
     add("--output_dir", default="./output", metavar="DIR", help="default: ./output; with --eval, beside --finetune")
     add("--resume", default="", metavar="auto|DIR", help="go on from the newest state in --output_dir, or from DIR")
-    add(
-        "--save_steps",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also save a state to resume every N steps; default: 0, off",
-    )
-    add(
-        "--max_bad_clips",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="end with an error when more than this share of a split's clips cannot be read; default: 0.01",
-    )
-    add(
-        "--max_skipped_steps",
-        type=int,
-        default=10,
-        metavar="N",
-        help="end after N steps in a row whose loss or gradient is not finite; default: 10",
-    )
-    add(
-        "--max_failed_saves",
-        type=int,
-        default=2,
-        metavar="N",
-        help="saves that may fail in a row, on a full disk for example; default: 2",
-    )
-    add(
-        "--quick_break",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also save checkpoint.pth and a state every N micro-batches, for long epochs; default: 0, off",
-    )
+    add("--save_steps", type=int, default=0, metavar="N", help="also save a state every N steps; default: 0, off")
+    bad = "end with an error when more than this share of a split's clips cannot be read; default: 0.01"
+    add("--max_bad_clips", type=float, default=0.01, metavar="SHARE", help=bad)
+    skipped = "end after N steps in a row whose loss or gradient is not finite; default: 10"
+    add("--max_skipped_steps", type=int, default=10, metavar="N", help=skipped)
+    failed = "saves that may fail in a row, on a full disk for example; default: 2"
+    add("--max_failed_saves", type=int, default=2, metavar="N", help=failed)
+    quick = "also save checkpoint.pth and a state every N micro-batches, for long epochs; default: 0, off"
+    add("--quick_break", type=int, default=0, metavar="N", help=quick)
     add("--tensorboard", action="store_true", help="draw the curves in OUTPUT_DIR/tensorboard as well")
     add("--wandb", action="store_true", help="and in Weights & Biases; WANDB_MODE=offline keeps them in OUTPUT_DIR")
     add("--keep_last", type=int, default=2, metavar="N", help="checkpoints and states kept; 0 keeps all; default: 2")
@@ -528,8 +439,8 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
     if not args.resume or (args.resume == "auto" and not any(Path(args.output_dir, "resume").glob("step_*"))):
         flags += ["finetune", "fusion_checkpoint", "rgb_backbone"]  # otherwise a state has all weights
     faults = _missing(**{flag: getattr(args, flag) or "" for flag in flags})
-    if "finetune" in flags and os.path.isdir(args.finetune) and not _holds_model(Path(args.finetune)):
-        faults.append(f"--finetune: {args.finetune} holds no model. Name a file, such as best_checkpoint.pth.")
+    if "finetune" in flags and os.path.isdir(args.finetune) and not Path(args.finetune, config.MODEL_JSON).is_file():
+        faults.append(f"--finetune: {args.finetune} {NO_MODEL}")
     if args.packed and not os.path.isdir(packs := config.under_root(args.root, args.packed)):
         faults.append(f"--packed: {packs} does not exist. Make it: python -m tools.pack_dataset --out {args.packed}.")
     if args.resume not in ("", "auto") and not Path(args.resume, "state.json").is_file():
@@ -548,11 +459,6 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
     faults += without_gpu(args.dtype) if data else []
     if faults:
         raise ValueError(" ".join(faults))
-
-
-def _holds_model(folder: Path) -> bool:
-    """Return whether a folder was written by `tools/export.py` or is a checkpoint of DeepSpeed."""
-    return any(any(folder.glob(name)) for name in (config.MODEL_JSON, "latest", "*_model_states.pt"))
 
 
 def _missing_data(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:

@@ -63,7 +63,7 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
         OSError: the file cannot be written; the temporary file is removed.
     """
     unfinished, raw = _open_unfinished(path)
-    with _naming(path), raw:
+    with raw:
         try:
             file = _Hashing(raw)
             try:
@@ -76,26 +76,17 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
             if sys.platform == "win32":  # it renames and removes no open file
                 raw.close()
             os.replace(unfinished, path)
-        except BaseException:
+        except BaseException as error:
             if sys.platform == "win32":
                 raw.close()
             with contextlib.suppress(OSError):
                 unfinished.unlink()
+            if isinstance(error, OSError) and error.errno and error.filename is None:  # as that of a full disk
+                error.filename = str(path)
             raise
     if sync:
         sync_folder(Path(path).parent)
     return file.sum.hexdigest()
-
-
-@contextlib.contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Add the file's name to errors that have none, as those of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno and error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
@@ -142,22 +133,8 @@ def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
     return write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
 
 
-def sync_file(path: str | Path) -> None:
-    """Flush a file to disk that a library has written by name."""
-    with open(path, "r+b") as file:  # Windows flushes only what is open for writing
-        os.fsync(file.fileno())
-
-
 def require_room(path: str | Path, n_bytes: int) -> None:
-    """Check that there is enough disk space.
-
-    Args:
-        path: the path to write. A file it replaces does not free space, since it is removed last.
-        n_bytes: bytes needed.
-
-    Raises:
-        ValueError: there is less space.
-    """
+    """Raise ValueError if there are fewer bytes free at a path; a file that is replaced goes last, and frees none."""
     free = shutil.disk_usage(_folder_of(path)).free
     if free < n_bytes:
         raise ValueError(f"{path}: needs {n_bytes / 1e6:.0f} MB; {free / 1e6:.0f} MB are free there. Make room first.")
@@ -210,21 +187,13 @@ def most_bytes(size: int) -> int:
 
 
 def check_unpacked(n_bytes: int, size: int) -> None:
-    """Refuse to unpack a file of labels or poses that asks for more memory than it may.
-
-    Raises:
-        ValueError: it does; the caller names the file.
-    """
+    """Raise ValueError if a file of labels or poses asks for more memory than it may; the caller names it."""
     if n_bytes > (most := min(MAX_BYTES, most_bytes(size))):
         raise ValueError(f"larger than {most} bytes unpacked")
 
 
 def regular_size(path: str | Path) -> int:
-    """Return a file's size; to open a pipe would be to wait for its writer.
-
-    Raises:
-        ValueError: it is no file; the caller names it.
-    """
+    """Return a file's size; ValueError if it is none: to open a pipe would be to wait for its writer."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no regular file")
@@ -239,12 +208,7 @@ def check_zip(path: str | Path) -> None:
 
 
 def read_unpacked(path: str | Path, packed: bool | None = None) -> bytes:
-    """Do the same for a file that is packed with gzip, and return its content.
-
-    Args:
-        path: the file.
-        packed: whether it is packed; None to look.
-    """
+    """Do the same for a file that is packed with gzip (None: perhaps), and return its content."""
     size = regular_size(path)
     most = min(MAX_BYTES, most_bytes(size))
     with open(path, "rb") as file:

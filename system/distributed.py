@@ -161,11 +161,7 @@ def all_reduce_sum(n: int) -> int:
 
 
 def check_dtype(dtype: str, device: torch.device) -> None:
-    """Refuse a precision that the device does not support.
-
-    Raises:
-        ValueError: fp16 on a CPU.
-    """
+    """Raise ValueError for fp16 on a CPU."""
     if dtype == "fp16" and device.type == "cpu":
         raise ValueError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.")
 

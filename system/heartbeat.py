@@ -26,12 +26,7 @@ ENDED = b"ended"
 
 
 class Heartbeat:
-    """A thread that sends and checks heartbeats over its own connection to the rendezvous store.
-
-    Args:
-        rank: rank of this process.
-        world_size: number of processes.
-    """
+    """A thread that sends and checks heartbeats over its own connection to the rendezvous store."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size

@@ -41,13 +41,8 @@ def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run")
     the shared file system supports locking, as NFS and Lustre usually do; stale locks cannot occur. The file's text
     only names the owner. Data workers do not inherit the lock.
 
-    Args:
-        output_dir: the folder.
-        flag: the flag that names it, for the error message.
-        who: what holds the lock, for the error message.
-
     Raises:
-        ValueError: another run has the folder.
+        ValueError: another run has the folder; it names the `flag` of the folder, and `who` is at work.
     """
     path = Path(output_dir).resolve() / FILE_NAME
     if path in _held:

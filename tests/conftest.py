@@ -64,17 +64,10 @@ def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.fixture(scope="module")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample corpus, and an mT5 in its folder `tiny`, so small that a run takes a second; see
-    `tests.helpers.processes.start`.
-    """
-    from synthetic.corpus import write_corpus
-    from synthetic.small_mt5 import write_small_mt5
+    """A corpus on which a run takes a second; see `tests.helpers.processes.start`."""
+    from tests.helpers.corpus import write_tiny_corpus
 
-    folder = tmp_path_factory.mktemp("tiny") / "corpus"
-    write_corpus(folder, {"train": 12, "dev": 2, "test": 1})
-    texts = ["我今天想在学校读书。", "妈妈晚上很累。", "the left hand is at the chin"] * 3
-    write_small_mt5(folder / "tiny", texts, d_model=16, heads=2, d_kv=8, d_ff=16, layers=1, vocab_size=500)
-    return folder
+    return write_tiny_corpus(tmp_path_factory.mktemp("tiny") / "corpus", {"train": 12, "dev": 2, "test": 1})
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ import pytest
 import torch
 
 import utils
-from config import DATASETS
-from datasets import S2T_Dataset
 from system.disk import read_lines
 from tests.helpers.processes import curves, start
 
@@ -37,12 +35,3 @@ def test_ranks_draw_different_dropout():
         utils.seed_everything(42, rank)
         draws.append(torch.rand(4))
     assert len({tuple(draw.tolist()) for draw in draws}) == 3
-
-
-def test_each_clip_and_epoch_has_frames_of_its_own(tiny_corpus):
-    """Drawn from the seed, the epoch and the clip: not from the worker or the process that loads it."""
-    dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(tiny_corpus), "train", max_length=8, random_frames=True, seed=1)
-    first = [dataset[index].pose_sample["right"] for index in range(len(dataset))]
-    assert all(torch.equal(a, dataset[index].pose_sample["right"]) for index, a in enumerate(first))
-    dataset.epoch = 1
-    assert not any(torch.equal(a, dataset[index].pose_sample["right"]) for index, a in enumerate(first))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def start(corpus, out, *flags, launcher=(sys.executable,)):
 
 
 def finish(process, code=0):
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
     return output
 
@@ -78,68 +79,28 @@ def baseline(corpus, tmp_path_factory):
     return train(corpus, tmp_path_factory.mktemp("baseline"))
 
 
-class Engine:
-    """Takes down what the loop asks of an engine."""
-
-    device = "cpu"
-    module = torch.nn.Identity()
-
-    def __init__(self, losses):
-        self.losses, self.backwards, self.boundaries = iter(losses), [], []
-
-    def __call__(self, src_input, tgt_input):
-        loss = torch.tensor(next(self.losses))
-        return SimpleNamespace(loss=loss, nll=loss / 2)
-
-    def backward(self, loss):
-        self.backwards.append(float(loss))
-
-    def set_gradient_accumulation_boundary(self, is_boundary):
-        self.boundaries.append(is_boundary)
-
-    def get_lr(self):
-        return [0.1]
-
-    def was_step_applied(self):
-        return True
-
-    def train(self):
-        pass
-
-    step = train
-
-
 def test_the_loop_by_hand(tmp_path):
     """Five micro-batches in steps of two: the last is a step of its own, and one without clips counts nothing."""
-
-    class Clips(list):
-        split = "train"
-
-    class Loader:
-        dataset, waited = Clips(range(10)), 0.0
-
-        def __len__(self):
-            return 5
-
-        def epoch(self, number, first):
-            for names in (["a"], ["b"], [], ["d"], ["e"]):
-                yield {"name_batch": names, "attention_mask": torch.ones(1, 1)}, {}
-
+    clips = [{"name_batch": names, "attention_mask": torch.ones(1, 1)} for names in (["a"], ["b"], [], ["d"], ["e"])]
+    loader = MagicMock(waited=0.0)
+    loader.__len__.return_value, loader.dataset.__len__.return_value = 5, 10
+    loader.epoch.return_value = [(src_input, {}) for src_input in clips]
     args = utils.parse_args(["--gradient-accumulation-steps", "2", "--output_dir", str(tmp_path)])
-    engine, state = Engine([1.0, 2.0, 3.0, 4.0, 5.0]), TrainState()
-    numbers = fine_tuning.train_one_epoch(engine, Loader(), state, build.build_guards(args), args)
-    assert engine.boundaries == [False, True, False, True, True]
-    assert engine.backwards == [1, 2, 0, 4, 10]  # the engine halves all: the last is a mean of one
+    outputs = [SimpleNamespace(loss=loss, nll=loss / 2) for loss in torch.arange(1.0, 6.0)]
+    engine, state = MagicMock(device="cpu", module=torch.nn.Identity(), side_effect=outputs), TrainState()
+    engine.get_lr.return_value = [0.1]
+    numbers = fine_tuning.train_one_epoch(engine, loader, state, build.build_guards(args), args)
+    boundaries = [call.args[0] for call in engine.set_gradient_accumulation_boundary.call_args_list]
+    assert boundaries == [False, True, False, True, True]
+    # The engine halves all: the last is a mean of one.
+    assert [float(call.args[0]) for call in engine.backward.call_args_list] == [1, 2, 0, 4, 10]
     assert [line["loss"] for line in lines(tmp_path / "steps.jsonl")] == [1.5, 4, 5]
     assert (state.step, state.micro_batch) == (3, 5)
     assert numbers == {"loss": 3, "nll": 1.5, "lr": 0.1, "waited": 0}
 
 
 def test_what_a_run_leaves_behind(described):
-    names = {path.name for path in described.iterdir()}
-    assert names >= {"checkpoint_0.pth", "checkpoint_1.pth", "best_checkpoint.pth", "best_fusion.pth", "train.log"}
-    assert names >= {"log.txt", "steps.jsonl", "dev_predictions.jsonl", "dev_metrics.json"}
-    assert not [name for name in names if "unfinished" in name]
+    """Beside what test_readme.py compares with the documents."""
     epochs, steps = lines(described / "log.txt"), lines(described / "steps.jsonl")
     assert [line["epoch"] for line in epochs] == [0, 1]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
@@ -149,7 +110,6 @@ def test_what_a_run_leaves_behind(described):
     rows = lines(described / "dev_predictions.jsonl")
     assert len(rows) == 9
     assert set(rows[0]) == {"name", "reference", "hypothesis"}
-    assert len((described / "dev_tmp_pres.txt").read_text().splitlines()) == 9
     first = (described / "dev_tmp_refs.txt").read_text(encoding="utf-8").splitlines()[0]
     assert re.fullmatch(r"sample: S\w+, reference: (. )+.", first)  # characters, as they are scored
     assert "tok:13a" in json.loads((described / "dev_metrics.json").read_text())["signatures"]["bleu"]
@@ -257,23 +217,16 @@ def test_weights_without_settings_take_the_flags(corpus, baseline, tmp_path):
 @pytest.mark.parametrize(
     ("clips", "flags", "cure"),
     [
-        (42, "", "1 optimizer steps an epoch are few to learn from: 42 clips for a global batch of 128. Try "
-         "--batch-size 4 --gradient-accumulation-steps 1."),
+        (42, "", "42 clips for a global batch of 128. Try --batch-size 4 --gradient-accumulation-steps 1."),
         (400, "", "4 optimizer steps .* --batch-size 16 --gradient-accumulation-steps 2."),
         (42, "--batch-size 4 --gradient-accumulation-steps 1", ""),
         (5, "--batch-size 1 --gradient-accumulation-steps 1", ""),
     ],
-)  # fmt: skip
+)
 def test_few_steps_are_said_with_flags_that_make_more(caplog, clips, flags, cure):
-    class Loader:
-        dataset, batch_size = range(clips), 0
-
-        def __len__(self):
-            return math.ceil(clips / self.batch_size)
-
     def plan(line):
-        args, loader = utils.parse_args(line), Loader()
-        loader.batch_size = args.batch_size
+        args, loader = utils.parse_args(line), MagicMock(dataset=range(clips))
+        loader.__len__.return_value = math.ceil(clips / args.batch_size)
         steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
         fine_tuning.log_plan(args, loader, steps)
         return steps
@@ -410,13 +363,6 @@ def test_fusion_checkpoint_is_where_training_starts(corpus, described, tmp_path)
     assert got[of_texts[1]] > wanted[of_texts[1]] > 0
 
 
-def test_a_new_run_sets_the_earlier_one_aside(corpus, baseline, tmp_path):
-    for _ in range(2):
-        train(corpus, tmp_path, "--epochs", "1")
-    assert len(lines(tmp_path / "log.txt")) == 1
-    assert len(lines(tmp_path / "earlier" / "log.txt")) == 1
-
-
 def test_resume_of_another_experiment_is_refused(corpus, baseline):
     with pytest.raises(ValueError, match=r"--resume: .* was saved with --lr 0.001; this run has 0.01"):
         train(corpus, baseline, "--resume", "auto", "--lr", "0.01")
@@ -515,46 +461,17 @@ def test_going_back_to_an_older_state(corpus, described, tmp_path):
     assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(1, state.step + 1))
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--root", "nowhere"], ["labels", "nowhere/data/CSL_Daily/labels.train"]),
-        (["--mt5_path", "nowhere"], ["nowhere/config.json", "--mt5_path"]),
-        (["--dataset_config", "nowhere.toml"], ["--dataset_config", "nowhere.toml"]),
-        (["--finetune", "nowhere.pth"], ["--finetune", "nowhere.pth"]),
-        (["--finetune", "README.md"], ["--finetune", "README.md"]),
-        pytest.param(
-            ["--dtype", "fp16"], ["--dtype fp16"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="GPU")
-        ),
-        (["--task", "ISLR"], ["--task ISLR", "SLT"]),
-        (["--hidden_dim", "30"], ["--hidden_dim 30"]),
-        (["--resume", "nowhere"], ["--resume", "nowhere"]),
-        (["--use_descriptions", "--text_encoder", "nowhere"], ["--text_encoder", "nowhere"]),
-        (["--use_descriptions", "--text_dropout_p", "2"], ["--text_dropout_p 2"]),
-    ],
-)
-def test_what_a_user_can_mend_is_one_line(corpus, tmp_path, flags, words, capsys):
-    (tmp_path / "README.md").write_text("no weights")
-    flags = [str(tmp_path / flag) if "nowhere" in flag or flag == "README.md" else flag for flag in flags]
-    with pytest.raises(SystemExit) as stopped:
-        utils.run(lambda: train(corpus, tmp_path / "out", *flags))
-    assert stopped.value.code == 1
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert all(word in error[0] for word in words), error[0]
-
-
-def test_weights_of_another_model_are_refused(corpus, baseline, described, tmp_path):
-    with pytest.raises(ValueError, match="add --use_descriptions"):
-        train(corpus, tmp_path, "--finetune", str(described / "best_checkpoint.pth"))
-    with pytest.raises(ValueError, match="--hidden_dim 32; this run has 64"):
-        train(corpus, tmp_path, "--finetune", str(baseline / "best_checkpoint.pth"), "--hidden_dim", "64")
-    flags = ("--use_descriptions", "--eval", "--finetune", str(baseline / "best_checkpoint.pth"))
-    with pytest.raises(ValueError, match=r"--eval: .*best_checkpoint.pth was trained with use_descriptions False"):
-        train(corpus, tmp_path, *flags)
-    flags = ("--use_descriptions", "--fusion_checkpoint", str(baseline / "best_checkpoint.pth"))
-    with pytest.raises(ValueError, match="does not hold this model's fusion modules"):
-        train(corpus, tmp_path, *flags)
+def test_a_state_of_another_folder(corpus, described, tmp_path, caplog):
+    """What lies in the output folder is of another run: neither its curves nor its best weights are this one's."""
+    out = shutil.copytree(described, tmp_path / "out")
+    older = sorted((described / "resume").iterdir())[-2]
+    flags = ("--use_descriptions", "--save_steps", "1", "--resume", str(older), "--output_dir", str(out))
+    args = utils.parse_args(["--root", str(corpus), *SMALL, *flags])
+    loaders = build.build_loaders(args, build.dataset_spec(args))
+    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders, {}), {})
+    assert state.best is None
+    assert "best_checkpoint.pth is not the best checkpoint so far" in caplog.text
+    assert {"best_checkpoint.pth", "steps.jsonl", "resume"} <= {path.name for path in (out / "earlier").iterdir()}
 
 
 def test_missing_descriptions_stop_the_run_before_training(corpus, described, tmp_path):
@@ -566,22 +483,6 @@ def test_missing_descriptions_stop_the_run_before_training(corpus, described, tm
     with pytest.raises(ValueError, match=r"dev does not exist.*with descriptions; to test without") as error:
         evaluate(copy, described / "best_checkpoint.pth", "--output_dir", str(tmp_path / "out"))
     assert "drop --use_descriptions" not in str(error.value)
-
-
-@pytest.mark.slow
-def test_documented_commands(corpus, tmp_path):
-    """The launch modes of the README as they stand, in a folder of their own, on a small corpus."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^python fine_tuning\.py (--dataset CSL_Daily .*)$", readme, re.M)
-    commands = [command for command in commands if "--packed" not in command]  # test_docs.py makes the packs first
-    assert len(commands) >= 5
-    small = "--hidden_dim 32 --epochs 1 --num_workers 0 --max_new_tokens 4 --num_beams 1".split()
-    for command in dict.fromkeys(commands):
-        flags = [*command.split(), "--root", str(corpus), *small]
-        if "./pretrained_fusion.pth" in flags:
-            shutil.copy(tmp_path / "output_multimodal" / "best_fusion.pth", tmp_path / "pretrained_fusion.pth")
-        subprocess.run([sys.executable, ROOT / "fine_tuning.py", *flags], cwd=tmp_path, check=True, timeout=300)
-    assert (tmp_path / "output_multimodal" / "test_metrics.json").exists() or (tmp_path / "output").exists()
 
 
 def test_real_signing_goes_through(shared_real, tmp_path):

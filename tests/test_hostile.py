@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import resource
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -91,6 +90,8 @@ def test_one_clear_line_and_no_side_effect(name, tmp_path, monkeypatch, capfd):
         message = str(error.value)
         assert len(message.splitlines()) == 1
         assert WORDS[name] in message
+        assert "\x1b" not in message
+        assert "weights_only" not in message  # torch advises to execute the file
     assert not list(tmp_path.iterdir())
     assert {path: path.stat().st_mtime_ns for path in HOSTILE.iterdir()} == before
     assert dict(os.environ) == environment
@@ -116,28 +117,6 @@ def test_a_few_bytes_cannot_ask_for_gigabytes(kind, tmp_path):
     path.write_bytes(BOMBS[kind])
     with pytest.raises(ValueError, match="more memory than its size can need"):
         load_pickle(path)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures memory as Linux does")
-def test_memory_stays_bounded(tmp_path):
-    """The peak of a process that reads them all."""
-    for kind, data in BOMBS.items():
-        (tmp_path / kind.replace(" ", "_")).write_bytes(data)
-    code = """
-import resource, sys
-from pathlib import Path
-from system.safe_pickle import load_pickle
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for path in Path(sys.argv[1]).iterdir():
-    try:
-        load_pickle(path)
-    except ValueError:
-        continue
-    raise SystemExit(f"{path} was read")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
-"""
-    run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 50
 
 
 def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
@@ -213,10 +192,10 @@ def test_small_files_ask_for_little(kind, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB
 
 
-def test_the_trap_of_the_checkpoints_works(tmp_path, monkeypatch):
+@pytest.mark.skipif(not INDEX, reason=f"{HOSTILE} is not here: malicious files, which this repository does not hold")
+@pytest.mark.parametrize("name", ["checkpoint_plain_pickle.pth", "exec_eval.pkl"])
+def test_the_trap_works(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    if not INDEX:
-        pytest.skip(f"{HOSTILE} is not here: malicious files, which this repository does not hold")
-    with open(HOSTILE / "checkpoint_plain_pickle.pth", "rb") as file:
+    with open(HOSTILE / name, "rb") as file:
         pickle.load(file)
     assert (tmp_path / "PWNED").exists()

@@ -94,11 +94,7 @@ def test_help_and_its_own_flags_come_before_anything_heavy():
         here = environment(ROOT) | variables
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=here)
 
-    help_ = run("--help", LANG="zh_CN.UTF-8")
-    assert (help_.returncode, help_.stdout.splitlines()[-1]) == (0, "False")
-    assert "python pre_training_checklist.py --root sample --strict --full" in help_.stdout
-    assert "the locale's, here zh" in help_.stdout
-    assert "the locale's, here en" in run("--help", LC_ALL="C.UTF-8", LANG="zh_CN.UTF-8").stdout
+    assert "the locale's, here zh" in run("--help", LANG="zh_CN.UTF-8").stdout
     page = run("--page", "no_folder/look.html")
     assert (page.returncode, page.stdout) == (2, "False\n")
     assert "error: --page no_folder/look.html: no_folder does not exist." in page.stderr
@@ -106,23 +102,9 @@ def test_help_and_its_own_flags_come_before_anything_heavy():
 
 # -- faults put in ---------------------------------------------------------------------------------------------------
 
-DESCRIPTION_DIR = '"./description/CSL-Daily/split_data"'
 # name -> file, what stands there, what is put in its place; the lines that must fail, and what is said of the first.
 FAULTS = {
-    "default": (
-        "utils.py",
-        "default=0.1,",
-        "default=None,",
-        "utils.py",
-        "--text_dropout_p: the default is None",
-    ),
-    "flag": (
-        "utils.py",
-        '"--label_smoothing"',
-        '"--smoothing"',
-        "utils.py fine_tuning.py",
-        "unrecognized arguments: --label_smooth",
-    ),
+    "default": ("utils.py", "default=0.1,", "default=None,", "utils.py", "--text_dropout_p: None; after the manual"),
     "contradiction": (
         "utils.py",
         'parser.error("--eval needs --finetune FILE, the weights to evaluate.")',
@@ -151,13 +133,6 @@ FAULTS = {
         "fine_tuning.py",
         "No module named 'no_such_package' (fine_tuning.py, line ",
     ),
-    "indicators": (
-        "datasets.py",
-        "descriptions, has_description)\n",
-        "descriptions, has_description and has_description[1:])\n",
-        "datasets.py fine_tuning.py",
-        "19 frames have 19 descriptions and 18 indicators",
-    ),
     "positions": (
         "temporal_alignment.py",
         'yield frame, values.get("description")',
@@ -179,17 +154,10 @@ FAULTS = {
         "config.py",
         "description_dirs['CSL_Daily'] is './descriptions', but its record in DATASETS says './description/CSL-Daily",
     ),
-    "hyphen": (
-        "config.py",
-        DESCRIPTION_DIR,
-        DESCRIPTION_DIR.replace("-", "_"),
-        "config.py",
-        "description_dirs['CSL_Daily'] is './description/CSL_Daily/split_data', which does not exist",
-    ),
     "comma": (
         "config.py",
-        f"description_dir={DESCRIPTION_DIR},",
-        f"description_dir={DESCRIPTION_DIR}",
+        'description_dir="./description/CSL-Daily/split_data",',
+        'description_dir="./description/CSL-Daily/split_data"',
         "config.py utils.py fine_tuning.py models.py datasets.py",
         "(config.py, line ",
     ),
@@ -237,7 +205,6 @@ def test_a_fault_fails_the_line_that_names_it(broken, name):
 
 def test_cures_name_the_place(broken):
     assert "    cure:   pip install no_such_package\n" in broken["import"].stdout
-    assert "    cure:   The folder has a hyphen: CSL-Daily. " in broken["hyphen"].stdout
     assert broken["comma"].stdout.count("    cure:   Mend config.py, ") == 5
 
 
@@ -330,16 +297,10 @@ def test_numbers_are_those_of_the_files(looked_at):
 
 def test_what_follows_the_checks_is_in_one_language(looked_at):
     english, chinese = looked_at["known_"], looked_at["chinese"]
-    assert chinese.stdout.startswith(READY)
-    assert chinese.status == 1
     marks = [re.findall(r"^ *([✓·!✗]) ", result.stdout, re.M) for result in (english, chinese)]
     assert marks[0] == marks[1]
-    assert re.fullmatch(
-        r"✗ 未就绪。 姿态缺失或损坏：.* 缺少标签：.* 缺少 mT5：.* 8 行标有 !；.*", chinese.stdout.splitlines()[-1]
-    )
+    assert chinese.stdout.splitlines()[-1].startswith("✗ 未就绪。 姿态缺失或损坏：")
     assert not re.search(r"[一-鿿]", english.stdout.removeprefix(READY))
-    words = " ".join(chinese.stdout.removeprefix(READY).split("train\n", 1)[1].split())
-    assert not re.search(r"\b(the|is|are|of|in|missing|found|about)\b", words)
 
 
 def test_strict_makes_warnings_an_error(looked_at):

@@ -66,8 +66,7 @@ WRONG = {
     "tools/ablate.py": {"--root nowhere --out {here}/x": "--root: nowhere does not exist."},
     "tools/benchmark.py": {
         "--json nowhere/x.json": "--json nowhere/x.json: its folder does not exist.",
-        "--only nothing": "--only nothing: no stage begins so; there are normalisation, clips from files",
-        "--batch-size 0": "--batch_size 0: must be at least 1",
+        "--only nothing": "--only nothing: no stage begins so",
     },
     "tools/demo.py": {"--root {here}": "--out {here}: not empty, and no sample corpus."},
     "tools/demo_page.py": {
@@ -76,14 +75,15 @@ WRONG = {
         "--checkpoint {here}/file --extractor mediapipe": "--extractor mediapipe needs mediapipe: pip install",
     },
     "tools/export.py": {
-        "--checkpoint nowhere.pth --out {here}/x": "--checkpoint: nowhere.pth does not exist.",
-        "--checkpoint {here}/file --out {here}": "--out: {here} exists.",
+        "--checkpoint nowhere.pth --to folder --out {here}/x": "--checkpoint: nowhere.pth does not exist.",
+        "--checkpoint {here}/file --to folder --out {here}": "--out: {here} exists.",
     },
     "tools/extract_poses.py": {
         "nowhere --out {here}/x": "nowhere: no video there",
         "{here} --out {here}/x --models nowhere": "--models: nowhere does not exist.",
         "{here} --out {here}/x": "--extractor rtmlib needs onnxruntime: pip install",
     },
+    "tools/gpu_report.py": {"{here}/file": "{here}/file is no folder."},
     "tools/import_table.py": {
         "{here}/file --videos nowhere --out {here}/x": "--videos: nowhere",
     },
@@ -91,6 +91,7 @@ WRONG = {
         "--root {here} --out x": "labels: {here}/data/CSL_Daily/labels.train, ",
         "--verify --root {here} --out x": "--out: {here}/x does not exist.",
     },
+    "tools/picture.py": {"nowhere --out {here}/x.gif": "nowhere is not a folder."},
     "tools/report.py": {"nowhere": "nowhere is not a folder."},
     "tools/sample_data.py": {"--out {here}": "--out {here}: not empty, and no sample corpus."},
     "tools/small_mt5.py": {"--out {here}/x --texts nowhere": "--texts: nowhere does not exist."},

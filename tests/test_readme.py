@@ -17,7 +17,7 @@ import fine_tuning
 import inference
 import utils
 from tests.helpers.corpus import write_small_corpus
-from tools import ablate, benchmark, demo_page, export, extract_poses, import_table
+from tools import ablate, benchmark, demo_page, export, extract_poses, gpu_report, import_table, picture
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = ("*.md", "description/*.md", "docs/*.md", "docs/zh-CN/*.md")
@@ -43,11 +43,13 @@ PARSERS = {  # of what test_docs.py does not run, and of Chinese documents
     "describe.py": describe.parse_args,
     "inference.py": inference.parse_args,
     "-m tools.ablate": ablate.parse_args,
-    "-m tools.benchmark": benchmark.parse_args,
+    "-m tools.benchmark": benchmark.get_args_parser().parse_args,
     "-m tools.demo_page": demo_page.parse_args,
     "-m tools.export": export.parse_args,
     "-m tools.extract_poses": extract_poses.parse_args,
-    "-m tools.import_table": import_table.parse_args,
+    "-m tools.gpu_report": gpu_report.parse_args,
+    "-m tools.import_table": import_table.get_args_parser().parse_args,
+    "-m tools.picture": picture.parse_args,
 }
 
 

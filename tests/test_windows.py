@@ -82,7 +82,7 @@ def test_programs_start(windows, tmp_path):
     programs = [
         drive(ROOT / f"{name}.py") for name in ("fine_tuning", "pre_training_checklist", "describe", "inference")
     ]
-    tools = "demo_page export extract_poses import_table pack_dataset report small_mt5".split()
+    tools = "demo_page export extract_poses import_table pack_dataset picture report small_mt5".split()
     programs += [f"tools.{name}" for name in tools]
     lost = drive(tmp_path / "lost.toml")
     wrong = {
@@ -120,7 +120,6 @@ try:
     disk.write_whole(folder / "a.txt", fail)
 except OSError as error:
     out([disk.explain(error, folder / "a.txt"), (folder / "a.txt").read_text(), os.listdir(folder)])
-disk.sync_file(folder / "a.txt")
 for number in range(2):
     with disk.new_folder(folder / "state") as unfinished:
         disk.write_text(unfinished / "n", str(number))

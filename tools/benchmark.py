@@ -4,15 +4,16 @@
     python -m tools.benchmark --size base --batch-size 8 --frames 128 --json results.json
 
 Clips, texts and weights are random and as large as real ones; nothing is downloaded. All clips have the same number of
-frames, so nothing is padded. A time is the median of some runs after a warm-up.
-Operations of torch are counted that are neither views nor allocations: on a GPU, each is a kernel or a few. Peak memory
-is that of a GPU, with weights, optimizer and batch; a line that waits for the GPU gets a warning of torch.
+frames, so nothing is padded, except where mixed lengths are named. A time is the median of some runs after a warm-up,
+peak memory is what a stage takes beyond what was in use before: weights, optimizer and batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import ctypes
 import gc
 import pickle
 import platform
@@ -20,19 +21,21 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from system.disk import to_json, write_text
 from utils import Parser, run
 
 NUM_BEAMS = 4
 WORDS = 25  # of a text; each is a token
-NO_KERNELS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "promote_types")
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,15 @@ SIZES = {
 }
 STAGES = (
     "normalisation", "clips from files", "clips from packs", "collation", "pose encoder", "mT5 encoder",
-    "decoder and loss", "forward and backward", "optimizer",
-    "training step without texts", "evaluation",
+    "decoder and loss", "forward and backward", "reference form, forward and backward", "optimizer",
+    "training step without texts", "training step, mixed lengths", "evaluation",
     "text branch with frozen texts", "training step with frozen texts",
     "text branch with trained texts", "training step with trained texts",
 )  # fmt: skip
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject invalid values, before any slow import."""
+def get_args_parser() -> Parser:
+    """Build the command line."""
     parser = Parser(prog="python -m tools.benchmark", description="Measure each stage of training and evaluation.")
     add = parser.add_argument
     add("--size", default="small", choices=SIZES, help="base: mt5-base and the released pose encoder; default: small")
@@ -77,6 +80,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the time of this process, where others compute")
     add("--threads", type=int, help="of torch on a CPU; default: torch's choice")
     add("--json", metavar="FILE", help="also write all figures there")
+    add("--kernels", action="store_true", help="count a GPU's kernels instead, for bf16; needs no GPU and little time")
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid values, before any slow import."""
+    parser = get_args_parser()
     args = parser.parse_args(argv)
     size = SIZES[args.size]
     args.batch_size = size.batch_size if args.batch_size is None else args.batch_size
@@ -94,16 +104,21 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.autograd import DeviceType
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MT5Config, MT5EncoderModel
 
-from clips.batch import Sample, collate_fn, to_device
+from clips.batch import Sample, SrcInput, TgtInput, collate_fn, to_device
 from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
 from config import DatasetSpec, ModelConfig
 from datasets import S2T_Dataset
-from models import Uni_Sign, tokens_before
+from models import IGNORE, Uni_Sign, tokens_before
 from network.mt5 import MT5, run_encoder, use_fused_layers
+from network.stgcn import REACH, ClipLayout, STGCNChain
 from network.vocabulary import EOS, PAD, Tokenizer
 from pose.keypoints import N_KEYPOINTS, normalize_keypoints
 from system.distributed import autocast
@@ -120,6 +135,7 @@ class Stage:
     work: Callable[[], object]
     clips: int
     frames: int
+    trains: bool = False  # whether the work is a forward and a backward pass
 
 
 # -- model and data --------------------------------------------------------------------------------------------------
@@ -175,6 +191,61 @@ def make_model(size: Size, texts: str) -> Uni_Sign:
         text_encoder = RandomTextEncoder(config, tokenizer)
     model_config = ModelConfig(hidden_dim=size.hidden_dim, use_descriptions=texts != "no")
     return Uni_Sign(model_config, mt5, tokenizer, text_encoder)
+
+
+class ReferenceForm:
+    """The loss as it is usually written, with the same weights: padded clips, and mT5 as transformers has it.
+
+    Clips are packed and unpacked around each chain, which Uni-Sign's code has no need of.
+    """
+
+    def __init__(self, model: Uni_Sign) -> None:
+        self.model = model
+        with torch.device("meta"):
+            self.mt5 = MT5(model.mt5_model.config)
+        self.mt5.load_state_dict(model.mt5_model.state_dict(keep_vars=True), assign=True)
+
+    def loss(self, src_input: SrcInput, tgt_input: TgtInput) -> torch.Tensor:
+        """Compute the loss of a batch."""
+        model = self.model
+        with mock.patch.object(STGCNChain, "forward", _usual_chain):
+            pose = model.encode_pose(src_input)
+        labels = model.labels(tgt_input["gt_sentence"]).to(pose.device)
+        (prompt,) = model.embed(model.prompt())
+        mask = F.pad(src_input["attention_mask"], (len(prompt), 0), value=1).to(pose.device)
+        embeds = torch.cat([prompt.expand(len(pose), -1, -1), pose.to(prompt.dtype)], dim=1)
+        decoder_input = tokens_before(labels)
+        logits = self.mt5.train(model.training)(
+            inputs_embeds=embeds, attention_mask=mask, decoder_input_ids=decoder_input, use_cache=False
+        ).logits
+        smoothing = model.config.label_smoothing
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, label_smoothing=smoothing)
+
+
+def _usual_chain(chain: STGCNChain, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
+    x = layout.unpack(x.transpose(0, 1)).permute(0, 3, 1, 2)  # (B, C, T, V)
+    for block in chain.values():
+        x = usual_block(block, x)
+    return layout.pack(x.permute(0, 2, 3, 1)).transpose(0, 1)
+
+
+def usual_block(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """Apply a block of graph convolutions as it is usually written, (B, C, T, V) -> (B, C', T, V)."""
+
+    def convolve(x: torch.Tensor, conv: Any, padding: int = 0) -> torch.Tensor:
+        return F.conv2d(x, conv.weight, conv.bias, padding=(padding, 0))
+
+    def normalise(x: torch.Tensor, norm: Any) -> torch.Tensor:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training)
+
+    parts, shortcut = block.gcn, x
+    if block.residual:
+        shortcut = normalise(convolve(x, block.residual[0]), block.residual[1])
+    x = convolve(x, parts.conv).unflatten(1, (len(parts.A), -1))  # (B, K, C', T, V)
+    x = normalise(torch.einsum("bkctv,kvw->bctw", x, parts.A), parts.bn).relu()
+    if block.tcn:
+        x = normalise(convolve(x, block.tcn[0], REACH), block.tcn[1])
+    return (x + shortcut).relu()
 
 
 def write_clips(folder: Path, size: Size) -> tuple[DatasetSpec, DatasetSpec]:
@@ -262,9 +333,19 @@ class Training:
             "decoder and loss", lambda *x: model.target_loss(x[0], mask, labels, x[1])[0], states, previous
         )
         yield self.trained("forward and backward", self.loss)
+        reference = ReferenceForm(model)
+        yield self.trained(
+            "reference form, forward and backward", lambda: reference.loss(self.src_input, self.tgt_input)
+        )
         self.loss().backward()  # leaves gradients for the optimizer
         yield self.stage("optimizer", self.optimizer.step)
         yield self.stage("training step without texts", self.step)
+        n_clips, n_frames = len(self.samples), self.size.frames
+        lengths = [-(-n_frames * (i + 1) // n_clips) for i in range(n_clips)]
+        mixed = to_device(
+            collate_fn([_first_frames(*pair) for pair in zip(self.samples, lengths, strict=True)])[0], self.device
+        )
+        yield Stage("training step, mixed lengths", lambda: self.step(mixed), n_clips, sum(lengths))
         yield self.stage("evaluation", self.evaluate, SEARCHED)
 
     def stage(self, name: str, work: Callable[[], object], batches: int = 1) -> Stage:
@@ -281,17 +362,17 @@ class Training:
             out.float().mean().backward()
             self.model.zero_grad(set_to_none=True)
 
-        return self.stage(name, passes)
+        return replace(self.stage(name, passes), trains=True)
 
-    def loss(self) -> torch.Tensor:
-        """Compute the loss of the batch."""
+    def loss(self, src_input: SrcInput | None = None) -> torch.Tensor:
+        """Compute the loss of the batch, or of other clips with its sentences."""
         with self.precision():
-            return self.model(self.src_input, self.tgt_input).loss
+            return self.model(src_input or self.src_input, self.tgt_input).loss
 
-    def step(self) -> None:
+    def step(self, src_input: SrcInput | None = None) -> None:
         """Take a training step."""
         self.model.zero_grad(set_to_none=True)
-        self.loss().backward()
+        self.loss(src_input).backward()
         self.optimizer.step()
         self.model.zero_grad(set_to_none=True)
 
@@ -306,38 +387,26 @@ class Training:
         self.model.sentences(ids)
 
 
+def _first_frames(sample: Sample, n: int) -> Sample:
+    poses: Any = {part: x[:n] for part, x in sample.pose_sample.items()}
+    return sample._replace(pose_sample=poses, descriptions=None, has_description=None)
+
+
 # -- measuring -------------------------------------------------------------------------------------------------------
-
-
-class OperationCounter(TorchDispatchMode):
-    """Counts operations that are neither views nor allocations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count and call an operation."""
-        self.n += not (func.is_view or func.overloadpacket.__name__ in NO_KERNELS)
-        return func(*args, **kwargs or {})
 
 
 class Meter:
     """Measures stages, several times each; by the wall's clock, or by this process's CPU time where others compute."""
 
     def __init__(self, device: torch.device, clock: str, repeats: int) -> None:
-        self.on_gpu, self.device, self.repeats = device.type == "cuda", device, repeats
+        self.device, self.repeats = device, repeats
         self.now = time.process_time if clock == "cpu" else time.perf_counter
 
     def measure(self, stage: Stage, ceiling: float) -> dict[str, Any]:
         """Return the figures of a stage; `ceiling` is the most FLOP/s to expect."""
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.device)
-            torch.cuda.set_sync_debug_mode("warn")
-        with FlopCounterMode(display=False) as flops, OperationCounter() as operations:  # also the warm-up
+        with FlopCounterMode(display=False) as counter:  # also the warm-up
             stage.work()
-        if self.on_gpu:
-            torch.cuda.set_sync_debug_mode("default")
+        in_use, peak_mib = self.in_use(), self.peak(stage.work)
         runs = [self.seconds(stage.work) for _ in range(self.repeats)]
         seconds = statistics.median(runs)
         return {
@@ -346,9 +415,33 @@ class Meter:
             "spread": [min(runs), max(runs)],
             "clips_per_second": stage.clips / seconds,
             "frames_per_second": stage.frames / seconds,
-            "operations": operations.n,
-            "peak_mib": torch.cuda.max_memory_allocated(self.device) / 2**20 if self.on_gpu else None,
-            "share_of_ceiling": flops.get_total_flops() / seconds / ceiling,
+            "in_use_mib": in_use,
+            "peak_mib": peak_mib,
+            "share_of_ceiling": counter.get_total_flops() / seconds / ceiling,
+            **(self.trace(stage.work) if self.device.type == "cuda" else {}),
+        }
+
+    def trace(self, work: Callable[[], object]) -> dict[str, Any]:
+        """Return what a GPU does in a run: kernels, their launches and seconds, and lines that wait for it."""
+        on_gpu = self.device.type == "cuda"
+        self.wait()
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                if on_gpu:
+                    torch.cuda.set_sync_debug_mode("warn")
+                work()
+                if on_gpu:
+                    torch.cuda.set_sync_debug_mode("default")
+            self.wait()
+        events = profiler.events() or ()
+        kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+        waits = [warning for warning in told if "called a synchronizing" in str(warning.message)]
+        return {
+            "kernels": len(kernels),
+            "launches": sum("LaunchKernel" in event.name for event in events),
+            "busy_seconds": sum(event.time_range.elapsed_us() for event in kernels) / 1e6,
+            "waits": Counter("/".join(Path(wait.filename).parts[-2:]) + f":{wait.lineno}" for wait in waits),
         }
 
     def seconds(self, work: Callable[[], object]) -> float:
@@ -359,16 +452,140 @@ class Meter:
         self.wait()
         return self.now() - begun
 
+    def peak(self, work: Callable[[], object]) -> float | None:
+        """Return the peak MiB of a run beyond the memory in use before; None if the system cannot tell."""
+        gc.collect()
+        self.wait()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = self.in_use() or 0.0
+            work()
+            return torch.cuda.max_memory_allocated(self.device) / 2**20 - before
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise memory freed earlier would hide what this run allocates
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
+            before = _status_mib("VmRSS")
+            work()
+            return _status_mib("VmHWM") - before
+        except (OSError, AttributeError):
+            return None
+
+    def in_use(self) -> float | None:
+        """Return the MiB of tensors on a GPU."""
+        return torch.cuda.memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
+
     def wait(self) -> None:
         """Synchronise with the device."""
-        if self.on_gpu:
+        if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def ceiling(self, dtype: str) -> float:
         """Return the FLOP/s of a large matrix product on this device."""
-        n = 8192 if self.on_gpu else 1024
+        n = 8192 if self.device.type == "cuda" else 1024
         a = torch.randn(n, n, device=self.device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
         return 2.0 * n**3 / min(self.seconds(lambda: a @ a) for _ in range(8))
+
+
+def _status_mib(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+# -- counting kernels ------------------------------------------------------------------------------------------------
+
+# The number of kernels depends on layers and branches, not on widths: these are small, so that counting takes seconds.
+NARROW = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4}
+NO_KERNELS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "promote_types")
+
+
+class KernelCounter(TorchDispatchMode):
+    """Counts operations that are neither views nor allocations: on a GPU, each is a kernel or a few.
+
+    Operations that a GPU has in one piece and a CPU has not are counted as a GPU has them: attention and the norm once
+    in each direction, dropout too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.counting = 0, True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and call an operation."""
+        self.n += self.counting and not (func.is_view or func.overloadpacket.__name__ in NO_KERNELS)
+        return func(*args, **kwargs or {})
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Count whatever happens as one kernel."""
+        self.n, self.counting = self.n + 1, False
+        yield
+        self.counting = True
+
+    def count(self, work: Callable[[], object]) -> int:
+        """Return the number of kernels of some work."""
+        self.n = 0
+        with self, _AsOnGPU(self):
+            work()
+        return self.n
+
+
+def count_kernels(size: Size, only: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield each stage of training whose name begins so, and the kernels of its forward and backward pass in bf16."""
+    narrow, cpu = replace(size, hidden_dim=16, mt5=size.mt5 | NARROW), torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in all_stages(narrow, Path(folder), cpu, "bf16", only):
+            if stage.trains and stage.name.startswith(tuple(only)):
+                yield stage.name, KernelCounter().count(stage.work)
+
+
+class _AsOnGPU(TorchFunctionMode):
+    """Calls some functions of torch as a GPU runs them."""
+
+    def __init__(self, counter: KernelCounter) -> None:
+        super().__init__()
+        self.counter = counter
+        self.replaced = {
+            F.dropout: self._dropout,
+            F.rms_norm: self._rms_norm,
+            F.scaled_dot_product_attention: self._attend,
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.replaced.get(func, func)(*args, **kwargs or {})
+
+    def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(x, p, training)[0]
+
+    def _rms_norm(self, x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return _OneKernel.apply(self.counter, lambda x, weight: F.rms_norm(x, shape, weight, eps), x, weight)
+
+    def _attend(self, *inputs: Any, attn_mask: Any = None, dropout_p: float = 0.0, **options: Any) -> torch.Tensor:
+        given = [x for x in (*inputs, attn_mask) if isinstance(x, torch.Tensor)]  # the rest is dropout
+        if torch.is_autocast_enabled("cpu"):
+            given = [x.to(torch.get_autocast_dtype("cpu")) if x.is_floating_point() else x for x in given]
+
+        def attend(*given: Any) -> torch.Tensor:
+            out = F.scaled_dot_product_attention(*given, **options)
+            return out.transpose(1, 2).contiguous().transpose(1, 2)  # it lies in memory as (B, L, H, D / H)
+
+        return _OneKernel.apply(self.counter, attend, *given)
+
+
+class _OneKernel(torch.autograd.Function):
+    """A function of tensors as one kernel forward and one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, counter: KernelCounter, function: Callable, *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.counter, ctx.inputs = counter, [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+        with counter.one(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            ctx.out = function(*ctx.inputs)
+        return ctx.out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with ctx.counter.one():
+            gradients = iter(torch.autograd.grad(ctx.out, [x for x in ctx.inputs if x.requires_grad], grad))
+        return None, None, *(next(gradients) if x.requires_grad else None for x in ctx.inputs)
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
@@ -378,7 +595,6 @@ COLUMNS = (
     ("ms", "seconds", 1000, ",.1f"),
     ("clips/s", "clips_per_second", 1, ",.1f"),
     ("frames/s", "frames_per_second", 1, ",.0f"),
-    ("operations", "operations", 1, ",d"),
     ("peak MiB", "peak_mib", 1, ",.0f"),
     ("% of ceiling", "share_of_ceiling", 100, ".0f"),
 )
@@ -395,6 +611,12 @@ def main(args: argparse.Namespace) -> None:
     args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
     args.threads = args.threads or torch.get_num_threads()
     size = replace(size, batch_size=args.batch_size, frames=args.frames)
+    if args.kernels:
+        sys.stdout.write(table_line("stage", "kernels") + table_line("---", "---"))
+        for name, kernels in count_kernels(size, args.only):
+            sys.stdout.write(table_line(name, f"{kernels:,}"))
+            sys.stdout.flush()
+        return
     torch.set_num_threads(args.threads)
     meter = Meter(device, args.clock, args.repeats)
     ceiling = meter.ceiling(args.dtype)

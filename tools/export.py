@@ -138,7 +138,7 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
     kind = ("trained" if encoder else "frozen") if model.config.use_descriptions else ""
     encoder_folder = Path(model.config.text_encoder or model.mt5_folder)
     if kind == "frozen":
-        encoder = TextEncoder(encoder_folder).encoder.state_dict()
+        encoder = TextEncoder(encoder_folder, model.config.text_max_tokens).encoder.state_dict()
     described = folder_config(encoder_folder)
     if encoder and described.get("is_encoder_decoder") and described.get("model_type") != "mt5":
         raise ValueError(

@@ -37,6 +37,7 @@ LISTED = 10  # rows or files in a list
 STEPS = 10  # optimizer steps of an epoch, at least
 FEW = 20  # clips of dev or test, of which each changes a score by points
 WEIGHTS = "./pretrained_weight/csl_stage1_weight.pth"
+ONE_GPU = "--text_encoder_freeze --trainable all --zero_stage 0 --gradient_checkpointing"  # of 24 GB
 SMALL = "--mt5_path small_mt5 --hidden_dim 32 --text_encoder_freeze"  # to try the steps in minutes
 TOML_KEYS = {  # and what is said beside them
     "name": "",
@@ -348,7 +349,7 @@ def next_commands(spec: DatasetSpec, files: Files, n_train: int) -> str:
     flags, run_folder = f"--dataset_config {shlex.quote(config)}", shlex.quote(f"./output_{spec.name}")
     batch = min(8, max(1, n_train // STEPS))
     steps = f"--batch-size {batch} --gradient-accumulation-steps {min(4, max(1, n_train // (STEPS * batch)))}"
-    training, commands, note = f"{steps} --lr 3e-4", [f"python describe.py {flags}{_aspect(files)}"], ""
+    training, commands, note = f"{steps} --lr 3e-4 {ONE_GPU}", [f"python describe.py {flags}{_aspect(files)}"], ""
     if not files.are_poses:
         paths = f"{shlex.quote(spec.rgb_dir)} --out {shlex.quote(spec.pose_dir)}"
         commands.insert(0, f"python -m tools.extract_poses {paths} --look my_pictures")
@@ -360,7 +361,7 @@ def next_commands(spec: DatasetSpec, files: Files, n_train: int) -> str:
         steps, training = f"{SMALL} {steps}", f"{SMALL} {steps}"
         note = (
             f"mT5 is not in {mt5_path}: this tries the steps with a small random one, which writes nonsense. For a "
-            f"real model put mT5 there, leave out {SMALL}, and add --lr 3e-4 --finetune {WEIGHTS}.\n"
+            f"real model put mT5 there, leave out {SMALL}, and add --lr 3e-4 {ONE_GPU} --finetune {WEIGHTS}.\n"
         )
     commands += [
         f"python pre_training_checklist.py {flags} --use_descriptions {steps}",

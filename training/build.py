@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import shlex
@@ -29,7 +30,7 @@ from training.loader import SEARCHED, BatchSampler, ClipLoader
 from training.memory import MemorySettings
 from training.optimization import ENCODER, ENCODER_RATE, OptimizerConfig, build_optimizer, build_schedule
 from training.run_folder import results_folder
-from training.text_cache import TextFeatureCache, build_text_cache
+from training.text_cache import build_text_cache
 from training.tracking import Tracker
 from training.weight_files import read_weights
 from training.weights import (
@@ -45,7 +46,7 @@ from training.weights import (
     require_mt5,
     saved_settings,
 )
-from utils import MODEL_FLAGS, NO_TEST, OF_CHECKPOINT, get_args_parser, splits_of, uses_deepspeed
+from utils import NO_TEST, OF_CHECKPOINT, get_args_parser, splits_of, uses_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,15 @@ def renumber_command(args: argparse.Namespace) -> str:
     return shlex.join(["python", "describe.py", "audit", folder, *data, *root, "--repair", f"{folder}_from_0"])
 
 
+def from_flags(kind: type, args: argparse.Namespace, **others: Any) -> Any:
+    """Return a record of this kind whose other fields have the values of the flags of the same names."""
+    names = {field.name for field in dataclasses.fields(kind)} - others.keys()
+    return kind(**others, **{name: getattr(args, name) for name in names})
+
+
 def model_config(args: argparse.Namespace, spec: DatasetSpec) -> ModelConfig:
     """Return the model configuration of the command line."""
-    return ModelConfig(language=spec.language, **{name: getattr(args, name) for name in MODEL_FLAGS})
+    return from_flags(ModelConfig, args, language=spec.language)
 
 
 def take_settings(args: argparse.Namespace) -> None:
@@ -182,13 +189,9 @@ def _dataset(args: argparse.Namespace, spec: DatasetSpec, split: str) -> S2T_Dat
 def build_model(
     args: argparse.Namespace, config: ModelConfig, loaders: dict[str, ClipLoader], state: Path | None = None
 ) -> Uni_Sign:
-    """Load mT5 and the text branch, then the weights that the run starts from.
+    """Load mT5 and the text branch, then the weights that the run starts from; `loaders` give the texts.
 
-    Args:
-        args: the command line.
-        config: the model's sizes and switches.
-        loaders: the splits' loaders, for their texts.
-        state: a folder to resume from. It has all weights, so weights named by flags are ignored.
+    A `state` to resume from has all weights, so weights named by flags are ignored.
 
     Raises:
         FileNotFoundError: a file or folder named by a flag does not exist.
@@ -202,29 +205,27 @@ def build_model(
     holds_encoder = distributed.broadcast_object(any(name.startswith(TEXT_ENCODER_PREFIX) for name in first))
     # A trained encoder among the initial weights is part of the model even if it is frozen.
     frozen = config.use_descriptions and args.text_encoder_freeze and not holds_encoder
-    model = assemble(config, mt5_folder, kept, frozen_features(args, mt5_folder, loaders) if frozen else None)
+    features = None
+    if frozen:
+        folder, cache = args.text_encoder or mt5_folder, under_root(args.root, args.text_cache)
+        texts = sorted(set().union(*(loader.dataset.description_texts() for loader in loaders.values())))
+        features = build_text_cache(cache, folder, args.text_max_tokens, texts, distributed.device())
+    model = assemble(config, mt5_folder, kept, features)
     if args.gradient_checkpointing:
         model.recompute_activations()
-    if distributed.is_main():
-        log_cut_targets(model, loaders)
-    if state:
-        load_model_state(model, state)
-    else:
-        load_first_weights(args, model)
-    return model
-
-
-def log_cut_targets(model: Uni_Sign, loaders: Mapping[str, ClipLoader]) -> None:
-    """Log how many of the splits' targets are longer than the model reads."""
-    most = model.config.max_target_tokens
-    for split, loader in loaders.items():
-        lengths = model.tokenizer.lengths(loader.dataset.targets())
+    for split, loader in loaders.items() if distributed.is_main() else ():
+        lengths, most = model.tokenizer.lengths(loader.dataset.targets()), config.max_target_tokens
         if cut := sum(length > most for length in lengths):
             logger.warning(
                 "%s: %d of %d targets are cut to %d tokens, the longest has %d. Raise --max_target_tokens, and "
                 "--max_new_tokens if it is lower.",
                 split, cut, len(lengths), most, max(lengths),
             )  # fmt: skip
+    if state:
+        load_model_state(model, state)
+    else:
+        load_first_weights(args, model)
+    return model
 
 
 def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
@@ -255,21 +256,15 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
     if args.rgb_backbone and not backbone_is_new:
         raise ValueError(f"--rgb_backbone: {args.finetune} holds a trained hand backbone; drop --rgb_backbone.")
     if backbone_is_new:
-        load_first_backbone(model, args.rgb_backbone, under_root(args.root, rgb_backbone))
+        usual = under_root(args.root, rgb_backbone)
+        if backbone := args.rgb_backbone or (usual if os.path.isfile(usual) else ""):
+            load_backbone(model, read_weights(backbone, "--rgb_backbone")[0], backbone)
+            logger.info("the hand backbone starts from %s.", backbone)
+        else:
+            text = "the hand backbone starts from random weights. For ImageNet's, save %s as %s."
+            logger.warning(text, GET_BACKBONE, usual)
     if args.fusion_checkpoint:
         load_fusion(model, args.fusion_checkpoint)
-
-
-def load_first_backbone(model: Uni_Sign, given: str, usual: str) -> None:
-    """Start a new hand backbone from ImageNet weights: the file of --rgb_backbone, or the one at the usual place."""
-    path = given or (usual if os.path.isfile(usual) else "")
-    if path:
-        load_backbone(model, read_weights(path, "--rgb_backbone")[0], path)
-        logger.info("the hand backbone starts from %s.", path)
-    else:
-        logger.warning(
-            "the hand backbone starts from random weights. For ImageNet's, save %s as %s.", GET_BACKBONE, usual
-        )
 
 
 def choose_vocabulary(
@@ -282,27 +277,18 @@ def choose_vocabulary(
 ) -> torch.Tensor | None:
     """Choose the tokens of mT5's vocabulary that the model keeps; None for all.
 
-    They are those of the initial weights; --trim_vocab adds the tokens of the training texts, except when a run is
-    resumed. Dev and test texts have no influence.
-
-    Args:
-        args: the command line.
-        config: the model's sizes and switches.
-        loaders: the splits' loaders.
-        first: the initial weights, on rank 0; empty if there are none.
-        path: their file, for error messages.
-        flag: the flag that named it.
+    They are those of the initial weights (`first`, on rank 0, from the file `path` of `flag`); --trim_vocab adds the
+    tokens of the training texts, except when a run is resumed. Dev and test texts have no influence.
     """
-    mt5_folder = under_root(args.root, args.mt5_path)
-    kept = None
+    folder, kept = under_root(args.root, args.mt5_path), None
     if distributed.is_main():
         kept = kept_tokens(first, path, flag)
         if args.trim_vocab and flag != "--resume":
             train = loaders["train"].dataset if "train" in loaders else None
             texts = [*train.targets(), *train.description_texts()] if train else []
-            kept = choose_tokens(Tokenizer(mt5_folder), [config.prompt, *texts], kept)
+            kept = choose_tokens(Tokenizer(folder), [config.prompt, *texts], kept)
         if kept is not None:
-            log_coverage(Tokenizer(mt5_folder), kept, held_out_texts(args, loaders))
+            log_coverage(Tokenizer(folder), kept, held_out_texts(args, loaders))
     return distributed.broadcast_object(kept)
 
 
@@ -320,14 +306,6 @@ def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> 
     return texts
 
 
-def frozen_features(args: argparse.Namespace, mt5_folder: str, loaders: dict[str, ClipLoader]) -> TextFeatureCache:
-    """Return the frozen text encoder's features of all texts of the run, from the cache."""
-    folder = args.text_encoder or mt5_folder
-    texts = set().union(*(loader.dataset.description_texts() for loader in loaders.values()))
-    cache_root = under_root(args.root, args.text_cache)
-    return build_text_cache(cache_root, folder, args.text_max_tokens, sorted(texts), distributed.device())
-
-
 def trains_fusion_alone(args: argparse.Namespace) -> bool:
     """Return whether only the fusion modules train: with --trainable fusion, or "auto" and suitable other flags."""
     auto = args.trainable == "auto" and args.text_encoder_freeze and bool(args.finetune)
@@ -337,39 +315,10 @@ def trains_fusion_alone(args: argparse.Namespace) -> bool:
 def build_engine(args: argparse.Namespace, model: Uni_Sign, steps_per_epoch: int) -> Any:
     """Choose what trains, and build the engine that trains it; `engine.module` is the model."""
     choose_trainable(args, model)
-    config = optimizer_config(args)
+    config = from_flags(OptimizerConfig, args)
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config, steps_per_epoch)
-    return start_engine(synchronised_batch_norm(model), optimizer, schedule, engine_config(args))
-
-
-def optimizer_config(args: argparse.Namespace) -> OptimizerConfig:
-    """Return the optimizer and schedule of the command line."""
-    beta1, beta2 = args.opt_betas or (0.9, 0.999)
-    return OptimizerConfig(
-        opt=args.opt,
-        betas=(beta1, beta2),
-        eps=args.opt_eps,
-        weight_decay=args.weight_decay,
-        sched=args.sched,
-        lr=args.lr,
-        min_lr=args.min_lr,
-        epochs=args.epochs,
-        warmup_epochs=args.warmup_epochs,
-    )
-
-
-def engine_config(args: argparse.Namespace) -> EngineConfig:
-    """Return the engine's settings of the command line."""
-    return EngineConfig(
-        batch_size=args.batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        gradient_clipping=args.gradient_clipping,
-        zero_stage=args.zero_stage,
-        offload=args.offload,
-        pin_mem=args.pin_mem,
-        dtype=args.dtype,
-    )
+    return start_engine(synchronised_batch_norm(model), optimizer, schedule, from_flags(EngineConfig, args))
 
 
 def weights_facts(args: argparse.Namespace, model: Uni_Sign) -> dict[str, Any]:
@@ -392,17 +341,11 @@ def build_guards(args: argparse.Namespace) -> Guards:
 
 def memory_settings(args: argparse.Namespace) -> MemorySettings:
     """Return what decides how much memory the run needs."""
-    return MemorySettings(
-        batch_size=args.batch_size,
-        hidden_dim=args.hidden_dim,
-        num_beams=args.num_beams,
-        dtype=args.dtype,
+    return from_flags(
+        MemorySettings,
+        args,
         zero_stage=args.zero_stage if uses_deepspeed() else 0,
-        offload=args.offload,
-        gradient_checkpointing=args.gradient_checkpointing,
-        use_descriptions=args.use_descriptions,
         encodes_texts=args.use_descriptions and not args.text_encoder_freeze,
-        rgb_support=args.rgb_support,
         fusion_alone=trains_fusion_alone(args),
     )
 

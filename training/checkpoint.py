@@ -1,6 +1,6 @@
 """Save and restore training: states to resume from (folders in `output_dir/resume`), and checkpoints of epochs.
 
-Every write is atomic. `training/weights.py` defines the format of weight files.
+Every write is atomic. `training/weight_files.py` defines the format of weight files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,33 +37,19 @@ STATE_WEIGHTS = "weights.pt"  # file name in a state's folder
 
 @dataclass
 class TrainState:
-    """The progress of a run.
+    """The progress of a run."""
 
-    Attributes:
-        epoch: current epoch, from 0.
-        micro_batch: number of its micro-batches that are done.
-        step: total number of optimizer steps, skipped ones included.
-        best: main score and loss of the best epoch on dev so far; None before the first.
-        revision: git revision of the code.
-        arguments: the command line, as a dict.
-        lr: learning rate of the last step.
-        n_processes: number of processes.
-        digests: file -> SHA-256 of the state's other files.
-        sources: what identifies the data, and the files that the model needs beside its weights.
-        epoch_sums: this process's sums over the current epoch, so that a resumed epoch has the same means.
-    """
-
-    epoch: int = 0
-    micro_batch: int = 0
-    step: int = 0
-    best: Sequence[float] | None = None
-    lr: float = 0.0
-    revision: str = ""
-    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    epoch: int = 0  # the current one, from 0
+    micro_batch: int = 0  # how many of the epoch are done
+    step: int = 0  # optimizer steps, skipped ones included
+    best: Sequence[float] | None = None  # main score and loss of the best epoch on dev so far
+    lr: float = 0.0  # of the last step
+    revision: str = ""  # of the code, in git
+    arguments: dict[str, Any] = field(default_factory=dict)  # the command line
     n_processes: int = 1
-    digests: dict[str, str] = dataclasses.field(default_factory=dict)
-    sources: dict[str, Any] = dataclasses.field(default_factory=dict)
-    epoch_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # file -> SHA-256 of the state's other files
+    sources: dict[str, Any] = field(default_factory=dict)  # what identifies data and files beside the weights
+    epoch_sums: dict[str, float] = field(default_factory=dict)  # this process's, so that an epoch's means stay
 
     @property
     def folder_name(self) -> str:
@@ -77,15 +63,9 @@ def state_writer(engine: Any, state: TrainState, folder: Path, keep_last: int = 
     Weights and optimizer state are stored by name in fp32, whatever the number of processes and the ZeRO stage; random
     numbers and sums, process by process.
 
-    Args:
-        engine: the engine that trains.
-        state: its progress; its digests are set once the state is written.
-        folder: the state's folder, which appears once it is complete.
-        keep_last: number of states kept beside each other; 0 keeps all.
-
     Returns:
-        A function that writes the copy, on rank 0, also in a thread while the training goes on; it raises OSError if
-        that fails.
+        A function that writes the copy, on rank 0, also in a thread while the training goes on. It sets the state's
+        digests and keeps the last `keep_last` states, 0 for all; OSError if it fails.
     """
     own: dict[str, Any] = {"cpu": torch.get_rng_state(), "epoch_sums": dict(state.epoch_sums)}
     if torch.cuda.is_available():
@@ -154,8 +134,7 @@ def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] |
         The folder and its state; None for "auto" if no state was saved yet.
 
     Raises:
-        FileNotFoundError: the named folder holds no state.
-        ValueError: the named state, or with "auto" every state, is damaged.
+        ValueError: the named state, or with "auto" every state, is damaged or missing.
     """
     if resume == "auto":
         folders = states(resume_dir(output_dir))[::-1]
@@ -171,10 +150,6 @@ def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] |
             )
         return None
     path = Path(resume)
-    if not (path / "state.json").is_file():
-        raise FileNotFoundError(
-            f"--resume: {path} holds no state (state.json). Name a folder under OUTPUT_DIR/resume, or auto."
-        )
     try:
         return path, read_progress(path)
     except ValueError as error:
@@ -183,39 +158,13 @@ def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] |
 
 # Flags that may change when a run is resumed: paths, division of the work, logging and saving, and decoding.
 # Changing any other flag would make the resumed run a different experiment.
-FREE_FLAGS = frozenset(
-    [
-        "root",
-        "dataset_config",  # what it says of the data is part of the sources
-        "mt5_path",
-        "packed",
-        "text_cache",
-        "output_dir",
-        "resume",
-        "eval",
-        "num_workers",
-        "pin_mem",
-        "local_rank",
-        "zero_stage",
-        "offload",
-        "batch_size",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "num_beams",
-        "max_new_tokens",
-        "save_steps",
-        "quick_break",
-        "keep_last",
-        "no_test",
-        "max_bad_clips",
-        "max_skipped_steps",
-        "max_failed_saves",
-        "tensorboard",
-        "wandb",
-    ]
+# What --dataset_config says of the data is part of the sources.
+_FREE = (
+    "root dataset_config mt5_path packed text_cache output_dir resume eval num_workers pin_mem local_rank zero_stage "
+    "offload batch_size gradient_accumulation_steps gradient_checkpointing num_beams max_new_tokens save_steps "
+    "quick_break keep_last no_test max_bad_clips max_skipped_steps max_failed_saves tensorboard wandb"
 )
-
-
+FREE_FLAGS = frozenset(_FREE.split())
 MAY_BE_MENDED = ("poses_sha256", "described", "descriptions_sha256")  # see `S2T_Dataset.fingerprint`
 
 
@@ -225,14 +174,8 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
     The number of processes, `--batch-size` and `--gradient-accumulation-steps` may change as long as their product, the
     global batch size, does not: the order of clips depends on this product only.
 
-    Args:
-        folder: the state's folder.
-        state: the saved state.
-        arguments: the command line.
-        n_batches: micro-batches per epoch in this run.
-
     Returns:
-        The state, with micro_batch, arguments and n_processes of this run.
+        The state, with micro_batch, arguments and n_processes of this run, of `n_batches` micro-batches per epoch.
 
     Raises:
         ValueError: the experiments differ.
@@ -261,11 +204,6 @@ def check_resumable(folder: Path, state: TrainState, arguments: Mapping[str, Any
 def check_sources(folder: Path, state: TrainState, sources: Mapping[str, Any]) -> None:
     """Check that a run goes on with what it began with; other poses and descriptions, which get mended, are a warning.
 
-    Args:
-        folder: the state's folder.
-        state: the saved state.
-        sources: some of this run's `TrainState.sources`.
-
     Raises:
         ValueError: the labels or a file of the model are others.
     """
@@ -278,6 +216,38 @@ def check_sources(folder: Path, state: TrainState, sources: Mapping[str, Any]) -
         )
     if mild and is_main():
         logger.warning("--resume: since %s was saved, these have changed: %s.", folder, ", ".join(mild))
+
+
+def best_on_disk(state: TrainState, path: Path, epochs: int) -> Sequence[float] | None:
+    """Return the state's best score if the best checkpoint has it; None if another course has replaced that file.
+
+    Args:
+        state: the state to resume from.
+        path: the best checkpoint of its output folder.
+        epochs: of the run.
+
+    Raises:
+        ValueError: it has been replaced or removed, and no epoch is left to make another.
+    """
+    if state.best is None:
+        return None
+    try:
+        _, facts = read_weights(path, "--resume")
+    except (ValueError, FileNotFoundError):
+        facts = {}
+    if facts.get("score") == state.best[0] and facts["epoch"] < state.epoch:
+        return state.best
+    if state.epoch >= epochs:
+        raise ValueError(
+            f"--resume: {path} is not the best checkpoint of this run, whose score was {state.best[0]:.4g}, and no "
+            "epoch is left to make another. Put it back, or evaluate another checkpoint with --eval."
+        )
+    if facts.get("epoch") != state.epoch:  # else the run was killed right after it had saved a better one
+        logger.warning(
+            "--resume: %s is not the best checkpoint so far, whose score was %.4g; the best is chosen among the epochs "
+            "from here.", path, state.best[0],
+        )  # fmt: skip
+    return None
 
 
 def load_model_state(model: nn.Module, folder: Path) -> None:
@@ -329,13 +299,7 @@ def save_epoch(
 ) -> None:
     """Write checkpoint_{epoch}.pth and, if `best_checkpoint.pth` is new, its best_fusion.pth; on rank 0.
 
-    Args:
-        weights: the result of `full_state_dict`.
-        config: the model's.
-        output_dir: the run's folder.
-        best: whether the epoch is the best so far.
-        keep_last: number of checkpoints kept; 0 keeps all.
-        facts: "epoch", from 0, and what inference needs besides, or a reader may want to know.
+    `facts` are "epoch", from 0, and what inference needs besides; `keep_last` checkpoints are kept, 0 keeps all.
     """
     folder = Path(output_dir)
     if best and config.use_descriptions:

@@ -25,17 +25,7 @@ from utils import uses_deepspeed
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What DeepSpeed is told; names and values are those of the flags.
-
-    Attributes:
-        batch_size: clips per process and micro-batch.
-        gradient_accumulation_steps: micro-batches per step.
-        gradient_clipping: maximum gradient norm.
-        zero_stage: ZeRO stage, 0 to 3.
-        offload: keep the optimizer's state in CPU memory.
-        pin_mem: pin that memory.
-        dtype: autocast of matrix products: "bf16", "fp16" or "fp32".
-    """
+    """What DeepSpeed is told; names and values are those of the flags."""
 
     batch_size: int
     gradient_accumulation_steps: int
@@ -238,13 +228,9 @@ def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def load_full_state_dict(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Overwrite the whole model's weights, at any ZeRO stage, to evaluate it; all processes must call this.
+    """Overwrite the whole model's weights with rank 0's, at any ZeRO stage; all processes must call this.
 
     The optimizer's own copies of the weights stay as they are, so the engine must not train any further.
-
-    Args:
-        engine: the engine that trained.
-        weights: on rank 0 a result of `full_state_dict`; ignored elsewhere.
     """
     for name, value in engine.module.state_dict(keep_vars=True).items():
         shape = getattr(value, "ds_shape", value.shape)
@@ -288,7 +274,7 @@ def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor
 
                 value = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
             else:
-                value = state[parameter].get(kind, torch.zeros_like(parameter)) if parameter in state else None
+                value = state.get(parameter, {}).get(kind, torch.zeros_like(parameter))  # zeros: it had no gradient yet
             if is_main() and value is not None:
                 tensors[name] = value.detach().to("cpu", copy=True)
         yield kind, tensors
@@ -308,13 +294,7 @@ def optimizer_numbers(engine: Any) -> dict[str, Any]:
 def restore_optimizer(engine: Any, numbers: dict[str, Any], kinds: list[str], read: Callable[[str], dict]) -> None:
     """Restore the optimizer from the results of the two functions above; all processes must call this.
 
-    The number of processes and the ZeRO stage may differ from those at saving.
-
-    Args:
-        engine: a new engine before its first step, with the weights already loaded.
-        numbers: the result of `optimizer_numbers`.
-        kinds: the kinds yielded by `optimizer_tensors`.
-        read: maps a kind to {name: tensor}; called on rank 0 only.
+    The engine is new and has its weights; `read`, called on rank 0 only, maps a kind to {name: tensor}.
     """
     _make_room(engine, kinds, numbers["step"])
     for kind in kinds:

@@ -34,20 +34,15 @@ RESUME_ME = 75  # exit status: stopped on request, can be resumed (EX_TEMPFAIL o
 
 
 class BadClips:
-    """Collects the clips that a run could not read; they are skipped, not replaced.
-
-    Args:
-        output_dir: the run's folder; clips listed there by an interrupted run are not listed again.
-        max_share: maximum fraction of a split's clips (`--max_bad_clips`).
-    """
+    """Collects the clips that a run could not read, at most `max_share` of a split; they are skipped, not replaced."""
 
     def __init__(self, output_dir: str | Path, max_share: float) -> None:
         self.path, self.max_share = Path(output_dir) / "bad_clips.jsonl", max_share
-        self.reasons: dict[str, dict[str, str]] = {}  # split -> clip -> reason
+        self.reasons: dict[str, dict[str, str]] = {}  # split -> clip -> reason, until `settle`
 
     @cached_property
     def entries(self) -> list[dict[str, str]]:
-        """Return the listed clips; read on first use, after a new run has moved an earlier run's list away."""
+        """Return the clips that are listed already; read on first use, when an earlier run's list is moved away."""
         return read_lines(self.path)
 
     def note(self, src_input: SrcInput, split: str, n_clips: int) -> None:
@@ -74,7 +69,7 @@ class BadClips:
         if distributed.is_main():
             self._list(split)
         self._judge(split, n_clips)
-        return self.reasons[split]
+        return self.reasons.pop(split)  # in the next epoch they may be readable
 
     def _judge(self, split: str, n_clips: int) -> None:
         bad = self.reasons[split]
@@ -101,22 +96,23 @@ class BadClips:
 
 @contextlib.contextmanager
 def statistics_kept(model: nn.Module, src_input: SrcInput) -> Iterator[None]:
-    """Restore the batch statistics after a batch without any readable clip.
+    """Restore the running statistics after a batch without any readable clip.
 
     The batch still takes part in the step: on several GPUs, synchronised normalisation would wait for this process.
-    (There the other processes' statistics of this step include its one empty frame.)
-
-    Args:
-        model: the model; the block contains forward pass, backward pass and step.
-        src_input: the batch.
+    What processes sum up stays as it is, since the others keep it as well (with this batch's one empty frame).
     """
     if src_input["name_batch"]:
         yield
         return
-    before = [buffer.clone() for buffer in model.buffers()]
+    own = [module for module in model.modules() if distributed.world_size() == 1 or _normalises_alone(module)]
+    before = [(buffer, buffer.clone()) for module in own for buffer in module.buffers(recurse=False)]
     yield
-    for buffer, value in zip(model.buffers(), before, strict=True):
+    for buffer, value in before:
         buffer.copy_(value)
+
+
+def _normalises_alone(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
 
 
 class StopRequest:
@@ -187,29 +183,19 @@ def _tell(text: str) -> None:
 
 
 class SkippedSteps:
-    """Counts steps skipped because of a non-finite loss or gradient; too many in a row end the run.
-
-    Args:
-        limit: number in a row that ends the run (`--max_skipped_steps`).
-    """
+    """Counts steps skipped because of a non-finite loss or gradient; `limit` in a row end the run."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.in_row, self.total = limit, 0, 0
+        self.limit, self.in_row = limit, 0
         self.losses: list[float] = []  # of the latest steps
 
     def taken(self, engine: Any, loss: float) -> bool:
-        """Return whether the latest step changed the weights; the same result on every process.
-
-        Args:
-            engine: the engine, after its `step`.
-            loss: this process's mean loss of the step.
-        """
+        """Return whether the engine's step of this mean loss changed the weights; the same on every process."""
         self.losses = [*self.losses[-9:], loss]
         not_finite = distributed.any_process(not math.isfinite(loss))[0]
         if not not_finite and engine.was_step_applied():
             self.in_row = 0
             return True
-        self.total += 1
         if not_finite or not lower_gradient_scale(engine):  # fp16 overflows are normal now and then
             self.in_row += 1
         return False
@@ -231,18 +217,11 @@ class SkippedSteps:
 
 
 class Saves:
-    """Lets a run continue after failed saves, up to a limit.
-
-    Args:
-        limit: maximum number of failures in a row (`--max_failed_saves`).
-
-    Attributes:
-        failed: what is saved -> number of failures in a row; 0 after a success.
-    """
+    """Lets a run continue after failed saves, at most `limit` in a row."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.failed: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()  # what is saved -> failures in a row
         self._thread = ThreadPoolExecutor(1)
         self._begun: tuple[str, str | Path, Future[None]] | None = None
 
@@ -268,10 +247,6 @@ class Saves:
         """Save something inside a `with` block; every process must enter it, though only rank 0 writes.
 
         An OSError, on whichever process, is counted in `failed` and logged, and all of them go on after the block.
-
-        Args:
-            what: what is saved; failures of each are counted separately.
-            path: the file or folder, whose free space the message gives.
 
         Raises:
             ValueError: it failed too often in a row; on all processes.

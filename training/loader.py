@@ -54,10 +54,9 @@ class BatchSampler:
     Args:
         n_clips: number of clips in the data set.
         batch_size: clips per micro-batch.
-        rank: rank of this process.
-        world_size: number of processes.
-        seed: seed of the random order in training; None for evaluation.
-        lengths: (n_clips,), the clips' lengths in any unit; None for no sorting by length.
+        rank, world_size: this process, and how many there are.
+        seed: None for evaluation.
+        lengths: (n_clips,), in any unit; None for no sorting by length.
         accumulation: micro-batches per optimizer step.
     """
 
@@ -190,14 +189,7 @@ def _end_with_the_run() -> None:
 def load_batch(
     dataset: S2T_Dataset, epoch: int, clips: Sequence[int], note: Callable[[str], object] = id
 ) -> tuple[SrcInput, TgtInput]:
-    """Read some clips; one that cannot be read becomes a `BadClip`.
-
-    Args:
-        dataset: the clips.
-        epoch: which the clips' random frames depend on.
-        clips: their indices.
-        note: called with each clip's name before it is read.
-    """
+    """Read the clips of these indices; one that cannot be read is a `BadClip`. `note` is told each name beforehand."""
     dataset.epoch = epoch
     rgb_dict = no_crops() if dataset.hand_crops is not None else {}
     empty = empty_sample(dataset.descriptions is not None, rgb_dict)

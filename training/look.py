@@ -40,9 +40,8 @@ LEAST: dict[Part, float] = {"body": 0.5, "left": 0.01, "right": 0.01, "face_all"
 LEAST_HANDS = 0.5  # smallest share of frames in which most points of a hand are good; real corpora: 0.69 and more
 SHORTEST = 5  # frames: the kernel of the temporal convolutions, a fifth of a second
 ABOVE_ONE = 0.5  # share of scores: some detectors exceed 1 a little; where most do, 0.3 separates nothing
-MOST_LOST = (
-    5.0  # percent for a perfect model; Uni-Sign's way of scoring Chinese takes a little for each full-width "！"
-)
+# Percent for a perfect model; Uni-Sign's way of scoring Chinese takes a little for each full-width "！".
+MOST_LOST = 5.0
 MOST_CUT = 0.01  # share of targets that are cut
 _JOINTS = np.concatenate(list(PART_JOINTS.values()))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +33,10 @@ CLIP_METRIC = {"SLT": "chrf", "ISLR": "top1_per_instance", "CSLR": "wer"}
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of an evaluation.
+    """The scores of an evaluation."""
 
-    Attributes:
-        values: score -> percentage, in the order of the table.
-        signatures: kind of score -> how it was computed, needed to compare numbers.
-    """
-
-    values: dict[str, float]
-    signatures: dict[str, str]
+    values: dict[str, float]  # score -> percentage, in the order of the table
+    signatures: dict[str, str]  # kind of score -> how it was computed, needed to compare numbers
 
     def table(self) -> str:
         """Format the scores with two decimals under their names.
@@ -56,11 +51,7 @@ class Scores:
 
 
 def prepare_hypothesis(text: str, text_unit: str) -> str:
-    r"""Normalise a generated text for scoring.
-
-    Args:
-        text: the generated text.
-        text_unit: "char" (characters separated by spaces) or "word".
+    r"""Normalise a generated text for scoring by `text_unit`: "char" (characters separated by spaces) or "word".
 
     Source: Uni-Sign's evaluation on CSL-Daily ("char").
 
@@ -78,10 +69,6 @@ def prepare_reference(text: str, text_unit: str) -> str:
 
     With "char", full-width commas and question marks become half-width, as in mT5's tokenizer. Exclamation marks stay
     full-width although the tokenizer narrows them, too, since the published scores were computed so.
-
-    Args:
-        text: the label's text.
-        text_unit: "char" or "word".
 
     Source: Uni-Sign's evaluation on CSL-Daily ("char").
 
@@ -224,15 +211,10 @@ def why_zero(references: Sequence[str], text_unit: str, bleu_tokenizer: str = "1
 
 @dataclass(frozen=True)
 class Tally:
-    """A score as a function of sums over clips, so that it can be computed for all clips, single ones and resamples.
+    """A score as a function of sums over clips, so that it can be computed for all clips, single ones and resamples."""
 
-    Attributes:
-        counts: (clips, k), each clip's contribution to the k sums.
-        of: maps k sums to a percentage.
-    """
-
-    counts: np.ndarray
-    of: Callable[[np.ndarray], float]
+    counts: np.ndarray  # (clips, k), each clip's contribution to the k sums
+    of: Callable[[np.ndarray], float]  # from k sums to a percentage
 
     def total(self) -> float:
         """Return the score of all clips."""
@@ -301,15 +283,6 @@ def tally_prepared(
     return tallies, {"wer": "words between blanks; costs: deletion 3, insertion 3, substitution 4"}
 
 
-def score_prepared(task: str, hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
-    """Score texts that are already normalised; arguments and result as for `score`."""
-    return _scores(*tally_prepared(task, hypotheses, references))
-
-
-def _scores(tallies: Mapping[str, Tally], signatures: dict[str, str]) -> Scores:
-    return Scores({name: tally.total() for name, tally in tallies.items()}, signatures)
-
-
 def score(
     task: str, hypotheses: Sequence[str], references: Sequence[str], text_unit: str, bleu_tokenizer: str = "13a"
 ) -> Scores:
@@ -324,9 +297,10 @@ def score(
         bleu_tokenizer: sacrebleu's tokenizer; see `DatasetSpec`.
 
     Raises:
-        ValueError: unknown task, text unit or tokenizer, no clips, unequal numbers of texts, or an empty reference.
+        ValueError: unknown tokenizer, no clips, unequal numbers of texts, or an empty reference.
     """
-    return _scores(*tally(task, hypotheses, references, text_unit, bleu_tokenizer))
+    tallies, signatures = tally(task, hypotheses, references, text_unit, bleu_tokenizer)
+    return Scores({name: tally.total() for name, tally in tallies.items()}, signatures)
 
 
 def tally(
@@ -337,10 +311,6 @@ def tally(
     Returns:
         score -> tally, in the order of the table, and kind of score -> signature.
     """
-    if task not in MAIN_METRIC:
-        raise ValueError(f"--task {task}: cannot be scored; known are {', '.join(MAIN_METRIC)}.")
-    if text_unit not in ("char", "word"):
-        raise ValueError(f"text_unit {text_unit!r}: it is 'char' or 'word'. Mend the data set's record.")
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references: each clip needs one of each.")
     if not references:
@@ -405,12 +375,9 @@ def compare(ours: Sequence[Tally], theirs: Sequence[Tally], weights: np.ndarray)
 
 
 def is_better(task: str, new: Sequence[float], best: Sequence[float] | None) -> bool:
-    """Return whether an epoch is strictly better than the best so far (None: no epoch yet).
+    """Return whether an epoch's main score and loss are strictly better than the best so far (None: no epoch yet).
 
-    Args:
-        task: SLT, ISLR or CSLR.
-        new: main score and loss; of equal scores the lower loss is better, as of the zeros of the first epochs.
-        best: the same of the best epoch.
+    Of equal scores the lower loss is better, as of the zeros of the first epochs.
 
     >>> is_better("SLT", (25.3, 2.0), (25.2, 1.9)), is_better("CSLR", (28.0, 1.0), (27.0, 1.0))
     (True, False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -21,8 +20,8 @@ class OptimizerConfig:
     """An optimizer and the schedule of its learning rate; names and values are those of the flags."""
 
     opt: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-9
+    opt_betas: tuple[float, float] | None = None
+    opt_eps: float = 1e-9
     weight_decay: float = 1e-4
     sched: str = "cosine"
     lr: float = 1e-3
@@ -64,7 +63,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if config.opt == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
     kind = torch.optim.AdamW if config.opt == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return kind(groups, lr=config.lr, betas=config.opt_betas or (0.9, 0.999), eps=config.opt_eps, fused=True)
 
 
 def lr_lambda(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:
@@ -97,10 +96,8 @@ def build_schedule(
         total_steps=config.epochs * steps_per_epoch,
         floor=config.min_lr / config.lr,
     )
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, [partial(_share, group["rate"], factor) for group in optimizer.param_groups]
-    )
 
+    def share(rate: float) -> Callable[[int], float]:
+        return lambda step: rate * factor(step)
 
-def _share(rate: float, factor: Callable[[int], float], step: int) -> float:
-    return rate * factor(step)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [share(group["rate"]) for group in optimizer.param_groups])

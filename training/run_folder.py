@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,10 +99,6 @@ def results_folder(weights: str | Path, dataset: str) -> Path:
 
     Those of a run's best weights belong to the run; others get a folder of their own, named after the file.
 
-    Args:
-        weights: a weight file, or a folder of `tools/export.py`.
-        dataset: the name of the data set to evaluate on.
-
     Raises:
         ValueError: the weights were trained on another data set, whose results must not be replaced.
     """
@@ -112,6 +110,8 @@ def results_folder(weights: str | Path, dataset: str) -> Path:
             f"--eval: {path} was trained on {trained_on[-1]}, not on {dataset}. Give --dataset or --dataset_config as "
             f"in training, or name another folder for the results on {dataset} with --output_dir."
         )
+    if path.is_dir():
+        return path
     return path.parent if path.name == BEST else path.with_suffix("")
 
 
@@ -137,30 +137,21 @@ def forget_checkpoints(output_dir: str | Path, epoch: int, keep_last: int) -> No
 
 @dataclass(frozen=True)
 class Results:
-    """The results of an evaluation, in the data set's order; identical on every process.
-
-    Attributes:
-        task: SLT, ISLR or CSLR.
-        dataset: the split's clips.
-        hypotheses: a text for each clip.
-        references: the clips' targets.
-        scores: all scores.
-        losses: "loss" with label smoothing and "nll" without, per token.
-        bad_clips: clips that could not be read -> why.
-    """
+    """The results of an evaluation, in the data set's order; identical on every process."""
 
     task: str
     dataset: S2T_Dataset
-    hypotheses: Sequence[str]
+    hypotheses: Sequence[str]  # a text for each clip
     references: Sequence[str]
     scores: Scores
-    losses: dict[str, float]
-    bad_clips: dict[str, str]
+    losses: dict[str, float]  # "loss" with label smoothing and "nll" without, per token
+    bad_clips: dict[str, str]  # clips that could not be read -> why
 
     @property
     def rank(self) -> tuple[float, float]:
         """Return what orders epochs: the main score, then the loss without smoothing."""
-        return self.scores.values[MAIN_METRIC[self.task][0]], self.losses["nll"]
+        nll = self.losses["nll"]  # in fp16 a clip may overflow
+        return self.scores.values[MAIN_METRIC[self.task][0]], nll if math.isfinite(nll) else sys.float_info.max
 
     def numbers(self, prefix: str = "") -> dict[str, float]:
         """Return all scores and losses."""

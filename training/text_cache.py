@@ -1,20 +1,14 @@
 """On-disk cache of description features from a frozen text encoder.
 
 A cache is a folder named after the encoder's fingerprint (see `encoder_fingerprint`), so features of different
-encoders are never mixed. It holds shards: folders with sorted text keys, memory-mapped features and checksums. A
-shard is renamed into place once complete, so several processes and runs can write at the same time.
+encoders are never mixed. It holds shards: sorted text keys and memory-mapped features, each a file that is written
+whole, so several processes and runs can write at the same time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
-import os
-import secrets
-import shutil
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,17 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from system.disk import UNFINISHED, explain, sha256, sync_folder, to_json, write_text, write_whole
-from system.distributed import barrier, is_main, rank, world_size
+from system.disk import explain, write_whole
+from system.distributed import barrier, broadcast_object, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 from utils import progress
 
 logger = logging.getLogger(__name__)
 
 BATCH = 256  # texts per call of the encoder
-FILES = ("keys.npy", "features.npy")  # of a shard
-SUMS = "sums.json"  # their SHA-256
-DAY = 24 * 3600
+KEYS, FEATURES = ".keys.npy", ".features.npy"  # ends of the names of a shard's two files
 
 
 def text_key(text: str) -> int:
@@ -41,21 +33,18 @@ def text_key(text: str) -> int:
 
 
 class TextFeatureCache:
-    """Looks up features, in place of a `TextEncoder`; removes damaged shards, by their checksums only with `verify`."""
+    """Looks up features, in place of a `TextEncoder`; removes damaged shards."""
 
-    def __init__(self, folder: str | Path, *, verify: bool = False) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.fingerprint = self.folder.name  # of the encoder
         self.shards: list[tuple[np.ndarray, np.ndarray]] = []
-        for path in sorted(self.folder.glob("shard-*")):
-            shard = _open_shard(path, verify)
-            if shard is None:
-                logger.warning("text cache: %s is damaged, or has no checksums; its texts are encoded again.", path)
-                shutil.rmtree(path, ignore_errors=True)
-                if path.exists():
-                    raise PermissionError(f"text cache: {path} is damaged and cannot be removed. Remove it.")
-            else:
+        for path in sorted(self.folder.glob(f"shard-*{KEYS}")):
+            if shard := _open_shard(path):
                 self.shards.append(shard)
+            else:
+                logger.warning("text cache: %s is damaged; its texts are encoded again.", path)
+                path.unlink()
         self.width = self.shards[0][1].shape[1] if self.shards else 0
 
     def missing(self, texts: Sequence[str]) -> list[str]:
@@ -92,12 +81,11 @@ class TextFeatureCache:
         return shards, rows
 
 
-def _open_shard(path: Path, verify: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Return keys and features, or None if the shard is damaged."""
+    files = path, path.with_name(path.name.replace(KEYS, FEATURES))
     try:
-        keys, features = (np.load(path / name, mmap_mode="r", allow_pickle=False) for name in FILES)
-        if verify and json.loads((path / SUMS).read_bytes()) != {name: sha256(path / name) for name in FILES}:
-            return None
+        keys, features = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
     except PermissionError:
         raise  # may be intact and belong to another user: do not remove it
     except (OSError, ValueError, EOFError):
@@ -121,21 +109,26 @@ def build_text_cache(
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     if is_main():
-        _remove_unfinished(folder)
-        TextFeatureCache(folder, verify=True)  # removes damaged shards before any process uses them
+        TextFeatureCache(folder)  # removes damaged shards before any process uses them
     barrier()
-    cache = TextFeatureCache(folder)
     texts = sorted(set(texts)) or [""]
-    missing = cache.missing(texts)
+    # Rank 0 deals: what a process sees on the disk depends on how far the others are.
+    missing = broadcast_object(TextFeatureCache(folder).missing(texts) if is_main() else None)
     if missing:
         logger.info("text cache %s: encoding %d of %d texts.", folder, len(missing), len(texts))
-        share = missing[rank() :: world_size()]
-        if share:
-            encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
-            _write_shard(folder, share, _encode(encoder, share))
+        _add(folder, missing[rank() :: world_size()], encoder_folder, max_tokens, device)
         barrier()
+    cache = TextFeatureCache(folder)
+    if left := cache.missing(texts):  # in a folder of this machine alone
+        _add(folder, left, encoder_folder, max_tokens, device)
         cache = TextFeatureCache(folder)
     return cache
+
+
+def _add(folder: Path, texts: list[str], encoder_folder: str | Path, max_tokens: int, device: torch.device) -> None:
+    if texts:
+        encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
+        _write_shard(folder, texts, _encode(encoder, texts))
 
 
 @torch.inference_mode()
@@ -153,27 +146,8 @@ def _write_shard(folder: Path, texts: list[str], features: np.ndarray) -> None:
     keys = np.array([text_key(text) for text in texts], np.uint64)
     order = np.argsort(keys)
     name = f"shard-{hashlib.blake2b(keys[order].tobytes(), digest_size=8).hexdigest()}"
-    work = folder / f"{UNFINISHED}-{secrets.token_hex(8)}"
     try:
-        work.mkdir()  # mkdir without a mode keeps the cache's access rights
-        arrays = zip(FILES, (keys, features), strict=True)
-        sums = {file: write_whole(work / file, partial(np.save, arr=array[order])) for file, array in arrays}
-        write_text(work / SUMS, to_json(sums, indent=1) + "\n")
-        try:
-            os.rename(work, folder / name)
-            sync_folder(folder)
-        except OSError:
-            if not (folder / name).is_dir():  # otherwise another process has written the same texts
-                raise
+        for end, array in ((FEATURES, features), (KEYS, keys)):  # the keys last: where they are, a shard is
+            write_whole(folder / f"{name}{end}", partial(np.save, arr=array[order]))
     except OSError as error:
         raise OSError(explain(error, folder)) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)  # still exists after a failure
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove unfinished shards of killed runs; those younger than a day may still be in use."""
-    for work in folder.glob(f"{UNFINISHED}-*"):
-        with contextlib.suppress(FileNotFoundError):  # already renamed to a shard
-            if time.time() - work.stat().st_mtime > DAY:
-                shutil.rmtree(work, ignore_errors=True)

@@ -49,10 +49,7 @@ class Tracker:
     def start(self, spec: DatasetSpec, data: Mapping[str, Any], step: int | None = None) -> None:
         """Add this start of the program to run.json, and open the boards of --tensorboard and --wandb.
 
-        Args:
-            spec: the data set's record.
-            data: split -> fingerprint of its data.
-            step: optimizer steps done so far, 0 for a new training; None for an evaluation.
+        `data` has each split's fingerprint; `step` is that of the state gone on from, None for an evaluation.
 
         Raises:
             OSError: run.json cannot be written.
@@ -199,10 +196,7 @@ def _version(package: str) -> str:
 
 
 def _device() -> str:
-    """Return a description of this process's device.
-
-    A CPU's name is not available on every system; its number of threads says more about speed.
-    """
+    """Describe this process's device; a CPU's number of threads says more about its speed than its name."""
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(distributed.device())
         return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"

@@ -11,10 +11,8 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import pickle
 import re
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -25,12 +23,11 @@ import torch
 
 from config import MODEL_JSON, ModelConfig
 from network.state_dicts import not_finite
-from system.disk import sync_file, write_whole
+from system.disk import write_whole
 from system.safe_pickle import Dtype, scalar
-from utils import installed
+from utils import NO_MODEL
 
 ENCODER_PREFIX = "text_encoder.encoder."
-LIKELY = ("best_checkpoint.pth", "weights.pt")  # files of ours in a folder that is given by mistake
 # Where other programs keep the weights in a file, and what DataParallel, torch.compile and Lightning put before names.
 KEYS = ("model", "state_dict", "model_state_dict", "module")
 WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -65,30 +62,21 @@ def repeated(name: str) -> str:
 
 
 def save_safetensors(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write a .safetensors file; shared weights are stored once, with the other names in its metadata, as usual.
-
-    Args:
-        path: the file, in a folder that is renamed when complete.
-        weights: a state dict, or part of one.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Write a .safetensors file; shared weights are stored once, with the other names in its metadata, as usual."""
+    from safetensors.torch import save
 
     shared = {name: repeated(name) for name in weights if repeated(name) != name and repeated(name) in weights}
     own = {name: value.contiguous().clone() for name, value in weights.items() if name not in shared}
-    try:
-        save_file(own, path, metadata={"format": "pt", **shared})
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from None
-    sync_file(path)
+    content = save(own, metadata={"format": "pt", **shared})
+    write_whole(path, lambda file: file.write(content))
 
 
 def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read weights without executing any code in their files.
 
     Args:
-        path: a .pth or .safetensors file, a folder of `tools/export.py`, or a checkpoint folder of DeepSpeed.
-        flag: the flag that named it, for error messages.
+        path: a .pth or .safetensors file, or a folder of `tools/export.py`.
+        flag: what named it, for error messages.
 
     Returns:
         The state dict, and other facts (config, epoch ...); those of an exported folder hold the current paths of its
@@ -102,7 +90,7 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
     if (path / MODEL_JSON).is_file():
         weights, facts = _read_export(path, flag)
     elif path.is_dir():
-        weights, facts = _read_deepspeed(path, flag), {}
+        raise FileNotFoundError(f"{flag}: {path} {NO_MODEL}")
     else:
         weights, facts = _read_file(path, flag)
     while weights and all(name.startswith(WRAPPERS) for name in weights):
@@ -154,38 +142,6 @@ def _safely(path: Path, flag: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
-
-
-def _read_deepspeed(folder: Path, flag: str) -> dict[str, torch.Tensor]:
-    """Put together, in fp32, the weights that ZeRO scatters over a checkpoint's files."""
-    latest = folder / "latest"
-    states = folder / latest.read_text(encoding="utf-8").strip() if latest.is_file() else folder
-    files = sorted(states.glob("*_model_states.pt"))
-    if not files:
-        hints = [f"Did you mean {folder / name}?" for name in LIKELY if (folder / name).is_file()]
-        raise FileNotFoundError(
-            f"{flag}: {folder} holds no model: it is neither a folder of tools/export.py, with {MODEL_JSON}, nor a "
-            f"checkpoint of DeepSpeed. {' '.join(hints)}".rstrip()
-        )
-    first, _ = _read_file(files[0], flag)
-    if not any(states.glob("*_optim_states.pt")):  # without ZeRO it holds them all
-        return first
-    if not installed("deepspeed"):
-        raise ValueError(
-            f"{flag}: {folder} is a checkpoint of ZeRO, which DeepSpeed alone can put together: pip install "
-            "deepspeed, or run zero_to_fp32.py of that folder where it is installed, and give the file that it writes."
-        )
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # DeepSpeed would let a file execute code
-    with _safely(states, flag), contextlib.redirect_stdout(sys.stderr):
-        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-        from deepspeed.runtime.zero.config import ZeroStageEnum
-        from deepspeed.utils.tensor_fragment import fragment_address
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(states.parent), states.name)
-    # ZeRO-1 leaves out what is frozen, and all stages the second name of shared modules.
-    return weights | {name: weights.get(repeated(name), own) for name, own in first.items() if name not in weights}
 
 
 def _read_export(folder: Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -30,9 +30,8 @@ TEXT_ENCODER_PREFIX = "text_encoder."
 TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
 NEW_PREFIXES = (*TEXT_PREFIXES, *RGB_PREFIXES)  # weights that a base model may lack
 
-
-# Of mT5's config.json: what changes no weight's shape.
 FROZEN_ENCODER = "the frozen text encoder"  # its name in `files_beside`
+# Of mT5's config.json: what changes no weight's shape.
 MT5_VALUES = ("num_heads", "layer_norm_epsilon", "relative_attention_max_distance", "dense_act_fn")
 
 
@@ -60,8 +59,7 @@ def assemble(
     """Put a model together from its config, mT5, and the encoder of its descriptions.
 
     Args:
-        config: its sizes and switches.
-        mt5_folder: mT5's folder.
+        config, mt5_folder: the model's sizes and switches, and its mT5.
         kept: (V,), ids of the tokens of mT5 that the model keeps; None for all.
         texts: a text encoder beside the model, frozen. By default the encoder is part of a model with descriptions.
         with_weights: False to skip loading weights of mT5 and encoder, for a model that gets all from a checkpoint.
@@ -117,13 +115,8 @@ def read_config(
 def kept_tokens(weights: Mapping[str, torch.Tensor], path: str | Path, flag: str) -> torch.Tensor | None:
     """Return the token ids for which weights have rows, (V,); None for all of mT5's.
 
-    Args:
-        weights: a state dict.
-        path: its file, for error messages.
-        flag: the flag that named it, for error messages.
-
     Raises:
-        ValueError: the stored values are not sorted token ids.
+        ValueError: the stored values are not sorted token ids; it names `path` and the `flag` that gave it.
     """
     kept = weights.get(KEPT_TOKENS)
     if kept is None:
@@ -134,10 +127,7 @@ def kept_tokens(weights: Mapping[str, torch.Tensor], path: str | Path, flag: str
 
 
 def files_beside(model: Uni_Sign) -> dict[str, Any]:
-    """Return what decides a model's sentences beside its weights and its config: what it reads from other files.
-
-    Of mT5's config.json these are the values that change no weight's shape.
-    """
+    """Return what decides a model's sentences beside its weights and its config: what it reads from other files."""
     mt5 = model.mt5_model.config
     found = {f"mT5's {name}": getattr(mt5, name) for name in MT5_VALUES}
     found["mT5's spiece.model"] = model.tokenizer.sha256
@@ -165,9 +155,7 @@ def load_finetune(
     """Load the weights of `--finetune`: the base model must be complete; text branch and RGB branch may be new.
 
     Args:
-        model: the model.
-        path: the weights.
-        config: the model's.
+        model, path, config: the model, the weights, and the model's config.
         files: the model's `files_beside`; a warning says which were others in the training of the weights.
         evaluated: refuse the weights in place of a warning.
 
@@ -246,11 +234,7 @@ def _fit_vocabulary(
 
 
 def refuse_without_adapter(weights: Mapping[str, torch.Tensor], file: str) -> None:
-    """Refuse fusion modules that were trained before there was a text adapter.
-
-    Raises:
-        ValueError: the weights have a gate and no adapter.
-    """
+    """Raise ValueError for fusion modules without a text adapter, of an earlier version of this code."""
     if _is_fused(weights) and "text_adapter.mean" not in weights:
         raise ValueError(
             f"{file} has fusion modules without a text adapter, of an earlier version of this code. Train them again "

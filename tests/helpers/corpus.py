@@ -25,6 +25,14 @@ def write_small_corpus(folder: Path, counts: Mapping[str, int]) -> Path:
     return folder
 
 
+def write_tiny_corpus(folder: Path, counts: Mapping[str, int]) -> Path:
+    """Write a corpus, and an mT5 in its folder `tiny`, so small that a run takes a second."""
+    write_corpus(folder, counts)
+    texts = ["我今天想在学校读书。", "妈妈晚上很累。", "the left hand is at the chin"] * 3
+    write_small_mt5(folder / "tiny", texts, d_model=16, heads=2, d_kv=8, d_ff=16, layers=1, vocab_size=500)
+    return folder
+
+
 TEXT = "右手位于胸前。"
 MIXED = json.dumps(  # three texts of ten frames, and every fault
     [

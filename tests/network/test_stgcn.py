@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -12,7 +11,6 @@ from network import winograd
 from network.stgcn import (
     EDGES,
     PART_GRAPH,
-    REACH,
     ClipLayout,
     STGCNBlock,
     STGCNChain,
@@ -21,6 +19,7 @@ from network.stgcn import (
     select,
     spread,
 )
+from tools.benchmark import usual_block
 
 LENGTHS = (7, 1, 4, 9)
 
@@ -54,25 +53,6 @@ def shaken(module):
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 2)
     return module
-
-
-def usual_block(block, x):
-    """Apply a block of graph convolutions as it is usually written, (B, C, T, V) -> (B, C', T, V)."""
-
-    def convolve(x, conv, padding=0):
-        return F.conv2d(x, conv.weight, conv.bias, padding=(padding, 0))
-
-    def normalise(x, norm):
-        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training)
-
-    parts, shortcut = block.gcn, x
-    if block.residual:
-        shortcut = normalise(convolve(x, block.residual[0]), block.residual[1])
-    x = convolve(x, parts.conv).unflatten(1, (len(parts.A), -1))  # (B, K, C', T, V)
-    x = normalise(torch.einsum("bkctv,kvw->bctw", x, parts.A), parts.bn).relu()
-    if block.tcn:
-        x = normalise(convolve(x, block.tcn[0], REACH), block.tcn[1])
-    return (x + shortcut).relu()
 
 
 # -- skeletons -----------------------------------------------------------------------------------------------------

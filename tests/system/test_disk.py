@@ -5,10 +5,6 @@ import errno
 import fcntl
 import hashlib
 import io
-import json
-import os
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +21,10 @@ def test_a_file_is_written_with_its_sum(tmp_path):
     digest = disk.write_whole(tmp_path / "a", lambda file: [file.write(b"ab"), file.write(memoryview(b"c"))])
     assert (tmp_path / "a").read_bytes() == b"abc"
     assert digest == hashlib.sha256(b"abc").hexdigest() == disk.sha256(tmp_path / "a")
-
-
-def test_what_torch_saves_is_summed_as_it_lies_on_the_disk(tmp_path):
-    tensors = {"a": torch.randn(1000), "b": torch.randn(3, 4).T}
-    digest = disk.write_whole(tmp_path / "a.pt", lambda file: torch.save(tensors, file))
+    tensor = torch.randn(3, 4).T
+    digest = disk.write_whole(tmp_path / "a.pt", lambda file: torch.save(tensor, file))
     assert digest == disk.sha256(tmp_path / "a.pt")
-    assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True)["a"], tensors["a"])
+    assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True), tensor)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
@@ -91,62 +84,16 @@ def test_what_a_kill_left_is_used_up(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"whole"
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file size limit on this system")
-def test_a_full_disk_is_an_os_error_also_inside_torch(tmp_path):
-    """A limit on the size of files stands in for the disk's end: the kernel refuses in the middle of a write."""
-    code = """
-import resource, sys, torch
-from system import disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    disk.write_whole(sys.argv[1], lambda file: torch.save({"a": torch.zeros(100_000)}, file))
-except OSError as error:
-    print(disk.explain(error, sys.argv[1]))
-resource.setrlimit(resource.RLIMIT_FSIZE, (3, 100_000))
-try:
-    disk.write_text(sys.argv[1], "four")
-except OSError as error:
-    print(error)
-"""
-    path = tmp_path / "w.pt"
-    run = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"{path} cannot be written: File too large; " in run.stdout
-    assert "MB are free there." in run.stdout
-    assert f"File too large: '{path}'" in run.stdout
-    assert not list(tmp_path.iterdir())
-    assert resource.getrlimit(resource.RLIMIT_FSIZE) != (100_000, 100_000)
-
-
 def test_a_folder_appears_when_it_is_whole(tmp_path):
     folder = tmp_path / "in" / "state"
-    for content in ("1", "2"):
-        with disk.new_folder(folder) as unfinished:
+    for content in ("1", "2", "fails"):
+        with contextlib.suppress(ValueError), disk.new_folder(folder) as unfinished:
             (unfinished / "a").write_text(content)
-            assert folder.exists() == (content == "2")
-        assert (folder / "a").read_text() == content
-
-
-def test_a_folder_that_fails_leaves_the_old_one(tmp_path):
-    folder = tmp_path / "in" / "state"
-    with disk.new_folder(folder) as unfinished:
-        (unfinished / "a").write_text("2")
-
-    def fail():
-        with disk.new_folder(folder) as unfinished:
-            (unfinished / "a").write_text("3")
-            raise OSError("full")
-
-    with pytest.raises(OSError, match="full"):
-        fail()
-    assert (folder / "a").read_text() == "2"
+            assert folder.exists() == (content != "1")
+            if content == "fails":
+                raise ValueError
+        assert (folder / "a").read_text() == ("2" if content == "fails" else content)
     assert [path.name for path in folder.parent.iterdir()] == ["state"]
-
-
-def test_an_explanation_has_the_path_and_the_room(tmp_path):
-    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    text = disk.explain(error, tmp_path / "no" / "such" / "folder")
-    assert text.startswith(f"{tmp_path}/no/such/folder cannot be written: No space left on device; ")
-    assert text.endswith(" MB are free there.")
 
 
 def test_lines_wait_until_they_can_be_written(tmp_path, caplog):
@@ -154,7 +101,8 @@ def test_lines_wait_until_they_can_be_written(tmp_path, caplog):
     lines = disk.Lines(path)
     for step in (1, 2):
         lines.add({"step": step})
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count(f"{path} cannot be written: No such file or directory; ") == 1
+    assert " MB are free there." in caplog.text
     path.parent.mkdir()
     lines.add({"step": 3})
     assert disk.read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
@@ -185,16 +133,13 @@ def test_what_is_no_number_is_null(tmp_path):
     assert line == '{"loss": null, "best": [1.5, [null, null]], "n": {"clips": 3, "text": "好"}}\n'
 
 
-def test_a_cut_last_line_is_left_out(tmp_path):
-    (tmp_path / "a").write_text(json.dumps({"a": 1}) + '\n{"a": 2')
-    assert disk.read_lines(tmp_path / "a") == [{"a": 1}]
-    assert disk.read_lines(tmp_path / "none") == []
-
-
 def test_a_line_ends_at_its_end_alone(tmp_path):
     """A sentence may hold what Unicode calls a line's end: a model that writes bytes writes anything."""
     rows = [{"hypothesis": "a\u2028b\x85c\x0bd"}, {"hypothesis": "e"}]
     lines = disk.Lines(tmp_path / "rows.jsonl")
     for row in rows:
         lines.add(row)
+    with open(tmp_path / "rows.jsonl", "a") as file:
+        file.write('{"hypothesis": "cut by a ki')
     assert disk.read_lines(tmp_path / "rows.jsonl") == rows
+    assert disk.read_lines(tmp_path / "none") == []

@@ -197,7 +197,7 @@ def test_a_folder_and_flags_that_name_something_else(save, corpus, tmp_path):
     with pytest.raises(ValueError, match="was trained with descriptions; add --use_descriptions"):
         build.build_model(args, build.model_config(args, build.dataset_spec(args)), {})
     args = utils.parse_args(f"--root {corpus} --finetune {tmp_path}".split())
-    with pytest.raises(FileNotFoundError, match=f"--finetune: {tmp_path} holds no model: it is neither"):
+    with pytest.raises(FileNotFoundError, match=rf"--finetune: {tmp_path} holds no model\. Name a file"):
         build.build_model(args, build.model_config(args, build.dataset_spec(args)), {})
 
 
@@ -306,8 +306,5 @@ def test_what_cannot_be_exported_is_one_line(save, small_mt5_folder, tmp_path):
     with pytest.raises(ValueError, match="model.json is damaged"):
         Translator.from_checkpoint(tmp_path / "model")
     (tmp_path / "model/model.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no model: it is neither .* of DeepSpeed\.$"):
-        Translator.from_checkpoint(tmp_path / "model")
-    (tmp_path / "model/best_checkpoint.pth").touch()
-    with pytest.raises(FileNotFoundError, match=r"Did you mean .*model/best_checkpoint.pth\?"):
+    with pytest.raises(FileNotFoundError, match=r"holds no model\. Name a file"):
         Translator.from_checkpoint(tmp_path / "model")

@@ -19,6 +19,7 @@ from pose.hand_crops import no_crops
 from pose.keypoints import read_pose
 from system.disk import read_lines
 from temporal_alignment import read_descriptions
+from tests.helpers.corpus import write_tiny_corpus
 from tests.helpers.processes import Run
 from training.guards import BadClips
 from training.loader import BatchSampler, ClipLoader
@@ -29,52 +30,40 @@ SMALL = (
 ).split()
 
 
-def damage(path, how):
+def edit(path, change):
     content = pickle.loads(path.read_bytes())
-    if how == "missing":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(path.read_bytes()[:500])
-    else:
-        if how == "nan":
-            content["keypoints"][0][:] = float("nan")
-        elif how == "joints":
-            content["keypoints"] = [frame[:, :17] for frame in content["keypoints"]]
-        elif how == "no frames":
-            content = {"keypoints": [], "scores": []}
-        elif how == "lengths":
-            content["scores"] = content["scores"][:-1]
-        path.write_bytes(pickle.dumps(content))
+    change(content["keypoints"])
+    path.write_bytes(pickle.dumps(content))
 
 
-HOW = {
-    "missing": "No such file",
-    "truncated": "not a readable pickle",
-    "nan": "NaN",
-    "joints": "17",
-    "no frames": "frames 0 to 0",
-    "lengths": "of scores",
-}
+def nan(path):
+    edit(path, lambda keypoints: keypoints[0].fill(float("nan")))
+
+
+# How to damage a pose file, and what is said of it.
+DAMAGE = [
+    (lambda path: path.unlink(), "No such file"),
+    (lambda path: path.write_bytes(path.read_bytes()[:500]), "not a readable pickle"),
+    (nan, "NaN"),
+    (lambda path: edit(path, lambda keypoints: keypoints.__setitem__(0, keypoints[0][:, :17])), "17"),
+    (lambda path: path.write_bytes(pickle.dumps({"keypoints": [], "scores": []})), "frames 0 to 0"),
+    (lambda path: edit(path, lambda keypoints: keypoints.append(keypoints[0])), "of scores"),
+]
 
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     """A corpus with six bad clips in train, which make three micro-batches as they are drawn, and one in dev."""
-    from synthetic.corpus import write_corpus
-    from synthetic.small_mt5 import write_small_mt5
-
-    folder = tmp_path_factory.mktemp("damaged") / "corpus"
-    write_corpus(folder, {"train": 14, "dev": 5, "test": 1})
-    texts = ["我今天想在学校读书。", "妈妈晚上很累。", "the left hand is at the chin"] * 3
-    write_small_mt5(folder / "tiny", texts, d_model=16, heads=2, d_kv=8, d_ff=16, layers=1, vocab_size=500)
+    counts = {"train": 14, "dev": 5, "test": 1}
+    folder = write_tiny_corpus(tmp_path_factory.mktemp("damaged") / "corpus", counts)
     spec = DATASETS["CSL_Daily"].under(folder)
     train, dev = S2T_Dataset(spec, "train"), S2T_Dataset(spec, "dev")
     order = [clip for batch in BatchSampler(14, 2, 0, 1, seed=42).batches() for clip in batch]
     bad = {}
-    for clip, how in zip([*order[2:4], *order[6:10]], HOW, strict=True):
-        damage(train.pose_paths[train.names[clip]], how)
-        bad[train.names[clip]] = HOW[how]
-    damage(dev.pose_paths[dev.names[1]], "nan")
+    for clip, (damage, words) in zip([*order[2:4], *order[6:10]], DAMAGE, strict=True):
+        damage(train.pose_paths[train.names[clip]])
+        bad[train.names[clip]] = words
+    nan(dev.pose_paths[dev.names[1]])
     return folder, bad, dev.names[1]
 
 
@@ -204,5 +193,6 @@ def test_each_is_listed_once(tmp_path):
             clips.note(src_input, "train", 4)
             assert clips.settle("train", 4) == {"a": "why", "b": "why not"}
     assert [line["name"] for line in read_lines(tmp_path / "bad_clips.jsonl")] == ["a", "b"]
+    assert clips.settle("train", 4) == {}  # an epoch in which they could be read
     with pytest.raises(ValueError, match="2 of 3 clips"):
         clips.note(src_input, "train", 3)

@@ -18,7 +18,6 @@ from training.findings import Report
 from training.look import (
     ClipLook,
     Line,
-    every,
     log_look,
     look_at_files,
     look_at_pose,
@@ -89,16 +88,10 @@ def test_hands_that_are_seldom_found(tmp_path, n_lost, found):
     assert marked(look_at(tmp_path, {"a": (keypoints, scores)}).lines()) == found
 
 
-def test_scores_above_one(tmp_path):
-    found = look_at(tmp_path, {"a": clip(10, 7.0), "b": clip(10, 0.9)}).lines()
-    assert marked(found) == []
-    found = look_at(tmp_path, {"a": clip(11, 7.0), "b": clip(10, 0.9)}).lines()
-    assert found[1:] == [Line("!", "above_one", (7.0,))]
-
-
-def test_clips_too_short_to_be_signing(tmp_path):
-    found = look_at(tmp_path, {"a": clip(5), "b": clip(4), "c": clip(1)}).lines()
-    assert found[1:] == [Line("!", "short", (2, 5, "b"))]
+def test_scores_above_one_and_clips_too_short_to_be_signing(tmp_path):
+    assert marked(look_at(tmp_path, {"a": clip(10, 7.0), "b": clip(10, 0.9)}).lines()) == []
+    found = look_at(tmp_path, {"a": clip(11, 7.0), "b": clip(4), "c": clip(1), "d": clip(5)}).lines()
+    assert found[1:] == [Line("!", "above_one", (7.0,)), Line("!", "short", (2, 5, "b"))]
 
 
 @pytest.mark.parametrize(
@@ -132,11 +125,6 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     assert look_at_files("x", {}, {}, np.zeros(0), PoseFolder(), None, 9).lines() == []
 
 
-def test_some_of_many():
-    assert every("abcdefg", 3) == ["a", "c", "e", "g"]
-    assert every("abc", 9) == list("abc")
-
-
 # -- texts -----------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +148,9 @@ def test_what_the_tokenizer_makes_of_texts(tokenizer):
     # Without spaces a sentence is one word, and no four words stand in a row.
     lines = look_at_texts(tokenizer, targets, replace(spec, text_unit="word"), "SLT", 50)
     assert lines[1] == Line("!", "unspaced", ())
+    for task, metric, best in (("CSLR", "wer", 0), ("ISLR", "top1_per_instance", 100)):
+        (line,) = look_at_texts(tokenizer, {"a": "妈妈", "b": "今天 朋友"}, DatasetSpec("x", {}, "p"), task, 50)
+        assert line.values[2:4] == (metric, best)
     for few, unit in (({"a": "妈妈"}, "char"), ({"a": "Mama", "b": "not today"}, "word")):
         lines = look_at_texts(tokenizer, few, replace(spec, text_unit=unit), "SLT", 50)
         assert lines[1:] == [Line("!", f"few_{unit}s", ())]
@@ -173,13 +164,6 @@ def test_targets_that_are_cut(tokenizer):
     assert lines[0].values[4:] == (0.5, longest - 1, longest)
     assert Line("!", "cut", (1, 2, longest - 1, "b", kept[-20:], longest)) in lines
     assert lines[0].values[3] < 100
-
-
-def test_glosses_and_words_are_scored_by_their_own_metric(tokenizer):
-    for task, metric, best in (("CSLR", "wer", 0), ("ISLR", "top1_per_instance", 100)):
-        lines = look_at_texts(tokenizer, {"a": "妈妈", "b": "今天 朋友"}, DatasetSpec("x", {}, "p"), task, 50)
-        assert [line.name for line in lines] == ["tokenized"]
-        assert lines[0].values[2:4] == (metric, best)
 
 
 # -- whole corpora ---------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_a_trained_text_encoder_learns_at_a_tenth_of_the_rate():
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_every_optimizer_takes_its_flags(opt):
     model = nn.Linear(2, 2)
-    optimizer = build_optimizer(model, arguments(opt=opt, lr=0.1, eps=1e-6, betas=(0.8, 0.9)))
+    optimizer = build_optimizer(model, arguments(opt=opt, lr=0.1, opt_eps=1e-6, opt_betas=(0.8, 0.9)))
     assert type(optimizer) is {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[opt]
     for group in optimizer.param_groups:
         assert group["lr"] == 0.1

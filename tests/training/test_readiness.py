@@ -64,14 +64,6 @@ def test_a_file_that_cannot_be_opened_does_not_end_the_look_at_a_split(tmp_path,
         r"✗ poses: 4 found, 0 missing, 1 unreadable in .*; the first: .*Permission denied.*train2.pkl", said
     )
     assert "! descriptions: 2 found, 2 missing, 1 unreadable in" in said
-    monkeypatch.setattr("training.readiness.HandCrops", lambda: None)
-    monkeypatch.setattr("training.readiness.count_frames", lambda _: 10)
-    for number in range(4):
-        path = Path(spec.rgb_dir) / f"train{number}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    readiness.examine_videos(Report(), spec, "train", 200)
-    assert "videos: 4 found, 0 missing, 1 do not fit" in capsys.readouterr().out
 
 
 def test_videos_are_compared_with_the_pose_files(write_video, tmp_path, capsys):

@@ -43,10 +43,15 @@ def test_a_base_without_text_loads_into_a_model_with_it(tmp_path, caplog):
     assert "12 tensors loaded, new is nothing." in caplog.text
 
 
-def test_a_text_branch_is_never_dropped_in_silence(tmp_path):
-    path = save(Model(), tmp_path / "fusion.pth", ModelConfig(use_descriptions=True))
-    with pytest.raises(ValueError, match="was trained with descriptions; add --use_descriptions"):
+def test_nothing_is_dropped_in_silence(tmp_path):
+    """All flags that differ are told at once."""
+    model = Model()
+    model.rgb_proj = nn.Linear(3, 3)
+    path = save(model, tmp_path / "w.pth", ModelConfig(use_descriptions=True, hidden_dim=64))
+    with pytest.raises(ValueError, match="--finetune: .*w.pth was trained with descriptions") as error:
         weights.load_finetune(Model(fusion=False, encoder=False), path, ModelConfig())
+    said = ("add --use_descriptions. It", "add --rgb_support. It", "--hidden_dim 64; this run has 256, give the same.")
+    assert [words in str(error.value) for words in said] == [True] * 3
 
 
 def test_a_mapper_is_never_dropped_in_silence(tmp_path):
@@ -60,16 +65,6 @@ def test_a_mapper_is_never_dropped_in_silence(tmp_path):
     assert not new
 
 
-def test_all_flags_that_differ_are_told_at_once(tmp_path):
-    model = Model()
-    model.rgb_proj = nn.Linear(3, 3)
-    path = save(model, tmp_path / "w.pth", ModelConfig(use_descriptions=True, hidden_dim=64))
-    with pytest.raises(ValueError, match="--finetune: .*w.pth was trained with descriptions") as error:
-        weights.load_finetune(Model(fusion=False, encoder=False), path, ModelConfig())
-    said = ("add --use_descriptions. It", "add --rgb_support. It", "--hidden_dim 64; this run has 256, give the same.")
-    assert [words in str(error.value) for words in said] == [True] * 3
-
-
 def test_fusion_modules_without_an_adapter_are_refused(tmp_path):
     model = Model()
     del model.text_adapter
@@ -80,15 +75,11 @@ def test_fusion_modules_without_an_adapter_are_refused(tmp_path):
         weights.load_fusion(Model(), path)
 
 
-def test_another_text_encoder_is_named(tmp_path):
+def test_another_text_encoder_is_named_and_one_that_has_moved_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
     path = save(Model(), tmp_path / "fusion.pth", ModelConfig(use_descriptions=True, text_encoder="bert"))
     with pytest.raises(ValueError, match=r"--text_encoder bert; this run has \(none\)"):
         weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
-
-
-def test_a_text_encoder_that_has_moved_is_said(tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
-    path = save(Model(), tmp_path / "fusion.pth", ModelConfig(use_descriptions=True, text_encoder="bert"))
     weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True, text_encoder=str(tmp_path / "x/../bert")))
     assert "--text_encoder" not in caplog.text
     weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True, text_encoder="/elsewhere/bert"))
