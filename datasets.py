@@ -85,6 +85,9 @@ class S2T_Dataset(Dataset[Sample]):
         self.lengths = (
             np.array([label["end"] - label.get("start", 0) for label in self.labels.values()]) if known else sizes
         )
+        # The size of a compressed file tells what it shows, too: a batch of clips of one size would hold few signs.
+        kinds = {path.suffix.lower() for path in self.pose_paths.values()}
+        self.lengths_tell_content = not known and ".npz" in kinds
         self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
         self.video_paths = {name: places.video_path(label) for name, label in self.labels.items()}
         if rgb_support:

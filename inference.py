@@ -53,12 +53,7 @@ log-probability of the sentence's tokens. A clip that cannot be read is named on
 Of several people in a video, --person 0 is the one whose head and shoulders are seen largest and longest, followed from
 frame to frame; 1 is the next. In a pose file it is a place in the file's order, which may change from frame to frame.
 Many videos are quicker with tools/extract_poses.py first, which works in several processes.
-The checkpoint says where its mT5 is and how it was trained. Of mT5's weights only the encoder is read, and that only
-where it encodes texts and was frozen in training. From Python:
-
-  from translator import Translator
-  translate = Translator.from_checkpoint("best_checkpoint.pth")
-  print(translate("clip.pose"))
+From Python: translator.py.
 """
 
 

@@ -48,7 +48,7 @@ PARSERS = {  # of what test_docs.py does not run, and of Chinese documents
     "-m tools.export": export.parse_args,
     "-m tools.extract_poses": extract_poses.parse_args,
     "-m tools.gpu_report": gpu_report.parse_args,
-    "-m tools.import_table": import_table.get_args_parser().parse_args,
+    "-m tools.import_table": import_table.parse_args,
     "-m tools.picture": picture.parse_args,
 }
 

@@ -135,7 +135,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
                 )
             logger.warning("%s.", reason)
         # With `uni_sign_padding` results depend on the rest of the batch, so evaluation must not regroup clips.
-        free = args.length_grouping if training else not args.uni_sign_padding
+        free = args.length_grouping and not dataset.lengths_tell_content if training else not args.uni_sign_padding
         sampler = BatchSampler(
             len(dataset),
             args.batch_size * (SEARCHED if free and not training else 1),

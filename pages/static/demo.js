@@ -1,7 +1,7 @@
 // The page of tools/demo_page.py: sends a file, shows what comes back. Everything is inserted as text, never as markup.
 
-import { SkeletonPlayer, drawStrip } from "/skeleton_player.js";
-import { showWords } from "/words.js";
+import { SkeletonPlayer } from "/skeleton_player.js";
+import { shade, showWords, strip } from "/words.js";
 
 const WORDS = {
   en: {
@@ -157,6 +157,10 @@ function show(answer) {
   $("nothing").hidden = true;
   $("gates").hidden = !clip.gate;
   $("over").hidden = !clip.words;
+  if (clip.gate) {
+    const marks = strip(clip.own.map((own) => (own ? "var(--accent)" : "transparent")));
+    $("strip").style.background = `${marks} bottom / 100% 14% no-repeat, ${strip(clip.gate.map(shade))} top / 100% 80% no-repeat`;
+  }
   showSentences();
   const named = (frame) => t().frame(clip.frames[frame], clip.frames.at(-1));
   if (clip.words) lightWords = showWords($("words"), clip.words, seek, named);
@@ -213,7 +217,7 @@ function showFrame(frame) {
   if (clip.words) lightWords(frame);
   if (!clip.gate) return;
   $("gate").textContent = clip.gate[frame].toFixed(3);
-  drawStrip($("strip"), clip.gate, clip.own, frame);
+  $("strip").style.setProperty("--at", `${(100 * (frame + 0.5)) / clip.gate.length}%`);
   $("strip").setAttribute("aria-label", `${t().gate} ${$("gate").textContent}`);
   const text = clip.texts[frame];
   const note = document.createElement("span");
@@ -251,7 +255,6 @@ $("play").onclick = () => (player.playing ? player.pause() : player.play());
 $("fps").onchange = () => { if (player) player.fps = Number($("fps").value); };
 $("place").oninput = () => seek(Number($("place").value));
 $("strip").onclick = (event) => seek(Math.floor((event.offsetX / $("strip").clientWidth) * player.length));
-window.addEventListener("resize", () => { if (player) showFrame(player.frame); });
 
 translatePage();
 try {

@@ -1,4 +1,4 @@
-// Draws a clip's skeleton frame by frame, and a line of values under it. Used by every page that shows poses.
+// Draws a clip's skeleton frame by frame. Used by every page that shows poses.
 //
 // A clip is what `pose.drawing.player_data` makes: points are 16-bit x and y of each joint, frame by frame, from 1 to FULL, or
 // 0 for a joint that was not found; lines are [joints, kind, width], and the page's style sheet has a colour --kind for
@@ -77,31 +77,6 @@ export class SkeletonPlayer {
 function decode(base64) {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   return new Uint16Array(bytes.buffer);
-}
-
-// A heat line: values from 0 to 1, one per frame, white to dark; marks stand under the frames where they are 1.
-export function drawStrip(canvas, values, marks, current) {
-  const { context, width, height } = cleared(canvas);
-  const step = width / values.length;
-  const bar = height * 0.8;
-  values.forEach((value, i) => {
-    context.fillStyle = heat(value);
-    context.fillRect(i * step, 0, Math.ceil(step), bar);
-    if (marks[i]) {
-      context.fillStyle = "#1b6e53";
-      context.fillRect(i * step, height * 0.86, Math.ceil(step), height * 0.14);
-    }
-  });
-  context.strokeStyle = "#b3001b";
-  context.lineWidth = 2;
-  context.strokeRect(current * step - 1, 1, Math.max(step, 3) + 2, bar - 2);
-}
-
-// The colour of a value from 0 to 1.
-export function heat(value) {
-  const share = Math.max(0, Math.min(1, value));
-  const [light, dark] = [[253, 246, 227], [62, 31, 98]];
-  return `rgb(${light.map((from, i) => Math.round(from + (dark[i] - from) * share)).join(",")})`;
 }
 
 // An empty canvas as sharp as the screen, in units of CSS pixels.

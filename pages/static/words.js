@@ -15,6 +15,11 @@ STYLE.replaceSync(`
 `);
 document.adoptedStyleSheets.push(STYLE);
 
+// A field per frame, side by side, as a background; and the colour of a share from 0 to 1.
+export const strip = (colours) => `linear-gradient(90deg, ${colours.map((colour, i) =>
+  `${colour} ${(100 * i) / colours.length}% ${(100 * (i + 1)) / colours.length}%`).join()})`;
+export const shade = (share) => `color-mix(in srgb, var(--heat) ${100 * share}%, var(--cold))`;
+
 const LIT = 128; // of 255, a word's largest share: from half of it a frame lights the word
 
 // Fills an element with what `pages.words.words_data` makes; seek(frame) goes to a frame, named(frame) says which it is.
@@ -24,7 +29,7 @@ export function showWords(place, { text, words, shares }, seek, named) {
   const length = levels.length / words.length;
   const rows = words.map((_, i) => levels.subarray(i * length, (i + 1) * length));
   const strongest = rows.map((row) => row.indexOf(255));
-  const [line, strip] = ["p", "div"].map((kind) => document.createElement(kind));
+  const [line, bar] = ["p", "div"].map((kind) => document.createElement(kind));
   let chosen, end = 0;
   const buttons = words.map((word, i) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: word });
@@ -34,23 +39,21 @@ export function showWords(place, { text, words, shares }, seek, named) {
     end = begin + word.length;
     return button;
   });
-  strip.setAttribute("role", "img");
-  strip.onclick = (event) => seek(Math.floor((event.offsetX / strip.clientWidth) * length));
+  bar.setAttribute("role", "img");
+  bar.onclick = (event) => seek(Math.floor((event.offsetX / bar.clientWidth) * length));
   const choose = (word) => {
     chosen = word;
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === word));
-    const colours = Array.from(rows[word], (level, i) =>
-      `color-mix(in srgb, var(--heat) ${8 + (92 * level) / 255}%, var(--cold)) ${(100 * i) / length}% ${(100 * (i + 1)) / length}%`);
-    strip.style.background = `linear-gradient(90deg, ${colours.join()})`;
+    bar.style.background = strip(Array.from(rows[word], (level) => shade(0.08 + (0.92 * level) / 255)));
   };
   choose(0);
-  place.replaceChildren(line, strip);
+  place.replaceChildren(line, bar);
   return (frame) => {
     buttons.forEach((button, i) => {
       button.classList.toggle("lit", rows[i][frame] >= LIT);
       button.title = named(strongest[i]);
     });
-    strip.setAttribute("aria-label", `${words[chosen]}: ${named(strongest[chosen])}`);
-    strip.style.setProperty("--at", `${(100 * (frame + 0.5)) / length}%`);
+    bar.setAttribute("aria-label", `${words[chosen]}: ${named(strongest[chosen])}`);
+    bar.style.setProperty("--at", `${(100 * (frame + 0.5)) / length}%`);
   };
 }

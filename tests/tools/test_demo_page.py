@@ -365,6 +365,8 @@ def test_drop_watch_read(browser, servers, translators, clip, tmp_path, width):
     assert browser.run(INK) > 200
     browser.run("document.querySelector('#place').value = 15; document.querySelector('#place').oninput()")
     assert browser.run("document.querySelector('#text').textContent").endswith(TEXTS["9.jpg"])
+    assert browser.run("document.querySelector('#strip').style.getPropertyValue('--at')") == "96.875%"  # the last of 16
+    assert browser.run("document.querySelector('#strip').style.background").count("color-mix") == 16
     assert browser.run("document.documentElement.scrollWidth") <= width  # nothing sticks out
     browser.run("document.querySelector('#language').click()")
     assert browser.run("document.querySelector('#with h2').textContent") == "使用描述"

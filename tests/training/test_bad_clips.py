@@ -32,12 +32,12 @@ SMALL = (
 
 def edit(path, change):
     content = pickle.loads(path.read_bytes())
-    change(content["keypoints"])
+    change(content)
     path.write_bytes(pickle.dumps(content))
 
 
 def nan(path):
-    edit(path, lambda keypoints: keypoints[0].fill(float("nan")))
+    edit(path, lambda pose: pose["keypoints"][0].fill(float("nan")))
 
 
 # How to damage a pose file, and what is said of it.
@@ -45,9 +45,9 @@ DAMAGE = [
     (lambda path: path.unlink(), "No such file"),
     (lambda path: path.write_bytes(path.read_bytes()[:500]), "not a readable pickle"),
     (nan, "NaN"),
-    (lambda path: edit(path, lambda keypoints: keypoints.__setitem__(0, keypoints[0][:, :17])), "17"),
-    (lambda path: path.write_bytes(pickle.dumps({"keypoints": [], "scores": []})), "frames 0 to 0"),
-    (lambda path: edit(path, lambda keypoints: keypoints.append(keypoints[0])), "of scores"),
+    (lambda path: edit(path, lambda pose: pose.update(keypoints=[part[:, :17] for part in pose["keypoints"]])), "17"),
+    (lambda path: edit(path, lambda pose: pose.update(keypoints=[], scores=[])), "frames 0 to 0"),
+    (lambda path: edit(path, lambda pose: pose["scores"].pop()), "of scores"),
 ]
 
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import utils
 from clips.labels import read_labels
 from config import DATASETS, ModelConfig
+from pose.keypoints import read_pose
 from training import build as building
 from training.weight_files import save_weights
 
@@ -149,6 +152,22 @@ def test_a_run_says_that_it_goes_on_without_missing_poses(command, tmp_path, cap
     path.write_text(json.dumps(labels))
     building.build_loaders(args, dataclasses.replace(spec, labels={**spec.labels, "dev": str(path)}))
     assert "nowhere.pkl. The run goes on without them (--max_bad_clips 0.5)." in caplog.text
+
+
+def test_sizes_of_compressed_files_group_no_training_clips(command, tmp_path):
+    """They tell what a clip shows: clips without a left hand, say, would share their batches."""
+    args = command()
+    spec = building.dataset_spec(args)
+    poses = DATASETS["CSL_Daily"].under(args.root)
+    for split in spec.labels:
+        for label in read_labels(spec.labels[split]).values():
+            pose = read_pose(poses.pose_path(label))
+            path = tmp_path / Path(label["video_path"]).with_suffix(".npz")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(path, keypoints=pose.keypoints, scores=pose.scores)
+    loaders = building.build_loaders(args, dataclasses.replace(spec, pose_dir=str(tmp_path), pose_suffix=".npz"))
+    grouped = {split: loader.sampler.lengths is not None for split, loader in loaders.items()}
+    assert grouped == {"train": False, "dev": True, "test": True}
 
 
 def test_a_state_is_all_that_a_resumed_run_reads(command, tmp_path):

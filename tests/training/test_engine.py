@@ -1,6 +1,8 @@
 """The whole of what ZeRO scatters: the same state for any number of processes and any stage."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -201,24 +203,29 @@ def test_flags_reach_deepspeed():
     assert wanted.items() <= config(line).items()
 
 
-UPDATES = """
-import sys, torch
+START = """
+import copy, sys, torch
 import utils
 from system import distributed
 from training.build import from_flags
-from training.engine import EngineConfig, full_state_dict, start_engine
+from training.engine import EngineConfig, full_state_dict, load_full_state_dict, start_engine
 from training.optimization import OptimizerConfig, build_optimizer, build_schedule
 
-distributed.start()
-for stage in "023":
-    flags = f"--dtype {sys.argv[1]} --zero_stage {stage} --opt sgd --lr 1 --weight-decay 0 --gradient-clipping 0.01"
+def engine_of(model, flags):
     args = utils.parse_args([*flags.split(), "--gradient-accumulation-steps", "1"])
+    config = from_flags(OptimizerConfig, args)
+    optimizer = build_optimizer(model, config)
+    return start_engine(model, optimizer, build_schedule(optimizer, config, 1), from_flags(EngineConfig, args))
+
+distributed.start()
+"""
+UPDATES = """
+for stage in "023":
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 1))
     before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    optimizer = build_optimizer(model, from_flags(OptimizerConfig, args))
-    schedule = build_schedule(optimizer, from_flags(OptimizerConfig, args), 1)
-    engine = start_engine(model, optimizer, schedule, from_flags(EngineConfig, args))
+    flags = f"--dtype {sys.argv[1]} --zero_stage {stage} --opt sgd --lr 1 --weight-decay 0 --gradient-clipping 0.01"
+    engine = engine_of(model, flags)
     loss = (engine(torch.ones(4, 64, device=engine.device)).float() - 1).square().mean() / 10
     engine.backward(loss)
     engine.step()
@@ -232,9 +239,41 @@ def test_gradients_are_clipped_in_fp16_as_in_fp32():
     updates = []
     for dtype in ("fp32", "fp16"):
         run = subprocess.run(
-            [sys.executable, "-c", UPDATES, dtype], cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", START + UPDATES, dtype], cwd=ROOT, capture_output=True, text=True, check=True
         )
         lines = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("update")]
         updates.append(torch.tensor([[float(number) for number in line] for line in lines]))
     assert updates[0].norm(dim=1).tolist() == pytest.approx([0.019] * 3, rel=1e-3)  # 0.01, and Nesterov's momentum
     torch.testing.assert_close(updates[1], updates[0], rtol=0.02, atol=1e-5)
+
+
+LOADED = """
+for stage in "023":
+    torch.manual_seed(0)
+    # ZeRO-3 divides the large weight, of an odd number of rows, and keeps the small ones whole.
+    model = torch.nn.Sequential(torch.nn.Linear(400, 301), torch.nn.BatchNorm1d(301), torch.nn.Linear(301, 1))
+    wanted = {name: value + 1 for name, value in model.state_dict().items()}
+    alone = copy.deepcopy(model).eval()
+    engine = engine_of(model, f"--dtype fp32 --zero_stage {stage}")
+    x = torch.ones(4, 400)
+    engine.eval()
+    with torch.no_grad():
+        engine(x)
+        load_full_state_dict(engine, wanted if distributed.is_main() else {})
+        found, output = full_state_dict(engine), engine(x)
+        alone.load_state_dict(wanted)
+        right = torch.allclose(output, alone(x)) and all(torch.equal(found[name], wanted[name]) for name in found)
+    print(f"stage {stage} {right}", flush=True)
+distributed.stop()
+"""
+
+
+def test_weights_are_replaced_at_every_stage(tmp_path):
+    (tmp_path / "loaded.py").write_text(START + LOADED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [*command, str(tmp_path / "loaded.py")], env=variables, capture_output=True, text=True, check=True
+    )
+    told = sorted(re.findall(r"stage \d (?:True|False)", run.stdout))
+    assert told == [f"stage {stage} True" for stage in "023" for _ in range(2)]

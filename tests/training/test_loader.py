@@ -95,6 +95,12 @@ def test_grouping_does_not_depend_on_how_a_global_batch_is_divided():
     assert steps == [{clip for batch in rounds[i : i + 2] for clip in batch} for i in range(0, len(rounds), 2)]
 
 
+def test_a_large_step_has_the_clips_it_has_without_grouping():
+    plain, grouped = (BatchSampler(700, 16, 0, 1, 5, lengths, accumulation=16).batches() for lengths in (None, LENGTHS))
+    for i in range(0, len(plain), 16):
+        assert sorted(sum(plain[i : i + 16], [])) == sorted(sum(grouped[i : i + 16], []))
+
+
 def test_workers_live_on_and_know_the_epoch(corpus):
     dataset = S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "train", random_frames=True, max_length=8, seed=3)
     sampler = BatchSampler(len(dataset), 6, 0, 1, seed=0)

@@ -231,6 +231,11 @@ def test_a_tokenizer_without_its_package_names_it(monkeypatch, tokenizer: str, p
         metrics.bleu_scorers(tokenizer)
 
 
+def test_no_warning_about_split_texts(caplog: pytest.LogCaptureFixture) -> None:
+    metrics.score("SLT", ["好的."] * 200, ["好的."] * 200, "char")
+    assert not caplog.records
+
+
 def test_table_and_signatures() -> None:
     scores = metrics.score("SLT", ["a b c d"], ["a b c d"], "word")
     assert scores.table().splitlines() == [
