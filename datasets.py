@@ -76,7 +76,8 @@ class S2T_Dataset(Dataset[Sample]):
         self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
         self.poses = open_poses(places.pose_dir)
-        self._check_pack(self.poses)
+        if isinstance(self.poses, Pack):
+            self.poses.check_labels(self.labels)
         sizes = self.poses.sizes(list(self.pose_paths.values()))
         self.sizes = self._check_files("poses", self.pose_paths, sizes, max_bad_clips)
         # Lengths only serve to sort clips. File sizes do this nearly as well as frame counts, without reading any file.
@@ -100,7 +101,8 @@ class S2T_Dataset(Dataset[Sample]):
             self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split))
             found = np.count_nonzero(self.descriptions.sizes(self.names))
             share = 100 * found / len(self.names)
-            self._check_pack(self.descriptions)
+            if isinstance(self.descriptions, Pack):
+                self.descriptions.check_labels(self.labels)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
 
     def why_no_text(self) -> str:
@@ -121,10 +123,6 @@ class S2T_Dataset(Dataset[Sample]):
             f"{len(looked)} description files of {self.split} hold no text that can be used ({looker.counts}), the "
             f"first is {folder / looked[0]}.json"
         )
-
-    def _check_pack(self, opened: object) -> None:
-        if isinstance(opened, Pack):
-            opened.check_labels(self.labels)
 
     def _check_targets(self) -> None:
         missing = [name for name in self.names if not self.target(name).strip()]

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import sys
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from clips.labels import split_labels
 from clips.tables import read_text
 from describing.by_rules import by_rules
 from describing.files import Clip
-from pages.elements import element, page
 from system.disk import write_text
 from system.processes import in_processes
 from utils import (
@@ -39,12 +37,10 @@ from utils import (
 logger = logging.getLogger("describe")
 
 PROMPTS = Path(__file__).parent / "description" / "prompts"
-PREVIEWED = 5  # clips on a preview page by default
 EXAMPLES = """examples:
   python describe.py                                     every clip of CSL-Daily that has no file yet, in Chinese
   python describe.py --root sample --out sample/rules    the sample corpus, into another folder
   python describe.py --poses my_poses --out my_texts --language en
-  python describe.py --preview look.html --clips NAME    see frames beside their text; writes nothing else
   python describe.py --endpoint http://localhost:8000/v1 --model NAME --images skeleton --max_requests 100
   python describe.py audit description/CSL-Daily/split_data --html audit.html
 
@@ -83,7 +79,6 @@ def get_args_parser() -> Parser:
         help="default: zh for Chinese data sets and for --poses, else en",
     )
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
-    add("--preview", default="", metavar="FILE", help="show the first clips, or --clips, in a page; needs pillow")
 
     add = parser.group("by rules")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
@@ -124,7 +119,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _faults(args: argparse.Namespace) -> Iterator[str]:
-    if args.poses and not (args.out or args.preview):
+    if args.poses and not args.out:
         yield "--poses needs --out DIR, where the descriptions go."
     if args.videos and not args.poses:
         yield "--videos goes with --poses; a data set has its own folder of videos."
@@ -161,7 +156,7 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         clips, language = _clips_in_folder(args), args.language or "zh"
     else:
         spec = dataset_spec(args)
-        if not (args.out or args.preview or spec.description_dir):
+        if not (args.out or spec.description_dir):
             raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
         splits = _splits(args, spec)
         if faults := spec.absent(*splits):
@@ -263,30 +258,6 @@ def audit(argv: Sequence[str]) -> int:
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def preview(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
-    """Write a page that shows frames next to their rule-based descriptions."""
-    from describing.sentences import stretches
-    from pose.drawing import draw_pose, encode, picture_box
-
-    require_packages("--preview", "PIL")
-    sections = []
-    for clip in clips if args.clips else clips[:PREVIEWED]:
-        pose = clip.read_pose()
-        box = picture_box(pose)
-        rows = []
-        for stretch in stretches([pose], language, args.aspect)[0]:
-            frames = sorted({stretch.first, (stretch.first + stretch.last) // 2, stretch.last})
-            drawn = [encode(draw_pose(pose, frame, box, 240, args.aspect), "png") for frame in frames]
-            images = [element("img", alt="", src=f"data:image/png;base64,{b64encode(png).decode()}") for png in drawn]
-            where = f"{pose.start + stretch.first}-{pose.start + stretch.last}"
-            text = element("p", element("b", where), f" {stretch.text or '-'}")
-            rows.append(element("div", element("div", images), text, class_="preview"))
-        sections.append(element("section", element("h2", clip.name), rows))
-    write_text(args.preview, page("Descriptions", element("h1", "Descriptions"), sections, language=language))
-    logger.info("%s: %d clips.", args.preview, len(sections))
-    return 0
-
-
 def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
     """Describe clips with a vision-language model; return the exit status.
 
@@ -295,7 +266,7 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
         ValueError: the address is invalid, a package is missing, or the endpoint refuses all requests.
     """
     from describing.by_model import Question, by_model
-    from describing.vlm_client import Limits, VlmClient, api_key
+    from describing.vlm_client import Limits, VlmClient
 
     require_packages("--endpoint", "PIL", *(["av"] if args.images == "video" else []))
     prompt = Path(args.prompt) if args.prompt else PROMPTS / f"{language}.txt"
@@ -312,7 +283,7 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
     limits = Limits(
         args.max_requests, args.max_cost, args.price_in, args.price_out, args.retries, args.timeout, args.backoff
     )
-    key = api_key(args.api_key_env)
+    key = os.environ.get(args.api_key_env, "")
     client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
     folder = Path(args.out) if args.out else clips[0].out.parent.parent
     whole = not args.clips and set(args.splits) == set(config.SPLITS)
@@ -332,8 +303,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not clips:
         logger.info("no clips in part %d of %d.", *args.shard)
         return 0
-    if args.preview:
-        return preview(args, clips, language)
     if args.endpoint:
         return ask_model(args, clips, language)
     return 1 if by_rules(clips, language, args.aspect, args.workers, args.overwrite) else 0

@@ -215,25 +215,17 @@ class Pack(abc.ABC):
             f"{self.folder}: damaged: {what}. Copy the pack again, or pack again with tools/pack_dataset.py."
         )
 
+    def rows(self, keys: Sequence[str]) -> np.ndarray:
+        """Return each clip's row in the index, (n,); -1 if it is not in the pack."""
+        wanted = np.array([_encoded(key) for key in keys], np.bytes_)
+        rows = np.searchsorted(self.names, wanted.astype(self.names.dtype))
+        rows[rows == len(self)] = 0
+        return np.where(self.names[rows] == wanted, rows, -1)
+
     def file_sizes(self, keys: Sequence[str]) -> np.ndarray:
         """Return the sizes of the original files in bytes, 0 for a clip that is not in the pack."""
-        if not keys:
-            return np.zeros(0, np.int64)
-        wanted = np.array([_encoded(key) for key in keys])
-        rows = np.searchsorted(self.names, wanted)
-        there = rows < len(self)
-        there[there] = self.names[rows[there]] == wanted[there]
-        sizes = np.zeros(len(wanted), np.int64)
-        sizes[there] = self._clips["file_size"][rows[there]]
-        return sizes
-
-    def find(self, key: str) -> int | None:
-        """Return a clip's row in the index; None if it is not in the pack."""
-        name = _encoded(key)
-        if len(name) > self.names.dtype.itemsize:
-            return None
-        row = int(np.searchsorted(self.names, np.array(name, self.names.dtype)))
-        return row if row < len(self) and self.names[row] == name else None
+        rows = self.rows(keys)
+        return np.where(rows < 0, 0, self._clips["file_size"][rows]).astype(np.int64)
 
     def content(self, key: str) -> tuple[int, np.ndarray] | None:
         """Return a clip's length and stored bytes; None if it is not in the pack.
@@ -241,8 +233,8 @@ class Pack(abc.ABC):
         Raises:
             ValueError: the content is damaged, or the clip's file was unreadable when it was packed.
         """
-        row = self.find(key)
-        if row is None:
+        (row,) = self.rows([key])
+        if row < 0:
             return None
         offset, size, expected, length, _ = self._clips[row].item()
         padded = self._content[offset : offset + _padded(size)]
@@ -353,10 +345,10 @@ class DescriptionPack(Pack):
         """Do the same as `DescriptionLoader.load`, from the pack."""
         found = self.decode(name)
         texts = found if frames is None else {frame: text for frame, text in found.items() if frame in frames}
-        missing = not found and self.find(name) is None
+        there = bool(found) or self.rows([name])[0] >= 0
         self.counts += DescriptionCounts(
-            files_found=int(not missing),
-            files_missing=int(missing),
+            files_found=int(there),
+            files_missing=int(not there),
             entries=len(found),
             out_of_range=len(found) - len(texts),
             frames=len(texts),

@@ -14,8 +14,6 @@ from utils import progress
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32  # clips per batch
-
 
 def made_by_rules(language: str, aspect: float) -> str:
     """Return the maker's name for texts made by rules; it changes with the rules."""
@@ -46,38 +44,30 @@ def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, over
             others[f"made by {', '.join(sorted(name or 'someone else' for name in there))}: kept"] += 1
     for what, count in sorted(others.items()):
         logger.info("%d files there, %s%s.", count, what, "" if overwrite or "kept" in what else ": skipped")
-    batches = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
-    jobs = [(batch, language, aspect, maker) for batch in batches]
-    counts, faults = Counter[str](), list[str]()
-    results = in_processes(_describe_batch, jobs, workers)
-    for of_batch, failed in progress(results, "describing", total=len(jobs)):
-        counts += of_batch
-        faults += failed
-    for fault in faults:
-        logger.warning("%s", fault)
+    jobs = [(clip, language, aspect, maker) for clip in todo]
+    counts = Counter[str]()
+    for of_clip, fault in progress(in_processes(_describe, jobs, workers, 32), "describing", total=len(jobs)):
+        counts += of_clip
+        if fault:
+            logger.warning("%s", fault)
     logger.info(
         "%d files written, %d frames described of %d; %d clips show nothing that the rules can name; %d failed.",
-        counts["files"], counts["described"], counts["frames"], counts["empty"], len(faults),
+        counts["files"], counts["described"], counts["frames"], counts["empty"], counts["failed"],
     )  # fmt: skip
-    return len(faults)
+    return counts["failed"]
 
 
-def _describe_batch(job: tuple[list[Clip], str, float, str]) -> tuple[Counter, list[str]]:
-    """Describe some clips; return counts, and a line for each failure."""
-    from describing.sentences import describe_poses
+def _describe(job: tuple[Clip, str, float, str]) -> tuple[Counter[str], str]:
+    """Describe a clip; return counts, and why it failed."""
+    from describing.sentences import describe_pose
 
-    clips, language, aspect, maker = job
-    poses, good = [], []
-    counts, faults = Counter[str](), list[str]()
-    for clip in clips:
-        try:
-            poses.append(clip.read_pose())
-            good.append(clip)
-        except CLIP_FAULTS as error:
-            faults.append(in_one_line(error))
-    for clip, pose, texts in zip(good, poses, describe_poses(poses, language, aspect), strict=True):
-        if read_descriptions(clip.out).damage not in ("", "empty file"):
-            os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))
-        write_descriptions(clip.out, texts, dict.fromkeys(texts, maker))
-        counts += Counter(files=1, described=len(texts), frames=len(pose), empty=int(not texts))
-    return counts, faults
+    clip, language, aspect, maker = job
+    try:
+        pose = clip.read_pose()
+    except CLIP_FAULTS as error:
+        return Counter(failed=1), in_one_line(error)
+    texts = describe_pose(pose, language, aspect)
+    if read_descriptions(clip.out).damage not in ("", "empty file"):
+        os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))
+    write_descriptions(clip.out, texts, dict.fromkeys(texts, maker))
+    return Counter(files=1, described=len(texts), frames=len(pose), empty=int(not texts)), ""

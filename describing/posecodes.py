@@ -4,7 +4,7 @@ A posecode is a measure of the pose (how far a fingertip reaches, how high a han
 measures, thresholds and words are in `RULES`; change them there. A measure that needs a point with a low score is NaN
 and has no step, so undetected parts are never described.
 
-Shapes: F frames of one or several concatenated clips, C posecodes. Points are complex numbers: the real axis points to
+Shapes: F frames of a clip, C posecodes. Points are complex numbers: the real axis points to
 the signer's left (the right of the image), the imaginary axis up, along the body. Lengths are in shoulder widths. The
 second axis of hand measures is (right, left). The signer faces the camera; depth is unknown.
 
@@ -219,119 +219,99 @@ COLUMNS = (*(f"{side} {name}" for side in ("right", "left") for name in HAND_COD
 RULE_OF = {**dict.fromkeys(FINGERS[1:], "finger")}  # default: the column's name
 
 
-def _length(x: np.ndarray) -> np.ndarray:
-    """Return |x|, faster than np.abs, which guards against overflow."""
-    return np.sqrt(x.real**2 + x.imag**2)
-
-
 def _angle(x: np.ndarray) -> np.ndarray:
     return np.degrees(np.arctan2(x.imag, x.real))
 
 
 def _mean(points: np.ndarray, joints: Sequence[int]) -> np.ndarray:
-    """Average over joints, (..., V) -> (...), one joint at a time, which is faster than along the last axis."""
-    total = points[..., joints[0]]
-    for joint in joints[1:]:
-        total = total + points[..., joint]
-    return total / len(joints)
+    """Average over joints, (..., V) -> (...)."""
+    return points[..., [*joints]].mean(-1)
 
 
 def _start(rule: str, step: int) -> float:
     return RULES[rule][1][step].start
 
 
-class _Clips:
-    """Boundaries of concatenated clips; numpy processes many short clips about as fast as one."""
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self.lengths = np.asarray(lengths)
-        ends = np.cumsum(self.lengths)
-        self.slices = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-        self.frames = np.arange(self.lengths.sum())
-        self.first = np.repeat(ends - self.lengths, self.lengths)  # (F,), first frame of each frame's clip
-        self.last = np.repeat(ends - 1, self.lengths)
-
-    def quantile(self, x: np.ndarray, share: float) -> np.ndarray:
-        """Return a quantile of each clip's finite values, repeated for its frames, float32 (F,)."""
-        values = [x[clip][np.isfinite(x[clip])] for clip in self.slices]
-        at = [np.sort(value, None)[int(share * len(value))] if value.size else np.nan for value in values]
-        return np.repeat(np.asarray(at, np.float32), self.lengths)
-
-    def around(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices `reach` frames before and after each frame, clamped to its clip."""
-        return np.maximum(self.frames - reach, self.first), np.minimum(self.frames + reach, self.last)
-
-    def slope(self, x: np.ndarray, reach: int = 2) -> np.ndarray:
-        """Return the change per frame, over `reach` frames before and after."""
-        before, after = self.around(reach)
-        span = np.maximum(after - before, 1).astype(np.float32)
-        return (x[after] - x[before]) / span.reshape(-1, *[1] * (x.ndim - 1))
-
-    def window_sum(self, x: np.ndarray) -> np.ndarray:
-        """Sum over a window of WINDOW frames before and after, (F, 2) -> (F, 2)."""
-        # Integers, so that a sum does not depend on preceding clips.
-        whole = np.rint(x * 1e6).astype(np.int64)
-        total = np.concatenate([np.zeros_like(whole[:1]), np.cumsum(whole, 0)])
-        before, after = self.around(WINDOW)
-        return (total[after + 1] - total[before]).astype(np.float32) / np.float32(1e6)
+def _quantile(x: np.ndarray, share: float) -> np.float32:
+    """Return a quantile of the finite values; NaN if there are none."""
+    values = np.sort(x[np.isfinite(x)], None)
+    return np.float32(values[int(share * len(values))] if len(values) else np.nan)
 
 
-def upright_points(poses: Sequence[Pose], clips: _Clips, aspect: float) -> np.ndarray:
+def _around(n_frames: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices `reach` frames before and after each frame, clamped to the clip."""
+    frames = np.arange(n_frames)
+    return np.maximum(frames - reach, 0), np.minimum(frames + reach, n_frames - 1)
+
+
+def _slope(x: np.ndarray, reach: int = 2) -> np.ndarray:
+    """Return the change per frame, over `reach` frames before and after."""
+    before, after = _around(len(x), reach)
+    span = np.maximum(after - before, 1).astype(np.float32)
+    return (x[after] - x[before]) / span.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _window_sum(x: np.ndarray) -> np.ndarray:
+    """Sum over a window of WINDOW frames before and after, (F, 2) -> (F, 2)."""
+    total = np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(np.rint(x * 1e6).astype(np.int64), 0)])
+    before, after = _around(len(x), WINDOW)
+    return (total[after + 1] - total[before]).astype(np.float32) / np.float32(1e6)
+
+
+def upright_points(pose: Pose, aspect: float) -> np.ndarray:
     """Return points in shoulder widths, (F, 133), rotated to level shoulders on average; NaN where the score is low.
 
     The rotation is constant in a clip: a recording on its side becomes upright, but temporary leaning is preserved.
     """
-    x, y = np.moveaxis(np.concatenate([np.asarray(pose.keypoints, np.float32) for pose in poses]), -1, 0)
-    points = np.empty(x.shape, np.complex64)
-    points.real, points.imag = x * np.float32(aspect), -y
-    points[~(np.concatenate([pose.scores for pose in poses]) > SCORE_THRESHOLD)] = np.nan  # also catches NaN scores
+    x, y = np.moveaxis(np.asarray(pose.keypoints, np.float32), -1, 0)
+    points = x * np.float32(aspect) - 1j * y  # (F, 133)
+    points[~(pose.scores > SCORE_THRESHOLD)] = np.nan  # also catches NaN scores
     shoulders = points[:, _LEFT_SHOULDER] - points[:, _RIGHT_SHOULDER]  # (F,)
-    unit = clips.quantile(_length(shoulders), 0.5)
-    palms = clips.quantile(_length(points[:, _HANDS[:, 9]] - points[:, _HANDS[:, 0]]), 0.9)
-    unit = np.where(unit > 0, unit, palms / np.float32(PALM[1]))
-    level = [np.nansum(shoulders[clip]) for clip in clips.slices]
-    turn = np.array([z.conjugate() / abs(z) if z else 1 for z in level], np.complex64)
-    return points * (np.repeat(turn, clips.lengths) / unit)[:, None]
+    unit = _quantile(np.abs(shoulders), 0.5)
+    if not unit > 0:
+        unit = _quantile(np.abs(points[:, _HANDS[:, 9]] - points[:, _HANDS[:, 0]]), 0.9) / np.float32(PALM[1])
+    level = np.nansum(shoulders)
+    return points * (np.complex64(level.conjugate() / abs(level) if level else 1) / unit)
 
 
-def measure(poses: Sequence[Pose], clips: _Clips, aspect: float) -> dict[str, np.ndarray]:
+def measure(pose: Pose, aspect: float) -> dict[str, np.ndarray]:
     """Compute all measures of `RULES`: name -> (F, 2) for hands, (F, 2, 4) for "finger", (F,) for the rest."""
-    points = upright_points(poses, clips, aspect)
+    points = upright_points(pose, aspect)
     origin = (points[:, _LEFT_SHOULDER] + points[:, _RIGHT_SHOULDER]) / 2  # (F,)
     hands = points[:, _HANDS]  # (F, 2, 21)
-    hands[_length(_mean(hands, _PALM) - origin[:, None]) > REACH] = np.nan
+    hands[np.abs(_mean(hands, _PALM) - origin[:, None]) > REACH] = np.nan
     centre = _mean(hands, _PALM)  # (F, 2)
     place = centre - origin[:, None]  # (F, 2)
-    palm_length = np.fmax(clips.quantile(_length(hands[..., 9] - hands[..., 0]), 0.9), np.float32(PALM[0]))
+    palm_length = np.fmax(_quantile(np.abs(hands[..., 9] - hands[..., 0]), 0.9), np.float32(PALM[0]))
     found = {"height": place.imag, "side": place.real}
-    found |= _measure_hands(hands, palm_length[:, None])
-    found |= _measure_movement(place, clips)
-    found |= _measure_head(points, hands, centre, clips)
+    found |= _measure_hands(hands, palm_length)
+    found |= _measure_movement(place)
+    found |= _measure_head(points, hands, centre)
     near = hands[..., _NEAR]  # (F, 2, 10)
     between = near[:, 0, :, None] - near[:, 1, None, :]
-    found["gap"] = np.fmin.reduce(_length(between).reshape(len(between), -1), axis=1)
-    apart = _length(place[:, 0] - place[:, 1])
+    found["gap"] = np.fmin.reduce(np.abs(between).reshape(len(between), -1), axis=1)
+    apart = np.abs(place[:, 0] - place[:, 1])
     both_move = (found["speed"] > _start("speed", 1)).all(-1)
-    found["parting"] = np.where(both_move, clips.slope(apart), np.where(np.isnan(apart), np.nan, 0))
-    found["mirror"] = _length(place[:, 0] + place[:, 1].conj())
+    found["parting"] = np.where(both_move, _slope(apart), np.where(np.isnan(apart), np.nan, 0))
+    found["mirror"] = np.abs(place[:, 0] + place[:, 1].conj())
     return found
 
 
-def _measure_hands(hands: np.ndarray, palm_length: np.ndarray) -> dict[str, np.ndarray]:
-    """Measure handshape, palm and pointing of hands, (F, 2, 21), given the unforeshortened palm length, (F, 1)."""
+def _measure_hands(hands: np.ndarray, palm_length: np.floating) -> dict[str, np.ndarray]:
+    """Measure handshape, palm and pointing of hands, (F, 2, 21), given the unforeshortened palm length."""
     along = hands[..., _KNUCKLES] - hands[..., :1]  # (F, 2, 4), the palm's bones
-    along_length = _length(along)
+    along_length = np.abs(along)
     fingers = hands[..., 5:].reshape(*hands.shape[:-1], 4, 4)  # (F, 2, 4, joints)
     reach = fingers[..., 3] - fingers[..., 0]  # (F, 2, 4), knuckle to tip
-    path = sum(_length(fingers[..., joint + 1] - fingers[..., joint]) for joint in range(3))
+    path = sum(np.abs(fingers[..., joint + 1] - fingers[..., joint]) for joint in range(3))
     extension = (reach.conj() * along).real / along_length / path
     short = SEEN_LENGTH * palm_length
-    foreshortened = (path < short[..., None]) & (extension > _start("finger", 1))
-    extension[foreshortened | (along_length < short[..., None])] = np.nan
+    foreshortened = (path < short) & (extension > _start("finger", 1))
+    extension[foreshortened | (along_length < short)] = np.nan
 
     thumb_tip, thumb_knuckle = hands[..., 4], hands[..., 2]
-    thumb = _length(thumb_tip - hands[..., 5]) / palm_length
-    pinch = _length(thumb_tip - hands[..., 8]) / palm_length
+    thumb = np.abs(thumb_tip - hands[..., 5]) / palm_length
+    pinch = np.abs(thumb_tip - hands[..., 8]) / palm_length
 
     extended = extension >= _start("finger", 2)  # (F, 2, 4)
     side_by_side = extended[..., 1:] & extended[..., :-1]
@@ -345,30 +325,30 @@ def _measure_hands(hands: np.ndarray, palm_length: np.ndarray) -> dict[str, np.n
     count = extended.sum(-1)
     fist = np.where(thumb >= _start("thumb", 2), thumb_tip - thumb_knuckle, along[..., 1])
     pointer = np.where(count, np.where(extended, reach, 0).sum(-1) / count, fist)
-    pointer[_length(pointer) < short] = np.nan
+    pointer[np.abs(pointer) < short] = np.nan
     pointing = _angle(pointer)
     return {"finger": extension, "thumb": thumb, "pinch": pinch, "spread": spread, "palm": palm, "pointing": pointing}
 
 
-def _measure_movement(place: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]:
+def _measure_movement(place: np.ndarray) -> dict[str, np.ndarray]:
     """Measure speed, heading and repetition of positions, (F, 2)."""
     slow = np.float32(_start("speed", 1))
-    velocity = clips.slope(place)
-    speed = _length(velocity)
-    step = np.nan_to_num(clips.slope(place, 1))  # an undetected hand does not move
-    before, _ = clips.around(1)
+    velocity = _slope(place)
+    speed = np.abs(velocity)
+    step = np.nan_to_num(_slope(place, 1))  # an undetected hand does not move
+    before, _ = _around(len(place), 1)
     turn = _angle(step * step[before].conj())
-    turn[(_length(step) < slow) | (_length(step[before]) < slow) | (np.abs(turn) > 120)] = 0  # beyond: a reversal
-    path = clips.window_sum(_length(step))
-    net = np.hypot(clips.window_sum(step.real), clips.window_sum(step.imag))
-    circle = (np.abs(clips.window_sum(turn)) > CIRCLE) & (path > SWING[0] / 2)
+    turn[(np.abs(step) < slow) | (np.abs(step[before]) < slow) | (np.abs(turn) > 120)] = 0  # beyond: a reversal
+    path = _window_sum(np.abs(step))
+    net = np.hypot(_window_sum(step.real), _window_sum(step.imag))
+    circle = (np.abs(_window_sum(turn)) > CIRCLE) & (path > SWING[0] / 2)
     # Along the dominant axis; a reversal is a change of sign between clear steps.
-    ways = [clips.window_sum(np.abs(way)) for way in (step.real, step.imag)]
+    ways = [_window_sum(np.abs(way)) for way in (step.real, step.imag)]
     back = []
     for way in (step.real, step.imag):
-        clear = np.where(np.abs(way) > slow / 2, clips.frames[:, None], clips.first[:, None])
+        clear = np.where(np.abs(way) > slow / 2, np.arange(len(way))[:, None], 0)
         latest = np.take_along_axis(way, np.maximum.accumulate(clear, 0), 0)
-        back.append(clips.window_sum((latest * latest[before] < 0).astype(np.float32)))
+        back.append(_window_sum((latest * latest[before] < 0).astype(np.float32)))
     turns_back = np.where(ways[0] > ways[1], *back)
     swing = (path > SWING[0]) & (net < SWING[1] * path) & (turns_back >= SWING[2])
     repeat = np.where(circle, 1.0, np.where(swing, np.where(ways[0] > ways[1], 2.0, 3.0), 0.0))
@@ -376,7 +356,7 @@ def _measure_movement(place: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]
     return {"speed": speed, "heading": _angle(velocity), "repeat": repeat}
 
 
-def _measure_head(points: np.ndarray, hands: np.ndarray, centre: np.ndarray, clips: _Clips) -> dict[str, np.ndarray]:
+def _measure_head(points: np.ndarray, hands: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
     """Measure head and mouth, (F, 133), and positions of hands, (F, 2, 21), with centres (F, 2), around the head."""
     brows, nose, chin = _mean(points, _BROWS), points[:, _NOSE], points[:, _CHIN]  # (F,) each
     right_eye, left_eye = _mean(points, _RIGHT_EYE), _mean(points, _LEFT_EYE)
@@ -400,14 +380,14 @@ def _measure_head(points: np.ndarray, hands: np.ndarray, centre: np.ndarray, cli
         1,
     )  # (F, 10)
     tips = hands[..., 4::4]  # (F, 2, 5)
-    distances = np.fmin.reduce(_length(tips[..., None] - places[:, None, None]), axis=2)  # (F, 2, 10)
+    distances = np.fmin.reduce(np.abs(tips[..., None] - places[:, None, None]), axis=2)  # (F, 2, 10)
     distances[np.isnan(distances)] = _INF
     touch = np.where(distances.min(-1) < TOUCH, distances.argmin(-1) + 1.0, np.where(np.isnan(centre), np.nan, 0))
     return {
         "turn": (nose - middle).real / width,
         "tilt": _angle(left_eye - right_eye),
-        "nod": nod - clips.quantile(nod, 0.5),
-        "mouth": _length(opening) / _length(corners),
+        "nod": nod - _quantile(nod, 0.5),
+        "mouth": np.abs(opening) / np.abs(corners),
         "face": (centre - chin[:, None]).imag / brow_height[:, None],
         "beside": (centre - middle[:, None]).real / (width / 2)[:, None],
         "touch": touch,
@@ -419,21 +399,17 @@ def _measure_head(points: np.ndarray, hands: np.ndarray, centre: np.ndarray, cli
 _STARTS = {name: np.array([step.start for step in steps[1:]], np.float32) for name, (_, steps) in RULES.items()}
 
 
-def posecodes(poses: Sequence[Pose], aspect: float = 1.0) -> list[np.ndarray]:
-    """Quantise all measures: for each clip (F, C) int8 in the order of `COLUMNS`; 0 is unknown, 1 the first step.
+def posecodes(pose: Pose, aspect: float = 1.0) -> np.ndarray:
+    """Quantise all measures of a clip: (F, C) int8 in the order of `COLUMNS`; 0 is unknown, 1 the first step.
 
     Codes that last fewer than `HOLD` frames count as noise and are replaced by the preceding code. A clip has at least
     one frame; `aspect` is the width of the images / their height.
     """
-    if not poses:
-        return []
-    clips = _Clips([len(pose) for pose in poses])
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        codes = {name: _steps(name, x) for name, x in measure(poses, clips, aspect).items()}
+        codes = {name: _steps(name, x) for name, x in measure(pose, aspect).items()}
     codes |= dict(zip(FINGERS[1:], np.moveaxis(codes["finger"], -1, 0), strict=True))
     hands = [codes[name][:, side] for side in (0, 1) for name in HAND_CODES]
-    rows = _steady(np.stack([*hands, *(codes[name] for name in OTHER_CODES)]), clips)
-    return [rows[:, clip].T for clip in clips.slices]
+    return _steady(np.stack([*hands, *(codes[name] for name in OTHER_CODES)])).T
 
 
 def _steps(name: str, x: np.ndarray) -> np.ndarray:
@@ -443,14 +419,13 @@ def _steps(name: str, x: np.ndarray) -> np.ndarray:
     return codes
 
 
-def _steady(codes: np.ndarray, clips: _Clips) -> np.ndarray:
+def _steady(codes: np.ndarray) -> np.ndarray:
     """Replace short runs of a code by the preceding code, (C, F) -> (C, F)."""
     change = np.ones(codes.shape, bool)
     change[:, 1:] = codes[:, 1:] != codes[:, :-1]
-    change[:, clips.first] = True
     flat = codes.ravel()
     starts = np.flatnonzero(change)
     stays = np.diff(starts, append=len(flat)) >= HOLD
-    stays |= (clips.first == clips.frames)[starts % codes.shape[1]]  # nothing precedes a clip's first frame
+    stays |= starts % codes.shape[1] == 0  # nothing precedes a clip's first frame
     source = np.maximum.accumulate(np.where(stays, np.arange(len(starts)), 0))
     return flat[starts[source]][np.cumsum(change.ravel()) - 1].reshape(codes.shape)

@@ -6,7 +6,6 @@ Shapes: F frames of the clip, C posecodes. Left and right are the signer's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -210,16 +209,12 @@ class Stretch(NamedTuple):
     text: str
 
 
-def stretches(poses: Sequence[Pose], language: str, aspect: float = 1.0) -> list[list[Stretch]]:
-    """Divide clips where their description changes."""
-    return [_cut(codes, language) for codes in posecodes(poses, aspect)]
-
-
-def _cut(codes: np.ndarray, language: str) -> list[Stretch]:
-    changes = np.flatnonzero((codes[1:] != codes[:-1]).any(1)) + 1
+def stretches(pose: Pose, language: str, aspect: float = 1.0) -> list[Stretch]:
+    """Divide a clip where its description changes."""
+    codes = posecodes(pose, aspect)
     starts = [0]
-    for change in changes.tolist():  # delay a change that follows soon after another
-        start = max(change, starts[-1] + SHORTEST)
+    for change in (np.flatnonzero((codes[1:] != codes[:-1]).any(1)) + 1).tolist():
+        start = max(change, starts[-1] + SHORTEST)  # delay a change that follows soon after another
         if start < len(codes) and change > starts[-1]:
             starts.append(start)
     found: list[Stretch] = []
@@ -231,25 +226,18 @@ def _cut(codes: np.ndarray, language: str) -> list[Stretch]:
     return found
 
 
-def describe_poses(poses: Sequence[Pose], language: str = "zh", aspect: float = 1.0) -> list[dict[int, str]]:
-    """Describe clips where something changes; return {frame number in the original recording: text} for each.
+def describe_pose(pose: Pose, language: str = "zh", aspect: float = 1.0) -> dict[int, str]:
+    """Describe a clip where something changes; return {frame number in the original recording: text}.
 
     Each stretch without change is described at its first and last frame, so the nearest described frame is valid for
-    all frames in between; where nothing is known the text says so, unless that is the whole clip. Processing several
-    clips at once is faster and does not change the results.
+    all frames in between; where nothing is known the text says so, unless that is the whole clip.
 
     Args:
-        poses: the clips; a clip's frame numbers start at its `start`.
+        pose: the clip; its frame numbers start at its `start`.
         language: one of `LANGUAGES`.
         aspect: width / height of the images, which relative keypoints do not contain.
     """
-    described = []
-    for pose, cuts in zip(poses, stretches(poses, language, aspect), strict=True):
-        known = [cut._replace(text=cut.text or UNSEEN[language]) for cut in cuts if any(cut.text for cut in cuts)]
-        described.append({pose.start + frame: cut.text for cut in known for frame in (cut.first, cut.last)})
-    return described
-
-
-def describe_pose(pose: Pose, language: str = "zh", aspect: float = 1.0) -> dict[int, str]:
-    """Describe one clip, see `describe_poses`."""
-    return describe_poses([pose], language, aspect)[0]
+    cuts = stretches(pose, language, aspect)
+    if not any(cut.text for cut in cuts):
+        return {}
+    return {pose.start + frame: cut.text or UNSEEN[language] for cut in cuts for frame in (cut.first, cut.last)}

@@ -41,25 +41,21 @@ class _CrossAttention(TorchFunctionMode):
 
 
 @torch.no_grad()
-def attention_to_frames(
-    model: Any, encoded: Any, labels: torch.Tensor, layers: Sequence[int] | None = None
-) -> torch.Tensor:
+def attention_to_frames(model: Any, encoded: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return how much each frame counted for each token, (N, L, T), as shares that sum to 1; 0 on padded frames.
 
-    The mean over the heads of these layers of mT5's decoder (default: all), without the prompt. docs/INFERENCE.md says
-    how well it points at the signs.
+    The mean over the heads of all layers of mT5's decoder, without the prompt. docs/INFERENCE.md says how well it
+    points at the signs.
 
     Args:
         model: a `Uni_Sign` in evaluation mode.
         encoded: the result of `model.encode` for N clips.
         labels: (N, L), the sentences' token ids.
-        layers: numbers of layers, from 0.
     """
     with _CrossAttention() as attention:
         model.decode(encoded.encoder_states, encoded.attention_mask, labels)
-    chosen = attention.layers if layers is None else [attention.layers[i] for i in layers]
     n_prompt = len(model.prompt())
-    frames = torch.stack(chosen).mean((0, 2))[..., n_prompt:]  # (N, L, T)
+    frames = torch.stack(attention.layers).mean((0, 2))[..., n_prompt:]  # (N, L, T)
     return frames / frames.sum(-1, keepdim=True)
 
 

@@ -257,7 +257,9 @@ def _check_values(path: str | Path, pose: Pose) -> None:
         raise ValueError(f"{path}: coordinates are in pixels; divide x by the image's width and y by its height.")
 
 
-def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+def normalize_keypoints(
+    keypoints: np.ndarray, scores: np.ndarray, dtype: np.dtype | None = None
+) -> dict[Part, np.ndarray]:
     """Convert a clip's keypoints to the model's input coordinates.
 
     The bounding box of the body's good points over the whole clip defines one scale and shift, to [-1, 1]. Hands are
@@ -268,43 +270,35 @@ def normalize_keypoints(keypoints: np.ndarray, scores: np.ndarray) -> dict[str, 
     Args:
         keypoints: (T, 133, 2).
         scores: (T, 133).
+        dtype: of the result; default: the common floating-point dtype of keypoints and scores.
 
     Returns:
-        part -> (T, V, 3): x, y and score, in the common floating-point dtype of keypoints and scores.
+        part -> (T, V, 3): x, y and score.
 
     Source: `load_part_kp` and `crop_scale` of Uni-Sign.
     """
-    x = _normalised(keypoints, scores, np.result_type(keypoints, scores, np.float32))
-    return {part: x[:, columns] for part, columns in _COLUMNS.items()}
-
-
-def _normalised(keypoints: np.ndarray, scores: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return all parts concatenated, (T, 69, 3) in `dtype`.
-
-    Points are stored as complex numbers, so that numpy handles x and y in one contiguous operation.
-    """
+    common = np.result_type(keypoints, scores, np.float32)
     sure = scores.take(_JOINTS, axis=1)  # (T, 69)
-    good = sure.astype(np.result_type(keypoints, scores, np.float32), copy=False) > SCORE_THRESHOLD
+    good = sure.astype(common, copy=False) > SCORE_THRESHOLD
+    # As complex numbers, so that numpy handles x and y in one contiguous operation.
     points = keypoints.take(_JOINTS, axis=1).astype(np.float64, copy=False).view(np.complex128)[..., 0]  # (T, 69)
     body = _COLUMNS["body"]
     seen = points[:, body][good[:, body]]  # (n,)
     low = high = 0j
     if len(seen) >= MIN_BODY_POINTS:
-        across, down = seen.real, seen.imag
-        low, high = complex(across.min(), down.min()), complex(across.max(), down.max())
-    scale = max((high - low).real, (high - low).imag)
-    if not scale:
-        return np.zeros((*sure.shape, 3), dtype)
-    origins = points.take(_ORIGINS, axis=1)
-    origins[:, body] = (low + high) / 2
-    points -= origins
-    places = points.view(np.float64)  # (T, 138), the same memory
-    places *= _SIZES / scale
-    places, sure, kept = (values.astype(dtype, copy=False) for values in (places, sure, good))
-    x = np.empty((*sure.shape, 3), dtype)
-    for coordinate, values in enumerate((places[:, ::2], places[:, 1::2], sure)):
-        np.multiply(values, kept, out=x[..., coordinate])
-    return np.clip(x, -1, 1, out=x)
+        low, high = (complex(end(seen.real), end(seen.imag)) for end in (np.min, np.max))
+    x = np.zeros((*sure.shape, 3), dtype or common)  # (T, 69, 3)
+    if scale := max((high - low).real, (high - low).imag):
+        origins = points.take(_ORIGINS, axis=1)
+        origins[:, body] = (low + high) / 2
+        points -= origins
+        places = points.view(np.float64)  # (T, 138), the same memory
+        places *= _SIZES / scale
+        places, sure, kept = (values.astype(x.dtype, copy=False) for values in (places, sure, good))
+        for coordinate, values in enumerate((places[:, ::2], places[:, 1::2], sure)):
+            np.multiply(values, kept, out=x[..., coordinate])
+        np.clip(x, -1, 1, out=x)
+    return {part: x[:, columns] for part, columns in _COLUMNS.items()}
 
 
 def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
@@ -322,5 +316,5 @@ def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
     keypoints, scores = pose.keypoints, pose.scores
     if len(frames) < len(pose):  # otherwise all frames are sampled, in order
         keypoints, scores = keypoints[frames], scores[frames]
-    x = torch.from_numpy(_normalised(keypoints, scores, np.dtype(np.float32)))  # (T, 69, 3)
-    return {part: x[:, columns] for part, columns in _COLUMNS.items()}
+    parts = normalize_keypoints(keypoints, scores, np.dtype(np.float32))
+    return {part: torch.from_numpy(x) for part, x in parts.items()}

@@ -120,11 +120,6 @@ def test_under_moves_relative_paths_alone(tmp_path):
     assert spec.pose_dir == "poses"
 
 
-def test_under_the_current_folder_changes_nothing_that_counts():
-    spec = DATASETS["CSL_Daily"]
-    assert Path(spec.under(".").description_dir) == Path("description/CSL-Daily/split_data")
-
-
 def test_the_documented_paths():
     assert config.description_dirs["CSL_Daily"] == "./description/CSL-Daily/split_data"
     assert config.train_label_paths["CSL_Daily"] == "./data/CSL_Daily/labels.train"
@@ -142,17 +137,6 @@ def test_views_agree_with_the_records():
         assert config.pose_dirs[name] == spec.pose_dir
         assert config.rgb_dirs.get(name, "") == spec.rgb_dir
         assert config.description_dirs.get(name, "") == spec.description_dir
-
-
-def test_no_two_data_sets_share_a_folder():
-    for view in (config.pose_dirs, config.rgb_dirs, config.description_dirs):
-        assert len(set(view.values())) == len(view)
-
-
-def test_language_and_unit_belong_to_the_data_set():
-    assert {name for name, spec in DATASETS.items() if spec.language == "Chinese"} == {"CSL_Daily", "CSL_News"}
-    assert all((spec.text_unit == "char") == (spec.language == "Chinese") for spec in DATASETS.values())
-    assert DATASETS["WLASL"].tasks == ("ISLR",)
 
 
 def test_defaults_of_the_model():
@@ -201,16 +185,6 @@ def test_eight_heads_share_a_hand():
     assert ModelConfig(hidden_dim=36).hidden_dim == 36
     with pytest.raises(ValueError, match="--hidden_dim 36: must be a multiple of 8 with --rgb_support"):
         ModelConfig(hidden_dim=36, rgb_support=True)
-
-
-@pytest.mark.parametrize("good", [{"text_dropout_p": 0.0}, {"text_dropout_p": 1.0}, {"label_smoothing": 0.0}], ids=str)
-def test_the_ends_of_the_ranges_are_allowed(good):
-    assert dataclasses.asdict(ModelConfig(**good)).items() >= good.items()
-
-
-def test_records_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        ModelConfig().hidden_dim = 8
 
 
 def test_paths_under_root():

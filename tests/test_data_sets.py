@@ -4,8 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ import torch
 
 import fine_tuning
 import utils
-from clips.labels import read_labels
 from config import DATASETS, DatasetSpec
 from pose.keypoints import read_pose
 from tests.helpers.poses import write_pose
@@ -228,19 +225,3 @@ def test_the_checklist_finds_wrong_frame_counts(shared_real, tmp_path, capsys):
     assert "poses: 4 found, 0 missing, 1 unreadable" in said
     assert "the clip has 47 frames, the labels say 9" in said
     assert "the record has no description_dir" in said
-
-
-def test_a_wrong_frame_count_is_named(shared_real, world, tmp_path):
-    rows = own_corpus(tmp_path, shared_real, ".npz")
-    content = (tmp_path / "labels.csv").read_text().replace(f"{rows[4]['frames']},dev", f"{rows[4]['frames'] + 3},dev")
-    (tmp_path / "labels.csv").write_text(content)
-    flags = ("--dataset_config", ROOT / "examples/own_table.toml", "--mt5_path", world / "pretrained_weight/mt5-base")
-    with pytest.raises(ValueError, match=rf"{rows[4]['name']}\.npz: the clip has 68 frames, the labels say 71"):
-        run(tmp_path, tmp_path / "out", *flags)
-
-
-def test_texts_for_a_small_mt5_come_from_any_labels(shared_real, tmp_path):
-    own_corpus(tmp_path, shared_real, ".npz")
-    command = [sys.executable, "-m", "tools.small_mt5", "--out", tmp_path / "mt5", "--texts", tmp_path / "labels.csv"]
-    assert "from 6 texts" in subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert read_labels(tmp_path / "labels.csv")["sgg_pizza"]["text"] == "Die Kinder essen."

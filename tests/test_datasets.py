@@ -15,8 +15,7 @@ from clips.labels import read_labels
 from config import DATASETS, DatasetSpec
 from datasets import S2T_Dataset
 from pose.keypoints import Pose, part_keypoints
-from temporal_alignment import TemporalAligner
-from tests.helpers.videos import greys
+from temporal_alignment import sample_frames
 
 
 def spec_of(folder):
@@ -69,52 +68,6 @@ def test_without_descriptions_the_fields_are_none(corpus):
     assert sample.has_description is None
 
 
-def test_descriptions_follow_the_frames_that_were_sampled(spelling):
-    """In clips of more than 256 frames, a sampled frame has the text of its own original number."""
-    dataset = S2T_Dataset(spelling, "train", max_length=256, random_frames=True, use_descriptions=True)
-    aligner, seen = dataset.aligner, []
-
-    class Spy(TemporalAligner):
-        def align(self, descriptions, frame_indices):
-            seen.append((dict(descriptions), np.array(frame_indices)))
-            return aligner.align(descriptions, frame_indices)
-
-    dataset.aligner = Spy()
-    long = 0
-    for index in range(len(dataset)):
-        sample = dataset[index]
-        texts, frames = seen[-1]
-        own = [int(f) in texts for f in frames]
-        assert [bool(h) for h in sample.has_description] == own
-        assert all(sample.descriptions[i] == texts[int(f)] for i, f in enumerate(frames) if own[i])
-        long += len(frames) == 256 and frames[-1] > 255
-    assert long >= 5
-
-
-def test_start_offset_counts_in_frame_numbers(corpus, tmp_path):
-    """A clip cut out of a recording: descriptions are numbered from the recording's beginning."""
-    keypoints = [np.full((1, 133, 2), 0.5, np.float32) for _ in range(10)]
-    scores = [np.ones((1, 133), np.float32) for _ in range(10)]
-    (tmp_path / "poses").mkdir()
-    (tmp_path / "poses" / "a.pkl").write_bytes(
-        pickle.dumps({"keypoints": keypoints, "scores": scores, "start": 4, "end": 8})
-    )
-    (tmp_path / "text" / "train").mkdir(parents=True)
-    entries = [{"filename": f"{n:06d}.jpg", "description": f"frame {n}"} for n in (0, 5, 9)]
-    (tmp_path / "text" / "train" / "a.json").write_text(json.dumps(entries))
-    labels = write_labels(tmp_path / "labels", {"a": {"name": "a", "text": "t", "gloss": [], "video_path": "a.mp4"}})
-    spec = DatasetSpec(
-        name="x",
-        labels={"train": str(labels)},
-        pose_dir=str(tmp_path / "poses"),
-        description_dir=str(tmp_path / "text"),
-    )
-    sample = S2T_Dataset(spec, "train", use_descriptions=True)[0]
-    assert sample.has_description == [0, 1, 0, 0]  # frames 4, 5, 6, 7; frame 9 lies beyond the clip
-    assert sample.descriptions[1] == "frame 5"
-    assert sample.descriptions[3] == "frame 5"
-
-
 @pytest.fixture
 def recording(tmp_path):
     """A recording of 120 frames of which the labels make three clips, with texts at every tenth frame."""
@@ -143,17 +96,10 @@ def test_start_and_end_cut_clips_out_of_a_recording(recording):
         assert sample.has_description == [int(frame % 10 == 0) for frame in range(start, end)]
         assert sample.descriptions[0] == f"frame {start}"
     assert set(dataset[1].descriptions) == {f"frame {frame}" for frame in range(60, 120, 10)}
-
-
-def test_the_crops_of_a_part_are_those_of_its_frames(recording, write_video):
-    spec, _ = recording
-    write_video(Path(spec.rgb_dir) / "v1.mp4", greys(120, 64, 64))
-    sample = S2T_Dataset(spec, "train", rgb_support=True)[2]
-    assert sample.rgb_dict["left_rgb_len"].item() == 1
-    level = sample.rgb_dict["left_hands"][0, 0] * 0.229 + 0.485  # of the red channel
-    frame = 70 + sample.rgb_dict["left_sampled_indices"].item()
-    grey = greys(120, 64, 64)[frame][0, 0, 0] / 255
-    assert abs(float(level[level > 0.1].median()) - grey) < 0.02
+    sampled = S2T_Dataset(spec, "train", max_length=30, random_frames=True, use_descriptions=True)[1]
+    frames = 60 + sample_frames(60, 30, np.random.default_rng([0, 0, 1]))
+    assert sampled.has_description == [int(frame % 10 == 0) for frame in frames]
+    assert all(sampled.descriptions[i] == f"frame {frames[i]}" for i, own in enumerate(sampled.has_description) if own)
 
 
 @pytest.mark.parametrize(
@@ -291,22 +237,3 @@ def test_lengths_are_known_without_reading(corpus, monkeypatch):
     monkeypatch.undo()
     frames = [len(dataset[i].pose_sample["body"]) for i in range(len(dataset))]
     assert np.array_equal(np.argsort(dataset.lengths, kind="stable"), np.argsort(frames, kind="stable"))
-
-
-def news(corpus, tmp_path, n=10):
-    """The corpus' clips under CSL-News' labels."""
-    labels = list(read_labels(spec_of(corpus).labels["train"]).items())[:n]
-    entries = [{"video": f"{name}.mp4", "pose": f"{name}.pkl", "text": label["text"]} for name, label in labels]
-    (tmp_path / "labels.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
-    path = str(tmp_path / "labels.json")
-    return dataclasses.replace(spec_of(corpus), labels={"train": path, "dev": path}, held_out=0.2), entries
-
-
-def test_labels_of_csl_news(corpus, tmp_path):
-    spec, entries = news(corpus, tmp_path)
-    train, dev = (S2T_Dataset(spec, split) for split in ("train", "dev"))
-    assert (len(train), len(dev)) == (8, 2)
-    assert [dev.target(name) for name in dev.names] == [entry["text"] for entry in entries[8:]]
-    assert not set(train.names) & set(dev.names)
-    assert train[0].text == entries[0]["text"]
-    assert 0 < DATASETS["CSL_News"].held_out <= 0.01

@@ -93,17 +93,6 @@ def test_flags_reach_the_rules(poses, tmp_path):
     assert loader.load(path.stem) == sentences.describe_pose(pose, "zh", 2.0) != sentences.describe_pose(pose, "zh")
 
 
-def test_a_page_of_pictures(poses, tmp_path):
-    pytest.importorskip("PIL", reason="pillow is not installed (the extra rgb)")
-    assert run("--language en --poses", poses, "--preview", tmp_path / "look.html") == 0
-    page = (tmp_path / "look.html").read_text()
-    assert page.count("<h2>") == 5
-    assert page.count("data:image/png;base64,") > 20
-    text = next(iter(sentences.describe_pose(read_pose(sorted(poses.iterdir())[0]), "en").values()))
-    assert text in page
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".json"] == []
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -1,7 +1,6 @@
 """Description files as people have them: every JSON form, and everything that is not a description."""
 
 import ast
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import temporal_alignment
-from system.safe_pickle import load_pickle
 from temporal_alignment import DescriptionCounts, DescriptionLoader, read_descriptions
 
 DESCRIPTION_DIR = Path(__file__).resolve().parents[1] / "description"
@@ -53,44 +51,6 @@ def test_every_messy_file_keeps_exactly_its_valid_frames(shared_real):
         if list(texts) != sorted(record["valid_frames"]) or len(texts) != record["n_valid_frames"]:
             wrong[file] = (record["problem"], list(texts))
     assert not wrong
-
-
-@pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_split_totals(shared_real, split):
-    everything = manifest(shared_real)
-    totals = everything["totals"][split]
-    labels = load_pickle(shared_real / "fingerspelling" / f"labels.{split}", compressed=True)
-    loader = DescriptionLoader(shared_real / "descriptions" / split)
-    without = clip_frames = 0
-    for name in labels:
-        record = everything["files"].get(f"{split}/{name}.json")
-        if record:
-            n_frames = record["clip_frames"]
-        else:
-            n_frames = len(load_pickle(shared_real / "fingerspelling" / "pose_format" / f"{name}.pkl")["scores"])
-        clip_frames += n_frames
-        without += not loader.load(name, range(n_frames))
-    check_sums(loader.counts, n_loads=totals["clips"])
-    assert clip_frames == totals["clip_frames"]
-    assert loader.counts.frames == totals["valid_described_frames"]
-    assert without == totals["clips_with_no_valid_frame"]
-    assert loader.counts.files_missing == totals["clips"] - totals["files"]
-
-
-def test_texts_of_the_corpus_come_out_as_they_are_stored(shared_real):
-    folder = shared_real / "descriptions" / "train"
-    listed = manifest(shared_real)["files"]
-    clean = [path for path in sorted(folder.glob("*.json")) if f"train/{path.name}" not in listed][:50]
-    loader = DescriptionLoader(folder)
-    for path in clean:
-        stored = {int(e["filename"][:6]): e["description"] for e in json.loads(path.read_text(encoding="utf-8"))}
-        assert loader.load(path.stem) == stored
-
-
-def test_a_number_in_place_of_a_file_name_does_not_take_another_frames_text(shared_real):
-    # In this file one entry's file name is the number 12; the text of 000012.jpg comes after it.
-    texts = DescriptionLoader(shared_real / "descriptions" / "train").load("F000051_P0000_T00")
-    assert texts[12].endswith("pointing up, held still. Left hand not visible.")
 
 
 # The forms
@@ -376,8 +336,3 @@ def test_the_examples_give_what_the_manual_shows():
     clean = DescriptionCounts(files_found=len(examples), entries=2 * len(examples), frames=2 * len(examples))
     assert loader.counts == clean
     assert as_json == json.loads((DESCRIPTION_DIR / "examples" / "array.json").read_text(encoding="utf-8"))
-
-
-def test_every_count_is_explained():
-    fields = {field.name for field in dataclasses.fields(DescriptionCounts)}
-    assert fields == set(re.findall(r"^ {4,8}(\w+): ", DescriptionCounts.__doc__, re.MULTILINE))

@@ -51,8 +51,25 @@ def bert_folder(tmp_path_factory):
     return folder
 
 
-def copy_of(folder, to):
-    return shutil.copytree(folder, to / folder.name)
+@pytest.fixture(params=["mt5", "bert"])
+def folder(request, bert_folder, small_mt5_folder):
+    """The folder of an encoder of each kind."""
+    return {"mt5": small_mt5_folder, "bert": bert_folder}[request.param]
+
+
+def copy_of(folder, to, **config):
+    """A copy of a folder, with other values in its config.json."""
+    copy = shutil.copytree(folder, to / folder.name)
+    if config:
+        content = json.loads((copy / "config.json").read_text(encoding="utf-8")) | config
+        (copy / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    return copy
+
+
+def edit_weights(folder, edit):
+    """Write the weights that `edit` makes of a folder's."""
+    weights = edit(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 # -- encoders ------------------------------------------------------------------------------------------------------
@@ -111,9 +128,7 @@ def test_a_tokenizer_that_pads_at_the_left_loses_nothing(bert_folder, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["mt5", "bert"])
-def test_a_text_is_cut(request, kind):
-    folder = request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])
+def test_a_text_is_cut(folder):
     short, whole = TextEncoder(folder, max_tokens=5).eval(), TextEncoder(folder).eval()
     seen = []
     short.encoder.get_input_embeddings().register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -124,17 +139,14 @@ def test_a_text_is_cut(request, kind):
     torch.testing.assert_close(features[1], whole(texts)[1])
 
 
-@pytest.mark.parametrize("kind", ["mt5", "bert"])
-def test_every_weight_of_an_encoder_gets_a_gradient(request, kind):
-    folder = request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])
+def test_every_weight_of_an_encoder_gets_a_gradient(folder):
     encoder = TextEncoder(folder)
     encoder(["the left hand"]).pow(2).sum().backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("kind", ["mt5", "bert"])
-def test_a_text_looks_the_same_in_every_step_of_training(request, kind):
-    encoder = TextEncoder(request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])).train()
+def test_a_text_looks_the_same_in_every_step_of_training(folder):
+    encoder = TextEncoder(folder).train()
     assert torch.equal(encoder(TEXTS), encoder(TEXTS))
     assert torch.equal(encoder(TEXTS), encoder.eval()(TEXTS))
 
@@ -148,11 +160,8 @@ def test_a_tokenizer_that_is_a_sentencepiece_model_alone(small_mt5_folder, tmp_p
 
 
 def test_weights_are_float32_whatever_the_file_has(small_mt5_folder, tmp_path):
-    folder = copy_of(small_mt5_folder, tmp_path)
-    weights = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    folder = copy_of(small_mt5_folder, tmp_path, dtype="bfloat16")
+    edit_weights(folder, lambda weights: {name: value.bfloat16() for name, value in weights.items()})
     assert {parameter.dtype for parameter in TextEncoder(folder).parameters()} == {torch.float32}
 
 
@@ -177,14 +186,10 @@ def test_a_file_is_missing(bert_folder, tmp_path, missing, words):
     refused(folder, FileNotFoundError, words)
 
 
-@pytest.mark.parametrize("kind", ["mt5", "bert"])
-def test_missing_weights_are_not_made_up(request, tmp_path, kind):
-    folder = request.getfixturevalue({"mt5": "small_mt5_folder", "bert": "bert_folder"}[kind])
+def test_missing_weights_are_not_made_up(folder, tmp_path):
     folder = copy_of(folder, tmp_path)
-    weights = load_file(folder / "model.safetensors")
-    lost = sorted(name for name in weights if "encoder" in name)[3]
-    del weights[lost]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    lost = sorted(name for name in load_file(folder / "model.safetensors") if "encoder" in name)[3]
+    edit_weights(folder, lambda weights: {name: value for name, value in weights.items() if name != lost})
     refused(folder, ValueError, rf"no pair; missing: {lost}\.")
 
 
@@ -193,36 +198,28 @@ def test_layers_are_not_dropped_in_silence(request, tmp_path, kind):
     """A config.json with fewer layers than the weights. Heads, and a decoder, are not needed."""
     folder = copy_of(request.getfixturevalue("small_mt5_folder" if kind == "mt5" else "bert_folder"), tmp_path)
     if kind == "masked":  # as BERT is published: with a head, and a prefix before the encoder's names
-        weights = load_file(folder / "model.safetensors")
-        weights = {f"bert.{name}": value for name, value in weights.items()} | {"cls.predictions.bias": torch.zeros(9)}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        head = {"cls.predictions.bias": torch.zeros(9)}
+        edit_weights(folder, lambda weights: {f"bert.{name}": value for name, value in weights.items()} | head)
     assert TextEncoder(folder).width
     key, layer = ("num_layers", "encoder.block.1") if kind == "mt5" else ("num_hidden_layers", "encoder.layer.1")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {key: 1}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    folder = copy_of(folder, tmp_path / "fewer", **{key: 1})
     refused(folder, ValueError, rf"no pair; unknown: {layer}\.\* \(\d+\)\. Get its files again")
 
 
 def test_a_pooler_may_be_missing(bert_folder, tmp_path):
     folder = copy_of(bert_folder, tmp_path)
-    weights = load_file(folder / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
-    assert len(kept) == len(weights) - 2
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_weights(folder, lambda weights: {name: value for name, value in weights.items() if "pooler." not in name})
     assert TextEncoder(folder).width == BERT_WIDTH
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pointer", "other config"])
 def test_damaged_files(bert_folder, tmp_path, damage):
-    folder = copy_of(bert_folder, tmp_path)
+    folder = copy_of(bert_folder, tmp_path, **({"hidden_size": 24} if damage == "other config" else {}))
     path = folder / "model.safetensors"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "pointer":
         path.write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
-    else:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"hidden_size": 24}
-        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     words = r"of another shape: .* \(20,\) for \(24,\)" if damage == "other config" else "damaged or no pair"
     refused(folder, ValueError, f"bert.*{words}")
 
@@ -256,9 +253,7 @@ def test_a_folders_code_is_not_run(bert_folder, tmp_path, monkeypatch, file, cha
 
 def test_a_config_that_asks_for_more_than_the_files_hold(bert_folder, small_mt5_folder, tmp_path):
     for folder, changes in ((bert_folder, {"hidden_size": 40_000}), (small_mt5_folder, {"num_layers": 10**9})):
-        copy = copy_of(folder, tmp_path)
-        config = json.loads((copy / "config.json").read_text(encoding="utf-8")) | changes
-        (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        copy = copy_of(folder, tmp_path, **changes)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(ValueError, match="MB of weights are asked for|1000000000"):
             TextEncoder(copy)

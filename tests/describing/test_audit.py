@@ -96,11 +96,6 @@ def test_a_cleaned_copy(messy, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_a_folder_without_splits(messy, capsys):
-    assert audit(messy / "train") == 0
-    assert rows(capsys.readouterr().out)["files"] == ["7"]
-
-
 def test_what_cannot_be_looked_at(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no \.json files"):
         audit(tmp_path)

@@ -97,11 +97,10 @@ def test_each_frame_alone(poses, tmp_path):
     assert stored(tmp_path / "out")[one.stem] == set(range(len(read_pose(one))))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_bad_day(poses, tmp_path, seed):
+def test_a_bad_day(poses, tmp_path):
     """Whatever happens: what is stored is right, what failed is listed, and further runs complete it."""
     out = tmp_path / "out"
-    with server(at_random(seed)) as httpd:
+    with server(at_random(0)) as httpd:
         for _ in range(12):
             status = run(httpd, poses, out, "--timeout 0.3")
             for name, frames in stored(out).items():

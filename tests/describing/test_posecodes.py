@@ -10,7 +10,7 @@ from tests.helpers.poses import UNIT, hand, make_pose
 
 def words(pose, frame=3):
     """Column -> the English word of its step, without those that are unknown or silent."""
-    row = posecodes([pose])[0][frame].tolist()
+    row = posecodes(pose)[frame].tolist()
     named = {}
     for column, code in zip(COLUMNS, row, strict=True):
         rule = column.split()[-1]
@@ -251,23 +251,16 @@ def clips():
     return made
 
 
-def test_a_clip_gets_what_it_gets_alone(clips):
-    together = posecodes(clips)
-    for clip, codes in zip(clips, together, strict=True):
-        np.testing.assert_array_equal(codes, posecodes([clip])[0])
-        assert codes.shape == (len(clip), len(COLUMNS))
-
-
 def test_size_and_place_in_the_picture_do_not_matter(clips):
     for clip in clips:
         moved = Pose(clip.keypoints * 0.5 + np.float32(0.125), clip.scores)
-        same = (posecodes([moved])[0] == posecodes([clip])[0]).mean()
+        same = (posecodes(moved) == posecodes(clip)).mean()
         assert same > 0.999  # a measure that lies on a threshold may round to its other side
 
 
 def test_a_person_who_lies_on_the_side_is_set_upright(clips):
     lying = Pose(np.stack([clips[3].keypoints[..., 1], 1 - clips[3].keypoints[..., 0]], -1), clips[3].scores)
-    assert (posecodes([lying])[0] == posecodes([clips[3]])[0]).mean() > 0.999
+    assert (posecodes(lying) == posecodes(clips[3])).mean() > 0.999
 
 
 def test_a_mirrored_signer_swaps_hands_and_sides():
@@ -294,14 +287,14 @@ def test_the_aspect_of_the_picture():
     """A square picture of a scene and a wide one of the same scene say the same, once the aspect is known."""
     pose = make_pose(right=(hand("FEFFF", 30), -0.5 - 0.4j))
     wide = Pose((pose.keypoints * [0.5, 1] + [0.25, 0]).astype(np.float32), pose.scores)
-    np.testing.assert_array_equal(posecodes([wide], aspect=2.0)[0], posecodes([pose])[0])
-    assert (posecodes([wide])[0] != posecodes([pose])[0]).any()
+    np.testing.assert_array_equal(posecodes(wide, aspect=2.0), posecodes(pose))
+    assert (posecodes(wide) != posecodes(pose)).any()
 
 
 def test_short_changes_are_noise():
     shapes = ["FEFFF"] * 10 + ["FFFFF"] * (HOLD - 1) + ["FEFFF"] * 10 + ["FFFFF"] * HOLD + ["FEFFF"] * 10
     pose = make_pose(len(shapes), right=[(hand(shape), -0.5 - 0.4j) for shape in shapes])
-    index = posecodes([pose])[0][:, COLUMNS.index("right index")]
+    index = posecodes(pose)[:, COLUMNS.index("right index")]
     assert (index == 1).nonzero()[0].tolist() == list(range(20 + HOLD - 1, 20 + 2 * HOLD - 1))
 
 

@@ -11,8 +11,7 @@ from pose.keypoints import PART_JOINTS
 from tests.helpers.models import as_in_transformers, new_model
 
 
-@pytest.mark.parametrize("layers", [None, [1]])
-def test_the_shares_are_those_of_transformers(small_mt5_folder, layers):
+def test_the_shares_are_those_of_transformers(small_mt5_folder):
     torch.manual_seed(0)
     model = new_model(small_mt5_folder)
     poses = [{part: torch.rand(n, len(joints), 3) for part, joints in PART_JOINTS.items()} for n in (9, 5)]
@@ -21,7 +20,7 @@ def test_the_shares_are_those_of_transformers(small_mt5_folder, layers):
     )
     labels = model.labels(tgt_input["gt_sentence"])
     encoded = model.encode(src_input)
-    shares = attention_to_frames(model, encoded, labels, layers)
+    shares = attention_to_frames(model, encoded, labels)
 
     mt5 = as_in_transformers(model.mt5_model)
     mt5.set_attn_implementation("eager")
@@ -29,12 +28,12 @@ def test_the_shares_are_those_of_transformers(small_mt5_folder, layers):
         input_ids=tokens_before(labels), encoder_hidden_states=encoded.encoder_states,
         encoder_attention_mask=encoded.attention_mask, output_attentions=True, use_cache=False,
     ).cross_attentions  # fmt: skip
-    expected = torch.stack([found[i] for i in layers or range(len(found))]).mean((0, 2))[..., len(model.prompt()) :]
+    expected = torch.stack(found).mean((0, 2))[..., len(model.prompt()) :]
     torch.testing.assert_close(shares, expected / expected.sum(-1, keepdim=True), rtol=1e-4, atol=1e-6)
     assert shares[1, :, 5:].abs().max() == 0
     torch.testing.assert_close(shares.sum(-1), torch.ones(labels.shape))
     assert IGNORE not in labels[:, 0]
-    assert attention_to_frames(model, encoded, labels[:, :1], layers).shape == (2, 1, 9)  # both sentences are empty
+    assert attention_to_frames(model, encoded, labels[:, :1]).shape == (2, 1, 9)  # both sentences are empty
 
 
 class Pieces:

@@ -103,14 +103,6 @@ def test_gradients_are_used_once():
         loss.backward()
 
 
-def test_without_targets_it_is_a_linear_layer():
-    states, weight, _ = inputs()
-    layer = OutputLayer(weight)
-    assert layer.weight is weight
-    assert list(layer.state_dict()) == ["weight"]
-    torch.testing.assert_close(layer(states.view(1, N, D)), F.linear(states, weight)[None])
-
-
 def _in_small_chunks():
     output_layer.CHUNK = 5000
 

@@ -16,7 +16,6 @@ from torch import nn
 
 import fine_tuning
 import utils
-from clips.batch import collate_fn
 from config import DATASETS, ModelConfig
 from datasets import S2T_Dataset
 from models import Uni_Sign
@@ -183,17 +182,6 @@ def fused(filmed, tmp_path_factory):
 
 def with_crops(root, max_length=20, **more):
     return S2T_Dataset(DATASETS["CSL_Daily"].under(root), "train", max_length=max_length, rgb_support=True, **more)
-
-
-def test_samples_with_crops(filmed):
-    dataset = with_crops(filmed, use_descriptions=True)
-    samples = [dataset[i] for i in range(3)]
-    src_input, _ = collate_fn(samples)
-    assert src_input["left_rgb_len"].tolist() == [len(sample.rgb_dict["left_hands"]) for sample in samples]
-    assert src_input["left_hands"].shape[1:] == (3, 112, 112)
-    assert len(src_input["descriptions"]) == 3
-    indices = src_input["right_sampled_indices"].split(src_input["right_rgb_len"].tolist())
-    assert all(max(i) < n for i, n in zip(indices, src_input["src_length_batch"].tolist(), strict=True))
 
 
 def test_which_frames_are_drawn(filmed):

@@ -55,8 +55,8 @@ def theirs(mt5, states, mask, num_beams, max_new_tokens, n_best=1):
 @pytest.mark.parametrize(("num_beams", "n_best"), [(1, 1), (2, 1), (4, 1), (4, 4), (7, 3)])
 def test_hypotheses_are_those_of_transformers(num_beams, n_best):
     lengths = set()
-    for seed in range(3):
-        mt5, states, mask = make(seed, end=(3.0, 6.0, 9.0)[seed % 3])
+    for seed, end in enumerate((3.0, 6.0, 9.0, 40.0, 0.0)):  # with 40 an end comes first, with 0 it never comes
+        mt5, states, mask = make(seed, end)
         for limit in (1, 5, 40):
             expected = theirs(mt5, states, mask, num_beams, limit, n_best)
             found = search(mt5, states, mask, num_beams, limit, n_best)
@@ -73,13 +73,6 @@ def test_more_beams_than_tokens_are_refused():
     search(mt5, states, mask, 3, 4)
     with pytest.raises(ValueError, match="--num_beams 4: must be at most half of the model's 6 tokens"):
         search(mt5, states, mask, 4, 4)
-
-
-def test_an_end_that_comes_first_and_beams_that_never_end():
-    for end in (40.0, 0.0):
-        mt5, states, mask = make(1, end=end)
-        expected, found = theirs(mt5, states, mask, 4, 9), search(mt5, states, mask, 4, 9)
-        assert list(map(up_to_end, found)) == list(map(up_to_end, expected))
 
 
 @torch.no_grad()

@@ -111,18 +111,6 @@ def test_the_closing_token_is_never_cut_off(small, most):
     assert len(ids) == min(most, len(whole))
 
 
-def test_an_empty_text_is_the_closing_token(small):
-    assert small.encode("", 50) == [EOS]
-    ids, mask = small.encode_batch(["", "茶"], 50)
-    assert ids[0].tolist() == [EOS] + [PAD] * (ids.shape[1] - 1)
-    assert mask.sum(1).tolist() == [1, len(small.encode("茶", 50))]
-
-
-def test_a_batch_is_as_wide_as_its_longest_text(small):
-    assert small.encode_batch(["茶", "妈妈喝茶。"], 50)[0].shape == (2, len(small.encode("妈妈喝茶。", 50)))
-    assert small.encode_batch(["茶", "妈妈喝茶。"], 3)[0].shape == (2, 3)
-
-
 def test_missing_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"spiece\.model does not exist.*--mt5_path") as error:
         Tokenizer(tmp_path / "nowhere")
@@ -252,18 +240,6 @@ def test_coverage_is_counted_by_hand(full, kept, caplog):
 
 
 # -- what the model does ---------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_a_model_that_keeps_everything_is_the_whole_one(batch, small_mt5_folder):
-    rows = load_mt5(small_mt5_folder).config.vocab_size
-    whole = new_model(small_mt5_folder, use_descriptions=True)
-    same = new_model(small_mt5_folder, torch.arange(rows), use_descriptions=True)
-    outputs = [model(*batch) for model in (whole, same)]
-    assert torch.equal(outputs[0].loss, outputs[1].loss)
-    assert torch.equal(outputs[0].encoder_states, outputs[1].encoder_states)
-    ids = [model.generate(output, max_new_tokens=20) for model, output in zip((whole, same), outputs, strict=True)]
-    assert torch.equal(*ids)
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from pose.drawing import (
     FULL,
     draw_pose,
     draw_pose_over,
-    encode,
     picture_box,
     picture_points,
     player_data,
@@ -70,13 +69,6 @@ def test_side_by_side():
     row = np.asarray(side_by_side([video_picture(np.full((20, n, 3), 50 * n, np.uint8), 20) for n in (2, 3)]))
     assert row.shape == (20, 5, 3)
     assert row[0, :, 0].tolist() == [100, 100, 150, 150, 150]
-
-
-def test_encoding():
-    pose = make_pose(right=(hand(), -0.6))
-    image = draw_pose(pose, 0, picture_box(pose), 64)
-    assert encode(image, "png").startswith(b"\x89PNG")
-    assert encode(image, "jpeg").startswith(b"\xff\xd8")
 
 
 def test_frames_are_made_no_larger():

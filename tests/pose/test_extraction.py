@@ -66,24 +66,6 @@ def test_a_person_who_is_missed_is_not_replaced_by_somebody_far_away():
     np.testing.assert_allclose(np.delete(places, [5, 6, 7]), 0.3, rtol=1e-6)
 
 
-def test_seen_long_counts_more_than_seen_large():
-    """Somebody walks through the picture close to the camera."""
-    frames = [[person(0.3, 0.1)] for _ in range(40)]
-    for t in range(5):
-        frames[10 + t].insert(0, person(0.9, 0.4))
-    np.testing.assert_allclose(follow(frames), 0.3, rtol=1e-6)
-
-
-def test_a_detection_too_many_changes_nothing():
-    """The same person found twice in a frame, and a thing taken for one."""
-    frames = [[person(0.3, 0.1)] for _ in range(20)]
-    frames[4] = [person(0.31, 0.1), person(0.3, 0.1)]
-    frames[9] = [person(0.95, 0.1), person(0.3, 0.1)]
-    places = follow(frames)
-    assert np.nanmax(np.abs(places - 0.3)) < 0.011
-    assert not np.isnan(places).any()
-
-
 def test_as_the_best_of_all_choices():
     """Against every way to choose, on small clips: sizes summed, less what jumps cost."""
     rng = np.random.default_rng(0)
@@ -260,57 +242,6 @@ def test_models_that_are_not_there_or_of_another_kind(monkeypatch, models):
     monkeypatch.setitem(sys.modules, "rtmlib", None)
     with pytest.raises(ValueError, match=r'--extractor rtmlib needs rtmlib: pip install -e "\.\[rtmlib\]"'):
         Rtmlib(models)
-
-
-def test_rtmlib_and_onnxruntime_themselves(tmp_path):
-    """ONNX files of the published models' shapes: two people's boxes, and points on a line through each box."""
-    onnx = pytest.importorskip("onnx", reason="not installed; it writes the models of this test")
-    pytest.importorskip("rtmlib", reason="needs the extra rtmlib")
-    make, kind = onnx.helper, onnx.TensorProto.FLOAT
-
-    def save(name, size, outputs, nodes, constants):
-        graph = make.make_graph(
-            nodes,
-            "g",
-            [make.make_tensor_value_info("input", kind, ["batch", 3, *size])],
-            [make.make_tensor_value_info(output, kind, shape) for output, shape in outputs.items()],
-            [onnx.numpy_helper.from_array(value, key) for key, value in constants.items()],
-        )
-        model = make.make_model(graph, opset_imports=[make.make_opsetid("", 13)], ir_version=8)
-        onnx.save(model, tmp_path / name)
-
-    # Left, top, right, bottom and how sure; the last is no person.
-    boxes = np.array([[[40, 40, 70, 80, 0.9], [100, 50, 130, 90, 0.8], [0, 0, 5, 5, 0.1]]], np.float32)
-    save("yolox_x.onnx", (160, 160), {"dets": [1, 3, 5]}, [make.make_node("Identity", ["c"], ["dets"])], {"c": boxes})
-    # Joint j is at column 2 j of 384 and in the middle row; it is as sure as blue is bright.
-    x, y = np.zeros((1, 133, 384), np.float32), np.zeros((1, 133, 512), np.float32)
-    x[0, np.arange(133), 2 * np.arange(133)] = 1
-    y[0, :, 256] = 1
-    nodes = [
-        make.make_node("ReduceMean", ["input"], ["mean"], axes=[0, 2, 3], keepdims=1),
-        make.make_node("Slice", ["mean", "zero", "one", "channel"], ["blue"]),
-        make.make_node("Reshape", ["blue", "flat"], ["bright"]),
-        make.make_node("Mul", ["x", "bright"], ["simcc_x"]),
-        make.make_node("Mul", ["y", "bright"], ["simcc_y"]),
-    ]
-    integers = {"zero": [0], "one": [1], "channel": [1], "flat": [1, 1, 1]}
-    constants = {"x": x, "y": y} | {name: np.array(value, np.int64) for name, value in integers.items()}
-    save("rtmw_x.onnx", (256, 192), {"simcc_x": list(x.shape), "simcc_y": list(y.shape)}, nodes, constants)
-
-    blue = np.zeros((160, 160, 3), np.uint8)
-    blue[..., 2] = 255
-    keypoints, scores = Rtmlib(tmp_path)(blue)
-    assert scores.shape == (2, 133)
-    np.testing.assert_allclose(scores, (255 - 123.675) / 58.395, rtol=1e-3)
-    for box, found in zip(boxes[0, :2, :4], keypoints, strict=True):
-        width, height, centre = (box[2] - box[0]) * 1.25, (box[3] - box[1]) * 1.25, (box[:2] + box[2:]) / 2
-        wanted = [centre[0] - width / 2 + np.arange(133) / 192 * width, centre[1] - height / 2 + 128 / 256 * height]
-        np.testing.assert_allclose(found[:, 0], wanted[0] / 160, atol=1e-5)
-        np.testing.assert_allclose(found[:, 1], wanted[1] / 160, atol=1e-5)
-    (tmp_path / "rtmw_x.onnx").write_text("<html>")
-    with pytest.raises(ValueError, match=r"--models: .*rtmw_x.onnx cannot be loaded") as error:
-        Rtmlib(tmp_path)
-    assert "\n" not in str(error.value)
 
 
 # -- MediaPipe ---------------------------------------------------------------------------------------------------------

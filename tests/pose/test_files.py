@@ -40,15 +40,6 @@ def test_endings_in_capitals(tmp_path):
         np.testing.assert_array_equal(read_pose(path).keypoints, keypoints)
 
 
-def test_real_clips_are_the_same_as_npz(shared_real, tmp_path):
-    path = shared_real / "isolated/pose_format/hands_84322c38.pkl"
-    pose = read_pose(path)
-    np.savez(tmp_path / "a.npz", keypoints=pose.keypoints, scores=pose.scores)
-    again = read_pose(tmp_path / "a.npz")
-    np.testing.assert_array_equal(again.keypoints, pose.keypoints)
-    np.testing.assert_array_equal(again.scores, pose.scores)
-
-
 def test_of_an_npz_only_what_is_needed_is_read(tmp_path):
     """Other arrays may be of any kind, and numbers may be arrays of one, as MATLAB's are."""
     keypoints, scores = some()

@@ -18,11 +18,6 @@ pytest.importorskip("PIL", reason="needs the extra rgb")
 LENGTHS = (30, 19, 25, 6)
 
 
-@pytest.fixture(scope="module")
-def vectors(shared_reference):
-    return lambda name: np.load(shared_reference / name)
-
-
 def recorded_clips(vectors, monkeypatch, uni_sign):
     """The four recorded clips through `HandCrops`, with the recorded frames in the place of a video."""
     clips, videos = vectors("clips.npz"), vectors("rgb_frames.npz")
@@ -83,24 +78,6 @@ def test_boxes(vectors):
                 assert boxes[side].shape == (0, 4)
 
 
-@pytest.mark.parity
-def test_boxes_of_clips(vectors):
-    clips, expected = vectors("clips.npz"), vectors("rgb_geometry.npz")
-    for i in range(3):
-        indices = {side: expected[f"clip{i}.{side}_sampled_indices"] for side in HANDS}
-        joints = {
-            side: clips[f"clip{i}.keypoints"][at[at >= 0]][:, PART_JOINTS[side]] * [128, 96]
-            for side, at in indices.items()
-        }
-        boxes, size = hand_boxes(joints)
-        assert size == expected[f"clip{i}.box_hw"]
-        for side in HANDS:
-            if indices[side][0] >= 0:
-                np.testing.assert_array_equal(boxes[side], expected[f"clip{i}.{side}_box"])
-                inside = (joints[side] - boxes[side][:, None, :2]) / size
-                np.testing.assert_array_equal(inside, expected[f"clip{i}.{side}_skeletons_norm"])
-
-
 # -- frames and videos -----------------------------------------------------------------------------------------------
 
 
@@ -118,25 +95,17 @@ def test_chosen_frames():
     assert len(choose_frames(scores[10:], rng)) == 0
 
 
-def test_a_hand_that_is_one_point_has_no_crop(monkeypatch):
-    monkeypatch.setattr(
-        hand_crops, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
-    )
-    clip = HandCrops().load(
-        "", Pose(np.full((4, 133, 2), 0.5), np.ones((4, 133))), np.arange(4), np.random.default_rng(0)
-    )
-    assert clip["left_sampled_indices"].tolist() == [-1]
-    assert not clip["left_hands"].any()
-
-
-def test_a_lost_point_takes_no_memory(monkeypatch):
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_hand_that_is_one_point_has_no_crop_and_a_lost_point_takes_no_memory(monkeypatch, lost):
     monkeypatch.setattr(
         hand_crops, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
     )
     keypoints = np.full((4, 133, 2), 0.5)
-    keypoints[:, 100] = 1e9
+    keypoints[:, 100] = 1e9 if lost else 0.5
     clip = HandCrops().load("", Pose(keypoints, np.ones((4, 133))), np.arange(4), np.random.default_rng(0))
+    assert clip["left_sampled_indices"].tolist() == [-1] or lost
     assert clip["left_hands"].shape == (1, 3, 112, 112)
+    assert clip["left_hands"].any() == lost
     assert clip["left_skeletons_norm"].isfinite().all()
 
 

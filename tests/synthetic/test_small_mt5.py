@@ -84,21 +84,6 @@ def test_text_comes_back(folder, text):
     assert tokenizer.decode(ids) == text
 
 
-def test_a_character_never_seen_takes_its_bytes(folder):
-    pieces = Tokenizer(folder).pieces.encode("饕", out_type=str)
-    assert pieces[-3:] == [f"<0x{byte:02X}>" for byte in "饕".encode()]
-
-
-def test_the_prompt_takes_few_tokens(folder):
-    prompt = "Translate sign language video to Chinese: "
-    assert len(Tokenizer(folder).encode(prompt, 100)) <= 10
-
-
-def test_special_ids_are_those_of_mt5(folder):
-    pieces = Tokenizer(folder).pieces
-    assert (pieces.pad_id(), pieces.eos_id(), pieces.unk_id(), pieces.bos_id()) == (0, 1, 2, -1)
-
-
 def test_texts_are_needed():
     with pytest.raises(ValueError, match="no text"):
         train_tokenizer(["", "  "])
