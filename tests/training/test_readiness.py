@@ -197,14 +197,14 @@ def test_memory_is_compared_with_what_the_run_needs(capsys, monkeypatch):
 
     # Of 256 frames 51 have a crop of a hand, counting both.
     crops = needed(capsys, monkeypatch, "--rgb_support")
-    assert crops[0] - state == pytest.approx(5e6 * 20 / 2**30, abs=0.06)
+    assert crops[0] - state == pytest.approx(5e6 * 16 / 2**30, abs=0.06)
     assert crops[1] - activations == pytest.approx(16 * 51.2 * 14 / 1024, abs=0.1)
 
     # The text encoder is a second encoder with its embedding, unless its features come from a cache.
     described = needed(capsys, monkeypatch, "--use_descriptions")
-    assert described[0] - state == pytest.approx(277.0e6 * 20 / 2**30, abs=0.1)
+    assert described[0] - state == pytest.approx(277.0e6 * 16 / 2**30, abs=0.1)
     assert described[1] > activations
     frozen = needed(capsys, monkeypatch, "--use_descriptions", "--text_encoder_freeze")
     assert frozen[:2] == (state, activations)
     fusion = needed(capsys, monkeypatch, "--use_descriptions", "--text_encoder_freeze", "--finetune", "x")
-    assert fusion[0] == pytest.approx(state / 5, abs=0.06)
+    assert fusion[0] == pytest.approx(state / 4, abs=0.06)
