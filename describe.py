@@ -266,7 +266,7 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
         ValueError: the address is invalid, a package is missing, or the endpoint refuses all requests.
     """
     from describing.by_model import Question, by_model
-    from describing.vlm_client import Limits, VlmClient
+    from describing.vlm_client import Limits, VlmClient, api_key
 
     require_packages("--endpoint", "PIL", *(["av"] if args.images == "video" else []))
     prompt = Path(args.prompt) if args.prompt else PROMPTS / f"{language}.txt"
@@ -283,7 +283,7 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
     limits = Limits(
         args.max_requests, args.max_cost, args.price_in, args.price_out, args.retries, args.timeout, args.backoff
     )
-    key = os.environ.get(args.api_key_env, "")
+    key = api_key(args.api_key_env)
     client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
     folder = Path(args.out) if args.out else clips[0].out.parent.parent
     whole = not args.clips and set(args.splits) == set(config.SPLITS)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -92,24 +91,9 @@ class Outcome:
     stored: int = 0
     failures: list[dict] = field(default_factory=list)
     stopped: str = ""
-    hopeless: str = ""  # why no request can succeed
 
     def failed(self, clip: Clip, frames: tuple[int, ...], reason: str) -> None:
         self.failures.append({"clip": clip.name, "frames": list(frames), "reason": reason})
-
-    def take(self, call: Call, answer: str | Exception) -> None:
-        """Store an answer, or note why there is none."""
-        if isinstance(answer, str):
-            call.file.add(call.frames, answer)
-            self.stored += 1
-        elif isinstance(answer, LimitReachedError):
-            self.stopped = self.stopped or f"stopped by {answer}"
-        elif isinstance(answer, FailedRequestError | EndpointError):
-            self.failed(call.clip, call.frames, str(answer))
-            if isinstance(answer, EndpointError):
-                self.hopeless = self.stopped = str(answer)
-        else:
-            raise answer
 
 
 @dataclass(frozen=True)
@@ -164,7 +148,11 @@ def by_model(
     calls = calls_to_make(progress(clips, "asking"), question, question.maker(client.model), outcome)
     try:
         ask_all(
-            calls, lambda call: client.ask(question.prompt, call.pictures, question.max_tokens), concurrency, outcome
+            calls,
+            lambda call: client.ask(question.prompt, call.pictures, question.max_tokens),
+            concurrency,
+            outcome,
+            client.stop,
         )
     finally:
         report(client, outcome, failures, whole)
@@ -191,31 +179,40 @@ def calls_to_make(clips: Iterable[Clip], question: Question, maker: str, outcome
             yield Call(clip, file, frames, [pictures[frame] for frame in segment.shown(question.pictures)])
 
 
-def ask_all(calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome) -> None:
-    """Send requests concurrently; only this thread stores answers.
+def ask_all(
+    calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome, stop: Callable[[], object]
+) -> None:
+    """Send requests concurrently, and `stop` them if this ends early; only this thread stores answers.
 
     Raises:
         ValueError: no request to this endpoint can succeed.
     """
-    answers: queue.SimpleQueue[tuple[Call, str | Exception]] = queue.SimpleQueue()
-
-    def work(call: Call) -> None:
+    running: dict[Future[str], Call] = {}
+    hopeless = ""
+    with ThreadPoolExecutor(concurrency) as pool:
         try:
-            answers.put((call, ask(call)))
-        except Exception as error:  # noqa: BLE001 -- the other thread lists or raises it
-            answers.put((call, error))
-
-    n_running = 0
-    while True:
-        while not outcome.stopped and n_running < concurrency and (call := next(calls, None)):
-            threading.Thread(target=work, args=(call,), daemon=True).start()  # a daemon: Ctrl-C waits for no answer
-            n_running += 1
-        if not n_running:
-            break
-        outcome.take(*answers.get())
-        n_running -= 1
-    if outcome.hopeless:
-        raise ValueError(f"--endpoint: {outcome.hopeless}")
+            while True:
+                while not outcome.stopped and len(running) < 2 * concurrency and (call := next(calls, None)):
+                    running[pool.submit(ask, call)] = call
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    call = running.pop(future)
+                    try:
+                        call.file.add(call.frames, future.result())
+                        outcome.stored += 1
+                    except FailedRequestError as error:
+                        outcome.failed(call.clip, call.frames, str(error))
+                    except LimitReachedError as limit:
+                        outcome.stopped = outcome.stopped or f"stopped by {limit}"
+                    except EndpointError as error:
+                        outcome.failed(call.clip, call.frames, str(error))
+                        hopeless = outcome.stopped = str(error)
+        finally:
+            stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+    if hopeless:
+        raise ValueError(f"--endpoint: {hopeless}")
 
 
 def report(client: VlmClient, outcome: Outcome, failures: Path, whole: bool) -> None:

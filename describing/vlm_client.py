@@ -9,16 +9,19 @@ Requests are few and slow, so the standard library is sufficient.
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
 import http.client
 import json
+import os
 import random
 import re
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +66,7 @@ class Limits:
         price_in: price of a million prompt tokens.
         price_out: price of a million answer tokens.
         retries: maximum number of retries per request.
-        timeout: maximum seconds of a request.
+        timeout: maximum total seconds of a request.
         backoff: seconds before the first retry, doubled each time.
         failures_in_a_row: number of consecutive failures that ends the run.
     """
@@ -83,6 +86,7 @@ class Usage:
     """The usage of a run so far."""
 
     requests: int = 0
+    answers: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     in_a_row: int = field(default=0, repr=False)
@@ -117,6 +121,63 @@ def judge(answer: str, language: str) -> str:
     if (len(_CJK.findall(answer)) > 0.2 * len(answer)) != (language == "zh"):
         return f"not in the language asked for ({language})"
     return ""
+
+
+class _Request(urllib.request.Request):
+    """A request whose connections can be shut at any moment, whatever is being waited for.
+
+    A timeout of a socket would not do: it begins anew with every byte, and a slow trickle could go on for ever.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.is_over = False
+        self._handles: list[socket.socket] = []
+
+    def connect(self, *args: Any, **options: Any) -> socket.socket:
+        connection = socket.create_connection(*args, **options)
+        self._handles.append(connection.dup())  # TLS takes the connection itself over
+        if self.is_over:
+            self.shut()
+        return connection
+
+    def shut(self) -> None:
+        self.is_over = True
+        for handle in self._handles:
+            with contextlib.suppress(OSError):
+                handle.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.close()
+
+
+class _Connects(urllib.request.AbstractHTTPHandler):
+    """Lets a `_Request` make its own connections."""
+
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+        def make(*args: Any, **more: Any) -> Any:
+            made = http_class(*args, **more)
+            made._create_connection = req.connect
+            return made
+
+        return super().do_open(make, req, **options)
+
+
+class _Http(_Connects, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Connects, urllib.request.HTTPSHandler):
+    pass
+
+
+@dataclass(frozen=True)
+class _Reply:
+    status: int
+    reason: str
+    retry_after: str
+    data: bytes
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -158,7 +219,8 @@ class VlmClient:
             raise ValueError("--api_key_env: the key holds a blank, a line break or another character that no key has.")
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._running: set[_Request] = set()
+        self._opener = urllib.request.build_opener(_NoRedirect, _Http, _Https)
 
     def ask(self, prompt: str, pictures: Sequence[tuple[str, bytes]], max_tokens: int = 300) -> str:
         """Send a prompt with images and return the answer.
@@ -197,21 +259,29 @@ class VlmClient:
             raise
         with self._lock:
             self.usage.in_a_row = 0
+            self.usage.answers += 1
         return " ".join(answer.split())
+
+    def stop(self) -> None:
+        """End all waiting and all requests, and refuse further ones."""
+        self._over.set()
+        with self._lock:
+            for request in self._running:
+                request.shut()
 
     def _with_retries(self, body: bytes) -> str:
         for attempt in range(self.limits.retries + 1):
             wait = random.uniform(0.5, 1.0) * min(self.limits.backoff * 2**attempt, 60.0)
             try:
-                response, data = self._send(body)
-                if response.status < 300:
-                    return self._answer(data)
-                reason = self._clean(f"HTTP {response.status} {response.reason}: {data.decode('utf-8', 'replace')}")
-                if response.status in _HOPELESS or response.status < 400:
+                reply = self._send(body)
+                if reply.status < 300:
+                    return self._answer(reply.data)
+                reason = self._clean(f"HTTP {reply.status} {reply.reason}: {reply.data.decode('utf-8', 'replace')}")
+                if reply.status in _HOPELESS or reply.status < 400:
                     raise EndpointError(reason)
-                if response.status not in _AGAIN:
+                if reply.status not in _AGAIN:
                     raise FailedRequestError(reason)
-                asked = _retry_after(response.headers.get("Retry-After", ""))
+                asked = _retry_after(reply.retry_after)
                 if asked > LONGEST_WAIT:
                     raise FailedRequestError(f"{reason} (to be tried again in {asked:.0f} s)")
                 wait = max(wait, asked)
@@ -221,8 +291,7 @@ class VlmClient:
                 self._over.wait(wait)
         raise FailedRequestError(f"{reason} ({self.limits.retries + 1} tries)")
 
-    def _send(self, body: bytes) -> tuple[Any, bytes]:
-        """Return the response and its content."""
+    def _send(self, body: bytes) -> _Reply:
         if self._over.is_set():
             raise LimitReachedError("the end of the run")
         with self._lock:
@@ -233,23 +302,47 @@ class VlmClient:
                 raise LimitReachedError(f"--max_cost {self.limits.max_cost}: {cost:.4f} used")
             self.usage.requests += 1
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self.url, body, headers)
-        deadline = time.monotonic() + self.limits.timeout
-        try:
-            response = self._opener.open(request, timeout=self.limits.timeout)
-        except urllib.error.HTTPError as error:
-            response = error
-        data = b""
-        with response:
-            while part := response.read1(1 << 16):
-                data += part
+        request = _Request(self.url, body, headers)
+        with self._until_deadline(request):
+            try:
+                response = self._opener.open(request, timeout=self.limits.timeout)
+            except urllib.error.HTTPError as error:
+                response = error
+            with response:
+                data = response.read(MAX_ANSWER_BYTES + 1)
                 if len(data) > MAX_ANSWER_BYTES:
                     raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-                if time.monotonic() > deadline:  # a socket's timeout begins anew with every byte
-                    raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
-            if getattr(response, "length", 0):  # shorter than announced
-                raise http.client.IncompleteRead(data, response.length)
-        return response, data
+                if getattr(response, "length", 0):  # shorter than announced
+                    raise http.client.IncompleteRead(data, response.length)
+                return _Reply(response.status, response.reason, response.headers.get("Retry-After", ""), data)
+
+    @contextlib.contextmanager
+    def _until_deadline(self, request: _Request) -> Iterator[None]:
+        """Shut a request's connections when its time is over, or the run's.
+
+        Raises:
+            TimeoutError: the request's time is over.
+            LimitReachedError: the run's is.
+        """
+        timer = threading.Timer(self.limits.timeout, request.shut)
+        timer.daemon = True
+        timer.start()
+        with self._lock:
+            self._running.add(request)
+        try:
+            yield
+        except (OSError, http.client.HTTPException):
+            if not request.is_over:
+                raise
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._running.discard(request)
+            request.close()
+        if request.is_over:
+            if self._over.is_set():
+                raise LimitReachedError("the end of the run")
+            raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
 
     def _answer(self, data: bytes) -> str:
         """Extract the text from a response.
@@ -298,3 +391,8 @@ def _retry_after(value: str) -> float:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     except (TypeError, ValueError, ArithmeticError, LookupError):  # also of a date that no calendar has
         return 0.0
+
+
+def api_key(variable: str) -> str:
+    """Return the key from an environment variable; "" if it is not set, as for a local server."""
+    return os.environ.get(variable, "")

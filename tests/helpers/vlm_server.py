@@ -64,15 +64,6 @@ class Handler(BaseHTTPRequestHandler):
         self.server.over.wait(20)
         self.close_connection = True
 
-    def drip(self, status):
-        """Send an answer that never ends, a byte now and then."""
-        self.done()
-        self.send_response(status)
-        self.send_header("Content-Length", "100000")
-        self.end_headers()
-        while not self.server.over.wait(0.05):
-            self.wfile.write(b" ")
-
     def reset(self):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
