@@ -234,7 +234,7 @@ class Uni_Sign(nn.Module):
             )
         texts, rows = distinct_texts(src_input["descriptions"])  # n, (B, T)
         has_description = torch.tensor(src_input["has_description"])  # (B, T)
-        features = send(self.encode_texts(texts), pose.device)  # (max(n, 1), W)
+        features = send(self.encode_texts(texts), pose.device)  # (n, W); without any text perhaps one row
         if self.training:
             self.text_adapter.update_mean(features[: len(texts)])
         features = self.text_adapter.standardise(features)

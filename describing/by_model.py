@@ -54,7 +54,7 @@ def segments(n_frames: int, length: int) -> list[Segment]:
 
 
 class GrowingFile:
-    """A clip's file to which texts are added; a file of another maker is copied before the first change."""
+    """A clip's file to which texts are added; one that nobody signed is copied before the first change."""
 
     def __init__(self, clip: Clip, maker: str) -> None:
         self.path, self.maker = clip.out, maker

@@ -201,14 +201,14 @@ def regular_size(path: str | Path) -> int:
 
 
 def check_zip(path: str | Path) -> None:
-    """Do the same for a zip file."""
+    """Check that a zip file claims no more than `check_unpacked` allows."""
     size = regular_size(path)
     with zipfile.ZipFile(path) as parts:
         check_unpacked(sum(part.file_size for part in parts.infolist()), size)
 
 
 def read_unpacked(path: str | Path, packed: bool | None = None) -> bytes:
-    """Do the same for a file that is packed with gzip (None: perhaps), and return its content."""
+    """Return the content of a file that is packed with gzip (None: perhaps), as `check_unpacked` allows."""
     size = regular_size(path)
     most = min(MAX_BYTES, most_bytes(size))
     with open(path, "rb") as file:

@@ -75,8 +75,8 @@ WRONG = {
         "--checkpoint {here}/file --extractor mediapipe": "--extractor mediapipe needs mediapipe: pip install",
     },
     "tools/export.py": {
-        "--checkpoint nowhere.pth --to folder --out {here}/x": "--checkpoint: nowhere.pth does not exist.",
-        "--checkpoint {here}/file --to folder --out {here}": "--out: {here} exists.",
+        "--checkpoint nowhere.pth --out {here}/x": "--checkpoint: nowhere.pth does not exist.",
+        "--checkpoint {here}/file --out {here}": "--out: {here} exists.",
     },
     "tools/extract_poses.py": {
         "nowhere --out {here}/x": "nowhere: no video there",

@@ -15,17 +15,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import config  # `packed` is imported where it is used: it needs torch, and --help answers at once
+import config
 from clips.labels import split_labels
+from clips.packs import (
+    DESCRIPTIONS,
+    POSES,
+    Content,
+    DescriptionPack,
+    PosePack,
+    pack_descriptions,
+    pack_pose,
+    packs_in,
+    sketch,
+    write_pack,
+)
 from system import lock
 from system.disk import explain
 from system.processes import in_processes
 from utils import Parser, add_dataset_flags, progress, require_paths, run
-
-if TYPE_CHECKING:
-    from clips.packs import Content
 
 CHUNK = 32  # files per job of a process
 
@@ -76,8 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, workers: int) -> None:
     """Pack the poses of a split's clips, and their descriptions if there are any."""
-    from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, sketch
-
     there, name = spec.under(root), spec.folder(split)
     labels = split_labels(there, split)
     split_spec = there.for_split(split)
@@ -104,8 +110,6 @@ def pack(
     sketched: Mapping[str, str],
 ) -> None:
     """Write one pack and print a summary."""
-    from clips.packs import POSES, write_pack
-
     counts: Counter[str] = Counter()
     faults: list[str] = []
 
@@ -145,8 +149,6 @@ def verify(out: Path) -> None:
         FileNotFoundError: there are no packs.
         ValueError: a pack is damaged; the message names the first fault.
     """
-    from clips.packs import DESCRIPTIONS, POSES, DescriptionPack, PosePack, packs_in
-
     folders = packs_in(out)
     if not folders:
         raise FileNotFoundError(f"--verify: {out} holds no packs.")

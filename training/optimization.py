@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-ENCODER = "text_encoder."  # prefix of its parameter names
+ENCODER = "text_encoder."  # prefix of its parameter names, as in `training.weights`
 # The text encoder's share of the learning rate. At the full rate its features change faster than the rest of the model
 # learns to read them.
 ENCODER_RATE = 0.1

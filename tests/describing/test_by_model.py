@@ -18,7 +18,7 @@ from describing.files import Clip
 from pose.keypoints import read_pose
 from temporal_alignment import DescriptionLoader
 
-FAST = "--language en --images skeleton --backoff 0.01 --timeout 1 --retries 2 --picture_height 48 --model some-model"
+FAST = "--language en --images skeleton --backoff 0.01 --timeout 5 --retries 2 --picture_height 48 --model some-model"
 
 
 def run(httpd, poses, out, line=""):
