@@ -161,8 +161,8 @@ def few_open_files():
 
 FAULTS = [
     (lambda: os.kill(os.getpid(), signal.SIGKILL), "has ended with -9, perhaps for want of memory, at the clip {}"),
-    (lambda: os.kill(os.getpid(), signal.SIGSTOP), "has not answered for 2 s at the clip {}"),
-    (lambda: time.sleep(1000), "has not answered for 2 s at the clip {}"),
+    (lambda: os.kill(os.getpid(), signal.SIGSTOP), "has not answered for 4 s at the clip {}"),
+    (lambda: time.sleep(1000), "has not answered for 4 s at the clip {}"),
     (full_shared_memory, "failed: it cannot hand over its batch: "),
     (few_open_files, "failed: it cannot hand over its batch: "),
 ]
@@ -186,7 +186,7 @@ def test_a_data_worker_that_fails_is_replaced_once_at_the_same_batch(
         return read(self, index)
 
     monkeypatch.setattr(S2T_Dataset, "__getitem__", failing)
-    monkeypatch.setattr(loader, "DEADLINE", 2.0 if "2 s" in words else 60.0)  # a busy machine is slow
+    monkeypatch.setattr(loader, "DEADLINE", 4.0 if "4 s" in words else 60.0)  # a busy machine is slow
     helped, found = ClipLoader(dataset, sampler, 2), []
     with pytest.raises(OSError, match="for the second time") if again else contextlib.nullcontext() as error:
         found += [src["name_batch"] for src, _ in helped.epoch(3)]
