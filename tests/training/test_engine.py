@@ -192,6 +192,28 @@ def test_torch_alone_skips_a_step_that_is_not_finite():
     assert model.weight.grad is None
 
 
+def test_a_weight_without_a_gradient_has_a_state_to_go_on_from():
+    """A global attention that no text was long enough for, for example."""
+
+    def engine():
+        model = nn.ModuleDict({"used": nn.Linear(2, 1), "not yet": nn.Linear(2, 1)})
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        config = engine_module.EngineConfig(1, 1, 1.0, 2, offload=False, pin_mem=False, dtype="fp32")
+        return engine_module.TorchEngine(model, optimizer, schedule, config)
+
+    one, other = engine(), engine()
+    one.set_gradient_accumulation_boundary(True)
+    one.backward(one.module["used"](torch.ones(1, 2, device=one.device)).sum())
+    one.step()
+    state = dict(engine_module.optimizer_tensors(one))
+    engine_module.restore_optimizer(other, engine_module.optimizer_numbers(one), list(state), state.__getitem__)
+    again = dict(engine_module.optimizer_tensors(other))
+    assert_same(again, state)
+    assert not again["exp_avg"]["not yet.weight"].any()
+    assert again["exp_avg"]["used.weight"].all()
+
+
 def test_flags_reach_deepspeed():
     def config(line):
         args = utils.parse_args(line.split())

@@ -23,7 +23,7 @@ import torch
 
 from system import disk
 from tests.helpers.processes import assert_same_run, start
-from training.guards import RESUME_ME, Saves, SkippedSteps, StopRequest
+from training.guards import RESUME_ME, Saves, SkippedSteps, StopRequest, statistics_kept
 
 # -- signals ---------------------------------------------------------------------------------------------------------
 
@@ -286,6 +286,21 @@ def test_a_full_disk_of_rank_0_is_known_to_all(tiny_corpus, tmp_path):
     text = start(tiny_corpus, out, "--epochs", "1", n_processes=2, before=SmallDisk(1, 1)).finish()
     assert text.count("the state is not saved") == 2
     assert [path.name for path in (out / "resume").iterdir()] == ["step_00000002"]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_processes_sum_up_is_not_taken_back_by_one_of_them(monkeypatch, world):
+    """After a batch without clips: the others keep it, and running means must stay the same on all."""
+    monkeypatch.setattr("system.distributed.world_size", lambda: world)
+    model = torch.nn.ModuleDict({kind.__name__: kind(1) for kind in (torch.nn.BatchNorm1d, torch.nn.SyncBatchNorm)})
+    model.register_buffer("summed", torch.zeros(1))
+    with statistics_kept(model, {"name_batch": []}):
+        for buffer in model.buffers():
+            buffer.add_(1)
+    moved = {name for name, value in model.named_buffers() if value.item() != name.endswith("running_var")}
+    assert moved == ({name for name in moved if not name.startswith("BatchNorm1d")} if world > 1 else set())
+    assert ("summed" in moved) == (world > 1)
+    assert ("SyncBatchNorm.running_mean" in moved) == (world > 1)
 
 
 class FullDiskFor:
