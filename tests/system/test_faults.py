@@ -13,7 +13,7 @@ import utils
 from clips.packs import pack_pose
 from describing.audit import examine
 from describing.by_model import Outcome, calls_to_make
-from describing.by_rules import _describe_batch
+from describing.by_rules import _describe
 from describing.files import Clip
 from system.disk import Lines, read_lines, write_text
 from tools import extract_poses
@@ -49,7 +49,7 @@ def translating(_):
 SITES = {
     "training": in_training,
     "packing": lambda folder: [pack_pose((str(folder), "a.pkl")).data.decode()],
-    "by rules": lambda folder: _describe_batch(([Bad("a", folder, None, folder)], "en", 1.0, ""))[1],
+    "by rules": lambda folder: [_describe((Bad("a", folder, None, folder), "en", 1.0, ""))[1]],
     "by a model": by_model,
     "audit": lambda folder: [examine(Bad("a", folder, None, folder)).pose_damage],
     "extraction": lambda folder: [
