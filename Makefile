@@ -1,4 +1,4 @@
-# make demo   sets everything up, trains without and with descriptions on a made-up corpus, compares: five minutes
+# make demo   sets everything up, trains without and with descriptions on a made-up corpus, compares: some minutes
 # make test   the quick tests; make test-slow: all of them; make check: style and types
 # make bench  times and memory of every stage, of a small model: a few minutes
 

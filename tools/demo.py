@@ -1,4 +1,4 @@
-"""The project in five minutes: train without and with descriptions on a made-up corpus, side by side, and compare."""
+"""The project in a few minutes: train without and with descriptions on a made-up corpus, side by side, and compare."""
 
 from __future__ import annotations
 
