@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from clips.batch import Sample, collate_fn, to_device
-from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig
+from config import POSE_SUFFIXES, VIDEO_SUFFIXES
 from models import Uni_Sign
 from network.attention import Word, attention_to_frames, words
 from network.state_dicts import differences
@@ -26,17 +26,14 @@ from pose.video import read_pictures
 from system.distributed import autocast, check_dtype
 from temporal_alignment import TemporalAligner, read_descriptions, sample_frames
 from text_fusion_modules import TextEncoder, encoder_fingerprint
-from training.weight_files import read_weights
 from training.weights import (
     FROZEN_ENCODER,
     TEXT_ENCODER_PREFIX,
+    Checkpoint,
     assemble,
     differing_files,
     files_beside,
-    kept_tokens,
-    read_config,
     require_mt5,
-    saved_settings,
 )
 
 logger = logging.getLogger(__name__)
@@ -126,8 +123,9 @@ class Translator:
             FileNotFoundError: the checkpoint, or a folder it needs, does not exist.
             ValueError: the model is incomplete, or does not match its files.
         """
-        weights, facts = read_weights(path, "--checkpoint")
-        config = whole_config(path, facts, weights, text_encoder=text_encoder, language=language)
+        checkpoint = Checkpoint.read(path, "--checkpoint")
+        weights, facts = checkpoint.weights, checkpoint.facts
+        config = checkpoint.whole_config(text_encoder=text_encoder, language=language)
         mt5_folder = mt5_path or facts.get("mt5_path")
         if not mt5_folder:
             raise ValueError(
@@ -136,23 +134,22 @@ class Translator:
             )
         if not mt5_path:
             require_mt5(mt5_folder, path, "--checkpoint")
-        kept = kept_tokens(weights, path, "--checkpoint")
         texts: FrozenTextEncoder | None = None
-        if config.use_descriptions and not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights):
+        if config.use_descriptions and not checkpoint.holds(TEXT_ENCODER_PREFIX):
             width = weights["text_adapter.mean"].shape[0]
             folder = config.text_encoder or mt5_folder
             texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""), facts)
         with torch.device("meta"):  # takes no memory, whatever sizes a file of others asks for
-            shell = assemble(config, mt5_folder, kept, texts, with_weights=False)
+            shell = assemble(config, mt5_folder, checkpoint.kept, texts, with_weights=False)
         if misfit := differences(weights, shell.state_dict()):
             raise ValueError(
                 f"--checkpoint: {path} does not fit the mT5 in {mt5_folder}, or is no whole model of this code: "
                 f"{misfit}. Name the mT5 of training: --mt5_path."
             )
-        model = assemble(config, mt5_folder, kept, texts, with_weights=False)
+        model = assemble(config, mt5_folder, checkpoint.kept, texts, with_weights=False)
         model.load_state_dict(weights)
         _warn(path, differing_files(facts, files_beside(model)))
-        saved = {**saved_settings(facts, weights), **facts}
+        saved = {**checkpoint.settings, **facts}
         for flag, given in (("language", language), ("max_length", max_length)):
             if given and saved.get(flag, given) != given:
                 _warn(path, f"was trained with --{flag} {saved[flag]}; {given} is taken. Drop it for training's.")
@@ -301,18 +298,6 @@ class FrozenTextEncoder:
 def _warn(path: str | Path, difference: str) -> None:
     if difference:
         logger.warning("--checkpoint: %s %s", path, difference)
-
-
-def whole_config(path: str | Path, facts: Mapping[str, Any], weights: Mapping[str, Any], **given: str) -> ModelConfig:
-    """Return a whole model's config, with the given values replaced.
-
-    Raises:
-        ValueError: see `read_config`, or the weights are not a complete model.
-    """
-    config = read_config(path, "--checkpoint", facts, weights, **given)
-    if not any(name.startswith("mt5_model.") for name in weights):
-        raise ValueError(f"--checkpoint: {path} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
-    return config
 
 
 def video_of(clip: str | Path) -> Path | None:

@@ -85,20 +85,17 @@ def read(args: argparse.Namespace) -> Model:
         FileNotFoundError: a file or folder does not exist.
         ValueError: the checkpoint is not a complete model.
     """
-    from training.weight_files import read_weights
-    from training.weights import kept_tokens
-    from translator import whole_config
+    from training.weights import Checkpoint
 
-    weights, facts = read_weights(args.checkpoint, "--checkpoint")
-    given = {"text_encoder": args.text_encoder, "language": args.language}
-    config = whole_config(args.checkpoint, facts, weights, **given)
-    folder = Path(args.mt5_path or facts.get("mt5_path", ""))
+    checkpoint = Checkpoint.read(args.checkpoint, "--checkpoint")
+    config = checkpoint.whole_config(text_encoder=args.text_encoder, language=args.language)
+    folder = Path(args.mt5_path or checkpoint.facts.get("mt5_path", ""))
     if not (folder / "config.json").is_file() or not (folder / "spiece.model").is_file():
         raise FileNotFoundError(
             f"--checkpoint: {args.checkpoint} needs the config.json and spiece.model of its mT5, and {folder} has them "
             "not. Name their folder with --mt5_path."
         )
-    return Model(weights, config, facts, kept_tokens(weights, args.checkpoint, "--checkpoint"), folder)
+    return Model(checkpoint.weights, config, checkpoint.facts, checkpoint.kept, folder)
 
 
 def trimmed(model: Model, sources: Sequence[str]) -> Model:

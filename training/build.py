@@ -37,14 +37,12 @@ from training.weights import (
     FUSION_PREFIXES,
     MAPPER_PREFIX,
     TEXT_ENCODER_PREFIX,
+    Checkpoint,
     assemble,
     files_beside,
-    kept_tokens,
     load_finetune,
     load_fusion,
-    read_config,
     require_mt5,
-    saved_settings,
 )
 from utils import NO_TEST, OF_CHECKPOINT, get_args_parser, needs_deepspeed, splits_of
 
@@ -94,9 +92,10 @@ def take_settings(args: argparse.Namespace) -> None:
     """
     flag = "--fusion_checkpoint" if args.fusion_checkpoint else "--finetune"
     path = args.fusion_checkpoint or args.finetune
-    weights, facts = read_weights(path, flag)
-    read_config(path, flag, facts, weights)  # raises if it is of another version
-    saved = saved_settings(facts, weights) | {key: facts[key] for key in ("task", "max_length") if key in facts}
+    checkpoint = Checkpoint.read(path, flag)
+    checkpoint.config()  # raises if it is of another version
+    facts = checkpoint.facts
+    saved = checkpoint.settings | {key: facts[key] for key in ("task", "max_length") if key in facts}
     given = {name: getattr(args, name) for name in OF_CHECKPOINT if getattr(args, name) is not None}
     if differing := [name for name, value in given.items() if name not in MAY_MOVE and saved.get(name, value) != value]:
         told = ", ".join(f"{name} {saved[name]} (here {given[name]})" for name in sorted(differing))
@@ -105,7 +104,7 @@ def take_settings(args: argparse.Namespace) -> None:
     if os.path.isdir(facts.get("mt5_path", "")):
         saved["mt5_path"] = facts["mt5_path"]
     if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
-        saved["text_encoder_freeze"] = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in weights)
+        saved["text_encoder_freeze"] = not checkpoint.holds(TEXT_ENCODER_PREFIX)
     if "output_dir" not in given:
         saved["output_dir"] = str(results_folder(args.finetune, spec.name))
     if saved.get("language", spec.language) != spec.language:
@@ -200,9 +199,9 @@ def build_model(
     mt5_folder = under_root(args.root, args.mt5_path)
     path, flag = (state / STATE_WEIGHTS, "--resume") if state else (args.finetune, "--finetune")
     # A state lies where rank 0 sees it, and may lie nowhere else.
-    first = read_weights(path, flag)[0] if path and distributed.is_main() else {}
-    kept = choose_vocabulary(args, config, loaders, first, path, flag)
-    holds_encoder = distributed.broadcast_object(any(name.startswith(TEXT_ENCODER_PREFIX) for name in first))
+    first = Checkpoint.read(path, flag) if path and distributed.is_main() else Checkpoint("", {}, {})
+    kept = choose_vocabulary(args, config, loaders, first.kept, resumed=state is not None)
+    holds_encoder = distributed.broadcast_object(first.holds(TEXT_ENCODER_PREFIX))
     # A trained encoder among the initial weights is part of the model even if it is frozen.
     frozen = config.use_descriptions and args.text_encoder_freeze and not holds_encoder
     features = None
@@ -271,19 +270,18 @@ def choose_vocabulary(
     args: argparse.Namespace,
     config: ModelConfig,
     loaders: dict[str, ClipLoader],
-    first: Mapping[str, torch.Tensor],
-    path: str | Path,
-    flag: str,
+    kept: torch.Tensor | None,
+    *,
+    resumed: bool,
 ) -> torch.Tensor | None:
     """Choose the tokens of mT5's vocabulary that the model keeps; None for all.
 
-    They are those of the initial weights (`first`, on rank 0, from the file `path` of `flag`); --trim_vocab adds the
-    tokens of the training texts, except when a run is resumed. Dev and test texts have no influence.
+    They are those of the initial weights (`kept`, on rank 0); --trim_vocab adds the tokens of the training texts,
+    except when a run is resumed. Dev and test texts have no influence.
     """
-    folder, kept = under_root(args.root, args.mt5_path), None
+    folder = under_root(args.root, args.mt5_path)
     if distributed.is_main():
-        kept = kept_tokens(first, path, flag)
-        if args.trim_vocab and flag != "--resume":
+        if args.trim_vocab and not resumed:
             train = loaders["train"].dataset if "train" in loaders else None
             texts = [*train.targets(), *train.description_texts()] if train else []
             kept = choose_tokens(Tokenizer(folder), [config.prompt, *texts], kept)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from training.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
+FUSED = "gating_fusion."  # weights that every model with descriptions has
 MAPPER_PREFIX = "description_mapper."
-FUSION_PREFIXES = ("gating_fusion.", "mask_embedding.", "text_adapter.", MAPPER_PREFIX)
+FUSION_PREFIXES = (FUSED, "mask_embedding.", "text_adapter.", MAPPER_PREFIX)
 TEXT_ENCODER_PREFIX = "text_encoder."
 TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
 NEW_PREFIXES = (*TEXT_PREFIXES, *RGB_PREFIXES)  # weights that a base model may lack
@@ -80,50 +82,90 @@ def fusion_weights(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {name: value for name, value in state_dict.items() if name.startswith(FUSION_PREFIXES)}
 
 
-def saved_settings(facts: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the fields of `ModelConfig` that a checkpoint decides: all, or what follows from Uni-Sign's weights."""
-    plain: dict[str, Any] = {"rgb_support": any(name.startswith(RGB_PREFIXES) for name in weights)}
-    if "part_para" in weights:
-        plain["hidden_dim"] = len(weights["part_para"]) // len(PART_JOINTS)
-    return dict(facts["config"]) if isinstance(facts.get("config"), Mapping) else plain
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, and what their file says of them.
 
-
-def read_config(
-    path: str | Path, flag: str, facts: Mapping[str, Any], weights: Mapping[str, torch.Tensor], **given: str
-) -> ModelConfig:
-    """Return a checkpoint's config, with the given values replaced.
-
-    Raises:
-        ValueError: the config has unknown keys or another width than the weights, or these have fusion modules of an
-            earlier version.
+    Attributes:
+        named: the flag and the path that named the file, for messages.
+        weights: the state dict.
+        facts: the file's other entries; none in Uni-Sign's weights.
     """
-    try:
-        own = {key: value for key, value in given.items() if value}
-        config = ModelConfig(**saved_settings(facts, weights) | own)
-        for field in dataclasses.fields(config):
-            kind, value = type(field.default), getattr(config, field.name)
-            if not isinstance(value, int | float if kind is float else kind):
-                raise TypeError(f"{field.name} is {value!r:.60}")
-    except TypeError as error:
-        raise ValueError(f"{flag}: {path} is of another version of this code ({error}).") from None
-    refuse_without_adapter(weights, f"{flag}: {path}")
-    if "part_para" in weights and len(weights["part_para"]) != config.hidden_dim * len(PART_JOINTS):
-        raise ValueError(f"{flag}: {path} says hidden_dim {config.hidden_dim}, but its weights have another width.")
-    return config
 
+    named: str
+    weights: dict[str, torch.Tensor]
+    facts: dict[str, Any]
 
-def kept_tokens(weights: Mapping[str, torch.Tensor], path: str | Path, flag: str) -> torch.Tensor | None:
-    """Return the token ids for which weights have rows, (V,); None for all of mT5's.
+    @classmethod
+    def read(cls, path: str | Path, flag: str) -> Checkpoint:
+        """Read the file or folder that a flag names; raises what `read_weights` raises."""
+        return cls(f"{flag}: {path}", *read_weights(path, flag))
 
-    Raises:
-        ValueError: the stored values are not sorted token ids; it names `path` and the `flag` that gave it.
-    """
-    kept = weights.get(KEPT_TOKENS)
-    if kept is None:
-        return None
-    if kept.dtype != torch.int64 or kept.ndim != 1 or not len(kept) or kept[0] < 0 or (kept.diff() <= 0).any():
-        raise ValueError(f"{flag}: {path}: its {KEPT_TOKENS} are no sorted token numbers; the file is damaged.")
-    return kept.clone()
+    def holds(self, prefixes: str | tuple[str, ...]) -> bool:
+        """Return whether it has weights whose names begin so."""
+        return any(name.startswith(prefixes) for name in self.weights)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of `ModelConfig` that it decides: all, or what follows from Uni-Sign's weights."""
+        if isinstance(self.facts.get("config"), Mapping):
+            return dict(self.facts["config"])
+        plain: dict[str, Any] = {"rgb_support": self.holds(RGB_PREFIXES)}
+        if "part_para" in self.weights:
+            plain["hidden_dim"] = len(self.weights["part_para"]) // len(PART_JOINTS)
+        return plain
+
+    def config(self, **given: str) -> ModelConfig:
+        """Return the model's config, with the given values replaced.
+
+        Raises:
+            ValueError: the config has unknown keys or another width than the weights, or these have fusion modules of
+                an earlier version.
+        """
+        try:
+            config = ModelConfig(**self.settings | {key: value for key, value in given.items() if value})
+            for field in dataclasses.fields(config):
+                kind, value = type(field.default), getattr(config, field.name)
+                if not isinstance(value, int | float if kind is float else kind):
+                    raise TypeError(f"{field.name} is {value!r:.60}")
+        except TypeError as error:
+            raise ValueError(f"{self.named} is of another version of this code ({error}).") from None
+        self.refuse_without_adapter()
+        width, held = config.hidden_dim, sum(value.numel() for value in self.weights.values())
+        # The second: a model is never built larger than a small file of others allows.
+        wrong = "part_para" in self.weights and len(self.weights["part_para"]) != width * len(PART_JOINTS)
+        if wrong or ("part_para" in self.weights and held < width**2):
+            raise ValueError(f"{self.named} says hidden_dim {width}, but its weights have another width.")
+        return config
+
+    def whole_config(self, **given: str) -> ModelConfig:
+        """Return a whole model's config; raises as `config`, or if there is no whole model."""
+        config = self.config(**given)
+        if not self.holds("mt5_model."):
+            raise ValueError(f"{self.named} holds no whole model; give best_checkpoint.pth or a checkpoint_*.pth.")
+        return config
+
+    @property
+    def kept(self) -> torch.Tensor | None:
+        """The token ids for which it has rows, (V,); None for all of mT5's.
+
+        Raises:
+            ValueError: the stored values are not sorted token ids.
+        """
+        kept = self.weights.get(KEPT_TOKENS)
+        if kept is None:
+            return None
+        if kept.dtype != torch.int64 or kept.ndim != 1 or not len(kept) or kept[0] < 0 or (kept.diff() <= 0).any():
+            raise ValueError(f"{self.named}: its {KEPT_TOKENS} are no sorted token numbers; the file is damaged.")
+        return kept.clone()
+
+    def refuse_without_adapter(self) -> None:
+        """Raise ValueError for fusion modules without a text adapter, of an earlier version of this code."""
+        if self.holds(FUSED) and "text_adapter.mean" not in self.weights:
+            raise ValueError(
+                f"{self.named} has fusion modules without a text adapter, of an earlier version of this code. Train "
+                "them again from pose-only weights."
+            )
 
 
 def files_beside(model: Uni_Sign) -> dict[str, Any]:
@@ -166,29 +208,28 @@ def load_finetune(
         FileNotFoundError: the file does not exist, or the folder is not from `tools/export.py`.
         ValueError: the weights do not fit; the message gives all that differs and likely reasons.
     """
-    weights, facts = read_weights(path, "--finetune")
-    file, own = f"--finetune: {path}", model.state_dict()
-    saved = facts["config"] if isinstance(facts.get("config"), Mapping) else {}
-    refuse_without_adapter(weights, file)
-    if differing := list(_differing_flags(weights, saved, config)):
-        raise ValueError(f"{file} {'. It '.join(differing)}.")
+    checkpoint, own = Checkpoint.read(path, "--finetune"), model.state_dict()
+    weights = checkpoint.weights
+    checkpoint.refuse_without_adapter()
+    if differing := list(_differing_flags(checkpoint, config)):
+        raise ValueError(f"{checkpoint.named} {'. It '.join(differing)}.")
     if KEPT_TOKENS in own:
-        _fit_vocabulary(weights, own, kept_tokens(weights, path, "--finetune"), config)
+        _fit_vocabulary(weights, own, checkpoint.kept, config)
     # With equal flags the names are equal, too; any other difference has causes that can only be guessed.
-    may_be_new = TEXT_PREFIXES if any(name.startswith(RGB_PREFIXES) for name in weights) else NEW_PREFIXES
+    may_be_new = TEXT_PREFIXES if checkpoint.holds(RGB_PREFIXES) else NEW_PREFIXES
     if misfit := differences(weights, own, {name for name in own if name.startswith(may_be_new)}):
         cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
-        raise ValueError(f"{file} does not fit this model: {misfit}. {cause}")
-    before, now = saved.get("text_encoder"), config.text_encoder
-    if before and _is_fused(weights) and Path(before).resolve() != Path(now).resolve():
+        raise ValueError(f"{checkpoint.named} does not fit this model: {misfit}. {cause}")
+    before, now = checkpoint.settings.get("text_encoder"), config.text_encoder
+    if before and checkpoint.holds(FUSED) and Path(before).resolve() != Path(now).resolve():
         logger.warning(
             "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
-            file, before, now,
+            checkpoint.named, before, now,
         )  # fmt: skip
-    if others := differing_files(facts, files or {}):
+    if others := differing_files(checkpoint.facts, files or {}):
         if evaluated:
-            raise ValueError(f"{file} {others}")
-        logger.warning("%s %s", file, others)
+            raise ValueError(f"{checkpoint.named} {others}")
+        logger.warning("%s %s", checkpoint.named, others)
     model.load_state_dict(weights, strict=False)
     new = [name for name in own if name not in weights]
     modules = Counter(name.partition(".")[0] for name in new)
@@ -197,20 +238,19 @@ def load_finetune(
     return new
 
 
-def _differing_flags(
-    weights: Mapping[str, torch.Tensor], saved: Mapping[str, Any], config: ModelConfig
-) -> Iterator[str]:
-    """Yield what weights have that this run's flags do not ask for, and flags that have another value."""
+def _differing_flags(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[str]:
+    """Yield what a checkpoint has that this run's flags do not ask for, and flags that have another value."""
+    saved = checkpoint.settings
     parts = (
         (TEXT_PREFIXES, config.use_descriptions, "was trained with descriptions; add --use_descriptions"),
         (MAPPER_PREFIX, config.uses_mapper, "holds a mapper from poses to texts; drop --description_alignment 0"),
         (RGB_PREFIXES, config.rgb_support, "is an RGB-pose checkpoint; add --rgb_support"),
     )
     for prefixes, wanted, cure in parts:
-        if not wanted and any(name.startswith(prefixes) for name in weights):
+        if not wanted and checkpoint.holds(prefixes):
             yield cure
     values: dict[str, int | str] = {"hidden_dim": config.hidden_dim}
-    if _is_fused(weights) and config.use_descriptions:
+    if checkpoint.holds(FUSED) and config.use_descriptions:
         values |= {"text_max_tokens": config.text_max_tokens, "text_encoder": config.text_encoder}
     for name, value in values.items():
         # Folders of text encoders may differ, as they move; but mT5's own encoder ("") is another one.
@@ -231,19 +271,6 @@ def _fit_vocabulary(
         if into is not None and rows.shape[1:] == into.shape[1:] and len(rows) > (kept.max() if saved is None else 0):
             weights[name] = move_rows(rows, saved, into, kept)
     weights[KEPT_TOKENS] = kept
-
-
-def refuse_without_adapter(weights: Mapping[str, torch.Tensor], file: str) -> None:
-    """Raise ValueError for fusion modules without a text adapter, of an earlier version of this code."""
-    if _is_fused(weights) and "text_adapter.mean" not in weights:
-        raise ValueError(
-            f"{file} has fusion modules without a text adapter, of an earlier version of this code. Train them again "
-            "from pose-only weights."
-        )
-
-
-def _is_fused(weights: Mapping[str, torch.Tensor]) -> bool:
-    return any(name.startswith("gating_fusion.") for name in weights)
 
 
 def load_fusion(model: nn.Module, path: str | Path) -> None:

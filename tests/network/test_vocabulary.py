@@ -19,7 +19,7 @@ from synthetic.small_mt5 import train_tokenizer
 from tests.helpers.models import new_model
 from training import build
 from training.weight_files import read_weights, save_weights
-from training.weights import kept_tokens, load_finetune
+from training.weights import Checkpoint, load_finetune
 from translator import Translator
 
 TEXTS = ["我今天想在学校读书。", "Translate sign language video to Chinese: "]
@@ -305,7 +305,7 @@ def test_rows_move_by_hand():
 def test_what_cannot_be_is_one_line(kept, small_mt5_folder, tmp_path, capsys):
     for wrong in (torch.ones(3), torch.tensor([3, 2]), torch.tensor([-1, 2]), torch.tensor([], dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"--finetune: w.pth: its kept_tokens are no sorted token numbers"):
-            kept_tokens({"kept_tokens": wrong}, "w.pth", "--finetune")
+            _ = Checkpoint("--finetune: w.pth", {"kept_tokens": wrong}, {}).kept
     with pytest.raises(ValueError, match="keep token 99999 of a larger one. Name the mT5 of training"):
         load_mt5(small_mt5_folder, kept=torch.tensor([0, 1, 2, 99999]))
     model = new_model(small_mt5_folder, kept)

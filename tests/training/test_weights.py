@@ -118,3 +118,9 @@ def test_fusion_weights_load_alone(tmp_path):
     assert torch.equal(model.pose_proj.weight, kept)
     with pytest.raises(ValueError, match="--fusion_checkpoint: .* does not hold"):
         weights.load_fusion(model, save(Model(fusion=False), tmp_path / "none.pth", ModelConfig()))
+
+
+def test_a_small_file_cannot_ask_for_a_large_model():
+    held = {"part_para": torch.zeros(4 * 20000)}
+    with pytest.raises(ValueError, match="--finetune: w.pth says hidden_dim 20000, but its weights have another width"):
+        weights.Checkpoint("--finetune: w.pth", held, {"config": {"hidden_dim": 20000}}).config()
