@@ -17,6 +17,7 @@ import numpy as np
 from config import PICTURES_CURE
 
 MISSING_SECONDS = 0.5  # an intact file may end so many seconds before its stated end
+MAX_PIXELS = 1 << 26  # of an image; 8K has 33 million. A small file can claim any size
 FIRST_PICTURES = 5  # images of a camera to drop while it adjusts its exposure
 
 
@@ -160,6 +161,10 @@ def _video(path: str | Path) -> Iterator[Any]:
             stream = streams[0]
             if stream.codec_context is None:
                 raise ValueError(f"{path}: the video has a codec that FFmpeg does not know here. Encode it as H.264.")
+            if (width := stream.codec_context.width) * (height := stream.codec_context.height) > MAX_PIXELS:
+                raise ValueError(f"{path}: its images have {width} x {height} pixels. Scale the video down.")
+            # For images that differ from the header; codecs pad theirs.
+            stream.codec_context.options = {"max_pixels": str(2 * MAX_PIXELS)}
             stream.codec_context.thread_count = 1  # many processes read videos at the same time
             fault = "is cut short or damaged"
             yield stream

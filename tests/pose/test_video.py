@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+from pose import video
 from pose.video import Facts, check_n_frames, count_frames, read_facts, read_frames, read_pictures, record
 from tests.helpers.videos import greys
 
@@ -227,6 +228,16 @@ def test_what_is_no_video_or_half_a_one_is_named(real_video, tmp_path, kind, sai
         for look in (count_frames, read_facts):
             with pytest.raises(ValueError, match=re.escape(str(error.value))):
                 look(path)
+
+
+def test_a_small_file_cannot_ask_for_huge_images(write_video, tmp_path, monkeypatch):
+    path = write_video(tmp_path / "v.mp4", greys(2))
+    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48)
+    assert len(list(read_pictures(path))) == 2
+    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48 - 1)
+    for look in (read_facts, count_frames):
+        with pytest.raises(ValueError, match=r"v.mp4: its images have 64 x 48 pixels. Scale the video down."):
+            look(path)
 
 
 def without(monkeypatch, package):
