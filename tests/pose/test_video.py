@@ -232,8 +232,6 @@ def test_what_is_no_video_or_half_a_one_is_named(real_video, tmp_path, kind, sai
 
 def test_a_small_file_cannot_ask_for_huge_images(write_video, tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.mp4", greys(2))
-    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48)
-    assert len(list(read_pictures(path))) == 2
     monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48 - 1)
     for look in (read_facts, count_frames):
         with pytest.raises(ValueError, match=r"v.mp4: its images have 64 x 48 pixels. Scale the video down."):
