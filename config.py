@@ -42,6 +42,12 @@ LETTERS = {
 }
 UNSPACED = ("Chinese", "Japanese", "Thai")  # no spaces between words
 MODEL_JSON = "model.json"  # config and other facts of a model that tools/export.py has written
+# Model and recipe of `tools/demo.py` and `tools/ablate.py`: minutes on a CPU. The released weights' size needs a GPU.
+SMALL_MODEL = (
+    "--hidden_dim 16 --epochs 6 --warmup-epochs 0.6 --batch-size 32 --gradient-accumulation-steps 1 "
+    "--dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40"
+)
+SAMPLE_CLIPS = {"train": 2000, "dev": 100, "test": 200}  # of the sample corpus, by default
 ONE_PERSON = "--person: MediaPipe finds one person only; take --extractor rtmlib."
 
 mt5_path = "./pretrained_weight/mt5-base"

@@ -19,7 +19,6 @@ from pathlib import Path
 import config
 from clips.labels import split_labels
 from clips.tables import read_text
-from describing.by_rules import by_rules
 from describing.files import Clip
 from system.disk import write_text
 from system.processes import in_processes
@@ -305,6 +304,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.endpoint:
         return ask_model(args, clips, language)
+    from describing.by_rules import by_rules
+
     return 1 if by_rules(clips, language, args.aspect, args.workers, args.overwrite) else 0
 
 

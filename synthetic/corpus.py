@@ -48,12 +48,6 @@ from synthetic.signer import Form, Recording, Signer, record
 from synthetic.small_mt5 import refuse_other_models, write_small_mt5
 from system.disk import to_json, write_bytes, write_text
 
-# Model and recipe of `tools/demo.py` and `tools/ablate.py`: minutes on a CPU. The released weights' size needs a GPU.
-SMALL_MODEL = (
-    "--hidden_dim 16 --epochs 6 --warmup-epochs 0.6 --batch-size 32 --gradient-accumulation-steps 1 "
-    "--dtype fp32 --num_workers 1 --num_beams 2 --max_new_tokens 40"
-)
-CLIPS = {"train": 2000, "dev": 100, "test": 200}
 MARKER = "sample_corpus.json"  # lies in a sample corpus, and says that the folder may be written anew
 
 # gloss role handshape place movement fingers hands detail. The text of a sign is its gloss.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_programs import WRONG
+
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".wine/cp313/python.exe"
 
@@ -79,17 +81,19 @@ for words in json.loads(sys.argv[1]):
 
 
 def test_programs_start(windows, tmp_path):
-    programs = [
-        drive(ROOT / f"{name}.py") for name in ("fine_tuning", "pre_training_checklist", "describe", "inference")
-    ]
-    tools = "demo_page export extract_poses import_table pack_dataset picture report small_mt5".split()
-    programs += [f"tools.{name}" for name in tools]
+    programs = [path.removesuffix(".py").replace("/", ".") if "/" in path else drive(ROOT / path) for path in WRONG]
+    training, describing = drive(ROOT / "fine_tuning.py"), drive(ROOT / "describe.py")
     lost = drive(tmp_path / "lost.toml")
     wrong = {
-        f"{programs[0]} --zero_stage 3": (2, "--zero_stage 3: training so needs DeepSpeed, on Linux"),
-        f"{programs[0]} --bath-size 2": (2, "Did you mean --batch-size?"),
-        f"{programs[2]} --dataset_config {lost}": (1, f"error: --dataset_config: {lost} does not exist."),
+        f"{training} --zero_stage 3": (2, "--zero_stage 3: training so needs DeepSpeed, on Linux"),
+        f"{training} --bath-size 2": (2, "Did you mean --batch-size?"),
+        f"{describing} --dataset_config {lost}": (1, f"error: --dataset_config: {lost} does not exist."),
+        f"{describing} --shard 3/2": (2, "3/2 is no part I/N"),
         r"tools.extract_poses C:\nothing --out C:\poses": (1, r"error: C:\nothing"),
+        r"tools.pack_dataset --root C:\nothing --out packed": (1, r"error: --root: C:\nothing does not exist."),
+        r"tools.ablate --root C:\nothing --out ablation": (1, r"error: --root: C:\nothing does not exist."),
+        r"tools.export --checkpoint C:\gone.pth --out model": (1, r"error: --checkpoint: C:\gone.pth does not exist."),
+        r"tools.demo_page --checkpoint C:\gone.pth": (1, r"error: --checkpoint: C:\gone.pth does not exist."),
     }
     results = windows(
         PROGRAMS, tmp_path, json.dumps([*([name, "--help"] for name in programs), *(line.split() for line in wrong)])

@@ -16,16 +16,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 import config
-from synthetic.corpus import SMALL_MODEL
 from system.disk import to_json, write_text
-from training.experiments import Experiments
-from training.metrics import Tally, compare, draw_clips, tally
 from utils import Parser, add_dataset_flags, log_to_terminal, require_paths, run
+
+if TYPE_CHECKING:
+    from training.experiments import Experiments
+    from training.metrics import Tally
 
 logger = logging.getLogger("ablate")
 
@@ -44,7 +44,7 @@ EXAMPLES = (
   python -m tools.ablate --root my_data --dataset_config my.toml --out runs/mine -- --hidden_dim 64 --epochs 20
 
 Flags after -- go to every training and test, after these: """
-    + SMALL_MODEL
+    + config.SMALL_MODEL
 )
 
 
@@ -98,12 +98,14 @@ def run_arm(experiments: Experiments, name: str, seed: int) -> dict[str, list[di
 
 def summarise(predictions: Mapping[str, Mapping[int, list[dict]]], spec: config.DatasetSpec) -> list[dict]:
     """Return one dict per row of the table, given row -> seed -> the test clips' references and hypotheses."""
+    from training.metrics import compare, draw_clips
+
     table = []
     tallies = {row: {seed: bleu4(lines, spec) for seed, lines in by.items()} for row, by in predictions.items()}
     base = tallies.get(BASE, {})
     for row, by_seed in tallies.items():
         values = [counted.total() for counted in by_seed.values()]
-        entry = {"row": row, "seeds": len(values), "bleu4": float(np.mean(values)), "each": values}
+        entry = {"row": row, "seeds": len(values), "bleu4": fmean(values), "each": values}
         if row != BASE and (common := sorted(set(base) & set(by_seed))):
             ours, theirs = ([by[seed] for seed in common] for by in (by_seed, base))
             entry |= compare(ours, theirs, draw_clips(len(predictions[row][common[0]]), RESAMPLES))
@@ -113,6 +115,8 @@ def summarise(predictions: Mapping[str, Mapping[int, list[dict]]], spec: config.
 
 def bleu4(lines: Sequence[dict], spec: config.DatasetSpec) -> Tally:
     """Return the BLEU-4 tally of a test's clips."""
+    from training.metrics import tally
+
     hypotheses, references = ([line[key] for line in lines] for key in ("hypothesis", "reference"))
     return tally("SLT", hypotheses, references, spec.text_unit, spec.bleu_tokenizer)[0]["bleu4"]
 
@@ -163,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     require_paths(root=args.root)
+    from training.experiments import Experiments  # after --help and wrong flags
+
     log_to_terminal()
     spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root)
     flags = (*(QUICK.split() if args.quick else []), *args.flags)

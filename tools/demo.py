@@ -11,11 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import config
-from synthetic.corpus import CLIPS, MARKER, write_corpus
 from system.disk import read_lines
-from training.experiments import Experiments
-from training.metrics import score
-from training.run_folder import BEST
 from utils import Parser, progress, run
 
 EPOCHS = 6
@@ -50,10 +46,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the corpus, train and test side by side, print the comparison and write the report."""
     args = parse_args(argv)
+    from synthetic.corpus import MARKER, write_corpus  # after --help and wrong flags
+    from training.experiments import Experiments
+    from training.run_folder import BEST
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not (Path(args.root) / MARKER).is_file():
-        say(f"making a corpus of {sum(CLIPS.values()):,} clips in {args.root} ...")
-        write_corpus(args.root, CLIPS)
+        say(f"making a corpus of {sum(config.SAMPLE_CLIPS.values()):,} clips in {args.root} ...")
+        write_corpus(args.root, config.SAMPLE_CLIPS)
     spec = config.DATASETS["CSL_Daily"].under(args.root)
     out = Path(args.out)
     experiments = Experiments(spec, args.root, out, jobs=2)
@@ -95,7 +95,7 @@ def say(text: str) -> None:
 
 def watch(trainings: Sequence[Future], folders: Sequence[Path]) -> None:
     """Show one bar for all steps, and one line per epoch, until the trainings end."""
-    steps = EPOCHS * -(-CLIPS["train"] // BATCH)
+    steps = EPOCHS * -(-config.SAMPLE_CLIPS["train"] // BATCH)
     bar = progress([], "training", total=steps * len(folders))
     told = 0
     while True:
@@ -117,6 +117,8 @@ def watch(trainings: Sequence[Future], folders: Sequence[Path]) -> None:
 
 def comparison(results: Mapping[str, Sequence[Mapping[str, str]]], spec: config.DatasetSpec) -> str:
     """Format the scores of all tests, and sentences of some clips of the first two, evenly spaced, not chosen."""
+    from training.metrics import score
+
     lines = [f"\n{'test BLEU-4 of ' + str(len(next(iter(results.values())))) + ' clips':46} "]
     for row, clips in results.items():
         hypotheses, references = ([clip[key] for clip in clips] for key in ("hypothesis", "reference"))

@@ -15,25 +15,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import config
 from clips.labels import split_labels
-from clips.packs import (
-    DESCRIPTIONS,
-    POSES,
-    Content,
-    DescriptionPack,
-    PosePack,
-    pack_descriptions,
-    pack_pose,
-    packs_in,
-    sketch,
-    write_pack,
-)
 from system import lock
 from system.disk import explain
 from system.processes import in_processes
 from utils import Parser, add_dataset_flags, progress, require_paths, run
+
+if TYPE_CHECKING:
+    from clips.packs import Content
 
 CHUNK = 32  # files per job of a process
 
@@ -84,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, workers: int) -> None:
     """Pack the poses of a split's clips, and their descriptions if there are any."""
+    from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, sketch  # after --help and wrong flags
+
     there, name = spec.under(root), spec.folder(split)
     labels = split_labels(there, split)
     split_spec = there.for_split(split)
@@ -110,6 +104,8 @@ def pack(
     sketched: Mapping[str, str],
 ) -> None:
     """Write one pack and print a summary."""
+    from clips.packs import POSES, write_pack
+
     counts: Counter[str] = Counter()
     faults: list[str] = []
 
@@ -149,6 +145,8 @@ def verify(out: Path) -> None:
         FileNotFoundError: there are no packs.
         ValueError: a pack is damaged; the message names the first fault.
     """
+    from clips.packs import DESCRIPTIONS, POSES, DescriptionPack, PosePack, packs_in
+
     folders = packs_in(out)
     if not folders:
         raise FileNotFoundError(f"--verify: {out} holds no packs.")

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 import config
-from synthetic.corpus import CLIPS, SIGNS, SMALL_MODEL, minimal_pairs, write_corpus
 from utils import Parser, run
 
 
@@ -21,14 +20,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", default="sample", help="folder to write (default: sample)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clips", type=int, nargs=3, default=tuple(CLIPS.values()), metavar=config.SPLITS)
+    parser.add_argument(
+        "--clips", type=int, nargs=3, default=tuple(config.SAMPLE_CLIPS.values()), metavar=config.SPLITS
+    )
     args = parser.parse_args(arguments)
+    from synthetic.corpus import SIGNS, minimal_pairs, write_corpus  # after --help and wrong flags
+
     totals = write_corpus(args.out, dict(zip(config.SPLITS, args.clips, strict=True)), args.seed)
     summary = ", ".join(f"{count} {what}" for what, count in totals.items())
     sys.stdout.write(
         f"{args.out}: {summary}\n"
         f"{len(SIGNS)} signs, {len(minimal_pairs())} pairs that only descriptions tell apart\n"
-        f"next: python fine_tuning.py --root {args.out} --use_descriptions --text_encoder_freeze {SMALL_MODEL}\n"
+        f"next: python fine_tuning.py --root {args.out} --use_descriptions --text_encoder_freeze {config.SMALL_MODEL}\n"
     )
 
 

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import DatasetSpec
+from config import SMALL_MODEL, DatasetSpec
 from describing.control_texts import write_control_texts
-from synthetic.corpus import SMALL_MODEL
 from system.disk import to_json, write_text
 from training.run_folder import BEST
 

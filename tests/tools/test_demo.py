@@ -9,7 +9,7 @@ from tools import demo
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(demo, "CLIPS", {"train": 24, "dev": 4, "test": 7})
+    monkeypatch.setattr("config.SAMPLE_CLIPS", {"train": 24, "dev": 4, "test": 7})
     monkeypatch.setattr(demo, "BATCH", 12)
     monkeypatch.setattr(demo, "EPOCHS", 1)
     monkeypatch.setattr(
