@@ -8,13 +8,12 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import ASPECTS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from config import ASPECTS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES
 from system.disk import to_json, write_text
 from system.faults import CLIP_FAULTS, in_one_line, printable
 from utils import Parser, add_extractor_flags, progress, require_paths, run, sigterm_as_ctrl_c, without_gpu
@@ -25,15 +24,13 @@ if TYPE_CHECKING:
     from clips.batch import Sample
     from pose.extraction import Extractor
     from pose.keypoints import Pose
-    from pose.live import Frame
-    from translator import Explained, Translator
+    from translator import Explained, LiveSentence, Translator
 
     Video = Path | list[np.ndarray] | None
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
 SAVED_EVERY = 10  # seconds between writes of --out while clips are translated
 LONGEST = 60  # maximum seconds of camera recording, since all images stay in memory until poses are extracted
-DRAFT_EVERY = 1  # seconds of signing from one live draft to the next
 EXAMPLES = """examples:
   python inference.py talk.mp4 --checkpoint output_multimodal/best_checkpoint.pth --extractor mediapipe
   python inference.py 0 --checkpoint best_checkpoint.pth --seconds 6
@@ -253,7 +250,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
 
     pose, aspect, video = find_pose(clip, extractor, args)
     clip.first, clip.end = pose.frames.start, pose.frames.stop
-    texts = by_rules(translator, pose, aspect) if args.describe else None
+    texts = translator.describe(pose, aspect) if args.describe else None
     if args.descriptions:
         path = Path(args.descriptions)
         if path.is_dir():
@@ -262,13 +259,6 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
         else:
             texts = load_descriptions(path, pose)
     return translator.sample(pose, texts, clip.name, video)
-
-
-def by_rules(translator: Translator, pose: Pose, aspect: float) -> dict[int, str]:
-    """Describe a clip in the language of the model."""
-    from describing.sentences import describe_pose
-
-    return describe_pose(pose, description_language(translator.model.config.language), aspect)
 
 
 def translate(
@@ -389,57 +379,46 @@ def live(translator: Translator, clips: Sequence[Clip], results: Results, args: 
     """Translate segments of signing while they come; however it ends, segments that have ended get their sentences."""
     import torch
 
-    from clips.segments import Segmenter
     from pose import extraction
-    from pose.live import as_pose, live_poses
+    from pose.live import live_poses
+    from translator import Live
 
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # the rest is for the extractor
     device = "cpu" if args.device == "cpu" else ""
     load = functools.partial(extraction.load_extractor, args.extractor, args.models, device)
     source = [clip.path for clip in clips] if clips[0].camera is None else clips[0].camera
-    poses = live_poses(source, args.fps, args.aspect or 0, load)
-    segmenter, drafted = Segmenter(), 0.0  # time of the last draft's last frame
-    ended: deque[list[Frame]] = deque()  # segments that wait for their sentences
-    delays: list[float] = []  # seconds from a segment's last frame to its sentence
-    tally = Counter[str]()
-
-    def take(frames: Sequence[Frame]) -> None:
-        ended.extend(filter(None, map(segmenter.add, frames)))
-        tally.update(frames=len(frames))
-        tally["dropped"] = frames[-1].dropped if frames else tally["dropped"]
-
-    def translated(frames: Sequence[Frame]) -> Clip:
-        pose = as_pose(frames)
-        texts = by_rules(translator, pose, frames[0].aspect) if args.describe else None
-        (explained,) = translator.explain([translator.sample(pose, texts, "live")])
-        first, end = (round(1000 * frame.time) for frame in (frames[0], frames[-1]))  # milliseconds
-        return Clip("live", Path(), None, first, end, 1000, explained)
+    poses, now = live_poses(source, args.fps, args.aspect or 0, load), Live(translator, args.describe)
+    n_drafts, delays = 0, list[float]()  # seconds from a segment's last frame to its sentence
 
     def finish() -> None:
-        while ended:
-            results.add(clip := translated(ended[0]))
-            delays.append(time.time() - ended.popleft()[-1].came)
+        for final in now.finals():
+            results.add(clip := as_clip(final))
+            delays.append(time.time() - final.frames[-1].came)
             show(clip)
             results.write()
 
     sys.stderr.write("live; Ctrl-C ends.\n")
     try:
         for frames in poses:
-            take(frames)
+            now.take(frames)
             finish()
-            lasts = segmenter.frames
-            if lasts and lasts[-1].time - max(lasts[0].time, drafted) >= DRAFT_EVERY:
-                drafted = lasts[-1].time
-                show(translated(lasts), " ...")
-                tally.update(drafts=1)
-        ended.extend(filter(None, [segmenter.end()]))
+            for draft in now.drafts():
+                show(as_clip(draft), " ...")
+                n_drafts += 1
+        now.end()
     finally:
-        take(next(poses, []))
+        now.take(next(poses, []))
         finish()
         sys.stderr.write(
             f"{len(delays)} sentences, {sum(delays) / max(len(delays), 1):.1f} s after their last frames; "
-            f"{tally['drafts']} drafts; {tally['dropped']} of {tally['frames'] + tally['dropped']} frames dropped.\n"
+            f"{n_drafts} drafts; {now.n_dropped} of {now.n_frames + now.n_dropped} frames dropped.\n"
         )
+
+
+def as_clip(sentence: LiveSentence) -> Clip:
+    """Return a live segment as a clip of the recording; its frames are milliseconds."""
+    first, end = (round(1000 * frame.time) for frame in (sentence.frames[0], sentence.frames[-1]))
+    return Clip("live", Path(), None, first, end, 1000, sentence.explained)
 
 
 def show(clip: Clip, more: str = "") -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +16,16 @@ import numpy as np
 import torch
 
 from clips.batch import Sample, collate_fn, to_device
-from config import POSE_SUFFIXES, VIDEO_SUFFIXES
+from clips.segments import Segmenter
+from config import POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from describing.sentences import describe_pose
 from models import Uni_Sign
 from network.attention import Word, attention_to_frames, words
 from network.state_dicts import differences
 from pose.extraction import Extractor, extract_pose
 from pose.hand_crops import HandCrops
 from pose.keypoints import SCORE_THRESHOLD, Pose, part_keypoints, read_pose
+from pose.live import Frame, as_pose
 from pose.video import read_pictures
 from system.distributed import autocast, check_dtype
 from temporal_alignment import TemporalAligner, read_descriptions, sample_frames
@@ -37,6 +41,8 @@ from training.weights import (
 )
 
 logger = logging.getLogger(__name__)
+
+DRAFT_EVERY = 1  # seconds of signing from one live draft to the next
 
 
 class Candidate(NamedTuple):
@@ -219,6 +225,10 @@ class Translator:
             crops = self.hand_crops.load(video, pose, frames)
         return Sample(name, part_keypoints(pose, frames), "", "", crops, texts, own)
 
+    def describe(self, pose: Pose, aspect: float) -> dict[int, str]:
+        """Describe a clip by the rules, in the language of the model; `aspect` is width / height of its pictures."""
+        return describe_pose(pose, description_language(self.model.config.language), aspect)
+
     @torch.no_grad()
     def explain(self, samples: Sequence[Sample], n_best: int = 1) -> list[Explained]:
         """Generate sentences for a batch of clips, and say what they rest on.
@@ -252,6 +262,74 @@ class Translator:
             over = words(self.model.tokenizer, best[i].tolist(), attention[i, :, :length])
             explained.append(Explained(found, gate, over))
         return explained
+
+
+class LiveSentence(NamedTuple):
+    """A segment of live signing, translated.
+
+    Attributes:
+        frames: those of the segment.
+        explained: its sentences, and what they rest on.
+        is_draft: it has not ended.
+    """
+
+    frames: Sequence[Frame]
+    explained: Explained
+    is_draft: bool
+
+    @property
+    def text(self) -> str:
+        """Return the best sentence, in one line."""
+        return " ".join(self.explained.candidates[0].text.split())
+
+
+class Live:
+    """Translates segments of signing while they come.
+
+    Args:
+        translator: the translator with its model, which takes no crops of the hands.
+        describe: describe each segment by the rules.
+
+    Attributes:
+        n_frames: number of frames taken.
+        n_dropped: number of frames dropped between them.
+    """
+
+    def __init__(self, translator: Translator, describe: bool = False) -> None:
+        self.translator, self.describe = translator, describe
+        self.n_frames = self.n_dropped = 0
+        self._segmenter, self._drafted = Segmenter(), 0.0  # time of the last draft's last frame
+        self._ended: deque[list[Frame]] = deque()  # segments that wait for their sentences
+
+    def take(self, frames: Sequence[Frame]) -> None:
+        """Take the frames that have come since the last time."""
+        self._ended.extend(filter(None, map(self._segmenter.add, frames)))
+        self.n_frames += len(frames)
+        self.n_dropped = frames[-1].dropped if frames else self.n_dropped
+
+    def end(self) -> None:
+        """End the segment that lasts, as the end of a recording does."""
+        self._ended.extend(filter(None, [self._segmenter.end()]))
+
+    def finals(self) -> Iterator[LiveSentence]:
+        """Yield the sentences of segments that have ended; one that is interrupted comes the next time."""
+        while self._ended:
+            final = self._translate(self._ended[0])
+            self._ended.popleft()
+            yield final
+
+    def drafts(self) -> Iterator[LiveSentence]:
+        """Yield a draft of the segment that lasts, if it has grown enough."""
+        lasts = self._segmenter.frames
+        if lasts and lasts[-1].time - max(lasts[0].time, self._drafted) >= DRAFT_EVERY:
+            self._drafted = lasts[-1].time
+            yield self._translate(lasts, is_draft=True)
+
+    def _translate(self, frames: Sequence[Frame], is_draft: bool = False) -> LiveSentence:
+        pose = as_pose(frames)
+        texts = self.translator.describe(pose, frames[0].aspect) if self.describe else None
+        (explained,) = self.translator.explain([self.translator.sample(pose, texts, "live")])
+        return LiveSentence(frames, explained, is_draft)
 
 
 class FrozenTextEncoder:

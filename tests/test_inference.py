@@ -317,7 +317,7 @@ def test_live_sentences_are_those_of_the_same_segments(checkpoint, talked, tmp_p
 
 
 def test_ctrl_c_loses_no_finished_segment(plain_checkpoint, talked, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(inference, "DRAFT_EVERY", 100)
+    monkeypatch.setattr("translator.DRAFT_EVERY", 100)
     explain, calls = Translator.explain, []
 
     def interrupted(self, samples):
