@@ -388,7 +388,8 @@ def live(translator: Translator, clips: Sequence[Clip], results: Results, args: 
     load = functools.partial(extraction.load_extractor, args.extractor, args.models, device)
     source = [clip.path for clip in clips] if clips[0].camera is None else clips[0].camera
     poses, now = live_poses(source, args.fps, args.aspect or 0, load), Live(translator, args.describe)
-    n_drafts, delays = 0, list[float]()  # seconds from a segment's last frame to its sentence
+    n_drafts = 0
+    delays: list[float] = []  # seconds from a segment's last frame to its sentence
 
     def finish() -> None:
         for final in now.finals():

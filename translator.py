@@ -277,11 +277,6 @@ class LiveSentence(NamedTuple):
     explained: Explained
     is_draft: bool
 
-    @property
-    def text(self) -> str:
-        """Return the best sentence, in one line."""
-        return " ".join(self.explained.candidates[0].text.split())
-
 
 class Live:
     """Translates segments of signing while they come.

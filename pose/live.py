@@ -1,10 +1,12 @@
 """Poses as they come, from a camera or from files as if they were live; found in a process of their own.
 
-Pictures that come while the extractor is busy, and one waits already, are dropped.
+Pictures that come while the extractor is busy, and one waits already, are dropped. Who sends them through a connection
+is told when each is taken, and drops those that come until then.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
 import queue
@@ -12,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +47,15 @@ class Frame(NamedTuple):
     came: float = 0
 
 
+class Taken(NamedTuple):
+    """A picture, (H, W, 3) uint8, or the keypoints and scores of one, and the facts of its `Frame`."""
+
+    time: float
+    came: float
+    dropped: int
+    item: Any
+
+
 def as_pose(frames: Sequence[Frame]) -> Pose:
     """Join frames to a clip; those that were dropped are filled in: the model knows no signing that is faster."""
     keypoints, scores = np.stack([f.keypoints for f in frames]), np.stack([f.scores for f in frames])
@@ -55,12 +67,15 @@ def as_pose(frames: Sequence[Frame]) -> Pose:
 
 
 def live_poses(
-    source: int | Sequence[Path], fps: float, aspect: float, load: Callable[[], Extractor]
+    source: int | Sequence[Path] | Connection, fps: float, aspect: float, load: Callable[[], Extractor]
 ) -> Iterator[list[Frame]]:
-    """Yield the frames that have come since the last time, at least one; ends with a recording, never with a camera.
+    """Yield the frames that have come since the last time; ends with a recording, never with a camera.
+
+    Of pictures there is an empty list when the extractor is ready, and for each second in which none comes.
 
     Args:
-        source: a camera's number, or videos or pose files, played one after the other.
+        source: a camera's number, or videos or pose files, played one after the other; or a connection, closed here,
+            that brings `Taken` pictures, and "" at the end. Each is answered with None when its turn comes.
         fps: frames per second of files; 0: what the first video says.
         aspect: width of the pictures / their height; 0: as they are, 1 for pose files.
         load: loads the extractor in the process that needs it, if there are pictures.
@@ -71,20 +86,28 @@ def live_poses(
     context = multiprocessing.get_context("spawn")  # threads and GPU state do not survive a fork
     messages = context.Queue()
     process = context.Process(target=_find, args=(messages, source, fps, aspect, load), daemon=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process alone
+    mask = getattr(signal, "pthread_sigmask", lambda *_: ())  # Windows has none
+    before = mask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: Ctrl-C is for this process alone
     process.start()
-    signal.signal(signal.SIGINT, before)
+    mask(signal.SIG_SETMASK, before)
+    if not isinstance(source, int | Sequence):
+        source.close()  # so that the other end is told when the process dies
     frames: list[Frame] = []
+    is_ready = False
     try:
         while True:
             try:
                 message = messages.get(not frames, 1)
             except queue.Empty:
-                if frames:
+                if not (frames or process.is_alive()) and messages.empty():
+                    raise ValueError("the process that finds the poses died; is there enough memory?") from None
+                if frames or is_ready:
                     yield frames
                     frames = []
-                elif not process.is_alive() and messages.empty():
-                    raise ValueError("the process that finds the poses died; is there enough memory?") from None
+                continue
+            if message is None:
+                is_ready = True
+                yield []
                 continue
             if not isinstance(message, Frame):
                 break
@@ -100,8 +123,14 @@ def live_poses(
 def _find(messages: Any, source: Any, fps: float, aspect: float, load: Callable[[], Extractor]) -> None:
     """Send frames, and at the end "" or what is wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows does not inherit it
+
+    def ready() -> Extractor:
+        extractor = load()
+        messages.put(None)
+        return extractor
+
     try:
-        for frame in find_poses(source, fps, aspect, load):
+        for frame in find_poses(source, fps, aspect, ready):
             messages.put(frame)
         messages.put("")
     except CLIP_FAULTS as error:
@@ -110,25 +139,41 @@ def _find(messages: Any, source: Any, fps: float, aspect: float, load: Callable[
 
 def find_poses(source: Any, fps: float, aspect: float, load: Callable[[], Extractor]) -> Iterator[Frame]:
     """Yield frames as they come; see `live_poses`."""
-    is_camera = isinstance(source, int)
-    with_pictures = is_camera or source[0].suffix.lower() in VIDEO_SUFFIXES
-    items: Iterator[Any]
+    with_pictures = not isinstance(source, Sequence) or source[0].suffix.lower() in VIDEO_SUFFIXES
     if with_pictures:
         extractor = load()
         extractor.start()
-        items = watch(source) if is_camera else itertools.chain.from_iterable(map(read_pictures, source))
-        fps = 0 if is_camera else fps or read_facts(source[0]).fps or 25
-    else:
-        items = (pair for pose in map(read_pose, source) for pair in zip(pose.keypoints, pose.scores, strict=True))
-    waiting: queue.Queue = queue.Queue(1 if with_pictures else 0)  # poses are never late
-    threading.Thread(target=_watch, args=(items, fps, waiting), daemon=True).start()
-    while not isinstance(item := waiting.get(), str):
+    is_played = isinstance(source, int | Sequence)
+    take = _play(source, fps, with_pictures) if is_played else functools.partial(_receive, source)
+    while not isinstance(item := take(), str):
         now, came, dropped, seen = item
         shape = aspect or (seen.shape[1] / seen.shape[0] if with_pictures else 1)
         keypoints, scores = _largest(*extractor(seen)) if with_pictures else seen
         yield Frame(now, keypoints, scores, shape, dropped, came)
     if item:
         raise ValueError(item)
+
+
+def _receive(connection: Connection) -> Any:
+    """Take what is sent next, and say so."""
+    item = connection.recv()
+    connection.send(None)
+    return item
+
+
+def _play(source: int | Sequence[Path], fps: float, with_pictures: bool) -> Callable[[], Any]:
+    """Begin to watch a camera or to play files; return what waits for the next item."""
+    items: Iterator[Any]
+    if isinstance(source, int):
+        items, fps = watch(source), 0
+    elif with_pictures:
+        items = itertools.chain.from_iterable(map(read_pictures, source))
+        fps = fps or read_facts(source[0]).fps or 25
+    else:
+        items = (pair for pose in map(read_pose, source) for pair in zip(pose.keypoints, pose.scores, strict=True))
+    waiting: queue.Queue = queue.Queue(1 if with_pictures else 0)  # poses are never late
+    threading.Thread(target=_watch, args=(items, fps, waiting), daemon=True).start()
+    return waiting.get
 
 
 def _watch(items: Iterable[Any], fps: float, waiting: queue.Queue) -> None:
@@ -139,7 +184,7 @@ def _watch(items: Iterable[Any], fps: float, waiting: queue.Queue) -> None:
             now = number / fps if fps else time.time() - start
             time.sleep(max(0, start + now - time.time()))
             try:
-                waiting.put_nowait((now, start + now, dropped, item))
+                waiting.put_nowait(Taken(now, start + now, dropped, item))
             except queue.Full:
                 dropped += 1
     except CLIP_FAULTS as error:
