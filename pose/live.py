@@ -13,7 +13,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ def as_pose(frames: Sequence[Frame]) -> Pose:
 
 def live_poses(
     source: int | Sequence[Path] | Connection, fps: float, aspect: float, load: Callable[[], Extractor]
-) -> Iterator[list[Frame]]:
+) -> Generator[list[Frame], None, None]:
     """Yield the frames that have come since the last time; ends with a recording, never with a camera.
 
     Of pictures there is an empty list when the extractor is ready, and for each second in which none comes.

@@ -1,12 +1,13 @@
 """Read videos and cameras: all frames in order and upright, with a check that the video is complete.
 
-Videos need PyAV (the extra `rgb`), cameras need OpenCV, which comes with the pose extractors. Images are (height,
-width, 3) uint8 RGB.
+Videos need PyAV and JPEGs Pillow (the extra `rgb`), cameras OpenCV, which comes with the pose extractors. Images are
+(height, width, 3) uint8 RGB.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,23 @@ def watch(camera: int) -> Iterator[np.ndarray]:
             there, picture = device.read()
     finally:
         device.release()
+
+
+def read_jpeg(content: bytes, longest: int) -> np.ndarray:
+    """Decode a JPEG of a stranger, whose sides may have so many pixels.
+
+    Raises:
+        ValueError: it is none, damaged or larger.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:  # reads its size alone
+            if max(picture.size) > longest:
+                raise ValueError(f"the picture has {picture.width} x {picture.height} pixels; {longest} is the most.")
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the picture is no whole JPEG ({type(error).__name__}).") from None
 
 
 @contextlib.contextmanager

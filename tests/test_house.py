@@ -37,7 +37,7 @@ OWNERS = {
     "mediapipe": {"pose.extraction"},
     "rtmlib": {"pose.extraction"},
     "onnxruntime": {"pose.extraction"},
-    "PIL": {"pose.drawing", "pose.hand_crops", "tools.picture"},
+    "PIL": {"pose.drawing", "pose.hand_crops", "pose.video", "tools.picture"},
     "safetensors": {"synthetic.small_mt5", "training.weight_files"},
 }
 FILES = [*ROOT.glob("*.py"), *(path for room in RANK for path in (ROOT / room).glob("[!_]*.py"))]

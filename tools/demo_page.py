@@ -10,7 +10,9 @@ Shapes: T sampled frames.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import functools
 import json
 import select
 import socket
@@ -25,14 +27,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ASPECTS, POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from config import ASPECTS, POSE_SUFFIXES, VIDEO_SUFFIXES
 from system.disk import to_json
 from system.faults import CLIP_FAULTS, in_one_line
-from utils import Parser, add_extractor_flags, require_paths, run, sigterm_as_ctrl_c, without_gpu
+from utils import Parser, add_extractor_flags, installed, require_paths, run, sigterm_as_ctrl_c, without_gpu
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from pages.live import LiveCamera
     from pose.extraction import Extractor
     from pose.keypoints import Pose
     from translator import Translator
@@ -43,9 +46,12 @@ FILES = {
     "/": ("demo.html", "text/html"),
     "/demo.css": ("demo.css", "text/css"),
     "/demo.js": ("demo.js", "text/javascript"),
+    "/live.js": ("live.js", "text/javascript"),
     "/skeleton_player.js": ("skeleton_player.js", "text/javascript"),
     "/words.js": ("words.js", "text/javascript"),
 }
+ONLY_THE_PAGE = "only the page itself may ask."
+LIVE_BYTES = 500_000  # of a live picture and its facts
 SECONDS = 30  # maximum seconds to wait for a browser
 N_BEST = 3
 EXAMPLES = """examples:
@@ -140,10 +146,25 @@ class Demo:
         translator: the translator with its model.
         extractor: extracts poses from videos; without it videos are refused.
         no_extractor: why there is none.
+        load: loads another one, for the process of a live session.
     """
 
-    def __init__(self, translator: Translator, extractor: Extractor | None = None, no_extractor: str = "") -> None:
+    def __init__(
+        self,
+        translator: Translator,
+        extractor: Extractor | None = None,
+        no_extractor: str = "",
+        load: Callable[[], Extractor] | None = None,
+    ) -> None:
+        from pages.live import LiveCamera
+
         self.translator, self.extractor, self.no_extractor = translator, extractor, no_extractor
+        self.no_live = no_extractor
+        if translator.hand_crops:
+            self.no_live = "This checkpoint looks at crops of the hands, which are not kept live."
+        elif not self.no_live and not installed("PIL"):
+            self.no_live = 'Needs PIL: pip install -e ".[rgb]"'
+        self.live = LiveCamera(translator, load) if load and not self.no_live else None
         self.busy = threading.Lock()  # one clip is processed at a time
         self.over = threading.Event()
 
@@ -157,6 +178,7 @@ class Demo:
             "max_bytes": max_bytes,
             "suffixes": [*(() if config.rgb_support else POSE_SUFFIXES), *(VIDEO_SUFFIXES if self.extractor else ())],
             "no_videos": "" if self.extractor else self.no_extractor,
+            "no_live": self.no_live,
         }
 
     def answer(self, question: Question, file: bytes, is_gone: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -177,28 +199,19 @@ class Demo:
         from pose.drawing import picture_points, player_data
         from temporal_alignment import sample_frames
 
-        def still_asked() -> None:
-            if self.over.is_set() or is_gone():
-                raise ConnectionAbortedError
-
-        while not self.busy.acquire(timeout=0.2):
-            still_asked()
-        try:
-            with tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
-                path = Path(folder) / f"clip{Path(question.name).suffix}"
-                video = path if path.suffix.lower() in VIDEO_SUFFIXES else None
-                try:
-                    path.write_bytes(file)
-                    pose, aspect, fps = self._pose(path, question, still_asked)
-                    texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
-                    still_asked()
-                    sentences = self._sentences(pose, texts, video)
-                except ConnectionAbortedError:
-                    raise
-                except CLIP_FAULTS as error:
-                    raise ValueError(in_one_line(error).replace(str(path), question.name).replace(folder, "")) from None
-        finally:
-            self.busy.release()
+        with self.turn(is_gone) as still_asked, tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
+            path = Path(folder) / f"clip{Path(question.name).suffix}"
+            video = path if path.suffix.lower() in VIDEO_SUFFIXES else None
+            try:
+                path.write_bytes(file)
+                pose, aspect, fps = self._pose(path, question, still_asked)
+                texts = self._texts(question, path.with_suffix(".json"), pose, aspect)
+                still_asked()
+                sentences = self._sentences(pose, texts, video)
+            except ConnectionAbortedError:
+                raise
+            except CLIP_FAULTS as error:
+                raise ValueError(in_one_line(error).replace(str(path), question.name).replace(folder, "")) from None
         frames = sample_frames(len(pose), self.translator.max_length)
         return {
             "name": question.name,
@@ -208,6 +221,22 @@ class Demo:
             **player_data(*picture_points(pose, frames, aspect)),
             **sentences,
         }
+
+    @contextlib.contextmanager
+    def turn(self, is_gone: Callable[[], bool]) -> Iterator[Callable[[], None]]:
+        """Wait for the model; give what raises ConnectionAbortedError, as this does, if nobody waits any more."""
+
+        def still_asked() -> None:
+            if self.over.is_set() or is_gone():
+                raise ConnectionAbortedError
+
+        while not self.busy.acquire(timeout=0.2):
+            still_asked()
+        try:
+            still_asked()
+            yield still_asked
+        finally:
+            self.busy.release()
 
     def _pose(self, path: Path, question: Question, still_asked: Callable[[], None]) -> tuple[Pose, float, float]:
         """Return a file's pose, the aspect ratio of its images, and the frames per second (0 if unknown)."""
@@ -231,7 +260,6 @@ class Demo:
 
     def _texts(self, question: Question, path: Path, pose: Pose, aspect: float) -> Mapping[int, str] | None:
         """Return a clip's descriptions; None if not requested or not supported by the model."""
-        from describing.sentences import describe_pose
         from translator import load_descriptions
 
         if not self.translator.model.config.use_descriptions or question.texts == "none":
@@ -239,7 +267,7 @@ class Demo:
         if question.texts == "file":
             path.write_text(question.content, encoding="utf-8")
             return load_descriptions(path, pose)
-        return describe_pose(pose, description_language(self.translator.model.config.language), aspect)
+        return self.translator.describe(pose, aspect)
 
     def _sentences(self, pose: Pose, texts: Mapping[int, str] | None, video: Path | None) -> dict[str, Any]:
         """Return sentences with and without descriptions, each frame's text and gate, and what led to which word."""
@@ -262,14 +290,14 @@ class Demo:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handles one request: for the page's files, the facts, or a translation."""
+    """Handles one request: for the page's files, the facts, a translation, or a live session and its pictures."""
 
     server: Server
     timeout = SECONDS
     server_version, sys_version = "demo_page", ""
 
     def do_GET(self) -> None:
-        """Send one of the page's files, or the facts."""
+        """Send one of the page's files, the facts, or the events of a live session."""
         if not self._is_for_us():
             return
         if self.path == "/facts":
@@ -277,29 +305,55 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path in FILES:
             name, kind = FILES[self.path]
             self._send(HTTPStatus.OK, (PAGES / name).read_bytes(), f"{kind}; charset=utf-8")
+        elif self.path in ("/live", "/live?rules") and self.server.demo.live:
+            if self.headers.get("Sec-Fetch-Site") == "same-origin":  # browsers send no Origin here
+                self._send_events(self.server.demo.live)
+            else:
+                self._refuse(HTTPStatus.FORBIDDEN, ONLY_THE_PAGE)
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "nothing is here.")
 
     def do_POST(self) -> None:
-        """Answer a translation request."""
+        """Answer a translation request, or take a live picture."""
         if not self._is_for_us():
             return
-        length = self.headers.get("Content-Length", "")
+        length, live = self.headers.get("Content-Length", ""), self.path == "/live" and self.server.demo.live
+        limit, flag = (LIVE_BYTES, "") if live else (self.server.facts["max_bytes"], " (--max_upload)")
         if self.headers.get("Origin") != f"http://{self.headers['Host']}":
-            self._refuse(HTTPStatus.FORBIDDEN, "only the page itself may ask.")
-        elif self.path != "/translate" or not length.isdecimal():
+            self._refuse(HTTPStatus.FORBIDDEN, ONLY_THE_PAGE)
+        elif not (live or self.path == "/translate") or not length.isdecimal():
             self._refuse(HTTPStatus.BAD_REQUEST, "the request is none of this page.")
-        elif int(length) > self.server.facts["max_bytes"]:
-            size = f"{int(length) / 1e6:.1f} MB; the limit is {self.server.facts['max_bytes'] / 1e6:.0f} MB"
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file has {size} (--max_upload).")
+        elif int(length) > limit:
+            size = f"{int(length) / 1e6:.1f} MB; the limit is {limit / 1e6:g} MB"
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file has {size}{flag}.")
         else:
             try:
-                asked = Question.of(self.rfile.read(int(length)))
-                self._send_json(HTTPStatus.OK, self.server.demo.answer(*asked, self._is_gone))
+                body = self.rfile.read(int(length))
+                if live:
+                    live.take(body)
+                    self._send_json(HTTPStatus.OK, {})
+                else:
+                    self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(body), self._is_gone))
             except (ValueError, FileNotFoundError) as error:  # the text encoder's folder may have been moved
                 self._refuse(HTTPStatus.BAD_REQUEST, in_one_line(error))
             except (TimeoutError, ConnectionError):
                 self.close_connection = True
+
+    def _send_events(self, live: LiveCamera) -> None:
+        """Run a live session."""
+
+        def tell(what: Mapping[str, Any]) -> None:
+            self.wfile.write(f"data: {to_json(what)}\n\n".encode())
+
+        demo = self.server.demo
+        describe = self.path.endswith("?rules") and demo.translator.model.config.use_descriptions
+        self._start(HTTPStatus.OK, "text/event-stream")
+        try:
+            live.run(describe, tell, lambda: demo.turn(self._is_gone))
+        except (TimeoutError, ConnectionError):
+            self.close_connection = True
+        except CLIP_FAULTS as error:
+            tell({"error": in_one_line(error)})
 
     def _is_gone(self) -> bool:
         try:
@@ -323,20 +377,23 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, body, "application/json; charset=utf-8")
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self._start(status, kind, {"Content-Length": str(len(body))})
+        self.wfile.write(body)
+
+    def _start(self, status: HTTPStatus, kind: str, more: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
         policy = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
         for name, value in {
             "Content-Type": kind,
-            "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
             "Content-Security-Policy": policy,
             "Cross-Origin-Resource-Policy": "same-origin",
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
+            **(more or {}),
         }.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the name is http.server's
         """Log nothing: the page shows errors."""
@@ -379,21 +436,22 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
-    """Load the pose extractor or, unless a flag asks for it, return why there is none: the page works without.
+def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str, Callable[[], Extractor]]:
+    """Load the pose extractor or, unless a flag asks for it, return why there is none; and what loads it again.
 
     Raises:
         FileNotFoundError, ValueError: see `load_extractor`.
     """
     from pose.extraction import load_extractor
 
+    device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU
+    load = functools.partial(load_extractor, args.extractor, args.models, device)
     try:
-        device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU
-        return load_extractor(args.extractor, args.models, device), ""
+        return load(), "", load
     except (ValueError, FileNotFoundError) as error:
         if args.extractor or args.models:
             raise
-        return None, str(error)
+        return None, str(error), load
 
 
 def main(args: argparse.Namespace) -> None:

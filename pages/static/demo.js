@@ -1,5 +1,6 @@
 // The page of tools/demo_page.py: sends a file, shows what comes back. Everything is inserted as text, never as markup.
 
+import { Live } from "/live.js";
 import { SkeletonPlayer } from "/skeleton_player.js";
 import { shade, showWords, strip } from "/words.js";
 
@@ -24,6 +25,14 @@ const WORDS = {
     too_large: (name, size, limit) => `${name} has ${size} MB; the limit is ${limit} MB (--max_upload).`,
     unreachable: "The server does not answer. Is tools/demo_page.py still running?",
     choose_texts: "Choose a JSON file of descriptions.",
+    live: "Live",
+    live_start: "Start the camera",
+    live_stop: "Stop",
+    live_hint: "The camera's pictures go to this server alone, and are not kept.",
+    live_starting: "Starting …",
+    live_counts: (frames, dropped) => `${frames} pictures looked at, ${dropped} dropped.`,
+    no_camera: (reason) => `No camera: ${reason}.`,
+    insecure: "The camera needs https or localhost, and a browser of 2024 or later.",
     with: "With descriptions",
     without: "Without descriptions",
     sentence: "Translation",
@@ -63,6 +72,14 @@ const WORDS = {
     too_large: (name, size, limit) => `${name} 有 ${size} MB，上限为 ${limit} MB（--max_upload）。`,
     unreachable: "服务器没有响应。tools/demo_page.py 还在运行吗？",
     choose_texts: "请选择描述的 JSON 文件。",
+    live: "实时翻译",
+    live_start: "打开摄像头",
+    live_stop: "停止",
+    live_hint: "摄像头画面只发送到本机服务器，不会保存。",
+    live_starting: "正在启动 …",
+    live_counts: (frames, dropped) => `已处理 ${frames} 帧，丢弃 ${dropped} 帧。`,
+    no_camera: (reason) => `无法使用摄像头：${reason}。`,
+    insecure: "摄像头需要 https 或 localhost，以及 2024 年以后的浏览器。",
     with: "使用描述",
     without: "不使用描述",
     sentence: "译文",
@@ -92,6 +109,7 @@ let clip = null;
 let player = null;
 let lightWords = null; // lights those of a frame
 let say = (words) => words.ready; // what the status line says, in any language
+const live = new Live(t, () => (textsFrom() === "rules" ? "/live?rules" : "/live"));
 let asked = 0; // number of the latest question: answers to earlier ones are dropped
 
 function t() {
@@ -110,6 +128,7 @@ function translatePage() {
   }
   $("place").setAttribute("aria-label", t().frame("", "").trim());
   $("status").textContent = say(t());
+  live.translate();
   if (clip) showSentences();
   if (player) showState(player.playing), showFrame(player.frame);
 }
@@ -120,10 +139,14 @@ function status(words, kind = "") {
   $("status").textContent = words(t());
 }
 
+function textsFrom() {
+  return facts.descriptions ? document.querySelector("[name=texts]:checked").value : "none";
+}
+
 async function ask() {
   if (!file) return;
   const number = ++asked;
-  const kind = facts.descriptions ? document.querySelector("[name=texts]:checked").value : "none";
+  const kind = textsFrom();
   const texts = kind === "file" ? $("texts").files[0] : null;
   if (kind === "file" && !texts) return status((words) => words.choose_texts, "fault");
   const { name } = file;
@@ -263,6 +286,7 @@ try {
   $("descriptions").hidden = !facts.descriptions;
   $("no_videos").hidden = !facts.no_videos;
   $("no_videos").querySelector("p").textContent = facts.no_videos;
+  live.offer(facts.no_live);
   translatePage();
 } catch {
   status((words) => words.unreachable, "fault");

@@ -30,6 +30,7 @@ class Browser:
             pytest.skip("the page is tried in a browser, and none is installed: apt-get install chromium")
         (self._commands_end, self._commands), (self._answers, self._answers_end) = os.pipe(), os.pipe()
         flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
+        flags += " --use-fake-ui-for-media-stream --use-fake-device-for-media-stream=fps=25"
         ends = f"exec {program} {flags} --user-data-dir={profile} 3<&{self._commands_end} 4>&{self._answers_end}"
         self._process = subprocess.Popen(
             ["bash", "-c", ends], pass_fds=(self._commands_end, self._answers_end), stderr=subprocess.DEVNULL

@@ -1,0 +1,128 @@
+"""Live on the demo page: a browser posts the pictures of its camera, and is told what is signed.
+
+Shapes: (H, W, 3) of a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pose.extraction import Extractor
+from pose.live import Taken, live_poses
+from pose.video import read_jpeg
+from translator import Live, LiveSentence, Translator
+
+LONGEST_SIDE = 1280  # of a picture, in pixels
+PATIENCE = 10  # seconds without a picture that end a session
+NOT_OURS = "the request is none of this page; reload it."
+FASTEST = 240  # pictures a second that a camera takes
+
+
+@dataclass
+class _Session:
+    """A browser's, known to it alone by its name; its process takes pictures from the connection."""
+
+    name: str
+    connection: Connection
+    time: float = 0
+    dropped: int = 0
+
+
+class LiveCamera:
+    """The camera of one browser at a time.
+
+    Args:
+        translator: the translator with its model, which takes no crops of the hands.
+        load: loads the extractor in the process that needs it.
+    """
+
+    def __init__(self, translator: Translator, load: Callable[[], Extractor]) -> None:
+        self.translator, self.load = translator, load
+        self._one, self._posting = threading.Lock(), threading.Lock()
+        self._session: _Session | None = None
+
+    def run(
+        self, describe: bool, tell: Callable[[dict[str, Any]], None], turn: Callable[[], AbstractContextManager]
+    ) -> None:
+        """Serve a browser until its recording ends.
+
+        Args:
+            describe: describe segments by the rules.
+            tell: sends the browser its session's name, sentences, numbers of frames (each second at least) and the end.
+            turn: makes a context in which the model may be used; this and `tell` raise if the browser has left.
+
+        Raises:
+            ValueError: another browser is served, the extractor does not work, or no pictures come.
+        """
+        if not self._one.acquire(blocking=False):
+            raise ValueError("Another page is live, and only one can be. Stop it there, or try again later.")
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        live, last = Live(self.translator, describe), time.monotonic()
+        try:
+            with contextlib.closing(live_poses(theirs, 0, 0, self.load)) as poses:
+                next(poses)  # the extractor is ready
+                self._session = _Session(secrets.token_urlsafe(), ours)
+                tell({"session": self._session.name})
+                for frames in poses:
+                    last = time.monotonic() if frames else last
+                    if time.monotonic() - last > PATIENCE:
+                        raise ValueError(f"No picture has come for {PATIENCE} seconds. Is the page in view?")
+                    live.take(frames)
+                    with turn():
+                        for sentence in itertools.chain(live.finals(), live.drafts()):
+                            tell(_facts(sentence))
+                    tell({"frames": live.n_frames, "dropped": live.n_dropped})
+                live.end()
+                with turn():
+                    for sentence in live.finals():
+                        tell(_facts(sentence))
+            tell({"end": True})
+        finally:
+            with self._posting:  # who posts is told by the death of the process
+                self._session = None
+                ours.close()
+            self._one.release()
+
+    def take(self, body: bytes) -> None:
+        """Take a posted picture, a line of JSON and a JPEG, when its turn comes; without the JPEG, the recording ends.
+
+        Raises:
+            ValueError: the session has ended, the picture is unusable, or this page never sends such facts.
+        """
+        came = time.time()
+        line, _, jpeg = body.partition(b"\n")
+        try:
+            facts = json.loads(line)
+            name, now, dropped = str(facts["session"]), float(facts["time"]), int(facts["dropped"])
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+            raise ValueError(NOT_OURS) from None
+        picture = read_jpeg(jpeg, LONGEST_SIDE) if jpeg else None
+        with self._posting:
+            session = self._session
+            if session is None or name != session.name:
+                raise ValueError("The live session has ended.")
+            passed, more = now - session.time, dropped - session.dropped
+            if not (0 <= passed <= PATIENCE and 0 <= more <= FASTEST * (1 + passed)):  # they are filled in
+                raise ValueError(NOT_OURS)
+            session.time, session.dropped = now, dropped
+            try:
+                session.connection.send("" if picture is None else Taken(now, came, dropped, picture))
+                session.connection.recv()
+            except (EOFError, OSError):
+                raise ValueError("The live session has ended.") from None
+
+
+def _facts(sentence: LiveSentence) -> dict[str, Any]:
+    text = sentence.explained.candidates[0].text
+    return {"text": text, "at": sentence.frames[0].time, "draft": sentence.is_draft}
