@@ -18,7 +18,7 @@ import torch
 from clips.batch import Sample, collate_fn, to_device
 from clips.segments import Segmenter
 from config import POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
-from describing.sentences import describe_pose
+from describing import sentences
 from models import Uni_Sign
 from network.attention import Word, attention_to_frames, words
 from network.state_dicts import differences
@@ -227,7 +227,7 @@ class Translator:
 
     def describe(self, pose: Pose, aspect: float) -> dict[int, str]:
         """Describe a clip by the rules, in the language of the model; `aspect` is width / height of its pictures."""
-        return describe_pose(pose, description_language(self.model.config.language), aspect)
+        return sentences.describe_pose(pose, description_language(self.model.config.language), aspect)
 
     @torch.no_grad()
     def explain(self, samples: Sequence[Sample], n_best: int = 1) -> list[Explained]:
