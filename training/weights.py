@@ -106,14 +106,18 @@ class Checkpoint:
         return any(name.startswith(prefixes) for name in self.weights)
 
     @property
+    def stated(self) -> dict[str, Any]:
+        """The fields of `ModelConfig` that the file states; none in Uni-Sign's weights."""
+        config = self.facts.get("config")
+        return dict(config) if isinstance(config, Mapping) else {}
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """The fields of `ModelConfig` that it decides: all, or what follows from Uni-Sign's weights."""
-        if isinstance(self.facts.get("config"), Mapping):
-            return dict(self.facts["config"])
+        """The fields of `ModelConfig` that it decides: what it states, or what follows from its weights."""
         plain: dict[str, Any] = {"rgb_support": self.holds(RGB_PREFIXES)}
         if "part_para" in self.weights:
             plain["hidden_dim"] = len(self.weights["part_para"]) // len(PART_JOINTS)
-        return plain
+        return self.stated or plain
 
     def config(self, **given: str) -> ModelConfig:
         """Return the model's config, with the given values replaced.
@@ -220,7 +224,7 @@ def load_finetune(
     if misfit := differences(weights, own, {name for name in own if name.startswith(may_be_new)}):
         cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
         raise ValueError(f"{checkpoint.named} does not fit this model: {misfit}. {cause}")
-    before, now = checkpoint.settings.get("text_encoder"), config.text_encoder
+    before, now = checkpoint.stated.get("text_encoder"), config.text_encoder
     if before and checkpoint.holds(FUSED) and Path(before).resolve() != Path(now).resolve():
         logger.warning(
             "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
@@ -240,7 +244,7 @@ def load_finetune(
 
 def _differing_flags(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[str]:
     """Yield what a checkpoint has that this run's flags do not ask for, and flags that have another value."""
-    saved = checkpoint.settings
+    saved = checkpoint.stated
     parts = (
         (TEXT_PREFIXES, config.use_descriptions, "was trained with descriptions; add --use_descriptions"),
         (MAPPER_PREFIX, config.uses_mapper, "holds a mapper from poses to texts; drop --description_alignment 0"),
