@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 from pose.extraction import Extractor
-from pose.live import Taken, live_poses
+from pose.live import Connection, Taken, live_poses
 from pose.video import read_jpeg
 from translator import Live, LiveSentence, Translator
 

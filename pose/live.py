@@ -11,10 +11,11 @@ import itertools
 import multiprocessing
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,11 @@ from pose.extraction import Extractor, one_person
 from pose.keypoints import Pose, read_pose
 from pose.video import read_facts, read_pictures, watch
 from system.faults import CLIP_FAULTS, in_one_line
+
+if sys.platform == "win32":
+    from multiprocessing.connection import PipeConnection as Connection
+else:
+    from multiprocessing.connection import Connection
 
 
 class Frame(NamedTuple):
@@ -86,10 +92,7 @@ def live_poses(
     context = multiprocessing.get_context("spawn")  # threads and GPU state do not survive a fork
     messages = context.Queue()
     process = context.Process(target=_find, args=(messages, source, fps, aspect, load), daemon=True)
-    mask = getattr(signal, "pthread_sigmask", lambda *_: ())  # Windows has none
-    before = mask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: Ctrl-C is for this process alone
-    process.start()
-    mask(signal.SIG_SETMASK, before)
+    _start(process)
     if not isinstance(source, int | Sequence):
         source.close()  # so that the other end is told when the process dies
     frames: list[Frame] = []
@@ -118,6 +121,16 @@ def live_poses(
             raise ValueError(message)
     finally:
         process.kill()
+
+
+def _start(process: BaseProcess) -> None:
+    """Start a process that Ctrl-C does not reach; Windows blocks no signals."""
+    if sys.platform == "win32":
+        process.start()
+    else:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the process inherits it
+        process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _find(messages: Any, source: Any, fps: float, aspect: float, load: Callable[[], Extractor]) -> None:
