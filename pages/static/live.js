@@ -9,14 +9,13 @@ export class Live {
   constructor(words, address) {
     Object.assign(this, { words, address, say: (t) => t.live_hint, camera: null, events: null });
     $("live_button").onclick = () => (this.events ? this.stop() : this.start());
-    $("live_button").disabled = true;
   }
 
-  // What stands against it, as of the server ("" for nothing), is said in its place.
+  // What stands against it, as of the server ("" for nothing), is said in place of the button.
   offer(fault) {
     const able = navigator.mediaDevices && "requestVideoFrameCallback" in HTMLVideoElement.prototype;
     if (fault || !able) return this.status((t) => fault || t.insecure);
-    $("live_button").disabled = false;
+    $("live_button").hidden = false;
   }
 
   translate() {

@@ -69,7 +69,10 @@ class Page:
 
     def hear(self, *wanted):
         """Read events up to one that has one of these keys; return that one."""
+        deadline = time.monotonic() + 60
         while line := self.events.readline():
+            if time.monotonic() > deadline:
+                pytest.fail(f"no {wanted} in a minute")
             if line.startswith(b"data: "):
                 self.heard.append(json.loads(line[6:]))
                 if self.heard[-1].keys() & set(wanted):
@@ -91,12 +94,12 @@ class Page:
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_sentences_are_those_of_the_recording(serve, translator, talk, step):
-    """Posted one by one, with every frame or with every third; the others were dropped."""
+    """Posted one by one, with every frame or with every third, until the last hand comes down."""
     pose = read_pose(talk)
     page = Page(serve(functools.partial(Replay, talk)))
     page.hear("session")
     frames, segmenter = [], Segmenter()
-    for sent, number in enumerate(range(0, len(pose), step)):
+    for sent, number in enumerate(range(0, len(pose) - FPS, step)):
         facts = {"time": number / FPS, "dropped": number - sent}
         assert page.post(jpeg(number), **facts) == (200, "")
         frames.append(Frame(facts["time"], pose.keypoints[number], pose.scores[number], 1, facts["dropped"]))
@@ -139,7 +142,9 @@ def test_one_at_a_time_until_it_has_left(serve, talk):
         time.sleep(0.2)
     assert second.post(jpeg(0), session=name) == (400, "The live session has ended.")
     assert second.post(jpeg(0)) == (200, "")
-    second.close()
+    server.demo.over.set()  # as Ctrl-C does
+    with pytest.raises(AssertionError):
+        second.hear("end", "error")
 
 
 def test_who_sends_nothing_is_left(serve, talk, monkeypatch):
@@ -202,7 +207,7 @@ def test_in_a_browser(browser, serve, talk):
     for width in (390, 1200):
         browser.size(width)
         browser.open(f"http://{HOST}:{server.server_port}/")
-        browser.wait("!document.querySelector('#live_button').disabled")
+        browser.wait("!document.querySelector('#live_button').hidden")
         assert not browser.run("document.querySelector('#view').srcObject")
         browser.run("document.querySelector('#live_button').click()")
         browser.wait("document.querySelector('#live_sentences li:not(.draft)')")
