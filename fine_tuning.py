@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 BEST_SAVED = "the best checkpoint"  # what `Saves` calls it
 ENOUGH_BATCHES = 200  # with texts, until the mapper has learnt what it can; then own texts have a trust of 0.2 to 0.5,
-DOUBTFUL = 0.02  # and those of other clips 0.01 at most, times the share of the clips that are described
+DOUBTFUL = 0.05  # and those of other clips 0.02 at most, times the share of the clips that are described
 FEW_STEPS = 10  # in an epoch; the schedules and epochs of published recipes are made for hundreds
 
 

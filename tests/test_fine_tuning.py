@@ -245,7 +245,7 @@ def test_few_steps_are_said_with_flags_that_make_more(caplog, clips, flags, cure
     [
         (0.4, 500, [9, 9, 9, 9], False),
         (0.01, 500, [9, 9, 9, 9], True),  # texts of other clips
-        (0.01, 500, [9, 0, 0, 0], False),  # a quarter has texts, whose trust is therefore 0.04
+        (0.02, 500, [9, 0, 0, 0], False),  # a quarter has texts, whose trust is therefore 0.08
         (0.0, 199, [9, 9, 9, 9], False),  # too early to tell
     ],
 )
