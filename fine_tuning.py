@@ -101,7 +101,6 @@ def main(args: argparse.Namespace) -> None:
     guards.saves.finish()
     conclude(results)
     if not args.eval:
-        doubt_texts(model, loaders["train"].dataset)
         logger.info("a page of this run: python -m tools.report %s", shlex.quote(args.output_dir))
 
 
@@ -149,6 +148,7 @@ def train(
     guards.saves.finish()
     best = Path(args.output_dir) / BEST
     logger.info("trained; the best weights are %s.", best)
+    doubt_texts(engine.module, loader.dataset)  # as of now, not of the best epoch
     if "test" in loaders:
         load_full_state_dict(engine, read_weights(best, "--output_dir")[0] if distributed.is_main() else {})
         kept.append(keep(evaluate(engine, loaders["test"], guards, args), guards, args))
