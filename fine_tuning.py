@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from clips.batch import to_device
-from datasets import S2T_Dataset
 from models import Uni_Sign
 from system import distributed, lock
 from training import metrics
@@ -64,8 +63,6 @@ from utils import git_revision, needs_deepspeed, progress, seed_everything, star
 logger = logging.getLogger(__name__)
 
 BEST_SAVED = "the best checkpoint"  # what `Saves` calls it
-ENOUGH_BATCHES = 200  # with texts, until the mapper has learnt what it can; then own texts have a trust of 0.2 to 0.5,
-DOUBTFUL = 0.05  # and those of other clips 0.02 at most, times the share of the clips that are described
 FEW_STEPS = 10  # in an epoch; the schedules and epochs of published recipes are made for hundreds
 
 
@@ -148,7 +145,6 @@ def train(
     guards.saves.finish()
     best = Path(args.output_dir) / BEST
     logger.info("trained; the best weights are %s.", best)
-    doubt_texts(engine.module, loader.dataset)  # as of now, not of the best epoch
     if "test" in loaders:
         load_full_state_dict(engine, read_weights(best, "--output_dir")[0] if distributed.is_main() else {})
         kept.append(keep(evaluate(engine, loaders["test"], guards, args), guards, args))
@@ -237,21 +233,6 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
         shown = f"loss {losses['loss']:.4f} (without smoothing {losses['nll']:.4f})"
         logger.info("%s, %d clips, %s:\n%s", dataset.split, len(dataset), shown, scores.table())
     return Results(args.task, dataset, hypotheses, references, scores, losses, bad_clips)
-
-
-def doubt_texts(model: Uni_Sign, dataset: S2T_Dataset) -> None:
-    """Warn after a training if its poses told nothing of its texts: these may belong to other clips."""
-    if not model.config.uses_mapper or model.text_adapter.n_batches < ENOUGH_BATCHES or not distributed.is_main():
-        return
-    assert dataset.descriptions is not None
-    n_described = sum(size > 0 for size in dataset.descriptions.sizes(dataset.names))
-    told = float(model.description_mapper.trust) * len(dataset.names) / max(n_described, 1)
-    if told < DOUBTFUL:
-        logger.warning(
-            "%s: the poses tell %.1f %% of what the descriptions say, usual are 20 to 50: do they belong to these "
-            "clips? Look at some (pre_training_checklist.py --page), or train with --description_alignment 0.",
-            dataset.spec.description_dir, 100 * told,
-        )  # fmt: skip
 
 
 # -- helper functions ------------------------------------------------------------------------------------------------

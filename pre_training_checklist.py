@@ -333,6 +333,8 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
                 continue
             looks[title] = look
             texts = readiness.examine_descriptions(report, spec, split, look, args.use_descriptions)
+            mapped = build.model_config(args, spec).uses_mapper
+            report.say_all(look.fit_lines(refused=mapped and split == "train" and not args.eval))
             if split == "train":
                 train = max((clip.n_frames for clip in look.clips.values()), default=0), texts
             if args.rgb_support:

@@ -20,7 +20,6 @@ import torch
 import config
 import fine_tuning
 import utils
-from config import ModelConfig
 from synthetic.small_mt5 import write_small_mt5
 from system.safe_pickle import load_pickle
 from tests.helpers.processes import Run
@@ -238,31 +237,6 @@ def test_few_steps_are_said_with_flags_that_make_more(caplog, clips, flags, cure
     assert bool(caplog.text) == bool(cure)
     if cure:
         assert plan(re.search(r"(--batch-size.*)\.", caplog.text)[1].split()) >= fine_tuning.FEW_STEPS
-
-
-@pytest.mark.parametrize(
-    ("trust", "n_batches", "sizes", "doubted"),
-    [
-        (0.4, 500, [9, 9, 9, 9], False),
-        (0.01, 500, [9, 9, 9, 9], True),  # texts of other clips
-        (0.02, 500, [9, 0, 0, 0], False),  # a quarter has texts, whose trust is therefore 0.08
-        (0.0, 199, [9, 9, 9, 9], False),  # too early to tell
-    ],
-)
-def test_texts_that_poses_tell_nothing_of_are_doubted(caplog, trust, n_batches, sizes, doubted):
-    model = SimpleNamespace(
-        config=ModelConfig(use_descriptions=True),
-        text_adapter=SimpleNamespace(n_batches=torch.tensor(n_batches)),
-        description_mapper=SimpleNamespace(trust=torch.tensor(trust)),
-    )
-    files = SimpleNamespace(sizes=lambda _: sizes)
-    dataset = SimpleNamespace(names=list("abcd"), spec=config.DATASETS["CSL_Daily"], descriptions=files)
-    fine_tuning.doubt_texts(model, dataset)
-    assert ("the poses tell 1.0 % of what the descriptions say" in caplog.text) == doubted
-    caplog.clear()
-    model.config = ModelConfig(use_descriptions=True, description_alignment=0)
-    fine_tuning.doubt_texts(model, dataset)
-    assert not caplog.text
 
 
 def test_more_clips_are_searched_together_than_trained_on(corpus):

@@ -140,6 +140,21 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
         "description_dir name the copy: {}",
         "描述的帧号从 1 而不是 0 开始，每条都会错位到下一帧。请重新编号，并让 description_dir 指向新文件夹：{}",
     ),
+    "told": (
+        "descriptions: the keypoints of {} clips tell {:.0%} of their own texts, {:.0%} of those of other clips",
+        "描述：{} 个片段的关键点能解释各自文本的 {:.0%}，其他片段文本的 {:.0%}",
+    ),
+    "wrong_texts": (
+        "descriptions do not belong to their clips: the keypoints of {} clips tell {:.0%} of their own texts and "
+        "{:.0%} of those of other clips. See whether the files' names and frames are those of these clips",
+        "描述与片段不符：{} 个片段的关键点能解释各自文本的 {:.0%}，其他片段文本的 {:.0%}。请检查文件名和帧号是否属于"
+        "这些片段",
+    ),
+    "wrong_texts.cure": (
+        "Descriptions are those of other clips: let description_dir name the right ones, or add "
+        "--description_alignment 0.",
+        "描述属于其他片段：请让 description_dir 指向正确的描述，或加上 --description_alignment 0。",
+    ),
     "page": ("A look at the data", "数据一览"),
     "written": ("{} written", "已写入 {}"),
     "lengths": ("Lengths of the clips, up to {} frames:", "片段长度，最长 {} 帧："),

@@ -20,13 +20,14 @@ from config import DatasetSpec
 from models import Uni_Sign
 from network.vocabulary import Tokenizer
 from pose.hand_crops import HANDS
-from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Part, Pose, PoseFolder
+from pose.keypoints import PART_JOINTS, SCORE_THRESHOLD, Part, Pose, PoseFolder, part_keypoints
 from system import distributed
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, numbered_from_one
 from training import metrics
 from training.findings import Report
 from training.loader import ClipLoader
+from training.text_fit import ENOUGH, FRAMES, TextFit, text_fit
 from utils import progress
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class SplitLook:
     texts: dict[str, int] = field(default_factory=dict)  # number of valid descriptions in each file that was opened
     counts: DescriptionCounts | None = None  # what these files hold; None without a folder of descriptions
     from_one: bool = False  # whether descriptions number the frames from 1
+    fit: TextFit | None = None  # whether descriptions belong to their clips; None for too few of them
 
     def lines(self, renumber: str = "") -> list[Line]:
         """Return what is to be said about poses, and about descriptions' numbers, with the command that mends them."""
@@ -103,6 +105,13 @@ class SplitLook:
         if short := [name for name, clip in self.clips.items() if clip.n_frames < SHORTEST]:
             found.append(Line("!", "short", (len(short), SHORTEST, short[0])))
         return found + [Line("!", "from_one", (renumber,))] * self.from_one
+
+    def fit_lines(self, refused: bool) -> list[Line]:
+        """Say whether descriptions belong to their clips; if not, it is an error where the run is `refused` for it."""
+        if self.fit is None:
+            return []
+        values = self.fit.n_clips, max(0.0, self.fit.own), max(0.0, self.fit.dealt)
+        return [Line("✗" if refused else "!", "wrong_texts", values) if self.fit.wrong else Line("·", "told", values)]
 
 
 def look_at_pose(pose: Pose) -> ClipLook:
@@ -139,6 +148,7 @@ def look_at_files(
     counts = reader.counts if reader else None
     look = SplitLook(labels, paths, poses, list(missing), filed, every(labels, limit), counts=counts)
     numbers: list[tuple[int, Collection[int]]] = []
+    compared, clips = set(every(described, ENOUGH)), list[tuple[np.ndarray, list[str]]]()
     for name in progress(dict.fromkeys([*look.chosen, *described]), title):
         pose = None
         if name not in missing:
@@ -148,10 +158,23 @@ def look_at_files(
             except CLIP_FAULTS as error:
                 look.faults.append(in_one_line(error))
         if name in described and reader and unfiltered:
-            look.texts[name] = len(reader.load(name, pose.frames if pose else None))
+            texts = reader.load(name, pose.frames if pose else None)
+            look.texts[name] = len(texts)
+            if name in compared and pose and texts:
+                clips.append(keypoints_and_texts(pose, texts))
             numbers += [(pose.n_recorded, list(unfiltered.load(name)))] if pose else []
     look.from_one = numbered_from_one(numbers)
+    look.fit = text_fit(clips) if len(clips) >= ENOUGH else None
     return look
+
+
+def keypoints_and_texts(pose: Pose, texts: Mapping[int, str]) -> tuple[np.ndarray, list[str]]:
+    """Return the normalised keypoints, (n, J), and the texts of some described frames, for `text_fit`."""
+    frames = sorted(texts)[:: -(-len(texts) // FRAMES)]
+    parts = part_keypoints(pose, np.array(frames) - pose.start)
+    return np.concatenate([part.numpy().reshape(len(frames), -1) for part in parts.values()], 1), [
+        *map(texts.get, frames)
+    ]
 
 
 def look_at_texts(
@@ -200,19 +223,32 @@ def every(names: Iterable[str], limit: int) -> list[str]:
 
 
 def log_look(loaders: Mapping[str, ClipLoader], model: Uni_Sign, renumber: str) -> None:
-    """Log what a run's data hold, from a few clips of each split; `renumber` is as for `SplitLook.lines`."""
-    if not distributed.is_main():
-        return
-    report = Report(write=logger.info)
-    for split, loader in loaders.items():
-        dataset = loader.dataset
-        with report.section(f"{dataset.spec.name} {split}"):
-            folder = Path(dataset.spec.description_dir) / dataset.spec.folder(split)
-            texts = None if dataset.descriptions is None else folder
-            files = dataset.labels, dataset.pose_paths, dataset.sizes, dataset.poses, texts
-            report.say_all(look_at_files(split, *files, AT_START).lines(renumber))
-            targets = {name: dataset.target(name) for name in every(dataset.names, SAMPLE)}
-            max_tokens = model.config.max_target_tokens
-            report.say_all(look_at_texts(model.tokenizer, targets, dataset.spec, dataset.task, max_tokens))
-    with report.section(report.text("splits")):
-        report.say_all(look_at_splits(dataset.spec, dataset.task))
+    """Log what a run's data hold, from a few clips of each split; `renumber` is as for `SplitLook.lines`.
+
+    Raises:
+        ValueError: a mapper is to learn descriptions from poses, and they are not those of their clips.
+    """
+    refused = ""
+    if distributed.is_main():
+        report = Report(write=logger.info)
+        for split, loader in loaders.items():
+            dataset = loader.dataset
+            with report.section(f"{dataset.spec.name} {split}"):
+                folder = Path(dataset.spec.description_dir) / dataset.spec.folder(split)
+                texts = None if dataset.descriptions is None else folder
+                files = dataset.labels, dataset.pose_paths, dataset.sizes, dataset.poses, texts
+                look = look_at_files(split, *files, SAMPLE if texts else AT_START)
+                needed = split == "train" and model.config.uses_mapper
+                report.say_all(look.lines(renumber) + look.fit_lines(needed))
+                refused = str(folder) if needed and look.fit and look.fit.wrong else refused
+                targets = {name: dataset.target(name) for name in every(dataset.names, SAMPLE)}
+                max_tokens = model.config.max_target_tokens
+                report.say_all(look_at_texts(model.tokenizer, targets, dataset.spec, dataset.task, max_tokens))
+        with report.section(report.text("splits")):
+            report.say_all(look_at_splits(dataset.spec, dataset.task))
+    if refused := distributed.broadcast_object(refused):
+        raise ValueError(
+            f"--use_descriptions: the texts in {refused} fit their clips no better than those of other clips, so that "
+            "learning from them costs. Let description_dir name the texts of these clips (pre_training_checklist.py "
+            "--page shows some), or add --description_alignment 0 to train with them all the same."
+        )
