@@ -27,7 +27,7 @@ from temporal_alignment import DescriptionCounts, numbered_from_one
 from training import metrics
 from training.findings import Report
 from training.loader import ClipLoader
-from training.text_fit import ENOUGH, FRAMES, TextFit, text_fit
+from training.text_fit import ENOUGH, PLACES, TextFit, text_fit
 from utils import progress
 
 logger = logging.getLogger(__name__)
@@ -169,12 +169,12 @@ def look_at_files(
 
 
 def keypoints_and_texts(pose: Pose, texts: Mapping[int, str]) -> tuple[np.ndarray, list[str]]:
-    """Return the normalised keypoints, (n, J), and the texts of some described frames, for `text_fit`."""
-    frames = sorted(texts)[:: -(-len(texts) // FRAMES)]
-    parts = part_keypoints(pose, np.array(frames) - pose.start)
-    return np.concatenate([part.numpy().reshape(len(frames), -1) for part in parts.values()], 1), [
-        *map(texts.get, frames)
-    ]
+    """Return what `text_fit` takes of a clip: normalised keypoints, (PLACES, J), and their texts."""
+    described = np.array(sorted(texts))
+    places = np.linspace(0, len(described) - 1, PLACES).round().astype(int)
+    parts = part_keypoints(pose, described - pose.start)
+    keypoints = np.concatenate([part.numpy().reshape(len(described), -1) for part in parts.values()], axis=1)
+    return keypoints[places], [texts[frame] for frame in described[places].tolist()]
 
 
 def look_at_texts(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-FRAMES = 16  # maximum number of frames of a clip that are taken
+PLACES = 12  # described frames of a clip that are taken, from its first to its last; fewer are repeated
 ENOUGH = 200  # clips to judge from; with half of the texts in one language and half in another, 50 did not suffice
 SURE = 3.0  # smallest z of right texts; those tried had 7 to 150, wrong ones up to 2.5
 LEAST = 0.02  # smallest share that they tell beyond chance; those tried had 0.1 to 0.5, wrong ones up to 0.006
@@ -48,34 +48,25 @@ def text_fit(clips: Sequence[tuple[np.ndarray, Sequence[str]]]) -> TextFit:
     """Compare clips with their texts.
 
     Args:
-        clips: of each clip, the (n, J) normalised keypoints and the texts of n frames, n at least 1. See `ENOUGH`.
+        clips: of each clip, `PLACES` frames: normalised keypoints, (PLACES, J), and texts. See `ENOUGH`.
     """
-    lengths = [len(texts) for _, texts in clips]
-    pairs: dict[str, np.ndarray] = {}
-    texts = [np.stack([pairs.setdefault(text, _pairs(text)) for text in clip]) for _, clip in clips]
+    pairs = {text: _pairs(text) for _, texts in clips for text in texts}
+    own = np.array([[pairs[text] for text in texts] for _, texts in clips])  # (n, PLACES, WIDTH)
     draw = np.random.default_rng(0)
-    orders = [range(len(clips)), *(draw.permutation(len(clips)) for _ in range(DEALS))]
-    y = np.stack(
-        [np.concatenate([_at(texts[i], n) for i, n in zip(order, lengths, strict=True)]) for order in orders], 1
-    )
-    y -= y.mean(0)  # (N, 1 + DEALS, WIDTH)
+    y = np.stack([own, *(own[draw.permutation(len(clips))] for _ in range(DEALS))], axis=2)
+    y = y.reshape(-1, 1 + DEALS, WIDTH) - own.mean((0, 1))  # (N, 1 + DEALS, WIDTH)
     x = np.concatenate([keypoints for keypoints, _ in clips]).astype(np.float32)  # (N, J)
     x = (x - x.mean(0)) / (x.std(0) + 1e-3)
-    fold = np.repeat(np.arange(len(clips)) % FOLDS, lengths)
-    error = np.zeros(len(orders))
+    fold = np.repeat(np.arange(len(clips)) % FOLDS, PLACES)
+    error = np.zeros(1 + DEALS)
     for left_out in range(FOLDS):
         fitted, tried = fold != left_out, fold == left_out
         ridge = np.count_nonzero(fitted) * np.eye(x.shape[1], dtype=np.float32)
         weights = np.linalg.solve(x[fitted].T @ x[fitted] + ridge, x[fitted].T @ y[fitted].reshape(fitted.sum(), -1))
         error += np.square((x[tried] @ weights).reshape(y[tried].shape) - y[tried]).sum((0, 2))
     told = 1 - error / np.maximum((y**2).sum((0, 2)), 1e-6)
-    own, dealt, spread = float(told[0]), float(told[1:].mean()), float(told[1:].std())
-    return TextFit(len(clips), own, dealt, (own - dealt) / max(spread, 1e-6))
-
-
-def _at(texts: np.ndarray, n: int) -> np.ndarray:
-    """Stretch or shrink a clip's texts to n frames; its own length leaves them as they are."""
-    return texts[np.arange(n) * len(texts) // n]
+    dealt, spread = float(told[1:].mean()), float(told[1:].std())
+    return TextFit(len(clips), float(told[0]), dealt, (float(told[0]) - dealt) / max(spread, 1e-6))
 
 
 def _pairs(text: str) -> np.ndarray:

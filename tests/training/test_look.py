@@ -211,7 +211,7 @@ def test_a_run_says_what_its_data_hold(corpus, tmp_path, caplog, monkeypatch):
     spec = config.DATASETS["CSL_Daily"].under(corpus)
     loaders = build_loaders(args, spec)
     model = build_model(args, model_config(args, spec), loaders)
-    monkeypatch.setattr("training.look.AT_START", 2)
+    monkeypatch.setattr("training.look.SAMPLE", 2)  # with descriptions, else AT_START
     opened = []
     read = PoseFolder.read
     monkeypatch.setattr(PoseFolder, "read", lambda *values: opened.append(values) or read(*values))
