@@ -235,6 +235,7 @@ CODE = {"AutoModel": "code.Bert", "AutoConfig": "code.Bert", "AutoTokenizer": ["
         ("config.json", {"attn_implementation": "owner/kernel"}, ""),
         ("config.json", {"_attn_implementation": "owner/kernel"}, ""),
         ("tokenizer_config.json", {"auto_map": CODE, "tokenizer_class": "Mine"}, "the tokenizer in .* cannot be read"),
+        ("tokenizer_config.json", {"chat_template": "{{ raise_exception('rendered') }}"}, ""),
     ],
 )
 def test_a_folders_code_is_not_run(bert_folder, tmp_path, monkeypatch, file, changes, said):
@@ -247,7 +248,9 @@ def test_a_folders_code_is_not_run(bert_folder, tmp_path, monkeypatch, file, cha
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps(content | changes), encoding="utf-8")
     with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
-        assert TextEncoder(folder).encoder.config._attn_implementation == "sdpa"
+        encoder = TextEncoder(folder)
+        assert encoder.encoder.config._attn_implementation == "sdpa"
+        assert encoder(["a hand"]).shape == (1, BERT_WIDTH)
     assert not (tmp_path / "PWNED").exists()
 
 
