@@ -16,6 +16,8 @@ from training.look import ENOUGH, log_look, look_at_files
 from training.text_fit import PLACES, text_fit
 from utils import parse_args
 
+FEWER = 60
+
 
 def places_of(clips):
     """Take what `text_fit` takes of clips, given keypoints and texts of all frames."""
@@ -102,7 +104,13 @@ def test_that_hands_rest_at_both_ends_of_a_clip_is_no_proof():
 
 @pytest.fixture(scope="module")
 def large_corpus(tmp_path_factory):
-    return write_small_corpus(tmp_path_factory.mktemp("large") / "sample", {"train": ENOUGH + 60, "dev": 2, "test": 2})
+    return write_small_corpus(tmp_path_factory.mktemp("large") / "sample", {"train": FEWER + 20, "dev": 2, "test": 2})
+
+
+@pytest.fixture
+def from_fewer_clips(monkeypatch):
+    """Judge from fewer clips: the texts of the sample corpus are all right and in one language."""
+    monkeypatch.setattr("training.look.ENOUGH", FEWER)
 
 
 def flags_of(corpus, tmp_path, *flags):
@@ -120,6 +128,7 @@ def with_other_texts(large_corpus, tmp_path):
     return file
 
 
+@pytest.mark.usefixtures("from_fewer_clips")
 def test_a_training_with_texts_of_other_clips_is_refused(large_corpus, with_other_texts, tmp_path, caplog):
     def look(*flags):
         args = parse_args(flags_of(large_corpus, tmp_path, *flags))
@@ -138,6 +147,7 @@ def test_a_training_with_texts_of_other_clips_is_refused(large_corpus, with_othe
     assert "! descriptions do not belong to their clips" in caplog.text
 
 
+@pytest.mark.usefixtures("from_fewer_clips")
 def test_the_checklist_says_so_beforehand(large_corpus, with_other_texts, tmp_path, capsys):
     flags = flags_of(large_corpus, tmp_path, "--dataset_config", str(with_other_texts))
     assert pre_training_checklist.main(flags) == 1
