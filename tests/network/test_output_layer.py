@@ -111,7 +111,8 @@ def _in_small_chunks():
 def test_scattered_weights_give_the_same_steps(corpus, tmp_path):
     """ZeRO-3 on two processes: losses and the trained matrix of two epochs, and the sentences, are those of ZeRO-0."""
     flags = f"--root {corpus} --hidden_dim 8 --epochs 2 --batch-size 3 --gradient-accumulation-steps 2 --dtype fp32"
-    flags += " --num_workers 0 --num_beams 3 --max_new_tokens 12 --lr 3e-3"
+    # With the usual epsilon Adam divides a gradient that is nothing but rounding by its size, and sentences differ.
+    flags += " --num_workers 0 --num_beams 3 --max_new_tokens 12 --lr 3e-3 --opt-eps 1e-4"
     found = {}
     for stage in ("0", "3"):
         out = tmp_path / stage
@@ -125,8 +126,7 @@ def test_scattered_weights_give_the_same_steps(corpus, tmp_path):
     (losses, matrix, sentences), (other_losses, other_matrix, other_sentences) = found["0"], found["3"]
     assert len(losses) == 4
     assert losses[0] > losses[-1]
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(other_losses), rtol=1e-4, atol=0)
-    # Adam divides a gradient that is nothing but rounding by its size: a few elements differ by part of a step.
-    torch.testing.assert_close(matrix, other_matrix, rtol=0, atol=3e-4)
-    assert (matrix - other_matrix).abs().mean() < 1e-5
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(other_losses), rtol=1e-5, atol=0)
+    torch.testing.assert_close(matrix, other_matrix, rtol=0, atol=5e-5)
+    assert (matrix - other_matrix).abs().mean() < 3e-6
     assert sentences == other_sentences
