@@ -286,7 +286,7 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
     client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
     folder = Path(args.out) if args.out else clips[0].out.parent.parent
     whole = not args.clips and set(args.splits) == set(config.SPLITS)
-    part = f"_{args.shard.i}_of_{args.shard.n}" if args.shard.n > 1 else ""
+    part = f"_{args.shard.name}" if args.shard.name else ""
     return by_model(clips, question, client, args.concurrency, folder / f"failures{part}.jsonl", whole)
 
 

@@ -157,14 +157,27 @@ class Shard(NamedTuple):
             raise argparse.ArgumentTypeError(f"{text} is no part I/N, with I from 1 to N (sbatch --array=1-N)")
         return cls(int(i), int(n))
 
+    @property
+    def name(self) -> str:
+        """Return "I_of_N", for the names of its files; "" if there is one part alone."""
+        return f"{self.i}_of_{self.n}" if self.n > 1 else ""
+
+    @staticmethod
+    def number(name: str, n: int) -> int:
+        """Return which of n parts has a name; on every machine the same one, whatever its locale."""
+        return zlib.crc32(name.encode("utf-8", "surrogatepass")) % n + 1
+
     def __contains__(self, name: object) -> bool:
-        return zlib.crc32(os.fsencode(str(name))) % self.n == self.i - 1
+        return self.number(str(name), self.n) == self.i
+
+
+WHOLE = Shard()
 
 
 def add_shard_flag(add: Callable[..., argparse.Action]) -> None:
     """Add the flag for one part of the work."""
     what = "do only the I-th of N parts, from 1: for several machines, in any order; default: all"
-    add("--shard", type=Shard.of, default=Shard(), metavar="I/N", help=what)
+    add("--shard", type=Shard.of, default=WHOLE, metavar="I/N", help=what)
 
 
 def run(main: Callable[[], None]) -> None:

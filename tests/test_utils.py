@@ -232,3 +232,11 @@ def test_what_deepspeed_alone_does_is_refused_without_it(monkeypatch, capsys, ty
         utils.parse_args(typed.split())
     wanted = f"error: {refused}: training so needs DeepSpeed, on Linux: pip install deepspeed. See --help.\n"
     assert capsys.readouterr().err.endswith(wanted)
+
+
+def test_every_machine_deals_alike():
+    """Whatever its locale: no clip would be left out, or be in two parts."""
+    command = [sys.executable, "-c", r"import utils; print(utils.Shard.number('\u4f60\u597d', 1000))"]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | plain, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == utils.Shard.number("你好", 1000)
