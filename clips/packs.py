@@ -5,6 +5,8 @@
     clips.npy     for each key: offset, size and checksum of its content, number of frames or texts, size of its file
     content.bin   the concatenated contents
 
+A pack that was written in N shards has a pack.json with their number, and a folder I_of_N of four files for each.
+
 Clips are found by bisection and read in place: opening a pack reads only its index, and all processes on a machine
 share one copy in the system's page cache. Nothing in a pack is ever executed. A pack gives bit-identical results to
 the original files; for an unreadable file it stores the error message.
@@ -21,6 +23,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +34,7 @@ from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, cut_clip, read_pose
 from system.disk import UNFINISHED, new_folder, sha256, to_json, write_text, write_whole
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, DescriptionLoader
+from utils import WHOLE, Shard
 
 FORMAT = "uni-sign-pack 3"
 POSES, DESCRIPTIONS = "poses", "descriptions"
@@ -126,10 +130,12 @@ def _manifest(folder: Path, kind: str) -> dict[str, Any]:
     path = folder / "pack.json"
     try:
         manifest = json.loads(path.read_bytes())
-        sizes = {
-            name: (int(manifest["files"][name]["size"]), str(manifest["files"][name]["sha256"])) for name in _FILES
-        }
         found = manifest["format"], manifest["kind"], str(manifest["source"])
+        shards = int(manifest.get("shards", 1))
+        if shards < 1:
+            raise ValueError("no number of shards")
+        files = {} if shards > 1 else {name: manifest["files"][name] for name in _FILES}
+        sizes = {name: (int(file["size"]), str(file["sha256"])) for name, file in files.items()}
         sketched = dict(manifest.get("sketch", {}))
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no pack of {kind} is there. Make it with tools/pack_dataset.py.") from None
@@ -139,7 +145,18 @@ def _manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise ValueError(
             f"{path}: is a pack of {found[1]!r} in the format {found[0]!r}; wanted {kind!r} in {FORMAT!r}."
         )
-    return {"source": found[2], "sketch": sketched, "files": sizes}
+    return {"source": found[2], "sketch": sketched, "shards": shards, "files": sizes}
+
+
+def _parts(folder: Path, n: int) -> list[Path]:
+    """Return the folders of a pack's files: of its n shards, or its own if it is whole."""
+    lacks = (f"{i}/{n}" for i in range(1, n + 1) if not is_pack(folder / Shard(i, n).name))
+    if few := list(islice(lacks, 20)):
+        raise ValueError(
+            f"{folder}: lacks the shards {' '.join(few)}. Make each as the others were made: python -m "
+            f"tools.pack_dataset with --shard {few[0]}."
+        )
+    return [folder / Shard(i, n).name for i in range(1, n + 1)]
 
 
 def sketch(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -174,18 +191,28 @@ class Pack(abc.ABC):
         self.folder = Path(folder)
         manifest = _manifest(self.folder, self.kind)
         self.sketch = manifest["sketch"]
-        for name, (size, digest) in manifest["files"].items():
-            path = self.folder / name
+        self._parts = _parts(self.folder, manifest["shards"])
+        names, clips, self._contents = zip(*map(self._open, self._parts), strict=True)
+        self.names, self._clips = names[0], clips[0]
+        if len(names) > 1:  # of shards: sorted into the index of the whole pack, though in memory
+            order = np.argsort(np.concatenate(names))
+            self.names, self._clips = np.concatenate(names)[order], np.concatenate(clips)[order]
+        if not len(self):
+            raise ValueError(f"{self.folder}: holds no clips. Pack again with tools/pack_dataset.py.")
+
+    def _open(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return names, clips and content of a whole pack or of a shard."""
+        for name, (size, digest) in _manifest(folder, self.kind)["files"].items():
+            path = folder / name
             seen = path.stat().st_size if path.is_file() else 0
             if seen != size or not size:
-                raise self.damaged(f"{name} has {seen} bytes, not {size}")
+                raise self.damaged(f"{path.relative_to(self.folder)} has {seen} bytes, not {size}")
             if name != "content.bin" and sha256(path) != digest:  # the index is small enough to verify each time
-                raise self.damaged(f"{name} is not what was written")
-        names, clips = (np.load(self.folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[:2])
-        self.names, self._clips = np.asarray(names), np.asarray(clips)
-        if self.names.dtype.kind != "S" or self._clips.dtype != _CLIP or len(self.names) != len(self._clips):
+                raise self.damaged(f"{path.relative_to(self.folder)} is not what was written")
+        names, clips = (np.asarray(np.load(folder / name, mmap_mode="r", allow_pickle=False)) for name in _FILES[:2])
+        if names.dtype.kind != "S" or clips.dtype != _CLIP or len(names) != len(clips):
             raise self.damaged("the index is of another form")
-        self._content = np.asarray(np.memmap(self.folder / "content.bin", np.uint8, "r"))
+        return names, clips, np.asarray(np.memmap(folder / "content.bin", np.uint8, "r"))
 
     def __reduce__(self) -> Any:
         """Pickle only the folder: another process opens the files itself."""
@@ -237,7 +264,8 @@ class Pack(abc.ABC):
         if row < 0:
             return None
         offset, size, expected, length, _ = self._clips[row].item()
-        padded = self._content[offset : offset + _padded(size)]
+        content = self._contents[Shard.number(key, len(self._contents)) - 1]
+        padded = content[offset : offset + _padded(size)]
         if len(padded) != _padded(size) or _sum(padded) != expected:
             raise self.damaged(f"{key} is not what was written")
         data = padded[:size]
@@ -263,9 +291,10 @@ class Pack(abc.ABC):
                 faults.append(str(error))
             except ValueError:
                 pass  # the file was unreadable when it was packed: not a fault of the pack
-        digest = _manifest(self.folder, self.kind)["files"]["content.bin"][1]
-        if not faults and sha256(self.folder / "content.bin") != digest:
-            faults.append(str(self.damaged("content.bin is not what was written")))
+        for part in () if faults else self._parts:
+            path, (_, digest) = part / "content.bin", _manifest(part, self.kind)["files"]["content.bin"]
+            if sha256(path) != digest:
+                faults.append(str(self.damaged(f"{path.relative_to(self.folder)} is not what was written")))
         return faults
 
     @abc.abstractmethod
@@ -401,23 +430,42 @@ def pack_descriptions(job: tuple[str, str]) -> Content | None:
 
 
 def write_pack(
-    folder: Path, kind: str, source: str, contents: Iterable[Content], sketched: Mapping[str, str] | None = None
-) -> None:
-    """Write a pack atomically; an older one stays in place until then.
+    folder: Path,
+    kind: str,
+    source: str,
+    contents: Iterable[Content],
+    sketched: Mapping[str, str] | None = None,
+    shard: Shard = WHOLE,
+) -> Path:
+    """Write a pack, or a shard of it, atomically; an older one stays in place until then.
 
     Args:
         folder: the pack's folder.
         kind: `POSES` or `DESCRIPTIONS`.
         source: the packed folder, as named in the data set's record.
-        contents: the clips' contents, in any order.
+        contents: the clips' contents, in any order; those of the shard.
         sketched: the labels' `sketch`.
+        shard: which part of the pack.
+
+    Returns:
+        The folder of the files that were written.
 
     Raises:
-        ValueError: there are no contents, or the folder exists and is not a pack.
+        ValueError: there are no contents, the folder exists and is not a pack, or it is one of other shards or labels.
         OSError: the pack cannot be written.
     """
-    if folder.exists() and not is_pack(folder) and any(folder.iterdir()):
-        raise ValueError(f"--out: {folder} is there and is no pack. Name another folder, or remove it.")
+    part = folder / shard.name
+    if part.exists() and not is_pack(part) and any(part.iterdir()):
+        raise ValueError(f"--out: {part} is there and is no pack. Name another folder, or remove it.")
+    head = {"format": FORMAT, "kind": kind, "source": source, "sketch": dict(sketched or {})}
+    if shard.n > 1:
+        shared = to_json(head | {"shards": shard.n}, indent=1) + "\n"
+        if is_pack(folder) and (folder / "pack.json").read_bytes() != shared.encode():
+            raise ValueError(
+                f"--out: {folder} holds a pack that is whole, of other than {shard.n} shards, or of other labels. "
+                "Remove it, or name another folder."
+            )
+        write_text(folder / "pack.json", shared)
     index: list[tuple[bytes, tuple[int, int, int, int, int]]] = []
 
     def write_contents(file: Any) -> None:
@@ -429,14 +477,16 @@ def write_pack(
             place = offset, len(content.data), words, content.length, content.file_size
             index.append((_encoded(content.key), place))
             offset += len(data)
-        if not index:
+        if shard.n > 1 and not index:
+            file.write(bytes(ALIGN))  # a small part may have no clips, but an empty file cannot be mapped
+        elif not index:
             raise ValueError(f"{source}: holds no {kind} of this split's clips. Nothing is packed.")
 
-    with new_folder(folder) as unfinished:
+    with new_folder(part) as unfinished:
         digests = {"content.bin": write_whole(unfinished / "content.bin", write_contents)}
         index.sort()
         arrays = {
-            "names.npy": np.array([name for name, _ in index]),
+            "names.npy": np.array([name for name, _ in index], np.bytes_),
             "clips.npy": np.array([c for _, c in index], _CLIP),
         }
         for name, array in arrays.items():
@@ -444,9 +494,8 @@ def write_pack(
         files = {
             name: {"size": (unfinished / name).stat().st_size, "sha256": digest} for name, digest in digests.items()
         }
-        manifest = {"format": FORMAT, "kind": kind, "source": source, "clips": len(index), "files": files}
-        manifest["sketch"] = dict(sketched or {})
-        write_text(unfinished / "pack.json", to_json(manifest, indent=1) + "\n")
+        write_text(unfinished / "pack.json", to_json(head | {"clips": len(index), "files": files}, indent=1) + "\n")
+    return part
 
 
 def _file_size(path: Path) -> int:

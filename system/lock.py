@@ -34,7 +34,7 @@ FILE_NAME = "run.lock"
 _held: dict[Path, int] = {}  # lock file -> open handle; closing it would release the lock
 
 
-def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run") -> None:
+def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run", file_name: str = FILE_NAME) -> None:
     """Lock a folder for the lifetime of this process.
 
     The kernel releases the lock, a POSIX record lock or Windows' own, whenever its owner ends, also across machines if
@@ -44,7 +44,7 @@ def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run")
     Raises:
         ValueError: another run has the folder; it names the `flag` of the folder, and `who` is at work.
     """
-    path = Path(output_dir).resolve() / FILE_NAME
+    path = Path(output_dir).resolve() / file_name
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

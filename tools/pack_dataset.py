@@ -22,7 +22,7 @@ from clips.labels import split_labels
 from system import lock
 from system.disk import explain
 from system.processes import in_processes
-from utils import Parser, add_dataset_flags, progress, require_paths, run
+from utils import Parser, Shard, add_dataset_flags, add_shard_flag, progress, require_paths, run
 
 if TYPE_CHECKING:
     from clips.packs import Content
@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   python -m tools.pack_dataset --out packed/CSL_Daily                  CSL-Daily, all splits; then train with
   python fine_tuning.py --packed packed/CSL_Daily                the same flags as before, and this one
   python -m tools.pack_dataset --dataset_config my.toml --out packed/mine --splits train dev
+  python -m tools.pack_dataset --out packed/CSL_Daily --shard 1/4      a quarter, and on three other machines the others
   python -m tools.pack_dataset --verify --out packed/CSL_Daily         read all of it and compare the checksums
 
 Packed data are a copy: after a change of poses or descriptions, pack again. A pack appears under its name when it is
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--root", default=".", metavar="DIR", help="folder that all paths start from, --out too; default: .")
     add("--out", required=True, metavar="DIR", help="where the packs go, or are")
     add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
+    add_shard_flag(add)
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read; default: one per core")
     add("--verify", action="store_true", help="write nothing: read the packs in --out, and say whether they are whole")
     args = parser.parse_args(argv)
@@ -71,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise FileNotFoundError(" ".join(faults))
     # If dev is the test split under another name, it shares that split's folders and packs.
     for split in {spec.folder(split): split for split in splits}.values():
-        pack_split(spec, split, out, args.root, args.workers)
+        pack_split(spec, split, out, args.root, args.workers, args.shard)
 
 
-def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, workers: int) -> None:
-    """Pack the poses of a split's clips, and their descriptions if there are any."""
+def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, workers: int, shard: Shard) -> None:
+    """Pack the poses of a split's clips, and their descriptions if there are any; of a shard, its own."""
     from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, sketch  # after --help and wrong flags
 
     there, name = spec.under(root), spec.folder(split)
@@ -83,13 +85,15 @@ def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str, worke
     split_spec = there.for_split(split)
     folder = split_spec.pose_dir
     files = dict.fromkeys(split_spec.pose_path(label).relative_to(folder).as_posix() for label in labels.values())
-    lock.hold(out, "--out", "another tools/pack_dataset.py")  # two processes would write to the same files
-    clips, sketched = [(folder, file) for file in files], sketch(labels)
-    pack(out / POSES / name, POSES, spec.pose_dir, pack_pose, clips, workers, sketched)
+    # Two processes would write to the same files.
+    lock.hold(out, "--out", "another tools/pack_dataset.py", f"{shard.name or 'run'}.lock")
+    clips, sketched = [(folder, file) for file in files if file in shard], sketch(labels)
+    pack(out / POSES / name, POSES, spec.pose_dir, pack_pose, clips, workers, sketched, shard)
     descriptions = Path(there.description_dir) / name
     if spec.description_dir and descriptions.is_dir():
-        jobs = [(str(descriptions), clip) for clip in labels]
-        pack(out / DESCRIPTIONS / name, DESCRIPTIONS, spec.description_dir, pack_descriptions, jobs, workers, sketched)
+        texts = out / DESCRIPTIONS / name
+        jobs = [(str(descriptions), clip) for clip in labels if clip in shard]
+        pack(texts, DESCRIPTIONS, spec.description_dir, pack_descriptions, jobs, workers, sketched, shard)
     else:
         sys.stdout.write(f"{name}: no descriptions in {descriptions}.\n" if spec.description_dir else "")
 
@@ -102,8 +106,9 @@ def pack(
     jobs: Sequence[tuple[str, str]],
     workers: int,
     sketched: Mapping[str, str],
+    shard: Shard,
 ) -> None:
-    """Write one pack and print a summary."""
+    """Write one pack, or a shard of it, and print a summary."""
     from clips.packs import POSES, write_pack
 
     counts: Counter[str] = Counter()
@@ -125,7 +130,7 @@ def pack(
 
     begun = time.monotonic()
     try:
-        write_pack(folder, kind, source, contents(), sketched)
+        folder = write_pack(folder, kind, source, contents(), sketched, shard)
     except OSError as error:
         raise OSError(explain(error, folder)) from None
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6

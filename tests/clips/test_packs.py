@@ -22,6 +22,7 @@ from pose.keypoints import cut_clip, read_pose
 from temporal_alignment import DescriptionLoader
 from tools.pack_dataset import main
 from training.loader import BatchSampler, ClipLoader
+from utils import Shard
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "dev", "test")
@@ -239,6 +240,8 @@ def test_two_words_that_changed_places_are_found_by_verifying(small):
         ("pack.json", lambda data: b"[]", "is damaged, or no pack's"),
         ("pack.json", lambda data: data.replace(b"pack 3", b"pack 9"), "in the format 'uni-sign-pack 9'; wanted"),
         ("pack.json", lambda data: data.replace(b'"poses"', b'"words"', 1), "is a pack of 'words'"),
+        ("pack.json", lambda data: data.replace(b'"kind"', b'"shards": 0, "kind"'), "is damaged, or no pack's"),
+        ("pack.json", lambda data: data.replace(b'"kind"', b'"shards": 1000000000, "kind"'), "lacks the shards 1/100"),
     ],
 )
 def test_damage_is_one_clear_line(small, file, change, wanted):
@@ -311,6 +314,100 @@ def test_packs_of_another_corpus_with_the_same_names_are_refused(corpus, tmp_pat
         wanted = f"--packed: {tmp_path}.* is of another corpus: 24 of 24 clips have other labels"
         with pytest.raises(ValueError, match=wanted) if refused else contextlib.nullcontext():
             S2T_Dataset(other, "train", use_descriptions=described)
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def write_shard(folder, shard, keys="abcdefgh", sketched=None):
+    contents = [Content(key, 1, key.encode() * 9, ord(key)) for key in keys if key in shard]
+    return write_pack(folder, POSES, "poses", contents, sketched, shard)
+
+
+def test_shards_are_read_as_the_whole(spelling, tmp_path):
+    """In any order, and again: the same index, contents, samples and fingerprint."""
+    spec, root = spelling
+    flags = ["--dataset_config", str(root / "spelling.toml"), "--root", str(root), "--workers", "1"]
+    for i in (3, 1, 2, 1):
+        main([*flags, "--out", str(tmp_path / "shards"), "--splits", "dev", "--shard", f"{i}/3"])
+    for kind, opened in ((POSES, PosePack), (DESCRIPTIONS, DescriptionPack)):
+        whole, shards = (opened(place / kind / "dev") for place in (root / "packs", tmp_path / "shards"))
+        sizes = [len(opened(part)) for part in sorted(shards.folder.glob("*_of_3"))]
+        assert len(sizes) == 3
+        assert sum(sizes) == len(whole) > max(sizes)
+        assert shards.names.tobytes() == whole.names.tobytes()
+        keys = [name.decode() for name in whole.names]
+        assert shards.file_sizes(keys).tolist() == whole.file_sizes(keys).tolist()
+        for (n, a), (m, b) in ((whole.content(key), shards.content(key)) for key in keys):
+            assert (n, a.tobytes()) == (m, b.tobytes())
+        assert shards.verify(iter) == []
+    a, b = (
+        S2T_Dataset(use_packs(spec, str(place), root), "dev", use_descriptions=True)
+        for place in ("packs", tmp_path / "shards")
+    )
+    for index in range(len(a)):
+        same(a[index], b[index])
+    assert a.fingerprint() == b.fingerprint()
+
+
+def test_shards_that_are_missing_are_named(tmp_path):
+    folder = tmp_path / "packs/poses/train"
+    for i in (1, 3):
+        write_shard(folder, Shard(i, 4))
+    wanted = f"{folder}: lacks the shards 2/4 4/4. Make each as .* python -m tools.pack_dataset with --shard 2/4."
+    with pytest.raises(ValueError, match=wanted):
+        PosePack(folder)
+    with pytest.raises(ValueError, match="--verify: 1 faults; the first: .*lacks the shards 2/4 4/4"):
+        verify(folder)
+    for i in (2, 4):
+        write_shard(folder, Shard(i, 4))
+    assert PosePack(folder).names.tolist() == [key.encode() for key in "abcdefgh"]
+
+
+@pytest.mark.parametrize("other", [{"shard": Shard(2, 3)}, {"shard": Shard()}, {"sketched": {"a": "other"}}])
+def test_shards_of_another_packing_are_refused(tmp_path, other):
+    folder = tmp_path / "train"
+    write_shard(folder, **{"shard": Shard(1, 2)} | other)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="--out: .*train holds a pack that is whole, of other than 2 shards, or of"):
+        write_shard(folder, Shard(2, 2))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_whole_pack_replaces_shards(tmp_path):
+    for i in (1, 2):
+        write_shard(tmp_path / "train", Shard(i, 2))
+    write_shard(tmp_path / "train", Shard())
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == sorted(["pack.json", *packed._FILES])
+    assert len(PosePack(tmp_path / "train")) == 8
+
+
+def test_a_shard_without_clips_is_one_all_the_same(tmp_path):
+    """Of a small split, or where the descriptions of its few clips are missing."""
+    for i in (1, 2, 3):
+        write_shard(tmp_path, Shard(i, 3), "a")
+    assert PosePack(tmp_path).content("a")[1].tobytes() == b"a" * 9
+    for i in (1, 2, 3):
+        write_shard(tmp_path, Shard(i, 3), "")
+    with pytest.raises(ValueError, match=f"{tmp_path}: holds no clips"):
+        PosePack(tmp_path)
+
+
+def test_a_shard_that_was_damaged_is_named(small):
+    contents = [pack_pose((str(small.parents[2] / "poses"), f"{name}.pkl")) for name in "abc"]
+    folder = small.with_name("dev")
+    for shard in (Shard(i, 5) for i in range(1, 6)):
+        write_pack(folder, POSES, "poses", [content for content in contents if content.key in shard], shard=shard)
+    verify(folder)
+    path = folder / "5_of_5/content.bin"  # that of c
+    words = np.fromfile(path, np.uint64)
+    words[[100, 101]] = words[[101, 100]]
+    words.tofile(path)
+    with pytest.raises(ValueError, match="damaged: 5_of_5/content.bin is not what was written"):
+        verify(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match="damaged: 5_of_5/content.bin has 0 bytes, not"):
+        PosePack(folder)
 
 
 # -- scale -------------------------------------------------------------------------------------------------------------

@@ -44,19 +44,29 @@ def test_several_processes_write_the_same_bytes(corpus, tmp_path):
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
 
 
-def test_a_second_packer_ends_at_once(corpus, tmp_path):
+@pytest.mark.parametrize("shard", [[], ["--shard", "1/2"]])
+def test_a_second_packer_ends_at_once(corpus, tmp_path, shard):
     """Two that write to the same files leave a damaged pack, and one of them reports success."""
     out = tmp_path / "packs"
-    packed(corpus, out)  # this process is the first, and holds the folder as long as it lives
+    packed(corpus, out, *shard)  # this process is the first, and holds the folder as long as it lives
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     command = [sys.executable, "-m", "tools.pack_dataset", "--root", str(corpus), "--out", str(out), "--workers", "1"]
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    second = subprocess.run([*command, *shard], cwd=ROOT, capture_output=True, text=True, check=False)
     assert second.returncode == 1
     assert second.stderr == (
         f"error: --out {out}: another tools/pack_dataset.py is at work there (process {os.getpid()} on "
         f"{socket.gethostname()}). Give another folder, or wait for its end.\n"
     )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_several_machines_pack_at_a_time(corpus, tmp_path):
+    packed(corpus, tmp_path, "--splits", "dev", "--shard", "1/2")
+    command = [sys.executable, "-m", "tools.pack_dataset", "--root", str(corpus), "--out", str(tmp_path)]
+    other = [*command, "--workers", "1", "--splits", "dev", "--shard", "2/2"]
+    said = subprocess.run(other, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"{tmp_path}/poses/dev/2_of_2: " in said
+    packed(corpus, tmp_path, "--verify")
 
 
 def test_missing_and_unreadable_clips_are_told(tmp_path, capsys):
