@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import config
+from system.disk import regular_file
 from system.faults import printable
 from system.terminal import Lasting, ending_with_its_reader
 
@@ -530,6 +531,9 @@ def log_to_terminal() -> None:
 
 class _LogFile(logging.FileHandler):
     """A log file that ignores write errors, e.g. on a full disk, instead of printing a traceback for every line."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=regular_file)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
         """Ignore the error."""

@@ -78,15 +78,21 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
             os.replace(unfinished, path)
         except BaseException as error:
             if sys.platform == "win32":
-                raw.close()
+                _close(raw)
             with contextlib.suppress(OSError):
                 unfinished.unlink()
+            _close(raw)
             if isinstance(error, OSError) and error.errno and error.filename is None:  # as that of a full disk
                 error.filename = str(path)
             raise
     if sync:
         sync_folder(Path(path).parent)
     return file.sum.hexdigest()
+
+
+def _close(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # it tries once more to write what is left, and the error would hide the first
+        file.close()
 
 
 def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
@@ -107,7 +113,10 @@ def _open_fixed(unfinished: Path) -> tuple[Path, BinaryIO] | None:
         return None
     import fcntl
 
-    raw = open(unfinished, "ab")  # noqa: SIM115 - it is handed on
+    try:
+        raw = open(unfinished, "ab", opener=regular_file)  # noqa: SIM115 - it is handed on
+    except IrregularFileError:  # a link or a pipe of somebody else
+        return None
     try:
         fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(raw.fileno()), unfinished.stat()):
@@ -120,6 +129,31 @@ def _open_fixed(unfinished: Path) -> tuple[Path, BinaryIO] | None:
             unfinished.unlink()
     raw.close()
     return None
+
+
+class IrregularFileError(OSError):
+    """A link, a pipe or a device stands where a file is to be written."""
+
+
+def regular_file(path: str | Path, flags: int) -> int:
+    """Open a file for writing, as `open`'s opener, but no link, pipe or device: a folder of others may hold any.
+
+    Raises:
+        IrregularFileError: it is one of these.
+    """
+    try:
+        handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        handle = None
+    if handle is None or not stat.S_ISREG(os.fstat(handle).st_mode):
+        if handle is not None:
+            os.close(handle)
+        raise IrregularFileError(
+            errno.EINVAL, "is a link, a pipe or a device, no file to write to; remove it", str(path)
+        )
+    return handle
 
 
 def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> str:
@@ -283,7 +317,7 @@ class Lines:
         """Append a line."""
         self._waiting.append(to_json(line) + "\n")
         try:
-            with open(self.path, "ab", buffering=0) as file:
+            with open(self.path, "ab", buffering=0, opener=regular_file) as file:
                 end = file.tell()
                 content = "".join(self._waiting).encode("utf-8", "backslashreplace")
                 if file.write(content) != len(content):

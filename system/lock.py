@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import socket
 import sys
 from pathlib import Path
+
+from system.disk import regular_file
 
 if sys.platform == "win32":
     import msvcrt
@@ -48,7 +51,7 @@ def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run",
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = regular_file(path, os.O_RDWR | os.O_CREAT)
     try:
         _lock(handle)
     except OSError as error:
@@ -60,6 +63,7 @@ def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run",
         raise ValueError(
             f"{flag} {output_dir}: {who} is at work there ({owner}). Give another folder, or wait for its end."
         ) from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    with contextlib.suppress(OSError):  # a full disk: the owner has no name then
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     _held[path] = handle

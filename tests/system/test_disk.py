@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from system import disk
+import utils
+from system import disk, lock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,7 +119,7 @@ def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
         def write(self, data):
             return super().write(bytes(data)[:5])
 
-    monkeypatch.setattr(disk, "open", lambda path, mode, buffering: Full(path, mode), raising=False)
+    monkeypatch.setattr(disk, "open", lambda path, mode, **_: Full(path, mode), raising=False)
     lines.add({"step": 2})
     assert path.read_text() == '{"step": 1}\n'
     monkeypatch.undo()
@@ -143,3 +145,49 @@ def test_a_line_ends_at_its_end_alone(tmp_path):
         file.write('{"hypothesis": "cut by a ki')
     assert disk.read_lines(tmp_path / "rows.jsonl") == rows
     assert disk.read_lines(tmp_path / "none") == []
+
+
+def overwrite(path):
+    disk.write_text(path, "new")
+
+
+def append(path):
+    lines = disk.Lines(path)
+    lines.add({"a": 1})
+
+
+def hold_lock(path):
+    with contextlib.suppress(disk.IrregularFileError):
+        lock.hold(path.parent)
+
+
+def log(path):
+    with contextlib.suppress(disk.IrregularFileError):
+        utils.start_log(path.parent, is_main=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.json.unfinished", overwrite), ("log.txt", append), ("run.lock", hold_lock), ("train.log", log)],
+)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_nothing_is_written_through_a_link_or_a_pipe(tmp_path, name, write, kind):
+    """A folder of somebody else may hold them, and lead to a file of the user's."""
+    victim, place = tmp_path / "victim", tmp_path / "theirs" / name
+    victim.write_text("precious")
+    place.parent.mkdir()
+    if kind == "link":
+        place.symlink_to(victim)
+    else:
+        os.mkfifo(place)  # opening it would wait for a reader
+    write(place.with_suffix("") if write is overwrite else place)
+    assert victim.read_text() == "precious"
+    if write is overwrite:
+        assert place.with_suffix("").read_text() == "new"
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    """Closing the file tries to write once more what is left, which fails again."""
+    monkeypatch.setattr(disk, "_open_unfinished", lambda path: (tmp_path / "x", open("/dev/full", "ab")))
+    with pytest.raises(OSError, match="No space left on device: .*a.json"):
+        disk.write_text(tmp_path / "a.json", "new")
