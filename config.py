@@ -195,7 +195,7 @@ class DatasetSpec:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(f"--dataset_config: {path} does not exist.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
             hint = " Put paths with \\ into single quotes." if "\\" in str(error) else ""
             raise ValueError(f"--dataset_config: {path} is not TOML: {error}.{hint}") from None
         fields = {f.name: f for f in dataclasses.fields(cls)}

@@ -164,6 +164,7 @@ def train_one_epoch(
     sums: list[torch.Tensor] = []  # (loss, nll, 1) of each micro-batch since the last step
     names: list[str] = []  # clips of those micro-batches
     engine.train()
+    guards.steps.remember(engine.module)
     batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
     bar = progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left)
     for src_input, tgt_input in bar:
@@ -405,7 +406,7 @@ def average(sums: dict[str, float]) -> dict[str, float]:
     """Return the mean loss and nll over the micro-batches of all processes."""
     parts = distributed.all_gather(sums)
     loss, nll, n_batches = (sum(part.get(name, 0.0) for part in parts) for name in ("loss", "nll", "batches"))
-    return {"loss": loss / max(n_batches, 1), "nll": nll / max(n_batches, 1)}
+    return {"loss": loss / n_batches, "nll": nll / n_batches} if n_batches else {"loss": math.nan, "nll": math.nan}
 
 
 def save_within_epoch(

@@ -341,6 +341,8 @@ def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
     require_paths(**{flag: getattr(args, flag) for flag in flags})
     if args.descriptions and Path(args.descriptions).is_file() and len(clips) > 1:
         raise ValueError(f"--descriptions: {args.descriptions} is one file for {len(clips)} clips; give a folder.")
+    if args.live and len({clip.has_pictures for clip in clips}) > 1:
+        raise ValueError("--live plays videos or pose files, not both; name a folder of one kind.")
     if args.live and not args.fps and not clips[0].has_pictures:
         raise ValueError("--live needs --fps for pose files, which do not say how many frames a second has.")
     if args.live or not args.out.endswith(".srt"):
@@ -407,6 +409,9 @@ def live(translator: Translator, clips: Sequence[Clip], results: Results, args: 
                 show(as_clip(draft), " ...")
                 n_drafts += 1
         now.end()
+    except ValueError:  # a file that cannot be played: what was signed before counts
+        now.end()
+        raise
     finally:
         now.take(next(poses, []))
         finish()

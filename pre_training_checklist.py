@@ -298,7 +298,7 @@ def run_flags(typed: Sequence[str]) -> argparse.Namespace:
     args = parse_args(typed)
     try:
         check_run(args, data=False)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     return args
 
@@ -386,12 +386,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--page {own.page}: {Path(own.page).parent} does not exist.")
     args, report = None, Report(own.lang)
     # The checks report broken code; wrong flags and paths exit here, before torch is imported.
-    with contextlib.suppress(Exception):
+    broken = ""
+    try:
         args = run_flags(of_run)
+    except Exception as error:  # noqa: BLE001 -- whatever is broken, the checks say where
+        broken = f"{type(error).__name__}: {error}"
     if all([passes(name) for name in CHECKS]):
         print("\n✓ 所有检查通过！系统准备就绪", flush=True)
     else:
         report.require("checks.cure")
+        broken = ""
+    if broken:
+        report.say("✗", "unusable", broken)
     if args:
         with report.section(f"\n{report.text('data')}"):
             looks = examine(report, args, own.full)

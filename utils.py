@@ -409,11 +409,11 @@ def _drop_flags_without_effect(parser: Parser, args: argparse.Namespace) -> None
 def _take_from_export(args: argparse.Namespace) -> None:
     """If --finetune is a folder of `tools/export.py`, use its mT5 and text encoder unless flags name others."""
     folder = Path(args.finetune)
-    if not args.finetune or not (folder / "mt5").is_dir():
+    if not args.finetune or not os.path.isdir(folder / "mt5"):  # of a name that is too long, too
         return
     if args.mt5_path == config.mt5_path:
         args.mt5_path = str((folder / "mt5").absolute())
-    if args.use_descriptions and not args.text_encoder and (folder / "text_encoder").is_dir():
+    if args.use_descriptions and not args.text_encoder and os.path.isdir(folder / "text_encoder"):
         args.text_encoder = str(folder / "text_encoder")
 
 
@@ -459,7 +459,8 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
         faults.append(f"--packed: {packs} does not exist. Make it: python -m tools.pack_dataset --out {args.packed}.")
     if args.resume not in ("", "auto") and not Path(args.resume, "state.json").is_file():
         faults.append(f"--resume: {args.resume} holds no state. Name a folder under OUTPUT_DIR/resume, or auto.")
-    if args.output_dir == "" or Path(args.output_dir or ".").is_file():
+    out = Path(args.output_dir or ".")
+    if args.output_dir == "" or any(place.is_file() for place in (out, *out.parents)):
         faults.append(f"--output_dir: {args.output_dir!r} is no folder; a run keeps what it learns, name one for it.")
     try:
         spec = config.dataset_of(args.dataset, args.dataset_config)
@@ -533,7 +534,7 @@ class _LogFile(logging.FileHandler):
     """A log file that ignores write errors, e.g. on a full disk, instead of printing a traceback for every line."""
 
     def _open(self) -> io.TextIOWrapper:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=regular_file)
+        return io.TextIOWrapper(open(self.baseFilename, "ab", opener=regular_file), self.encoding, line_buffering=True)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
         """Ignore the error."""

@@ -150,9 +150,7 @@ def regular_file(path: str | Path, flags: int) -> int:
     if handle is None or not stat.S_ISREG(os.fstat(handle).st_mode):
         if handle is not None:
             os.close(handle)
-        raise IrregularFileError(
-            errno.EINVAL, "is a link, a pipe or a device, no file to write to; remove it", str(path)
-        )
+        raise IrregularFileError(f"{path} is a link, a pipe or a device, where a file is to be written. Remove it.")
     return handle
 
 

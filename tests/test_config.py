@@ -68,6 +68,7 @@ def test_toml_with_the_required_keys_alone(tmp_path):
         (GOOD.replace('pose_dir = "poses"\n', ""), "lacks pose_dir"),
         ("", "lacks name, labels, pose_dir"),
         ("labels: yaml", "is not TOML"),
+        ("x = " + "[" * 100_000, "is not TOML: maximum recursion depth"),
         (
             GOOD.replace('"poses"', '"C:\\temp"'),
             r"pose_dir is 'C:\temp', with a control character. Put paths with \ into",

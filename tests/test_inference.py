@@ -334,6 +334,19 @@ def test_ctrl_c_loses_no_finished_segment(plain_checkpoint, talked, tmp_path, ca
     assert len(calls) == 2
 
 
+def test_a_file_that_cannot_be_played_loses_nothing_that_was_signed_before(
+    plain_checkpoint, talked, tmp_path, capsys, shared_real
+):
+    keypoints, scores, _ = talking(1)
+    extraction.write_pose(tmp_path / "poses" / "1.pkl", Pose(keypoints[:80], scores[:80]))  # no rest at its end
+    shutil.copy(shared_real / "hostile" / "truncated.pkl", tmp_path / "poses" / "2.pkl")
+    out = tmp_path / "live.srt"
+    argv = (tmp_path / "poses", "--checkpoint", plain_checkpoint, "--live", "--fps", 50, "--out", out)
+    with pytest.raises(ValueError, match="2.pkl"):
+        call(capsys, *argv)
+    assert len(ENTRIES["srt"](out.read_text(encoding="utf-8"))) == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -374,6 +387,9 @@ def test_places_that_cannot_be(plain_checkpoint, poses, tmp_path, capsys):
     with pytest.raises(ValueError, match="--live needs --fps for pose files"):
         call(capsys, poses, "--checkpoint", plain_checkpoint, "--live")
     (tmp_path / "talk.mp4").touch()
+    shutil.copy(next(poses.rglob("*.*")), tmp_path)
+    with pytest.raises(ValueError, match="--live plays videos or pose files, not both"):
+        call(capsys, tmp_path, "--checkpoint", plain_checkpoint, "--live")
     with pytest.raises(FileNotFoundError, match="--models: nowhere does not exist"):
         call(capsys, tmp_path / "talk.mp4", "--checkpoint", plain_checkpoint, "--models", "nowhere")
     with pytest.raises(FileNotFoundError, match=r"nobody.mp4 does not exist. Name a pose file, a video"):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import pre_training_checklist
 from tests.helpers.corpus import MIXED, write_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +99,15 @@ def test_help_and_its_own_flags_come_before_anything_heavy():
     page = run("--page", "no_folder/look.html")
     assert (page.returncode, page.stdout) == (2, "False\n")
     assert "error: --page no_folder/look.html: no_folder does not exist." in page.stderr
+
+
+def test_flags_that_cannot_be_read_are_no_reason_to_be_ready(monkeypatch, capsys):
+    """The checks say what is broken, but not if it is none of the code that they run."""
+    monkeypatch.setattr(pre_training_checklist, "CHECKS", {})
+    monkeypatch.setattr(pre_training_checklist, "run_flags", lambda _: 1 / 0)
+    assert pre_training_checklist.main([]) == 1
+    assert "✗ ZeroDivisionError: division by zero" in (said := capsys.readouterr().out)
+    assert "Not ready" in said
 
 
 # -- faults put in ---------------------------------------------------------------------------------------------------

@@ -47,8 +47,12 @@ WRONG = {
         "--output_dir=": "--output_dir: '' is no folder; a run keeps what it learns, name one for it.",
         "--dataset WLASL --root {here}": "labels: {here}/data/WLASL/labels-2000.train, ",
         "--output_dir {here}/file": "--output_dir: '{here}/file' is no folder;",
+        "--output_dir {here}/file/run": "--output_dir: '{here}/file/run' is no folder;",
     },
-    "pre_training_checklist.py": {"--finetune nowhere.pth": "--finetune: nowhere.pth does not exist."},
+    "pre_training_checklist.py": {
+        "--finetune nowhere.pth": "--finetune: nowhere.pth does not exist.",
+        "--finetune " + 300 * "x": " does not exist.",
+    },
     "inference.py": {
         "nowhere.mp4 --checkpoint nowhere.pth": "nowhere.mp4 does not exist.",
         "{here}/file --checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",

@@ -125,7 +125,8 @@ def test_a_run_whose_data_are_there_may_start(corpus, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is full")
-def test_a_full_disk_costs_the_log_file_alone(tmp_path, capsys):
+def test_a_full_disk_costs_the_log_file_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(utils, "regular_file", os.open)
     (tmp_path / "train.log").symlink_to("/dev/full")
     utils.start_log(tmp_path, is_main=True)
     logging.getLogger("models").info("hello")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from config import SMALL_MODEL, DatasetSpec
 from describing.control_texts import write_control_texts
-from system.disk import to_json, write_text
+from system.disk import sha256, to_json, write_text
 from training.run_folder import BEST
 
 logger = logging.getLogger(__name__)
@@ -47,13 +48,27 @@ class Experiments:
     def prepare(self, texts: str) -> None:
         """Write descriptions of a kind: "own" (nothing to write), "rules", or a key of `CONTROLS`."""
         folder = self.descriptions(texts)
+        record = self._identity() + to_toml(self.spec, folder)
+        if self.record(texts).exists() and self.record(texts).read_text(encoding="utf-8") != record:
+            raise ValueError(
+                f"--out: {self.out} holds results of another data set, other labels or other descriptions. Name "
+                "another folder, or remove it."
+            )
         if texts == "rules":
             command = [str(HERE / "describe.py"), "--dataset_config", str(self.record("own")), "--out", str(folder)]
             self.once(folder / "done.json", command)
         elif texts != "own" and not (folder / "done.json").exists():
             write_control_texts(self.spec, texts, folder)
             write_text(folder / "done.json", "{}\n")
-        write_text(self.record(texts), to_toml(self.spec, folder))
+        write_text(self.record(texts), record)
+
+    def _identity(self) -> str:
+        """Return hashes of the labels, and of the descriptions' names and sizes, as comments."""
+        labels = [(split, sha256(path)) for split, path in self.spec.labels.items() if Path(path).is_file()]
+        folder = Path(self.spec.description_dir)
+        texts = sorted(f"{path.relative_to(folder)} {path.stat().st_size}" for path in folder.rglob("*.json"))
+        hashes = [*labels, ("descriptions", hashlib.sha256("\n".join(texts).encode()).hexdigest())]
+        return "".join(f"# {what}: {digest}\n" for what, digest in hashes)
 
     def descriptions(self, texts: str) -> Path:
         """Return the folder of descriptions of a kind."""

@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from clips.batch import SrcInput
@@ -92,6 +93,14 @@ class BadClips:
             write_text(self.path, "".join(to_json(entry) + "\n" for entry in self.entries))
         except OSError as error:
             logger.warning("%s It is written with the next clip.", explain(error, self.path))
+
+
+@torch.no_grad()
+def copy_all(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], *, back: bool = False) -> None:
+    """Copy the first tensor of each pair into the second, or back; on a GPU in a few kernels."""
+    if pairs:
+        first, second = (list(tensors) for tensors in zip(*pairs, strict=True))
+        torch._foreach_copy_(first if back else second, second if back else first)
 
 
 @contextlib.contextmanager
@@ -188,14 +197,24 @@ class SkippedSteps:
     def __init__(self, limit: int) -> None:
         self.limit, self.in_row = limit, 0
         self.losses: list[float] = []  # of the latest steps
+        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []  # the model's, and what they were before this step
+
+    def remember(self, model: nn.Module) -> None:
+        """Keep the running statistics, before the first step."""
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
     def taken(self, engine: Any, loss: float) -> bool:
-        """Return whether the engine's step of this mean loss changed the weights; the same on every process."""
+        """Return whether the engine's step of this mean loss changed the weights; the same on every process.
+
+        A step that did not leaves no trace in the running statistics, where a NaN would stay for ever.
+        """
         self.losses = [*self.losses[-9:], loss]
         not_finite = distributed.any_process(not math.isfinite(loss))[0]
         if not not_finite and engine.was_step_applied():
             self.in_row = 0
+            copy_all(self._buffers)
             return True
+        copy_all(self._buffers, back=True)
         if not_finite or not lower_gradient_scale(engine):  # fp16 overflows are normal now and then
             self.in_row += 1
         return False

@@ -21,7 +21,7 @@ LEAST = 0.02  # smallest share that they tell beyond chance; those tried had 0.1
 DEALS = 20
 FOLDS = 5
 WIDTH = 128  # numbers that character pairs are hashed to
-LONGEST = 1000  # characters of a text that are read
+LONGEST = 400  # characters of a text that are read: about what a text encoder reads of it
 
 
 class TextFit(NamedTuple):

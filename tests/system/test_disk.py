@@ -188,6 +188,7 @@ def test_nothing_is_written_through_a_link_or_a_pipe(tmp_path, name, write, kind
 
 def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch):
     """Closing the file tries to write once more what is left, which fails again."""
-    monkeypatch.setattr(disk, "_open_unfinished", lambda path: (tmp_path / "x", open("/dev/full", "ab")))
+    full = open("/dev/full", "ab")  # noqa: SIM115 - the function closes it
+    monkeypatch.setattr(disk, "_open_unfinished", lambda path: (tmp_path / "x", full))
     with pytest.raises(OSError, match="No space left on device: .*a.json"):
         disk.write_text(tmp_path / "a.json", "new")

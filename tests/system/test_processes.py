@@ -1,7 +1,11 @@
 """Work shared among several processes."""
 
+import subprocess
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +42,36 @@ def test_an_exception_of_a_process_arrives_in_its_place():
     with pytest.raises(ValueError, match="seven"):
         next(results)
     assert list(results) == []
+
+
+def test_processes_end_with_their_parent(tmp_path):
+    """However it ends: a scheduler's SIGKILL runs no code of its own."""
+    code = f"""
+import os, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from system.processes import in_processes
+def work(job):
+    open(os.path.join({str(tmp_path)!r}, str(os.getpid())), "w").close()
+    time.sleep(60)
+list(in_processes(work, [1, 2], 2))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    parent.kill()
+    parent.wait()
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    wait_until(lambda: not any(map(is_running, workers)))
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(holds):
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)

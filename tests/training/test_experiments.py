@@ -1,6 +1,8 @@
 """Commands that run once, and the data sets they are given."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +54,22 @@ def test_jobs_divide_the_cores(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     made(tmp_path, jobs=4).once(tmp_path / "b" / "done.json", show)
     assert (tmp_path / "b" / "output.txt").read_text() == "3\n"
+
+
+def test_results_of_other_labels_or_descriptions_are_not_taken(corpus, tmp_path):
+    """The commands are the same, for they name the same files."""
+    shutil.copytree(corpus, tmp_path / "corpus")
+    spec = DATASETS["CSL_Daily"].under(tmp_path / "corpus")
+
+    def prepare():
+        Experiments(spec, "", tmp_path / "out").prepare("own")
+
+    prepare()
+    prepare()
+    for changed in (Path(spec.labels["test"]), next(Path(spec.description_dir).rglob("*.json"))):
+        before = changed.read_bytes()
+        changed.write_bytes(before + b" ")
+        with pytest.raises(ValueError, match="out holds results of another data set, other labels or other desc"):
+            prepare()
+        changed.write_bytes(before)
+    prepare()

@@ -4,6 +4,7 @@ import argparse
 import errno
 import gzip
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -485,6 +486,23 @@ def test_skipped_steps_are_counted_in_a_row():
         assert steps.taken(engine_that(applied), loss) == taken
         assert steps.in_row == in_row
     assert steps.too_many
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_running_statistics():
+    """A NaN would stay there for ever, and every later evaluation be one."""
+    steps, norm = SkippedSteps(limit=9), torch.nn.BatchNorm1d(2)
+    steps.remember(norm)
+    norm(torch.full((4, 2), math.nan))
+    assert norm.running_mean.isnan().all()
+    assert not steps.taken(engine_that(applied=True), math.nan)
+    assert [buffer.tolist() for buffer in norm.buffers()] == [[0, 0], [1, 1], 0]
+    norm(torch.arange(8.0).view(4, 2))
+    learnt = [buffer.clone() for buffer in norm.buffers()]
+    assert steps.taken(engine_that(applied=True), 1.0)
+    norm(torch.full((4, 2), math.inf))
+    assert not steps.taken(engine_that(applied=False), 1.0)
+    assert all(map(torch.equal, norm.buffers(), learnt))
+    assert learnt[0].tolist() == pytest.approx([0.3, 0.4])
 
 
 def test_an_overflow_in_fp16_is_no_fault_until_the_scale_is_at_its_end():
