@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import DatasetSpec
-from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, cut_clip, read_pose
+from pose.keypoints import N_KEYPOINTS, Pose, PoseFolder, check_values, cut_clip, read_pose
 from system.disk import UNFINISHED, new_folder, sha256, to_json, write_text, write_whole
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, DescriptionLoader
@@ -139,7 +139,7 @@ def _manifest(folder: Path, kind: str) -> dict[str, Any]:
         sketched = dict(manifest.get("sketch", {}))
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no pack of {kind} is there. Make it with tools/pack_dataset.py.") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except CLIP_FAULTS:
         raise ValueError(f"{path}: is damaged, or no pack's. Pack again with tools/pack_dataset.py.") from None
     if found[:2] != (FORMAT, kind):
         raise ValueError(
@@ -209,8 +209,12 @@ class Pack(abc.ABC):
                 raise self.damaged(f"{path.relative_to(self.folder)} has {seen} bytes, not {size}")
             if name != "content.bin" and sha256(path) != digest:  # the index is small enough to verify each time
                 raise self.damaged(f"{path.relative_to(self.folder)} is not what was written")
-        names, clips = (np.asarray(np.load(folder / name, mmap_mode="r", allow_pickle=False)) for name in _FILES[:2])
-        if names.dtype.kind != "S" or clips.dtype != _CLIP or len(names) != len(clips):
+        try:
+            names, clips = (np.asarray(np.load(folder / name, "r", allow_pickle=False)) for name in _FILES[:2])
+        except (ValueError, EOFError):
+            raise self.damaged("the index is of another form") from None
+        shaped = names.ndim == 1 and names.shape == clips.shape
+        if names.dtype.kind != "S" or clips.dtype != _CLIP or not shaped:
             raise self.damaged("the index is of another form")
         return names, clips, np.asarray(np.memmap(folder / "content.bin", np.uint8, "r"))
 
@@ -324,11 +328,16 @@ class PosePack(Pack):
                 raise ValueError("not a pose")
             places = np.frombuffer(data, dtypes[1], n_frames * N_KEYPOINTS * 2, ALIGN).reshape(-1, N_KEYPOINTS, 2)
             sure = np.frombuffer(data, dtypes[3], n_frames * N_KEYPOINTS, ALIGN + _padded(places.nbytes))
-        except (ValueError, TypeError, struct.error):
+        except (ValueError, TypeError, SyntaxError, struct.error):  # the third: numpy reads "(,)f" as Python
             raise self.damaged(f"{key} is no pose") from None
         keypoints = places.astype(dtypes[0], copy=False)
         scores = sure.reshape(-1, N_KEYPOINTS).astype(dtypes[2], copy=False)
-        return Pose(keypoints, scores, start, n_after)
+        pose = Pose(keypoints, scores, start, n_after)
+        try:
+            check_values(key, pose)  # packing has done it, if nobody else wrote the pack
+        except ValueError as error:
+            raise self.damaged(str(error).rstrip(".")) from None
+        return pose
 
     def read(self, path: Path, label: Mapping[str, Any]) -> Pose:
         """Do the same as `PoseFolder.read`, from the pack."""
@@ -366,8 +375,11 @@ class DescriptionPack(Pack):
             return {}
         try:
             frames, texts = json.loads(found[1].tobytes())
+            if not {*map(type, frames)} <= {int}:  # neither 0.5, True nor "0"
+                raise TypeError("not frame numbers")
+            "".join(texts).encode()  # raises for what is no text, and for half a character
             return dict(zip(frames, texts, strict=True))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise self.damaged(f"{key} has no texts") from None
 
     def load(self, name: str, frames: range | None = None) -> dict[int, str]:

@@ -33,7 +33,11 @@ def text_key(text: str) -> int:
 
 
 class TextFeatureCache:
-    """Looks up features, in place of a `TextEncoder`; removes damaged shards."""
+    """Looks up features, in place of a `TextEncoder`; removes damaged shards.
+
+    Raises:
+        ValueError: the shards are of encoders with different widths.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -45,7 +49,13 @@ class TextFeatureCache:
             else:
                 logger.warning("text cache: %s is damaged; its texts are encoded again.", path)
                 path.unlink()
-        self.width = self.shards[0][1].shape[1] if self.shards else 0
+        widths = sorted({features.shape[1] for _, features in self.shards})
+        if len(widths) > 1:
+            raise ValueError(
+                f"text cache {self.folder}: holds features of the widths {widths}, and one encoder has one. Remove the "
+                "folder, and it is made again."
+            )
+        self.width = widths[0] if widths else 0
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """Return the texts that are not in the cache."""
@@ -56,7 +66,7 @@ class TextFeatureCache:
         """Return the features of n texts, (n, W) float32 on the CPU.
 
         Raises:
-            ValueError: a text is not in the cache.
+            ValueError: a text is not in the cache, or its features are NaN or infinite.
         """
         shards, rows = self._find(texts)
         if lost := [text for text, shard in zip(texts, shards, strict=True) if shard < 0]:
@@ -68,6 +78,11 @@ class TextFeatureCache:
         for number, (_, kept) in enumerate(self.shards):
             hit = shards == number
             features[hit] = kept[rows[hit]]
+        if not (finite := np.isfinite(features).all(1)).all():
+            raise ValueError(
+                f"text cache {self.folder}: NaN or infinity in the features of {texts[finite.argmin()][:60]!r}. Remove "
+                "the folder, and it is made again."
+            )
         return torch.from_numpy(features)
 
     def _find(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,8 +105,9 @@ def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
         raise  # may be intact and belong to another user: do not remove it
     except (OSError, ValueError, EOFError):
         return None
-    whole = len(keys) > 0 and keys.dtype == np.uint64 and features.dtype == np.float32 and features.ndim == 2
-    return (keys, features) if whole and len(keys) == len(features) else None
+    kinds = (keys.dtype, keys.ndim, features.dtype, features.ndim)
+    whole = kinds == (np.uint64, 1, np.float32, 2) and len(keys) == len(features) > 0
+    return (keys, features) if whole else None
 
 
 def build_text_cache(

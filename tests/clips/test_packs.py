@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gzip
+import hashlib
 import json
 import pickle
 import shutil
@@ -238,6 +239,8 @@ def test_two_words_that_changed_places_are_found_by_verifying(small):
         ("clips.npy", lambda data: data[:-1] + b"z", "clips.npy is not what was written"),
         ("pack.json", lambda data: data[:40], "is damaged, or no pack's"),
         ("pack.json", lambda data: b"[]", "is damaged, or no pack's"),
+        ("pack.json", lambda data: b"[" * 100_000, "is damaged, or no pack's"),
+        ("pack.json", lambda data: data.replace(b'"size": ', b'"size": 1e400, "was": '), "is damaged, or no pack's"),
         ("pack.json", lambda data: data.replace(b"pack 3", b"pack 9"), "in the format 'uni-sign-pack 9'; wanted"),
         ("pack.json", lambda data: data.replace(b'"poses"', b'"words"', 1), "is a pack of 'words'"),
         ("pack.json", lambda data: data.replace(b'"kind"', b'"shards": 0, "kind"'), "is damaged, or no pack's"),
@@ -261,10 +264,86 @@ def test_an_index_of_strangers_is_believed_nothing(small):
         pack._clips["offset"], pack._clips["size"] = offset, size
         with pytest.raises(ValueError, match="damaged"):
             pack.decode("a.pkl")
-    for data in (b"x", b"\xff" * 300, packed._POSE.pack(5, 0, 0, b"|O", b"|O", b"<f4", b"<f4") + bytes(9000)):
+    for data in (
+        b"x",
+        b"\xff" * 300,
+        packed._POSE.pack(5, 0, 0, b"|O", b"|O", b"<f4", b"<f4") + bytes(9000),
+        packed._POSE.pack(5, 0, 0, b",", b",", b",", b","),
+    ):
         write_pack(small, POSES, "poses", [Content("a.pkl", 5, data)])
         with pytest.raises(ValueError, match="a.pkl is no pose"):
             PosePack(small).decode("a.pkl")
+    manifest = json.loads((small / "pack.json").read_text())
+    for array in (np.array(b"a.pkl"), np.array([[b"a.pkl"]]), np.array([None])):
+        np.save(small / "names.npy", array, allow_pickle=True)
+        content = (small / "names.npy").read_bytes()
+        manifest["files"]["names.npy"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (small / "pack.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match="damaged: the index is of another form"):
+            PosePack(small)
+
+
+def of_pose(keypoint=0.5, score=0.5, frames=1):
+    """The content of a pose of two frames that somebody else packed; in the last ones most points are elsewhere."""
+    keypoints, scores = np.full((2, 133, 2), 0.5, np.float32), np.full((2, 133), 0.5, np.float32)
+    keypoints[-frames:, 7:], scores[1, 7] = keypoint, score
+    head = packed._POSE.pack(2, 0, 0, *[b"<f4"] * 4)
+    return b"".join(
+        part.ljust(packed._padded(len(part)), b"\0") for part in (head, keypoints.tobytes(), scores.tobytes())
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (of_pose(), None),
+        (of_pose(keypoint=0), None),
+        (of_pose(keypoint=np.nan), "1 frames hold NaN or infinite values, the first is 1"),
+        (of_pose(keypoint=-np.inf), "1 frames hold NaN or infinite values, the first is 1"),
+        (of_pose(score=np.nan), "1 frames hold NaN or infinite values, the first is 1"),
+        (of_pose(score=100), "scores reach 100; wanted 0 to 1"),
+        (of_pose(keypoint=700), None),
+        (of_pose(keypoint=700, frames=2), "coordinates are in pixels"),
+    ],
+)
+def test_the_values_of_a_pose_are_those_that_a_file_may_have(tmp_path, data, reason):
+    write_pack(tmp_path / "pack", POSES, "poses", [Content("a.pkl", 2, data)])
+    pack = PosePack(tmp_path / "pack")
+    if reason is None:
+        assert len(pack.decode("a.pkl")) == 2
+        assert pack.verify(iter) == []
+    else:
+        with pytest.raises(ValueError, match=f"pack: damaged: a.pkl: {reason}"):
+            pack.decode("a.pkl")
+        assert len(pack.verify(iter)) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('[[0, 7], ["a", "\\ud83d\\ude00"]]', {0: "a", 7: "\U0001f600"}),
+        ("[[], []]", {}),
+        ("[" * 100_000, None),
+        ("3", None),
+        ("[[0], [5]]", None),
+        ('[[0], [["x"]]]', None),
+        ("[[0], [null]]", None),
+        ('[[0], ["\\ud83d"]]', None),  # half a character, on which a tokenizer fails
+        ('[[0.5], ["a"]]', None),
+        ('[[0, "1"], ["a", "b"]]', None),
+        ('[[true], ["a"]]', None),
+        ('[[1e400], ["a"]]', None),
+        ('[[0, 1], ["a"]]', None),
+    ],
+)
+def test_texts_are_texts_of_frames(tmp_path, content, texts):
+    write_pack(tmp_path / "pack", DESCRIPTIONS, "texts", [Content("a", 1, content.encode())])
+    pack = DescriptionPack(tmp_path / "pack")
+    if texts is not None:
+        assert pack.load("a") == texts
+    else:
+        with pytest.raises(ValueError, match="pack: damaged: a has no texts"):
+            pack.load("a")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

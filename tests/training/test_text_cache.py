@@ -58,6 +58,7 @@ DAMAGE = {
     "garbage": lambda features: features.write_bytes(b"nothing"),
     "cut": lambda features: features.write_bytes(features.read_bytes()[:200]),
     "rows": lambda features: np.save(features, np.load(features)[:-1]),
+    "keys": lambda features: np.save(features.with_name(features.name.replace("features", "keys")), np.uint64(5)),
 }
 
 
@@ -71,6 +72,20 @@ def test_a_damaged_shard_is_made_again(encoder_folder, tmp_path, kind, caplog):
     caplog.clear()
     assert torch.equal(build(tmp_path, encoder_folder)(TEXTS), good)
     assert "damaged" not in caplog.text
+
+
+def test_features_of_another_width_or_without_values_are_named(encoder_folder, tmp_path):
+    folder = build(tmp_path, encoder_folder).folder
+    (shard,) = folder.glob("*.features.npy")
+    features = np.load(shard)
+    features[2, 1] = np.nan
+    np.save(shard, features)
+    with pytest.raises(ValueError, match=r"text cache .*: NaN or infinity in the features of .*Remove the folder"):
+        build(tmp_path, encoder_folder)(TEXTS)
+    np.save(shard, features[:, 1:])
+    width = features.shape[1]
+    with pytest.raises(ValueError, match=rf"text cache .*: holds features of the widths \[{width - 1}, {width}\]"):
+        build(tmp_path, encoder_folder, [*TEXTS, "another"])
 
 
 def test_a_shard_of_somebody_else_is_left_alone(encoder_folder, tmp_path, monkeypatch):
