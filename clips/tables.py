@@ -7,14 +7,16 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from system.disk import check_zip, read_unpacked
 from system.faults import in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".xlsx")
 MAX_CELL_LINES = 1000
+MAX_ROWS, MAX_CELLS = 1 << 20, 5_000_000  # of a spreadsheet, which need not hold all that it spans
 
 Rows = Iterator[tuple[str, list[str] | ValueError]]
 
@@ -108,9 +110,26 @@ def _sheet(path: str | Path) -> Rows:
     try:
         check_zip(path)
         sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
-        rows = [["" if cell is None else str(cell) for cell in row] for row in sheet.values]
+        sheet.reset_dimensions()  # as stated, which openpyxl would fill with empty cells
+        rows = _filled(sheet.values)
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = in_one_line(error, 300)
         raise ValueError(f"{path}: not a readable .xlsx file: {reason}. Save it again, or as .csv.") from None
-    width = max(map(len, rows), default=0)
-    return ((f"row {number}", row + [""] * (width - len(row))) for number, row in enumerate(rows, start=1))
+    width = max(map(len, rows.values()), default=0)
+    return ((f"row {number}", row + [""] * (width - len(row))) for number, row in rows.items())
+
+
+def _filled(rows: Iterable[Sequence[Any]]) -> dict[int, list[str]]:
+    """Return the rows that are not empty by their numbers, without empty cells at their ends."""
+    filled: dict[int, list[str]] = {}
+    width = 0
+    for number, row in enumerate(rows, start=1):
+        cells = ["" if cell is None else str(cell) for cell in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            filled[number] = cells
+            width = max(width, len(cells))
+        if number > MAX_ROWS or len(filled) * width > MAX_CELLS:
+            raise ValueError(f"it spans {number} rows of {width} columns. Remove what lies far below and aside")
+    return filled

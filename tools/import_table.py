@@ -33,6 +33,7 @@ from system.disk import to_json, write_text
 from utils import Parser, installed, run
 
 HELD_OUT = 10  # one clip in so many goes to dev, and one to test
+DEEPEST = 64  # folders of a path that are looked at one by one; the cells of a table are as long as they like
 LISTED = 10  # rows or files in a list
 STEPS = 10  # optimizer steps of an epoch, at least
 FEW = 20  # clips of dev or test, of which each changes a score by points
@@ -108,7 +109,7 @@ class Files:
 
 def _ends(path: str) -> list[str]:
     """Return a path without its suffix, and without its first folders, one after the other."""
-    parts = without_suffix(path.replace("\\", "/")).casefold().split("/")
+    parts = without_suffix(path.replace("\\", "/")).casefold().rsplit("/", DEEPEST)
     return ["/".join(parts[i:]) for i in range(len(parts))]
 
 

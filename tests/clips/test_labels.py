@@ -5,11 +5,13 @@ import gzip
 import json
 import pickle
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 
 from clips.labels import Shared, read_labels, renamed, shared_clips, split_labels, target
+from clips.tables import read_rows
 from config import DATASETS, DatasetSpec
 
 CLIPS = [
@@ -131,6 +133,31 @@ def test_a_spreadsheet(tmp_path, streamed):
     (tmp_path / "labels.xlsx").write_bytes(b"name,text")
     with pytest.raises(ValueError, match="not a readable .xlsx file: File is not a zip file"):
         read_labels(tmp_path / "labels.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ('<row r="1048576"/>', None),
+        ('<row r="2000000000"><c r="A2000000000"><v>1</v></c></row>', "spans 1048577 rows of 1 columns"),
+        ("".join(f'<row r="{n}"><c r="XFD{n}"><v>1</v></c></row>' for n in range(2, 400)), "306 rows of 16384 columns"),
+    ],
+)
+def test_a_spreadsheet_is_as_large_as_what_it_holds(tmp_path, rows, reason):
+    """A few bytes may say that it spans 17 billion cells."""
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["name"])
+    book.save(tmp_path / "small.xlsx")
+    with zipfile.ZipFile(tmp_path / "small.xlsx") as source, zipfile.ZipFile(tmp_path / "a.xlsx", "w") as target:
+        for name in source.namelist():
+            content = source.read(name).replace(b'ref="A1:A1"', b'ref="A1:XFD1048576"')
+            target.writestr(name, content.replace(b"</sheetData>", rows.encode() + b"</sheetData>"))
+    if reason is None:
+        assert list(read_rows(tmp_path / "a.xlsx")) == [("row 1", ["name"])]
+    else:
+        with pytest.raises(ValueError, match=rf"a\.xlsx: not a readable \.xlsx file: .*{reason}"):
+            list(read_rows(tmp_path / "a.xlsx"))
 
 
 def test_without_openpyxl(tmp_path, monkeypatch):

@@ -228,6 +228,7 @@ def test_requests_are_bounded(servers, clip):
     server = servers[False]
     status, answer, _ = ask(server, "POST", "/translate", b"", **{"Content-Length": "1000001"})
     assert (status, json.loads(answer)) == (413, {"error": "the file has 1.0 MB; the limit is 1 MB (--max_upload)."})
+    assert ask(server, "POST", "/translate", b"", **{"Content-Length": "9" * 5000})[0] == 413
     for length in ("-1", "x", "1e3", ""):
         assert ask(server, "POST", "/translate", b"", **{"Content-Length": length})[0] == 400
     assert ask(server, "POST", "/other", b"x")[0] == 400

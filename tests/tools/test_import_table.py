@@ -266,6 +266,16 @@ def test_what_cannot_be_imported_is_one_line(place, rows, flags, said):
     assert not (place / "my_data").exists()
 
 
+def test_a_cell_of_many_folders_takes_no_time(place):
+    deep = "/".join(map(str, range(100)))
+    (place / "many" / deep).mkdir(parents=True)
+    (place / "many" / deep / "rec.mp4").touch()
+    files = import_table.Files(str(place / "many"))
+    assert files.find(f"{deep}/rec") == files.find("98/99/rec.mp4")
+    assert files.find("rec") == f"{deep}/rec.mp4"
+    assert len(import_table._ends("a/" * 60_000)) < 100
+
+
 def test_rows_with_faults_are_listed_and_left_out(place, capsys):
     rows = fifty()
     rows[1][1], rows[3] = "hi \ud83d", ["rec.2", "again", "more"]
