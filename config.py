@@ -338,6 +338,8 @@ class ModelConfig:
             raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a positive multiple of 4.")
         if self.rgb_support and self.hidden_dim % 8:
             raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a multiple of 8 with --rgb_support.")
+        if not self.language.isprintable():
+            raise ValueError(f"--language {self.language!r:.60}: must be a name in printable characters.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label_smoothing {self.label_smoothing}: must lie in [0, 1).")
         if not 0 <= self.text_dropout_p <= 1:

@@ -132,7 +132,7 @@ class Translator:
         checkpoint = Checkpoint.read(path, "--checkpoint")
         weights, facts = checkpoint.weights, checkpoint.facts
         config = checkpoint.whole_config(text_encoder=text_encoder, language=language)
-        mt5_folder = mt5_path or facts.get("mt5_path")
+        mt5_folder = mt5_path or checkpoint.fact("mt5_path", "")
         if not mt5_folder:
             raise ValueError(
                 f"--checkpoint: {path} does not say where its mT5 is; name the folder with its config.json and "
@@ -142,7 +142,7 @@ class Translator:
             require_mt5(mt5_folder, path, "--checkpoint")
         texts: FrozenTextEncoder | None = None
         if config.use_descriptions and not checkpoint.holds(TEXT_ENCODER_PREFIX):
-            width = weights["text_adapter.mean"].shape[0]
+            width = weights.get("text_adapter.mean", torch.empty(0)).numel()  # what is missing is told below
             folder = config.text_encoder or mt5_folder
             texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""), facts)
         with torch.device("meta"):  # takes no memory, whatever sizes a file of others asks for
@@ -157,10 +157,10 @@ class Translator:
         _warn(path, differing_files(facts, files_beside(model)))
         saved = {**checkpoint.settings, **facts}
         for flag, given in (("language", language), ("max_length", max_length)):
-            if given and saved.get(flag, given) != given:
+            if given and type(saved.get(flag)) is type(given) and saved[flag] != given:
                 _warn(path, f"was trained with --{flag} {saved[flag]}; {given} is taken. Drop it for training's.")
-        length = max_length or facts.get("max_length", 256)
-        if not isinstance(length, int) or length < 1:
+        length = max_length or checkpoint.fact("max_length", 256)
+        if length < 1:
             raise ValueError(f"--checkpoint: {path} says max_length {length!r}; name the right one with --max_length.")
         return cls(model, max_length=length, **options)
 

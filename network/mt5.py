@@ -5,6 +5,7 @@ Shapes: B sequences, L tokens (padded), H attention heads, D mT5's d_model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from system.disk import file_sizes, most_bytes
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-MAX_LAYERS = 1000
+MAX_LAYERS, MAX_WIDTH = 1000, 1 << 20
 
 
 class MT5(MT5ForConditionalGeneration):
@@ -142,6 +143,10 @@ def _build(kind: Any, folder: Path) -> tuple[Any, Any]:
     layers = [getattr(config, key, 0) for key in ("num_hidden_layers", "num_decoder_layers")]
     if any(isinstance(number, int) and number > MAX_LAYERS for number in layers):
         raise ValueError(f"it has {layers} layers")
+    if broken := [key for key, value in content.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise ValueError(f"{', '.join(broken)} is no number")
+    if isinstance(width := getattr(config, "hidden_size", 0), int) and width > MAX_WIDTH:  # torch counts no further
+        raise ValueError(f"its states have {width} numbers")
     with no_init_weights():
         return config, getattr(kind, "from_config", kind)(config)
 

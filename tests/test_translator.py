@@ -22,6 +22,7 @@ from tests.helpers.models import as_in_transformers, new_model, save_model
 from tools import export
 from tools.demo_page import Demo, Question
 from training.weight_files import save_weights
+from training.weights import differing_files
 from translator import Translator, load_descriptions
 
 OPTIONS = {"dtype": "fp32", "num_beams": 2, "max_new_tokens": 24, "device": "cpu"}
@@ -256,6 +257,43 @@ def test_what_does_not_fit_is_one_line(described, tmp_path, small_mt5_folder):
     torch.save({"model": model}, tmp_path / "plain.pth")
     with pytest.raises(ValueError, match="does not say where its mT5 is"):
         Translator.from_checkpoint(tmp_path / "plain.pth")
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"mt5_path": 5}, "says mt5_path of the type int. Get it again, or name the right one: --mt5_path"),
+        ({"mt5_path": ["x"]}, "says mt5_path of the type list"),
+        ({"mt5_path": b"x"}, "says mt5_path of the type bytes"),
+        ({"mt5_path": torch.zeros(3)}, "says mt5_path of the type Tensor"),
+        ({"mt5_path": "a\nb"}, r"says mt5_path 'a\\nb'"),
+        ({"max_length": True}, "says max_length True"),
+        ({"max_length": torch.tensor(5)}, "says max_length of the type Tensor"),
+        ({"config": {"label_smoothing": True}}, r"another version of this code \(label_smoothing is True"),
+        ({"config": {"text_encoder": "a\nb"}}, r"another version of this code \(text_encoder is 'a\\nb'"),
+        ({"config": {"language": "\ud83d"}}, r"--language '\\ud83d': must be a name"),
+        ({"model": {"part_para": torch.tensor(1.0)}}, "its weights have another width"),
+    ],
+)
+def test_facts_of_another_type_are_one_line(described, tmp_path, facts, reason):
+    content = torch.load(described[0], weights_only=True)
+    edited = {key: content[key] | value if isinstance(value, dict) else value for key, value in facts.items()}
+    with pytest.raises(ValueError, match=reason) as error:
+        Translator.from_checkpoint(changed(described, tmp_path, **edited))
+    assert "\n" not in str(error.value)
+
+
+def test_a_frozen_encoders_width_of_no_dimension(described, tmp_path):
+    weights = torch.load(described[0], weights_only=True)["model"]
+    frozen = {name: value for name, value in weights.items() if not name.startswith("text_encoder.")}
+    frozen["text_adapter.mean"] = torch.tensor(1.0)
+    with pytest.raises(ValueError, match=r"text_adapter.mean \(\) for"):
+        Translator.from_checkpoint(changed(described, tmp_path, model=frozen))
+
+
+def test_files_of_another_type_are_other_files():
+    saved = {"files": {"a": torch.zeros(3), "b": True, "c": 1, 5: 6}}
+    assert "different are: a, b. " in differing_files(saved, {"a": "x", "b": 1, "c": 1, "d": 2})
 
 
 def test_weights_of_other_programs(described, tmp_path, small_mt5_folder):

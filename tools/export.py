@@ -66,7 +66,7 @@ class Model:
     Attributes:
         weights: its state dict.
         config: its sizes and switches.
-        facts: the checkpoint's other entries.
+        facts: numbers among the checkpoint's other entries.
         kept: (V,), ids of the tokens it keeps; None for all.
         mt5_folder: folder of its mT5, with the full vocabulary.
     """
@@ -89,13 +89,15 @@ def read(args: argparse.Namespace) -> Model:
 
     checkpoint = Checkpoint.read(args.checkpoint, "--checkpoint")
     config = checkpoint.whole_config(text_encoder=args.text_encoder, language=args.language)
-    folder = Path(args.mt5_path or checkpoint.facts.get("mt5_path", ""))
+    folder = Path(args.mt5_path or checkpoint.fact("mt5_path", ""))
     if not (folder / "config.json").is_file() or not (folder / "spiece.model").is_file():
         raise FileNotFoundError(
             f"--checkpoint: {args.checkpoint} needs the config.json and spiece.model of its mT5, and {folder} has them "
             "not. Name their folder with --mt5_path."
         )
-    return Model(checkpoint.weights, config, checkpoint.facts, checkpoint.kept, folder)
+    numbers = {key: value for key, value in checkpoint.facts.items() if isinstance(value, int | float)}
+    facts = numbers | {"max_length": checkpoint.fact("max_length", 256)}
+    return Model(checkpoint.weights, config, facts, checkpoint.kept, folder)
 
 
 def trimmed(model: Model, sources: Sequence[str]) -> Model:
@@ -147,7 +149,7 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
     facts = {
         "config": {**asdict(model.config), "text_encoder": ""},
         "text_encoder": kind,
-        "max_length": model.facts.get("max_length", 256),
+        "max_length": model.facts["max_length"],
         "kept_tokens": None if model.kept is None else model.kept.tolist(),
         "made_from": made_from,
         "epoch": model.facts.get("epoch"),

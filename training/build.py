@@ -95,14 +95,15 @@ def take_settings(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint.read(path, flag)
     checkpoint.config()  # raises if it is of another version
     facts = checkpoint.facts
-    saved = checkpoint.settings | {key: facts[key] for key in ("task", "max_length") if key in facts}
+    stated = {key: checkpoint.fact(key, kind()) for key, kind in (("task", str), ("max_length", int)) if key in facts}
+    saved = checkpoint.settings | stated
     given = {name: getattr(args, name) for name in OF_CHECKPOINT if getattr(args, name) is not None}
     if differing := [name for name, value in given.items() if name not in MAY_MOVE and saved.get(name, value) != value]:
         told = ", ".join(f"{name} {saved[name]} (here {given[name]})" for name in sorted(differing))
         raise ValueError(f"--eval: {path} was trained with {told}. Drop these flags: the checkpoint decides.")
     spec = dataset_of(args.dataset, args.dataset_config)
-    if os.path.isdir(facts.get("mt5_path", "")):
-        saved["mt5_path"] = facts["mt5_path"]
+    if os.path.isdir(mt5_path := checkpoint.fact("mt5_path", "")):
+        saved["mt5_path"] = mt5_path
     if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
         saved["text_encoder_freeze"] = not checkpoint.holds(TEXT_ENCODER_PREFIX)
     if "output_dir" not in given:
@@ -115,8 +116,8 @@ def take_settings(args: argparse.Namespace) -> None:
     defaults = vars(get_args_parser().parse_args([])) | {"task": spec.tasks[0]}
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
-    if "mt5_path" not in given and facts.get("mt5_path") and not os.path.isdir(under_root(args.root, args.mt5_path)):
-        require_mt5(facts["mt5_path"], path, flag)
+    if "mt5_path" not in given and mt5_path and not os.path.isdir(under_root(args.root, args.mt5_path)):
+        require_mt5(mt5_path, path, flag)
 
 
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:

@@ -79,9 +79,10 @@ class TextFeatureCache:
             hit = shards == number
             features[hit] = kept[rows[hit]]
         if not (finite := np.isfinite(features).all(1)).all():
+            text = texts[int(finite.argmin())]
             raise ValueError(
-                f"text cache {self.folder}: NaN or infinity in the features of {texts[finite.argmin()][:60]!r}. Remove "
-                "the folder, and it is made again."
+                f"text cache {self.folder}: NaN or infinity in the features of {text[:60]!r}. Remove the folder, and "
+                "it is made again."
             )
         return torch.from_numpy(features)
 

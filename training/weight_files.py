@@ -31,6 +31,12 @@ ENCODER_PREFIX = "text_encoder.encoder."
 # Where other programs keep the weights in a file, and what DataParallel, torch.compile and Lightning put before names.
 KEYS = ("model", "state_dict", "model_state_dict", "module")
 WRAPPERS = ("module.", "_orig_mod.", "model.")
+LONGEST_NAME = 1000  # of a weight; a name of a hundred thousand wrappers would take minutes to unwrap
+# What torch can compare and copy into a model; fp8 and quantised numbers are not.
+DTYPES = (
+    torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool,
+    torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8,
+)  # fmt: skip
 # Beside tensors: the command line and scores that people save with them.
 PLAIN: list[Any] = [
     argparse.Namespace,
@@ -105,25 +111,34 @@ def _read_file(path: Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str
         raise FileNotFoundError(f"{flag}: {path} does not exist.")
     with _safely(path, flag):
         if path.suffix == ".safetensors":
-            return _read_safetensors(path), {}
-        is_zip = zipfile.is_zipfile(path)
-        if is_zip:
-            with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                    raise ValueError("it is a packed archive, and torch.save packs nothing")
-        # Mapped, the file's tensors take no memory beside the model's, nor those that are not needed.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content: Any = {"model": _read_safetensors(path)}
+        else:
+            is_zip = zipfile.is_zipfile(path)
+            if is_zip:
+                with zipfile.ZipFile(path) as archive:
+                    if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                        raise ValueError("it is a packed archive, and torch.save packs nothing")
+            # Mapped, the file's tensors take no memory beside the model's, nor those that are not needed.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     key = next((key for key in KEYS if isinstance(content, Mapping) and key in content), None)
     weights = content if key is None else content[key]
-    if not isinstance(weights, Mapping) or not all(_is_weight(name, value) for name, value in weights.items()):
+    if not isinstance(weights, Mapping):
         raise ValueError(f"{flag}: {path} holds no state dict; wanted {{'model': state_dict}}.")
+    if (bad := next((name for name, value in weights.items() if not _is_weight(name, value)), None)) is not None:
+        kind = getattr(weights[bad], "dtype", type(weights[bad]).__name__)
+        raise ValueError(
+            f"{flag}: {path} holds no state dict: {bad!r:.60} is no name with a dense tensor of numbers, but {kind}. "
+            "Save the weights as float32, float16 or bfloat16."
+        )
     return dict(weights), {name: value for name, value in content.items() if key and name != key}
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    if not isinstance(name, str) or not name.isprintable():
+    if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
         return False
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_nested or value.is_meta:
+        return False
+    if value.dtype not in DTYPES:
         return False
     return value.nbytes <= value.untyped_storage().nbytes()  # more would be few numbers that claim to be many
 
@@ -149,7 +164,7 @@ def _read_export(folder: Path, flag: str) -> tuple[dict[str, torch.Tensor], dict
         facts = json.loads((folder / MODEL_JSON).read_text(encoding="utf-8"))
         encoder = facts["text_encoder"]
         facts["config"]["text_encoder"] = str(folder / "text_encoder") if encoder else ""
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{flag}: {folder / MODEL_JSON} is damaged ({reason}). Export the model again.") from None
     parts = {"": folder, "mt5_model.": folder / "mt5"}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from text_fusion_modules import EncodesTexts, TextEncoder
 from training.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
+
+_Fact = TypeVar("_Fact")
 
 FUSED = "gating_fusion."  # weights that every model with descriptions has
 MAPPER_PREFIX = "description_mapper."
@@ -116,8 +118,20 @@ class Checkpoint:
         """The fields of `ModelConfig` that it decides: what it states, or what follows from its weights."""
         plain: dict[str, Any] = {"rgb_support": self.holds(RGB_PREFIXES)}
         if "part_para" in self.weights:
-            plain["hidden_dim"] = len(self.weights["part_para"]) // len(PART_JOINTS)
+            plain["hidden_dim"] = self.weights["part_para"].numel() // len(PART_JOINTS)
         return self.stated or plain
+
+    def fact(self, name: str, default: _Fact) -> _Fact:
+        """Return an entry that this code writes, or the default if there is none.
+
+        Raises:
+            ValueError: it is not of the default's type.
+        """
+        value = self.facts.get(name, default)
+        if not _is_plain(value, type(default)):
+            shown = repr(value) if isinstance(value, str | bool) else f"of the type {type(value).__name__}"
+            raise ValueError(f"{self.named} says {name} {shown:.60}. Get it again, or name the right one: --{name}.")
+        return value
 
     def config(self, **given: str) -> ModelConfig:
         """Return the model's config, with the given values replaced.
@@ -127,17 +141,18 @@ class Checkpoint:
                 an earlier version.
         """
         try:
-            config = ModelConfig(**self.settings | {key: value for key, value in given.items() if value})
-            for field in dataclasses.fields(config):
-                kind, value = type(field.default), getattr(config, field.name)
-                if not isinstance(value, int | float if kind is float else kind):
+            values = self.settings | {key: value for key, value in given.items() if value}
+            for field in dataclasses.fields(ModelConfig):
+                value = values.get(field.name, field.default)
+                if not _is_plain(value, type(field.default)):
                     raise TypeError(f"{field.name} is {value!r:.60}")
+            config = ModelConfig(**values)
         except TypeError as error:
             raise ValueError(f"{self.named} is of another version of this code ({error}).") from None
         self.refuse_without_adapter()
         width, held = config.hidden_dim, sum(value.numel() for value in self.weights.values())
         # The second: a model is never built larger than a small file of others allows.
-        wrong = "part_para" in self.weights and len(self.weights["part_para"]) != width * len(PART_JOINTS)
+        wrong = "part_para" in self.weights and self.weights["part_para"].numel() != width * len(PART_JOINTS)
         if wrong or ("part_para" in self.weights and held < width**2):
             raise ValueError(f"{self.named} says hidden_dim {width}, but its weights have another width.")
         return config
@@ -172,6 +187,13 @@ class Checkpoint:
             )
 
 
+def _is_plain(value: Any, kind: type) -> bool:
+    """Return whether a file's value is of a type: True is no number, and no text has lines or control characters."""
+    if isinstance(value, str) and min(value, default=" ") < " ":
+        return False
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
 def files_beside(model: Uni_Sign) -> dict[str, Any]:
     """Return what decides a model's sentences beside its weights and its config: what it reads from other files."""
     mt5 = model.mt5_model.config
@@ -184,8 +206,9 @@ def files_beside(model: Uni_Sign) -> dict[str, Any]:
 
 def differing_files(facts: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """Return one sentence on what a model reads from other files than the training of a checkpoint did, or ""."""
-    saved = facts.get("files")
-    names = [name for name in own if isinstance(saved, Mapping) and saved.get(name, own[name]) != own[name]]
+    files = facts.get("files")
+    saved = {name: files[name] for name in own if name in files} if isinstance(files, Mapping) else {}
+    names = [name for name, value in saved.items() if type(value) is not type(own[name]) or value != own[name]]
     cure = "Name those of training: --mt5_path, --text_encoder."
     return f"was trained with other files; different are: {', '.join(names)}. {cure}" if names else ""
 

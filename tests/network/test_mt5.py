@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 
 import pytest
@@ -134,6 +135,13 @@ def test_all_that_does_not_fit_is_told_at_once(change):
         load_mt5(change(d_model=24))
     with pytest.raises(ValueError, match=r"mt5: NaN or infinity in shared\.weight\. Get its files again.*--mt5_path"):
         load_mt5(change(lambda weights: weights["shared.weight"][3].fill_(torch.nan)))
+    for wrong, reason in (
+        ({"dropout_rate": math.nan}, "dropout_rate is no number"),
+        ({"d_model": 10**12}, "its states"),
+    ):
+        for with_weights in (False, True):
+            with pytest.raises(ValueError, match=f"config.json .*damaged.*{reason}"):
+                load_mt5(change(**wrong), with_weights=with_weights)
     assert load_mt5(change()).config.d_model == 32
     folder = change()
     (folder / "generation_config.json").write_text('{"num_beams": 7}')  # not read

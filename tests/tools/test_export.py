@@ -302,9 +302,10 @@ def test_what_cannot_be_exported_is_one_line(save, small_mt5_folder, tmp_path):
     with pytest.raises(ValueError, match="holds no whole model"):
         run("--checkpoint", tmp_path / "other.pth", *out, "--mt5_path", small_mt5_folder)
     run("--checkpoint", checkpoint, "--out", tmp_path / "model")
-    (tmp_path / "model/model.json").write_text("{")
-    with pytest.raises(ValueError, match="model.json is damaged"):
-        Translator.from_checkpoint(tmp_path / "model")
+    for damaged in ("{", "[" * 200_000):
+        (tmp_path / "model/model.json").write_text(damaged)
+        with pytest.raises(ValueError, match="model.json is damaged"):
+            Translator.from_checkpoint(tmp_path / "model")
     (tmp_path / "model/model.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no model\. Name a file"):
         Translator.from_checkpoint(tmp_path / "model")

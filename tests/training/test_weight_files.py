@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from config import ModelConfig
 from training.weight_files import read_weights, save_weights
@@ -81,6 +82,35 @@ def test_plain_things_may_lie_beside_the_weights(tmp_path):
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+BAD = {
+    "fp8": lambda: torch.zeros(4).to(torch.float8_e4m3fn),
+    "quantised": lambda: torch.quantize_per_tensor(torch.zeros(4), 1.0, 0, torch.qint8),
+    "complex": lambda: torch.zeros(4, dtype=torch.complex64),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)]),
+    "meta": lambda: torch.zeros(4, device="meta"),
+    "sparse": lambda: torch.zeros(4).to_sparse(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch means to give some of them up
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_dense_tensor_of_numbers_is_named(tmp_path, name):
+    torch.save({**STATE, name: BAD[name]()}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=f"w.pth holds no state dict: '{name}' is .*, but torch") as error:
+        read_weights(tmp_path / "w.pth", "--finetune")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_name_of_many_wrappers_takes_no_time(tmp_path, suffix):
+    """Unwrapped one by one, a hundred thousand took half a minute."""
+    path, weights = tmp_path / f"w.{suffix}", {"module." * 100_000 + "a": torch.zeros(1)}
+    torch.save(weights, path) if suffix == "pth" else save_file(weights, path)
+    with pytest.raises(ValueError, match=r"holds no state dict: 'module\.module") as error:
+        read_weights(path, "--finetune")
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
