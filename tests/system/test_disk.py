@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -164,6 +165,7 @@ def hold_lock(path):
 def log(path):
     with contextlib.suppress(disk.IrregularFileError):
         utils.start_log(path.parent, is_main=True)
+        logging.getLogger("x").warning("hello")
 
 
 @pytest.mark.parametrize(
