@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         return super().add_argument(*spellings(*names), **options)
 
     def group(self, title: str) -> Callable[..., argparse.Action]:

@@ -116,8 +116,7 @@ def statistics_kept(model: nn.Module, src_input: SrcInput) -> Iterator[None]:
     own = [module for module in model.modules() if distributed.world_size() == 1 or _normalises_alone(module)]
     before = [(buffer, buffer.clone()) for module in own for buffer in module.buffers(recurse=False)]
     yield
-    for buffer, value in before:
-        buffer.copy_(value)
+    copy_all(before, back=True)
 
 
 def _normalises_alone(module: nn.Module) -> bool:

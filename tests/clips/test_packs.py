@@ -492,6 +492,7 @@ def test_a_shard_that_was_damaged_is_named(small):
 # -- scale -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc/self/statm")
 def test_memory_follows_what_is_read(tmp_path):
     """A process that opens a pack of 64 MB and reads one clip of a thousand holds little more than the clip."""
     contents = (Content(f"clip{i}", 1, bytes([i % 256]) * (1 << 16)) for i in range(1000))
@@ -507,8 +508,6 @@ opened = held()
 pack.content("clip500")
 print(opened - before, held() - opened)
 """
-    if not sys.platform.startswith("linux"):
-        pytest.skip("what a process holds is read from /proc/self/statm, which only Linux has")
     command = [sys.executable, "-c", code, tmp_path / "train"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     opening, reading = map(int, run.stdout.split())
