@@ -20,6 +20,7 @@ import abc
 import dataclasses
 import hashlib
 import json
+import logging
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -35,6 +36,8 @@ from system.disk import UNFINISHED, new_folder, sha256, to_json, write_text, wri
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, DescriptionLoader
 from utils import WHOLE, Shard
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "uni-sign-pack 3"
 POSES, DESCRIPTIONS = "poses", "descriptions"
@@ -383,8 +386,13 @@ class DescriptionPack(Pack):
             raise self.damaged(f"{key} has no texts") from None
 
     def load(self, name: str, frames: range | None = None) -> dict[int, str]:
-        """Do the same as `DescriptionLoader.load`, from the pack."""
-        found = self.decode(name)
+        """Do the same as `DescriptionLoader.load`, from the pack: a clip whose texts are damaged has none."""
+        try:
+            found = self.decode(name)
+        except ValueError as error:
+            logger.warning("%s Until then the clip has no text.", error)
+            self.counts += DescriptionCounts(files_unreadable=1)
+            return {}
         texts = found if frames is None else {frame: text for frame, text in found.items() if frame in frames}
         there = bool(found) or self.rows([name])[0] >= 0
         self.counts += DescriptionCounts(

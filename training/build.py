@@ -15,7 +15,7 @@ import torch
 
 from clips.labels import split_labels, target
 from clips.packs import use_packs
-from config import GET_BACKBONE, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
+from config import GET_BACKBONE, TASKS, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
 from datasets import S2T_Dataset
 from models import Uni_Sign
 from network.rgb_branch import BACKBONE, load_backbone
@@ -96,6 +96,8 @@ def take_settings(args: argparse.Namespace) -> None:
     checkpoint.config()  # raises if it is of another version
     facts = checkpoint.facts
     stated = {key: checkpoint.fact(key, kind()) for key, kind in (("task", str), ("max_length", int)) if key in facts}
+    if stated.get("task", TASKS[0]) not in TASKS:
+        raise ValueError(f"{checkpoint.named} says task {stated['task']!r:.60}; known are {', '.join(TASKS)}.")
     saved = checkpoint.settings | stated
     given = {name: getattr(args, name) for name in OF_CHECKPOINT if getattr(args, name) is not None}
     if differing := [name for name, value in given.items() if name not in MAY_MOVE and saved.get(name, value) != value]:

@@ -20,7 +20,7 @@ from clips.packs import DESCRIPTIONS, POSES, Content, DescriptionPack, PosePack,
 from config import DATASETS, DatasetSpec
 from datasets import S2T_Dataset
 from pose.keypoints import cut_clip, read_pose
-from temporal_alignment import DescriptionLoader
+from temporal_alignment import DescriptionCounts, DescriptionLoader
 from tools.pack_dataset import main
 from training.loader import BatchSampler, ClipLoader
 from utils import Shard
@@ -336,14 +336,13 @@ def test_the_values_of_a_pose_are_those_that_a_file_may_have(tmp_path, data, rea
         ('[[0, 1], ["a"]]', None),
     ],
 )
-def test_texts_are_texts_of_frames(tmp_path, content, texts):
+def test_texts_are_texts_of_frames(tmp_path, caplog, content, texts):
     write_pack(tmp_path / "pack", DESCRIPTIONS, "texts", [Content("a", 1, content.encode())])
     pack = DescriptionPack(tmp_path / "pack")
-    if texts is not None:
-        assert pack.load("a") == texts
-    else:
-        with pytest.raises(ValueError, match="pack: damaged: a has no texts"):
-            pack.load("a")
+    assert pack.load("a") == (texts or {})
+    if texts is None:  # as with a file that cannot be read, the clip has no text, and the run goes on
+        assert pack.counts == DescriptionCounts(files_unreadable=1)
+        assert "pack: damaged: a has no texts." in caplog.text
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -130,6 +130,11 @@ def test_an_mt5_that_is_gone_is_asked_for_in_the_name_of_the_checkpoint(command,
     assert evaluation(model, "--root", tmp_path, "--mt5_path", "other", mt5_path=gone).mt5_path == "other"
 
 
+def test_a_task_that_nobody_knows_is_refused(command, evaluation):
+    with pytest.raises(ValueError, match="best_checkpoint.pth says task 'POEM'; known are SLT, ISLR, CSLR"):
+        evaluation(build(command()), task="POEM")
+
+
 def test_dev_and_test_of_one_label_file_are_two_splits(corpus, tmp_path, caplog):
     spec = DATASETS["CSL_Daily"].under(corpus)
     labels = {split: read_labels(spec.labels[split]) for split in ("dev", "test")}
