@@ -44,7 +44,7 @@ from pathlib import Path
 import numpy as np
 
 import config
-from synthetic.signer import Form, Recording, Signer, record
+from synthetic.signer import FINGERS, HANDSHAPES, MOVEMENTS, PLACES, Form, Recording, Signer, record
 from synthetic.small_mt5 import refuse_other_models, write_small_mt5
 from system.disk import to_json, write_bytes, write_text
 
@@ -217,46 +217,6 @@ def plan_clips(counts: Mapping[str, int], seed: int) -> dict[str, list[Clip]]:
     return clips
 
 
-HANDSHAPE_WORDS = {
-    "flat": "五指并拢伸直",
-    "five": "五指张开",
-    "fist": "握拳",
-    "point": "食指伸直，其余手指弯曲",
-    "vee": "食指和中指伸直并分开",
-    "thumb": "拇指伸直，其余手指握起",
-    "little": "小指伸直，其余手指握起",
-    "horns": "拇指和小指伸直，中间三指弯曲",
-    "ell": "拇指和食指伸直成直角",
-    "ring": "拇指和食指捏成圆圈，其余手指伸直",
-    "claw": "五指弯曲成爪状",
-    "hook": "食指弯曲如钩，其余手指握起",
-    "three": "食指、中指、无名指伸直",
-}
-PLACE_WORDS = {
-    "brow": "额头前",
-    "temple": "太阳穴旁",
-    "cheek": "脸颊旁",
-    "chin": "下巴前",
-    "neck": "颈部前",
-    "shoulder": "对侧肩部前",
-    "chest": "胸前",
-    "side": "身体外侧",
-    "belly": "腹部前",
-}
-MOVEMENT_WORDS = {
-    "hold": "保持静止",
-    "up": "向上移动",
-    "down": "向下移动",
-    "out": "向外侧移动",
-    "in": "向内侧移动",
-    "arc": "沿弧线向外移动",
-    "circle": "画圆圈",
-    "wave": "左右摆动",
-    "tap": "轻点一下",
-    "twist": "转动手腕",
-    "open": "由握拳变为张开",
-}
-FINGER_WORDS = {"up": "指尖朝上", "back": "指尖朝上，手背朝外", "side": "指尖朝向另一侧", "forward": "手指沿前后方向"}
 LEFT_WORDS = {"one": "左手自然垂放", "mirror": "左手动作对称", "base": "左手平放在下方"}
 DETAIL_WORDS = {
     "to_self": "指尖指向自身",
@@ -286,17 +246,17 @@ def describe_frame(sign: Sign, settled: bool, rng: np.random.Generator) -> str:
     form = sign.form
     right = "双手" if form.hands == "mirror" else "右手"
     if not settled:
-        return f"{right}正移向{PLACE_WORDS[form.place]}，手形变化中。"
+        return f"{right}正移向{PLACES[form.place][0]}，手形变化中。"
     parts = [
-        f"位于{PLACE_WORDS[form.place]}",
-        FINGER_WORDS[form.fingers],
-        MOVEMENT_WORDS[form.movement],
+        f"位于{PLACES[form.place][0]}",
+        FINGERS[form.fingers][0],
+        MOVEMENTS[form.movement][0],
         LEFT_WORDS[form.hands],
         DETAIL_WORDS[sign.detail],
     ]
     told = [part for part in parts if rng.random() >= 0.1]
     beginning = str(rng.choice(["", "图中人物", "手语者"]))
-    return "，".join([beginning + right + HANDSHAPE_WORDS[form.handshape], *told]) + "。"
+    return "，".join([beginning + right + HANDSHAPES[form.handshape][0], *told]) + "。"
 
 
 def describe_clip(glosses: Sequence[str], recording: Recording, rng: np.random.Generator) -> list[dict[str, str]]:

@@ -15,61 +15,62 @@ import numpy as np
 
 RIGHT, LEFT = 0, 1
 
+# The parts of a form, each in the words of a description and in numbers.
 # Bend of thumb, index, middle, ring and little finger (0 straight, 1 rolled in), spread, hook (1: the knuckles stay
 # straight).
 HANDSHAPES = {
-    "flat": (0.4, 0, 0, 0, 0, 0, 0),
-    "five": (0, 0, 0, 0, 0, 1, 0),
-    "fist": (0.9, 1, 1, 1, 1, 0, 0),
-    "point": (0.9, 0, 1, 1, 1, 0, 0),
-    "vee": (0.9, 0, 0, 1, 1, 1, 0),
-    "thumb": (0, 1, 1, 1, 1, 0, 0),
-    "little": (0.9, 1, 1, 1, 0, 0, 0),
-    "horns": (0, 1, 1, 1, 0, 1, 0),
-    "ell": (0, 0, 1, 1, 1, 0.3, 0),
-    "ring": (0.6, 0.6, 0, 0, 0, 0.7, 0.4),
-    "claw": (0.3, 0.6, 0.6, 0.6, 0.6, 1, 1),
-    "hook": (0.9, 0.7, 1, 1, 1, 0, 0.8),
-    "three": (0.9, 0, 0, 0, 1, 0.6, 0),
-    "rest": (0.3, 0.4, 0.4, 0.4, 0.4, 0.2, 0),
+    "flat": ("五指并拢伸直", (0.4, 0, 0, 0, 0, 0, 0)),
+    "five": ("五指张开", (0, 0, 0, 0, 0, 1, 0)),
+    "fist": ("握拳", (0.9, 1, 1, 1, 1, 0, 0)),
+    "point": ("食指伸直，其余手指弯曲", (0.9, 0, 1, 1, 1, 0, 0)),
+    "vee": ("食指和中指伸直并分开", (0.9, 0, 0, 1, 1, 1, 0)),
+    "thumb": ("拇指伸直，其余手指握起", (0, 1, 1, 1, 1, 0, 0)),
+    "little": ("小指伸直，其余手指握起", (0.9, 1, 1, 1, 0, 0, 0)),
+    "horns": ("拇指和小指伸直，中间三指弯曲", (0, 1, 1, 1, 0, 1, 0)),
+    "ell": ("拇指和食指伸直成直角", (0, 0, 1, 1, 1, 0.3, 0)),
+    "ring": ("拇指和食指捏成圆圈，其余手指伸直", (0.6, 0.6, 0, 0, 0, 0.7, 0.4)),
+    "claw": ("五指弯曲成爪状", (0.3, 0.6, 0.6, 0.6, 0.6, 1, 1)),
+    "hook": ("食指弯曲如钩，其余手指握起", (0.9, 0.7, 1, 1, 1, 0, 0.8)),
+    "three": ("食指、中指、无名指伸直", (0.9, 0, 0, 0, 1, 0.6, 0)),
+    "rest": ("", (0.3, 0.4, 0.4, 0.4, 0.4, 0.2, 0)),
 }
 PLACES = {  # position of the middle knuckle
-    "brow": (0.12, 0.95),
-    "temple": (0.4, 0.8),
-    "cheek": (0.32, 0.5),
-    "chin": (0.1, 0.3),
-    "neck": (0.14, 0.05),
-    "shoulder": (-0.35, -0.1),
-    "chest": (0.2, -0.4),
-    "side": (0.75, -0.3),
-    "belly": (0.25, -0.85),
-    "rest": (0.22, -1.4),
+    "brow": ("额头前", (0.12, 0.95)),
+    "temple": ("太阳穴旁", (0.4, 0.8)),
+    "cheek": ("脸颊旁", (0.32, 0.5)),
+    "chin": ("下巴前", (0.1, 0.3)),
+    "neck": ("颈部前", (0.14, 0.05)),
+    "shoulder": ("对侧肩部前", (-0.35, -0.1)),
+    "chest": ("胸前", (0.2, -0.4)),
+    "side": ("身体外侧", (0.75, -0.3)),
+    "belly": ("腹部前", (0.25, -0.85)),
+    "rest": ("", (0.22, -1.4)),
 }
 FINGERS = {  # roll towards the other side, pitch towards the viewer, twist of the palm away from the viewer; radians
-    "up": (0.1, 0.2, 0.2),
-    "back": (0.2, 0.2, 2.9),
-    "side": (1.4, 0.1, 1.3),
-    "forward": (0.3, 1.1, 1.2),
-    "rest": (1.2, 0.4, 1.8),
+    "up": ("指尖朝上", (0.1, 0.2, 0.2)),
+    "back": ("指尖朝上，手背朝外", (0.2, 0.2, 2.9)),
+    "side": ("指尖朝向另一侧", (1.4, 0.1, 1.3)),
+    "forward": ("手指沿前后方向", (0.3, 1.1, 1.2)),
+    "rest": ("", (1.2, 0.4, 1.8)),
 }
 # Progress of the stroke, 0 to 1 -> offsets of x, y, finger bends, and twist.
-MOVEMENTS: dict[str, Callable[[np.ndarray], tuple]] = {
-    "hold": lambda u: (0, 0, 0, 0),
-    "up": lambda u: (0, 0.5 * (u - 0.5), 0, 0),
-    "down": lambda u: (0, -0.5 * (u - 0.5), 0, 0),
-    "out": lambda u: (0.5 * (u - 0.5), 0, 0, 0),
-    "in": lambda u: (-0.5 * (u - 0.5), 0, 0, 0),
-    "arc": lambda u: (0.5 * (u - 0.5), 0.25 * np.sin(np.pi * u), 0, 0),
-    "circle": lambda u: (0.18 * np.cos(2 * np.pi * u), 0.18 * np.sin(2 * np.pi * u), 0, 0),
-    "wave": lambda u: (0.2 * np.sin(2 * np.pi * u), 0, 0, 0),
-    "tap": lambda u: (0, -0.2 * np.sin(np.pi * u), 0, 0),
-    "twist": lambda u: (0, 0, 0, np.sin(2 * np.pi * u)),
-    "open": lambda u: (0, 0, 1 - u, 0),
+MOVEMENTS: dict[str, tuple[str, Callable[[np.ndarray], tuple]]] = {
+    "hold": ("保持静止", lambda u: (0, 0, 0, 0)),
+    "up": ("向上移动", lambda u: (0, 0.5 * (u - 0.5), 0, 0)),
+    "down": ("向下移动", lambda u: (0, -0.5 * (u - 0.5), 0, 0)),
+    "out": ("向外侧移动", lambda u: (0.5 * (u - 0.5), 0, 0, 0)),
+    "in": ("向内侧移动", lambda u: (-0.5 * (u - 0.5), 0, 0, 0)),
+    "arc": ("沿弧线向外移动", lambda u: (0.5 * (u - 0.5), 0.25 * np.sin(np.pi * u), 0, 0)),
+    "circle": ("画圆圈", lambda u: (0.18 * np.cos(2 * np.pi * u), 0.18 * np.sin(2 * np.pi * u), 0, 0)),
+    "wave": ("左右摆动", lambda u: (0.2 * np.sin(2 * np.pi * u), 0, 0, 0)),
+    "tap": ("轻点一下", lambda u: (0, -0.2 * np.sin(np.pi * u), 0, 0)),
+    "twist": ("转动手腕", lambda u: (0, 0, 0, np.sin(2 * np.pi * u))),
+    "open": ("由握拳变为张开", lambda u: (0, 0, 1 - u, 0)),
 }
 
 # A hand at one moment: x, y | 5 bends, spread, hook | roll, pitch, twist.
 _N = 12
-_POSITION, _BENDS, _SHAPE, _ANGLES = slice(0, 2), slice(2, 7), slice(2, 9), slice(9, 12)
+_POSITION, _BENDS, _ANGLES = slice(0, 2), slice(2, 7), slice(9, 12)
 _JITTER = np.array([0.04, 0.04, *[0.06] * 5, 0.1, 0.05, 0.1, 0.1, 0.1])  # variation between renditions of a sign
 _LEAD = np.array([0.0] * 2 + [0.8] * 7 + [0.4] * 3)  # frames by which fingers and palm precede the wrist
 
@@ -241,16 +242,16 @@ def _track(
 def _aim(form: Form, done: np.ndarray, signer: Signer) -> np.ndarray:
     """Return both hands' target parameters in a sign, (T, 2, 12); `done`, (T,), is the progress of its stroke."""
     right = np.zeros((len(done), _N))
-    right[:, _POSITION], right[:, _SHAPE] = PLACES[form.place], HANDSHAPES[form.handshape]
-    right[:, _ANGLES] = FINGERS[form.fingers]
+    right[:] = _numbers(form.place, form.handshape, form.fingers)
     if form.hands == "mirror":
         right[:, 0] += 0.12
     left = right.copy() if form.hands == "mirror" else np.zeros_like(right)
     if form.hands == "one":
-        left[:] = (*PLACES["rest"], *HANDSHAPES["rest"], *FINGERS["rest"])
+        left[:] = _numbers("rest", "rest", "rest")
     elif form.hands == "base":
-        left[:] = (0.0, PLACES[form.place][1] - 0.35, *HANDSHAPES["flat"], *FINGERS["side"])
-    x, y, bend, twist = MOVEMENTS[form.movement](np.clip(done, 0, 1))
+        left[:] = _numbers(form.place, "flat", "side")
+        left[:, _POSITION] = 0, left[0, 1] - 0.35
+    x, y, bend, twist = MOVEMENTS[form.movement][1](np.clip(done, 0, 1))
     for hand in (right, left) if form.hands == "mirror" else (right,):
         if form is not _REST:
             hand[:, _POSITION] += signer.habit
@@ -259,6 +260,10 @@ def _aim(form: Form, done: np.ndarray, signer: Signer) -> np.ndarray:
         hand[:, _BENDS] = np.clip(hand[:, _BENDS] + np.reshape(bend, (-1, 1)), 0, 1)
         hand[:, 11] += twist
     return np.stack([right, left], 1)
+
+
+def _numbers(place: str, handshape: str, fingers: str) -> tuple[float, ...]:
+    return *PLACES[place][1], *HANDSHAPES[handshape][1], *FINGERS[fingers][1]
 
 
 def _hand_points(hands: np.ndarray, signer: Signer) -> np.ndarray:
