@@ -17,9 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import config
-from clips.labels import split_labels
 from clips.tables import read_text
-from describing.files import Clip
+from describing.files import Clip, clips_of
 from system.disk import write_text
 from system.processes import in_processes
 from utils import (
@@ -160,7 +159,8 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         splits = _splits(args, spec)
         if faults := spec.absent(*splits):
             raise FileNotFoundError(" ".join(faults))
-        clips = [clip for split in splits for clip in _clips_of(spec, split, args.out)]
+        folder = Path(args.out or spec.description_dir)
+        clips = [clip for split in splits for clip in clips_of(spec, split, folder / spec.folder(split))]
         language = args.language or config.description_language(spec.language)
     if args.clips:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
@@ -190,21 +190,6 @@ def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
     if not there:
         raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)} alone.")
     return list({spec.folder(split): split for split in there}.values())
-
-
-def _clips_of(spec: config.DatasetSpec, split: str, out: str) -> list[Clip]:
-    labels, places = split_labels(spec, split), spec.for_split(split)
-    folder = Path(out or spec.description_dir) / spec.folder(split)
-    return [
-        Clip(
-            name,
-            places.pose_path(label),
-            places.video_path(label) if spec.rgb_dir else None,
-            folder / f"{name}.json",
-            label,
-        )
-        for name, label in labels.items()
-    ]
 
 
 # -- the audit -------------------------------------------------------------------------------------------------------
@@ -265,7 +250,7 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
         ValueError: the address is invalid, a package is missing, or the endpoint refuses all requests.
     """
     from describing.by_model import Question, by_model
-    from describing.vlm_client import Limits, VlmClient, api_key
+    from describing.vlm_client import Limits, VlmClient
 
     require_packages("--endpoint", "PIL", *(["av"] if args.images == "video" else []))
     prompt = Path(args.prompt) if args.prompt else PROMPTS / f"{language}.txt"
@@ -282,7 +267,7 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
     limits = Limits(
         args.max_requests, args.max_cost, args.price_in, args.price_out, args.retries, args.timeout, args.backoff
     )
-    key = api_key(args.api_key_env)
+    key = os.environ.get(args.api_key_env, "")  # a local server needs none
     client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
     folder = Path(args.out) if args.out else clips[0].out.parent.parent
     whole = not args.clips and set(args.splits) == set(config.SPLITS)

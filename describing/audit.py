@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import config
-from describing.files import Clip, write_descriptions
+from describing.files import Clip, clips_of, write_descriptions
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, numbered_from_one, read_descriptions
 
@@ -182,21 +182,15 @@ def find_files(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder. Name the one that holds train, dev and test, or the files.")
     if spec is not None:
-        from datasets import S2T_Dataset
-
-        clips = {}
-        for split in spec.labels:
-            if (folder / split).is_dir():
-                dataset = S2T_Dataset(spec, split, task=spec.tasks[0], max_bad_clips=1.0)
-                clips[split] = [
-                    Clip(name, dataset.pose_paths[name], None, folder / split / f"{name}.json", label)
-                    for name, label in dataset.labels.items()
-                ]
-                stray = {path.stem for path in (folder / split).glob("*.json")} - set(dataset.names)
-                if stray:
-                    logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
-        if not clips:
+        splits = [split for split in spec.labels if (folder / split).is_dir()]
+        if not splits:
             raise FileNotFoundError(f"{folder} has none of the folders {', '.join(spec.labels)}.")
+        if faults := spec.absent(*splits):
+            raise FileNotFoundError(" ".join(faults))
+        clips = {split: clips_of(spec, split, folder / split) for split in splits}
+        for split, known in clips.items():
+            if stray := {path.stem for path in (folder / split).glob("*.json")} - {clip.name for clip in known}:
+                logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
         return clips
     folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))}
     if any(folder.glob("*.json")) and not folders:

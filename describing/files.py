@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clips.labels import split_labels
 from system.disk import to_json, write_text
 
 if TYPE_CHECKING:
+    from config import DatasetSpec
     from pose.keypoints import Pose
 
 
@@ -34,6 +36,21 @@ class Clip:
 
         assert self.pose is not None, "an unknown clip has no pose to read"
         return PoseFolder().read(self.pose, self.label)
+
+
+def clips_of(spec: DatasetSpec, split: str, folder: Path) -> list[Clip]:
+    """Return the clips of a split, whose description files lie in `folder`; raises what `split_labels` raises."""
+    labels, places = split_labels(spec, split), spec.for_split(split)
+    return [
+        Clip(
+            name,
+            places.pose_path(label),
+            places.video_path(label) if spec.rgb_dir else None,
+            folder / f"{name}.json",
+            label,
+        )
+        for name, label in labels.items()
+    ]
 
 
 def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapping[int, str]) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import email.utils
 import http.client
 import json
-import os
 import random
 import re
 import socket
@@ -22,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from clips.error_texts import is_error_text
@@ -86,10 +85,9 @@ class Usage:
     """The usage of a run so far."""
 
     requests: int = 0
-    answers: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
-    in_a_row: int = field(default=0, repr=False)
+    in_a_row: int = 0  # failures
 
     def cost(self, limits: Limits) -> float:
         """Return the cost, in the currency of the prices."""
@@ -152,7 +150,7 @@ class _Request(urllib.request.Request):
             handle.close()
 
 
-class _Connects(urllib.request.AbstractHTTPHandler):
+class _Connects(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     """Lets a `_Request` make its own connections."""
 
     def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
@@ -162,22 +160,6 @@ class _Connects(urllib.request.AbstractHTTPHandler):
             return made
 
         return super().do_open(make, req, **options)
-
-
-class _Http(_Connects, urllib.request.HTTPHandler):
-    pass
-
-
-class _Https(_Connects, urllib.request.HTTPSHandler):
-    pass
-
-
-@dataclass(frozen=True)
-class _Reply:
-    status: int
-    reason: str
-    retry_after: str
-    data: bytes
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -200,13 +182,7 @@ class VlmClient:
     """
 
     def __init__(
-        self,
-        url: str,
-        model: str,
-        key: str,
-        language: str,
-        limits: Limits,
-        fields: Mapping[str, Any] | None = None,
+        self, url: str, model: str, key: str, language: str, limits: Limits, fields: Mapping[str, Any] | None = None
     ) -> None:
         if not re.match(r"https?://[^/]", url):
             raise ValueError(f"--endpoint {url}: wanted an address such as http://localhost:8000/v1.")
@@ -220,7 +196,7 @@ class VlmClient:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._running: set[_Request] = set()
-        self._opener = urllib.request.build_opener(_NoRedirect, _Http, _Https)
+        self._opener = urllib.request.build_opener(_NoRedirect, _Connects)
 
     def ask(self, prompt: str, pictures: Sequence[tuple[str, bytes]], max_tokens: int = 300) -> str:
         """Send a prompt with images and return the answer.
@@ -259,7 +235,6 @@ class VlmClient:
             raise
         with self._lock:
             self.usage.in_a_row = 0
-            self.usage.answers += 1
         return " ".join(answer.split())
 
     def stop(self) -> None:
@@ -273,15 +248,15 @@ class VlmClient:
         for attempt in range(self.limits.retries + 1):
             wait = random.uniform(0.5, 1.0) * min(self.limits.backoff * 2**attempt, 60.0)
             try:
-                reply = self._send(body)
+                reply, data = self._send(body)
                 if reply.status < 300:
-                    return self._answer(reply.data)
-                reason = self._clean(f"HTTP {reply.status} {reply.reason}: {reply.data.decode('utf-8', 'replace')}")
+                    return self._answer(data)
+                reason = self._clean(f"HTTP {reply.status} {reply.reason}: {data.decode('utf-8', 'replace')}")
                 if reply.status in _HOPELESS or reply.status < 400:
                     raise EndpointError(reason)
                 if reply.status not in _AGAIN:
                     raise FailedRequestError(reason)
-                asked = _retry_after(reply.retry_after)
+                asked = _retry_after(reply.headers.get("Retry-After", ""))
                 if asked > LONGEST_WAIT:
                     raise FailedRequestError(f"{reason} (to be tried again in {asked:.0f} s)")
                 wait = max(wait, asked)
@@ -291,7 +266,8 @@ class VlmClient:
                 self._over.wait(wait)
         raise FailedRequestError(f"{reason} ({self.limits.retries + 1} tries)")
 
-    def _send(self, body: bytes) -> _Reply:
+    def _send(self, body: bytes) -> tuple[Any, bytes]:
+        """Return the response and its content."""
         if self._over.is_set():
             raise LimitReachedError("the end of the run")
         with self._lock:
@@ -314,7 +290,7 @@ class VlmClient:
                     raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
                 if getattr(response, "length", 0):  # shorter than announced
                     raise http.client.IncompleteRead(data, response.length)
-                return _Reply(response.status, response.reason, response.headers.get("Retry-After", ""), data)
+                return response, data
 
     @contextlib.contextmanager
     def _until_deadline(self, request: _Request) -> Iterator[None]:
@@ -391,8 +367,3 @@ def _retry_after(value: str) -> float:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     except (TypeError, ValueError, ArithmeticError, LookupError):  # also of a date that no calendar has
         return 0.0
-
-
-def api_key(variable: str) -> str:
-    """Return the key from an environment variable; "" if it is not set, as for a local server."""
-    return os.environ.get(variable, "")

@@ -167,7 +167,7 @@ def test_frames_numbered_from_one_are_renumbered(tmp_path, capsys, caplog):
     assert min(DescriptionLoader(tmp_path / "as_it_was/train").load("a")) == 1
 
 
-def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_path, capsys, caplog):
+def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_path, capsys):
     copy = shutil.copytree(corpus, tmp_path / "copy")
     first, second = list(read_labels(DATASETS["CSL_Daily"].under(copy).labels["test"]))[:2]
     (copy / f"dataset/CSL_Daily/pose_format/{first}.pkl").write_bytes(b"no pickle")
@@ -182,8 +182,6 @@ def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_
     assert table["coverage"][2].endswith(" % of 5 clips")
     assert "without --dataset" not in out
     assert f"{first}: " in (tmp_path / "audit.html").read_text()
-    assert "1 of 7 files of the split 'test' do not exist" in caplog.text
-    assert "--max_bad_clips" not in caplog.text
     assert audit(texts) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("?: cannot be known without --dataset")
 
