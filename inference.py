@@ -128,27 +128,16 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
 
 @dataclass
 class Clip:
-    """A clip of the command line, and its result.
+    """A clip of the command line, and its result."""
 
-    Attributes:
-        name: the file's path relative to the given folder, without suffix.
-        path: the file.
-        camera: number of a camera used instead of a file.
-        first: index of its first frame in the recording it was cut from.
-        end: index after its last frame.
-        fps: frames per second; 0 if unknown.
-        explained: sentences, and what they rest on.
-        fault: why there are none.
-    """
-
-    name: str
+    name: str  # the file's path relative to the given folder, without suffix
     path: Path
-    camera: int | None = None
-    first: int = 0
-    end: int = 0
-    fps: float = 0
-    explained: Explained | None = None
-    fault: str = ""
+    camera: int | None = None  # its number, in place of a file
+    first: int = 0  # index of its first frame in the recording it was cut from
+    end: int = 0  # index after its last frame
+    fps: float = 0  # frames per second; 0 if unknown
+    explained: Explained | None = None  # sentences, and what they rest on
+    fault: str = ""  # why there are none
 
     @property
     def has_pictures(self) -> bool:

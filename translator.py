@@ -53,17 +53,11 @@ class Candidate(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """A clip's sentences and what they rest on.
+    """A clip's sentences and what they rest on."""
 
-    Attributes:
-        candidates: the sentences, best first.
-        gate: (T,), the weight of each frame's text, 0 to 1; None if the model has no descriptions.
-        words: the words of the best sentence, each with the share of each frame in its attention, (T,).
-    """
-
-    candidates: list[Candidate]
-    gate: list[float] | None
-    words: list[Word]
+    candidates: list[Candidate]  # the sentences, best first
+    gate: list[float] | None  # (T,), the weight of each frame's text, 0 to 1; None if the model has no descriptions
+    words: list[Word]  # the words of the best sentence, each with the share of each frame in its attention, (T,)
 
 
 class Translator:
@@ -265,17 +259,11 @@ class Translator:
 
 
 class LiveSentence(NamedTuple):
-    """A segment of live signing, translated.
-
-    Attributes:
-        frames: those of the segment.
-        explained: its sentences, and what they rest on.
-        is_draft: it has not ended.
-    """
+    """A segment of live signing, translated."""
 
     frames: Sequence[Frame]
     explained: Explained
-    is_draft: bool
+    is_draft: bool  # it has not ended
 
 
 class Live:
@@ -284,15 +272,11 @@ class Live:
     Args:
         translator: the translator with its model, which takes no crops of the hands.
         describe: describe each segment by the rules.
-
-    Attributes:
-        n_frames: number of frames taken.
-        n_dropped: number of frames dropped between them.
     """
 
     def __init__(self, translator: Translator, describe: bool = False) -> None:
         self.translator, self.describe = translator, describe
-        self.n_frames = self.n_dropped = 0
+        self.n_frames = self.n_dropped = 0  # frames taken, and dropped between them
         self._segmenter, self._drafted = Segmenter(), 0.0  # time of the last draft's last frame
         self._ended: deque[list[Frame]] = deque()  # segments that wait for their sentences
 

@@ -57,27 +57,16 @@ class LimitReachedError(Exception):
 
 @dataclass
 class Limits:
-    """The limits of a run.
+    """The limits of a run."""
 
-    Attributes:
-        max_requests: maximum number of requests, including failed ones; 0 for no limit.
-        max_cost: maximum cost in the currency of the prices; 0 for no limit.
-        price_in: price of a million prompt tokens.
-        price_out: price of a million answer tokens.
-        retries: maximum number of retries per request.
-        timeout: maximum total seconds of a request.
-        backoff: seconds before the first retry, doubled each time.
-        failures_in_a_row: number of consecutive failures that ends the run.
-    """
-
-    max_requests: int = 0
-    max_cost: float = 0.0
-    price_in: float = 0.0
-    price_out: float = 0.0
-    retries: int = 5
-    timeout: float = 120.0
-    backoff: float = 2.0
-    failures_in_a_row: int = 20
+    max_requests: int = 0  # including failed ones; 0 for no limit
+    max_cost: float = 0.0  # in the currency of the prices; 0 for no limit
+    price_in: float = 0.0  # of a million prompt tokens
+    price_out: float = 0.0  # of a million answer tokens
+    retries: int = 5  # per request
+    timeout: float = 120.0  # total seconds of a request
+    backoff: float = 2.0  # seconds before the first retry, doubled each time
+    failures_in_a_row: int = 20  # failures that end the run
 
 
 @dataclass

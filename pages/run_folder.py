@@ -22,31 +22,19 @@ TINY, HUGE = 1e-30, 1e12  # between them lie losses, rates, scores, steps and se
 
 @dataclass
 class RunFolder:
-    """The readable content of a run's folder.
+    """The readable content of a run's folder."""
 
-    Attributes:
-        folder: the run's --output_dir.
-        starts: the starts in run.json, oldest first.
-        epochs: lines of log.txt, numbers only; non-finite values are None.
-        steps: lines of steps.jsonl, likewise.
-        predictions: split -> name -> reference and hypothesis.
-        metrics: split -> the numbers of `{split}_metrics.json`.
-        task: SLT, ISLR or CSLR.
-        text_unit: the unit of scoring, "char" or "word".
-        bleu_tokenizer: sacrebleu's tokenizer.
-        left_out: sentences that say what is missing or damaged.
-    """
-
-    folder: Path
-    starts: list[dict[str, Any]] = field(default_factory=list)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    folder: Path  # the run's --output_dir
+    starts: list[dict[str, Any]] = field(default_factory=list)  # the starts in run.json, oldest first
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # log.txt, numbers only; None: not finite
+    steps: list[dict[str, Any]] = field(default_factory=list)  # steps.jsonl, likewise
+    # split -> name -> reference and hypothesis
     predictions: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> the numbers of `{split}_metrics.json`
     task: str = "SLT"
-    text_unit: str = "word"
-    bleu_tokenizer: str = "13a"
-    left_out: list[str] = field(default_factory=list)
+    text_unit: str = "word"  # the unit of scoring, "char" or "word"
+    bleu_tokenizer: str = "13a"  # sacrebleu's
+    left_out: list[str] = field(default_factory=list)  # sentences that say what is missing or damaged
 
     @classmethod
     def read(cls, place: str | Path) -> RunFolder:

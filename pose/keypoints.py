@@ -60,19 +60,12 @@ PartKeypoints: TypeAlias = "dict[Part, torch.Tensor]"
 
 @dataclass(frozen=True)
 class Pose:
-    """One clip's keypoints.
+    """One clip's keypoints."""
 
-    Attributes:
-        keypoints: (F, 133, 2), x and y as fractions of the image's width and height.
-        scores: (F, 133), the detector's confidence.
-        start: index of the clip's first frame in the recording it was cut from.
-        n_after: number of frames in the recording after the clip.
-    """
-
-    keypoints: np.ndarray
-    scores: np.ndarray
-    start: int = 0
-    n_after: int = 0
+    keypoints: np.ndarray  # (F, 133, 2), x and y as fractions of the image's width and height
+    scores: np.ndarray  # (F, 133), the detector's confidence
+    start: int = 0  # index of the clip's first frame in the recording it was cut from
+    n_after: int = 0  # number of frames in the recording after the clip
 
     def __len__(self) -> int:
         """Return F, the number of frames."""

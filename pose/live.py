@@ -34,23 +34,14 @@ else:
 
 
 class Frame(NamedTuple):
-    """A moment.
+    """A moment."""
 
-    Attributes:
-        time: seconds since the start.
-        keypoints: (133, 2).
-        scores: (133,).
-        aspect: width of the picture / its height.
-        dropped: number of pictures dropped before it.
-        came: when it came, as `time.time()`.
-    """
-
-    time: float
-    keypoints: np.ndarray
-    scores: np.ndarray
-    aspect: float = 1
-    dropped: int = 0
-    came: float = 0
+    time: float  # seconds since the start
+    keypoints: np.ndarray  # (133, 2)
+    scores: np.ndarray  # (133,)
+    aspect: float = 1  # width of the picture / its height
+    dropped: int = 0  # number of pictures dropped before it
+    came: float = 0  # when it came, as `time.time()`
 
 
 class Taken(NamedTuple):

@@ -49,17 +49,11 @@ Flags after -- go to every training and test, after these: """
 
 
 class Arm(NamedTuple):
-    """A training and its tests. Descriptions are "own", "rules" or a key of `CONTROLS`.
+    """A training and its tests. Descriptions are "own", "rules" or a key of `CONTROLS`."""
 
-    Attributes:
-        texts: the descriptions for the training.
-        flags: flags of the training and its tests.
-        tests: row of the table -> the descriptions for the test.
-    """
-
-    texts: str
-    flags: tuple[str, ...]
-    tests: dict[str, str]
+    texts: str  # the descriptions for the training
+    flags: tuple[str, ...]  # flags of the training and its tests
+    tests: dict[str, str]  # row of the table -> the descriptions for the test
 
 
 ARMS: dict[str, Arm] = {

@@ -42,14 +42,10 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 PAGES = Path(__file__).resolve().parents[1] / "pages" / "static"
-FILES = {
-    "/": ("demo.html", "text/html"),
-    "/demo.css": ("demo.css", "text/css"),
-    "/demo.js": ("demo.js", "text/javascript"),
-    "/live.js": ("live.js", "text/javascript"),
-    "/skeleton_player.js": ("skeleton_player.js", "text/javascript"),
-    "/words.js": ("words.js", "text/javascript"),
+FILES = {"/": "demo.html"} | {
+    f"/{name}": name for name in ("demo.css", "demo.js", "live.js", "skeleton_player.js", "words.js")
 }
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 ONLY_THE_PAGE = "only the page itself may ask."
 LIVE_BYTES = 500_000  # of a live picture and its facts
 SECONDS = 30  # maximum seconds to wait for a browser
@@ -94,21 +90,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Question:
-    """The page's request for a file.
-
-    Attributes:
-        name: the file's name.
-        texts: source of the descriptions: "rules", "file" or "none".
-        content: the description file's content, for "file".
-        aspect: width / height of the original images; ignored for videos.
-        person: index of the person, if frames show several people.
-    """
+    """The page's request for a file."""
 
     name: str
-    texts: str = "none"
-    content: str = ""
-    aspect: float = 1.0
-    person: int = 0
+    texts: str = "none"  # source of the descriptions: "rules", "file" or "none"
+    content: str = ""  # the description file's content, for "file"
+    aspect: float = 1.0  # width / height of the original images; ignored for videos
+    person: int = 0  # index of the person, if frames show several people
 
     @classmethod
     def of(cls, body: bytes) -> tuple[Question, bytes]:
@@ -118,25 +106,14 @@ class Question:
             ValueError: the page never sends such a request.
         """
         line, _, file = body.partition(b"\n")
-        try:
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
             question = cls(**json.loads(line))
-        except (TypeError, ValueError, RecursionError):
-            question = None
-        if question is None or not question.is_the_pages():
-            raise ValueError("the request is none of this page; reload it.")
-        return question, file
-
-    def is_the_pages(self) -> bool:
-        """Return whether the page can have sent these values."""
-        return (
-            isinstance(self.name, str)
-            and isinstance(self.content, str)
-            and self.texts in ("rules", "file", "none")
-            and isinstance(self.aspect, int | float)
-            and ASPECTS[0] <= self.aspect <= ASPECTS[1]
-            and isinstance(self.person, int)
-            and 0 <= self.person < 1000
-        )
+            strings = isinstance(question.name, str) and isinstance(question.content, str)
+            person = isinstance(question.person, int) and 0 <= question.person < 1000
+            source = question.texts in ("rules", "file", "none")
+            if strings and person and source and ASPECTS[0] <= question.aspect <= ASPECTS[1]:
+                return question, file
+        raise ValueError("the request is none of this page; reload it.")
 
 
 class Demo:
@@ -303,8 +280,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/facts":
             self._send_json(HTTPStatus.OK, self.server.facts)
         elif self.path in FILES:
-            name, kind = FILES[self.path]
-            self._send(HTTPStatus.OK, (PAGES / name).read_bytes(), f"{kind}; charset=utf-8")
+            file = PAGES / FILES[self.path]
+            self._send(HTTPStatus.OK, file.read_bytes(), f"{KINDS[file.suffix]}; charset=utf-8")
         elif self.path in ("/live", "/live?rules") and self.server.demo.live:
             if self.headers.get("Sec-Fetch-Site") == "same-origin":  # browsers send no Origin here
                 self._send_events(self.server.demo.live)

@@ -61,21 +61,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Model:
-    """A model to export.
-
-    Attributes:
-        weights: its state dict.
-        config: its sizes and switches.
-        facts: numbers among the checkpoint's other entries.
-        kept: (V,), ids of the tokens it keeps; None for all.
-        mt5_folder: folder of its mT5, with the full vocabulary.
-    """
+    """A model to export."""
 
     weights: dict[str, torch.Tensor]
     config: ModelConfig
-    facts: dict[str, Any]
-    kept: torch.Tensor | None
-    mt5_folder: Path
+    facts: dict[str, Any]  # numbers among the checkpoint's other entries
+    kept: torch.Tensor | None  # (V,), ids of the tokens it keeps; None for all
+    mt5_folder: Path  # folder of its mT5, with the full vocabulary
 
 
 def read(args: argparse.Namespace) -> Model:
