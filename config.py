@@ -64,41 +64,27 @@ GET_MT5 = (
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set's paths, and how its sentences are split into units and scored.
+    """A data set's paths, and how its sentences are split into units and scored."""
 
-    Attributes:
-        name: the name given to `--dataset`.
-        labels: split -> label file: Uni-Sign's gzip pickle, `.json`, `.jsonl`, `.csv`, `.tsv` or `.xlsx` (see
-            `clips/labels.py`).
-        pose_dir: folder of pose files, named like `video_path` but with `pose_suffix`. "{split}" in it is replaced by
-            train, dev or test.
-        rgb_dir: folder of videos, likewise; "" if there are none.
-        description_dir: folder with one sub-folder of JSON files per split, or "".
-        language: the language named in mT5's prompt ("Translate sign language video to {language}: ").
-        text_unit: the unit of scoring: "char" (text is split into characters) for languages without spaces between
-            words such as Chinese, Japanese and Thai, otherwise "word".
-        bleu_tokenizer: sacrebleu's tokenizer. "13a" gets text split by `text_unit`, as in the published scores; the
-            others get the original text: "intl" (all Unicode punctuation), "char", "zh", "ja-mecab", "ko-mecab" (common
-            in publications in those languages), "none".
-        tasks: the tasks that the labels support.
-        pose_suffix: `.pkl`, `.npz` or `.pose`.
-        held_out: if train shares its label file with other splits, the fraction at the file's end that is not train;
-            dev and test have half of it each.
-        dev_is_test: whether the dev split is the test split under another name, with the same folders.
-    """
-
-    name: str
+    name: str  # that is given to `--dataset`
+    # Split -> label file: Uni-Sign's gzip pickle, .json, .jsonl, .csv, .tsv or .xlsx (see `clips/labels.py`).
     labels: Mapping[str, str]
+    # Folder of pose files, named like `video_path` but with `pose_suffix`; "{split}" in it becomes train, dev or test.
     pose_dir: str
-    rgb_dir: str = ""
-    description_dir: str = ""
-    language: str = "English"
+    rgb_dir: str = ""  # folder of videos, likewise; "" if there are none
+    description_dir: str = ""  # folder with one sub-folder of JSON files per split, or ""
+    language: str = "English"  # named in mT5's prompt
+    # The unit of scoring: "char" (text is split into characters) for languages without spaces between words such as
+    # Chinese, Japanese and Thai, otherwise "word".
     text_unit: str = "word"
+    # sacrebleu's. "13a" gets text split by `text_unit`, as in the published scores; the others get the original text:
+    # "intl" (all Unicode punctuation), "char", "zh", "ja-mecab", "ko-mecab" (common in those languages), "none".
     bleu_tokenizer: str = "13a"
-    tasks: tuple[str, ...] = ("SLT",)
-    pose_suffix: str = ".pkl"
+    tasks: tuple[str, ...] = ("SLT",)  # that the labels support
+    pose_suffix: str = ".pkl"  # or .npz or .pose
+    # If train shares its label file with other splits, the fraction at its end that is dev and test, half of it each.
     held_out: float = 0.0
-    dev_is_test: bool = False
+    dev_is_test: bool = False  # whether dev is the test split under another name, with the same folders
 
     def __post_init__(self) -> None:
         """Validate the values.
@@ -296,37 +282,24 @@ description_dirs = {name: spec.description_dir for name, spec in DATASETS.items(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and switches of `Uni_Sign`, stored in every checkpoint.
+    """Sizes and switches of `Uni_Sign`, stored in every checkpoint."""
 
-    Attributes:
-        hidden_dim: feature width per part; the graph convolutions have hidden_dim / 4, / 2 and / 1 channels.
-        language: the language of the prompt.
-        label_smoothing: label smoothing of the training loss.
-        max_target_tokens: target sentences are truncated to this many tokens, including </s>.
-        use_descriptions: whether the model has the text branch.
-        text_dropout_p: probability in training that a clip loses all its texts, and that a frame loses its text.
-        text_encoder: Hugging Face folder of the text encoder; "" for mT5's own.
-        text_max_tokens: descriptions are truncated to this many tokens.
-        description_alignment: weight of the loss of a mapper that predicts a frame's text feature from its pose, and
-            stands in for missing texts; 0 for no mapper.
-        rgb_support: whether the model uses crops of the hands.
-        uni_sign_batch_norm: in training, normalise each hand by its own batch statistics, as Uni-Sign does. Evaluation
-            has one set of running statistics for both, so by default both hands share them in training, too.
-        uni_sign_padding: process padded frames and empty crops like real ones, as Uni-Sign does; for comparison only.
-    """
-
-    hidden_dim: int = 256
-    language: str = "Chinese"
-    label_smoothing: float = 0.2
-    max_target_tokens: int = 50
-    use_descriptions: bool = False
-    text_dropout_p: float = 0.1
-    text_encoder: str = ""
-    text_max_tokens: int = 128
+    hidden_dim: int = 256  # width of a part; the graph convolutions have hidden_dim / 4, / 2 and / 1 channels
+    language: str = "Chinese"  # of the prompt
+    label_smoothing: float = 0.2  # of the training loss
+    max_target_tokens: int = 50  # target sentences are truncated to so many, including </s>
+    use_descriptions: bool = False  # whether the model has the text branch
+    text_dropout_p: float = 0.1  # probability in training that a clip loses all its texts, and a frame its own
+    text_encoder: str = ""  # Hugging Face folder of the text encoder; "" for mT5's own
+    text_max_tokens: int = 128  # descriptions are truncated to so many
+    # Weight of the loss of a mapper that predicts a frame's text feature from its pose, and stands in for a missing
+    # text; 0 for no mapper.
     description_alignment: float = 0.3
-    rgb_support: bool = False
+    rgb_support: bool = False  # whether the model uses crops of the hands
+    # In training, normalise each hand by its own batch statistics, as Uni-Sign does. Evaluation has one set of running
+    # statistics for both, so by default both hands share them in training, too.
     uni_sign_batch_norm: bool = False
-    uni_sign_padding: bool = False
+    uni_sign_padding: bool = False  # process padded frames and empty crops like real ones, as Uni-Sign does
 
     def __post_init__(self) -> None:
         """Validate the values.

@@ -48,36 +48,22 @@ PASSES: tuple[tuple[Part, ...], ...] = (("body",), ("left", "right"), ("face_all
 
 @dataclass
 class Encoded:
-    """An encoded batch of clips.
+    """An encoded batch of clips."""
 
-    Attributes:
-        inputs_embeds: (B, P + T, D), the prompt and the fused frames: mT5's input.
-        attention_mask: (B, P + T), 0 on padding.
-        encoder_states: (B, P + T, D), output of mT5's encoder, the decoder's input.
-        gate: (B, T, 1), the weight of each frame's text feature; None without descriptions.
-        alignment: scalar, the mapper's alignment loss; None outside training or where its weight is 0.
-    """
-
-    inputs_embeds: torch.Tensor
-    attention_mask: torch.Tensor
-    encoder_states: torch.Tensor
-    gate: torch.Tensor | None
-    alignment: torch.Tensor | None
+    inputs_embeds: torch.Tensor  # (B, P + T, D), the prompt and the fused frames: mT5's input
+    attention_mask: torch.Tensor  # (B, P + T), 0 on padding
+    encoder_states: torch.Tensor  # (B, P + T, D), output of mT5's encoder, the decoder's input
+    gate: torch.Tensor | None  # (B, T, 1), the weight of each frame's text feature; None without descriptions
+    alignment: torch.Tensor | None  # the mapper's alignment loss; None outside training or where its weight is 0
 
 
 @dataclass
 class ModelOutput(Encoded):
-    """The output of a forward pass.
+    """The output of a forward pass."""
 
-    Attributes:
-        loss: label-smoothed mean over the batch's target tokens, plus the weighted alignment loss if there is one.
-        nll: mean negative log-likelihood of the target tokens (no smoothing, no gradient).
-        n_tokens: number of target tokens in the batch.
-    """
-
-    loss: torch.Tensor
-    nll: torch.Tensor
-    n_tokens: int
+    loss: torch.Tensor  # label-smoothed mean over the target tokens, plus the weighted alignment loss if there is one
+    nll: torch.Tensor  # mean negative log-likelihood of the target tokens (no smoothing, no gradient)
+    n_tokens: int  # target tokens in the batch
 
 
 class Uni_Sign(nn.Module):

@@ -34,31 +34,19 @@ _LETTER = re.compile(r"[^\W\d_]")  # of any script
 
 
 class Descriptions(NamedTuple):
-    """What a description file holds; nothing, if it is missing or unreadable.
+    """What a description file holds; nothing, if it is missing or unreadable."""
 
-    Attributes:
-        texts: {frame number: valid text}, sorted by frame.
-        made_by: {frame number: maker} of these texts, "" for an unknown one.
-        counts: what became of the entries.
-        damage: why the file cannot be read; "" if it can, or is missing.
-    """
-
-    texts: dict[int, str]
-    made_by: dict[int, str]
+    texts: dict[int, str]  # {frame number: valid text}, sorted by frame
+    made_by: dict[int, str]  # {frame number: maker} of these texts, "" for an unknown one
     counts: DescriptionCounts
-    damage: str = ""
+    damage: str = ""  # why the file cannot be read; "" if it can, or is missing
 
 
 class Alignment(NamedTuple):
-    """The description assigned to each sampled frame.
+    """The description assigned to each sampled frame."""
 
-    Attributes:
-        descriptions: T texts; None where the clip has no description at all.
-        has_description: T values: 1 if the text is this frame's own, 0 if it is a neighbour's or None.
-    """
-
-    descriptions: list[str | None]
-    has_description: list[int]
+    descriptions: list[str | None]  # T texts; None where the clip has no description at all
+    has_description: list[int]  # T values: 1 if the text is this frame's own, 0 if it is a neighbour's or None
 
 
 @dataclass
@@ -67,32 +55,19 @@ class DescriptionCounts:
 
     Each file that is read adds 1 to exactly one of the three file counts. Each entry of a file that was read is
     counted as exactly one of: error text, blank, not text, bad frame, out of range, duplicate, frame.
-
-    Attributes:
-        files_found: files that were read.
-        files_missing: clips without a file.
-        files_unreadable: files that cannot be read, are too large, or hold no JSON array or object.
-        entries: described frames, valid or not, in the files that were read.
-        error_texts: API errors, refusals and words for "nothing", see `is_error_text`.
-        blank: texts without any letter: empty, white space, "...".
-        not_text: null, a number, a list, or a missing description.
-        bad_frame: entries without a valid frame number.
-        out_of_range: entries for frames before the clip's start or after its end.
-        duplicates: further valid texts of a frame that already has one.
-        frames: frames with a valid description.
     """
 
     files_found: int = 0
     files_missing: int = 0
-    files_unreadable: int = 0
-    entries: int = 0
-    error_texts: int = 0
-    blank: int = 0
-    not_text: int = 0
-    bad_frame: int = 0
-    out_of_range: int = 0
-    duplicates: int = 0
-    frames: int = 0
+    files_unreadable: int = 0  # or too large, or no JSON array or object
+    entries: int = 0  # described frames, valid or not, in the files that were read
+    error_texts: int = 0  # API errors, refusals and words for "nothing", see `is_error_text`
+    blank: int = 0  # texts without any letter: empty, white space, "..."
+    not_text: int = 0  # null, a number, a list, or a missing description
+    bad_frame: int = 0  # entries without a valid frame number
+    out_of_range: int = 0  # entries for frames before the clip's start or after its end
+    duplicates: int = 0  # further valid texts of a frame that already has one
+    frames: int = 0  # with a valid description
 
     def __str__(self) -> str:
         """List the non-zero counts."""

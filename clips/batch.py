@@ -16,39 +16,23 @@ from system.distributed import send
 
 
 class Sample(NamedTuple):
-    """One clip, an item of `S2T_Dataset`: the documented 7-tuple.
+    """One clip, an item of `S2T_Dataset`: the documented 7-tuple."""
 
-    Attributes:
-        name_sample: the clip's name.
-        pose_sample: part -> (T, V, 3) float32.
-        text: the model's target: the sentence or, for CSLR, the glosses.
-        gloss: the glosses, joined by spaces; "" if there are none.
-        rgb_dict: input of the RGB branch (see `pose.hand_crops.HandCrops.load`); empty without it.
-        descriptions: T texts or None; None without descriptions.
-        has_description: T values 0 or 1; None without descriptions.
-    """
-
-    name_sample: str
-    pose_sample: PartKeypoints
-    text: str
-    gloss: str
-    rgb_dict: dict[str, torch.Tensor]
-    descriptions: list[str | None] | None
-    has_description: list[int] | None
+    name_sample: str  # the clip's name
+    pose_sample: PartKeypoints  # part -> (T, V, 3) float32
+    text: str  # the model's target: the sentence or, for CSLR, the glosses
+    gloss: str  # the glosses, joined by spaces; "" if there are none
+    rgb_dict: dict[str, torch.Tensor]  # of the RGB branch (see `pose.hand_crops.HandCrops.load`); empty without it
+    descriptions: list[str | None] | None  # T texts or None; None without descriptions
+    has_description: list[int] | None  # T values 0 or 1; None without descriptions
 
 
 class BadClip(NamedTuple):
-    """Replaces a sample whose clip cannot be read: a value, not an exception, so that the main process can decide.
+    """Replaces a sample whose clip cannot be read: a value, not an exception, so that the main process can decide."""
 
-    Attributes:
-        name: the clip's name.
-        reason: one line that names the file and the error.
-        empty: a sample of one empty frame with all fields of the data set, for a batch without any readable clip.
-    """
-
-    name: str
-    reason: str
-    empty: Sample
+    name: str  # the clip's
+    reason: str  # one line that names the file and the error
+    empty: Sample  # one empty frame with all fields of the data set, for a batch without any readable clip
 
 
 class SrcInput(TypedDict):

@@ -25,19 +25,12 @@ LONGEST = 400  # characters of a text that are read: about what a text encoder r
 
 
 class TextFit(NamedTuple):
-    """How well the texts of some clips fit their keypoints.
-
-    Attributes:
-        n_clips: number of clips.
-        own: share of the texts' variance that the keypoints of left-out clips tell; below 0 if a mean tells more.
-        dealt: the same for texts of other clips, mean of `DEALS`.
-        z: own less dealt, in standard deviations of the latter.
-    """
+    """How well the texts of some clips fit their keypoints."""
 
     n_clips: int
-    own: float
-    dealt: float
-    z: float
+    own: float  # share of the texts' variance that the keypoints of left-out clips tell; below 0 if a mean tells more
+    dealt: float  # the same for texts of other clips, mean of `DEALS`
+    z: float  # own less dealt, in standard deviations of the latter
 
     @property
     def wrong(self) -> bool:

@@ -86,17 +86,11 @@ def fusion_weights(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, and what their file says of them.
+    """Weights, and what their file says of them."""
 
-    Attributes:
-        named: the flag and the path that named the file, for messages.
-        weights: the state dict.
-        facts: the file's other entries; none in Uni-Sign's weights.
-    """
-
-    named: str
-    weights: dict[str, torch.Tensor]
-    facts: dict[str, Any]
+    named: str  # the flag and the path that named the file, for messages
+    weights: dict[str, torch.Tensor]  # the state dict
+    facts: dict[str, Any]  # the file's other entries; none in Uni-Sign's weights
 
     @classmethod
     def read(cls, path: str | Path, flag: str) -> Checkpoint:
