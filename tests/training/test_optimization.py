@@ -1,5 +1,6 @@
 """Groups of parameters and learning rates: those of Uni-Sign, and warm-up and floor by hand."""
 
+import argparse
 import json
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import nn
 
 from config import OPTIMIZERS, SCHEDULES, ModelConfig
-from training.optimization import OptimizerConfig, build_optimizer, build_schedule, lr_lambda, parameter_groups
+from training.optimization import build_optimizer, build_schedule, lr_lambda, parameter_groups
+from utils import parse_args
 
 
 def arguments(**changes):
-    return OptimizerConfig(**{"lr": 3e-4, "min_lr": 0.0, **changes})
+    return argparse.Namespace(**{**vars(parse_args([])), "lr": 3e-4, "min_lr": 0.0, **changes})
 
 
 @pytest.fixture(scope="module")
