@@ -87,11 +87,7 @@ class DatasetSpec:
     dev_is_test: bool = False  # whether dev is the test split under another name, with the same folders
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: a value is not allowed; the message names the data set, the key and the allowed values.
-        """
+        """Raise ValueError for a value that is not allowed."""
         if unknown := sorted(set(self.labels) - set(SPLITS)):
             raise ValueError(f"data set {self.name}: labels for {unknown}; the splits are {', '.join(SPLITS)}.")
         if unknown := sorted(set(self.tasks) - set(TASKS)):
@@ -127,11 +123,7 @@ class DatasetSpec:
         return dataclasses.replace(self, **places)
 
     def check_task(self, task: str) -> None:
-        """Check that the labels support a task.
-
-        Raises:
-            ValueError: they do not.
-        """
+        """Raise ValueError if the labels do not support a task."""
         if task not in self.tasks:
             raise ValueError(f"--task {task}: the labels of {self.name} allow {', '.join(self.tasks)}.")
 
@@ -302,11 +294,7 @@ class ModelConfig:
     uni_sign_padding: bool = False  # process padded frames and empty crops like real ones, as Uni-Sign does
 
     def __post_init__(self) -> None:
-        """Validate the values.
-
-        Raises:
-            ValueError: a value is not allowed; the message names the flag, the value and the allowed range.
-        """
+        """Raise ValueError for a value that is not allowed, under the name of its flag."""
         if self.hidden_dim < 4 or self.hidden_dim % 4:
             raise ValueError(f"--hidden_dim {self.hidden_dim}: must be a positive multiple of 4.")
         if self.rgb_support and self.hidden_dim % 8:
@@ -346,11 +334,7 @@ def guess_language(texts: Sequence[str]) -> str:
 
 
 def dataset_of(name: str, toml: str) -> DatasetSpec:
-    """Return the data set of `--dataset_config` if given, else of `--dataset`, with its paths unresolved.
-
-    Raises:
-        FileNotFoundError, ValueError: see `DatasetSpec.from_toml`.
-    """
+    """Return the data set of a TOML file if given, else of a name; raises as `from_toml`. Paths are unresolved."""
     return DatasetSpec.from_toml(toml) if toml else DATASETS[name]
 
 

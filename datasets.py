@@ -165,11 +165,7 @@ class S2T_Dataset(Dataset[Sample]):
         return target(self.labels[name], self.task)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one clip.
-
-        Raises:
-            ValueError: the pose file or the video is unusable, or the two do not match.
-        """
+        """Read one clip; ValueError if its pose file or video is unusable, or the two do not match."""
         name = self.names[index]
         pose = self.poses.read(self.pose_paths[name], self.labels[name])
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.random_frames else None

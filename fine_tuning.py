@@ -342,11 +342,7 @@ def conclude(results: Sequence[Results]) -> None:
 
 
 def give_up(engine: Any, state: TrainState, names: list[str], guards: Guards, args: argparse.Namespace) -> None:
-    """End a run with too many non-finite losses or gradients in a row, after saving its state.
-
-    Raises:
-        ValueError: always; it names the step, learning rate, losses, clips and saved state.
-    """
+    """Save the state and raise ValueError: too many losses or gradients in a row were not finite."""
     clips = sorted(name for part in distributed.all_gather(names) for name in part)
     folder = Path(args.output_dir) / "non_finite" / state.folder_name
     guards.saves.settle()

@@ -138,11 +138,7 @@ class Uni_Sign(nn.Module):
     # -- the three stages ------------------------------------------------------------------------------------------
 
     def forward(self, src_input: SrcInput, tgt_input: TgtInput) -> ModelOutput:
-        """Encode a batch and compute the loss of its target sentences.
-
-        Raises:
-            ValueError: the model fuses descriptions and the batch has none.
-        """
+        """Encode a batch and compute the loss of its target sentences; raises as `encode`."""
         labels = self.labels(tgt_input["gt_sentence"])  # (B, L)
         prompt, previous = self.embed(self.prompt(), tokens_before(labels))  # (P, D), (B, L, D)
         encoded = self.encode(src_input, prompt)
@@ -154,12 +150,7 @@ class Uni_Sign(nn.Module):
     def encode(self, src_input: SrcInput, prompt: torch.Tensor | None = None) -> Encoded:
         """Encode a batch: the first part of `forward`, and all that `generate` needs.
 
-        Args:
-            src_input: the batch.
-            prompt: (P, D), the prompt if it is already embedded.
-
-        Raises:
-            ValueError: the model fuses descriptions and the batch has none.
+        `prompt` is (P, D), if it is embedded already. ValueError if a model with descriptions gets a batch without.
         """
         pose = self.encode_pose(src_input)  # (B, T, D)
         fused, gate, alignment = self.fuse_text(pose, src_input)  # (B, T, D), (B, T, 1), scalar
@@ -206,11 +197,7 @@ class Uni_Sign(nn.Module):
     def fuse_text(
         self, pose: torch.Tensor, src_input: SrcInput
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Add each frame's text feature through the gate; without descriptions, return the pose features unchanged.
-
-        Returns:
-            The fused features, the gate, and the mapper's alignment loss (None outside training or without a mapper).
-        """
+        """Add each frame's text feature through the gate; return also the gate, and the mapper's loss or None."""
         if not self.config.use_descriptions:
             return pose, None, None
         if "descriptions" not in src_input:

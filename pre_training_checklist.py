@@ -304,11 +304,7 @@ def run_flags(typed: Sequence[str]) -> argparse.Namespace:
 
 
 def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[str, SplitLook]:
-    """Report on the folders, weights and GPU of a run; return a section's title -> what the files of its split hold.
-
-    Raises:
-        FileNotFoundError, ValueError: see `build.dataset_spec`.
-    """
+    """Report on the folders, weights and GPU of a run; return a section's title -> what the files of its split hold."""
     from clips.labels import target
     from config import under_root
     from network.vocabulary import Tokenizer, choose

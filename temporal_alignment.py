@@ -118,21 +118,11 @@ def sample_frames(n_frames: int, max_length: int, rng: np.random.Generator | Non
 
 
 class DescriptionLoader:
-    """Reads the JSON description files of one split.
-
-    Attributes:
-        directory: the folder with NAME.json files.
-        counts: totals over all calls of `load`. Each worker process of a data loader keeps its own.
-    """
+    """Reads the JSON description files of one split, NAME.json in a folder; FileNotFoundError if that is missing."""
 
     def __init__(self, directory: str | Path) -> None:
-        """Check that the folder exists.
-
-        Raises:
-            FileNotFoundError: the folder does not exist.
-        """
         self.directory = Path(directory)
-        self.counts = DescriptionCounts()
+        self.counts = DescriptionCounts()  # over all calls of `load`; each worker of a data loader keeps its own
         if not self.directory.is_dir():
             fault = "is not a folder" if self.directory.exists() else "does not exist"
             raise FileNotFoundError(
@@ -149,11 +139,7 @@ class DescriptionLoader:
         return sizes
 
     def load(self, name: str, frames: range | None = None) -> dict[int, str]:
-        """Return the valid texts in NAME.json, see `read_descriptions`, and add to the counts.
-
-        Raises:
-            ValueError: the name points outside the folder.
-        """
+        """Return the valid texts in NAME.json, and add to the counts; ValueError if NAME leaves the folder."""
         # Label files may come from strangers. PureWindowsPath splits at both kinds of slash.
         path = PureWindowsPath(name)
         if not path.name or path.anchor or ".." in path.parts or "\0" in name:

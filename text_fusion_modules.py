@@ -93,10 +93,7 @@ class TextEncoder(nn.Module):
 
 
 def calls_within(lengths: Sequence[int], budget: int) -> list[int]:
-    """Divide texts, sorted by length, into calls of at most `budget` tokens, including padding.
-
-    Returns:
-        The number of texts in each call, at least one.
+    """Return how many texts, sorted by length, go into each call of up to `budget` tokens, with padding; at least one.
 
     >>> calls_within([2, 3, 3, 8, 9], budget=10)
     [3, 1, 1]

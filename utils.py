@@ -215,11 +215,7 @@ def installed(package: str) -> bool:
 
 
 def require_paths(**paths: str) -> None:
-    """Check, before any slow import, that what flags name exists; "" is the default of a flag that names nothing.
-
-    Raises:
-        FileNotFoundError: one line on all flags whose files or folders are missing.
-    """
+    """Raise FileNotFoundError, before any slow import, if what flags name is missing; "" is that of an unused flag."""
     if missing := _missing(**paths):
         raise FileNotFoundError(" ".join(missing))
 
@@ -244,11 +240,7 @@ def needs_deepspeed(zero_stage: int, offload: bool) -> bool:
 
 
 def require_packages(flag: str, *names: str) -> None:
-    """Check that the packages for images and videos that a flag needs are installed.
-
-    Raises:
-        ValueError: a package is missing.
-    """
+    """Raise ValueError if packages for images and videos that a flag needs are not installed."""
     if missing := [name for name in names if not installed(name)]:
         raise ValueError(f'{flag} needs {" and ".join(missing)}: pip install -e ".[rgb]"')
 
@@ -440,14 +432,9 @@ def splits_of(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
 
 
 def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
-    """Check, before any slow import, that the model's sizes are valid and what a run reads is there.
+    """Check, before any slow import, that the model's sizes are valid and what a run reads is there; else ValueError.
 
-    Args:
-        args: the command line.
-        data: look for the data set's files, for mT5 and for a GPU, too, not only for what flags name.
-
-    Raises:
-        ValueError: one line on all that is wrong.
+    With `data`, also look for the data set's files, for mT5 and for a GPU, not only for what flags name.
     """
     flags = ["root", "text_encoder"]
     if not args.resume or (args.resume == "auto" and not any(Path(args.output_dir, "resume").glob("step_*"))):

@@ -309,11 +309,7 @@ class ChannelWeights(nn.Module):
 
 
 def load_backbone(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Load torchvision's EfficientNet-B0 weights into the hand backbone, without the classifier's.
-
-    Raises:
-        ValueError: the weights are those of another network.
-    """
+    """Load torchvision's EfficientNet-B0, without classifier, as the hand backbone; ValueError for another network."""
     backbone = model.get_submodule("rgb_support_backbone.0")
     features = {name: value for name, value in weights.items() if not name.startswith("classifier.")}
     own = {f"features.{name}": value for name, value in backbone.state_dict().items()}

@@ -136,11 +136,7 @@ class IrregularFileError(OSError):
 
 
 def regular_file(path: str | Path, flags: int) -> int:
-    """Open a file for writing, as `open`'s opener, but no link, pipe or device: a folder of others may hold any.
-
-    Raises:
-        IrregularFileError: it is one of these.
-    """
+    """Open a file for writing, as `open`'s opener; IrregularFileError for a link, pipe or device of others."""
     try:
         handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
     except OSError as error:

@@ -110,11 +110,7 @@ def any_process(*flags: bool) -> list[bool]:
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
-    """Check that all processes have the same values; all of them must call this.
-
-    Raises:
-        ValueError: some differ; it names them and what differs.
-    """
+    """Raise ValueError, naming the ranks and what differs, unless all processes have the same; all must call this."""
     everyone = all_gather(dict(facts))
     usual = max(everyone, key=everyone.count)
     odd = [number for number, one in enumerate(everyone) if one != usual]

@@ -197,11 +197,7 @@ def synchronised_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
-    """Gather the whole model's weights on the CPU, at any ZeRO stage; all processes must call this.
-
-    Returns:
-        The state dict on rank 0 and an empty one elsewhere.
-    """
+    """Gather the whole model's weights on rank 0's CPU, at any ZeRO stage; {} elsewhere. All processes must call it."""
     full: dict[str, torch.Tensor] = {}
     copies: dict[int, torch.Tensor] = {}  # one copy of shared weights
     for name, value in engine.module.state_dict(keep_vars=True).items():
@@ -299,11 +295,7 @@ def restore_optimizer(engine: Any, numbers: dict[str, Any], kinds: list[str], re
 
 
 def lower_gradient_scale(engine: Any) -> bool:
-    """Lower the loss scale after an fp16 overflow, which DeepSpeed's ZeRO optimizers fail to do.
-
-    Returns:
-        Whether this may help: False for other dtypes and for a scale below 1.
-    """
+    """Lower the loss scale after an fp16 overflow, which ZeRO optimizers fail to do; return whether this may help."""
     scaler = _gradient_scaler(engine)
     if scaler is None:
         return False

@@ -94,11 +94,7 @@ class Experiments:
         return [*command, *SMALL_MODEL.split(), *self.flags, *flags, "--output_dir", str(out)]
 
     def once(self, done: Path, command: list[str]) -> None:
-        """Run a command of this project unless it has run before: then the file `done` holds the command.
-
-        Raises:
-            ValueError: the command failed, or the folder holds results of another command.
-        """
+        """Run a command of this project unless the file `done` says that it has run; ValueError if it fails."""
         if done.exists():
             if json.loads(done.read_text(encoding="utf-8")) != command:
                 raise ValueError(f"{done.parent} was made by another command. Name another folder, or remove it.")

@@ -47,20 +47,13 @@ class BadClips:
         return read_lines(self.path)
 
     def note(self, src_input: SrcInput, split: str, n_clips: int) -> None:
-        """Record the unreadable clips of a batch.
-
-        Raises:
-            ValueError: there are too many in this process alone; `settle` counts those of all processes.
-        """
+        """Record the unreadable clips of a batch; ValueError if this process alone has too many."""
         if met := src_input.get("bad_clips"):
             self.reasons.setdefault(split, {}).update((clip.name, clip.reason) for clip in met)
             self._judge(split, n_clips)
 
     def settle(self, split: str, n_clips: int) -> dict[str, str]:
-        """Merge and list the unreadable clips of all processes, and check their number; all processes must call this.
-
-        Returns:
-            clip -> reason.
+        """Merge and list the unreadable clips of all processes, clip -> reason; all processes must call this.
 
         Raises:
             ValueError: more than `max_share` of the split's clips cannot be read.
@@ -249,11 +242,7 @@ class Saves:
         self._begun = what, path, self._thread.submit(write)
 
     def settle(self) -> None:
-        """Wait until what was begun is saved, with a failure counted as in `attempt`; every process must call this.
-
-        Raises:
-            ValueError: it failed too often in a row.
-        """
+        """Wait until what was begun is saved, counting and raising as in `attempt`; every process must call this."""
         if self._begun:
             what, path, writing = self._begun
             self._begun = None
@@ -264,10 +253,8 @@ class Saves:
     def attempt(self, what: str, path: str | Path) -> Iterator[None]:
         """Save something inside a `with` block; every process must enter it, though only rank 0 writes.
 
-        An OSError, on whichever process, is counted in `failed` and logged, and all of them go on after the block.
-
-        Raises:
-            ValueError: it failed too often in a row; on all processes.
+        An OSError, on whichever process, is counted in `failed` and logged, and all of them go on after the block. Too
+        many in a row raise ValueError on all processes.
         """
         failure = ""
         try:
@@ -285,11 +272,7 @@ class Saves:
             logger.warning("%s is not saved: %s The run goes on; what was saved before is whole.", what, failure)
 
     def finish(self) -> None:
-        """Check at the end of the run that everything is saved.
-
-        Raises:
-            ValueError: the last attempt to save something failed.
-        """
+        """Raise ValueError, at the end of the run, if the last attempt to save something failed."""
         self.settle()
         if missing := [what for what, count in self.failed.items() if count]:
             raise ValueError(

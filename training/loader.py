@@ -263,10 +263,8 @@ class ClipLoader:
     def epoch(self, number: int = 0, first: int = 0) -> Iterator[tuple[SrcInput, TgtInput]]:
         """Yield the batches of an epoch, without the `first` ones that an earlier run has processed.
 
-        `waited` accumulates the seconds spent waiting for batches since the epoch began.
-
-        Raises:
-            OSError: twice the same batch could not be loaded, or not in time; one line that names worker and clip.
+        `waited` accumulates the seconds spent waiting for batches since the epoch began. OSError, which names worker
+        and clip, if the same batch twice could not be loaded, or not in time.
         """
         batches = self.sampler.batches(number)[first:]
         self.waited, asked = 0.0, time.monotonic()

@@ -36,11 +36,7 @@ class MemorySettings:
 
 @contextlib.contextmanager
 def explain_memory(src_input: SrcInput, run: MemorySettings, training: bool = True) -> Iterator[None]:
-    """Replace an out-of-memory error by one line with the batch's shape and the flags that help, the best first.
-
-    Raises:
-        ValueError: instead of torch's error.
-    """
+    """Raise ValueError in place of an out-of-memory error: the batch's shape and what flags help, the best first."""
     try:
         yield
     except torch.OutOfMemoryError as error:

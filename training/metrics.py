@@ -183,11 +183,7 @@ def word_errors(hypothesis: str, reference: str) -> tuple[int, int, int]:
 
 
 def bleu_scorers(tokenizer: str) -> list[BLEU]:
-    """Return sacrebleu's scorers for BLEU-1 to BLEU-4.
-
-    Raises:
-        ValueError: the tokenizer is unknown, or needs a package that is not installed.
-    """
+    """Return sacrebleu's scorers for BLEU-1 to BLEU-4; ValueError for a tokenizer that is unknown or not installed."""
     try:
         # force: character-split texts may end in " .", which sacrebleu would warn about.
         return [BLEU(max_ngram_order=n, tokenize=tokenizer, force=True) for n in (1, 2, 3, 4)]
@@ -248,11 +244,7 @@ def _mean_of_classes(sums: np.ndarray) -> float:
 def tally_prepared(
     task: str, hypotheses: Sequence[str], references: Sequence[str]
 ) -> tuple[dict[str, Tally], dict[str, str]]:
-    """Tally the scores of a task for texts that are already normalised.
-
-    Returns:
-        score -> tally, and kind of score -> signature.
-    """
+    """Tally a task for texts that are already normalised: score -> tally, and kind of score -> signature."""
     one = np.ones(len(references))
     if task == "SLT":
         bleus, chrf = bleu_scorers("13a"), CHRF()

@@ -101,11 +101,7 @@ def say_files(
 
 
 def examine_mt5(report: Report, folder: Path) -> dict[str, Any] | None:
-    """Load mT5 and its tokenizer; return the sizes in its config, None if files are missing.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_mt5` and `Tokenizer`.
-    """
+    """Load mT5 and its tokenizer, which may raise; return the sizes in its config, None if files are missing."""
     if lacking := [name for name in ("config.json", "spiece.model") if not (folder / name).is_file()]:
         report.say("✗", "no_mt5", folder, ", ".join(lacking))
         return None

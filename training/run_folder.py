@@ -77,11 +77,7 @@ def set_later_aside(output_dir: str | Path, step: int) -> None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """Read run.json: its `id` and its `starts`, oldest first; None if there is no such file.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Read run.json, its `id` and its `starts`, oldest first; None if there is none, ValueError if it is damaged."""
     path = Path(folder) / RECORD
     if not path.is_file():
         return None
@@ -97,10 +93,8 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 def results_folder(weights: str | Path, dataset: str) -> Path:
     """Return where an evaluation's files go by default: beside the weights.
 
-    Those of a run's best weights belong to the run; others get a folder of their own, named after the file.
-
-    Raises:
-        ValueError: the weights were trained on another data set, whose results must not be replaced.
+    Those of a run's best weights belong to the run; others get a folder of their own, named after the file. ValueError
+    if the weights were trained on another data set, whose results must not be replaced.
     """
     path = Path(weights)
     starts = (read_record(path.parent) or {"starts": []})["starts"]

@@ -39,11 +39,7 @@ class TextFit(NamedTuple):
 
 
 def text_fit(clips: Sequence[tuple[np.ndarray, Sequence[str]]]) -> TextFit:
-    """Compare clips with their texts.
-
-    Args:
-        clips: of each clip, `PLACES` frames: normalised keypoints, (PLACES, J), and texts. See `ENOUGH`.
-    """
+    """Compare clips with their texts: of each, `PLACES` normalised keypoints, (PLACES, J), and texts. See `ENOUGH`."""
     pairs = {text: _pairs(text) for _, texts in clips for text in texts}
     own = np.array([[pairs[text] for text in texts] for _, texts in clips])  # (n, PLACES, WIDTH)
     draw = np.random.default_rng(0)

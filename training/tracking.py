@@ -50,10 +50,6 @@ class Tracker:
         """Add this start of the program to run.json, and open the boards of --tensorboard and --wandb.
 
         `data` has each split's fingerprint; `step` is that of the state gone on from, None for an evaluation.
-
-        Raises:
-            OSError: run.json cannot be written.
-            ValueError: Weights & Biases rejects the run.
         """
         record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
         record["starts"].append(_facts(self.arguments, step) | {"dataset": dataclasses.asdict(spec), "data": data})
@@ -124,10 +120,7 @@ class TensorBoard:
 class WandB:
     """A run in Weights & Biases, configured by its environment variables (WANDB_MODE, WANDB_PROJECT ...).
 
-    The `id` in run.json lets a resumed run continue its curves.
-
-    Raises:
-        ValueError: there is no login, or the server does not respond.
+    The `id` in run.json lets a resumed run continue its curves. ValueError if there is no login, or no server.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:

@@ -40,11 +40,7 @@ MT5_VALUES = ("num_heads", "layer_norm_epsilon", "relative_attention_max_distanc
 
 
 def require_mt5(folder: str | Path, path: str | Path, flag: str) -> None:
-    """Check that the mT5 with which a checkpoint says it was trained is there.
-
-    Raises:
-        FileNotFoundError: it is not; the message names the checkpoint.
-    """
+    """Raise FileNotFoundError unless the mT5 is there with which a checkpoint says it was trained."""
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
             f"{flag}: {path} was trained with the mT5 in {folder}, which has no config.json. Name the mT5 of training "
@@ -116,11 +112,7 @@ class Checkpoint:
         return self.stated or plain
 
     def fact(self, name: str, default: _Fact) -> _Fact:
-        """Return an entry that this code writes, or the default if there is none.
-
-        Raises:
-            ValueError: it is not of the default's type.
-        """
+        """Return an entry that this code writes, or the default if there is none; ValueError for another type."""
         value = self.facts.get(name, default)
         if not _is_plain(value, type(default)):
             shown = repr(value) if isinstance(value, str | bool) else f"of the type {type(value).__name__}"
@@ -160,11 +152,7 @@ class Checkpoint:
 
     @property
     def kept(self) -> torch.Tensor | None:
-        """The token ids for which it has rows, (V,); None for all of mT5's.
-
-        Raises:
-            ValueError: the stored values are not sorted token ids.
-        """
+        """The token ids for which it has rows, (V,), None for all of mT5's; ValueError if they are not sorted."""
         kept = self.weights.get(KEPT_TOKENS)
         if kept is None:
             return None
@@ -295,12 +283,7 @@ def _fit_vocabulary(
 
 
 def load_fusion(model: nn.Module, path: str | Path) -> None:
-    """Load the fusion modules of `--fusion_checkpoint` (a `best_fusion.pth`, or a whole checkpoint that has them).
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: a weight is missing or has another shape.
-    """
+    """Load the fusion modules of `--fusion_checkpoint`; FileNotFoundError or ValueError if there are none that fit."""
     weights = fusion_weights(read_weights(path, "--fusion_checkpoint")[0])
     if misfit := differences(weights, fusion_weights(model.state_dict())):
         raise ValueError(
