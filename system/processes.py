@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -27,7 +26,7 @@ def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, ch
         return
     workers = min(workers, -(-len(jobs) // chunk))
     ahead: deque[Future[list[T]]] = deque()
-    with ProcessPoolExecutor(workers, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         try:
             for first in range(0, len(jobs), chunk):
                 ahead.append(pool.submit(_each, function, jobs[first : first + chunk]))
@@ -40,15 +39,15 @@ def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, ch
                 result.cancel()
 
 
-def _end_with(parent: int) -> None:
-    """Let this process end with its parent, also one that a scheduler kills."""
+def end_with_parent() -> None:
+    """Let this process end with the one that made it, also if a scheduler kills that one."""
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def kill_children() -> None:

@@ -28,7 +28,7 @@ from datasets import S2T_Dataset
 from pose.hand_crops import no_crops
 from system import distributed
 from system.faults import CLIP_FAULTS, in_one_line
-from system.processes import kill_children
+from system.processes import end_with_parent, kill_children
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _serve(dataset: S2T_Dataset, pipe: Any) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    end_with_parent()
     while True:
         epoch, clips = pipe.recv()
         batch = load_batch(dataset, epoch, clips, pipe.send)
@@ -178,12 +178,6 @@ def _serve(dataset: S2T_Dataset, pipe: Any) -> None:
             pipe.send(batch)
         except (OSError, RuntimeError) as error:  # no shared memory is left, or too many files are open
             pipe.send(OSError(f"it cannot hand over its batch: {error}"))
-
-
-def _end_with_the_run() -> None:
-    if run := multiprocessing.parent_process():
-        run.join()
-    os._exit(0)
 
 
 def load_batch(
