@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, MT5EncoderModel, PreTrainedModel
 
-from network.mt5 import keep_rows, read_architecture, read_pretrained, run_encoder, use_fused_layers
+from network.mt5 import keep_rows, read_pretrained, run_encoder, use_fused_layers
 from network.vocabulary import Tokenizer, folder_config
 from system.disk import sha256
 from system.distributed import send, sum_over_processes
@@ -112,14 +112,13 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
         raise FileNotFoundError(
             f"text encoder: {folder}/config.json does not exist. Name a folder with --text_encoder."
         )
-    read = read_pretrained if with_weights else read_architecture
     if folder_config(folder).get("model_type") == "mt5":
-        encoder = read(MT5EncoderModel, folder, "--text_encoder")
+        encoder = read_pretrained(MT5EncoderModel, folder, "--text_encoder", with_weights)
         use_fused_layers(encoder)
         if kept is not None:
             keep_rows(encoder, kept)
         return encoder, Tokenizer(folder, kept).encode_batch
-    encoder = read(AutoModel, folder, "--text_encoder")
+    encoder = read_pretrained(AutoModel, folder, "--text_encoder", with_weights)
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     if getattr(encoder, "pooler", None) is not None:

@@ -60,26 +60,34 @@ def load_mt5(
         raise FileNotFoundError(f"{folder}/config.json does not exist. {GET_MT5}")
     if (kind := folder_config(Path(folder)).get("model_type")) != "mt5":
         raise ValueError(f"{folder}/config.json: model_type is {kind!r}, not 'mt5'. Name mT5's folder with --mt5_path.")
-    read = read_pretrained if with_weights else read_architecture
-    mt5 = read(MT5, Path(folder), "--mt5_path")
+    mt5 = read_pretrained(MT5, Path(folder), "--mt5_path", with_weights)
     if kept is not None:
         keep_rows(mt5, kept)
     return mt5
 
 
-def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
+def read_pretrained(kind: Any, folder: Path, flag: str, with_weights: bool) -> Any:
     """Load a model in fp32 from a local folder, with one-line errors; weights are never left randomly initialised.
 
     Args:
         kind: the transformers class to load.
         folder: folder with config and weights.
         flag: the flag for choosing another folder, for error messages.
+        with_weights: False to skip loading them, for a model that gets all weights from a checkpoint.
 
     Raises:
         FileNotFoundError: a file is missing or cannot be opened.
         ValueError: the files are damaged, do not match, or lack weights.
     """
     cure = f"Get its files again, or name another folder with {flag}."
+    if not with_weights:
+        try:
+            model = _build(kind, folder)[1].float()
+        except Exception as error:  # a damaged config may raise anything; report one line
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{folder}/config.json is damaged ({reason}). {cure}") from error
+        model.tie_weights()  # left out with the initialisation
+        return model
     try:
         with torch.device("meta"):
             config, asked = _build(kind, folder)
@@ -110,26 +118,6 @@ def read_pretrained(kind: Any, folder: Path, flag: str) -> Any:
         raise ValueError(f"{folder}: config.json and the weights are no pair; {fault}. {cure}")
     if damaged := not_finite(dict(model.named_parameters())):
         raise ValueError(f"{folder}: {damaged}. {cure}")
-    return model
-
-
-def read_architecture(kind: Any, folder: Path, flag: str) -> Any:
-    """Build a model in fp32 from config.json, with uninitialised weights, to be loaded from a checkpoint.
-
-    Args:
-        kind: the transformers class.
-        folder: folder with config.json.
-        flag: the flag for choosing another folder, for error messages.
-
-    Raises:
-        ValueError: config.json is damaged.
-    """
-    try:
-        model = _build(kind, folder)[1].float()
-    except Exception as error:  # a damaged config may raise anything; report one line
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}/config.json is damaged ({reason}). Name another folder with {flag}.") from error
-    model.tie_weights()  # left out with the initialisation
     return model
 
 
