@@ -58,7 +58,7 @@ from training.memory import explain_memory
 from training.run_folder import BEST, Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
 from training.weight_files import read_weights, save_weights
 from training.weights import files_beside
-from utils import git_revision, needs_deepspeed, progress, seed_everything, start_log
+from utils import git_revision, needs_deepspeed, progress, start_log
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     if distributed.is_main():
         lock.hold(args.output_dir)
     start_log(args.output_dir, distributed.is_main())
-    seed_everything(args.seed, distributed.rank())
+    torch.manual_seed(args.seed + distributed.rank())
     spec = dataset_spec(args)
     loaders = build_loaders(args, spec)
     sources = fingerprints(loaders)

@@ -549,13 +549,6 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed torch's random numbers; each process gets a different seed."""
-    import torch
-
-    torch.manual_seed(seed + rank)
-
-
 def git_revision() -> str:
     """Return this code's commit, followed by "+changes" if tracked files differ from it; "" outside a git checkout."""
     here = Path(__file__).parent
