@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from network.state_dicts import differences
 from network.stgcn import ClipLayout
-from system.distributed import all_reduce_sum, send
+from system.distributed import send, sum_over_processes
 
 MAP = 4  # height and width of a crop's feature map
 BACKBONE = "rgb_support_backbone."
@@ -101,7 +101,7 @@ def crop_features(model: nn.Module, crops: torch.Tensor) -> torch.Tensor:
     backbone, project = model.get_submodule("rgb_support_backbone"), model.get_submodule("rgb_proj")
     trains = backbone.training
     # Batch statistics need at least one crop, over all processes when they are synchronised.
-    backbone.train(trains and all_reduce_sum(len(crops)) > 0)
+    backbone.train(trains and bool(sum_over_processes(torch.tensor(len(crops), device=crops.device)) > 0))
     maps = project(backbone(crops))
     backbone.train(trains)
     return maps

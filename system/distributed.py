@@ -151,11 +151,6 @@ def broadcast_weights(model: nn.Module) -> None:
         value.copy_(broadcast(value.to(device())))
 
 
-def all_reduce_sum(n: int) -> int:
-    """Return the sum of a number over all processes."""
-    return int(sum_over_processes(torch.tensor(n, device=device())))
-
-
 def check_dtype(dtype: str, device: torch.device) -> None:
     """Raise ValueError for fp16 on a CPU."""
     if dtype == "fp16" and device.type == "cpu":

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from system.distributed import autocast, broadcast, device, is_main, rank, world_size
 from utils import needs_deepspeed
@@ -48,10 +49,7 @@ def deepspeed_config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def start_engine(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    args: argparse.Namespace,
+    model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, args: argparse.Namespace
 ) -> Any:
     """Wrap a model for training on all processes.
 
@@ -64,10 +62,7 @@ def start_engine(
     if args.zero_stage == 0:
         _skip_non_finite(optimizer)
     engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=schedule,
-        config=deepspeed_config(args),
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(args)
     )
     if args.zero_stage and args.dtype == "fp16":
         _clip_scaled(engine.optimizer, args.gradient_clipping)
@@ -93,17 +88,10 @@ def _deepspeed() -> Any:
 
 
 class TorchEngine:
-    """Trains in one process with torch alone; it has those parts of DeepSpeed's engine that are used here.
-
-    Losses are those of DeepSpeed without ZeRO.
-    """
+    """Trains in one process with torch alone: what is used here of DeepSpeed's engine, with its losses without ZeRO."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        args: argparse.Namespace,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, args: argparse.Namespace
     ) -> None:
         self.device = device()
         self.module, self.optimizer, self.lr_scheduler = model.to(self.device), optimizer, schedule
@@ -248,7 +236,8 @@ def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor
     """
     _link(engine)
     state = _inner_optimizer(engine).state
-    kinds = sorted({kind for held in state.values() for kind, value in held.items() if _is_memory(value)})
+    values = [pair for held in state.values() for pair in held.items()]
+    kinds = sorted({kind for kind, value in values if isinstance(value, torch.Tensor) and value.ndim})  # not "step"
     for kind in kinds:
         tensors = {}
         for name, parameter in _trained(engine):
@@ -349,10 +338,6 @@ def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
 
 def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
-
-
-def _is_memory(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
 def _gradient_scaler(engine: Any) -> Any:
