@@ -197,7 +197,7 @@ class Translator:
         Args:
             pose: the clip.
             descriptions: {frame number in the recording: text}.
-            name: the clip's name.
+            name: for messages.
             video: its video, or all images of it; read only for a model that looks at crops of the hands.
 
         Raises:
@@ -267,12 +267,7 @@ class LiveSentence(NamedTuple):
 
 
 class Live:
-    """Translates segments of signing while they come.
-
-    Args:
-        translator: the translator with its model, which takes no crops of the hands.
-        describe: describe each segment by the rules.
-    """
+    """Translates segments of signing while they come, described by the rules or not; takes no crops of the hands."""
 
     def __init__(self, translator: Translator, describe: bool = False) -> None:
         self.translator, self.describe = translator, describe

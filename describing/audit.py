@@ -170,11 +170,7 @@ def examine(clip: Clip) -> FileReport:
 
 
 def find_files(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Clip]]:
-    """Return split -> clips whose files to audit; the key is "" if the folder has no splits.
-
-    Args:
-        folder: the folder with NAME.json files, or with a folder of them per split.
-        spec: the data set whose clips they describe, with its paths resolved; None if unknown.
+    """Return split -> clips whose files to audit, those of `spec` if it is known; "" if the folder has no splits.
 
     Raises:
         FileNotFoundError: the folder does not exist or is empty.

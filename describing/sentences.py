@@ -232,10 +232,7 @@ def describe_pose(pose: Pose, language: str = "zh", aspect: float = 1.0) -> dict
     Each stretch without change is described at its first and last frame, so the nearest described frame is valid for
     all frames in between; where nothing is known the text says so, unless that is the whole clip.
 
-    Args:
-        pose: the clip; its frame numbers start at its `start`.
-        language: one of `LANGUAGES`.
-        aspect: width / height of the images, which relative keypoints do not contain.
+    `aspect` is width / height of the images, which relative keypoints do not contain.
     """
     cuts = stretches(pose, language, aspect)
     if not any(cut.text for cut in cuts):

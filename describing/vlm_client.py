@@ -159,14 +159,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class VlmClient:
-    """One endpoint and model; safe to use from several threads.
+    """One endpoint and model, whose answers are to be in a language; safe to use from several threads.
 
     Args:
         url: URL of the API's root, such as `http://localhost:8000/v1`, or of `.../chat/completions`.
-        model: the model's name at the endpoint.
-        key: the API key, "" if none is needed; used in the request's header only.
-        language: language of the answers, "en" or "zh".
-        limits: the limits of the run.
+        key: "" if none is needed; used in the request's header only.
         fields: additional or overriding request fields; None removes a field.
     """
 
@@ -188,12 +185,7 @@ class VlmClient:
         self._opener = urllib.request.build_opener(_NoRedirect, _Connects)
 
     def ask(self, prompt: str, pictures: Sequence[tuple[str, bytes]], max_tokens: int = 300) -> str:
-        """Send a prompt with images and return the answer.
-
-        Args:
-            prompt: the question.
-            pictures: (media type, content) of each image.
-            max_tokens: maximum length of the answer, in tokens.
+        """Send a prompt with images, (media type, content) each, and return the answer.
 
         Raises:
             FailedRequestError: no usable answer after all retries.
@@ -283,12 +275,7 @@ class VlmClient:
 
     @contextlib.contextmanager
     def _until_deadline(self, request: _Request) -> Iterator[None]:
-        """Shut a request's connections when its time is over, or the run's.
-
-        Raises:
-            TimeoutError: the request's time is over.
-            LimitReachedError: the run's is.
-        """
+        """Shut a request's connections when its time is over (TimeoutError), or the run's (LimitReachedError)."""
         timer = threading.Timer(self.limits.timeout, request.shut)
         timer.daemon = True
         timer.start()
@@ -310,12 +297,7 @@ class VlmClient:
             raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
 
     def _answer(self, data: bytes) -> str:
-        """Extract the text from a response.
-
-        Raises:
-            ValueError: the response has the wrong format; to be retried.
-            FailedRequestError: the answer was cut off.
-        """
+        """Return the text of a response; a ValueError means that it has another form, and is to be asked for again."""
         try:
             document = json.loads(data)
             choice = document["choices"][0]

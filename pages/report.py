@@ -171,14 +171,7 @@ def between(bounds: tuple[float, float], form: Callable[[float], str] = "{:.2f}"
 
 
 def marked(text: str, reference: str, *, task: str, text_unit: str) -> Html:
-    """Mark a sentence's differences from the reference as insertions and deletions.
-
-    Args:
-        text: the generated sentence.
-        reference: the reference sentence.
-        task: with ISLR and CSLR, texts are compared word by word.
-        text_unit: "char" compares translations character by character.
-    """
+    """Mark a sentence's differences from the reference, by words; translations with the unit "char" by characters."""
     from training.metrics import prepare_hypothesis, prepare_reference
 
     unit = text_unit if task == "SLT" else "word"

@@ -15,15 +15,10 @@ from network.attention import Word
 
 
 def words_data(text: str, found: Sequence[Word], frames: int) -> dict[str, Any] | None:
-    """Return the data for `pages/static/words.js`; None without words.
+    """Return the data of a sentence for `pages/static/words.js`; None without words.
 
-    Args:
-        text: the sentence.
-        found: its words.
-        frames: T; resampled if the model saw another number.
-
-    Returns:
-        The sentence, its words, and (W, T) bytes in base64: shares, where 255 is the word's largest.
+    These are the sentence, its words, and (W, T) bytes in base64: shares, where 255 is the word's largest. They are
+    resampled if the model saw another number of frames than T.
     """
     if not found:
         return None

@@ -55,14 +55,10 @@ def picture_box(pose: Pose) -> tuple[float, float, float, float]:
 def draw_pose(
     pose: Pose, frame: int, box: tuple[float, float, float, float], height: int = 384, aspect: float = 1.0
 ) -> Image:
-    """Draw one frame: the right hand and arm in red, the left in blue; points with a low score are skipped.
+    """Draw one frame of a clip: the right hand and arm in red, the left in blue; points with a low score are skipped.
 
-    Args:
-        pose: the clip.
-        frame: index of the frame within the clip.
-        box: from `picture_box`; the same for all frames of a clip, so that movement is visible.
-        height: height of the image in pixels.
-        aspect: width / height of the original images.
+    `box` is that of `picture_box`, the same for all frames, so that movement is visible; `height` is the image's in
+    pixels, `aspect` width / height of the original images.
     """
     from PIL import Image
 
@@ -122,12 +118,7 @@ def video_picture(frame: np.ndarray, height: int) -> Image:
 
 
 def picture_points(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> tuple[np.ndarray, float]:
-    """Return the positions of the joints of `DRAWN` in a clip's image.
-
-    Args:
-        pose: the clip.
-        frames: (T,), frame indices within the clip.
-        aspect: width / height of the original images.
+    """Return the positions of the joints of `DRAWN` in T frames of a clip; `aspect` is width / height of the images.
 
     Returns:
         (T, J, 2) uint16, x and y from 1 (left, top) to `FULL`, 0 for undetected joints; and the image's width / height.

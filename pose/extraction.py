@@ -78,13 +78,8 @@ def load_extractor(name: str = "", models: str | Path = "", device: str = "") ->
 class Rtmlib:
     """A person detector, and a whole-body pose model applied to each person.
 
-    Args:
-        folder: folder with the detector, `yolox*.onnx`, and one other ONNX file, the whole-body model.
-        device: "cpu", "cuda", or "" for a GPU if there is one.
-
-    Raises:
-        ValueError: see `load_extractor`.
-        FileNotFoundError: see `load_extractor`.
+    The folder holds the detector, `yolox*.onnx`, and one other ONNX file, the whole-body model. Raises what
+    `load_extractor` does.
     """
 
     def __init__(self, folder: str | Path, device: str = "") -> None:
@@ -154,14 +149,8 @@ class Rtmlib:
 class MediaPipe:
     """MediaPipe Holistic: body, face and hands of one person, tracked from image to image.
 
-    Scores of face and hands are 1, or 0 if not detected; those of the body are continuous.
-
-    Args:
-        folder: folder of `HOLISTIC`, which releases after 0.10.21 need.
-
-    Raises:
-        ValueError: the package is missing or does not work, or the file is unusable.
-        FileNotFoundError: the file does not exist.
+    Scores of face and hands are 1, or 0 if not detected; those of the body are continuous. Releases after 0.10.21 need
+    the file `HOLISTIC` in the folder. Raises what `load_extractor` does.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -302,13 +291,7 @@ class Extraction(NamedTuple):
 def extract_pose(
     pictures: Iterable[np.ndarray], extractor: Extractor, person: int = 0, name: str | Path = "the video"
 ) -> Extraction:
-    """Extract the signer's pose from all images of a clip.
-
-    Args:
-        pictures: T images, (H, W, 3) uint8 RGB.
-        extractor: the result of `load_extractor`.
-        person: index of the person, see `one_person`.
-        name: the clip's name in messages.
+    """Extract a person's pose (see `one_person`) from all T images of a clip, (H, W, 3) uint8 RGB.
 
     Raises:
         ValueError: there are no images, they are unreadable, or nobody is detected.
@@ -395,11 +378,7 @@ def _longest_path(
 
 
 def write_pose(path: str | Path, pose: Pose) -> None:
-    """Write a pose file in Uni-Sign's format: {"keypoints": T x (1, 133, 2), "scores": T x (1, 133)}, atomically.
-
-    Args:
-        path: a `.pkl` file.
-        pose: the clip.
+    """Write a `.pkl` in Uni-Sign's format, {"keypoints": T x (1, 133, 2), "scores": T x (1, 133)}, atomically.
 
     Raises:
         OSError: the file cannot be written.

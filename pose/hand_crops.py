@@ -127,11 +127,7 @@ def _no_crop(side: Part) -> dict[str, torch.Tensor]:
 
 
 def choose_frames(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw up to a tenth of the frames, preferring those with a low fingertip score.
-
-    Args:
-        scores: (T, 21), scores of the hand's joints.
-        rng: draws without replacement.
+    """Draw up to a tenth of the frames, preferring those with a low fingertip score; `scores`, (T, 21), are a hand's.
 
     Returns:
         (N,) int64, ascending; N is 0 if the hand is never visible.
@@ -146,10 +142,7 @@ def choose_frames(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def hand_boxes(joints: Mapping[Part, np.ndarray]) -> tuple[dict[Part, np.ndarray], int]:
-    """Place a square box around each hand; all boxes of a clip have one size, to preserve the hand's scale.
-
-    Args:
-        joints: side -> (N, 21, 2), x and y in pixels.
+    """Place a square box around each hand, (N, 21, 2) in pixels; all of a clip have one size, to preserve the scale.
 
     Returns:
         side -> (N, 4) int16, left, top, right and bottom; and the size in pixels, 0 if there is no hand.

@@ -301,15 +301,7 @@ def normalize_keypoints(
 
 
 def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
-    """Normalise the sampled frames of a clip.
-
-    Args:
-        pose: the clip.
-        frames: (T,), distinct sorted indices within the clip (not within the recording).
-
-    Returns:
-        part -> (T, V, 3) float32.
-    """
+    """Normalise frames of a clip, (T,) distinct sorted indices within it; return part -> (T, V, 3) float32."""
     import torch  # here alone: extracting and comparing poses does without
 
     keypoints, scores = pose.keypoints, pose.scores

@@ -56,15 +56,7 @@ def read_facts(path: str | Path) -> Facts:
 
 
 def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> dict[int, np.ndarray]:
-    """Read some frames of a video.
-
-    Args:
-        path: the video.
-        wanted: frame indices, from 0.
-        n_expected: expected number of frames in the video.
-
-    Returns:
-        index -> image.
+    """Read some frames of a video, which must have `n_expected`; return index, from 0 -> image.
 
     Raises:
         ValueError: not a video, damaged, or it has another number of frames.
@@ -113,10 +105,7 @@ def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
 
 
 def watch(camera: int) -> Iterator[np.ndarray]:
-    """Yield a camera's images, not mirrored, as they come.
-
-    Args:
-        camera: the camera's number, from 0.
+    """Yield the images of a camera, numbered from 0, as they come, not mirrored.
 
     Raises:
         ValueError: OpenCV is missing, there is no such camera, or it gives no images.

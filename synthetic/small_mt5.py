@@ -39,12 +39,7 @@ _BUCKETS = 32  # relative position buckets
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> bytes:
     """Train a unigram sentencepiece model with mT5's special ids (pad 0, </s> 1, <unk> 2) and byte pieces.
 
-    Args:
-        texts: training texts.
-        vocab_size: maximum number of pieces; few texts give fewer.
-
-    Returns:
-        The content of `spiece.model`, deterministic for given texts.
+    Returns the content of `spiece.model`, the same for the same texts; few of them give fewer pieces.
 
     Raises:
         ValueError: there is no text, or the texts have more characters than `vocab_size` allows.
@@ -143,16 +138,8 @@ def write_small_mt5(
 ) -> int:
     """Write `spiece.model`, `tokenizer_config.json`, `config.json` and `model.safetensors`.
 
-    Args:
-        folder: the output folder, created if needed.
-        texts: training texts of the tokenizer.
-        d_model, layers, heads, d_kv, d_ff: sizes of mT5; as many layers in the encoder as in the decoder.
-        vocab_size: maximum number of pieces.
-        seed: seed of the weights.
-
-    Returns:
-        The number of pieces. The model's vocabulary is rounded up to a multiple of 64; mt5-base's is larger than its
-        tokenizer's, too.
+    The encoder has as many layers as the decoder; the tokenizer is trained on the texts. Returns the number of pieces.
+    The model's vocabulary is rounded up to a multiple of 64; mt5-base's is larger than its tokenizer's, too.
 
     Raises:
         ValueError: the folder holds another model, or no tokenizer can be trained on the texts.

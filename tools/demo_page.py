@@ -120,7 +120,6 @@ class Demo:
     """Answers the page's requests.
 
     Args:
-        translator: the translator with its model.
         extractor: extracts poses from videos; without it videos are refused.
         no_extractor: why there is none.
         load: loads another one, for the process of a live session.
@@ -159,15 +158,7 @@ class Demo:
         }
 
     def answer(self, question: Question, file: bytes, is_gone: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """Translate a file.
-
-        Args:
-            question: what the page asks.
-            file: the file's content.
-            is_gone: tells whether nobody waits for the answer any more.
-
-        Returns:
-            The clip's data for the page, T frames, and its sentences with and without descriptions.
+        """Return the data of a file for the page, and its sentences; `is_gone` tells whether nobody waits any more.
 
         Raises:
             ValueError: the file is unusable; the message uses the user's name for it.
@@ -378,13 +369,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """The page's server.
-
-    Args:
-        port: the port; 0 for any free one.
-        demo: answers the requests.
-        checkpoint: path of the model's checkpoint.
-        max_bytes: maximum size of a request.
+    """The page's server at a port, 0 for any free one; a request has at most `max_bytes`.
 
     Raises:
         ValueError: the port is in use or not available.
