@@ -56,11 +56,8 @@ a clip's end cannot be known. Exit status: 0, also when faults are found; 1 when
 
 def get_args_parser() -> Parser:
     """Build the argument parser; `audit` has its own."""
-    parser = Parser(
-        prog="describe.py",
-        description="Describe the frames of clips: by rules on their keypoints, or by a vision-language model.",
-        epilog=EXAMPLES,
-    )
+    what = "Describe the frames of clips: by rules on their keypoints, or by a vision-language model."
+    parser = Parser(prog="describe.py", description=what, epilog=EXAMPLES)
     add = parser.group("which clips, and where to")
     add_dataset_flags(add)
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
@@ -70,12 +67,8 @@ def get_args_parser() -> Parser:
     add_shard_flag(add)
     add("--clips", nargs="+", default=[], metavar="NAME", help="only these")
     add("--out", default="", metavar="DIR", help="default: the data set's folder of descriptions")
-    add(
-        "--language",
-        default="",
-        choices=("zh", "en"),
-        help="default: zh for Chinese data sets and for --poses, else en",
-    )
+    language = "default: zh for Chinese data sets and for --poses, else en"
+    add("--language", default="", choices=("zh", "en"), help=language)
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
 
     add = parser.group("by rules")
@@ -197,11 +190,8 @@ def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
 
 def get_audit_parser() -> Parser:
     """Build the argument parser of `describe.py audit`."""
-    parser = Parser(
-        prog="describe.py audit",
-        description="Say what a folder of descriptions covers and what is wrong with it.",
-        epilog=AUDIT_EXAMPLES,
-    )
+    what = "Say what a folder of descriptions covers and what is wrong with it."
+    parser = Parser(prog="describe.py audit", description=what, epilog=AUDIT_EXAMPLES)
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--dataset", default="", choices=sorted(config.DATASETS), help="whose clips they describe")
     parser.add_argument("--dataset_config", default="", metavar="FILE", help="the same, for a data set of your own")

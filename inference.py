@@ -60,12 +60,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="inference.py", description=what, epilog=EXAMPLES)
     add = parser.add_argument
     parser.add_argument("clips", metavar="CLIPS", help="a video, a pose file, a folder of them, or a camera's number")
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="FILE",
-        help="best_checkpoint.pth of a run, weights of Uni-Sign, or a folder of tools/export.py",
-    )
+    model = "best_checkpoint.pth of a run, weights of Uni-Sign, or a folder of tools/export.py"
+    add("--checkpoint", required=True, metavar="FILE", help=model)
     add("--out", default="", metavar="FILE", help="also write a .json, .jsonl or .srt file")
     add("--fps", type=float, default=0, help="frames per second, for .srt: pose files need it, a video says its own")
     add("--n_best", type=int, default=1, metavar="N", help="sentences of each clip, with scores; default: 1")
@@ -77,12 +73,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     add("--descriptions", default="", metavar="FILE|DIR", help="a clip's description file, or a folder of NAME.json")
     add("--describe", action="store_true", help="describe the clips by the rules of describe.py")
-    add(
-        "--aspect",
-        type=float,
-        metavar="W/H",
-        help="for --describe: width of the pictures / their height; default: the video's, 1 for pose files",
-    )
+    shape = "for --describe: width of the pictures / their height; default: the video's, 1 for pose files"
+    add("--aspect", type=float, metavar="W/H", help=shape)
 
     add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
     add("--text_encoder", default="", metavar="DIR", help="default: that of training")

@@ -6,25 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from describing.audit import FAULTS, UNKNOWN, FileReport, SplitReport
-from pages.elements import Html, element, folded, histogram, page
+from pages.elements import Html, element, folded, histogram, page, table
 
 SHOWN = 10  # number of frequent texts per split, and of files per fault, on the page
 
 
 def page_of(folder: str, splits: Sequence[SplitReport]) -> str:
     """Return an HTML page with all findings."""
+
+    def marked(key: str, cell: str) -> str:
+        return element("span", cell, class_="bad") if key in FAULTS.values() and cell not in ("0", "?") else cell
+
     rows = [split.row() for split in splits]
-    bad = set(FAULTS.values())
-    lines = [element("tr", element("th"), [element("th", split.name or "all", scope="col") for split in splits])]
-    for key in rows[0]:
-        cells = [
-            element("td", row[key], class_="bad" if key in bad and row[key] not in ("0", "?") else None) for row in rows
-        ]
-        lines.append(element("tr", element("th", key, scope="row"), cells))
+    head = ("", *(split.name or "all" for split in splits))
+    counts = table([(key, *(marked(key, row[key]) for row in rows)) for key in rows[0]], head)
     unknown = [element("p", UNKNOWN)] * any(not split.knows_clips for split in splits)
-    counts = element("div", [element("table", lines), *unknown], class_="wide")
     name = f"Descriptions in {folder}"
-    return page(name, element("h1", name), counts, map(_section, splits))
+    return page(name, element("h1", name), counts, unknown, map(_section, splits))
 
 
 def _section(split: SplitReport) -> Html:

@@ -155,13 +155,9 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
         **player_data(points, ratio),
     }
     shown = f"Skeleton of {name}, {len(frames)} frames; right hand and arm red, left blue"
-    controls = element(
-        "div",
-        element("button", "Play", type="button"),
-        element("input", type="range", min=0, max=len(frames) - 1, value=0, aria_label=f"Frame of {name}"),
-        class_="controls live",
-        hidden=True,
-    )
+    slider = element("input", type="range", min=0, max=len(frames) - 1, value=0, aria_label=f"Frame of {name}")
+    button = element("button", "Play", type="button")
+    controls = element("div", button, slider, class_="controls live", hidden=True)
     stage = element("div", element("canvas", role="img", aria_label=shown), class_="stage live", hidden=True)
     now = [element("p", class_="now small") for _ in lanes]
     place = element("small", class_="place")
@@ -246,11 +242,8 @@ def _lane(viewer: Viewer, lane: Lane) -> Html:
     for i, (first, end, text) in enumerate(described):
         shape = element("title", text or "")
         cells.append(element("rect", shape, x=first, y=0, width=end - first, height=1, class_="odd" if i % 2 else None))
-    cells += [
-        element("rect", x=i, y=0, width=1, height=1, class_="own")
-        for i, own in enumerate(lane.own)
-        if own and described
-    ]
+    own_frames = [i for i, own in enumerate(lane.own) if own and described]
+    cells += [element("rect", x=i, y=0, width=1, height=1, class_="own") for i in own_frames]
     own = sum(lane.own)
     box = f"0 0 {len(lane.gate)} 1"
     texts = element(
@@ -262,14 +255,8 @@ def _lane(viewer: Viewer, lane: Lane) -> Html:
         element("span", element("span", class_=f"key {viewer.style}"), f"{viewer.label}: gate"),
         element("span", f"pale {low:.3f}, full colour {high:.3f}"),
     )
-    below = element(
-        "small",
-        element(
-            "span", f"texts: a shade for each, strong where it is the frame's own ({own} of {len(lane.own)} frames)"
-        )
-        if described
-        else element("span", "no text"),
-    )
+    texts_told = f"texts: a shade for each, strong where it is the frame's own ({own} of {len(lane.own)} frames)"
+    below = element("small", element("span", texts_told if described else "no text"))
     strip = element("div", heat(lane.gate, told), texts if described else "", class_="strip")
     return element("div", scale, strip, below, class_="lane")
 

@@ -106,7 +106,7 @@ class Line(NamedTuple):
     style: str
 
 
-def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = False, note: str = "") -> Html:
+def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = False) -> Html:
     """Draw lines over a common x axis, with a legend; pages/static/report.js shows the values at the pointer.
 
     Lines without any value are skipped; lines without a name are not in the legend.
@@ -151,7 +151,7 @@ def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = F
         "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, left, right],
         "lines": [{"name": line.name, "points": line.points} for line in lines],
     }
-    caption = [element("b", title), element("span", legend, class_="legend"), note and element("small", note)]
+    caption = [element("b", title), element("span", legend, class_="legend")]
     below = element("output", f"by {x_name}", class_="read", aria_live="polite")
     return element("figure", element("figcaption", caption), svg, below, data(facts, "chart-data"), class_="chart")
 

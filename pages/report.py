@@ -11,19 +11,7 @@ from typing import Any
 
 import utils
 from pages.comparison import Judged
-from pages.elements import (
-    Html,
-    Line,
-    chart,
-    element,
-    folded,
-    join,
-    number,
-    page,
-    smoothed,
-    table,
-    thinned,
-)
+from pages.elements import Html, Line, chart, element, folded, join, number, page, smoothed, table, thinned
 from pages.run_folder import RunFolder
 from utils import progress
 

@@ -25,8 +25,4 @@ def words_data(text: str, found: Sequence[Word], frames: int) -> dict[str, Any] 
     shares = np.array([word.frames for word in found])
     shares = shares[:, np.arange(frames) * shares.shape[1] // frames]  # (W, T)
     levels = (shares / shares.max(1, keepdims=True) * 255).astype(np.uint8)  # rounded down: 255 is the largest alone
-    return {
-        "text": text,
-        "words": [word.text for word in found],
-        "shares": base64.b64encode(levels.tobytes()).decode(),
-    }
+    return {"text": text, "words": [word.text for word in found], "shares": base64.b64encode(levels.tobytes()).decode()}

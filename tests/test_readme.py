@@ -43,7 +43,7 @@ PARSERS = {  # of what test_docs.py does not run, and of Chinese documents
     "describe.py": describe.parse_args,
     "inference.py": inference.parse_args,
     "-m tools.ablate": ablate.parse_args,
-    "-m tools.benchmark": benchmark.get_args_parser().parse_args,
+    "-m tools.benchmark": benchmark.parse_args,
     "-m tools.demo_page": demo_page.parse_args,
     "-m tools.export": export.parse_args,
     "-m tools.extract_poses": extract_poses.parse_args,

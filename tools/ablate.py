@@ -135,11 +135,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; flags after -- go to fine_tuning.py."""
     given = list(sys.argv[1:] if argv is None else argv)
     own, flags = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
-    parser = Parser(
-        prog="python -m tools.ablate",
-        description="Train and test with and without descriptions, and with control texts; write one table.",
-        epilog=EXAMPLES,
-    )
+    what = "Train and test with and without descriptions, and with control texts; write one table."
+    parser = Parser(prog="python -m tools.ablate", description=what, epilog=EXAMPLES)
     parser.add_argument("--root", default="sample", metavar="DIR", help="folder of the data; default: sample")
     add_dataset_flags(parser.add_argument)
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="trainings of each arm; default: 2")

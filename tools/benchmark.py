@@ -67,8 +67,8 @@ STAGES = (
 )  # fmt: skip
 
 
-def get_args_parser() -> Parser:
-    """Build the command line."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid values, before any slow import."""
     parser = Parser(prog="python -m tools.benchmark", description="Measure each stage of training and evaluation.")
     add = parser.add_argument
     add("--size", default="small", choices=SIZES, help="base: mt5-base and the released pose encoder; default: small")
@@ -81,12 +81,6 @@ def get_args_parser() -> Parser:
     add("--threads", type=int, help="of torch on a CPU; default: torch's choice")
     add("--json", metavar="FILE", help="also write all figures there")
     add("--kernels", action="store_true", help="count a GPU's kernels instead, for bf16; needs no GPU and little time")
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject invalid values, before any slow import."""
-    parser = get_args_parser()
     args = parser.parse_args(argv)
     size = SIZES[args.size]
     args.batch_size = size.batch_size if args.batch_size is None else args.batch_size

@@ -37,9 +37,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser(prog="python -m tools.demo", description=__doc__)
     parser.add_argument("--root", default="sample", metavar="DIR", help="the corpus, made if missing; default: sample")
-    parser.add_argument(
-        "--out", default="output_demo", metavar="DIR", help="where to work; a second run goes on; default: output_demo"
-    )
+    work = "where to work; a second run goes on; default: output_demo"
+    parser.add_argument("--out", default="output_demo", metavar="DIR", help=work)
     return parser.parse_args(argv)
 
 

@@ -61,11 +61,8 @@ Open the address that is printed, in a browser on this computer. Ctrl-C ends it.
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line and reject invalid values, before any slow import."""
-    parser = Parser(
-        prog="python -m tools.demo_page",
-        description="Serve a page on which a model can be tried, to this computer alone.",
-        epilog=EXAMPLES,
-    )
+    what = "Serve a page on which a model can be tried, to this computer alone."
+    parser = Parser(prog="python -m tools.demo_page", description=what, epilog=EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or an exported folder")
     add("--port", type=int, default=8642, help="default: 8642")

@@ -46,24 +46,17 @@ frame; 1 is the next, such as an interpreter beside a speaker. Look at the resul
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line and reject invalid combinations, before any slow import."""
-    parser = Parser(
-        prog="python -m tools.extract_poses",
-        description="Find the poses in a folder of videos.",
-        epilog=EXAMPLES,
-    )
+    what = "Find the poses in a folder of videos."
+    parser = Parser(prog="python -m tools.extract_poses", description=what, epilog=EXAMPLES)
     add = parser.add_argument
     parser.add_argument("videos", metavar="VIDEOS", help="a video, or a folder of them (and of folders)")
     add("--out", required=True, metavar="DIR", help="where the pose files go")
     add_extractor_flags(add)
     add("--device", default="", choices=("cpu", "cuda"), help="for rtmlib; default: cuda if onnxruntime can use one")
     add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
-    add(
-        "--num_workers",
-        type=int,
-        default=min(8, max(1, (os.cpu_count() or 1) // 2)),
-        metavar="N",
-        help="processes, each with a model of its own; default: one for two cores, at most 8",
-    )
+    workers = "processes, each with a model of its own; default: one for two cores, at most 8"
+    default = min(8, max(1, (os.cpu_count() or 1) // 2))
+    add("--num_workers", type=int, default=default, metavar="N", help=workers)
     add_shard_flag(add)
     add("--overwrite", action="store_true", help="make files again that are there")
     add("--check", action="store_true", help="only compare the files that are there with their videos; make none")

@@ -43,11 +43,8 @@ whole; one that was stopped starts from the beginning.
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pack or verify."""
-    parser = Parser(
-        prog="python -m tools.pack_dataset",
-        description="Pack a data set's poses and descriptions into a few files that are mapped into memory.",
-        epilog=EXAMPLES,
-    )
+    what = "Pack a data set's poses and descriptions into a few files that are mapped into memory."
+    parser = Parser(prog="python -m tools.pack_dataset", description=what, epilog=EXAMPLES)
     add = parser.add_argument
     add_dataset_flags(add)
     add("--root", default=".", metavar="DIR", help="folder that all paths start from, --out too; default: .")

@@ -53,11 +53,8 @@ class Clip(NamedTuple):
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line and reject invalid values, before any slow import."""
-    parser = Parser(
-        prog="python -m tools.picture",
-        description="Draw a clip as an animated GIF: skeleton, descriptions, gate and sentences.",
-        epilog=EXAMPLES,
-    )
+    what = "Draw a clip as an animated GIF: skeleton, descriptions, gate and sentences."
+    parser = Parser(prog="python -m tools.picture", description=what, epilog=EXAMPLES)
     add = parser.add_argument
     add("run", metavar="RUN_DIR", help="a run with descriptions")
     add("--out", required=True, metavar="FILE", help="the picture, a .gif")

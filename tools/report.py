@@ -27,23 +27,14 @@ the clips that both have written. Exit status: 0 when the page is written."""
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line and reject invalid values, before any slow import."""
-    parser = Parser(
-        prog="python -m tools.report",
-        description="Write one HTML page about a run, or two runs side by side.",
-        epilog=EXAMPLES,
-    )
+    what = "Write one HTML page about a run, or two runs side by side."
+    parser = Parser(prog="python -m tools.report", description=what, epilog=EXAMPLES)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN_DIR", help="one run, or two to compare")
     add("--out", default="", metavar="FILE", help="default: report.html in the last RUN_DIR")
     add("--split", default="", choices=("train", "dev", "test"), help="whose sentences; default: test, or else dev")
-    add(
-        "--clips",
-        nargs="+",
-        default=["3"],
-        metavar="N|NAME",
-        help="clips to look at: so many, from the best to the worst (of two runs: from the most gained to the most "
-        "lost), or by name; default: 3",
-    )
+    clips = "clips to look at: so many, from the best to the worst (of two runs: from the most gained to the most lost)"
+    add("--clips", nargs="+", default=["3"], metavar="N|NAME", help=f"{clips}, or by name; default: 3")
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
     add("--device", default="", choices=("cpu", "cuda"), help="for new translations; default: cuda if there is one")
     args = parser.parse_args(argv)

@@ -14,15 +14,12 @@ from utils import Parser, run
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the sample corpus from the command line."""
-    parser = Parser(
-        prog="python -m tools.sample_data",
-        description="Write the sample corpus: a made-up sign language and a small mT5.",
-    )
+    what = "Write the sample corpus: a made-up sign language and a small mT5."
+    parser = Parser(prog="python -m tools.sample_data", description=what)
     parser.add_argument("--out", default="sample", help="folder to write (default: sample)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--clips", type=int, nargs=3, default=tuple(config.SAMPLE_CLIPS.values()), metavar=config.SPLITS
-    )
+    default = tuple(config.SAMPLE_CLIPS.values())
+    parser.add_argument("--clips", type=int, nargs=3, default=default, metavar=config.SPLITS)
     args = parser.parse_args(arguments)
     from synthetic.corpus import SIGNS, minimal_pairs, write_corpus  # after --help and wrong flags
 

@@ -13,9 +13,8 @@ from utils import Parser, run
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a small mT5 from the command line."""
-    parser = Parser(
-        prog="python -m tools.small_mt5", description="Write a small mT5 with random weights and its tokenizer."
-    )
+    what = "Write a small mT5 with random weights and its tokenizer."
+    parser = Parser(prog="python -m tools.small_mt5", description=what)
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--texts", required=True, nargs="+", help="label files, description folders or .txt files")
     parser.add_argument("--vocab_size", type=int, default=2000, help="the most pieces (default 2000)")
