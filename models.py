@@ -253,11 +253,7 @@ class Uni_Sign(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Return the loss with and without label smoothing, and the number of target tokens.
 
-        Args:
-            encoder_states: (B, P + T, D).
-            attention_mask: (B, P + T).
-            labels: (B, L), on the CPU, to avoid a GPU synchronisation.
-            previous: (B, L, D), the embedded tokens before each label.
+        `labels`, (B, L), are on the CPU, to avoid a GPU synchronisation; `previous`, (B, L, D), the tokens before them.
         """
         real = (labels != IGNORE).flatten().nonzero().squeeze(1)  # (n,)
         targets = labels.flatten()[real]
@@ -303,16 +299,10 @@ class Uni_Sign(nn.Module):
 
     @torch.no_grad()
     def log_probs(self, output: Encoded, ids: torch.Tensor) -> torch.Tensor:
-        """Return the mean token log-probability of generated sentences, </s> included: the score that ranks beams.
+        """Return the mean log-probability of a generated sentence's tokens, (B N,) fp32: the score that ranks beams.
 
-        The search itself could return it only by keeping the logits of all steps: 100 MB per clip and beam.
-
-        Args:
-            output: the result of `encode` for B clips.
-            ids: (B N, L), the result of `generate`.
-
-        Returns:
-            (B N,) fp32.
+        The search itself could return it only by keeping the logits of all steps: 100 MB per clip and beam. `output` is
+        the result of `encode` for B clips, `ids`, (B N, L), that of `generate`.
         """
         labels = ids[:, 1:]
         ended = (labels == EOS).cumsum(1) - (labels == EOS).long()  # (B N, L - 1), > 0 after the first </s>

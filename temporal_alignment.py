@@ -152,9 +152,7 @@ class DescriptionLoader:
 def read_descriptions(path: str | Path, frames: range | None = None) -> Descriptions:
     """Read the valid descriptions of one file; invalid entries are skipped and counted.
 
-    Args:
-        path: the file.
-        frames: the clip's frame numbers, `Pose.frames`; entries for other frames are skipped. None keeps all.
+    So are entries for frames that are not the clip's, which `frames` are, `Pose.frames`; None keeps all.
     """
     texts: dict[int, str] = {}
     made_by: dict[int, str] = {}

@@ -177,10 +177,6 @@ class TextAdapter(nn.Module):
     square 1, and pass an MLP whose last layer starts at zero, so that training starts from exactly the pose-only model
     and the adapter learns whatever the decoder can use, even a frozen one.
 
-    Args:
-        width: W, the text encoder's width.
-        d_model: D.
-
     Source: the zero-initialised layer is the idea of ControlNet's zero convolutions (Zhang et al., ICCV 2023).
     """
 
@@ -238,12 +234,7 @@ class Fusion(NamedTuple):
 
 
 class GatingFusion(nn.Module):
-    """Computes `pose + gate * text`; the gate is an MLP of both features and of `has_description`, and starts open.
-
-    Args:
-        d_model: D.
-        hidden: widths of the MLP's two hidden layers.
-    """
+    """Computes `pose + gate * text`; the gate is an MLP of both features and of `has_description`, and starts open."""
 
     def __init__(self, d_model: int, hidden: tuple[int, int] = (512, 256)) -> None:
         super().__init__()
@@ -269,7 +260,7 @@ class GatingFusion(nn.Module):
 def text_of_frames(
     table: torch.Tensor, rows: torch.Tensor, pose: torch.Tensor, guess: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Look up each frame's text feature and bring it to the size of the frame's pose feature.
+    """Look up each frame's text feature, (B, T, D), and bring it to the size of the frame's pose feature.
 
     A frame without a text gets the mask embedding, which is not scaled, and a guess at its text, which is.
 
@@ -278,9 +269,6 @@ def text_of_frames(
         rows: (B, T), each frame's row in the table.
         pose: (B, T, D). No gradient reaches it: that texts grow with it must not be a reason for it to grow.
         guess: (B, T, D), the adapted prediction of a mapper; None without one.
-
-    Returns:
-        (B, T, D).
     """
     missing = (rows == NO_TEXT).unsqueeze(-1)  # (B, T, 1)
     size = root_mean_square(pose.detach()).to(table.dtype)  # (B, T, 1)
@@ -357,10 +345,9 @@ def alignment_loss(
 
 
 def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[str], torch.Tensor]:
-    """Number the distinct texts of a batch, so that each is encoded once.
+    """Number the distinct texts of a batch, in order of first use, so that each is encoded once.
 
-    Returns:
-        The n distinct texts in order of first use, and rows (B, T) int64: 1 + a text's number, or `NO_TEXT`.
+    Rows, (B, T) int64, are 1 + a text's number, or `NO_TEXT`.
 
     >>> texts, rows = distinct_texts([["up", None], ["down", "up"]])
     >>> texts, rows.tolist()
@@ -374,18 +361,10 @@ def distinct_texts(descriptions: Sequence[Sequence[str | None]]) -> tuple[list[s
 def drop_texts(
     rows: torch.Tensor, has_description: torch.Tensor, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Remove all texts of random clips, and those of random frames in the other clips.
+    """Remove all texts of random clips, and those of random frames in the other clips, each with this probability.
 
     Frames alone would not do: their neighbours tell the same. Clips that lose all their texts teach the model to do
-    without, and so to translate clips that have none.
-
-    Args:
-        rows: (B, T), from `distinct_texts`.
-        has_description: (B, T).
-        probability: dropout probability of each clip, and of each frame.
-
-    Returns:
-        rows and has_description, with `NO_TEXT` and 0 where a text was dropped.
+    without, and so to translate clips that have none. `rows` and `has_description`, (B, T), are `NO_TEXT` and 0 there.
     """
     clips, frames = (torch.rand(shape, device=rows.device) < probability for shape in ((len(rows), 1), rows.shape))
     dropped = (clips | frames) & (rows != NO_TEXT)

@@ -109,18 +109,10 @@ class Shared(NamedTuple):
 
 
 def shared_clips(spec: DatasetSpec, labels: Mapping[str, Mapping[str, Label]], task: str) -> list[Shared]:
-    """Find the clips that two splits share.
+    """Find the clips that two splits share: a record for each two, which lists names of the second; see `split_labels`.
 
     Parts of one pose file (`start`, `end`) are shared only where they overlap. Words of isolated signs are in every
-    split, so that their targets say nothing.
-
-    Args:
-        spec: the data set.
-        labels: split -> name -> fields, from `split_labels`.
-        task: SLT, ISLR or CSLR.
-
-    Returns:
-        A record for each two splits, without dev and test if `spec.dev_is_test`; each lists names of clips of `split`.
+    split, so that their targets say nothing. Dev and test are not compared if `spec.dev_is_test`.
     """
     found = []
     for other, split in combinations(labels, 2):
@@ -344,10 +336,7 @@ def _parse_json(text: str) -> Any:
 
 
 def read_table(path: str | Path) -> Entries:
-    """Read the clips of a `.csv`, `.tsv` or `.xlsx` file.
-
-    Yields:
-        The clip's place, None, and its cells by column, or an error that says what is wrong with the line.
+    """Read the clips of a `.csv`, `.tsv` or `.xlsx` file: place, None, and cells by column or an error about the line.
 
     Raises:
         ValueError: not a table, or two columns have one name; one line that names the file.

@@ -45,12 +45,8 @@ def attention_to_frames(model: Any, encoded: Any, labels: torch.Tensor) -> torch
     """Return how much each frame counted for each token, (N, L, T), as shares that sum to 1; 0 on padded frames.
 
     The mean over the heads of all layers of mT5's decoder, without the prompt. docs/INFERENCE.md says how well it
-    points at the signs.
-
-    Args:
-        model: a `Uni_Sign` in evaluation mode.
-        encoded: the result of `model.encode` for N clips.
-        labels: (N, L), the sentences' token ids.
+    points at the signs. `encoded` is the result of `model.encode` for N clips in evaluation mode; `labels`, (N, L), are
+    the sentences' token ids.
     """
     with _CrossAttention() as attention:
         model.decode(encoded.encoder_states, encoded.attention_mask, labels)
@@ -60,15 +56,10 @@ def attention_to_frames(model: Any, encoded: Any, labels: torch.Tensor) -> torch
 
 
 def words(tokenizer: Tokenizer, ids: Sequence[int], shares: torch.Tensor) -> list[Word]:
-    """Join tokens to words, with the mean of their shares.
+    """Join a sentence's L token ids, without the start token, to words, with the mean of their shares, (L, T).
 
     A word ends at a space; in scripts without spaces each token is a word, as the vocabulary has it. Punctuation
     belongs to the word before it, without a share.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        ids: L token ids of a sentence, without the start token.
-        shares: (L, T), from `attention_to_frames`.
     """
     texts: list[str] = []
     rows: list[list[int]] = []

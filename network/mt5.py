@@ -140,14 +140,9 @@ def _build(kind: Any, folder: Path) -> tuple[Any, Any]:
 
 
 def keep_rows(mt5: Any, kept: torch.Tensor) -> None:
-    """Trim the input embeddings, and the output matrix if there is one, to the rows of some tokens, in place.
+    """Trim the input embeddings, and the output matrix if there is one, to the rows of some tokens, (V,) ids, in place.
 
-    Args:
-        mt5: the whole model with untied embeddings, or its encoder.
-        kept: (V,), token ids.
-
-    Raises:
-        ValueError: mT5 has no token of such an id.
+    `mt5` is the whole model with untied embeddings, or its encoder. ValueError if it has no token of such an id.
     """
     embeddings = mt5.get_input_embeddings().weight.detach()
     if int(kept.max()) >= len(embeddings):
@@ -185,11 +180,7 @@ def _fused_norm(norm: Any) -> nn.RMSNorm:
 
 
 class Block(GradientCheckpointingLayer):
-    """A block of mT5's encoder or decoder.
-
-    Args:
-        layer: the layers of a block of transformers, which hold the weights.
-    """
+    """A block of mT5's encoder or decoder, made of the layers of a block of transformers, which hold the weights."""
 
     layer: Any
 
@@ -243,9 +234,6 @@ class KeysAndValues(nn.Module):
     """The keys and values of the encoder's states for all layers of the decoder, in one product.
 
     A module, so that ZeRO-3 gathers the weights for it; in a plain list, they keep the names they have.
-
-    Args:
-        layers: the decoder's layers of cross-attention.
     """
 
     def __init__(self, layers: Iterable[Any]) -> None:
@@ -282,18 +270,10 @@ def split_heads(x: torch.Tensor, n: int, n_heads: int) -> tuple[torch.Tensor, ..
 
 
 def run_encoder(stack: Any, embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Run mT5's encoder on embedded tokens.
+    """Run mT5's encoder on embedded tokens, (B, L, D) -> (B, L, D); the mask, (B, L), is 0 on padding.
 
     Position bias and mask are combined once for all layers. In transformers each layer makes and keeps its own copy,
     and inspects the mask's values, which forces a GPU synchronisation.
-
-    Args:
-        stack: mT5's encoder.
-        embeds: (B, L, D).
-        mask: (B, L), 0 on padding.
-
-    Returns:
-        (B, L, D).
     """
     bias = _without(_position_bias(stack, embeds), mask[:, None, None] == 0)  # (B, H, L, L)
     x = stack.dropout(embeds)
@@ -303,16 +283,9 @@ def run_encoder(stack: Any, embeds: torch.Tensor, mask: torch.Tensor) -> torch.T
 
 
 def run_decoder(stack: Any, embeds: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Run mT5's decoder on embedded tokens, each of which sees those before it.
+    """Run mT5's decoder on embedded tokens, (B, L, D) -> (B, L, D), each of which sees those before it.
 
-    Args:
-        stack: mT5's decoder.
-        embeds: (B, L, D).
-        states: (B, L', D), output of the encoder.
-        mask: (B, L'), 0 on padding.
-
-    Returns:
-        (B, L, D).
+    It attends to the encoder's states, (B, L', D), but for padding, where the mask, (B, L'), is 0.
     """
     bias = _position_bias(stack, embeds)  # (1, H, L, L)
     bias = _without(bias, torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1))

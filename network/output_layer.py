@@ -15,12 +15,9 @@ CHUNK = 1 << 26  # maximum logits in memory at a time: 268 target tokens with mT
 
 
 class OutputLayer(nn.Linear):
-    """mT5's `lm_head`, which can also compute the loss of targets without storing all logits.
+    """mT5's `lm_head`, (V, D), shared, not copied; it can also compute the loss of targets without storing all logits.
 
     Called without targets, it is the nn.Linear that transformers expects.
-
-    Args:
-        weight: (V, D); it is shared, not copied.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:

@@ -66,14 +66,10 @@ def fuse_hand(
 
     Args:
         model: a module with `hand_fusion_modules`.
-        x: (frames of all clips, V, C), the hand's pose features.
+        x: (frames of all clips, V, C), the hand's pose features; those of frames that have a crop are replaced.
         side: left or right.
-        src_input: the batch.
-        layout: the batch's frame layout.
+        src_input, layout: the batch, and where its frames lie.
         with_empty: include empty crops in the backbone's batch statistics, as Uni-Sign does.
-
-    Returns:
-        x, with the features of frames that have a crop replaced.
 
     Raises:
         ValueError: the batch holds no crops.
@@ -133,15 +129,9 @@ class PriorGuidedAttention(nn.Module):
         self.register_buffer("map_positions", sinusoids(MAP * MAP, dim), persistent=False)
 
     def forward(self, pose: torch.Tensor, maps: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
-        """Attend from every joint to its crop.
+        """Attend from every joint to its crop, (N, V, C) -> (N, V, C).
 
-        Args:
-            pose: (N, V, C).
-            maps: (N, C, H, W).
-            prior: (N, V, 2), x and y of the joints in the crop, from 0 to 1.
-
-        Returns:
-            (N, V, C).
+        `maps` are (N, C, H, W); `prior`, (N, V, 2), are x and y of the joints in the crop, from 0 to 1.
         """
         n, heads = len(pose), self.HEADS
 

@@ -158,14 +158,10 @@ def normalise(text: str) -> str:
 
 
 def keep_pieces(model: bytes, kept: torch.Tensor) -> bytes:
-    """Reduce a sentencepiece model to some of its pieces, in their order, with scores and settings unchanged.
+    """Reduce a whole sentencepiece model to some pieces, (V,) sorted ids, with their scores and its settings unchanged.
 
     A model is a protobuf message whose pieces are fields with number 1. Tokens beyond its pieces, such as mT5's last
     twelve, are ignored.
-
-    Args:
-        model: a complete sentencepiece model.
-        kept: (V,), sorted ids of the pieces to keep.
     """
     wanted = set(kept.tolist())
     parts, place, number = [], 0, 0
@@ -197,15 +193,10 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None = None) -> torch.Tensor:
-    """Choose the tokens that texts need, plus ASCII, punctuation, bytes and special tokens.
-
-    Args:
-        tokenizer: the full tokenizer.
-        texts: texts that must be tokenised as before.
-        also: further tokens to keep.
+    """Choose the tokens that texts need and those `also` given, plus ASCII, punctuation, bytes and special tokens.
 
     Returns:
-        (V,) int64, sorted; V is padded to a multiple of 8 with the vocabulary's first (most frequent) pieces.
+        (V,) int64, sorted; V is padded to a multiple of 8 with the full vocabulary's first (most frequent) pieces.
     """
     import torch
 
@@ -252,13 +243,9 @@ def matrices(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> list[s
 def move_rows(
     rows: torch.Tensor, tokens: torch.Tensor | None, into: torch.Tensor, into_tokens: torch.Tensor | None
 ) -> torch.Tensor:
-    """Copy rows of one vocabulary into a matrix of another; tokens missing from the first keep their rows.
+    """Copy rows, (V, D), of some tokens into a copy of another matrix, (V', D), of other tokens; the rest of it stays.
 
-    Args:
-        rows: (V, D).
-        tokens: (V,), original ids of the rows; None for all.
-        into: (V', D); it is copied, not modified.
-        into_tokens: (V',), original ids of `into`; None for all.
+    `tokens`, (V,), and `into_tokens`, (V',), are the original ids; None for all.
     """
     import torch
 

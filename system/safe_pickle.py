@@ -160,11 +160,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
-    """Read one pickle of plain data.
-
-    Args:
-        path: the file.
-        compressed: whether it must be compressed with gzip, like label files; others may be.
+    """Read one pickle of plain data; with `compressed` it must be packed with gzip, as label files are, others may be.
 
     Raises:
         FileNotFoundError: the file does not exist.

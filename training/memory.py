@@ -103,7 +103,7 @@ def mt5_parameters(
 def estimate(
     run: MemorySettings, mt5_sizes: Mapping[str, Any], frames: int, texts: float, n_gpus: int
 ) -> tuple[float, float]:
-    """Estimate the memory of training on each GPU.
+    """Estimate the GiB that training takes on each GPU: for weights and optimizer, and for a micro-batch's activations.
 
     Weights, gradients and AdamW in fp32 take 16 bytes per parameter; with ZeRO, DeepSpeed shards them over the GPUs and
     keeps another copy of the weights, which stages 1 and 2 do not shard.
@@ -113,14 +113,9 @@ def estimate(
     attention is shorter, the encoder keeps 110 bytes (70 in bf16); a hand crop takes 24 MiB (14 in bf16).
 
     Args:
-        run: the run's settings.
+        run, n_gpus: the run's settings, and the number of GPUs.
         mt5_sizes: the content of mT5's config.json; what it lacks is that of mt5-base.
-        frames: frames of the longest clip.
-        texts: mean number of texts per clip.
-        n_gpus: number of GPUs.
-
-    Returns:
-        GiB for weights and optimizer, and GiB for the activations of a micro-batch.
+        frames, texts: of the longest clip, and the mean number of texts per clip.
     """
     encoder, decoder = mt5_parameters(**mt5_sizes)
     # The last terms: graph convolutions and fusion, and the RGB branch.

@@ -282,8 +282,7 @@ def score(
 
     Args:
         task: SLT, ISLR or CSLR.
-        hypotheses: the generated texts, one per clip.
-        references: the labels' texts (CSLR: glosses separated by spaces), in the same order.
+        hypotheses, references: the generated texts and the labels' (CSLR: glosses separated by spaces), one per clip.
         text_unit: "char" or "word"; see `DatasetSpec`. It applies to translations only: isolated signs must match
             exactly, and glosses are separated by spaces.
         bleu_tokenizer: sacrebleu's tokenizer; see `DatasetSpec`.
@@ -346,16 +345,12 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
 def compare(ours: Sequence[Tally], theirs: Sequence[Tally], weights: np.ndarray) -> dict[str, Any]:
     """Compare a score of two systems trained with the same seeds, by paired bootstrap over the test clips.
 
-    Every draw uses the same clips for all seeds: clips count as random, seeds as fixed.
-
-    Args:
-        ours: one tally of all clips per seed.
-        theirs: the same for the other system.
-        weights: the result of `draw_clips`.
+    Every draw uses the same clips for all seeds: clips count as random, seeds as fixed. `ours` and `theirs` are one
+    tally of all clips per seed, `weights` the result of `draw_clips`.
 
     Returns:
-        `difference` (ours - theirs, mean over seeds), its 95 % `interval`, and the
-            two-sided `p`: how often draws, shifted to a mean of zero, differ by at least as much.
+        `difference` (ours - theirs, mean over seeds), its 95 % `interval`, and the two-sided `p`: how often draws,
+        shifted to a mean of zero, differ by at least as much.
 
     Source: paired bootstrap of Koehn (2004), with p as in sacrebleu.
     """

@@ -65,8 +65,7 @@ def assemble(
         with_weights: False to skip loading weights of mT5 and encoder, for a model that gets all from a checkpoint.
 
     Raises:
-        FileNotFoundError: a folder or its weights are missing.
-        ValueError: a folder holds another model, or is damaged.
+        FileNotFoundError, ValueError: a folder or its weights are missing, damaged, or of another model.
     """
     mt5 = load_mt5(mt5_folder, with_weights=with_weights, kept=kept)
     if config.use_descriptions and texts is None:
