@@ -71,11 +71,7 @@ class TgtInput(TypedDict):
 
 
 def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
-    """Pad samples to the longest one; unreadable clips are left out and listed in `bad_clips`.
-
-    Raises:
-        ValueError: some clips have the field `descriptions` and some do not.
-    """
+    """Pad samples of one data set to the longest; unreadable clips are left out and listed in `bad_clips`."""
     bad_clips = [slot for slot in slots if isinstance(slot, BadClip)]
     names = [slot.name_sample for slot in slots if isinstance(slot, Sample)]
     samples = [slot for slot in slots if isinstance(slot, Sample)] or [bad_clips[0].empty]
@@ -92,10 +88,7 @@ def collate_fn(slots: Sequence[Sample | BadClip]) -> tuple[SrcInput, TgtInput]:
         name_batch=names,
         src_length_batch=lengths,
     )
-    described = {sample.descriptions is not None for sample in samples}
-    if described == {True, False}:
-        raise ValueError("a batch mixes clips with and without the field 'descriptions'; they come from two data sets.")
-    if described == {True}:
+    if samples[0].descriptions is not None:
         for sample, length in zip(samples, lengths.tolist(), strict=True):
             fields = len(sample.descriptions or []), len(sample.has_description or [])
             assert fields == (length, length), f"{sample.name_sample}: {fields} descriptions for {length} frames"

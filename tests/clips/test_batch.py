@@ -77,13 +77,6 @@ def test_a_batch_in_which_no_clip_has_text_still_has_the_field():
     assert (src_input["descriptions"], src_input["has_description"]) == ([[None] * 2] * 2, [[0, 0]] * 2)
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_a_mixed_batch_is_refused(first):
-    clips = [sample("a", 1, ["up"], [1]), sample("b", 1)]
-    with pytest.raises(ValueError, match="mixes clips with and without the field 'descriptions'"):
-        collate_fn([clips[first], clips[1 - first]])
-
-
 def test_to_device_keeps_dtypes_and_what_is_counted_stays():
     src_input, _ = collate_fn([sample("a", 300, ["up"] * 300, [1] * 300), sample("b", 257, [None] * 257, [0] * 257)])
     moved = to_device(src_input, "meta")
