@@ -315,6 +315,7 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
     if args.eval:
         build.take_settings(args)
     spec = build.dataset_spec(args)
+    config = build.model_config(args, spec)
     limit = sys.maxsize if everything else SAMPLE
     folder = Path(under_root(args.root, args.mt5_path))
     looks: dict[str, SplitLook] = {}
@@ -329,31 +330,26 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
                 continue
             looks[title] = look
             texts = readiness.examine_descriptions(report, spec, split, look, args.use_descriptions)
-            mapped = build.model_config(args, spec).uses_mapper
-            report.say_all(look.fit_lines(refused=mapped and split == "train" and not args.eval))
+            report.say_all(look.fit_lines(refused=config.uses_mapper and split == "train" and not args.eval))
             if split == "train":
                 train = max((clip.n_frames for clip in look.clips.values()), default=0), texts
             if args.rgb_support:
                 readiness.examine_videos(report, spec, split, limit, args.max_bad_clips)
             if tokenizer:
                 targets = {name: target(look.labels[name], args.task) for name in every(look.labels, limit)}
-                max_tokens = build.model_config(args, spec).max_target_tokens
-                report.say_all(look_at_texts(tokenizer, targets, spec, args.task, max_tokens))
+                report.say_all(look_at_texts(tokenizer, targets, spec, args.task, config.max_target_tokens))
     with report.section(report.text("splits")):
         report.say_all(look_at_splits(spec, args.task))
     with report.section(report.text("weights")):
         sizes = readiness.examine_mt5(report, folder)
-        if sizes:
-            tokenizer = Tokenizer(folder)
-            if f"{spec.name} train" in looks and args.trim_vocab:
-                sentences = [target(label, args.task) for label in looks[f"{spec.name} train"].labels.values()]
-                sizes["vocab_size"] = len(choose(tokenizer, sentences))
-                report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(**sizes)) / 1e6)
+        if sizes and tokenizer and args.trim_vocab and (look := looks.get(f"{spec.name} train")):
+            sizes["vocab_size"] = len(choose(tokenizer, [target(label, args.task) for label in look.labels.values()]))
+            report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(**sizes)) / 1e6)
     if sizes and (args.finetune or args.fusion_checkpoint):
         with report.section(report.text("checkpoint")):
             # With a frozen text encoder this would fill the cache.
             unfrozen = argparse.Namespace(**{**vars(args), "text_encoder_freeze": False})
-            build.build_model(unfrozen, build.model_config(args, spec), {})
+            build.build_model(unfrozen, config, {})
             report.say("✓", "fits", ", ".join(filter(None, (args.finetune, args.fusion_checkpoint))))
     with report.section("GPU"):
         longest, texts = train

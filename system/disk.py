@@ -198,15 +198,13 @@ def sha256(path: str | Path) -> str:
 
 def file_sizes(paths: Iterable[Path]) -> list[int]:
     """Return the size of each file in bytes, 0 if it is missing."""
-    return [_file_size(path) for path in paths]
-
-
-def _file_size(path: Path) -> int:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    sizes = []
+    for path in paths:
+        try:
+            sizes.append(regular_size(path))
+        except (OSError, ValueError):
+            sizes.append(0)
+    return sizes
 
 
 def most_bytes(size: int) -> int:
