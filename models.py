@@ -282,14 +282,7 @@ class Uni_Sign(nn.Module):
         synced: bool = False,
         n_best: int = 1,
     ) -> torch.Tensor:
-        """Generate sentences for an encoded batch by beam search.
-
-        Args:
-            output: the result of `encode` or `forward`.
-            num_beams: beam size; 1 for greedy search.
-            max_new_tokens: maximum length of a generated sentence, in tokens.
-            synced: continue until every process has finished, as ZeRO-3 requires.
-            n_best: N, the number of sentences per clip, best first; at most `num_beams`.
+        """Generate `n_best` sentences per clip by beam search; arguments as for `network.search.search`.
 
         Returns:
             (B N, <= 1 + max_new_tokens) token ids; ignore whatever follows the first </s>.

@@ -81,7 +81,7 @@ class DescriptionCounts:
 
 
 def sample_frames(n_frames: int, max_length: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Choose the frames of a clip that the model sees.
+    """Choose the frames of a clip that the model sees, at most `max_length`.
 
     Args:
         n_frames: F.
@@ -94,12 +94,8 @@ def sample_frames(n_frames: int, max_length: int, rng: np.random.Generator | Non
 
     Source: Uni-Sign's official code; it samples at random in evaluation, too.
 
-    >>> sample_frames(4, 256).tolist()
-    [0, 1, 2, 3]
-    >>> sample_frames(10, 4).tolist()
-    [0, 3, 6, 9]
-    >>> sample_frames(10, 4, np.random.default_rng(0)).size
-    4
+    >>> sample_frames(4, 256).tolist(), sample_frames(10, 4).tolist()
+    ([0, 1, 2, 3], [0, 3, 6, 9])
     """
     if n_frames <= max_length:
         return np.arange(n_frames, dtype=np.int64)
@@ -180,10 +176,7 @@ def numbered_from_one(clips: Iterable[tuple[int, Collection[int]]]) -> bool:
     """Return whether descriptions number frames from 1, as ffmpeg does, so that each would go to the next frame.
 
     No clip has a text for frame 0 then, and clips have one for the frame after their last; single clips with such a
-    number occur in good folders, too.
-
-    Args:
-        clips: (frames of the recording, frame numbers of its texts).
+    number occur in good folders, too. `clips` are (frames of the recording, frame numbers of its texts).
 
     >>> numbered_from_one([(3, [1, 2, 3]), (4, [2, 4])]), numbered_from_one([(3, [0, 1, 2]), (4, [1, 4])])
     (True, False)

@@ -248,8 +248,7 @@ class GatingFusion(nn.Module):
         """Fuse pose and text features.
 
         Args:
-            pose: (B, T, D).
-            text: (B, T, D).
+            pose, text: (B, T, D).
             has_description: (B, T), 1 where the text is the frame's own.
             mask: (B, T), 0 on padding, for a fusion that looks at more than one frame; this one does not.
         """

@@ -45,12 +45,7 @@ class MT5(MT5ForConditionalGeneration):
 def load_mt5(
     folder: str | Path, *, with_weights: bool = True, kept: torch.Tensor | None = None
 ) -> MT5ForConditionalGeneration:
-    """Load mT5 in fp32 from a local folder.
-
-    Args:
-        folder: folder with config.json and the weights.
-        with_weights: False to skip loading them, for a model that gets all weights from a checkpoint.
-        kept: (V,), ids of the tokens to keep; None for all.
+    """Load mT5 in fp32 from a local folder, with the tokens `kept`, (V,), None for all; see `read_pretrained`.
 
     Raises:
         FileNotFoundError: the folder or the weights are missing.
@@ -71,8 +66,7 @@ def read_pretrained(kind: Any, folder: Path, flag: str, with_weights: bool) -> A
 
     Args:
         kind: the transformers class to load.
-        folder: folder with config and weights.
-        flag: the flag for choosing another folder, for error messages.
+        folder, flag: where config and weights lie, and the flag that names it, for error messages.
         with_weights: False to skip loading them, for a model that gets all weights from a checkpoint.
 
     Raises:

@@ -25,16 +25,9 @@ class OutputLayer(nn.Linear):
         self.weight = weight
 
     def forward(self, states: torch.Tensor, targets: torch.Tensor | None = None, smoothing: float = 0.0) -> Any:
-        """Compute logits or, given targets, the loss.
+        """Compute the logits of states, (..., D) -> (..., V); given targets, (n,), of states, (n, D), their loss.
 
-        Args:
-            states: (..., D); (n, D) with targets.
-            targets: (n,) token ids.
-            smoothing: amount of label smoothing.
-
-        Returns:
-            Without targets, the logits, (..., V). With targets, the mean loss with label smoothing, and that without
-            (not differentiable).
+        It is the mean with label smoothing, and that without (not differentiable).
         """
         if targets is None:
             return F.linear(states, self.weight)

@@ -223,13 +223,7 @@ def _within_shared_memory(num_workers: int, n_bytes: int) -> int:
 
 
 class ClipLoader:
-    """Batches of a data set, epoch by epoch.
-
-    Args:
-        dataset: the clips.
-        sampler: chooses the clips of each batch of this process.
-        num_workers: number of loading processes, at most one per core; they are started once.
-    """
+    """Batches of a data set, epoch by epoch, by processes that are started once, at most one per core."""
 
     def __init__(self, dataset: S2T_Dataset, sampler: BatchSampler, num_workers: int) -> None:
         self.dataset, self.sampler = dataset, sampler

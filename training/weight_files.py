@@ -85,8 +85,7 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
         flag: what named it, for error messages.
 
     Returns:
-        The state dict, and other facts (config, epoch ...); those of an exported folder hold the current paths of its
-        mT5 and text encoder.
+        The state dict, and other facts (config, epoch ...), with where mT5 and text encoder of an exported folder are.
 
     Raises:
         FileNotFoundError: there is no such file, or the folder holds no model.

@@ -204,10 +204,8 @@ def load_finetune(
 ) -> list[str]:
     """Load the weights of `--finetune`: the base model must be complete; text branch and RGB branch may be new.
 
-    Args:
-        model, path, config: the model, the weights, and the model's config.
-        files: the model's `files_beside`; a warning says which were others in the training of the weights.
-        evaluated: refuse the weights in place of a warning.
+    If `files`, the model's `files_beside`, are others than in the training of the weights, it warns, or refuses weights
+    that are only `evaluated`.
 
     Returns:
         Names of the model's weights that are not in the file.
