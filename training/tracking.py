@@ -14,7 +14,6 @@ import platform
 import secrets
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +29,6 @@ from utils import git_revision, needs_deepspeed
 
 logger = logging.getLogger(__name__)
 
-SAID_EVERY = 300  # minimum seconds between log lines within an epoch
 PACKAGES = ("transformers", "deepspeed", "sentencepiece", "sacrebleu", "numpy", "safetensors")
 
 
@@ -44,7 +42,6 @@ class Tracker:
         self.tensorboard, self.wandb = tensorboard, wandb
         self._steps, self._epochs = Lines(self.folder / "steps.jsonl"), Lines(self.folder / "log.txt")
         self._boards: dict[str, TensorBoard | WandB] = {}
-        self._said = time.monotonic()
 
     def start(self, spec: DatasetSpec, data: Mapping[str, Any], step: int | None = None) -> None:
         """Add this start of the program to run.json, and open the boards of --tensorboard and --wandb.
@@ -60,13 +57,8 @@ class Tracker:
             self._boards["--wandb"] = WandB(self.folder, record)
 
     def step(self, line: Mapping[str, Any]) -> None:
-        """Add a line to steps.jsonl and, every few minutes, to the log, to show progress in long epochs."""
+        """Add a line to steps.jsonl, and plot its numbers."""
         self._steps.add(line)
-        if line["loss"] is not None and time.monotonic() - self._said > SAID_EVERY:
-            self._said = time.monotonic()
-            logger.info(
-                "epoch %d, step %d: loss %.4g, lr %.3g.", line["epoch"] + 1, *map(line.get, ("step", "loss", "lr"))
-            )
         self._draw(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr")})
 
     def epoch(self, step: int, line: Mapping[str, Any]) -> None:

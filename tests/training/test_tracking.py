@@ -179,16 +179,3 @@ def test_a_missing_package_is_one_line(package, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         utils.parse_args([f"--{package}"])
     assert f'--{package} needs a package: pip install -e ".[tracking]"' in capsys.readouterr().err
-
-
-def test_a_long_epoch_shows_life_in_the_log(corpus, tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    now = [1000.0]
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
-    tracker = tracker_of(corpus, tmp_path)
-    for step in range(1, 6):
-        now[0] += 200
-        loss = None if step == 2 else 0.5 * step  # the second was skipped
-        tracker.step({"step": step, "epoch": 0, "loss": loss, "lr": 0.001})
-    said = [record.message for record in caplog.records if record.name == "training.tracking"]
-    assert said == ["epoch 1, step 3: loss 1.5, lr 0.001.", "epoch 1, step 5: loss 2.5, lr 0.001."]
