@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from clips.labels import split_labels, target
 from clips.packs import use_packs
 from config import GET_BACKBONE, TASKS, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
 from datasets import S2T_Dataset
@@ -296,14 +295,11 @@ def choose_vocabulary(
 def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> dict[str, Iterable[str]]:
     """Collect dev and test texts: sentences and, if mT5's encoder reads them in training, descriptions."""
     texts: dict[str, Iterable[str]] = {}
-    spec = dataset_spec(args)
-    for split in ("dev", "test"):
-        if split in loaders:
-            texts[f"{split}, sentences"] = loaders[split].dataset.targets()
+    for split, loader in loaders.items():
+        if split != "train":
+            texts[f"{split}, sentences"] = loader.dataset.targets()
             if args.use_descriptions and not args.text_encoder and not args.text_encoder_freeze:
-                texts[f"{split}, descriptions"] = loaders[split].dataset.description_texts()
-        elif Path(spec.labels.get(split, "")).is_file():
-            texts[f"{split}, sentences"] = [target(label, args.task) for label in split_labels(spec, split).values()]
+                texts[f"{split}, descriptions"] = loader.dataset.description_texts()
     return texts
 
 
