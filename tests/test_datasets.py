@@ -41,24 +41,12 @@ def write_labels(path, labels):
 def test_sample_is_the_documented_tuple(corpus):
     dataset = S2T_Dataset(spec_of(corpus), "train", use_descriptions=True)
     sample = dataset[0]
-    assert sample._fields == (
-        "name_sample",
-        "pose_sample",
-        "text",
-        "gloss",
-        "rgb_dict",
-        "descriptions",
-        "has_description",
-    )
+    assert " ".join(sample._fields) == "name_sample pose_sample text gloss rgb_dict descriptions has_description"
     name, pose, text, gloss, rgb, descriptions, has_description = sample
     label = read_labels(spec_of(corpus).labels["train"])[name]
     assert (text, gloss, rgb) == (label["text"], " ".join(label["gloss"]), {})
-    assert {part: x.shape[1:] for part, x in pose.items()} == {
-        "body": (9, 3),
-        "left": (21, 3),
-        "right": (21, 3),
-        "face_all": (18, 3),
-    }
+    shapes = {part: x.shape[1:] for part, x in pose.items()}
+    assert shapes == {"body": (9, 3), "left": (21, 3), "right": (21, 3), "face_all": (18, 3)}
     assert len(pose["body"]) == len(descriptions) == len(has_description)
 
 

@@ -250,17 +250,8 @@ def test_counts_add_up_over_files(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "../outside",
-        "a/../../outside",
-        "..\\outside",
-        "/etc/passwd",
-        "C:\\outside",
-        "C:outside",
-        "\\\\host\\share\\a",
-        "",
-    ]
-    + ["..", ".", "a/..", "a\0b"],
+    ["../outside", "a/../../outside", "..\\outside", "/etc/passwd", "C:\\outside", "C:outside", "\\\\host\\share\\a"]
+    + ["", "..", ".", "a/..", "a\0b"],
 )
 def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     (tmp_path / "outside.json").write_text('{"0": "secret"}')
