@@ -72,20 +72,6 @@ class SplitReport:
     files: list[FileReport]
     knows_clips: bool  # whether the clips and their lengths are known
 
-    def count(self, fault: str) -> int:
-        """Return how often a fault occurs, in entries or files."""
-        total = self.totals()
-        if hasattr(total, fault):
-            return getattr(total, fault)
-        return sum(fault in report.faults() for report in self.files)
-
-    def totals(self) -> DescriptionCounts:
-        """Return the sum of the loader's counts over all files."""
-        total = DescriptionCounts()
-        for report in self.files:
-            total += report.counts
-        return total
-
     def texts(self) -> Counter[str]:
         """Return text -> number of frames with it."""
         total = Counter[str]()
@@ -110,7 +96,10 @@ class SplitReport:
 
     def row(self) -> dict[str, str]:
         """Return the split's values in the table."""
-        total, texts = self.totals(), self.texts()
+        texts, total = self.texts(), DescriptionCounts()
+        for report in self.files:
+            total += report.counts
+        faulty = Counter(fault for report in self.files for fault in report.faults())  # files, the others are entries
         lengths = sorted(map(len, texts.elements()))
         languages = Counter[str]()
         for text, count in texts.items():
@@ -134,7 +123,8 @@ class SplitReport:
             "languages": ", ".join(f"{name} {count}" for name, count in languages.most_common()) or "-",
         }
         unknown = () if self.knows_clips else NEED_CLIPS
-        return row | {title: "?" if fault in unknown else f"{self.count(fault)}" for fault, title in FAULTS.items()}
+        counts = {fault: getattr(total, fault, faulty[fault]) for fault in FAULTS}
+        return row | {title: "?" if fault in unknown else f"{counts[fault]}" for fault, title in FAULTS.items()}
 
 
 # -- looking ---------------------------------------------------------------------------------------------------------

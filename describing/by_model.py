@@ -146,14 +146,12 @@ def by_model(
     """
     outcome = Outcome()
     calls = calls_to_make(progress(clips, "asking"), question, question.maker(client.model), outcome)
+
+    def ask(call: Call) -> str:
+        return client.ask(question.prompt, call.pictures, question.max_tokens)
+
     try:
-        ask_all(
-            calls,
-            lambda call: client.ask(question.prompt, call.pictures, question.max_tokens),
-            concurrency,
-            outcome,
-            client.stop,
-        )
+        ask_all(calls, ask, concurrency, outcome, client.stop)
     finally:
         report(client, outcome, failures, whole)
     return 1 if outcome.failures or outcome.stopped else 0

@@ -16,11 +16,6 @@ from temporal_alignment import DescriptionLoader
 Clips = dict[str, dict[int, str]]  # name -> {frame number: text}
 
 
-def no_texts(_clips: Clips, _seed: int) -> Clips:
-    """Return no descriptions at all."""
-    return {}
-
-
 def shuffled_texts(clips: Clips, seed: int) -> Clips:
     """Give each clip's described frames the texts of another clip, in their order.
 
@@ -59,7 +54,7 @@ def error_texts(clips: Clips, seed: int) -> Clips:
 
 
 CONTROLS: dict[str, Callable[[Clips, int], Clips]] = {
-    "none": no_texts,
+    "none": lambda _clips, _seed: {},
     "tenth": partial(some_texts, 10),
     "hundredth": partial(some_texts, 100),
     "errors": error_texts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from describing.audit import FAULTS, UNKNOWN, FileReport, SplitReport
+from describing.audit import FAULTS, UNKNOWN, SplitReport
 from pages.elements import Html, element, folded, histogram, page, table
 
 SHOWN = 10  # number of frequent texts per split, and of files per fault, on the page
@@ -48,14 +48,11 @@ def _section(split: SplitReport) -> Html:
     for fault, title in FAULTS.items():
         having = [report for report in split.files if fault in report.faults()]
         if having:
-            lines = [": ".join(filter(None, (report.name, _why(report, fault)))) for report in having[:SHOWN]]
+            why = {"unreadable": "damage", "pose_unreadable": "pose_damage"}.get(fault)
+            lines = [f"{report.name}: {getattr(report, why)}" if why else report.name for report in having[:SHOWN]]
             lines += [f"and {len(having) - SHOWN} more"] if len(having) > SHOWN else []
             parts.append(_list(f"{title[0].upper()}{title[1:]}", lines))
     return element("section", parts)
-
-
-def _why(report: FileReport, fault: str) -> str:
-    return {"unreadable": report.damage, "pose_unreadable": report.pose_damage}.get(fault, "")
 
 
 def _list(title: str, lines: Iterable[str]) -> Html:

@@ -82,12 +82,11 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
 def epochs_table(run_: RunFolder, label: str) -> Html:
     """Make a table of the numbers in the curves."""
     keys = [key for key in run_.epochs[-1] if key != "epoch"]
-    rows = [[str(line["epoch"] + 1), *(_or_dash(line.get(key)) for key in keys)] for line in run_.epochs]
+    rows = [
+        [str(line["epoch"] + 1), *("-" if line.get(key) is None else number(line[key]) for key in keys)]
+        for line in run_.epochs
+    ]
     return folded(f"Numbers of each epoch, {label}", table(rows, ("epoch", *keys)))
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else number(value)
 
 
 def title(metric: str) -> str:

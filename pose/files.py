@@ -42,10 +42,6 @@ FACE_MESH = (
 )
 
 
-def _holistic(name: str) -> str:
-    return name.replace("big_toe", "foot_index").upper()  # MediaPipe has no small toe
-
-
 def _openpose(name: str) -> str:
     side, _, rest = name.partition("_")
     return side[0].upper() + rest.title().replace("_", "") if rest else name.title()
@@ -55,7 +51,7 @@ def _openpose(name: str) -> str:
 # "Left" is the signer's left in all of them.
 SYSTEMS: dict[str, dict[str, list[str] | int]] = {
     "MediaPipe Holistic": {
-        "POSE_LANDMARKS": [_holistic(name) for name in BODY.split()],
+        "POSE_LANDMARKS": BODY.replace("big_toe", "foot_index").upper().split(),  # it has no small toe
         "FACE_LANDMARKS": FACE_MESH.split(),
         "LEFT_HAND_LANDMARKS": 21,
         "RIGHT_HAND_LANDMARKS": 21,

@@ -93,13 +93,6 @@ def test_what_passes_is_tried_again(behaviour):
     assert len(httpd.requests) == 2
 
 
-def test_a_server_that_keeps_one_waiting_is_left():
-    with server(in_turn(lambda h: h.stall(), lambda h: h.answer())) as httpd:
-        start = time.monotonic()
-        assert make(httpd, timeout=0.3).ask("?", []) == GOOD
-        assert time.monotonic() - start < 5  # it would stall for 20 s
-
-
 @contextmanager
 def dripping(first, drop, scheme="http"):
     """A client whose server sends `first`, then a drop now and then, for ever."""

@@ -67,14 +67,6 @@ def bad_npz(kind, path):
     elif kind == "truncated":
         np.savez(path, keypoints=keypoints, scores=scores)
         path.write_bytes(path.read_bytes()[:2000])
-    elif kind == "no scores":
-        np.savez(path, keypoints=keypoints)
-    elif kind == "17 joints":
-        np.savez(path, keypoints=keypoints[:, :17], scores=scores[:, :17])
-    elif kind == "start":
-        np.savez(path, keypoints=keypoints, scores=scores, start=4.5)
-    elif kind == "lengths":
-        np.savez(path, keypoints=keypoints, scores=scores[1:])
     elif kind == "huge":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("keypoints.npy", "w") as part:
             for _ in range(1025):
@@ -87,10 +79,6 @@ def bad_npz(kind, path):
         ("text", "not a readable .npz file: File is not a zip file"),
         ("pickle", "not a readable .npz file: Object arrays"),
         ("truncated", "not a readable .npz file"),
-        ("no scores", "holds the keys ['keypoints']"),
-        ("17 joints", "(1, 17, 2)"),
-        ("start", "frames 4.5 to 6 of 6"),
-        ("lengths", "6 frames of keypoints, but 5 of scores"),
         pytest.param("huge", "bytes unpacked", marks=pytest.mark.slow),
     ],
 )
@@ -260,7 +248,6 @@ def test_real_poses_come_back(shared_real, tmp_path, system):
         ("size", "gives no width and height"),
         ("system", "has the components ['BODY_3D']; known systems are MediaPipe Holistic, OpenPose"),
         ("hand", "LEFT_HAND has 20 points; wanted 21"),
-        ("nan", "hold NaN"),
     ],
 )
 def test_damaged_pose_files_are_one_line(tmp_path, kind, said):
@@ -272,9 +259,7 @@ def test_damaged_pose_files_are_one_line(tmp_path, kind, said):
     if kind == "system":
         components = {"BODY_3D": [str(i) for i in range(44)]}
     n = sum(map(len, components.values()))
-    data, confidence = keypoints[:, None, :n].copy(), scores[:, None, :n].copy()
-    if kind == "nan":
-        data[2, 0, 3] = np.nan
+    data, confidence = keypoints[:, None, :n], scores[:, None, :n]
     path = write_pose(tmp_path / "a.pose", components, data, confidence, (0, 480) if kind == "size" else (1, 1))
     if kind in ("empty", "truncated"):
         path.write_bytes(path.read_bytes()[: 0 if kind == "empty" else -9])

@@ -1,6 +1,5 @@
-"""Keypoints: normalisation against recorded and hand-computed values, and pose files good, odd and hostile."""
+"""Keypoints: normalisation against recorded and hand-computed values, and pose files good and odd."""
 
-import json
 import pickle
 
 import numpy as np
@@ -19,7 +18,6 @@ from pose.keypoints import (
 )
 
 LENGTHS = {"body": 9, "left": 21, "right": 21, "face_all": 18}
-LEGAL = {"two_persons.pkl", "empty_person_frame.pkl", "all_scores_zero.pkl"}
 
 
 def test_parts_are_those_of_coco_wholebody():
@@ -297,40 +295,6 @@ def test_pixels_beside_points_that_were_not_found_are_still_refused(tmp_path):
         read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
 
 
-SAID = {
-    "truncated.pkl": "not a readable pickle",
-    "empty_file.pkl": "the file is empty",
-    "not_a_pickle.pkl": "not a readable pickle",
-    "nan_inf.pkl": "6 frames hold NaN or infinite values, the first is 3",
-    "all_nan.pkl": "12 frames hold NaN",
-    "joints17.pkl": "(1, 17, 2)",
-    "zero_frames.pkl": "frames 0 to 0 of 0",
-    "length_mismatch.pkl": "12 frames of keypoints, but 9 of scores",
-    "length_mismatch_keypoints.pkl": "9 frames of keypoints, but 12 of scores",
-    "no_scores_key.pkl": "the keys ['keypoints']",
-    "no_person_axis.pkl": "('people', 133, 2)",
-    "start_after_end.pkl": "frames 8 to 4 of 12",
-    "end_beyond.pkl": "frames 5 to 400 of 12",
-    "pixel_coordinates.pkl": "coordinates are in pixels",
-    "list_pickle.pkl": "holds a list",
-}
-
-
-def test_hostile_files_are_one_clear_error_each(shared_real, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where a payload would leave its mark
-    index = json.loads((shared_real / "hostile/INDEX.json").read_text(encoding="utf-8"))
-    names = {name for name, entry in index.items() if entry["kind"] == "pose"} - LEGAL
-    assert len(names) == 20
-    assert all(len(read_pose(shared_real / "hostile" / name)) == 12 for name in LEGAL)
-    for name in sorted(names):
-        said = SAID.get(name, "which plain data does not need")
-        with pytest.raises(ValueError, match=name) as error:
-            read_pose(shared_real / "hostile" / name)
-        assert said in str(error.value)
-        assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
 RAGGED = [[[0.1, 0.2], [0.3]]]
 
 
@@ -338,26 +302,18 @@ RAGGED = [[[0.1, 0.2], [0.3]]]
     "wrong",
     [
         {"keypoints": None},
-        {"keypoints": 3},
-        {"keypoints": "abc"},
-        {"keypoints": {0: 1, 1: 2, 2: 3}},
-        {"keypoints": np.float32(1)},
         {"keypoints": np.zeros(())},
         {"keypoints": [None] * 3},
         {"keypoints": [RAGGED] * 3},
         {"keypoints": [np.full((1, 133, 2), "a")] * 3},
         {"keypoints": [np.zeros((1, 133, 3))] * 3},
-        {"scores": [np.ones((1, 133)) * 1j] * 3},
         {"scores": [np.zeros(133)] * 3},
         {"scores": []},
-        {"start": None},
         {"start": "0"},
         {"start": -1},
         {"start": 3},
         {"end": 2.5},
-        {"end": float("nan")},
         {"end": 0},
-        {"start": [0]},
     ],
     ids=lambda wrong: " ".join(f"{key}={type(value).__name__}" for key, value in wrong.items()),
 )

@@ -1,6 +1,5 @@
 """Reading videos: all frames, upright, in order; what is damaged or another thing is one line."""
 
-import builtins
 import re
 import struct
 import sys
@@ -238,21 +237,8 @@ def test_a_small_file_cannot_ask_for_huge_images(write_video, tmp_path, monkeypa
             look(path)
 
 
-def without(monkeypatch, package):
-    """As if the package were not installed."""
-    load = builtins.__import__
-
-    def fail(name, *args, **options):
-        if name == package:
-            raise ImportError(name)
-        return load(name, *args, **options)
-
-    monkeypatch.delitem(sys.modules, package, raising=False)
-    monkeypatch.setattr(builtins, "__import__", fail)
-
-
 def test_a_missing_package_is_one_line(monkeypatch, tmp_path):
-    without(monkeypatch, "av")
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r'^reading videos needs av: pip install -e "\.\[rgb\]"$'):
         read_facts(tmp_path / "a.mp4")
 
@@ -290,6 +276,6 @@ def test_a_camera(monkeypatch):
         with pytest.raises(ValueError, match=said):
             record(number, 1)
         assert Camera.last.released
-    without(monkeypatch, "cv2")
+    monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match="a camera needs OpenCV"):
         record(0, 1)

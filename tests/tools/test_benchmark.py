@@ -42,17 +42,6 @@ def test_some_stages_alone(capsys):
     assert [line.split(" | ")[0][2:] for line in lines[2:]] == ["clips from files", "clips from packs", "collation"]
 
 
-def test_wrong_input_gets_one_line(tmp_path, capsys):
-    for flags, complaint in (
-        (["--only", "poses"], "--only poses: no stage begins so; there are normalisation, clips from files"),
-        (["--batch-size", "0"], "--batch_size 0: must be at least 1"),
-        (["--json", str(tmp_path / "nowhere" / "r.json")], "its folder does not exist"),
-    ):
-        with pytest.raises(SystemExit):
-            run(["--size", "tiny", *flags])
-        assert complaint in capsys.readouterr().err
-
-
 def test_the_optimizer_has_gradients(tmp_path):
     stages = benchmark.all_stages(TINY, tmp_path, torch.device("cpu"), "fp32")
     stage = next(stage for stage in stages if stage.name == "optimizer")

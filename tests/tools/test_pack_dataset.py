@@ -102,10 +102,7 @@ def test_dev_and_test_of_one_label_file_are_packed_and_described_each(corpus, tm
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        ("--out packs --root nowhere", "--root: nowhere does not exist"),
         ("--out packs --dataset_config no.toml", "--dataset_config: no.toml does not exist"),
-        ("--out packs --dataset WLASL --root CORPUS", "labels: .* not exist"),
-        ("--out nothing --verify", "--out: nothing does not exist"),
         ("--out dataset --root CORPUS --splits train", "--out: .*dataset/poses/train is there and is no pack"),
         ("--out packs --dataset CSL_News --splits test", "--splits test: CSL_News has train, dev"),
     ],
