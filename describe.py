@@ -54,8 +54,8 @@ DIR holds NAME.json files, or one folder of them per split. Without --dataset, c
 a clip's end cannot be known. Exit status: 0, also when faults are found; 1 when DIR cannot be read."""
 
 
-def get_args_parser() -> Parser:
-    """Build the argument parser; `audit` has its own."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line and reject invalid combinations; `audit` has flags of its own."""
     what = "Describe the frames of clips: by rules on their keypoints, or by a vision-language model."
     parser = Parser(prog="describe.py", description=what, epilog=EXAMPLES)
     add = parser.group("which clips, and where to")
@@ -94,12 +94,6 @@ def get_args_parser() -> Parser:
     add("--price_in", type=float, default=0, help="of a million prompt tokens")
     add("--price_out", type=float, default=0, help="of a million tokens of answers")
     add("--fields", default="{}", metavar="JSON", help='more fields of a request: \'{"temperature": null, "seed": 1}\'')
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line and reject invalid combinations."""
-    parser = get_args_parser()
     args = parser.parse_args(argv)
     parser.at_least(args, retries=0, max_requests=0, max_cost=0, price_in=0, price_out=0)
     parser.between(args, "aspect", *config.ASPECTS)
@@ -130,12 +124,6 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
 # -- which clips -----------------------------------------------------------------------------------------------------
 
 
-def dataset_spec(args: argparse.Namespace) -> config.DatasetSpec:
-    """Return the data set of the command line, with its paths resolved."""
-    spec = config.dataset_of(args.dataset, args.dataset_config)
-    return spec.under(args.root)
-
-
 def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
     """Return the clips of the command line, and the language for their descriptions.
 
@@ -146,14 +134,17 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
     if args.poses:
         clips, language = _clips_in_folder(args), args.language or "zh"
     else:
-        spec = dataset_spec(args)
+        spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root)
         if not (args.out or spec.description_dir):
             raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
-        splits = _splits(args, spec)
+        splits = [split for split in args.splits if split in spec.labels]
+        if not splits:
+            raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)} alone.")
         if faults := spec.absent(*splits):
             raise FileNotFoundError(" ".join(faults))
-        folder = Path(args.out or spec.description_dir)
-        clips = [clip for split in splits for clip in clips_of(spec, split, folder / spec.folder(split))]
+        out = Path(args.out or spec.description_dir)
+        folders = {spec.folder(split): split for split in splits}  # dev may be the test split under another name
+        clips = [clip for folder, split in folders.items() for clip in clips_of(spec, split, out / folder)]
         language = args.language or config.description_language(spec.language)
     if args.clips:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
@@ -177,19 +168,11 @@ def _clips_in_folder(args: argparse.Namespace) -> list[Clip]:
     ]
 
 
-def _splits(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
-    """Return the splits to describe, each folder once (dev may be the test split under another name)."""
-    there = [split for split in args.splits if split in spec.labels]
-    if not there:
-        raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)} alone.")
-    return list({spec.folder(split): split for split in there}.values())
-
-
 # -- the audit -------------------------------------------------------------------------------------------------------
 
 
-def get_audit_parser() -> Parser:
-    """Build the argument parser of `describe.py audit`."""
+def audit(argv: Sequence[str]) -> int:
+    """Audit a folder of descriptions; return the exit status."""
     what = "Say what a folder of descriptions covers and what is wrong with it."
     parser = Parser(prog="describe.py audit", description=what, epilog=AUDIT_EXAMPLES)
     parser.add_argument("folder", metavar="DIR")
@@ -199,21 +182,17 @@ def get_audit_parser() -> Parser:
     parser.add_argument("--html", default="", metavar="FILE", help="write a page")
     parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
-    return parser
-
-
-def audit(argv: Sequence[str]) -> int:
-    """Audit a folder of descriptions; return the exit status."""
+    args = parser.parse_args(argv)
     from describing.audit import SplitReport, examine, find_files, repair, table
     from pages.audit import page_of
 
-    args = get_audit_parser().parse_args(argv)
     log_to_terminal()
     target = Path(args.repair)
     if args.repair and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"--repair: {target} is there already. Name a new folder, so that no file is overwritten.")
     known = bool(args.dataset or args.dataset_config)
-    clips = find_files(Path(args.folder), dataset_spec(args) if known else None)
+    spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root) if known else None
+    clips = find_files(Path(args.folder), spec)
     flat = [clip for of_split in clips.values() for clip in of_split]
     reports = iter(list(progress(in_processes(examine, flat, args.workers, 64), "reading", total=len(flat))))
     splits = [SplitReport(split, [next(reports) for _ in of_split], known) for split, of_split in clips.items()]

@@ -92,12 +92,7 @@ def side_by_side(images: Sequence[Image]) -> Image:
     """Join images of equal height in a row."""
     from PIL import Image
 
-    row = Image.new("RGB", (sum(image.width for image in images), images[0].height))
-    left = 0
-    for image in images:
-        row.paste(image, (left, 0))
-        left += image.width
-    return row
+    return Image.fromarray(np.concatenate([np.asarray(image) for image in images], axis=1))
 
 
 def encode(image: Image, kind: str) -> bytes:
@@ -112,9 +107,8 @@ def video_picture(frame: np.ndarray, height: int) -> Image:
     from PIL import Image
 
     image = Image.fromarray(frame)
-    if image.height <= height:
-        return image
-    return image.resize((max(1, round(image.width * height / image.height)), height))
+    image.thumbnail((image.width, height))
+    return image
 
 
 def picture_points(pose: Pose, frames: np.ndarray, aspect: float = 1.0) -> tuple[np.ndarray, float]:
