@@ -59,8 +59,8 @@ SIZES = {
     "base": Size(256, MT5_BASE, batch_size=16, frames=256, texts=30, max_new_tokens=40),
 }
 STAGES = (
-    "normalisation", "clips from files", "clips from packs", "collation", "pose encoder", "mT5 encoder",
-    "decoder and loss", "forward and backward", "reference form, forward and backward", "optimizer",
+    "clips from files", "clips from packs", "pose encoder", "mT5 encoder", "decoder and loss",
+    "forward and backward", "reference form, forward and backward", "optimizer",
     "training step without texts", "training step, mixed lengths", "evaluation",
     "text branch with frozen texts", "training step with frozen texts",
     "text branch with trained texts", "training step with trained texts",
@@ -114,7 +114,7 @@ from models import IGNORE, Uni_Sign, tokens_before
 from network.mt5 import MT5, run_encoder, use_fused_layers
 from network.stgcn import REACH, ClipLayout, STGCNChain
 from network.vocabulary import EOS, PAD, Tokenizer
-from pose.keypoints import N_KEYPOINTS, normalize_keypoints
+from pose.keypoints import N_KEYPOINTS
 from system.distributed import autocast
 from text_fusion_modules import EncodesTexts, TextEncoder
 from training.loader import SEARCHED
@@ -281,14 +281,11 @@ def all_stages(
     files, packs = (
         S2T_Dataset(spec, "train", max_length=size.frames, use_descriptions=True) for spec in write_clips(folder, size)
     )
-    poses = [files.poses.read(path, files.labels[name]) for name, path in files.pose_paths.items()]
     samples = [files[i] for i in range(len(files))]
     batch = len(samples), len(samples) * size.frames
-    yield Stage("normalisation", lambda: [normalize_keypoints(pose.keypoints, pose.scores) for pose in poses], *batch)
     yield Stage("clips from files", lambda: [files[i] for i in range(len(files))], *batch)
     yield Stage("clips from packs", lambda: [packs[i] for i in range(len(packs))], *batch)
-    yield Stage("collation", lambda: collate_fn(samples), *batch)
-    for texts, stages in (("no", STAGES[4:-4]), ("frozen", STAGES[-4:-2]), ("trained", STAGES[-2:])):
+    for texts, stages in (("no", STAGES[2:-4]), ("frozen", STAGES[-4:-2]), ("trained", STAGES[-2:])):
         if any(stage.startswith(tuple(only)) for stage in stages):
             yield from Training(size, texts, samples, device, dtype).stages()
             gc.collect()  # the model
