@@ -261,11 +261,7 @@ def translate(
 
 
 class Results:
-    """The file of --out: always complete, and written with all finished clips however the run ends.
-
-    Args:
-        path: a .json, .jsonl or .srt file; "" for none.
-    """
+    """The file of --out ("" for none): always complete, and written with all finished clips however the run ends."""
 
     def __init__(self, path: str) -> None:
         self.path, self.saved = path, time.monotonic()

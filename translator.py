@@ -225,11 +225,7 @@ class Translator:
 
     @torch.no_grad()
     def explain(self, samples: Sequence[Sample], n_best: int = 1) -> list[Explained]:
-        """Generate sentences for a batch of clips, and say what they rest on.
-
-        Args:
-            samples: B results of `sample`.
-            n_best: N; at most `num_beams`.
+        """Generate N sentences, at most `num_beams`, for each of B results of `sample`, and say what they rest on.
 
         Raises:
             ValueError: more sentences than beams, or out of GPU memory.
@@ -309,12 +305,7 @@ class Live:
 class FrozenTextEncoder:
     """A text encoder that was frozen in training: it is not in the checkpoint, and is loaded at the first text.
 
-    Args:
-        folder: the encoder's folder.
-        max_tokens: texts are truncated to this many tokens.
-        width: W, the encoder's feature width in training.
-        device: "cpu" or "cuda"; default: a GPU if there is one.
-        facts: the checkpoint's, to compare the encoder with that of training.
+    In training its features had the width W, and the checkpoint's facts tell whether it was this one.
     """
 
     def __init__(

@@ -39,12 +39,7 @@ class _Session:
 
 
 class LiveCamera:
-    """The camera of one browser at a time.
-
-    Args:
-        translator: the translator with its model, which takes no crops of the hands.
-        load: loads the extractor in the process that needs it.
-    """
+    """The camera of one browser at a time; `load` loads the extractor in the process that needs it."""
 
     def __init__(self, translator: Translator, load: Callable[[], Extractor]) -> None:
         self.translator, self.load = translator, load

@@ -323,17 +323,8 @@ def labels_of(places: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(place) for place in places]
 
 
-def build(
-    places: Sequence[str], split: str = "", clips: Sequence[str] = ("3",), aspect: float = 1.0, device: str = ""
-) -> str:
-    """Build the page.
-
-    Args:
-        places: folders of one run or of two.
-        split: whose sentences; "" for test, or else dev.
-        clips: one number of clips to look at, or names.
-        aspect: width of the videos / their height.
-        device: for new translations; "" for a GPU if there is one.
+def build(places: Sequence[str], split: str, clips: Sequence[str], aspect: float, device: str) -> str:
+    """Build the page about one run or two; the arguments are those of `tools.report`.
 
     Raises:
         FileNotFoundError: a folder does not hold a run.
@@ -343,13 +334,13 @@ def build(
     labels = labels_of(places)
     left_out = [f"{label}: {why}" for run_, label in zip(runs, labels, strict=True) for why in run_.left_out]
     judged = judge(runs, split, left_out)
-    parts = [
-        scores_section(judged, labels),
-        curves(runs, labels),
-        sentences_section(judged[0], labels) if judged else Html(),
-        clips_section(judged[0], labels, clips, aspect, device, left_out) if judged else Html(),
-        settings_section(runs, labels),
-    ]
+    sections = {
+        "Scores": scores_section(judged, labels),
+        "Learning curves": curves(runs, labels),
+        "Sentences": sentences_section(judged[0], labels) if judged else Html(),
+        "Clips": clips_section(judged[0], labels, clips, aspect, device, left_out) if judged else Html(),
+        "Settings": settings_section(runs, labels),
+    }
     if not judged:
         left_out += [
             f"{label}, {name} (its sentences are not there): "
@@ -358,22 +349,15 @@ def build(
             for name, scores in run_.metrics.items()
         ]
         left_out.append("Scores and sentences: no split was written by " + ("both runs." if len(runs) == 2 else "it."))
-    names = ("Scores", "Learning curves", "Sentences", "Clips", "Settings")
-    links = [element("a", name, href=f"#{anchor(name)}") for name, part in zip(names, parts, strict=True) if part]
-    first = runs[0]
-    spec = first.spec
-    about = f"{first.task}{f' on {spec.name}' if spec else ''}"
+    links = [element("a", name, href=f"#{anchor(name)}") for name, part in sections.items() if part]
+    spec = runs[0].spec
+    about = element("p", f"{runs[0].task}{f' on {spec.name}' if spec else ''}", class_="small")
     heading = " and ".join(labels)
-    missing = element(
-        "div", element("b", "Left out"), element("ul", [element("li", why) for why in left_out]), class_="left-out"
-    )
-    top = [
-        element("h1", f"{heading}"),
-        element("p", about, class_="small"),
-        element("nav", links, aria_label="Sections"),
-    ]
+    reasons = element("ul", [element("li", why) for why in left_out])
+    missing = element("div", element("b", "Left out"), reasons, class_="left-out") if left_out else ""
+    top = [element("h1", heading), about, element("nav", links, aria_label="Sections")]
     scripts = ("skeleton_player.js", "words.js", "report.js")
-    return page(f"{heading}: report", top, missing if left_out else "", parts, scripts=scripts)
+    return page(f"{heading}: report", top, missing, sections.values(), scripts=scripts)
 
 
 def judge(runs: Sequence[RunFolder], split: str, left_out: list[str]) -> list[Judged]:

@@ -319,9 +319,7 @@ def one_person(
     all detections are taken.
 
     Args:
-        keypoints: T arrays (P, 133, 2); P may vary.
-        scores: T arrays (P, 133).
-        person: index of the person to track.
+        keypoints, scores: T arrays (P, 133, 2), and T arrays (P, 133); P may vary.
 
     Returns:
         (T, 133, 2) and (T, 133) float32; 0 where the person is not detected.

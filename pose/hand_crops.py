@@ -30,9 +30,8 @@ MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224,
 class HandCrops:
     """Chooses frames and cuts crops of the hands.
 
-    Args:
-        uni_sign: as in Uni-Sign, make a crop entirely black if it extends beyond the left or upper image border.
-            Otherwise only the part outside is black.
+    Of a crop that extends beyond the image border the part outside is black; with `uni_sign`, as in Uni-Sign, all of it
+    at the left or upper border.
 
     Raises:
         ValueError: a package is missing.
@@ -55,8 +54,7 @@ class HandCrops:
             video: the video file, or all images of the recording, (H, W, 3) uint8.
             pose: the clip.
             frames: (T,), indices of the sampled frames within the clip.
-            rng: draws the frames to crop. By default a clip always gets the same ones: evaluation and translation
-                agree.
+            rng: draws the frames to crop; by default always the same ones, so evaluation and translation agree.
 
         Returns:
             For left and right: {side}_hands (N, 3, 112, 112) float32, {side}_sampled_indices (N,) int64 among the T

@@ -136,11 +136,8 @@ def read_pose(path: str | Path, person: int = 0) -> Pose:
 def cut_clip(path: str | Path, pose: Pose, label: Mapping[str, Any]) -> Pose:
     """Cut the clip that the labels mean out of a pose file's frames.
 
-    Args:
-        path: the pose file, for messages.
-        pose: its content.
-        label: the clip's fields, of which these count: `start` and `end`, frames of the recording, by default all of
-            the file; `frames`, their number, if it is to be checked.
+    Of the label's fields `start` and `end` count, frames of the recording, by default all of the file; and `frames`,
+    their number, if it is to be checked.
 
     Raises:
         ValueError: there are no such frames, or their number is another.

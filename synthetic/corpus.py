@@ -279,13 +279,8 @@ def describe_clip(glosses: Sequence[str], recording: Recording, rng: np.random.G
 def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> dict[str, int]:
     """Write labels, poses, descriptions and the small mT5 under `out`, where `--root` looks for CSL_Daily.
 
-    Args:
-        out: a new or empty folder, or an older sample corpus, which is replaced.
-        counts: split -> number of clips.
-        seed: equal seeds give identical files.
-
-    Returns:
-        Counts for a summary: clips, frames, description files, described frames, faulty entries, pieces.
+    An older sample corpus there is replaced. `counts` are the clips of each split; equal seeds give identical files.
+    Returns counts for a summary: clips, frames, description files, described frames, faulty entries, pieces.
 
     Raises:
         ValueError: the folder holds something else, a split would be empty, or the seed is negative.
