@@ -41,16 +41,11 @@ class Clip:
 def clips_of(spec: DatasetSpec, split: str, folder: Path) -> list[Clip]:
     """Return the clips of a split, whose description files lie in `folder`; raises what `split_labels` raises."""
     labels, places = split_labels(spec, split), spec.for_split(split)
-    return [
-        Clip(
-            name,
-            places.pose_path(label),
-            places.video_path(label) if spec.rgb_dir else None,
-            folder / f"{name}.json",
-            label,
-        )
-        for name, label in labels.items()
-    ]
+    clips = []
+    for name, label in labels.items():
+        video = places.video_path(label) if spec.rgb_dir else None
+        clips.append(Clip(name, places.pose_path(label), video, folder / f"{name}.json", label))
+    return clips
 
 
 def write_descriptions(path: str | Path, texts: Mapping[int, str], made_by: Mapping[int, str]) -> None:
