@@ -98,10 +98,7 @@ class Parser(argparse.ArgumentParser):
         known = [next((name[2:] for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
         unknown = message.split() if message.startswith("unrecognized arguments") else []
         typed = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        close = []
-        for word in typed:
-            longer = [name for name in known if word and name.replace("_", "-").startswith(word.replace("_", "-"))]
-            close += [f"--{name}" for name in longer or difflib.get_close_matches(word, known, n=1)]
+        close = [f"--{name}" for word in typed for name in difflib.get_close_matches(word, known, n=1)]
         hint = f" Did you mean {' '.join(close)}?" if close else ""
         end = "" if message.endswith((".", "?", "!")) else "."
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
