@@ -139,15 +139,13 @@ def regular_file(path: str | Path, flags: int) -> int:
     """Open a file for writing, as `open`'s opener; IrregularFileError for a link, pipe or device of others."""
     try:
         handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
-        handle = None
-    if handle is None or not stat.S_ISREG(os.fstat(handle).st_mode):
-        if handle is not None:
-            os.close(handle)
-        raise IrregularFileError(f"{path} is a link, a pipe or a device, where a file is to be written. Remove it.")
-    return handle
+    raise IrregularFileError(f"{path} is a link, a pipe or a device, where a file is to be written. Remove it.")
 
 
 def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> str:

@@ -21,6 +21,7 @@ import config
 import fine_tuning
 import utils
 from synthetic.small_mt5 import write_small_mt5
+from system.disk import read_lines as lines
 from system.safe_pickle import load_pickle
 from tests.helpers.processes import Run
 from training import build
@@ -57,10 +58,6 @@ def finish(process, code=0):
 
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def weights(path):

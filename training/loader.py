@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ SHARED = Path("/dev/shm")  # where Linux keeps the batches that data workers han
 FRAME_BYTES, HAND_BYTES = 840, 30_200  # of a frame: 69 joints and a mask; crops of two hands in every tenth
 
 
+@dataclass(eq=False)
 class BatchSampler:
     """Chooses the clips of each micro-batch of this process.
 
@@ -50,31 +52,22 @@ class BatchSampler:
 
     If lengths are given, clips of similar length share a batch, to reduce padding. In training, clips are sorted within
     pools of whole optimizer steps with at least `POOL` clips; then the steps of each pool are shuffled.
-
-    Args:
-        n_clips: number of clips in the data set.
-        batch_size: clips per micro-batch.
-        rank, world_size: this process, and how many there are.
-        seed: None for evaluation.
-        lengths: (n_clips,), in any unit; None for no sorting by length.
-        accumulation: micro-batches per optimizer step.
     """
 
-    def __init__(
-        self,
-        n_clips: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int | None = None,
-        lengths: np.ndarray | None = None,
-        accumulation: int = 1,
-    ) -> None:
-        if seed is not None and n_clips < world_size:
-            raise ValueError(f"{n_clips} clips to train on, and {world_size} processes: each needs one. Start fewer.")
-        self.n_clips, self.batch_size, self.rank, self.world_size = n_clips, batch_size, rank, world_size
-        self.seed, self.lengths = seed, lengths
-        self.global_batch = batch_size * accumulation * world_size
+    n_clips: int  # in the data set
+    batch_size: int  # clips per micro-batch
+    rank: int  # of this process
+    world_size: int  # how many there are
+    seed: int | None = None  # None for evaluation
+    lengths: np.ndarray | None = None  # (n_clips,), in any unit; None for no sorting by length
+    accumulation: int = 1  # micro-batches per optimizer step
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a process would have no clip to train on."""
+        if self.seed is not None and self.n_clips < self.world_size:
+            raise ValueError(
+                f"{self.n_clips} clips to train on, and {self.world_size} processes: each needs one. Start fewer."
+            )
 
     def batches(self, epoch: int = 0) -> list[list[int]]:
         """Return this process's micro-batches for an epoch; all processes have the same number."""
@@ -101,13 +94,14 @@ class BatchSampler:
         The order depends on the global batch size only, not on how it is divided into micro-batches.
         """
         assert self.lengths is not None
-        pool = self.global_batch * math.ceil(POOL / self.global_batch)
+        step = self.batch_size * self.accumulation * self.world_size
+        pool = step * math.ceil(POOL / step)
         grouped = []
         for clips in (order[i : i + pool] for i in range(0, len(order), pool)):
             ordered = clips[np.argsort(self.lengths[clips], kind="stable")]
-            n_steps = len(ordered) // self.global_batch
-            whole, rest = np.split(ordered, [n_steps * self.global_batch])
-            grouped += [*rng.permutation(whole.reshape(n_steps, self.global_batch)), rest]
+            n_steps = len(ordered) // step
+            whole, rest = np.split(ordered, [n_steps * step])
+            grouped += [*rng.permutation(whole.reshape(n_steps, step)), rest]
         return np.concatenate(grouped)
 
     @property
