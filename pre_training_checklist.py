@@ -310,7 +310,7 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
     from network.vocabulary import Tokenizer, choose
     from training import build, readiness
     from training.look import SAMPLE, every, look_at_splits, look_at_texts
-    from training.memory import mt5_parameters
+    from training.memory import MT5_BASE, mt5_parameters
 
     if args.eval:
         build.take_settings(args)
@@ -344,7 +344,7 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
         sizes = readiness.examine_mt5(report, folder)
         if sizes and tokenizer and args.trim_vocab and (look := looks.get(f"{spec.name} train")):
             sizes["vocab_size"] = len(choose(tokenizer, [target(label, args.task) for label in look.labels.values()]))
-            report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(**sizes)) / 1e6)
+            report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(MT5_BASE | sizes)) / 1e6)
     if sizes and (args.finetune or args.fusion_checkpoint):
         with report.section(report.text("checkpoint")):
             # With a frozen text encoder this would fill the cache.

@@ -81,23 +81,19 @@ def in_evaluation(run: MemorySettings) -> Iterator[str]:
 # -- an estimate -----------------------------------------------------------------------------------------------------
 
 
-def mt5_parameters(
-    d_model: int = 768,
-    d_kv: int = 64,
-    d_ff: int = 2048,
-    num_layers: int = 12,
-    num_heads: int = 12,
-    vocab_size: int = 250112,
-    **_: Any,
-) -> tuple[int, int]:
+MT5_BASE = {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "vocab_size": 250112}
+
+
+def mt5_parameters(mt5_sizes: Mapping[str, Any]) -> tuple[int, int]:
     """Count the parameters of mT5's encoder and decoder with their embeddings, except for small ones.
 
-    >>> sum(mt5_parameters())
+    >>> sum(mt5_parameters(MT5_BASE))
     582352896
     """
-    attention, feed_forward = 4 * d_model * d_kv * num_heads, 3 * d_model * d_ff
-    encoder = vocab_size * d_model + num_layers * (attention + feed_forward)
-    return encoder, encoder + num_layers * attention
+    d_model, d_kv, d_ff, n_layers, n_heads, vocab_size = (mt5_sizes[name] for name in MT5_BASE)
+    attention, feed_forward = 4 * d_model * d_kv * n_heads, 3 * d_model * d_ff
+    encoder = vocab_size * d_model + n_layers * (attention + feed_forward)
+    return encoder, encoder + n_layers * attention
 
 
 def estimate(
@@ -117,7 +113,8 @@ def estimate(
         mt5_sizes: the content of mT5's config.json; what it lacks is that of mt5-base.
         frames, texts: of the longest clip, and the mean number of texts per clip.
     """
-    encoder, decoder = mt5_parameters(**mt5_sizes)
+    sizes = MT5_BASE | dict(mt5_sizes)
+    encoder, decoder = mt5_parameters(sizes)
     # The last terms: graph convolutions and fusion, and the RGB branch.
     parameters = encoder + decoder + run.encodes_texts * encoder + 7e6 + run.rgb_support * 5e6
     per_parameter = [16, 4 + 16 / n_gpus, 4 + 16 / n_gpus, 20 / n_gpus][run.zero_stage]
@@ -126,10 +123,10 @@ def estimate(
     elif run.offload:
         per_parameter = 8
     whole = run.dtype == "fp32"
-    channels = mt5_sizes.get("num_layers", 12) * mt5_sizes.get("d_model", 768)
+    channels = sizes["num_layers"] * sizes["d_model"]
     clip = frames * (34 * 69 * run.hidden_dim * (4 if whole else 2) + 1.2 * 190 * channels)
     if run.rgb_support:
         clip += 2 * 0.1 * frames * (24 if whole else 14) * 2**20  # both hands, in a tenth of the frames
     clip += 40 * texts * (110 if whole else 70) * channels * run.encodes_texts
-    clip += 25 * 12 * mt5_sizes.get("vocab_size", 250112)  # a sentence's logits
+    clip += 25 * 12 * sizes["vocab_size"]  # a sentence's logits
     return parameters * per_parameter / 2**30, run.batch_size * clip / 2**30

@@ -324,9 +324,9 @@ def tally(
 # -- confidence intervals --------------------------------------------------------------------------------------------
 
 
-def draw_clips(n_clips: int, draws: int = 1000, seed: int = 0) -> np.ndarray:
+def draw_clips(n_clips: int, draws: int = 1000) -> np.ndarray:
     """Draw bootstrap resamples of the clips; return how often each draw has each clip, (draws, clips)."""
-    drawn = np.random.default_rng(seed).integers(n_clips, size=(draws, n_clips))
+    drawn = np.random.default_rng(0).integers(n_clips, size=(draws, n_clips))
     return np.stack([np.bincount(clips, minlength=n_clips) for clips in drawn]).astype(np.float64)
 
 
