@@ -1,22 +1,7 @@
 """Label files: the text and glosses of each clip, and the clips of each split.
 
-    .json    [{"video", "text", ...}, ...] as in CSL-News, or {name: {...}}
-    .jsonl   one such object per line
-    .csv     a header, then a line per clip, separated by , ; | or tabs; .tsv likewise with tabs
-    .xlsx    the same as a spreadsheet, of which the first sheet is read; needs the extra `tables`
-    other    Uni-Sign's gzip pickle, {name: {"name", "gloss", "text", "video_path"}}
-
-Text files may be packed with gzip (.csv.gz). A clip has these fields; fields that are not needed may be missing,
-unknown fields are ignored:
-
-    name         default: the path of the video or pose file without its suffix, and start and end
-    text         the sentence, or the word of an isolated sign
-    gloss        list of glosses (also as Python or JSON write one), or a string of glosses separated by spaces
-    video_path   (or video) relative to rgb_dir, default: NAME.mp4; it determines the pose file's name
-    pose         the pose file relative to pose_dir, if its name differs
-    start, end   the clip is the recording's frames from start (counted from 0) up to, but without, end
-    frames       number of frames, to be checked against the pose file
-    split        train, dev (or val) or test, if one file holds several splits
+docs/DATA.md has their formats and fields. `.json`, `.jsonl`, `.csv`, `.tsv` and `.xlsx` are known by their endings, the
+first four packed with gzip or not; any other file is Uni-Sign's gzip pickle.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Scores: BLEU, chrF and ROUGE-L for translation, accuracy for isolated signs, word error rate for glosses.
 
 All are percentages. They equal Uni-Sign's and are comparable with published scores, except that chrF differs in the
-third decimal. BLEU and chrF come from sacrebleu. ROUGE-L and the word error rate are implemented here: the `rouge`
-package, which defines the published ROUGE-L, is no longer maintained, fails on an empty hypothesis and recurses once
-per word; `jiwer` gives every error the same cost, unlike the published rates.
+third decimal. BLEU and chrF come from sacrebleu; docs/EXTENDING.md says why the others are implemented here.
 """
 
 from __future__ import annotations
