@@ -487,8 +487,7 @@ def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
     others += "weight_decay gradient_clipping opt_eps min_lr"
     least = dict.fromkeys(counts.split(), 1) | dict.fromkeys(others.split(), 0)
     parser.at_least(args, **least)
-    if not 0 <= args.max_bad_clips <= 1:
-        parser.error(f"--max_bad_clips {args.max_bad_clips}: must be a share, from 0 to 1.")
+    parser.between(args, "max_bad_clips", 0, 1)
     if not args.lr > 0:
         parser.error(f"--lr {args.lr}: must be positive.")
     if args.min_lr > args.lr:

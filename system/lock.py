@@ -40,9 +40,8 @@ _held: dict[Path, int] = {}  # lock file -> open handle; closing it would releas
 def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run", file_name: str = FILE_NAME) -> None:
     """Lock a folder for the lifetime of this process.
 
-    The kernel releases the lock, a POSIX record lock or Windows' own, whenever its owner ends, also across machines if
-    the shared file system supports locking, as NFS and Lustre usually do; stale locks cannot occur. The file's text
-    only names the owner. Data workers do not inherit the lock.
+    The kernel releases the lock whenever its owner ends (docs/RELIABILITY.md). The file's text only names the owner.
+    Data workers do not inherit the lock.
 
     Raises:
         ValueError: another run has the folder; it names the `flag` of the folder, and `who` is at work.
