@@ -9,28 +9,18 @@ from clips.error_texts import is_error_text
 ERROR_TEXTS = """
 出错: Request timed out.
 出错
-出錯: 429
-Error code: 500 - {'error': {'message': 'Internal server error'}}
 Error
-ERROR 503
-error: list index out of range
 [ERROR] no answer
 **Error:** no answer
 {"error": {"message": "overloaded"}}
 {'code': 429, 'message': 'slow down'}
 {"detail": "Content Exists Risk"}
-API Error: overloaded
 API call failed
 Server error
 An unexpected error occurred.
 openai.RateLimitError: Error code: 429
-APITimeoutError: Request timed out.
 requests.exceptions.ReadTimeout: HTTPSConnectionPool(host='api', port=443)
 Traceback (most recent call last):
-Failed to process the image
-rate limit
-Rate limit reached for requests
-rate_limit_exceeded
 Requests rate limit exceeded, please try again later.
 Throttling.RateQuota
 You exceeded your current quota, please check your plan
@@ -42,19 +32,15 @@ insufficient_quota
 500 Internal Server Error
 429 - {'error': {'code': '1302'}}
 HTTP 500
-HTTP/1.1 502 Bad Gateway
 HTTP Error 404: Not Found
 status code: 503
 Bad Gateway
-Gateway Timeout
 Service Unavailable
 <!DOCTYPE html><html><title>502</title></html>
 <html>502</html>
 Request timed out.
 timeout
-Read timed out.
 The read operation timed out
-Request failed with status code 429
 Connection error.
 Connection refused
 Network error
@@ -63,13 +49,9 @@ The response was filtered due to the prompt
 Your request was rejected as a result of our safety system.
 DataInspectionFailed
 Access denied, please make sure your account is in good standing.
-I'm sorry, but I can't assist with that.
 I’m sorry, but I can’t help with identifying people.
-I am sorry, I cannot do that
 "I'm sorry, I can't help."
 Sorry, I can't help with that.
-Sorry, but I cannot
-Sorry, an error occurred
 I apologize, but this image cannot be described
 I can't identify people in images.
 I cannot assist
@@ -82,7 +64,6 @@ As an AI language model, I
 As a language model, I
 As I am not allowed to provide descriptions
 Unfortunately, the image is too dark to say anything
-No image provided
 It seems that there is no image
 It looks like you haven't uploaded an image
 Please provide me with the image you would like me to describe.
@@ -93,11 +74,8 @@ nan
 No description available.
 错误：请求失败
 错误
-錯誤: 429
 请求超时
-请求失败，请重试
 超时
-网络错误
 网络连接异常
 服务器内部错误
 服务器繁忙
@@ -107,18 +85,11 @@ API调用失败
 您的账户已达到速率限制，请您控制请求频率
 系统检测到输入或生成内容可能包含不安全或敏感内容
 内容审核未通过
-抱歉，我无法
 很抱歉，无法描述
-抱歉,我不能
 非常抱歉，出现了问题
 对不起
-对不起，我无法回答
-對不起，我無法回答
-我无法识别图中的人物
 作为一个AI语言模型，我
-作为AI助手
 无法识别该图片
-无法描述图片
 请提供图片
 Incorrect API key provided: x
 Invalid API key
@@ -136,11 +107,9 @@ Cannot process this image
 Unfortunately, I cannot help with that.
 Sorry, there was an error.
 Description unavailable
-API_ERROR
 [API_ERROR]
 获取描述失败
 处理时发生错误
-网络异常，请重试
 余额不足
 该模型当前负载过高，请稍后再试
 当前请求过多
