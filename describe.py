@@ -125,12 +125,7 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
 
 
 def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
-    """Return the clips of the command line, and the language for their descriptions.
-
-    Raises:
-        FileNotFoundError: labels, poses or folders do not exist.
-        ValueError: --clips names an unknown clip, or there is no output folder.
-    """
+    """Return the clips of the command line and their texts' language; ValueError or FileNotFoundError without any."""
     if args.poses:
         clips, language = _clips_in_folder(args), args.language or "zh"
     else:
@@ -212,12 +207,7 @@ def audit(argv: Sequence[str]) -> int:
 
 
 def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
-    """Describe clips with a vision-language model; return the exit status.
-
-    Raises:
-        FileNotFoundError: the prompt or the folder of videos does not exist.
-        ValueError: the address is invalid, a package is missing, or the endpoint refuses all requests.
-    """
+    """Describe clips with a model; return the exit status. ValueError or FileNotFoundError if it cannot be asked."""
     from describing.by_model import Question, by_model
     from describing.vlm_client import Limits, VlmClient
 

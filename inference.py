@@ -154,11 +154,7 @@ class Clip:
 
 
 def find_clips(place: str) -> list[Clip]:
-    """Return the clips of a folder in the order of their names, or that of a file or camera.
-
-    Raises:
-        FileNotFoundError: the path does not exist, or the folder has no pose files and videos.
-    """
+    """Return the clips of a folder by their names, or that of a file or camera; FileNotFoundError if there is none."""
     folder = Path(place)
     if place.isdecimal() and not folder.exists():
         return [Clip("camera", folder, int(place))]
@@ -221,12 +217,7 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
 
 
 def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> Sample:
-    """Convert a clip and its descriptions to the model's input.
-
-    Raises:
-        ValueError: a file is unusable.
-        OSError: a file cannot be opened.
-    """
+    """Convert a clip and its descriptions to the model's input; ValueError or OSError if a file is unusable."""
     from translator import load_descriptions
 
     pose, aspect, video = find_pose(clip, extractor, args)
@@ -308,12 +299,7 @@ def subtitles(clips: Sequence[Clip]) -> str:
 
 
 def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
-    """Refuse requests that these clips cannot fulfil, before loading any model.
-
-    Raises:
-        FileNotFoundError: a file or folder that a flag names does not exist.
-        ValueError: one description file for several clips, or subtitles without known times.
-    """
+    """Raise ValueError or FileNotFoundError for what these clips cannot fulfil, before loading any model."""
     flags = ("checkpoint", "descriptions", "models", "mt5_path", "text_encoder")
     require_paths(**{flag: getattr(args, flag) for flag in flags})
     if args.descriptions and Path(args.descriptions).is_file() and len(clips) > 1:
@@ -331,12 +317,7 @@ def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
 
 
 def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Translator, Extractor | None]:
-    """Load the checkpoint's model and, if any clip needs it, a pose extractor.
-
-    Raises:
-        FileNotFoundError: a file of a model does not exist.
-        ValueError: a model is unusable, or does not support the request.
-    """
+    """Load the model and, if a clip needs it, a pose extractor; ValueError or FileNotFoundError if one is unusable."""
     extractor = None
     if any(clip.has_pictures for clip in clips) and not args.live:
         from pose.extraction import load_extractor

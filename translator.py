@@ -354,12 +354,7 @@ def video_of(clip: str | Path) -> Path | None:
 
 
 def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = None) -> Pose:
-    """Read a pose file, or extract the poses of a video.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is neither, the video comes without extractor, or nobody is found in it.
-    """
+    """Read a pose file or, with an extractor, a video's poses; ValueError or FileNotFoundError if nobody is there."""
     path = Path(path)
     if path.suffix.lower() not in POSE_SUFFIXES and path.suffix.lower() not in VIDEO_SUFFIXES:
         raise ValueError(
@@ -380,12 +375,7 @@ def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = N
 
 
 def load_descriptions(path: str | Path, pose: Pose) -> dict[int, str]:
-    """Read one description file, in any format that training accepts.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file cannot be read.
-    """
+    """Read one description file, in any format of training; ValueError or FileNotFoundError if it cannot be read."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--descriptions: {path} does not exist.")

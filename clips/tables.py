@@ -42,11 +42,7 @@ def read_rows(path: str | Path) -> Rows:
 
 
 def read_text(path: str | Path) -> str:
-    r"""Read a text file, packed or not, with \n at the end of lines.
-
-    Raises:
-        ValueError: too large, damaged, or in an unknown encoding; one line that names the file.
-    """
+    r"""Read a text file, packed or not, with \n at the end of lines; ValueError if it is too large or damaged."""
     try:
         data = read_unpacked(path, packed=str(path).lower().endswith(".gz"))
     except ValueError as error:

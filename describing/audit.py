@@ -160,11 +160,7 @@ def examine(clip: Clip) -> FileReport:
 
 
 def find_files(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Clip]]:
-    """Return split -> clips whose files to audit, those of `spec` if it is known; "" if the folder has no splits.
-
-    Raises:
-        FileNotFoundError: the folder does not exist or is empty.
-    """
+    """Return split ("" for none) -> clips to audit, those of `spec` if it is known; FileNotFoundError without any."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder. Name the one that holds train, dev and test, or the files.")
     if spec is not None:

@@ -114,11 +114,7 @@ class Question:
         return f"{model}, {self.images} x{self.segment}, prompt {digest}"
 
     def draw(self, clip: Clip, pose: Pose, segments: list[Segment]) -> dict[int, tuple[str, bytes]]:
-        """Return {frame within the clip: (media type, content)} for all frames to show.
-
-        Raises:
-            FileNotFoundError, ValueError: the video is missing or unreadable.
-        """
+        """Return {frame in the clip: (media type, content)} to show; OSError or ValueError for an unreadable video."""
         frames = sorted({frame for segment in segments for frame in segment.shown(self.pictures)})
         if not frames:
             return {}
@@ -180,11 +176,7 @@ def calls_to_make(clips: Iterable[Clip], question: Question, maker: str, outcome
 def ask_all(
     calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome, stop: Callable[[], object]
 ) -> None:
-    """Send requests concurrently, and `stop` them if this ends early; only this thread stores answers.
-
-    Raises:
-        ValueError: no request to this endpoint can succeed.
-    """
+    """Send so many requests at a time, store the answers, and `stop` at the end; ValueError if none can succeed."""
     running: dict[Future[str], Call] = {}
     hopeless = ""
     with ThreadPoolExecutor(concurrency) as pool:

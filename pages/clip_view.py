@@ -90,13 +90,7 @@ class Viewer:
         return {name for name, size in zip(names, sizes, strict=True) if size}
 
     def pose(self, name: str) -> Pose:
-        """Read a clip's pose.
-
-        Raises:
-            KeyError: the split has no such clip, or there are no data.
-            OSError: the file cannot be opened.
-            ValueError: the file is unusable.
-        """
+        """Read a clip's pose; KeyError if there is no such clip or no data, OSError or ValueError of its file."""
         if self.dataset is None:
             raise KeyError(name)
         return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name])

@@ -10,11 +10,7 @@ from training.metrics import Tally
 
 
 class Judged:
-    """The scored sentences of one split, from one run or from two on their common clips.
-
-    Raises:
-        ValueError: the runs cannot be compared.
-    """
+    """The scored sentences of a split, of one run or two on their common clips; ValueError if they have none."""
 
     def __init__(self, runs: Sequence[RunFolder], split: str) -> None:
         first = runs[0]

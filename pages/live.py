@@ -89,11 +89,7 @@ class LiveCamera:
             self._one.release()
 
     def take(self, body: bytes) -> None:
-        """Take a posted picture, a line of JSON and a JPEG, when its turn comes; without the JPEG, the recording ends.
-
-        Raises:
-            ValueError: the session has ended, the picture is unusable, or this page never sends such facts.
-        """
+        """Take a line of JSON and a JPEG (none: the end) when its turn comes; ValueError if it is unusable."""
         came = time.time()
         line, _, jpeg = body.partition(b"\n")
         try:

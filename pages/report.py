@@ -280,11 +280,7 @@ def anchor(name: str) -> str:
 def clips_section(
     judged: Judged, labels: Sequence[str], wanted: Sequence[str], aspect: float, device: str, left_out: list[str]
 ) -> Html:
-    """Show the clips of --clips; arguments as for `build`.
-
-    Raises:
-        ValueError: a name that is not a common clip of the runs.
-    """
+    """Show the clips of --clips; ValueError for a name that is no common clip of the runs."""
     counted = len(wanted) == 1 and wanted[0].isdecimal() and wanted[0] not in judged.reference
     if counted and int(wanted[0]) == 0:
         return Html()
@@ -324,12 +320,7 @@ def labels_of(places: Sequence[str]) -> list[str]:
 
 
 def build(places: Sequence[str], split: str, clips: Sequence[str], aspect: float, device: str) -> str:
-    """Build the page about one run or two; the arguments are those of `tools.report`.
-
-    Raises:
-        FileNotFoundError: a folder does not hold a run.
-        ValueError: an unknown clip.
-    """
+    """Build the page about one run or two, by the arguments of `tools.report`; ValueError or OSError for wrong ones."""
     runs = [RunFolder.read(place) for place in places]
     labels = labels_of(places)
     left_out = [f"{label}: {why}" for run_, label in zip(runs, labels, strict=True) for why in run_.left_out]

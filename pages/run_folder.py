@@ -38,11 +38,7 @@ class RunFolder:
 
     @classmethod
     def read(cls, place: str | Path) -> RunFolder:
-        """Read a run's folder.
-
-        Raises:
-            FileNotFoundError: it is not a folder, or holds nothing readable of a run.
-        """
+        """Read a run's folder; FileNotFoundError if it is none, or holds nothing readable of a run."""
         run = cls(Path(place))
         if not run.folder.is_dir():
             raise FileNotFoundError(f"{place} is not a folder. Name the --output_dir of a run.")

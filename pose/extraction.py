@@ -291,11 +291,7 @@ class Extraction(NamedTuple):
 def extract_pose(
     pictures: Iterable[np.ndarray], extractor: Extractor, person: int = 0, name: str | Path = "the video"
 ) -> Extraction:
-    """Extract a person's pose (see `one_person`) from all T images of a clip, (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: there are no images, they are unreadable, or nobody is detected.
-    """
+    """Extract a person's pose (see `one_person`) from T images, (H, W, 3) uint8 RGB; ValueError if nobody is found."""
     extractor.start()
     people = [extractor(picture) for picture in pictures]
     if not people:
@@ -376,11 +372,7 @@ def _longest_path(
 
 
 def write_pose(path: str | Path, pose: Pose) -> None:
-    """Write a `.pkl` in Uni-Sign's format, {"keypoints": T x (1, 133, 2), "scores": T x (1, 133)}, atomically.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a `.pkl` in Uni-Sign's format, {"keypoints": T x (1, 133, 2), "scores": T x (1, 133)}, atomically."""
     content = {"keypoints": list(pose.keypoints[:, None]), "scores": list(pose.scores[:, None])}
     # numpy 2 renamed `core` to `_core`, which numpy 1 does not know; protocol 3 stores names as lines of text.
     data = pickle.dumps(content, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")

@@ -109,11 +109,7 @@ def _load_npz(path: str | Path) -> dict[str, Any]:
 
 
 def check_frames(n_frames: int, size: int) -> None:
-    """Refuse more frames than a file of this size may hold, since each takes memory, even an empty one.
-
-    Raises:
-        ValueError: there are more; the caller names the file.
-    """
+    """Raise ValueError for more frames than a file of this size may hold: each takes memory, even an empty one."""
     check_unpacked(n_frames * 133 * 3 * 4, size)
 
 

@@ -232,11 +232,7 @@ def _ends(pose: Pose) -> list[Any]:
 
 
 def check_values(path: str | Path, pose: Pose) -> None:
-    """Refuse values that are none of a pose; the pose may be read-only.
-
-    Raises:
-        ValueError: NaN or infinite values, scores far above 1, or coordinates in pixels; one line that names the file.
-    """
+    """Raise ValueError for NaN, infinity, scores far above 1, or pixels; the pose may be read-only."""
     ends = _ends(pose)
     if not np.isfinite(ends).all():
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))

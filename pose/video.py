@@ -31,22 +31,14 @@ class Facts(NamedTuple):
 
 
 def read_pictures(path: str | Path) -> Iterator[np.ndarray]:
-    """Decode all frames of a video.
-
-    Raises:
-        ValueError: not a video, or damaged; this may be raised after the last readable frame.
-    """
+    """Decode all frames of a video; ValueError, perhaps after the last readable frame, if it is none or damaged."""
     with _video(path) as stream:
         for frame in _frames(path, stream):
             yield _picture(frame)
 
 
 def read_facts(path: str | Path) -> Facts:
-    """Read a video's facts from its first frame.
-
-    Raises:
-        ValueError: not a readable video.
-    """
+    """Read a video's facts from its first frame; ValueError if it cannot be read."""
     with _video(path) as stream:
         frame = next(stream.container.decode(stream), None)
         if frame is None:
@@ -56,11 +48,7 @@ def read_facts(path: str | Path) -> Facts:
 
 
 def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> dict[int, np.ndarray]:
-    """Read some frames of a video, which must have `n_expected`; return index, from 0 -> image.
-
-    Raises:
-        ValueError: not a video, damaged, or it has another number of frames.
-    """
+    """Return frames of a video, index from 0 -> image; ValueError if it is damaged or has others than `n_expected`."""
     pictures, n_frames = {}, 0
     with _video(path) as stream:
         for n_frames, frame in enumerate(_frames(path, stream), start=1):
@@ -71,21 +59,13 @@ def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> dict[int
 
 
 def count_frames(path: str | Path) -> int:
-    """Count a video's frames without decoding them.
-
-    Raises:
-        ValueError: not a readable video.
-    """
+    """Count a video's frames without decoding them; ValueError if it cannot be read."""
     with _video(path) as stream:
         return sum(map(_is_frame, stream.container.demux(stream)))
 
 
 def check_n_frames(path: str | Path, n_frames: int, n_expected: int) -> None:
-    """Check that a video matches its poses.
-
-    Raises:
-        ValueError: the numbers differ.
-    """
+    """Raise ValueError if a video has another number of frames than its poses."""
     if n_frames != n_expected:
         raise ValueError(
             f"{path}: the video has {n_frames} frames, its pose file {n_expected}. Extract the poses from this very "
@@ -105,11 +85,7 @@ def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
 
 
 def watch(camera: int) -> Iterator[np.ndarray]:
-    """Yield the images of a camera, numbered from 0, as they come, not mirrored.
-
-    Raises:
-        ValueError: OpenCV is missing, there is no such camera, or it gives no images.
-    """
+    """Yield the images of a camera, numbered from 0, as they come, not mirrored; ValueError if it gives none."""
     try:
         import cv2
     except ImportError:
@@ -132,11 +108,7 @@ def watch(camera: int) -> Iterator[np.ndarray]:
 
 
 def read_jpeg(content: bytes, longest: int) -> np.ndarray:
-    """Decode a JPEG of a stranger, whose sides may have so many pixels.
-
-    Raises:
-        ValueError: it is none, damaged or larger.
-    """
+    """Decode a JPEG of a stranger; ValueError if it is none, damaged, or a side has more than `longest` pixels."""
     from PIL import Image
 
     try:

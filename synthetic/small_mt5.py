@@ -183,11 +183,7 @@ def write_small_mt5(
 
 
 def refuse_other_models(folder: str | Path) -> None:
-    """Check that a folder is missing, empty, or holds a small mT5, so that it may be written.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
+    """Raise ValueError unless a folder is missing, empty, or holds a small mT5, so that it may be written."""
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

@@ -97,11 +97,7 @@ class Question:
 
     @classmethod
     def of(cls, body: bytes) -> tuple[Question, bytes]:
-        """Split a request into a line of JSON and the file.
-
-        Raises:
-            ValueError: the page never sends such a request.
-        """
+        """Split a request into a line of JSON and the file; ValueError if the page never sends such a request."""
         line, _, file = body.partition(b"\n")
         with contextlib.suppress(TypeError, ValueError, RecursionError):
             question = cls(**json.loads(line))
@@ -366,11 +362,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """The page's server at a port, 0 for any free one; a request has at most `max_bytes`.
-
-    Raises:
-        ValueError: the port is in use or not available.
-    """
+    """The page's server, for port 0 at any free one; requests have at most `max_bytes`. ValueError for a used port."""
 
     daemon_threads = True  # a thread that waits for a browser must not keep the program running
 
@@ -397,11 +389,7 @@ class Server(ThreadingHTTPServer):
 
 
 def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str, Callable[[], Extractor]]:
-    """Load the pose extractor or, unless a flag asks for it, return why there is none; and what loads it again.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_extractor`.
-    """
+    """Load the pose extractor or, unless a flag asks for it, return why there is none; and what loads it again."""
     from pose.extraction import load_extractor
 
     device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU

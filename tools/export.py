@@ -71,12 +71,7 @@ class Model:
 
 
 def read(args: argparse.Namespace) -> Model:
-    """Read the model of the command line.
-
-    Raises:
-        FileNotFoundError: a file or folder does not exist.
-        ValueError: the checkpoint is not a complete model.
-    """
+    """Read the model of the command line; ValueError or FileNotFoundError if it is not complete."""
     from training.weights import Checkpoint
 
     checkpoint = Checkpoint.read(args.checkpoint, "--checkpoint")
@@ -234,11 +229,7 @@ The weights derive from those they were started from and from the data they were
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Refuse to replace anything except an earlier export with --overwrite.
-
-    Raises:
-        ValueError: the path exists and must not be replaced.
-    """
+    """Raise ValueError rather than replace anything except an earlier export with --overwrite."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:

@@ -92,12 +92,7 @@ class Result(NamedTuple):
 
 
 def find_videos(args: argparse.Namespace) -> list[Video]:
-    """Return the videos of the shard in the order of their names.
-
-    Raises:
-        FileNotFoundError: there are no videos.
-        ValueError: two videos would have the same output file.
-    """
+    """Return the shard's videos by their names; FileNotFoundError for none, ValueError for two of one name."""
     place, out = Path(args.videos), Path(args.out)
     folder = place if place.is_dir() else place.parent
     files = sorted(place.rglob("*")) if place.is_dir() else [place]

@@ -75,11 +75,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 class Files:
-    """The videos of a folder (or the pose files, if it has no videos), found by what tables say of them.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """The videos of a folder, or its pose files, found by what tables say of them; FileNotFoundError without any."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -130,12 +126,7 @@ class Table(NamedTuple):
 
 
 def find_clips(path: str, files: Files) -> Table:
-    """Read a table and find out what its columns are.
-
-    Raises:
-        FileNotFoundError: the table does not exist.
-        ValueError: not a table, or no row can be used.
-    """
+    """Read a table and find out what its columns are; ValueError or FileNotFoundError if no row can be used."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     if suffix_of(path) not in SUFFIXES:
@@ -183,11 +174,7 @@ def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, fram
 
 
 def guess_columns(path: str, rows: Sequence[Mapping[str, str]], files: Files) -> dict[str, str]:
-    """Return field -> column, by the columns' names; that of the videos by what is in it.
-
-    Raises:
-        ValueError: there is no header, or no column names files, or holds texts.
-    """
+    """Return field -> column, by the columns' names, that of the videos by its cells; ValueError if one is missing."""
     header = list(rows[0]) if rows else []
     if row := [name for name in header if name not in (*FIELDS, *renamed(header)) and files.find(name)]:
         raise ValueError(
@@ -248,11 +235,7 @@ def frame_numbers(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]],
 
 
 def split_clips(table: Table, how: str) -> str:
-    """Give each clip its split, and return how that was done.
-
-    Raises:
-        ValueError: there are too few clips or signers.
-    """
+    """Give each clip its split, and return how that was done; ValueError if there are too few clips or signers."""
     clips = table.clips
     if len(clips) < len(SPLITS):
         raise ValueError(f"{len(clips)} clips cannot be split into train, dev and test.")

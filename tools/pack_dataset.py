@@ -141,12 +141,7 @@ def pack(
 
 
 def verify(out: Path) -> None:
-    """Verify all packs in a folder.
-
-    Raises:
-        FileNotFoundError: there are no packs.
-        ValueError: a pack is damaged; the message names the first fault.
-    """
+    """Verify all packs in a folder; ValueError with the first fault, FileNotFoundError if there are none."""
     from clips.packs import DESCRIPTIONS, POSES, DescriptionPack, PosePack, packs_in
 
     folders = packs_in(out)

@@ -78,12 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def open_run(folder: str, split: str) -> Viewer:
-    """Open a run's model and data.
-
-    Raises:
-        FileNotFoundError: the folder does not hold a run.
-        ValueError: the run has no descriptions, or its model or data cannot be read.
-    """
+    """Open a run's model and data; ValueError or FileNotFoundError if there is no model with descriptions."""
     from pages.run_folder import RunFolder
 
     run_ = RunFolder.read(folder)  # before torch is imported
@@ -99,11 +94,7 @@ def open_run(folder: str, split: str) -> Viewer:
 
 
 def read_clip(viewer: Viewer, name: str) -> Clip:
-    """Read and translate a clip; without a name, the first that has a description.
-
-    Raises:
-        ValueError: there is no such clip, or it has no description.
-    """
+    """Read and translate a clip, by default the first that has a description; ValueError if there is none."""
     from temporal_alignment import sample_frames
 
     assert viewer.dataset is not None, "open_run opens data and descriptions"
@@ -127,11 +118,7 @@ def read_clip(viewer: Viewer, name: str) -> Clip:
 
 
 def choose_font(path: str, characters: str) -> str:
-    """Return a font file that has all characters.
-
-    Raises:
-        ValueError: there is none, or `path` is no font.
-    """
+    """Return a font file that has all characters; ValueError if there is none, or `path` is no font."""
     from PIL import ImageFont
 
     for candidate in [path] if path else FONTS:
