@@ -178,14 +178,9 @@ def sayable(what: object) -> str:
 
 
 def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float, Video]:
-    """Read a clip's poses or extract them from its images.
+    """Read a clip's poses or extract them from its images; ValueError or OSError if a file is unusable.
 
-    Returns:
-        The pose, the images' aspect ratio (1 if unknown), and the video or its images, if they are there.
-
-    Raises:
-        ValueError: a file is unusable.
-        OSError: a file cannot be opened.
+    Returns the pose, the images' aspect ratio (1 if unknown), and the video or its images, if they are there.
     """
     if not clip.has_pictures:
         from translator import load_pose, video_of

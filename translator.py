@@ -316,12 +316,7 @@ class FrozenTextEncoder:
         self.encoder: TextEncoder | None = None
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the features of n texts, (n, W), in fp32 as in training's cache.
-
-        Raises:
-            FileNotFoundError: the encoder's folder does not exist.
-            ValueError: the encoder has another width.
-        """
+        """Return the features of n texts, (n, W), in fp32; ValueError or FileNotFoundError if it is another encoder."""
         if not texts:
             return torch.empty(0, self.width)
         if self.encoder is None:

@@ -135,10 +135,7 @@ def by_model(
     """Describe clips with a vision-language model, and log the usage; return the exit status: 1 if something is left.
 
     Segments that have a text are skipped. What failed is listed in the file `failures`; if these are all clips
-    (`whole`) and nothing failed, an old list goes.
-
-    Raises:
-        ValueError: the endpoint refuses all requests.
+    (`whole`) and nothing failed, an old list goes. ValueError if the endpoint refuses all requests.
     """
     outcome = Outcome()
     calls = calls_to_make(progress(clips, "asking"), question, question.maker(client.model), outcome)

@@ -31,10 +31,7 @@ class HandCrops:
     """Chooses frames and cuts crops of the hands.
 
     Of a crop that extends beyond the image border the part outside is black; with `uni_sign`, as in Uni-Sign, all of it
-    at the left or upper border.
-
-    Raises:
-        ValueError: a package is missing.
+    at the left or upper border. ValueError if a package is missing.
     """
 
     def __init__(self, uni_sign: bool = False) -> None:

@@ -137,10 +137,7 @@ def cut_clip(path: str | Path, pose: Pose, label: Mapping[str, Any]) -> Pose:
     """Cut the clip that the labels mean out of a pose file's frames.
 
     Of the label's fields `start` and `end` count, frames of the recording, by default all of the file; and `frames`,
-    their number, if it is to be checked.
-
-    Raises:
-        ValueError: there are no such frames, or their number is another.
+    their number, if it is to be checked. ValueError if there are no such frames, or their number is another.
     """
     start, end = label.get("start", pose.start), label.get("end", pose.frames.stop)
     if not pose.start <= start < end <= pose.frames.stop:

@@ -281,9 +281,7 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
 
     An older sample corpus there is replaced. `counts` are the clips of each split; equal seeds give identical files.
     Returns counts for a summary: clips, frames, description files, described frames, faulty entries, pieces.
-
-    Raises:
-        ValueError: the folder holds something else, a split would be empty, or the seed is negative.
+    ValueError if the folder holds something else, a split would be empty, or the seed is negative.
     """
     out = Path(out)
     if empty := [split for split, count in counts.items() if count < 1]:

@@ -39,10 +39,8 @@ _BUCKETS = 32  # relative position buckets
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> bytes:
     """Train a unigram sentencepiece model with mT5's special ids (pad 0, </s> 1, <unk> 2) and byte pieces.
 
-    Returns the content of `spiece.model`, the same for the same texts; few of them give fewer pieces.
-
-    Raises:
-        ValueError: there is no text, or the texts have more characters than `vocab_size` allows.
+    Returns the content of `spiece.model`, the same for the same texts; few of them give fewer pieces. ValueError if
+    there is no text, or the texts have more characters than `vocab_size` allows.
     """
     lines = [text for text in texts if text.strip()]
     if not lines:
@@ -139,10 +137,8 @@ def write_small_mt5(
     """Write `spiece.model`, `tokenizer_config.json`, `config.json` and `model.safetensors`.
 
     The encoder has as many layers as the decoder; the tokenizer is trained on the texts. Returns the number of pieces.
-    The model's vocabulary is rounded up to a multiple of 64; mt5-base's is larger than its tokenizer's, too.
-
-    Raises:
-        ValueError: the folder holds another model, or no tokenizer can be trained on the texts.
+    The model's vocabulary is rounded up to a multiple of 64; mt5-base's is larger than its tokenizer's, too. ValueError
+    if the folder holds another model, or no tokenizer can be trained on the texts.
     """
     folder = Path(folder)
     refuse_other_models(folder)
@@ -196,12 +192,7 @@ def refuse_other_models(folder: str | Path) -> None:
 
 
 def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
-    """Yield the texts of a label file (and its glosses), of a folder of descriptions, or the lines of a .txt file.
-
-    Raises:
-        FileNotFoundError: the file or folder does not exist.
-        ValueError: the label file is damaged or not a label file.
-    """
+    """Yield the texts of a label file (and its glosses) or of a folder of descriptions, or the lines of a .txt file."""
     path = Path(source)
     if path.is_dir():
         for file in sorted(path.rglob("*.json")):

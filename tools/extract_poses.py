@@ -219,13 +219,9 @@ def _alone(work: Callable[[Video, int], Result], video: Video, args: argparse.Na
 
 
 def keep_to_one_extractor(args: argparse.Namespace, videos: Sequence[Video]) -> None:
-    """Load the model, so that errors are reported once, and refuse to mix poses of different extractors.
+    """Load the model, so that its errors are reported once, and raise ValueError rather than mix poses of two.
 
     With --overwrite another extractor's poses may be replaced, provided that none of them remain.
-
-    Raises:
-        FileNotFoundError: the model's files do not exist.
-        ValueError: the model cannot be loaded, or the folder holds poses of another extractor.
     """
     from pose.extraction import load_extractor
     from system.disk import write_text
