@@ -120,6 +120,7 @@ class Uni_Sign(nn.Module):
         self.mt5_model = mt5
         if tokenizer.kept is not None:
             self.register_buffer(KEPT_TOKENS, tokenizer.kept.clone())
+        self.bucket = 1  # see `ClipLayout`
         self._frozen: list[nn.Module] = []
         if config.use_descriptions:
             assert text_encoder is not None, "a model with descriptions needs something that encodes them"
@@ -165,13 +166,14 @@ class Uni_Sign(nn.Module):
         mask = src_input["attention_mask"]
         # With `uni_sign_padding`, padded frames go through the convolutions too; mT5 masks them in either case.
         mask = torch.ones_like(mask) if self.config.uni_sign_padding else mask
-        layout = ClipLayout(mask, src_input["body"].device)
+        device = src_input["body"].device
+        layout = ClipLayout(mask, device, self.bucket)
         pooled: list[torch.Tensor] = []
         body = None
         for parts in [(part,) for part in PART_JOINTS] if self.config.uni_sign_batch_norm else PASSES:
             # Parts encoded in one pass share weights; they are concatenated as if they were additional clips.
             n_parts, (first, *_) = len(parts), parts
-            passed = layout if n_parts == 1 else ClipLayout(mask.repeat(n_parts, 1), src_input["body"].device)
+            passed = layout if n_parts == 1 else ClipLayout(mask.repeat(n_parts, 1), device, self.bucket)
             x = torch.cat([layout.pack(src_input[part]).transpose(0, 1) for part in parts], dim=1)  # (V, N, 3)
             x = self.proj_linear[first](x)  # (V, N, hidden / 4)
             x = self.gcn_modules[first](x, passed)  # (V, N, hidden)

@@ -309,6 +309,7 @@ def get_args_parser() -> Parser:
     add("--gradient-accumulation-steps", type=int, default=8, help="micro-batches per step; default: 8")
     add("--gradient-clipping", type=float, default=1.0, help="maximum gradient norm; default: 1.0")
     add("--gradient_checkpointing", action="store_true", help="less memory for more time: activations are recomputed")
+    add("--compile", action="store_true", help="compile parts of the model with torch.compile: fewer kernels on a GPU")
     add("--opt", type=str.lower, default="adamw", choices=config.OPTIMIZERS, help="default: adamw")
     add("--opt-eps", type=float, default=1e-9, help="default: 1e-9")
     add("--opt-betas", type=float, nargs=2, default=None, metavar="B", help="default: 0.9 0.999")
@@ -364,9 +365,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             args.task = config.dataset_of(args.dataset, args.dataset_config).tasks[0]
     if args.rgb_backbone and not args.rgb_support:
         parser.error("--rgb_backbone needs --rgb_support.")
-    if args.offload and args.zero_stage == 0:
-        parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
     _check_numbers(parser, args)
+    _check_zero(parser, args)
     if args.eval:
         _check_evaluation(parser, args)
         for name in OF_CHECKPOINT - typed:
@@ -494,6 +494,13 @@ def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--min_lr {args.min_lr}: must not be above --lr, which is {args.lr}.")
     if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
         parser.error(f"--opt_betas {' '.join(map(str, args.opt_betas))}: each must lie in [0, 1).")
+
+
+def _check_zero(parser: Parser, args: argparse.Namespace) -> None:
+    if args.offload and args.zero_stage == 0:
+        parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
+    if args.compile and args.zero_stage == 3:
+        parser.error("--compile: --zero_stage 3 gathers the weights of each part when it runs. Give 2 or less.")
 
 
 # -- the log and the seed of a run -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Parameter names and shapes match Uni-Sign's released weights.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -66,15 +67,17 @@ class ClipLayout:
     Args:
         mask: (B, T), non-zero on real frames. Best on the CPU, to avoid a GPU synchronisation.
         device: device of the frames; default: the mask's.
+        bucket: the line of all frames is as long as a multiple of it.
     """
 
-    def __init__(self, mask: torch.Tensor, device: torch.device | None = None) -> None:
+    def __init__(self, mask: torch.Tensor, device: torch.device | None = None, bucket: int = 1) -> None:
         self.shape = (int(mask.shape[0]), int(mask.shape[1]))
         rows = mask.flatten().nonzero().squeeze(1)
         self.rows = send(rows, device or mask.device)  # (N,), each frame's index in B x T
         self.clips = self.rows // self.shape[1]  # (N,), each frame's clip
         # (N,), each frame's place on a line of all frames, with REACH places between clips
         self.places = torch.arange(len(self.rows), device=self.rows.device) + REACH * self.clips
+        self.line_length = bucket * math.ceil((len(rows) + REACH * (self.shape[0] - 1)) / bucket)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """Remove padding, (B, T, ...) -> (N, ...)."""
@@ -155,14 +158,13 @@ class TemporalConvolution(nn.Conv2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=(TEMPORAL_KERNEL, 1))
 
-    def forward(self, x: torch.Tensor, layout: ClipLayout) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, layout: ClipLayout, n_joints: int) -> torch.Tensor:
         """(V N, C) -> (V N, C)."""
         if winograd.suits(x):  # only faster: what follows works on every device
             return winograd.convolve(x, self.weight.squeeze(3), layout.clips) + self.bias
         # All frames on one line, with REACH zeros between clips, so that no window spans two of them.
-        n_frames = len(layout.clips)
-        length = n_frames + REACH * (layout.shape[0] - 1)
-        line = spread(x.view(-1, n_frames, self.in_channels), layout.places, length)  # (V, line, C)
+        x = x.unflatten(0, (n_joints, -1))  # (V, N, C)
+        line = spread(x, layout.places, layout.line_length)  # (V, line, C)
         line = line[None].permute(0, 3, 1, 2)  # (1, C, V, line), channels last in memory
         line = F.conv2d(line, self.weight.transpose(2, 3), self.bias, padding=(0, REACH))  # (1, C, V, line)
         return select(line.squeeze(0).permute(1, 2, 0), layout.places).flatten(0, 1)
@@ -211,7 +213,7 @@ class STGCNBlock(nn.Module):
         x = self.gcn(x)  # (V N, C')
         if self.tcn:
             convolve, norm = self.tcn
-            x = norm(convolve(x, layout))  # (V N, C')
+            x = norm(convolve(x, layout, self.gcn.A.shape[1]))  # (V N, C')
         return (x + shortcut).relu_()
 
 

@@ -40,9 +40,11 @@ OUTPUT_TRANSFORM = _powers(TILE).T.contiguous()  # (4, 8)
 
 
 def suits(x: torch.Tensor) -> bool:
-    """Return whether to use this method for x: not on GPUs, which have a fast one, nor in bf16 (rounding errors)."""
+    """Return whether to use this method for x: not on GPUs, which have a fast one, nor in bf16 (rounding errors), nor
+    compiled.
+    """
     lower = torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64)
-    return x.device.type == "cpu" and not lower
+    return x.device.type == "cpu" and not lower and not torch.compiler.is_compiling()
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:

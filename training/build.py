@@ -17,6 +17,7 @@ from clips.packs import use_packs
 from config import GET_BACKBONE, TASKS, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
 from datasets import S2T_Dataset
 from models import Uni_Sign
+from network.compiling import compile_parts
 from network.rgb_branch import BACKBONE, load_backbone
 from network.vocabulary import Tokenizer, log_coverage
 from network.vocabulary import choose as choose_tokens
@@ -214,6 +215,8 @@ def build_model(
     model = assemble(config, mt5_folder, kept, features)
     if args.gradient_checkpointing:
         model.recompute_activations()
+    if args.compile:
+        compile_parts(model, distributed.device())
     for split, loader in loaders.items() if distributed.is_main() else ():
         lengths, most = model.tokenizer.lengths(loader.dataset.targets()), config.max_target_tokens
         if cut := sum(length > most for length in lengths):
