@@ -117,7 +117,7 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
             yield f"--{flag} {getattr(args, flag)}: must be positive."
     try:
         json.loads(args.fields).items()
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         yield f"--fields {args.fields}: wanted a JSON object."
 
 

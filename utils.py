@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 import config
 from system.disk import regular_file
 from system.faults import printable
-from system.terminal import Lasting, ending_with_its_reader
+from system.terminal import Lasting, ending_with_its_reader, open_closed_streams, tell_interruption
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -180,6 +180,8 @@ def add_shard_flag(add: Callable[..., argparse.Action]) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
+    open_closed_streams()
+    sys.excepthook = tell_interruption
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What a pipe has on Windows, and some terminals, lack most characters; and file names may have invalid ones.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from clips.tables import SUFFIXES, read_rows, read_text, suffix_of
 from config import SPLIT_NAMES, SPLITS, DatasetSpec, without_suffix
-from system.faults import UNPRINTABLE
+from system.faults import UNPRINTABLE, shown
 
 Label = dict[str, Any]
 
@@ -158,7 +158,7 @@ def read_labels(path: str | Path) -> dict[str, Label]:
     faults: dict[str, list[str]] = {}  # what is wrong -> where
     for where, name, entry in readers.get(suffix_of(path), _read_pickle)(path):
         if not isinstance(entry, Mapping):
-            wrong = f"is {_shown(entry)}; wanted the fields of a clip, name, text and so on"
+            wrong = f"is {shown(entry)}; wanted the fields of a clip, name, text and so on"
             faults.setdefault(str(entry) if isinstance(entry, ValueError) else wrong, []).append(where)
             continue
         label, wrongs = clean_label(name, entry)
@@ -252,8 +252,10 @@ def _clean_texts(label: Label) -> Iterator[str]:
     words = glosses if isinstance(glosses, list | tuple) else [glosses]
     if not isinstance(text, str | int):  # some programs write NaN for "none"
         yield f"has the text {text!r:.60}; wanted a text"
+        return
     if not all(isinstance(word, str | int) for word in words):
         yield f"has the gloss {glosses!r:.60}; wanted a text, or a list of them"
+        return
     for field, texts in (("text", [text]), ("gloss", words)):
         if (length := sum(len(str(part)) for part in texts)) > MAX_TEXT:
             yield f"has {length} characters in its {field}; wanted at most {MAX_TEXT}"
@@ -261,10 +263,6 @@ def _clean_texts(label: Label) -> Iterator[str]:
         if halves:
             near = halves[0].string[max(0, halves[0].start() - 9) : halves[0].end()]
             yield f"has half a character in its {field}, as of an emoji cut in two: {near!r}. Remove it"
-
-
-def _shown(value: object) -> str:
-    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _names(fields: Iterable[Any]) -> str:
@@ -294,7 +292,7 @@ def _entries(path: str | Path, content: Any) -> Entries:
         return ((f"entry {number}", None, entry) for number, entry in enumerate(content, start=1))
     if isinstance(content, ValueError):
         return iter([("the file", None, content)])
-    raise ValueError(f"{path}: holds {_shown(content)}; wanted a list of clips, or a dict of clips by name.")
+    raise ValueError(f"{path}: holds {shown(content)}; wanted a list of clips, or a dict of clips by name.")
 
 
 def _read_json_lines(path: str | Path) -> Entries:

@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,7 +171,11 @@ class VlmClient:
     def __init__(
         self, url: str, model: str, key: str, language: str, limits: Limits, fields: Mapping[str, Any] | None = None
     ) -> None:
-        if not re.match(r"https?://[^/]", url):
+        try:
+            host, _ = urllib.parse.urlsplit(url).hostname, urllib.parse.urlsplit(url).port  # which raises if it is none
+        except ValueError:
+            host = None
+        if not host or not re.fullmatch(r"https?://[!-~]+", url):
             raise ValueError(f"--endpoint {url}: wanted an address such as http://localhost:8000/v1.")
         self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/chat/completions") else "/chat/completions")
         self.model, self.language, self.limits = model, language, limits
@@ -241,6 +246,8 @@ class VlmClient:
                 if asked > LONGEST_WAIT:
                     raise FailedRequestError(f"{reason} (to be tried again in {asked:.0f} s)")
                 wait = max(wait, asked)
+            except http.client.InvalidURL as error:  # of a proxy
+                raise EndpointError(self._clean(f"{error}")) from None
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = self._clean(f"{type(error).__name__}: {error}")
             if attempt < self.limits.retries:

@@ -93,9 +93,7 @@ def _load_npz(path: str | Path) -> dict[str, Any]:
         check_zip(path)
         with zipfile.ZipFile(path) as parts:
             names = {f"{key}.npy": key for key in KEYS}
-            content: dict[str, Any] = {
-                names[part]: _array(parts.read(part)) for part in parts.namelist() if part in names
-            }
+            content: dict[str, Any] = {names[part]: _array(parts.read(part)) for part in {*parts.namelist()} & {*names}}
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line

@@ -19,6 +19,8 @@ from config import PICTURES_CURE
 
 MISSING_SECONDS = 0.5  # an intact file may end so many seconds before its stated end
 MAX_PIXELS = 1 << 26  # of an image; 8K has 33 million. A small file can claim any size
+# The formats of video files; FFmpeg also plays lists of other files, as endless as their author likes.
+FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,gif,mjpeg,h264,hevc,ivf,nut,rm,dv,mxf,yuv4mpegpipe"
 FIRST_PICTURES = 5  # images of a camera to drop while it adjusts its exposure
 
 
@@ -132,7 +134,7 @@ def _video(path: str | Path) -> Iterator[Any]:
 
     fault = "cannot be read"
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options={"format_whitelist": FORMATS}) as container:
             cover = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & cover]
             if not streams:

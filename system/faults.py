@@ -28,3 +28,8 @@ def in_one_line(error: BaseException, longest: int = 1000) -> str:
     """Return what an error says, or its kind if that says more."""
     text = printable(" ".join(str(error).split()))[:longest]
     return f"{type(error).__name__}: {text}".rstrip(": ") if isinstance(error, _BESIDE_OURS) or not text else text
+
+
+def shown(value: object) -> str:
+    """Return a file's value for a message, or its kind: what a list is written as has no limit."""
+    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"

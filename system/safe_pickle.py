@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import pickle
 import pickletools
 import re
@@ -21,11 +22,22 @@ from typing import Any
 
 import numpy as np
 
-from system.disk import read_unpacked
+from system.disk import MAX_BYTES, check_unpacked, read_unpacked
 from system.faults import in_one_line
 
 MAX_NUMBER = 1 << 10  # bytes of a number; Python writes none of twice as many
 MAX_EMPTY = 1 << 16  # maximum side length of an empty array; a frame without people has (0, 133, 2)
+
+
+class _Made:
+    """Counts the bytes that are made of a file's: one object of the file may be named, and copied, again and again."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.n_bytes = size, 0
+
+    def add(self, n_bytes: int) -> None:
+        self.n_bytes += n_bytes
+        check_unpacked(self.n_bytes, self.size)
 
 
 class Dtype:
@@ -46,8 +58,11 @@ class Dtype:
 class _Array(np.ndarray):
     """An array filled from a file, with `Dtype` as its dtype."""
 
+    made: _Made
+
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran_order, data = state
+        vars(self).pop("made").add(len(data))  # numpy copies bytes of the other order
         np.ndarray.__setstate__(self, (version, shape, dtype.dtype, fortran_order, data))
         _check_empty(self)
 
@@ -121,6 +136,22 @@ def _check_memory(data: bytes) -> None:
     raise pickle.UnpicklingError("it is cut short, or asks for more memory than its size can need")
 
 
+def _spread_out(value: Any, known: dict[int, int]) -> int:
+    """Return about how many bytes a value has when what it holds many times is counted as often.
+
+    Ten lists, each of ten times the next, have 10^10 items for whoever reads or shows them.
+    """
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if not isinstance(value, (dict, list, tuple, set, frozenset)):
+        return len(value) if isinstance(value, (str, bytes, bytearray)) else 8
+    if id(value) not in known:
+        known[id(value)] = MAX_BYTES  # while it is counted: it may hold itself
+        items = itertools.chain(value, value.values()) if isinstance(value, dict) else value
+        known[id(value)] = sum(16 + _spread_out(item, known) for item in items)
+    return known[id(value)]
+
+
 class _OtherArraysError(pickle.UnpicklingError):
     """Harmless arrays that are not numpy's own; the text ends with the cure."""
 
@@ -135,18 +166,35 @@ _ZIP = b"PK\x03\x04"  # begins what torch.save writes
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self.made = _Made(len(data))
+
+    def _new_array(self, *_: Any) -> _Array:
+        array = _Array(0)
+        array.made = self.made
+        return array
+
+    def _scalar(self, dtype: Dtype, data: Any) -> Any:
+        self.made.add(len(data))
+        return scalar(dtype, data)
+
+    def _encode(self, text: str, _: Any) -> bytes:
+        self.made.add(len(text))
+        return text.encode("latin1")
+
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 renamed `core`; both kinds of files exist. The functions are created for each file, since a
         # pickle can also change the attributes of what it names.
         stand_ins = {
             ("numpy", "dtype"): Dtype,
             ("numpy", "ndarray"): "numpy.ndarray",  # the array type to make: only one exists
-            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(0),
-            ("numpy.core.multiarray", "scalar"): lambda *values: scalar(*values),
+            ("numpy.core.multiarray", "_reconstruct"): self._new_array,
+            ("numpy.core.multiarray", "scalar"): self._scalar,
             ("numpy.core.numeric", "_frombuffer"): lambda *values: _from_bytes(*values),
             ("collections", "OrderedDict"): dict,
             # Bytes in protocols 0 to 2, and empty ones.
-            ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
+            ("_codecs", "encode"): self._encode,
             ("__builtin__", "bytes"): lambda: b"",
         }
         try:
@@ -185,7 +233,9 @@ def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
         if data.startswith(_ZIP):
             raise _OtherArraysError("it is a zip file, as torch.save writes. Pickle numpy arrays: tensor.numpy().")
         _check_memory(data)
-        return _PlainUnpickler(io.BytesIO(data)).load()
+        content = _PlainUnpickler(data).load()
+        check_unpacked(_spread_out(content, {}), len(data))
+        return content
     except Exception as error:  # noqa: BLE001 -- a damaged pickle raises nearly anything; each becomes one line
         reason = in_one_line(error, 300).rstrip(".")
         cure = "" if isinstance(error, _OtherArraysError) else " Get it again, from a source you trust."

@@ -9,6 +9,28 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 
+def open_closed_streams() -> None:
+    """Replace a closed standard stream, as of a job without a terminal, by one that is lost.
+
+    Otherwise the next file that is opened would be it, and what libraries print would go there.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 -- for good
+
+
+def tell_interruption(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Show an uncaught error, for `sys.excepthook`: Ctrl-C during slow imports in one word."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 @contextlib.contextmanager
 def ending_with_its_reader() -> Iterator[None]:
     """End the program in silence, with the status of other tools, if the reader of its output leaves, as `head` does.

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -162,6 +163,37 @@ def sheet(folder):
         file.writestr("xl/worksheets/sheet1.xml", bytes(1 << 27))
 
 
+def twice_in(value):
+    """Ten lists, each of ten times the next."""
+    for _ in range(9):
+        value = [value] * 10
+    return value
+
+
+def encoded_again_and_again(folder):
+    text = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
+    calls = b"](" + b"h\x00h\x01N\x86R" * 10_000 + b"e."
+    (folder / "a.pkl").write_bytes(b"\x80\x02c_codecs\nencode\nq\x000" + text + b"q\x010" + calls)
+
+
+class Swapped:
+    """An array whose bytes numpy has to copy, to turn their order around."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __reduce__(self):
+        make, values, _ = np.zeros(1).__reduce__()
+        return make, values, (1, (len(self.data) // 8,), np.dtype(">f8"), False, self.data)
+
+
+def parts_of_one_name(folder):
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(folder / "a.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        for _ in range(2000):
+            file.writestr("keypoints.npy", b"")
+        file.writestr("keypoints.npy", bytes(60_000_000))
+
+
 SMALL = {
     "frames of nobody": lambda folder: npz(folder, np.zeros((5_000_000, 0, 133, 2), np.float32)),
     "a shape without content": lambda folder: npz_that_claims(folder, (1 << 33, 133, 2)),
@@ -171,6 +203,16 @@ SMALL = {
     "frames that are None": lambda folder: (folder / "a.pkl").write_bytes(
         pickle.dumps({"keypoints": [None] * 1_000_000, "scores": [None] * 1_000_000})
     ),
+    "lists of lists": lambda folder: (folder / "a.pkl").write_bytes(pickle.dumps({"start": twice_in("a")})),
+    "a list of itself": lambda folder: (folder / "a.pkl").write_bytes(b"\x80\x04]\x94h\x00a."),
+    "labels of lists of lists": lambda folder: (folder / "labels.train").write_bytes(
+        gzip.compress(pickle.dumps({"a": {"text": twice_in("a"), "video_path": "a.mp4"}}))
+    ),
+    "one text, again and again": encoded_again_and_again,
+    "one array, again and again": lambda folder: (folder / "a.pkl").write_bytes(
+        pickle.dumps([Swapped(data) for data in [bytes(1 << 20)] * 1000])
+    ),
+    "parts of one name": parts_of_one_name,
     "packed labels": lambda folder: rows(folder, "json", b"[", b"[],", b"[]]"),
     "a packed table": lambda folder: rows(folder, "csv", b"name\n", b"a\n", b""),
     "a spreadsheet": sheet,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,20 @@ def test_another_pipe_that_breaks_is_an_error():
     code = "import utils\ndef work(): raise BrokenPipeError(32, 'worker')\nutils.run(work)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (1, "error: [Errno 32] worker\n")
+
+
+CLOSED = "import os, sys; [os.close(n) for n in (0, 1, 2)]; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+
+
+def test_closed_streams_end_nothing(tmp_path):
+    """As of a job without a terminal; what is printed must not get into a file."""
+    (tmp_path / "clip.json").write_text('{"0.jpg": "The right hand rises."}')
+    line = ["describe.py", "audit", str(tmp_path), "--html", str(tmp_path / "page.html")]
+    assert subprocess.run([sys.executable, "-c", CLOSED, *line], cwd=ROOT, check=False).returncode == 0
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_ctrl_c_during_slow_imports_is_one_word():
+    code = "import utils\nutils.run(lambda: None)\nraise KeyboardInterrupt"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "interrupted\n")

@@ -33,6 +33,8 @@ from training.weights import fusion_weights
 logger = logging.getLogger(__name__)
 
 STATE_WEIGHTS = "weights.pt"  # file name in a state's folder
+STATE_FILES = (STATE_WEIGHTS, "optimizer.pt", "processes.pt")  # which every state has
+MOST_STEPS = 1 << 53
 
 
 @dataclass
@@ -115,6 +117,7 @@ def read_progress(folder: Path) -> TrainState:
         if content.pop("sha256") != _digest(content):
             raise ValueError("checksum differs")
         state = TrainState(**content)
+        _check(state, folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
     for name, digest in state.digests.items():
@@ -125,6 +128,17 @@ def read_progress(folder: Path) -> TrainState:
         if found != digest:
             raise ValueError(f"{folder / name} is damaged: its checksum is not the one that was saved.")
     return state
+
+
+def _check(state: TrainState, folder: Path) -> None:
+    counts = state.epoch, state.micro_batch, state.step, state.n_processes
+    tables = state.arguments, state.digests, state.sources, state.epoch_sums
+    if not all(type(count) is int and 0 <= count < MOST_STEPS for count in counts) or not state.n_processes:
+        raise ValueError("its numbers are none that a run reaches")
+    if not all(isinstance(table, dict) for table in tables) or not {*STATE_FILES} <= {*state.digests}:
+        raise ValueError("it does not list its files")
+    if folder.name.startswith("step_") and folder.name != state.folder_name:
+        raise ValueError(f"it is of {state.folder_name}")
 
 
 def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] | None:

@@ -20,6 +20,7 @@ from network.rgb_branch import PREFIXES as RGB_PREFIXES
 from network.state_dicts import differences
 from network.vocabulary import KEPT_TOKENS, Tokenizer, matrices, move_rows
 from pose.keypoints import PART_JOINTS
+from system.faults import shown
 from text_fusion_modules import EncodesTexts, TextEncoder
 from training.weight_files import read_weights
 
@@ -114,8 +115,7 @@ class Checkpoint:
         """Return an entry that this code writes, or the default if there is none; ValueError for another type."""
         value = self.facts.get(name, default)
         if not _is_plain(value, type(default)):
-            shown = repr(value) if isinstance(value, str | bool) else f"of the type {type(value).__name__}"
-            raise ValueError(f"{self.named} says {name} {shown:.60}. Get it again, or name the right one: --{name}.")
+            raise ValueError(f"{self.named} says {name} {shown(value)}. Get it again, or name the right one: --{name}.")
         return value
 
     def config(self, **given: str) -> ModelConfig:
@@ -130,7 +130,7 @@ class Checkpoint:
             for field in dataclasses.fields(ModelConfig):
                 value = values.get(field.name, field.default)
                 if not _is_plain(value, type(field.default)):
-                    raise TypeError(f"{field.name} is {value!r:.60}")
+                    raise TypeError(f"{field.name} is {shown(value)}")
             config = ModelConfig(**values)
         except TypeError as error:
             raise ValueError(f"{self.named} is of another version of this code ({error}).") from None

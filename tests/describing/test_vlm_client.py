@@ -3,6 +3,7 @@
 import base64
 import email.utils
 import json
+import re
 import socket
 import threading
 import time
@@ -322,9 +323,19 @@ def test_a_key_that_is_none_is_refused_and_not_told(key):
     assert "sk-" not in str(error.value)
 
 
-def test_an_address_that_is_none():
-    with pytest.raises(ValueError, match="--endpoint localhost: wanted an address"):
-        VlmClient("localhost", "m", "", "en", Limits())
+@pytest.mark.parametrize(
+    "url", ["localhost", "http://", "http://host:x/v1", "http://a b/v1", "http://[::1/v1", "http://:80"]
+)
+def test_an_address_that_is_none(url):
+    with pytest.raises(ValueError, match=f"--endpoint {re.escape(url)}: wanted an address"):
+        VlmClient(url, "m", "", "en", Limits())
+
+
+def test_a_proxy_that_is_none_ends_the_run(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://host:x")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(EndpointError, match="nonnumeric port: 'x'"):
+        VlmClient("http://example.org/v1", "m", "", "en", Limits(**FAST)).ask("?", [])
 
 
 def test_nobody_listens():

@@ -1,6 +1,7 @@
 """Reading videos: all frames, upright, in order; what is damaged or another thing is one line."""
 
 import re
+import shutil
 import struct
 import sys
 import types
@@ -279,3 +280,12 @@ def test_a_camera(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match="a camera needs OpenCV"):
         record(0, 1)
+
+
+def test_a_list_of_files_is_no_video(real_video, tmp_path):
+    """FFmpeg would play it: 150 bytes that last for days, or never end."""
+    shutil.copy(real_video, tmp_path / "good.mp4")
+    for name in ("good", "list"):
+        (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {name}.mp4\n")
+        with pytest.raises(ValueError, match=r"list\.mp4: the video cannot be read"):
+            count_frames(tmp_path / "list.mp4")

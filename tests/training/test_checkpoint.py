@@ -14,12 +14,14 @@ from training import checkpoint
 from training.checkpoint import TrainState
 
 
-def state_folder(output_dir, step, whole=True):
-    folder = output_dir / "resume" / f"step_{step:08d}"
+def state_folder(output_dir, number, whole=True, **changes):
+    folder = output_dir / "resume" / f"step_{number:08d}"
     folder.mkdir(parents=True)
     if whole:
-        (folder / "weights.pt").write_bytes(b"weights")
-        checkpoint.write_progress(folder, TrainState(step=step, digests={"weights.pt": sha256(folder / "weights.pt")}))
+        for name in checkpoint.STATE_FILES:
+            (folder / name).write_bytes(b"content")
+        digests = {name: sha256(folder / name) for name in checkpoint.STATE_FILES}
+        checkpoint.write_progress(folder, TrainState(**{"step": number, "digests": digests} | changes))
     return folder
 
 
@@ -117,6 +119,26 @@ def test_a_damaged_state_is_named(tmp_path, damage, words):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="--resume auto: all 1 states .* are damaged"):
         checkpoint.find_state("auto", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"step": 5}, "it is of step_00000005"),  # a folder that was renamed: resuming would move it out of the way
+        ({"step": -100}, "numbers are none"),
+        ({"epoch": 1.0}, "numbers are none"),
+        ({"micro_batch": True}, "numbers are none"),
+        ({"n_processes": 0}, "numbers are none"),
+        ({"epoch": 10**300}, "numbers are none"),
+        ({"arguments": []}, "does not list its files"),
+        ({"sources": [1]}, "does not list its files"),
+        ({"digests": {}}, "does not list its files"),
+    ],
+)
+def test_what_no_run_writes_is_a_damaged_state(tmp_path, changes, words):
+    state_folder(tmp_path, 100, **changes)
+    with pytest.raises(ValueError, match=rf"state.json is damaged \(ValueError: .*{words}"):
+        checkpoint.read_progress(tmp_path / "resume" / "step_00000100")
 
 
 ARGUMENTS = vars(utils.parse_args(["--batch-size", "4", "--gradient-accumulation-steps", "6"]))
