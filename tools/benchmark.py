@@ -48,6 +48,7 @@ class Size:
     frames: int  # of each clip
     texts: int  # distinct descriptions of each clip
     max_new_tokens: int
+    compiled: bool = False  # see `network/compiling.py`
 
 
 MT5_TINY = {"vocab_size": 500, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2}
@@ -79,6 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=int, default=5, help="timed runs of a stage; default: 5")
     add("--clock", default="wall", choices=("wall", "cpu"), help="cpu: the time of this process, where others compute")
     add("--threads", type=int, help="of torch on a CPU; default: torch's choice")
+    add("--compile", action="store_true", help="compile the model as fine_tuning.py --compile does")
     add("--json", metavar="FILE", help="also write all figures there")
     add("--kernels", action="store_true", help="count a GPU's kernels instead, for bf16; needs no GPU and little time")
     args = parser.parse_args(argv)
@@ -111,6 +113,7 @@ from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write
 from config import DatasetSpec, ModelConfig
 from datasets import S2T_Dataset
 from models import IGNORE, Uni_Sign, tokens_before
+from network.compiling import compile_parts
 from network.mt5 import MT5, run_encoder, use_fused_layers
 from network.stgcn import REACH, ClipLayout, STGCNChain
 from network.vocabulary import EOS, PAD, Tokenizer
@@ -298,6 +301,8 @@ class Training:
         self.size, self.texts, self.samples, self.device = size, texts, samples, device
         self.precision = partial(autocast, dtype, device)
         self.model = make_model(size, texts).to(device).train()
+        if size.compiled:
+            compile_parts(self.model, device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 1e-4), lr=1e-5, fused=True)
         src_input, self.tgt_input = collate_fn(samples)
         self.src_input = to_device(src_input, device)
@@ -324,10 +329,11 @@ class Training:
             "decoder and loss", lambda *x: model.target_loss(x[0], mask, labels, x[1])[0], states, previous
         )
         yield self.trained("forward and backward", self.loss)
-        reference = ReferenceForm(model)
-        yield self.trained(
-            "reference form, forward and backward", lambda: reference.loss(self.src_input, self.tgt_input)
-        )
+        if not self.size.compiled:
+            reference = ReferenceForm(model)
+            yield self.trained(
+                "reference form, forward and backward", lambda: reference.loss(self.src_input, self.tgt_input)
+            )
         self.loss().backward()  # leaves gradients for the optimizer
         yield self.stage("optimizer", self.optimizer.step)
         yield self.stage("training step without texts", self.step)
@@ -601,7 +607,7 @@ def main(args: argparse.Namespace) -> None:
     device, size = torch.device("cuda" if torch.cuda.is_available() else "cpu"), SIZES[args.size]
     args.dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
     args.threads = args.threads or torch.get_num_threads()
-    size = replace(size, batch_size=args.batch_size, frames=args.frames)
+    size = replace(size, batch_size=args.batch_size, frames=args.frames, compiled=args.compile)
     if args.kernels:
         sys.stdout.write(table_line("stage", "kernels") + table_line("---", "---"))
         for name, kernels in count_kernels(size, args.only):
