@@ -25,6 +25,7 @@ import numpy as np
 from pose.files import to_whole_body
 from pose.keypoints import N_KEYPOINTS, PART_JOINTS, SCORE_THRESHOLD, Part, Pose
 from system.disk import write_bytes
+from system.faults import in_one_line
 from utils import installed
 
 MODELS = "pretrained_weight"  # with a folder for each extractor's files
@@ -140,7 +141,11 @@ class Rtmlib:
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Extractor`; if nobody is detected, the pose model is applied to the whole image."""
         blue_first = np.ascontiguousarray(picture[..., ::-1])  # BGR is rtmlib's usual input
-        keypoints, scores = self.whole_body(blue_first, bboxes=self.detector(blue_first))  # (P, 133, 2) in pixels
+        try:
+            keypoints, scores = self.whole_body(blue_first, bboxes=self.detector(blue_first))  # (P, 133, 2) in pixels
+        except Exception as error:  # noqa: BLE001 -- OpenCV and onnxruntime have errors of their own
+            size = f"{picture.shape[1]} x {picture.shape[0]}"
+            raise ValueError(f"{self.label} fails at a picture of {size}: {in_one_line(error, 200)}") from None
         if keypoints.shape[1:] != (N_KEYPOINTS, 2):
             raise ValueError(f"--models: {self.label} finds {keypoints.shape[1]} points; wanted {N_KEYPOINTS}.")
         return keypoints / [picture.shape[1], picture.shape[0]], scores

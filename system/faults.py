@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import lzma
 import re
+import struct
+import zipfile
+import zlib
 
 # What is wrong with one clip in every program that reads many: the clip is left out, and this is the reason.
 _BESIDE_OURS = (
-    ArithmeticError, AttributeError, EOFError, ImportError, LookupError, MemoryError, RuntimeError, TypeError,
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, RuntimeError,
+    TypeError, lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 CLIP_FAULTS = (ValueError, OSError, *_BESIDE_OURS)
 

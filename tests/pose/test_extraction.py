@@ -211,6 +211,19 @@ def test_rtmlib(monkeypatch, models, capsys):
     assert detector.seen[0][0, 0].tolist() == [0, 0, 200]  # OpenCV's order
 
 
+def test_what_opencv_raises_for_a_picture_is_one_line(monkeypatch, models):
+    """Its errors, and those of onnxruntime, are no kind of Python's; they must not end the extraction of others."""
+    rtmlib_stand_in(monkeypatch)
+    extractor = load_extractor("rtmlib", models)
+
+    def resize(_):
+        raise type("error", (Exception,), {})("OpenCV:\n!ssize.empty()")
+
+    extractor.detector = resize
+    with pytest.raises(ValueError, match=r"^rtmlib rtmw-l fails at a picture of 80 x 40: OpenCV: !ssize\.empty\(\)$"):
+        extractor(PICTURE)
+
+
 def test_rtmlib_on_a_gpu(monkeypatch, models):
     loaded = rtmlib_stand_in(monkeypatch, ("CUDAExecutionProvider", "CPUExecutionProvider"))
     for device, wanted in (("", "cuda"), ("cpu", "cpu"), ("cuda", "cuda")):

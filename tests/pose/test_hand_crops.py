@@ -13,7 +13,7 @@ from pose.video import read_frames
 from tests.helpers.videos import greys
 
 pytest.importorskip("av", reason="needs the extra rgb")
-pytest.importorskip("PIL", reason="needs the extra rgb")
+Image = pytest.importorskip("PIL.Image", reason="needs the extra rgb")
 
 LENGTHS = (30, 19, 25, 6)
 
@@ -107,6 +107,19 @@ def test_a_hand_that_is_one_point_has_no_crop_and_a_lost_point_takes_no_memory(m
     assert clip["left_hands"].shape == (1, 3, 112, 112)
     assert clip["left_hands"].any() == lost
     assert clip["left_skeletons_norm"].isfinite().all()
+
+
+@pytest.mark.parametrize("corner", [(-350, -400), (-900, 100), (40, -99), (250, 150), (0, 300), (-2000, 0)])
+def test_a_box_far_larger_than_the_image_is_cut_in_small_parts(monkeypatch, corner):
+    """An outlier in a video of 4K asks for 191 million pixels, and PIL makes no image of so many."""
+    picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    box = (*corner, corner[0] + 1000, corner[1] + 1000)
+    whole = Image.fromarray(picture).crop(box).resize((112, 112), Image.Resampling.BICUBIC)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)  # twice as many are an error
+    monkeypatch.setattr(hand_crops, "ROWS", 64)
+    crop = HandCrops()._crop(picture, np.array(box, np.int16))
+    wanted = (np.asarray(whole, np.float32) / 255 - hand_crops.MEAN) / hand_crops.STD
+    np.testing.assert_array_equal(crop, wanted.transpose(2, 0, 1))
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import lzma
+import struct
+import zipfile
+import zlib
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +70,15 @@ def test_what_one_clip_raises_is_its_reason(site, tmp_path, monkeypatch):
         monkeypatch.setattr(name, fails)
     monkeypatch.setattr(extract_poses, "_extractor", object())
     assert SITES[site](tmp_path) == ["MemoryError"]
+
+
+@pytest.mark.parametrize("kind", [AssertionError, lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error])
+def test_what_libraries_raise_is_a_clips_reason_too(kind, monkeypatch):
+    def damaged(*_):
+        raise kind("cut\nshort")
+
+    monkeypatch.setattr(inference, "read_clip", damaged)
+    assert translating(None) == [f"{kind.__name__}: cut short"]
 
 
 def test_half_a_character_can_be_written(tmp_path):
