@@ -125,7 +125,7 @@ class Question:
         if clip.video is None:
             raise FileNotFoundError(f"{clip.name} has no video.")
         read = read_frames(clip.video, {pose.start + frame for frame in frames}, pose.n_recorded)
-        pictures = {number: encode(video_picture(frame, self.height), "jpeg") for number, frame in read.items()}
+        pictures = {number: encode(video_picture(frame, self.height), "jpeg") for number, frame in read}
         return {number - pose.start: ("image/jpeg", picture) for number, picture in pictures.items()}
 
 

@@ -8,7 +8,7 @@ Source: Uni-Sign (Li et al., ICLR 2025), section 3.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,27 +67,34 @@ class HandCrops:
         chosen = {side: choose_frames(scores[:, PART_JOINTS[side]], rng) for side in HANDS}
         numbers = frames + pose.start
         wanted = {int(numbers[i]) for indices in chosen.values() for i in indices}
+        if not wanted:
+            return no_crops()
+        pictures: Iterable[tuple[int, np.ndarray]]
         if isinstance(video, str | Path):
-            pictures = read_frames(video, wanted, pose.n_recorded) if wanted else {}
+            pictures = read_frames(video, wanted, pose.n_recorded)
         else:
-            pictures = {number: video[number] for number in wanted}
-        sizes = {picture.shape[:2] for picture in pictures.values()}
-        if len(sizes) > 1:  # e.g. recorded video calls; a clip's boxes have one size in pixels
-            raise ValueError(f"{video}: the video changes its size; encode it again, with all frames of one size.")
-        height, width = sizes.pop() if sizes else (1, 1)
-        # Joints detected farther away than this are useless, and their boxes would need too much memory.
-        keypoints = np.clip(keypoints, -1, 2) * [width, height]
-        joints = {side: keypoints[indices][:, PART_JOINTS[side]] for side, indices in chosen.items()}
-        boxes, size = hand_boxes(joints)
-        clip: dict[str, torch.Tensor] = {}
+            pictures = [(number, video[number]) for number in sorted(wanted)]
+        shape: tuple[int, ...] = ()
+        crops: dict[Part, list[np.ndarray]] = {side: [] for side in HANDS}
+        for number, picture in pictures:  # one at a time: those of 8K have 100 MB each
+            if not shape:
+                shape = picture.shape
+                # Joints detected farther away than this are useless.
+                points = np.clip(keypoints, -1, 2) * [shape[1], shape[0]]
+                joints = {side: points[indices][:, PART_JOINTS[side]] for side, indices in chosen.items()}
+                boxes, size = hand_boxes(joints)
+            if picture.shape != shape:  # e.g. recorded video calls; a clip's boxes have one size in pixels
+                raise ValueError(f"{video}: the video changes its size; encode it again, with all frames of one size.")
+            for side, indices in chosen.items():
+                if size:
+                    crops[side] += [self._crop(picture, box) for box in boxes[side][numbers[indices] == number]]
+        clip = no_crops()
         for side, indices in chosen.items():
-            if not (size and len(indices)):
-                clip |= _no_crop(side)
+            if not crops[side]:
                 continue
-            crops = [self._crop(pictures[int(numbers[i])], box) for i, box in zip(indices, boxes[side], strict=True)]
             inside = (joints[side] - boxes[side][:, None, :2]) / size
             clip |= {
-                f"{side}_hands": torch.from_numpy(np.stack(crops)),
+                f"{side}_hands": torch.from_numpy(np.stack(crops[side])),
                 f"{side}_sampled_indices": torch.from_numpy(indices),
                 f"{side}_skeletons_norm": torch.from_numpy(inside.astype(np.float32)),
                 f"{side}_rgb_len": torch.tensor([len(indices)]),
@@ -121,16 +128,15 @@ class HandCrops:
 
 def no_crops() -> dict[str, torch.Tensor]:
     """Return the result of `HandCrops.load` for a clip without visible hands."""
-    return {field: value for side in HANDS for field, value in _no_crop(side).items()}
-
-
-def _no_crop(side: Part) -> dict[str, torch.Tensor]:
-    return {
-        f"{side}_hands": torch.zeros(1, 3, CROP, CROP),
-        f"{side}_sampled_indices": torch.tensor([-1]),
-        f"{side}_skeletons_norm": torch.zeros(1, len(PART_JOINTS[side]), 2),
-        f"{side}_rgb_len": torch.tensor([1]),
-    }
+    clip: dict[str, torch.Tensor] = {}
+    for side in HANDS:
+        clip |= {
+            f"{side}_hands": torch.zeros(1, 3, CROP, CROP),
+            f"{side}_sampled_indices": torch.tensor([-1]),
+            f"{side}_skeletons_norm": torch.zeros(1, len(PART_JOINTS[side]), 2),
+            f"{side}_rgb_len": torch.tensor([1]),
+        }
+    return clip
 
 
 def choose_frames(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:

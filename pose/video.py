@@ -49,15 +49,17 @@ def read_facts(path: str | Path) -> Facts:
         return Facts(width, height, float(stream.average_rate or 0))
 
 
-def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> dict[int, np.ndarray]:
-    """Return frames of a video, index from 0 -> image; ValueError if it is damaged or has others than `n_expected`."""
-    pictures, n_frames = {}, 0
+def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode frames of a video, (index from 0, image), in order: a small file may hold more than fit into memory.
+
+    ValueError, perhaps after the last of them, if it is damaged or has others than `n_expected`.
+    """
+    n_frames = 0
     with _video(path) as stream:
         for n_frames, frame in enumerate(_frames(path, stream), start=1):
             if n_frames - 1 in wanted:
-                pictures[n_frames - 1] = _picture(frame)
+                yield n_frames - 1, _picture(frame)
     check_n_frames(path, n_frames, n_expected)
-    return pictures
 
 
 def count_frames(path: str | Path) -> int:

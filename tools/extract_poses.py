@@ -171,7 +171,7 @@ def look(path: Path, pose: Pose, picture: Path) -> None:
 
     shown: list[int] = np.unique(np.linspace(0, len(pose) - 1, SHOWN).round().astype(int)).tolist()
     frames = read_frames(path, set(shown), len(pose))
-    row = encode(side_by_side([draw_pose_over(frames[number], pose, number) for number in shown]), "jpeg")
+    row = encode(side_by_side([draw_pose_over(frame, pose, number) for number, frame in frames]), "jpeg")
     write_bytes(picture, row)
 
 

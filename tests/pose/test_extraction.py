@@ -375,7 +375,7 @@ def test_mediapipe_itself(shared_real, capfd):
     from pose.video import read_frames
 
     path = shared_real / "video" / "test_video.mp4"
-    some = read_frames(path, set(range(26, 36)), 58)
+    some = dict(read_frames(path, set(range(26, 36)), 58))
     extractor = load_extractor("mediapipe")
     first = extract_pose([some[i] for i in sorted(some)], extractor)
     assert capfd.readouterr() == ("", "")

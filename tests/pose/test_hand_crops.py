@@ -1,6 +1,7 @@
 """Crops of the hands: as the official ones, and from real videos."""
 
 import importlib.util
+import weakref
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ LENGTHS = (30, 19, 25, 6)
 def recorded_clips(vectors, monkeypatch, uni_sign):
     """The four recorded clips through `HandCrops`, with the recorded frames in the place of a video."""
     clips, videos = vectors("clips.npz"), vectors("rgb_frames.npz")
-    monkeypatch.setattr(hand_crops, "read_frames", lambda path, wanted, n: dict(enumerate(videos[f"{path}.frames"])))
+    monkeypatch.setattr(hand_crops, "read_frames", lambda path, wanted, n: enumerate(videos[f"{path}.frames"]))
     crops = HandCrops(uni_sign)
     for i, length in enumerate(LENGTHS):
         pose = Pose(clips[f"clip{i}.keypoints"], clips[f"clip{i}.scores"])
@@ -98,7 +99,7 @@ def test_chosen_frames():
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_hand_that_is_one_point_has_no_crop_and_a_lost_point_takes_no_memory(monkeypatch, lost):
     monkeypatch.setattr(
-        hand_crops, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9, 3), np.uint8) for i in wanted}
+        hand_crops, "read_frames", lambda path, wanted, n: [(i, np.zeros((9, 9, 3), np.uint8)) for i in wanted]
     )
     keypoints = np.full((4, 133, 2), 0.5)
     keypoints[:, 100] = 1e9 if lost else 0.5
@@ -141,7 +142,7 @@ def test_crops_of_a_real_video(real_video):
     """A joint's surroundings in the picture are its surroundings in the crop."""
     pose = hands_of_the_video()
     clip = HandCrops().load(real_video, pose, np.arange(58), np.random.default_rng(0))
-    pictures = read_frames(real_video, set(range(58)), 58)
+    pictures = dict(read_frames(real_video, set(range(58)), 58))
     assert pictures[0].shape == (720, 540, 3)
     seen, wanted = [], []
     for side in HANDS:
@@ -158,6 +159,24 @@ def test_crops_of_a_real_video(real_video):
                 )
     assert np.std(wanted) > 0.1
     assert np.abs(np.array(seen) - wanted).mean() < 0.01
+
+
+def test_one_picture_at_a_time_is_kept(real_video, monkeypatch):
+    """A video of 8K in one colour has 2 KB for each frame, and 100 MB in memory."""
+    kept = weakref.WeakValueDictionary()
+    most = []
+
+    def watched(*args):
+        for number, picture in read_frames(*args):
+            kept[number] = picture
+            most.append(len(kept))
+            yield number, picture
+
+    monkeypatch.setattr(hand_crops, "read_frames", watched)
+    clip = HandCrops().load(real_video, hands_of_the_video(), np.arange(58), np.random.default_rng(0))
+    assert len(clip["left_hands"]) == 6
+    assert len(most) > 6
+    assert max(most) <= 2  # the last one, and the next
 
 
 def test_another_number_of_frames_is_named(real_video, write_video, tmp_path):
@@ -191,7 +210,7 @@ def test_a_clip_of_a_longer_recording(write_video, tmp_path):
 def test_a_video_that_changes_its_size_is_refused(monkeypatch):
     """As recorded calls do: the boxes of a clip have one size in pixels."""
     monkeypatch.setattr(
-        hand_crops, "read_frames", lambda path, wanted, n: {i: np.zeros((9, 9 + i % 2, 3), np.uint8) for i in wanted}
+        hand_crops, "read_frames", lambda path, wanted, n: [(i, np.zeros((9, 9 + i % 2, 3), np.uint8)) for i in wanted]
     )
     pose = hands_of_the_video()
     with pytest.raises(ValueError, match=r"^call.webm: the video changes its size; encode it again"):

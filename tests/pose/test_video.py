@@ -40,7 +40,7 @@ def test_every_frame_in_order(write_video, tmp_path):
     pictures = list(read_pictures(path))
     assert [picture.shape for picture in pictures] == [(48, 64, 3)] * 20
     np.testing.assert_allclose([picture.mean() for picture in pictures], 40 + 4 * np.arange(20), atol=1.5)
-    some = read_frames(path, {3, 17}, 20)
+    some = dict(read_frames(path, {3, 17}, 20))
     assert sorted(some) == [3, 17]
     np.testing.assert_array_equal(some[17], pictures[17])
     assert read_facts(path) == Facts(64, 48, 25)
@@ -163,7 +163,7 @@ def test_phones_film_lying_pictures(write_video, tmp_path, a, b, c, d, quarters)
     assert picture.shape == wanted.shape
     assert np.abs(picture.astype(int) - wanted).mean() < 4
     assert read_facts(path)[:2] == wanted.shape[1::-1]
-    np.testing.assert_array_equal(read_frames(path, {0}, 3)[0], picture)
+    np.testing.assert_array_equal(dict(read_frames(path, {0}, 3))[0], picture)
 
 
 # -- what cannot be used -----------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_what_is_no_video_or_half_a_one_is_named(real_video, tmp_path, kind, sai
     path = tmp_path / ("broken.mkv" if kind == "cut mkv" else "broken.mp4")
     damaged(kind, path, real_video)
     with pytest.raises(ValueError, match=rf"broken.m..: (the video )?({said})") as error:
-        read_frames(path, {0}, 58)
+        list(read_frames(path, {0}, 58))
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=re.escape(str(error.value))):
         list(read_pictures(path))
