@@ -25,6 +25,7 @@ from utils import (
     Parser,
     add_dataset_flags,
     add_shard_flag,
+    cannot_be_written,
     log_to_terminal,
     progress,
     require_packages,
@@ -178,6 +179,7 @@ def audit(argv: Sequence[str]) -> int:
     parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
     args = parser.parse_args(argv)
+    parser.refuse(cannot_be_written("--html", args.html, ".html"))
     from describing.audit import SplitReport, examine, find_files, repair, table
     from pages.audit import page_of
 

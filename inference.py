@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import shutil
 import sys
 import time
@@ -16,7 +15,16 @@ from typing import TYPE_CHECKING
 from config import ASPECTS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES
 from system.disk import to_json, write_text
 from system.faults import CLIP_FAULTS, in_one_line, printable
-from utils import Parser, add_extractor_flags, progress, require_paths, run, sigterm_as_ctrl_c, without_gpu
+from utils import (
+    Parser,
+    add_extractor_flags,
+    cannot_be_written,
+    progress,
+    require_paths,
+    run,
+    sigterm_as_ctrl_c,
+    without_gpu,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,15 +108,12 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--num_beams {args.num_beams}: must be at least --n_best, which is {args.n_best}."
     if args.descriptions and args.describe:
         yield "--descriptions and --describe exclude each other."
-    out = Path(args.out)
-    if args.out and out.suffix not in OUT_SUFFIXES:
-        yield f"--out {out}: must end in {', '.join(OUT_SUFFIXES)}."
-    if args.out and not out.parent.is_dir():
-        yield f"--out {out}: its folder does not exist."
-    elif args.out and not os.access(out.parent, os.W_OK):
-        yield f"--out {out}: its folder may not be written."
+    yield from cannot_be_written("--out", args.out, *OUT_SUFFIXES)
+    out, texts = Path(args.out).absolute(), Path(args.descriptions).absolute()
+    if args.out and args.descriptions and texts in (out, *out.parents):
+        yield f"--out {args.out}: would replace what --descriptions names. Name another file."
     if args.live and args.out and out.suffix != ".srt":
-        yield f"--out {out}: --live writes subtitles; name a .srt file."
+        yield f"--out {args.out}: --live writes subtitles; name a .srt file."
     if args.live and (args.descriptions or args.person or args.n_best > 1):
         yield "--live goes without --descriptions, --person and --n_best: it takes the largest person of each picture."
     if not 0 <= args.fps < float("inf"):

@@ -374,8 +374,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", default="", metavar="FILE", help="also write a page with pictures of the clips")
     parser.add_argument("--full", action="store_true", help="open all files, not a sample of each split")
     own, of_run = parser.parse_known_args(argv)
-    if not Path(own.page).parent.is_dir():
-        parser.error(f"--page {own.page}: {Path(own.page).parent} does not exist.")
+    if own.page:
+        from utils import cannot_be_written
+
+        for fault in cannot_be_written("--page", own.page, ".html"):
+            parser.exit(2, f"{parser.prog}: error: {fault}\n")
     args, report = None, Report(own.lang)
     # The checks report broken code; wrong flags and paths exit here, before torch is imported.
     broken = ""

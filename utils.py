@@ -124,6 +124,16 @@ class Parser(argparse.ArgumentParser):
             self.error(message)
 
 
+def cannot_be_written(flag: str, path: str, *suffixes: str) -> Iterator[str]:
+    """Yield why a file that a flag names for writing is refused: it might be another one, such as weights."""
+    if path and Path(path).suffix.lower() not in suffixes:
+        yield f"{flag} {path}: must end in {', '.join(suffixes)}."
+    if path and not Path(path).absolute().parent.is_dir():
+        yield f"{flag} {path}: its folder does not exist."
+    elif path and not os.access(Path(path).absolute().parent, os.W_OK):
+        yield f"{flag} {path}: its folder may not be written."
+
+
 def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
     """Add the flags used by `config.dataset_of`."""
     add("--dataset", default="CSL_Daily", choices=sorted(config.DATASETS), help="default: CSL_Daily")

@@ -358,6 +358,8 @@ def test_a_file_that_cannot_be_played_loses_nothing_that_was_signed_before(
         ("--out x.txt", "must end in .json, .jsonl, .srt"),
         ("--out nowhere/x.json", "its folder does not exist"),
         ("--out nowhere/x.txt --fps -1", ".srt. --out nowhere/x.txt: its folder does not exist. --fps -1.0: must be"),
+        ("--descriptions x.json --out x.json", "--out x.json: would replace what --descriptions names"),
+        ("--descriptions . --out x.json", "--out x.json: would replace what --descriptions names"),
         ("--fps -1", "--fps -1.0: must be positive"),
         ("--fps nan", "--fps nan: must be positive"),
         ("--seconds 0.5", "--seconds 0.5: must be between 1 and 60"),

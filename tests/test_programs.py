@@ -53,6 +53,7 @@ WRONG = {
     "pre_training_checklist.py": {
         "--finetune nowhere.pth": "--finetune: nowhere.pth does not exist.",
         "--finetune " + 300 * "x": " does not exist.",
+        "--page best_checkpoint.pth": "--page best_checkpoint.pth: must end in .html.",
     },
     "inference.py": {
         "nowhere.mp4 --checkpoint nowhere.pth": "nowhere.mp4 does not exist.",
@@ -63,6 +64,7 @@ WRONG = {
     },
     "describe.py": {
         "--root nowhere": "--root: nowhere does not exist.",
+        "audit {here} --html x.pth": "--html x.pth: must end in .html.",
         "--dataset-config gone.toml": "--dataset_config: gone.toml does not exist.",
         "--root {here}": "labels: {here}/data/CSL_Daily/labels.train, ",
         "--poses nowhere --out x": "--poses: nowhere does not exist.",

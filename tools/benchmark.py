@@ -32,7 +32,7 @@ from typing import Any
 from unittest import mock
 
 from system.disk import to_json, write_text
-from utils import Parser, run
+from utils import Parser, cannot_be_written, run
 
 NUM_BEAMS = 4
 WORDS = 25  # of a text; each is a token
@@ -88,8 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.batch_size = size.batch_size if args.batch_size is None else args.batch_size
     args.frames = size.frames if args.frames is None else args.frames
     parser.at_least(args, batch_size=1, frames=1, repeats=1, **({} if args.threads is None else {"threads": 1}))
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        parser.error(f"--json {args.json}: its folder does not exist.")
+    parser.refuse(cannot_be_written("--json", args.json or "", ".json"))
     if not any(stage.startswith(tuple(args.only)) for stage in STAGES):
         parser.error(f"--only {' '.join(args.only)}: no stage begins so; there are {', '.join(STAGES)}.")
     return args

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from config import ModelConfig
 
+WRITTEN = (MODEL_JSON, "model.safetensors", "mt5", "text_encoder", "code", "README.md")
 HERE = Path(__file__).resolve().parents[1]
 EXAMPLES = """examples:
   python -m tools.export --checkpoint output_multimodal/best_checkpoint.pth --out my_model
@@ -238,6 +239,8 @@ def check_target(out: Path, overwrite: bool) -> None:
         raise ValueError(
             f"--out: {out} is no folder that tools/export.py wrote; it is not replaced. Give another name."
         )
+    if others := sorted({path.name for path in out.iterdir()} - {*WRITTEN}):
+        raise ValueError(f"--out: {out} would be replaced, with {', '.join(others[:5])} in it. Move what is yours.")
 
 
 def main(args: argparse.Namespace) -> None:

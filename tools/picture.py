@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import config
-from utils import Parser, require_packages, run
+from utils import Parser, cannot_be_written, require_packages, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,10 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     parser.at_least(args, step=1, fps=1)
     parser.between(args, "aspect", *config.ASPECTS)
-    if not args.out.endswith(".gif"):
-        parser.error(f"--out {args.out}: the picture is a GIF; let it end in .gif.")
-    if not Path(args.out).absolute().parent.is_dir():
-        parser.error(f"--out {args.out}: its folder does not exist.")
+    parser.refuse(cannot_be_written("--out", args.out, ".gif"))
     return args
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import config
 from system.disk import write_text
-from utils import Parser, log_to_terminal, run
+from utils import Parser, cannot_be_written, log_to_terminal, run
 
 logger = logging.getLogger("report")
 
@@ -41,8 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if len(args.runs) > 2:
         parser.error(f"{len(args.runs)} runs: a page has one, or compares two.")
     parser.between(args, "aspect", *config.ASPECTS)
-    if args.out and not Path(args.out).parent.is_dir():
-        parser.error(f"--out {args.out}: its folder does not exist.")
+    parser.refuse(cannot_be_written("--out", args.out, ".html"))
     args.out = args.out or str(Path(args.runs[-1]) / "report.html")
     return args
 

@@ -138,6 +138,7 @@ def test_what_cannot_be_is_one_line(two_runs, tmp_path, capsys):
     for line, words in (
         ([place] * 3, "a page has one, or compares two"),
         ([place, "--aspect", "9"], "--aspect 9.0: must be between"),
+        ([place, "--out", f"{place}/best_checkpoint.pth"], "best_checkpoint.pth: must end in .html"),
         ([place, "--out", f"{place}/no/x.html"], "x.html: its folder does not exist"),
     ):
         with pytest.raises(SystemExit):

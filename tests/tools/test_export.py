@@ -266,6 +266,9 @@ def test_nothing_is_overwritten_unasked(save, tmp_path):
     assert (out / "model.json").stat().st_mtime_ns == before
     run(*export_to, out, "--overwrite")
     assert (out / "model.json").stat().st_mtime_ns > before
+    (out / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"model would be replaced, with thesis.tex in it"):
+        run(*export_to, out, "--overwrite")
     mine.mkdir()
     (mine / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"mine is no folder that tools/export.py wrote; it is not replaced"):
