@@ -11,9 +11,10 @@ import zlib
 # What is wrong with one clip in every program that reads many: the clip is left out, and this is the reason.
 _BESIDE_OURS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, RuntimeError,
-    TypeError, lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error,
+    TypeError,
 )  # fmt: skip
-CLIP_FAULTS = (ValueError, OSError, *_BESIDE_OURS)
+_OF_LIBRARIES = (lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error)
+CLIP_FAULTS = (ValueError, OSError, *_OF_LIBRARIES, *_BESIDE_OURS)
 
 # Control characters, ends of lines, halves of characters, and what turns the direction of writing around: none of them
 # is in a name, and a terminal obeys many.
