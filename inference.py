@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import shutil
 import sys
 import time
@@ -167,7 +168,7 @@ def find_clips(place: str) -> list[Clip]:
         raise FileNotFoundError(f"{place} does not exist. Name a pose file, a video, a folder of them or a camera.")
     if not folder.is_dir():
         return [Clip(sayable(folder.stem), folder)]
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if os.path.isfile(path))
     poses = [path for path in files if path.suffix.lower() in POSE_SUFFIXES]
     known = {path.with_suffix("") for path in poses}
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.with_suffix("") not in known]
@@ -227,7 +228,7 @@ def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, a
         path = Path(args.descriptions)
         if path.is_dir():
             path = path / f"{clip.name}.json"
-            texts = load_descriptions(path, pose) if path.is_file() else {}
+            texts = load_descriptions(path, pose) if os.path.isfile(path) else {}  # False for too long a name
         else:
             texts = load_descriptions(path, pose)
     return translator.sample(pose, texts, clip.name, video)
@@ -407,7 +408,7 @@ def main(args: argparse.Namespace) -> int:
             live(translator, clips, results, args)
         return 0
     if args.descriptions and Path(args.descriptions).is_dir():
-        found = sum((Path(args.descriptions) / f"{clip.name}.json").is_file() for clip in clips)
+        found = sum(os.path.isfile(Path(args.descriptions) / f"{clip.name}.json") for clip in clips)
         sys.stderr.write(f"{found} of {len(clips)} clips have a description file.\n")
     done = translate(translator, clips, extractor, args)
     with sigterm_as_ctrl_c(), Results(args.out) as results:  # finished clips are written in any case

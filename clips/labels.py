@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from clips.tables import SUFFIXES, read_rows, read_text, suffix_of
 from config import SPLIT_NAMES, SPLITS, DatasetSpec, without_suffix
+from system.disk import LONGEST_NAME
 from system.faults import UNPRINTABLE, shown
 
 Label = dict[str, Any]
@@ -38,7 +39,7 @@ FIELDS = {
     "signer": "signer_id speaker person participant performer subject who wer gebärdender gebärdende 手语者",
     "video_path": "",
 }
-MAX_NAME = 240  # bytes; file systems allow 255, and endings are added
+MAX_NAME = LONGEST_NAME - len(".json")  # bytes
 MAX_TEXT = 10_000  # characters of a text; sentences have hundreds
 SHOWN = 5  # faults in a message
 _HALF = re.compile("[\ud800-\udfff]")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import config
 from describing.files import Clip, clips_of, write_descriptions
+from system.disk import check_name
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionCounts, numbered_from_one, read_descriptions
 
@@ -216,6 +217,12 @@ def repair(clips: Mapping[str, list[Clip]], reports: Sequence[SplitReport], targ
                 frames = range(pose.start + shift, pose.frames.stop + shift) if pose else None
                 found = read_descriptions(clip.out, frames)
                 texts, made_by = ({n - shift: of[n] for n in of} for of in (found.texts, found.made_by))
-                write_descriptions(target / split.name / f"{clip.name}.json", texts, made_by)
+                path = target / split.name / f"{clip.name}.json"
+                try:
+                    check_name(path)
+                except ValueError as error:
+                    logger.warning("left out: %s", error)
+                    continue
+                write_descriptions(path, texts, made_by)
                 written += 1
     return written

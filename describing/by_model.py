@@ -20,7 +20,7 @@ from describing.vlm_client import EndpointError, FailedRequestError, LimitReache
 from pose.drawing import draw_pose, encode, picture_box, video_picture
 from pose.keypoints import Pose
 from pose.video import read_frames
-from system.disk import to_json, write_text
+from system.disk import check_name, to_json, write_text
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import read_descriptions
 from utils import progress
@@ -54,9 +54,13 @@ def segments(n_frames: int, length: int) -> list[Segment]:
 
 
 class GrowingFile:
-    """A clip's file to which texts are added; one that nobody signed is copied before the first change."""
+    """A clip's file to which texts are added; one that nobody signed is copied before the first change.
+
+    ValueError if it cannot have its name.
+    """
 
     def __init__(self, clip: Clip, maker: str) -> None:
+        check_name(clip.out)
         self.path, self.maker = clip.out, maker
         self.texts, self.made_by, *_ = read_descriptions(clip.out)
         self.foreign = clip.out.exists() and not (self.texts and all(self.made_by.values()))

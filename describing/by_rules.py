@@ -7,6 +7,7 @@ import os
 from collections import Counter
 
 from describing.files import Clip, write_descriptions
+from system.disk import check_name
 from system.faults import CLIP_FAULTS, in_one_line
 from system.processes import in_processes
 from temporal_alignment import read_descriptions
@@ -63,6 +64,7 @@ def _describe(job: tuple[Clip, str, float, str]) -> tuple[Counter[str], str]:
 
     clip, language, aspect, maker = job
     try:
+        check_name(clip.out)
         pose = clip.read_pose()
     except CLIP_FAULTS as error:
         return Counter(failed=1), in_one_line(error)

@@ -26,6 +26,7 @@ PLENTY = 1 << 26  # bytes that even a small file may ask for
 PACKED = 20  # times smaller than its content a file may be; floats and texts are packed to a half and a tenth
 
 UNFINISHED = "unfinished"  # part of the name of unfinished files and folders
+LONGEST_NAME = 255 - len(f".{UNFINISHED}")  # bytes; file systems allow 255
 
 
 class _Hashing:
@@ -146,6 +147,12 @@ def regular_file(path: str | Path, flags: int) -> int:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
     raise IrregularFileError(f"{path} is a link, a pipe or a device, where a file is to be written. Remove it.")
+
+
+def check_name(path: str | Path) -> None:
+    """Raise ValueError for a file name too long to be written: what else is wrong there concerns all clips."""
+    if (size := len(os.fsencode(Path(path).name))) > LONGEST_NAME:
+        raise ValueError(f"{path}: the name has {size} bytes; wanted up to {LONGEST_NAME}. Rename the clip.")
 
 
 def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> str:

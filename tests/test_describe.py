@@ -1,6 +1,10 @@
 """`describe.py` from the command line: which clips, and which files."""
 
+import errno
+import os
+import re
 import shlex
+import shutil
 
 import pytest
 
@@ -42,6 +46,36 @@ def test_parts_of_a_recording(poses, tmp_path):
         assert texts == sentences.describe_pose(cut_clip(path, whole, {"start": start, "end": end}), "en")
         assert set(texts) <= set(range(start, end))
     assert run("audit", tmp_path / "texts", "--dataset_config", tmp_path / "own.toml", "--root", tmp_path) == 0
+
+
+def test_a_name_that_is_too_long_costs_its_clip_alone(poses, tmp_path, lines):
+    """Files of 255 bytes can be read; with .json and the ending of a temporary file they would be longer."""
+    path = sorted(poses.iterdir())[0]
+    long = [f"{'a' * length}.pkl" for length in (239, 240, 250)]
+    for name in long:
+        shutil.copy(path, poses / name)
+    for left in (6, 0):
+        lines.clear()
+        assert run("--workers 1 --poses", poses, "--out", tmp_path / "out") == 1
+        assert f"{left} files written" in lines.text
+        assert "2 failed" in lines.text
+        assert f"{'a' * 250}.json: the name has 255 bytes; wanted up to 244. Rename the clip." in lines.text
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_ends_the_run_at_once(poses, tmp_path, monkeypatch, reason):
+    tries = []
+
+    def replace(source, target):
+        tries.append(target)
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match=re.escape(os.strerror(reason))) as error:
+        run("--workers 1 --poses", poses, "--out", tmp_path / "out")
+    assert error.value.filename == str(tmp_path / "out" / f"{sorted(poses.iterdir())[0].stem}.json")
+    assert len(tries) == 1
 
 
 def test_only_some_clips(poses, tmp_path):

@@ -96,7 +96,7 @@ def find_videos(args: argparse.Namespace) -> list[Video]:
     place, out = Path(args.videos), Path(args.out)
     folder = place if place.is_dir() else place.parent
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    paths = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    paths = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path)]
     if not paths:
         raise FileNotFoundError(f"{place}: no video there ({', '.join(VIDEO_SUFFIXES)}). {PICTURES_CURE}")
     look = Path(args.look) if args.look else None
@@ -146,33 +146,34 @@ def compare(video: Video, person: int) -> Result:
 
 
 def extract(video: Video, person: int) -> Result:
-    """Extract a video's poses and write them."""
+    """Extract a video's poses and write them; OSError, as of a full disk, concerns all videos."""
     from pose.extraction import extract_pose, write_pose
     from pose.video import read_pictures
+    from system.disk import check_name, write_bytes
 
     assert _extractor is not None, "loaded when the process started"
     try:
+        check_name(video.out)
         found = extract_pose(read_pictures(video.path), _extractor, person, video.path)
-        if video.picture:
-            look(video.path, found.pose, video.picture)
-        write_pose(video.out, found.pose)
+        row = look(video.path, found.pose) if video.picture else b""
     except CLIP_FAULTS as error:
         return Result(Counter(failed=1), in_one_line(error))
+    if video.picture:
+        write_bytes(video.picture, row)
+    write_pose(video.out, found.pose)
     return Result(Counter({"made": 1, "frames": len(found.pose), "several": int(found.people > 1), **found.seen()}))
 
 
-def look(path: Path, pose: Pose, picture: Path) -> None:
-    """Draw poses over some frames of a clip, as one image."""
+def look(path: Path, pose: Pose) -> bytes:
+    """Draw poses over some frames of a clip, as one JPEG."""
     import numpy as np
 
     from pose.drawing import draw_pose_over, encode, side_by_side
     from pose.video import read_frames
-    from system.disk import write_bytes
 
     shown: list[int] = np.unique(np.linspace(0, len(pose) - 1, SHOWN).round().astype(int)).tolist()
     frames = read_frames(path, set(shown), len(pose))
-    row = encode(side_by_side([draw_pose_over(frame, pose, number) for number, frame in frames]), "jpeg")
-    write_bytes(picture, row)
+    return encode(side_by_side([draw_pose_over(frame, pose, number) for number, frame in frames]), "jpeg")
 
 
 # -- all of them -----------------------------------------------------------------------------------------------------

@@ -96,6 +96,15 @@ def test_a_cleaned_copy(messy, tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_a_name_that_is_too_long_is_left_out_of_the_copy(messy, tmp_path, capsys, caplog):
+    shutil.copy(messy / "train" / "good.json", messy / "train" / f"{'a' * 245}.json")
+    assert audit(messy, "--repair", tmp_path / "clean") == 0
+    assert sorted(path.stem for path in (tmp_path / "clean" / "train").iterdir()) == ["errors", "good", "same"]
+    assert "left out: " in caplog.text
+    assert "the name has 250 bytes; wanted up to 244." in caplog.text
+    capsys.readouterr()
+
+
 def test_what_cannot_be_looked_at(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no \.json files"):
         audit(tmp_path)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -71,6 +72,22 @@ def test_all_is_described(poses, tmp_path):
     entries = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
     assert {entry["made_by"].rsplit(" ", 1)[0] for entry in entries} == {"some-model, skeleton x16, prompt"}
     assert not (tmp_path / "out" / "failures.jsonl").exists()
+
+
+def test_a_name_that_is_too_long_is_not_asked_for(poses, tmp_path):
+    """What is paid for can be stored."""
+    shutil.copy(sorted(poses.iterdir())[0], poses / f"{'a' * 245}.pkl")
+    with server(lambda h, _: h.answer()) as httpd:
+        assert run(httpd, poses, tmp_path / "out") == 1
+        (failure,) = failures(tmp_path / "out")
+        assert (failure["clip"], failure["frames"]) == ("a" * 245, [])
+        assert failure["reason"].endswith("the name has 250 bytes; wanted up to 244. Rename the clip.")
+        assert sum(map(len, stored(tmp_path / "out").values())) == sum(
+            len(frames) for name, frames in wanted(poses).items() if name != "a" * 245
+        )
+        assert len(httpd.requests) == sum(
+            len(segments(len(read_pose(path)), 16)) for path in poses.iterdir() if path.stem != "a" * 245
+        )
 
 
 def test_parts_ask_for_what_one_run_asks_for(poses, tmp_path):

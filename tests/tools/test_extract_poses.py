@@ -1,5 +1,6 @@
 """A folder of videos to pose files: mirrored, resumed, compared; what fails is named and costs no other."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -144,6 +145,33 @@ def test_damaged_videos_are_listed_and_cost_no_other(videos, write_video, shared
         "0_text.mp4: the video cannot be read: Invalid data found when processing input.",
     ]
     assert lines[4] == "pose files: 3 made, 4 failed."
+
+
+def test_names_too_long_to_be_written(videos, tmp_path, capsys):
+    """Each costs its video alone; a link to what cannot be there is none."""
+    shutil.copy(videos / "a.mp4", videos / f"{'a' * 241}.mp4")
+    (videos / "link.mp4").symlink_to("b" * 300)
+    for done in ("3 made", "3 there already"):
+        status, lines = call(capsys, videos, "--out", tmp_path / "out", "--look", tmp_path / "pictures")
+        assert status == 1
+        assert f"{'a' * 241}.pkl: the name has 245 bytes; wanted up to 244. Rename the clip." in lines[0]
+        assert lines[1] == f"pose files: {done}, 1 failed."
+
+
+def test_a_full_disk_ends_the_extraction(videos, tmp_path, capsys, monkeypatch):
+    """It concerns all videos: hours of work on the others could not be kept either."""
+    (tmp_path / "out").mkdir()
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".pkl"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        call(capsys, videos, "--out", tmp_path / "out")
+    assert Path(error.value.filename).suffix == ".pkl"
 
 
 def test_a_process_that_dies_costs_one_video(videos, write_video, tmp_path, capsys):
