@@ -210,10 +210,11 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
         if args.out.endswith(".srt") and not clip.fps:
             raise ValueError(f"{clip.path} does not say how many frames a second has; .srt needs it: give --fps.")
         pictures, total = read_pictures(clip.path), count_frames(clip.path)
-    found = extract_pose(progress(pictures, clip.name, total=total), extractor, args.person, clip.path)
+    name = printable(clip.name, kept="")
+    found = extract_pose(progress(pictures, name, total=total), extractor, args.person, clip.path)
     seen = ", ".join(f"{what} in {count}" for what, count in found.seen().items())
     several = f"; up to {found.people} people, --person {args.person} is taken" if found.people > 1 else ""
-    sys.stderr.write(f"{printable(clip.name)}: {len(found.pose)} frames, {clip.fps:.4g} per second; {seen}{several}\n")
+    sys.stderr.write(f"{name}: {len(found.pose)} frames, {clip.fps:.4g} per second; {seen}{several}\n")
     return found.pose, args.aspect or aspect, video
 
 
@@ -418,9 +419,10 @@ def main(args: argparse.Namespace) -> int:
             if clip.explained is None:
                 sys.stderr.write(f"left out: {clip.fault}\n")
                 continue
+            name = printable(clip.name, kept="")  # it may hold what looks like the result of another clip
             for candidate in clip.explained.candidates:
                 score = f"{candidate.score:.3f}\t" if args.n_best > 1 else ""
-                sys.stdout.write(printable(f"{clip.name}\t{score}{' '.join(candidate.text.split())}\n"))
+                sys.stdout.write(printable(f"{name}\t{score}{' '.join(candidate.text.split())}\n"))
             sys.stdout.flush()
     left_out = sum(bool(clip.fault) for clip in clips)
     if left_out:

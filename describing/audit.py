@@ -12,7 +12,7 @@ from pathlib import Path
 import config
 from describing.files import Clip, clips_of, write_descriptions
 from system.disk import check_name
-from system.faults import CLIP_FAULTS, in_one_line
+from system.faults import CLIP_FAULTS, in_one_line, printable
 from temporal_alignment import DescriptionCounts, numbered_from_one, read_descriptions
 
 logger = logging.getLogger(__name__)
@@ -194,8 +194,9 @@ def table(splits: Sequence[SplitReport]) -> str:
     """Format all splits as a text table, one line per property."""
     rows = [split.row() for split in splits]
     width = max(map(len, rows[0]))
-    columns = [max(len(split.name or "all"), *map(len, row.values())) for split, row in zip(splits, rows, strict=True)]
-    head = [(split.name or "all").rjust(column) for split, column in zip(splits, columns, strict=True)]
+    names = [printable(split.name, kept="") or "all" for split in splits]
+    columns = [max(len(name), *map(len, row.values())) for name, row in zip(names, rows, strict=True)]
+    head = [name.rjust(column) for name, column in zip(names, columns, strict=True)]
     lines = ["  ".join([" " * width, *head])]
     for key in rows[0]:
         cells = [row[key].rjust(column) for row, column in zip(rows, columns, strict=True)]

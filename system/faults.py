@@ -21,13 +21,13 @@ CLIP_FAULTS = (ValueError, OSError, *_OF_LIBRARIES, *_BESIDE_OURS)
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def printable(text: str) -> str:
-    r"""Write out what a terminal would obey, except ends of lines and tabs.
+def printable(text: str, kept: str = "\n\t") -> str:
+    r"""Write out what a terminal would obey, except ends of lines and tabs; keep none of them of a name in a line.
 
-    >>> printable("a\x1b[2J\n")
-    'a\\x1b[2J\n'
+    >>> printable("a\x1b[2J\n"), printable("a\nb", kept="")
+    ('a\\x1b[2J\n', 'a\\nb')
     """
-    return UNPRINTABLE.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], text)
+    return UNPRINTABLE.sub(lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text)
 
 
 def in_one_line(error: BaseException, longest: int = 1000) -> str:

@@ -99,6 +99,16 @@ def test_names_too_long_for_a_description_file(checkpoint, poses, tmp_path, caps
     assert lines[0].startswith(f"{'a' * 251}\t")
 
 
+def test_a_name_forges_no_line(checkpoint, poses, tmp_path, capsys):
+    """The file of the results holds it as it is: JSON has an end of a line written out."""
+    shutil.copy(poses / "a.npz", tmp_path / "x\nS1\tforged\x1b[2J.npz")
+    shutil.copy(poses / "d.npz", tmp_path / "y.npz")
+    out = tmp_path / "out.jsonl"
+    _, lines, _ = call(capsys, tmp_path, "--checkpoint", checkpoint, "--out", out)
+    assert [line.split("\t")[0] for line in lines] == [r"x\nS1\tforged\x1b[2J", "y"]
+    assert json.loads(out.read_text().splitlines()[0])["name"] == "x\nS1\tforged\x1b[2J"
+
+
 ENTRIES = {"json": json.loads, "jsonl": str.splitlines, "srt": lambda text: text.split("\n\n")[:-1]}
 
 

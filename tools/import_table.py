@@ -30,6 +30,7 @@ from config import (
     without_suffix,
 )
 from system.disk import to_json, write_text
+from system.faults import printable
 from utils import Parser, installed, run
 
 HELD_OUT = 10  # one clip in so many goes to dev, and one to test
@@ -324,7 +325,7 @@ def summary(table: Table, files: Files, spec: DatasetSpec, how: str) -> str:
         lines += [f"{what}: {line}" for line in missing[:LISTED]]
         lines += [f"... and {len(missing) - LISTED} more"] if len(missing) > LISTED else []
     lines.append(f"{Path(spec.labels['train']).parent}: labels.csv and dataset.toml written.")
-    return "\n".join([*lines, "Next (batches for a table of this size):", ""])
+    return "\n".join([*(printable(line, kept="") for line in lines), "Next (batches for a table of this size):", ""])
 
 
 def next_commands(spec: DatasetSpec, files: Files, n_train: int) -> str:

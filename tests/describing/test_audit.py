@@ -105,6 +105,15 @@ def test_a_name_that_is_too_long_is_left_out_of_the_copy(messy, tmp_path, capsys
     capsys.readouterr()
 
 
+def test_a_folders_name_forges_no_line(messy, capsys):
+    (messy / "train").rename(messy / "x\nclips 9\x1b[2J")
+    assert audit(messy) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.strip() == r"x\nclips 9\x1b[2J"
+    assert len({len(line) for line in (head, *lines[:5])}) == 1
+    assert sum(line.startswith("clips") for line in lines) == 4
+
+
 def test_what_cannot_be_looked_at(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no \.json files"):
         audit(tmp_path)

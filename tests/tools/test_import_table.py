@@ -295,6 +295,14 @@ def test_rows_with_faults_are_listed_and_left_out(place, capsys):
     assert "line 53: rec.10 is there twice" in said
 
 
+def test_a_name_forges_no_line(place, capsys):
+    (place / "my_videos" / "a\ntest 99 clips\x1b[2J.mp4").touch()
+    imported(write_table(place / "t.csv", fifty(Signer=lambda n: f"P{n % 5}\x1b[2J")))
+    said = capsys.readouterr().out
+    assert "file not used: a\\ntest 99 clips\\x1b[2J.mp4\n" in said
+    assert "\x1b" not in said
+
+
 def test_only_tables_and_nothing_is_written_over(place):
     (place / "sheet.ods").touch()
     with pytest.raises(ValueError, match=r"sheet.ods: wanted a table, .csv, .tsv, .xlsx. Save it as one"):
