@@ -20,10 +20,12 @@ from typing import Any
 from pose.extraction import Extractor
 from pose.live import Connection, Taken, live_poses
 from pose.video import read_jpeg
+from system.processes import kill_children
 from translator import Live, LiveSentence, Translator
 
 LONGEST_SIDE = 1280  # of a picture, in pixels
 PATIENCE = 10  # seconds without a picture that end a session
+ENDING = 3  # seconds for a session to end; it looks each second
 NOT_OURS = "the request is none of this page; reload it."
 FASTEST = 240  # pictures a second that a camera takes
 
@@ -87,6 +89,12 @@ class LiveCamera:
                 self._session = None
                 ours.close()
             self._one.release()
+
+    def wait(self) -> None:
+        """Wait for the session to end, as it does when `turn` raises; one that still loads its extractor is ended."""
+        if not self._one.acquire(timeout=ENDING):
+            kill_children()
+            self._one.acquire(timeout=ENDING)
 
     def take(self, body: bytes) -> None:
         """Take a line of JSON and a JPEG (none: the end) when its turn comes; ValueError if it is unusable."""

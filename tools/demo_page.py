@@ -14,7 +14,9 @@ import contextlib
 import errno
 import functools
 import json
+import os
 import select
+import signal
 import socket
 import socketserver
 import sys
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from config import ASPECTS, POSE_SUFFIXES, VIDEO_SUFFIXES
 from system.disk import to_json
 from system.faults import CLIP_FAULTS, in_one_line
-from utils import Parser, add_extractor_flags, installed, require_paths, run, sigterm_as_ctrl_c, without_gpu
+from utils import Parser, add_extractor_flags, installed, require_paths, run, without_gpu
 
 if TYPE_CHECKING:
     import numpy as np
@@ -403,7 +405,7 @@ def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str, Cal
 
 
 def main(args: argparse.Namespace) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C or SIGTERM; then the process ends here."""
     flags = ("checkpoint", "models", "mt5_path", "text_encoder")
     require_paths(**{flag: getattr(args, flag) for flag in flags})
     extractor = find_extractor(args)
@@ -412,18 +414,24 @@ def main(args: argparse.Namespace) -> None:
     options = ("mt5_path", "text_encoder", "language", "device", "dtype", "num_beams")
     translator = Translator.from_checkpoint(args.checkpoint, **{name: getattr(args, name) for name in options})
     demo = Demo(translator, *extractor)
-    with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server, sigterm_as_ctrl_c():
-        try:
-            sys.stdout.write(
-                f"http://{HOST}:{server.server_port}/ is the page, for this computer alone. Ctrl-C ends it.\n"
-            )
-            sys.stdout.flush()
-            server.serve_forever()
-        except KeyboardInterrupt:
-            sys.stdout.write("\nended\n")
-        demo.over.set()
+    with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has what it runs in the background
+                signal.signal(number, lambda *_: demo.over.set())  # an exception could come at any place, and twice
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sys.stdout.write(f"http://{HOST}:{server.server_port}/ is the page, for this computer alone. Ctrl-C ends it.\n")
+        sys.stdout.flush()
+        while not demo.over.wait(1):  # Windows tells of a signal only between two waits
+            pass
+        sys.stdout.write("\nended\n")
+        sys.stdout.flush()
+        server.shutdown()
         with demo.busy:  # what runs ends at its next image, or with its translation
             pass
+        if demo.live:
+            demo.live.wait()
+    # Threads that still answer a browser are stopped by Python's own end wherever they are, and those in C++ abort it.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,19 @@
 """A browser's camera on the demo page: what is posted, what is told, and who is refused."""
 
+import contextlib
 import functools
 import http.client
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +27,12 @@ from pose.live import Frame, as_pose
 from pose.video import read_jpeg
 from tests.clips.test_segments import FPS
 from tests.clips.test_segments import talk as talking
-from tests.helpers.models import new_model
+from tests.helpers.models import new_model, save_model
 from tests.helpers.replay import Replay, jpeg
 from tools.demo_page import HOST, Demo, Server
 from translator import Translator
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +208,48 @@ def test_pictures_are_decoded_upright_and_in_colour():
     found = read_jpeg(content.getvalue(), 16)
     assert found.shape == (8, 16, 3)
     assert np.abs(found.astype(int) - (200, 30, 30)).max() < 6
+
+
+SERVER = """
+import functools, time
+from tests.helpers.replay import Replay
+from tools import demo_page
+from translator import Translator
+
+def explain(*arguments, before=Translator.explain):
+    time.sleep(1)
+    return before(*arguments)
+
+Translator.explain = explain
+load = functools.partial(Replay, {talk!r})
+demo_page.find_extractor = lambda _: (load(), "", load)
+demo_page.run(lambda: demo_page.main(demo_page.parse_args(["--checkpoint", {checkpoint!r}, "--port", "0"])))
+"""
+
+
+@pytest.mark.parametrize("at", ["a translation", "loading"])
+def test_signals_end_a_session_in_silence(talk, small_mt5_folder, tmp_path, at):
+    """However many: a scheduler sends its own after that of the terminal."""
+    checkpoint = save_model(new_model(small_mt5_folder), tmp_path / "best.pth", small_mt5_folder)
+    code = SERVER.format(talk=str(talk), checkpoint=str(checkpoint))
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    try:
+        address = process.stdout.readline()
+        page = Page(SimpleNamespace(server_port=int(address.split("/")[2].split(":")[1])), "/live")
+        if at == "a translation":
+            page.hear("session")
+            for number in range(3 * FPS):
+                page.post(jpeg(number), number / FPS)
+            page.hear("text")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+            time.sleep(0.1)
+        said, errors = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, said.split(), errors) == (0, ["ended"], "")
 
 
 def test_in_a_browser(browser, serve, talk):
