@@ -15,6 +15,8 @@ import pytest
 
 import config
 import utils
+from training.engine import EngineConfig
+from training.optimization import OptimizerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,9 +33,10 @@ def test_every_flag_is_read_somewhere():
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
                 read.add(node.attr)
     flags = {action.dest for action in utils.get_args_parser()._actions if action.help != argparse.SUPPRESS} - {"help"}
-    # `training.build.from_flags` reads those of the model. The deepspeed launcher gives --local_rank, and
+    # `training.build.from_flags` reads those that are fields of a record. The deepspeed launcher gives --local_rank and
     # sets LOCAL_RANK to the same number, which system/distributed.py reads.
-    assert flags - read - {field.name for field in dataclasses.fields(config.ModelConfig)} == {"local_rank"}
+    records = (config.ModelConfig, EngineConfig, OptimizerConfig)
+    assert flags - read - {field.name for kind in records for field in dataclasses.fields(kind)} == {"local_rank"}
 
 
 @pytest.mark.parametrize(

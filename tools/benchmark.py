@@ -48,7 +48,7 @@ class Size:
     frames: int  # of each clip
     texts: int  # distinct descriptions of each clip
     max_new_tokens: int
-    compiled: bool = False  # see `network/compiling.py`
+    compiled: bool = False  # see `training/compiling.py`
 
 
 MT5_TINY = {"vocab_size": 500, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2}
@@ -112,13 +112,13 @@ from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write
 from config import DatasetSpec, ModelConfig
 from datasets import S2T_Dataset
 from models import IGNORE, Uni_Sign, tokens_before
-from network.compiling import compile_parts
 from network.mt5 import MT5, run_encoder, use_fused_layers
 from network.stgcn import REACH, ClipLayout, STGCNChain
 from network.vocabulary import EOS, PAD, Tokenizer
 from pose.keypoints import N_KEYPOINTS
 from system.distributed import autocast
 from text_fusion_modules import EncodesTexts, TextEncoder
+from training.compiling import compile_parts
 from training.loader import SEARCHED
 from training.optimization import parameter_groups
 

@@ -17,18 +17,18 @@ from clips.packs import use_packs
 from config import GET_BACKBONE, TASKS, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
 from datasets import S2T_Dataset
 from models import Uni_Sign
-from network.compiling import compile_parts
 from network.rgb_branch import BACKBONE, load_backbone
 from network.vocabulary import Tokenizer, log_coverage
 from network.vocabulary import choose as choose_tokens
 from system import distributed
 from training import metrics
 from training.checkpoint import STATE_WEIGHTS, load_model_state
-from training.engine import start_engine, synchronised_batch_norm
+from training.compiling import compile_parts
+from training.engine import EngineConfig, start_engine, synchronised_batch_norm
 from training.guards import BadClips, Guards, Saves, SkippedSteps, StopRequest
 from training.loader import SEARCHED, BatchSampler, ClipLoader
 from training.memory import MemorySettings
-from training.optimization import ENCODER, ENCODER_RATE, build_optimizer, build_schedule
+from training.optimization import ENCODER, ENCODER_RATE, OptimizerConfig, build_optimizer, build_schedule
 from training.run_folder import results_folder
 from training.text_cache import build_text_cache
 from training.tracking import Tracker
@@ -315,9 +315,10 @@ def trains_fusion_alone(args: argparse.Namespace) -> bool:
 def build_engine(args: argparse.Namespace, model: Uni_Sign, steps_per_epoch: int) -> Any:
     """Choose what trains, and build the engine that trains it; `engine.module` is the model."""
     choose_trainable(args, model)
-    optimizer = build_optimizer(model, args)
-    schedule = build_schedule(optimizer, args, steps_per_epoch)
-    return start_engine(synchronised_batch_norm(model), optimizer, schedule, args)
+    config = from_flags(OptimizerConfig, args)
+    optimizer = build_optimizer(model, config)
+    schedule = build_schedule(optimizer, config, steps_per_epoch)
+    return start_engine(synchronised_batch_norm(model), optimizer, schedule, from_flags(EngineConfig, args))
 
 
 def weights_facts(args: argparse.Namespace, model: Uni_Sign) -> dict[str, Any]:

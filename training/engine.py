@@ -8,11 +8,11 @@ processes or the ZeRO stage, so all may differ when a run is resumed.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,48 +24,61 @@ from system.distributed import autocast, broadcast, device, is_main, rank, world
 from utils import needs_deepspeed
 
 
-def deepspeed_config(args: argparse.Namespace) -> dict[str, Any]:
-    """Return DeepSpeed's own configuration of the flags.
+@dataclass(frozen=True)
+class EngineConfig:
+    """What DeepSpeed is told; names and values are those of the flags."""
+
+    batch_size: int
+    gradient_accumulation_steps: int
+    gradient_clipping: float
+    zero_stage: int
+    offload: bool
+    pin_mem: bool
+    dtype: str
+
+
+def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
+    """Return DeepSpeed's own configuration.
 
     Parameters, accumulated gradients and batch statistics stay in fp32. Matrix products run in bf16 or fp16 under
     autocast; gradients of linear layers are communicated in that precision. (Casting the whole model to bf16 would keep
     batch statistics with an 8-bit mantissa on a GPU, and fail on a CPU.)
     """
-    zero: dict[str, Any] = {"stage": args.zero_stage}
-    if args.offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": args.pin_mem}
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.pin_mem}
     dtypes = {"bf16": "bfloat16", "fp16": "float16"}
     return {
-        "train_micro_batch_size_per_gpu": args.batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "gradient_clipping": args.gradient_clipping,
+        "train_micro_batch_size_per_gpu": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_clipping": config.gradient_clipping,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": args.dtype != "fp32", "dtype": dtypes.get(args.dtype, "bfloat16")},
+        "torch_autocast": {"enabled": config.dtype != "fp32", "dtype": dtypes.get(config.dtype, "bfloat16")},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
 
 
 def start_engine(
-    model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, args: argparse.Namespace
+    model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, config: EngineConfig
 ) -> Any:
     """Wrap a model for training on all processes.
 
     Returns:
         DeepSpeed's engine, or a `TorchEngine` where one process needs nothing of it; `engine.module` is the model.
     """
-    if not needs_deepspeed(args.zero_stage, args.offload):
-        return TorchEngine(model, optimizer, schedule, args)
+    if not needs_deepspeed(config.zero_stage, config.offload):
+        return TorchEngine(model, optimizer, schedule, config)
     deepspeed = _deepspeed()
-    if args.zero_stage == 0:
+    if config.zero_stage == 0:
         _skip_non_finite(optimizer)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(args)
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config)
     )
-    if args.zero_stage and args.dtype == "fp16":
-        _clip_scaled(engine.optimizer, args.gradient_clipping)
+    if config.zero_stage and config.dtype == "fp16":
+        _clip_scaled(engine.optimizer, config.gradient_clipping)
     return engine
 
 
@@ -91,17 +104,17 @@ class TorchEngine:
     """Trains in one process with torch alone: what is used here of DeepSpeed's engine, with its losses without ZeRO."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, args: argparse.Namespace
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, config: EngineConfig
     ) -> None:
         self.device = device()
         self.module, self.optimizer, self.lr_scheduler = model.to(self.device), optimizer, schedule
-        self.args = args
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.dtype == "fp16")
+        self.config = config
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self._ends_step = self._stepped = False
 
     def __call__(self, *batch: Any) -> Any:
         """Run the model's forward pass."""
-        with autocast(self.args.dtype, self.device):
+        with autocast(self.config.dtype, self.device):
             return self.module(*batch)
 
     def train(self) -> None:
@@ -118,14 +131,14 @@ class TorchEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a micro-batch's loss."""
-        self.scaler.scale(loss / self.args.gradient_accumulation_steps).backward()
+        self.scaler.scale(loss / self.config.gradient_accumulation_steps).backward()
 
     def step(self) -> None:
         """After a step's last micro-batch, clip the gradients and update the weights, if all gradients are finite."""
         if not self._ends_step:
             return
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.args.gradient_clipping or float("inf"))
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clipping or float("inf"))
         self._stepped = bool(torch.isfinite(norm))
         if self._stepped:
             self.scaler.step(self.optimizer)

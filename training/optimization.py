@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,6 +13,21 @@ ENCODER = "text_encoder."  # prefix of its parameter names, as in `training.weig
 # The text encoder's share of the learning rate. At the full rate its features change faster than the rest of the model
 # learns to read them.
 ENCODER_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer and the schedule of its learning rate; names and values are those of the flags."""
+
+    opt: str = "adamw"
+    opt_betas: tuple[float, float] | None = None
+    opt_eps: float = 1e-9
+    weight_decay: float = 1e-4
+    sched: str = "cosine"
+    lr: float = 1e-3
+    min_lr: float = 1e-8
+    epochs: int = 20
+    warmup_epochs: float = 0
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -36,15 +51,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """Build the optimizer of the flags; ValueError if no parameter is trainable."""
-    groups = parameter_groups(model, args.weight_decay)
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer.
+
+    Raises:
+        ValueError: no parameter is trainable.
+    """
+    groups = parameter_groups(model, config.weight_decay)
     if not groups:
         raise ValueError("--trainable: no parameter is left to train.")
-    if args.opt == "sgd":
-        return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
-    kind = torch.optim.AdamW if args.opt == "adamw" else torch.optim.Adam
-    return kind(groups, lr=args.lr, betas=args.opt_betas or (0.9, 0.999), eps=args.opt_eps, fused=True)
+    if config.opt == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+    kind = torch.optim.AdamW if config.opt == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, betas=config.opt_betas or (0.9, 0.999), eps=config.opt_eps, fused=True)
 
 
 def lr_lambda(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0) -> Callable[[int], float]:
@@ -68,14 +87,14 @@ def lr_lambda(name: str, warmup_steps: int, total_steps: int, floor: float = 0.0
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, args: argparse.Namespace, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Build the learning rate's schedule of the flags, per optimizer step."""
+    """Build the learning rate's schedule, per optimizer step."""
     factor = lr_lambda(
-        args.sched,
-        warmup_steps=int(args.warmup_epochs * steps_per_epoch),
-        total_steps=args.epochs * steps_per_epoch,
-        floor=args.min_lr / args.lr,
+        config.sched,
+        warmup_steps=int(config.warmup_epochs * steps_per_epoch),
+        total_steps=config.epochs * steps_per_epoch,
+        floor=config.min_lr / config.lr,
     )
 
     def share(rate: float) -> Callable[[int], float]:

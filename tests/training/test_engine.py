@@ -16,6 +16,7 @@ from torch import nn
 import utils
 from system import disk
 from tests.helpers.processes import curves, start
+from training import build
 from training import engine as engine_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +118,7 @@ def test_one_process_takes_the_steps_of_two(tiny_corpus, tmp_path):
     shutil.copytree(tiny_corpus, tmp_path / "corpus")
     sizes = tmp_path / "corpus" / "tiny" / "config.json"
     sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {"dropout_rate": 0.0}))
-    flags = "--epochs 1 --zero_stage 0 --opt-eps 0.01 --lr 0.05".split()
+    flags = "--epochs 1 --zero_stage 0 --opt-eps 0.01 --lr 0.02".split()
     outs = {n: tmp_path / str(n) for n in (1, 2)}
     for n, out in outs.items():
         own = ("--gradient-accumulation-steps", str(2 // n))
@@ -148,7 +149,7 @@ def test_one_process_trains_alike_without_deepspeed(tiny_corpus, tmp_path):
 
     With its usual epsilon, AdamW makes whole steps of gradients that are nothing but rounding.
     """
-    flags = "--epochs 2 --zero_stage 0 --gradient-clipping 0.1 --keep_last 0 --opt-eps 0.01 --lr 0.05".split()
+    flags = "--epochs 2 --zero_stage 0 --gradient-clipping 0.1 --keep_last 0 --opt-eps 0.01 --lr 0.02".split()
     outs = {"deepspeed": (tmp_path / "deepspeed", with_deepspeed), "torch": (tmp_path / "torch", without_deepspeed)}
     for engine, (out, before) in outs.items():
         said = start(tiny_corpus, out, *flags, before=before).finish()
@@ -177,8 +178,8 @@ def test_torch_alone_skips_a_step_that_is_not_finite():
     model = nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    args = utils.parse_args("--gradient-accumulation-steps 2 --dtype fp32".split())
-    engine = engine_module.TorchEngine(model, optimizer, schedule, args)
+    config = engine_module.EngineConfig(1, 2, 1.0, 2, offload=False, pin_mem=False, dtype="fp32")
+    engine = engine_module.TorchEngine(model, optimizer, schedule, config)
     before = model.weight.clone()
     for value, applied, rate in ((float("inf"), False, 0.1), (1.0, True, 0.05)):
         for last in (False, True):
@@ -198,8 +199,8 @@ def test_a_weight_without_a_gradient_has_a_state_to_go_on_from():
         model = nn.ModuleDict({"used": nn.Linear(2, 1), "not yet": nn.Linear(2, 1)})
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        args = utils.parse_args("--gradient-accumulation-steps 1 --dtype fp32".split())
-        return engine_module.TorchEngine(model, optimizer, schedule, args)
+        config = engine_module.EngineConfig(1, 1, 1.0, 2, offload=False, pin_mem=False, dtype="fp32")
+        return engine_module.TorchEngine(model, optimizer, schedule, config)
 
     one, other = engine(), engine()
     one.set_gradient_accumulation_boundary(True)
@@ -215,7 +216,8 @@ def test_a_weight_without_a_gradient_has_a_state_to_go_on_from():
 
 def test_flags_reach_deepspeed():
     def config(line):
-        return engine_module.deepspeed_config(utils.parse_args(line.split()))
+        args = utils.parse_args(line.split())
+        return engine_module.deepspeed_config(build.from_flags(engine_module.EngineConfig, args))
 
     assert config("")["zero_optimization"] == {"stage": 2}
     assert config("")["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
@@ -236,15 +238,17 @@ import copy, sys, torch
 import utils
 from system import distributed
 from training import engine
-from training.engine import full_state_dict, load_full_state_dict, start_engine
-from training.optimization import build_optimizer, build_schedule
+from training.build import from_flags
+from training.engine import EngineConfig, full_state_dict, load_full_state_dict, start_engine
+from training.optimization import OptimizerConfig, build_optimizer, build_schedule
 
 engine.needs_deepspeed = lambda *_: True
 
 def engine_of(model, flags):
     args = utils.parse_args([*flags.split(), "--gradient-accumulation-steps", "1"])
-    optimizer = build_optimizer(model, args)
-    return start_engine(model, optimizer, build_schedule(optimizer, args, 1), args)
+    config = from_flags(OptimizerConfig, args)
+    optimizer = build_optimizer(model, config)
+    return start_engine(model, optimizer, build_schedule(optimizer, config, 1), from_flags(EngineConfig, args))
 
 distributed.start()
 """

@@ -1,6 +1,5 @@
 """Groups of parameters and learning rates: those of Uni-Sign, and warm-up and floor by hand."""
 
-import argparse
 import json
 
 import pytest
@@ -8,12 +7,11 @@ import torch
 from torch import nn
 
 from config import OPTIMIZERS, SCHEDULES, ModelConfig
-from training.optimization import build_optimizer, build_schedule, lr_lambda, parameter_groups
-from utils import parse_args
+from training.optimization import OptimizerConfig, build_optimizer, build_schedule, lr_lambda, parameter_groups
 
 
 def arguments(**changes):
-    return argparse.Namespace(**{**vars(parse_args([])), "lr": 3e-4, "min_lr": 0.0, **changes})
+    return OptimizerConfig(**{"lr": 3e-4, "min_lr": 0.0, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from clips.batch import Sample, collate_fn
-from network.compiling import compile_parts
 from pose.keypoints import PART_JOINTS
 from tests.helpers.models import new_model
+from training.compiling import compile_parts
 
 SENTENCES = ("妈妈很累。", "the left hand is at the chin", "累", "我想读书。")
 
