@@ -194,15 +194,15 @@ def refuse_other_models(folder: str | Path) -> None:
 def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
     """Yield the texts of a label file (and its glosses) or of a folder of descriptions, or the lines of a .txt file."""
     path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--texts: {path} does not exist. Name a label file, a description folder or a .txt file."
+        )
     if path.is_dir():
         for file in sorted(path.rglob("*.json")):
             yield from read_descriptions(file).texts.values()
     elif path.suffix == ".txt":
         yield from path.read_text(encoding="utf-8").splitlines()
-    elif not path.exists():
-        raise FileNotFoundError(
-            f"--texts: {path} does not exist. Name a label file, a description folder or a .txt file."
-        )
     else:
         for label in read_labels(path).values():
             yield target(label, "SLT")

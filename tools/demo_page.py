@@ -414,10 +414,16 @@ def main(args: argparse.Namespace) -> None:
     options = ("mt5_path", "text_encoder", "language", "device", "dtype", "num_beams")
     translator = Translator.from_checkpoint(args.checkpoint, **{name: getattr(args, name) for name in options})
     demo = Demo(translator, *extractor)
+
+    def stop(number: int, _: object) -> None:  # an exception could come at any place, and twice
+        if demo.over.is_set() and number == signal.SIGINT:
+            os._exit(130)  # Ctrl-C once more: who is there does not want to wait for what runs
+        demo.over.set()
+
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has what it runs in the background
-                signal.signal(number, lambda *_: demo.over.set())  # an exception could come at any place, and twice
+                signal.signal(number, stop)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         sys.stdout.write(f"http://{HOST}:{server.server_port}/ is the page, for this computer alone. Ctrl-C ends it.\n")
         sys.stdout.flush()

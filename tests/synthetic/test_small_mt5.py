@@ -176,3 +176,9 @@ def test_weights_have_the_scale_that_mt5_is_made_for():
         "decoder.block.0.layer.2.DenseReluDense.wo.weight": 0.1 / math.sqrt(512),
     }
     assert {name: pytest.approx(float(weights[name].std()), rel=0.05) for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["gone", "gone.txt", "labels.gone"])
+def test_texts_that_are_not_there(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=f"--texts: .*{name} does not exist. Name a label file"):
+        list(read_texts(tmp_path / name))
