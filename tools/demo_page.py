@@ -22,6 +22,7 @@ import socketserver
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -383,6 +384,14 @@ class Server(ThreadingHTTPServer):
         """Bind without looking up the host's full name, which can be slow without a network."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.socket.getsockname()[:2]
+
+    def get_request(self) -> Any:
+        """Accept a connection, or wait while the process may open no more files."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(0.1)  # the connection stays, and would be accepted again at once
+            raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore closed connections; print a traceback for other errors."""

@@ -279,7 +279,19 @@ def load_optimizer_state(engine: Any, folder: Path, state: TrainState) -> TrainS
 
     Returns:
         The state, with this process's `epoch_sums`.
+
+    Raises:
+        ValueError: its files hold something else.
     """
+    try:
+        return _restored(engine, folder, state)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"--resume: {folder} holds what no run saves ({type(error).__name__}: {error}). Name another state."
+        ) from error
+
+
+def _restored(engine: Any, folder: Path, state: TrainState) -> TrainState:
     kinds = broadcast_object(sorted(path.stem.removeprefix("optimizer_") for path in folder.glob("optimizer_*.pt")))
     numbers = broadcast_object(_read(folder / "optimizer.pt") if is_main() else None)
     restore_optimizer(engine, numbers, kinds, lambda kind: _read(folder / f"optimizer_{kind}.pt"))

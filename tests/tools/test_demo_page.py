@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -417,3 +418,13 @@ def test_a_model_without_descriptions_shows_none(browser, servers, clip):
     hidden = "['descriptions', 'with', 'gates'].every(id => document.querySelector('#' + id).hidden)"
     assert browser.run(hidden)
     assert browser.run("document.querySelector('#without h2').textContent") == "Translation"
+
+
+def test_a_connection_that_cannot_be_accepted_is_waited_for(servers, monkeypatch):
+    """As when the process has too many files open: not tried again and again at the full speed of a core."""
+    waited = []
+    monkeypatch.setattr(demo_page, "time", Mock(sleep=waited.append))
+    monkeypatch.setattr(servers[False], "socket", Mock(**{"accept.side_effect": OSError("too many")}))
+    with pytest.raises(OSError, match="too many"):
+        servers[False].get_request()
+    assert waited == [0.1]

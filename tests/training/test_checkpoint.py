@@ -165,3 +165,12 @@ def test_another_global_batch_is_refused(tmp_path):
     state = TrainState(arguments=ARGUMENTS, n_processes=2)
     with pytest.raises(ValueError, match=r"global batch of 48 = 4 x 6 x 2.*this run has 24 = 4 x 6 x 1"):
         checkpoint.check_resumable(tmp_path, state, ARGUMENTS, 10)
+
+
+@pytest.mark.parametrize("content", [{}, [], [{"cpu": torch.get_rng_state()}], [5], None])
+def test_a_state_of_other_content_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(checkpoint, "restore_optimizer", Mock())
+    torch.save({}, tmp_path / "optimizer.pt")
+    torch.save(content, tmp_path / "processes.pt")
+    with pytest.raises(ValueError, match=f"--resume: {tmp_path} holds what no run saves"):
+        checkpoint.load_optimizer_state(None, tmp_path, TrainState())
