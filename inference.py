@@ -110,8 +110,8 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
     if args.descriptions and args.describe:
         yield "--descriptions and --describe exclude each other."
     yield from cannot_be_written("--out", args.out, *OUT_SUFFIXES)
-    out, texts = Path(args.out).absolute(), Path(args.descriptions).absolute()
-    if args.out and args.descriptions and texts in (out, *out.parents):
+    out, texts = Path(args.out).resolve(), Path(args.descriptions).resolve()
+    if args.out and args.descriptions and (out == texts or (out.parent == texts and out.suffix == ".json")):
         yield f"--out {args.out}: would replace what --descriptions names. Name another file."
     if args.live and args.out and out.suffix != ".srt":
         yield f"--out {args.out}: --live writes subtitles; name a .srt file."

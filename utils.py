@@ -98,7 +98,10 @@ class Parser(argparse.ArgumentParser):
         known = [next((name[2:] for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
         unknown = message.split() if message.startswith("unrecognized arguments") else []
         typed = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        close = [f"--{name}" for word in typed for name in difflib.get_close_matches(word, known, n=1)]
+        close = []
+        for word in filter(None, typed):
+            longer = [name for name in known if name.startswith(word)]
+            close += [f"--{name}" for name in longer or difflib.get_close_matches(word, known, n=1)]
         hint = f" Did you mean {' '.join(close)}?" if close else ""
         end = "" if message.endswith((".", "?", "!")) else "."
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
@@ -126,7 +129,7 @@ class Parser(argparse.ArgumentParser):
 
 def cannot_be_written(flag: str, path: str, *suffixes: str) -> Iterator[str]:
     """Yield why a file that a flag names for writing is refused: it might be another one, such as weights."""
-    if path and Path(path).suffix.lower() not in suffixes:
+    if path and Path(path).suffix not in suffixes:
         yield f"{flag} {path}: must end in {', '.join(suffixes)}."
     if path and not Path(path).absolute().parent.is_dir():
         yield f"{flag} {path}: its folder does not exist."

@@ -366,6 +366,7 @@ class DescriptionPack(Pack):
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
         self.counts = DescriptionCounts()
+        self._told: set[str] = set()
 
     def decode(self, key: str) -> dict[int, str]:
         """Return all texts of a clip, {} if there are none.
@@ -390,7 +391,9 @@ class DescriptionPack(Pack):
         try:
             found = self.decode(name)
         except ValueError as error:
-            logger.warning("%s Until then the clip has no text.", error)
+            if name not in self._told:
+                self._told.add(name)
+                logger.warning("%s Until then the clip has no text.", error)
             self.counts += DescriptionCounts(files_unreadable=1)
             return {}
         texts = found if frames is None else {frame: text for frame, text in found.items() if frame in frames}

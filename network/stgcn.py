@@ -67,7 +67,8 @@ class ClipLayout:
     Args:
         mask: (B, T), non-zero on real frames. Best on the CPU, to avoid a GPU synchronisation.
         device: device of the frames; default: the mask's.
-        bucket: the line of all frames is as long as a multiple of it.
+        bucket: if above 1, the least step in which the line of all frames is lengthened, so that there are few lengths:
+            two from one power of two to the next.
     """
 
     def __init__(self, mask: torch.Tensor, device: torch.device | None = None, bucket: int = 1) -> None:
@@ -77,7 +78,9 @@ class ClipLayout:
         self.clips = self.rows // self.shape[1]  # (N,), each frame's clip
         # (N,), each frame's place on a line of all frames, with REACH places between clips
         self.places = torch.arange(len(self.rows), device=self.rows.device) + REACH * self.clips
-        self.line_length = bucket * math.ceil((len(rows) + REACH * (self.shape[0] - 1)) / bucket)
+        length = len(rows) + REACH * (self.shape[0] - 1)
+        step = max(bucket, 1 << max(0, length.bit_length() - 2)) if bucket > 1 else 1
+        self.line_length = step * math.ceil(length / step)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """Remove padding, (B, T, ...) -> (N, ...)."""

@@ -20,7 +20,7 @@ from config import PICTURES_CURE
 MISSING_SECONDS = 0.5  # an intact file may end so many seconds before its stated end
 MAX_PIXELS = 1 << 26  # of an image; 8K has 33 million. A small file can claim any size
 # The formats of video files; FFmpeg also plays lists of other files, as endless as their author likes.
-FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,gif,mjpeg,h264,hevc,ivf,nut,rm,dv,mxf,yuv4mpegpipe"
+FORMATS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,gif,mjpeg,h263,h264,hevc,m4v,ivf,nut,rm,dv,mxf"
 FIRST_PICTURES = 5  # images of a camera to drop while it adjusts its exposure
 
 
@@ -52,7 +52,7 @@ def read_facts(path: str | Path) -> Facts:
 def read_frames(path: str | Path, wanted: set[int], n_expected: int) -> Iterator[tuple[int, np.ndarray]]:
     """Decode frames of a video, (index from 0, image), in order: a small file may hold more than fit into memory.
 
-    ValueError, perhaps after the last of them, if it is damaged or has others than `n_expected`.
+    ValueError, perhaps after the last of them, if it is damaged or has another number of frames than `n_expected`.
     """
     n_frames = 0
     with _video(path) as stream:
@@ -151,6 +151,8 @@ def _video(path: str | Path) -> Iterator[Any]:
             stream.codec_context.thread_count = 1  # many processes read videos at the same time
             fault = "is cut short or damaged"
             yield stream
+    except av.ArgumentError:
+        raise ValueError(f"{path}: its format is none of a video that is read here. Make it an .mp4.") from None
     except av.FFmpegError as error:
         raise ValueError(f"{path}: the video {fault}: {error.strerror}.") from None
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import itertools
 import pickle
 import pickletools
 import re
@@ -136,20 +135,28 @@ def _check_memory(data: bytes) -> None:
     raise pickle.UnpicklingError("it is cut short, or asks for more memory than its size can need")
 
 
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+
+
 def _spread_out(value: Any, known: dict[int, int]) -> int:
     """Return about how many bytes a value has when what it holds many times is counted as often.
 
     Ten lists, each of ten times the next, have 10^10 items for whoever reads or shows them.
     """
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if not isinstance(value, (dict, list, tuple, set, frozenset)):
-        return len(value) if isinstance(value, (str, bytes, bytearray)) else 8
+    if not isinstance(value, _CONTAINERS):
+        return _n_bytes(value)
     if id(value) not in known:
         known[id(value)] = MAX_BYTES  # while it is counted: it may hold itself
-        items = itertools.chain(value, value.values()) if isinstance(value, dict) else value
-        known[id(value)] = sum(16 + _spread_out(item, known) for item in items)
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        inner = sum(_spread_out(item, known) if isinstance(item, _CONTAINERS) else _n_bytes(item) for item in items)
+        known[id(value)] = inner + 8 * len(items)
     return known[id(value)]
+
+
+def _n_bytes(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    return len(value) if isinstance(value, (str, bytes, bytearray)) else 8
 
 
 class _OtherArraysError(pickle.UnpicklingError):

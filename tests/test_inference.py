@@ -377,6 +377,7 @@ def test_a_file_that_cannot_be_played_loses_nothing_that_was_signed_before(
         ("--n_best 0", "--n_best 0: must be at least 1"),
         ("--num_beams 2 --n_best 3", "--num_beams 2: must be at least --n_best, which is 3"),
         ("--descriptions x --describe", "exclude each other"),
+        ("--out x.SRT", "must end in .json, .jsonl, .srt"),
         ("--out x.txt", "must end in .json, .jsonl, .srt"),
         ("--out nowhere/x.json", "its folder does not exist"),
         ("--out nowhere/x.txt --fps -1", ".srt. --out nowhere/x.txt: its folder does not exist. --fps -1.0: must be"),

@@ -400,7 +400,11 @@ class Server(ThreadingHTTPServer):
 
 
 def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str, Callable[[], Extractor]]:
-    """Load the pose extractor or, unless a flag asks for it, return why there is none; and what loads it again."""
+    """Load the pose extractor or, unless a flag asks for it, return why there is none; and what loads it again.
+
+    Raises:
+        ValueError, FileNotFoundError: the one that a flag asks for cannot be loaded.
+    """
     from pose.extraction import load_extractor
 
     device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU
@@ -429,11 +433,17 @@ def main(args: argparse.Namespace) -> None:
             os._exit(130)  # Ctrl-C once more: who is there does not want to wait for what runs
         demo.over.set()
 
+    def serve() -> None:
+        try:
+            server.serve_forever()
+        finally:
+            demo.over.set()
+
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has what it runs in the background
                 signal.signal(number, stop)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=serve, daemon=True).start()
         sys.stdout.write(f"http://{HOST}:{server.server_port}/ is the page, for this computer alone. Ctrl-C ends it.\n")
         sys.stdout.flush()
         while not demo.over.wait(1):  # Windows tells of a signal only between two waits

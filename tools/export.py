@@ -239,7 +239,7 @@ def check_target(out: Path, overwrite: bool) -> None:
         raise ValueError(
             f"--out: {out} is no folder that tools/export.py wrote; it is not replaced. Give another name."
         )
-    if others := sorted({path.name for path in out.iterdir()} - {*WRITTEN}):
+    if others := sorted({path.name for path in out.iterdir()} - {*WRITTEN, ".DS_Store", "Thumbs.db"}):
         raise ValueError(f"--out: {out} would be replaced, with {', '.join(others[:5])} in it. Move what is yours.")
 
 

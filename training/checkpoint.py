@@ -137,7 +137,7 @@ def _check(state: TrainState, folder: Path) -> None:
         raise ValueError("its numbers are none that a run reaches")
     if not all(isinstance(table, dict) for table in tables) or not {*STATE_FILES} <= {*state.digests}:
         raise ValueError("it does not list its files")
-    if folder.name.startswith("step_") and folder.name != state.folder_name:
+    if folder.name.removeprefix("step_").isdecimal() and folder.name != state.folder_name:
         raise ValueError(f"it is of {state.folder_name}")
 
 

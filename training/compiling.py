@@ -14,7 +14,8 @@ from models import Uni_Sign
 from network.mt5 import Block
 from network.stgcn import STGCNChain
 
-BUCKET = 512  # frames of all clips of a batch, with the gaps between them: rounded up to a multiple
+BUCKET = 512  # frames; see `ClipLayout`
+MOST = 512  # compilations of one function: all chains are one, and each has its joints, lengths and modes
 
 
 def compile_parts(model: Uni_Sign, device: torch.device) -> None:
@@ -25,7 +26,7 @@ def compile_parts(model: Uni_Sign, device: torch.device) -> None:
     """
     settings: Any = torch._dynamo.config
     settings.specialize_int = True  # a length that varies would fail in the convolution over time
-    settings.recompile_limit = 64  # of 8: then it would go on without, in silence
+    settings.recompile_limit, settings.accumulated_recompile_limit = MOST, 8 * MOST  # then it would go on without
     try:
         torch.compile(torch.exp)(torch.zeros(1, device=device))
     except RuntimeError as error:

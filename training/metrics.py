@@ -10,7 +10,6 @@ import itertools
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -161,17 +160,22 @@ def word_errors(hypothesis: str, reference: str) -> tuple[int, int, int]:
     # One row of the table: the cheapest (cost, deletions, insertions, substitutions) for the first j words.
     row = [(3 * j, 0, j, 0) for j in range(len(words) + 1)]
     for expected in reference.split():
-        above, row = row, [_plus(row[0], 3, 1, 0, 0)]
+        above, (cost, dels, ins, subs) = row, row[0]
+        row = [(cost + 3, dels + 1, ins, subs)]
         for j, word in enumerate(words):
-            wrong = int(word != expected)
-            # On equal cost the substitution, then the insertion: the counts depend on this order.
-            ways = _plus(above[j], 4 * wrong, 0, 0, wrong), _plus(row[j], 3, 0, 1, 0), _plus(above[j + 1], 3, 1, 0, 0)
-            row.append(min(ways, key=itemgetter(0)))
+            best = above[j]
+            if word != expected:
+                cost, dels, ins, subs = above[j]
+                best = (cost + 4, dels, ins, subs + 1)
+            # On equal cost prefer the substitution, then the insertion: the counts depend on this order.
+            cost, dels, ins, subs = row[j]
+            if cost + 3 < best[0]:
+                best = (cost + 3, dels, ins + 1, subs)
+            cost, dels, ins, subs = above[j + 1]
+            if cost + 3 < best[0]:
+                best = (cost + 3, dels + 1, ins, subs)
+            row.append(best)
     return row[-1][1:]
-
-
-def _plus(way: tuple[int, int, int, int], cost: int, dels: int, ins: int, subs: int) -> tuple[int, int, int, int]:
-    return way[0] + cost, way[1] + dels, way[2] + ins, way[3] + subs
 
 
 def bleu_scorers(tokenizer: str) -> list[BLEU]:

@@ -342,7 +342,8 @@ def test_texts_are_texts_of_frames(tmp_path, caplog, content, texts):
     assert pack.load("a") == (texts or {})
     if texts is None:  # as with a file that cannot be read, the clip has no text, and the run goes on
         assert pack.counts == DescriptionCounts(files_unreadable=1)
-        assert "pack: damaged: a has no texts." in caplog.text
+        pack.load("a")
+        assert caplog.text.count("pack: damaged: a has no texts.") == 1
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

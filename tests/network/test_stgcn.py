@@ -11,6 +11,7 @@ from network import winograd
 from network.stgcn import (
     EDGES,
     PART_GRAPH,
+    REACH,
     ClipLayout,
     STGCNBlock,
     STGCNChain,
@@ -113,6 +114,13 @@ def test_frames_are_spread_and_selected():
     assert torch.equal(select(line, places), x)
     assert torch.autograd.gradcheck(lambda x: spread(x, places, 6), x)
     assert torch.autograd.gradcheck(lambda x: select(x, places), line.detach().requires_grad_())
+
+
+def test_a_line_that_is_lengthened_has_few_lengths():
+    lengths = {ClipLayout(mask_of([n]), bucket=8).line_length for n in range(1, 65)}
+    assert lengths == {8, 16, 24, 32, 48, 64}
+    assert all(ClipLayout(mask_of([n]), bucket=8).line_length >= n for n in range(1, 65))
+    assert ClipLayout(mask_of([3, 4])).line_length == 3 + 4 + REACH
 
 
 # -- against plain torch -------------------------------------------------------------------------------------------
