@@ -88,12 +88,10 @@ def test_a_folder_with_a_bad_clip_goes_on(checkpoint, poses, tmp_path, capsys, s
 
 
 def test_names_too_long_for_a_description_file(checkpoint, poses, tmp_path, capsys):
-    """And a link to what cannot be there."""
     folder, texts = tmp_path / "poses", tmp_path / "texts"
     folder.mkdir()
     texts.mkdir()
     shutil.copy(poses / "a.npz", folder / f"{'a' * 251}.npz")
-    (folder / "link.npz").symlink_to("b" * 300)
     status, lines, err = call(capsys, folder, "--checkpoint", checkpoint, "--descriptions", texts)
     assert (status, err) == (0, "0 of 1 clips have a description file.\n")
     assert lines[0].startswith(f"{'a' * 251}\t")

@@ -98,7 +98,7 @@ def test_help_and_its_own_flags_come_before_anything_heavy():
     assert "the locale's, here zh" in run("--help", LANG="zh_CN.UTF-8").stdout
     page = run("--page", "no_folder/look.html")
     assert (page.returncode, page.stdout) == (2, "False\n")
-    assert "error: --page no_folder/look.html: no_folder does not exist." in page.stderr
+    assert "error: --page no_folder/look.html: its folder does not exist." in page.stderr
 
 
 def test_flags_that_cannot_be_read_are_no_reason_to_be_ready(monkeypatch, capsys):

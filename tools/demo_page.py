@@ -14,6 +14,7 @@ import contextlib
 import errno
 import functools
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -430,6 +431,8 @@ def main(args: argparse.Namespace) -> None:
 
     def stop(number: int, _: object) -> None:  # an exception could come at any place, and twice
         if demo.over.is_set() and number == signal.SIGINT:
+            for process in multiprocessing.active_children():
+                process.kill()
             os._exit(130)  # Ctrl-C once more: who is there does not want to wait for what runs
         demo.over.set()
 

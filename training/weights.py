@@ -115,7 +115,8 @@ class Checkpoint:
         """Return an entry that this code writes, or the default if there is none; ValueError for another type."""
         value = self.facts.get(name, default)
         if not _is_plain(value, type(default)):
-            raise ValueError(f"{self.named} says {name} {shown(value)}. Get it again, or name the right one: --{name}.")
+            kind = shown(value) if isinstance(value, str | bool) else f"of the type {type(value).__name__}"
+            raise ValueError(f"{self.named} says {name} {kind}. Get it again, or name the right one: --{name}.")
         return value
 
     def config(self, **given: str) -> ModelConfig:
