@@ -14,7 +14,6 @@ import contextlib
 import errno
 import functools
 import json
-import multiprocessing
 import os
 import select
 import signal
@@ -429,13 +428,6 @@ def main(args: argparse.Namespace) -> None:
     translator = Translator.from_checkpoint(args.checkpoint, **{name: getattr(args, name) for name in options})
     demo = Demo(translator, *extractor)
 
-    def stop(number: int, _: object) -> None:  # an exception could come at any place, and twice
-        if demo.over.is_set() and number == signal.SIGINT:
-            for process in multiprocessing.active_children():
-                process.kill()
-            os._exit(130)  # Ctrl-C once more: who is there does not want to wait for what runs
-        demo.over.set()
-
     def serve() -> None:
         try:
             server.serve_forever()
@@ -445,7 +437,7 @@ def main(args: argparse.Namespace) -> None:
     with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has what it runs in the background
-                signal.signal(number, stop)
+                signal.signal(number, lambda *_: demo.over.set())  # an exception could come at any place, and twice
         threading.Thread(target=serve, daemon=True).start()
         sys.stdout.write(f"http://{HOST}:{server.server_port}/ is the page, for this computer alone. Ctrl-C ends it.\n")
         sys.stdout.flush()
