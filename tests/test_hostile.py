@@ -163,9 +163,12 @@ def sheet(folder):
         file.writestr("xl/worksheets/sheet1.xml", bytes(1 << 27))
 
 
+FRAME = {"keypoints": [np.ones((1, 133, 2))], "scores": [np.ones((1, 133))]}
+
+
 def twice_in(value):
-    """Ten lists, each of ten times the next."""
-    for _ in range(9):
+    """Lists of ten times the next, which have 10^8 items for whoever shows them."""
+    for _ in range(8):
         value = [value] * 10
     return value
 
@@ -203,8 +206,7 @@ SMALL = {
     "frames that are None": lambda folder: (folder / "a.pkl").write_bytes(
         pickle.dumps({"keypoints": [None] * 1_000_000, "scores": [None] * 1_000_000})
     ),
-    "lists of lists": lambda folder: (folder / "a.pkl").write_bytes(pickle.dumps({"start": twice_in("a")})),
-    "a list of itself": lambda folder: (folder / "a.pkl").write_bytes(b"\x80\x04]\x94h\x00a."),
+    "lists of lists": lambda folder: (folder / "a.pkl").write_bytes(pickle.dumps(FRAME | {"start": twice_in("a")})),
     "labels of lists of lists": lambda folder: (folder / "labels.train").write_bytes(
         gzip.compress(pickle.dumps({"a": {"text": twice_in("a"), "video_path": "a.mp4"}}))
     ),
