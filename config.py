@@ -18,7 +18,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from system.disk import to_json
 
 SPLITS = ("train", "dev", "test")
 SPLIT_NAMES = {split: split for split in SPLITS} | dict.fromkeys(("val", "valid", "validation"), "dev")
@@ -152,6 +155,20 @@ class DatasetSpec:
             for (kind, cure), paths in missing.items()
         ]
 
+    def choose(self, splits: Sequence[str]) -> list[str]:
+        """Return those of some splits that there are, but only one that shares a folder; call it on a resolved record.
+
+        Raises:
+            ValueError: none is there.
+            FileNotFoundError: labels or poses of one do not exist.
+        """
+        there = [split for split in splits if split in self.labels]
+        if not there:
+            raise ValueError(f"--splits {' '.join(splits)}: {self.name} has {', '.join(self.labels)} alone.")
+        if faults := self.absent(*there):
+            raise FileNotFoundError(" ".join(faults))
+        return list({self.folder(split): split for split in there}.values())
+
     def pose_path(self, label: Mapping[str, Any]) -> Path:
         """Return the path of a clip's pose file; call it on a record from `for_split`."""
         file = label.get("pose") or without_suffix(label["video_path"])
@@ -160,6 +177,14 @@ class DatasetSpec:
     def video_path(self, label: Mapping[str, Any]) -> Path:
         """Return the path of a clip's video; call it on a record from `for_split`."""
         return Path(self.rgb_dir) / label["video_path"]
+
+    def to_toml(self, notes: Mapping[str, str] = MappingProxyType({})) -> str:
+        """Format the record as `from_toml` reads it, with comments on some keys."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if value}
+        labels = values.pop("labels")
+        lines = [f"{key} = {to_json(value)}{notes.get(key, '')}" for key, value in values.items()]
+        paths = [f"{split} = {to_json(path)}" for split, path in labels.items()]
+        return "\n".join([*lines, "", "[labels]", *paths, ""])
 
     @classmethod
     def from_toml(cls, path: str | Path) -> DatasetSpec:

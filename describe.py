@@ -133,14 +133,8 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root)
         if not (args.out or spec.description_dir):
             raise ValueError(f"--out: {spec.name} has no folder of descriptions; name one.")
-        splits = [split for split in args.splits if split in spec.labels]
-        if not splits:
-            raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)} alone.")
-        if faults := spec.absent(*splits):
-            raise FileNotFoundError(" ".join(faults))
-        out = Path(args.out or spec.description_dir)
-        folders = {spec.folder(split): split for split in splits}  # dev may be the test split under another name
-        clips = [clip for folder, split in folders.items() for clip in clips_of(spec, split, out / folder)]
+        out, splits = Path(args.out or spec.description_dir), spec.choose(args.splits)
+        clips = [clip for split in splits for clip in clips_of(spec, split, out / spec.folder(split))]
         language = args.language or config.description_language(spec.language)
     if args.clips:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):

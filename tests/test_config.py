@@ -1,5 +1,6 @@
 """Records of data sets and models: what they refuse, and what the old dictionaries show."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def written(folder, text):
     path = folder / "own.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("spec", DATASETS.values(), ids=DATASETS)
+def test_a_record_survives_its_file(spec, tmp_path):
+    spec = dataclasses.replace(spec, description_dir='a "b" \\c 中')
+    written = spec.to_toml({"name": "  # of the data"})
+    assert written.startswith(f'name = "{spec.name}"  # of the data\n')
+    (tmp_path / "own.toml").write_text(written, encoding="utf-8")
+    assert DatasetSpec.from_toml(tmp_path / "own.toml") == spec
 
 
 def test_toml(tmp_path):

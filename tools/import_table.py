@@ -29,7 +29,7 @@ from config import (
     mt5_path,
     without_suffix,
 )
-from system.disk import to_json, write_text
+from system.disk import write_text
 from system.faults import printable
 from utils import Parser, installed, run
 
@@ -41,14 +41,10 @@ FEW = 20  # clips of dev or test, of which each changes a score by points
 WEIGHTS = "./pretrained_weight/csl_stage1_weight.pth"
 ONE_GPU = "--text_encoder_freeze --trainable all --gradient_checkpointing"  # of 24 GB
 SMALL = "--mt5_path small_mt5 --hidden_dim 32 --text_encoder_freeze"  # to try the steps in minutes
-TOML_KEYS = {  # and what is said beside them
-    "name": "",
-    "pose_dir": "",
+NOTES = {  # beside keys of dataset.toml
     "rgb_dir": "  # read only with --rgb_support",
-    "description_dir": "",
     "language": "  # named in the prompt of mT5",
     "text_unit": '  # "char" for languages without spaces between words, such as Chinese',
-    "tasks": "",
 }
 EXAMPLES = """examples:
   python -m tools.import_table sheet.xlsx --videos my_videos --out my_data --language German
@@ -292,11 +288,7 @@ def write(table: Table, files: Files, out: Path, language: str) -> DatasetSpec:
     writer.writerows(clips)
     out.mkdir(parents=True, exist_ok=True)
     write_text(labels, text.getvalue())
-    values = {key: getattr(spec, key) for key in TOML_KEYS if getattr(spec, key)}
-    lines = [f"{key} = {to_json(value)}{TOML_KEYS[key]}" for key, value in values.items()]
-    paths = [f"{split} = {to_json(path)}" for split, path in spec.labels.items()]
-    head = "# For --dataset_config. Paths start from --root."
-    write_text(out / "dataset.toml", "\n".join([head, *lines, "", "[labels]", *paths, ""]))
+    write_text(out / "dataset.toml", "# For --dataset_config. Paths start from --root.\n" + spec.to_toml(NOTES))
     return spec
 
 

@@ -62,14 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         verify(out)
         return
     spec = config.dataset_of(args.dataset, args.dataset_config)
-    splits = [split for split in args.splits if split in spec.labels]
-    if not splits:
-        raise ValueError(f"--splits {' '.join(args.splits)}: {spec.name} has {', '.join(spec.labels)}.")
-    there = spec.under(args.root)
-    if faults := there.absent(*splits):
-        raise FileNotFoundError(" ".join(faults))
-    # If dev is the test split under another name, it shares that split's folders and packs.
-    for split in {spec.folder(split): split for split in splits}.values():
+    for split in spec.under(args.root).choose(args.splits):
         pack_split(spec, split, out, args.root, args.workers, args.shard)
 
 

@@ -298,9 +298,12 @@ def _restored(engine: Any, folder: Path, state: TrainState) -> TrainState:
     processes = broadcast_object(_read(folder / "processes.pt") if is_main() else None)
     if len(processes) == world_size():
         own = processes[rank()]
-        torch.set_rng_state(own["cpu"])
-        if torch.cuda.is_available() and "cuda" in own:
-            torch.cuda.set_rng_state(own["cuda"])
+        try:
+            torch.set_rng_state(own["cpu"])
+            if torch.cuda.is_available() and "cuda" in own:
+                torch.cuda.set_rng_state(own["cuda"])
+        except RuntimeError as error:
+            raise TypeError(error) from None
         sums = own["epoch_sums"]
     else:  # dropout draws different numbers; rank 0 takes over all sums
         torch.manual_seed((state.step << 32) + state.arguments["seed"] + rank())

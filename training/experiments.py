@@ -26,15 +26,6 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parents[1]
 
 
-def to_toml(spec: DatasetSpec, description_dir: Path) -> str:
-    """Format a data set's record as TOML, with another folder of descriptions and absolute paths."""
-    values = dataclasses.asdict(spec) | {"description_dir": str(description_dir.absolute())}
-    labels = {split: os.path.abspath(path) for split, path in values.pop("labels").items()}
-    values |= {key: os.path.abspath(values[key]) for key in ("pose_dir", "rgb_dir") if values[key]}
-    lines = [f"{key} = {to_json(value)}" for key, value in values.items()]
-    return "\n".join([*lines, "[labels]", *(f"{split} = {to_json(path)}" for split, path in labels.items())]) + "\n"
-
-
 @dataclass(frozen=True)
 class Experiments:
     """Trainings and tests in one folder, which goes on from what is there."""
@@ -48,7 +39,10 @@ class Experiments:
     def prepare(self, texts: str) -> None:
         """Write descriptions of a kind: "own" (nothing to write), "rules", or a key of `CONTROLS`."""
         folder = self.descriptions(texts)
-        record = self._identity() + to_toml(self.spec, folder)
+        spec = dataclasses.replace(self.spec, description_dir=str(folder)).under(
+            Path.cwd()
+        )  # --root leaves it as it is
+        record = self._identity() + spec.to_toml()
         if self.record(texts).exists() and self.record(texts).read_text(encoding="utf-8") != record:
             raise ValueError(
                 f"--out: {self.out} holds results of another data set, other labels or other descriptions. Name "

@@ -6,19 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from config import DATASETS, DatasetSpec
+from config import DATASETS
 from training import experiments
-from training.experiments import Experiments, to_toml
-
-
-def test_the_record_of_a_data_set_survives(tmp_path):
-    for spec in DATASETS.values():
-        spec = spec.under(tmp_path)
-        (tmp_path / "record.toml").write_text(to_toml(spec, tmp_path / "texts"))
-        again = DatasetSpec.from_toml(tmp_path / "record.toml")
-        assert again.description_dir == str(tmp_path / "texts")
-        assert (again.language, again.labels, again.pose_dir) == (spec.language, dict(spec.labels), spec.pose_dir)
-        assert again.dev_is_test == spec.dev_is_test
+from training.experiments import Experiments
 
 
 def made(tmp_path, **options):

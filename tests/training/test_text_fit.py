@@ -1,5 +1,7 @@
 """Descriptions that belong to their clips are told from those that do not, before any training."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,6 @@ from describing.control_texts import write_control_texts
 from pose.keypoints import PoseFolder
 from tests.helpers.corpus import write_small_corpus
 from training.build import build_loaders, build_model, dataset_spec, model_config
-from training.experiments import to_toml
 from training.look import ENOUGH, log_look, look_at_files
 from training.text_fit import PLACES, text_fit
 from utils import parse_args
@@ -124,7 +125,8 @@ def with_other_texts(large_corpus, tmp_path):
     spec = config.DATASETS["CSL_Daily"].under(large_corpus)
     write_control_texts(spec, "shuffled", tmp_path / "texts")
     file = tmp_path / "shuffled.toml"
-    file.write_text(to_toml(spec, tmp_path / "texts"), encoding="utf-8")
+    spec = dataclasses.replace(spec, description_dir=str(tmp_path / "texts"))
+    file.write_text(spec.to_toml(), encoding="utf-8")
     return file
 
 
