@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,9 +30,11 @@ from training.loader import ClipLoader
 from training.text_fit import ENOUGH, PLACES, TextFit, text_fit
 from utils import progress
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
-SAMPLE = 200  # clips of each split to look at
+SAMPLE = 300  # clips of each split to look at; more than `ENOUGH`, as some may be damaged
 AT_START = 25  # clips whose poses are opened when a run starts: some tenths of a second
 # Smallest share of good points of each part. Nine points of the upper body are in nearly every picture of signing, but
 # a hand may hang down or a corpus be of one-handed signs: only one that is never seen is suspicious. Some extractors
@@ -148,7 +150,7 @@ def look_at_files(
     counts = reader.counts if reader else None
     look = SplitLook(labels, paths, poses, list(missing), filed, every(labels, limit), counts=counts)
     numbers: list[tuple[int, Collection[int]]] = []
-    compared, clips = set(every(described, ENOUGH)), list[tuple[np.ndarray, list[str]]]()
+    compared, clips = set(every(described, 2 * ENOUGH)), list[tuple[np.ndarray, list[str]]]()
     for name in progress(dict.fromkeys([*look.chosen, *described]), title):
         pose = None
         if name not in missing:
@@ -164,7 +166,7 @@ def look_at_files(
                 clips.append(keypoints_and_texts(pose, texts))
             numbers += [(pose.n_recorded, list(unfiltered.load(name)))] if pose else []
     look.from_one = numbered_from_one(numbers)
-    look.fit = text_fit(clips) if len(clips) >= ENOUGH else None
+    look.fit = text_fit(every(clips, ENOUGH)) if len(clips) >= ENOUGH else None
     return look
 
 
@@ -216,10 +218,10 @@ def look_at_splits(spec: DatasetSpec, task: str) -> list[Line]:
     return found or [Line("✓", "apart", ())] * (len(labels) > 1)
 
 
-def every(names: Iterable[str], limit: int) -> list[str]:
-    """Return some evenly spaced names: at least `limit`, if there are so many, and less than twice as many."""
-    names = list(names)
-    return names[:: max(1, len(names) // limit)]
+def every(items: Iterable[T], limit: int) -> list[T]:
+    """Return some evenly spaced items: at least `limit`, if there are so many, and less than twice as many."""
+    items = list(items)
+    return items[:: max(1, len(items) // limit)]
 
 
 def log_look(loaders: Mapping[str, ClipLoader], model: Uni_Sign, renumber: str) -> None:

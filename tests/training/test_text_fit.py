@@ -1,6 +1,8 @@
 """Descriptions that belong to their clips are told from those that do not, before any training."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,3 +169,16 @@ def test_messy_descriptions_of_real_signers_belong_to_them(shared_real):
     fit = look_at_files("x", labels, paths, np.ones(len(labels)), PoseFolder(), texts, ENOUGH).fit
     assert not fit.wrong
     assert fit.own == pytest.approx(0.085, abs=0.02)
+
+
+def test_damaged_files_do_not_switch_it_off(large_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.look.ENOUGH", 35)
+    spec = config.DATASETS["CSL_Daily"].under(large_corpus)
+    folder = tmp_path / "texts"
+    shutil.copytree(Path(spec.description_dir) / "train", folder)
+    for path in sorted(folder.iterdir())[:10]:
+        path.write_text("[]")
+    labels = split_labels(spec, "train")
+    paths = {name: spec.pose_path(label) for name, label in labels.items()}
+    sizes = np.ones(len(labels))
+    assert look_at_files("x", labels, paths, sizes, PoseFolder(), folder, 70).fit.n_clips >= 35
