@@ -268,7 +268,15 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
             text = "the hand backbone starts from random weights. For ImageNet's, save %s as %s."
             logger.warning(text, GET_BACKBONE, usual)
     if args.fusion_checkpoint:
-        load_fusion(model, args.fusion_checkpoint)
+        encoder_loaded = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in new) and model.text_features is None
+        load_fusion(
+            model,
+            args.fusion_checkpoint,
+            model.config,
+            files_beside(model),
+            evaluated=args.eval,
+            encoder_loaded=encoder_loaded,
+        )
 
 
 def choose_vocabulary(

@@ -35,6 +35,7 @@ TEXT_ENCODER_PREFIX = "text_encoder."
 TEXT_PREFIXES = (*FUSION_PREFIXES, TEXT_ENCODER_PREFIX)
 NEW_PREFIXES = (*TEXT_PREFIXES, *RGB_PREFIXES)  # weights that a base model may lack
 
+OTHER_FLAG = "was trained with --{0} {1}; this run has {2}, give the same"
 FROZEN_ENCODER = "the frozen text encoder"  # its name in `files_beside`
 # Of mT5's config.json: what changes no weight's shape.
 MT5_VALUES = ("num_heads", "layer_norm_epsilon", "relative_attention_max_distance", "dense_act_fn")
@@ -227,16 +228,7 @@ def load_finetune(
     if misfit := differences(weights, own, {name for name in own if name.startswith(may_be_new)}):
         cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
         raise ValueError(f"{checkpoint.named} does not fit this model: {misfit}. {cause}")
-    before, now = checkpoint.stated.get("text_encoder"), config.text_encoder
-    if before and checkpoint.holds(FUSED) and Path(before).resolve() != Path(now).resolve():
-        logger.warning(
-            "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
-            checkpoint.named, before, now,
-        )  # fmt: skip
-    if others := differing_files(checkpoint.facts, files or {}):
-        if evaluated:
-            raise ValueError(f"{checkpoint.named} {others}")
-        logger.warning("%s %s", checkpoint.named, others)
+    _compare_files(checkpoint, config, differing_files(checkpoint.facts, files or {}), evaluated=evaluated)
     model.load_state_dict(weights, strict=False)
     new = [name for name in own if name not in weights]
     modules = Counter(name.partition(".")[0] for name in new)
@@ -256,15 +248,32 @@ def _differing_flags(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[st
     for prefixes, wanted, cure in parts:
         if not wanted and checkpoint.holds(prefixes):
             yield cure
-    values: dict[str, int | str] = {"hidden_dim": config.hidden_dim}
+    if saved.get("hidden_dim", config.hidden_dim) != config.hidden_dim:
+        yield OTHER_FLAG.format("hidden_dim", saved["hidden_dim"], config.hidden_dim)
     if checkpoint.holds(FUSED) and config.use_descriptions:
-        values |= {"text_max_tokens": config.text_max_tokens, "text_encoder": config.text_encoder}
-    for name, value in values.items():
-        # Folders of text encoders may differ, as they move; but mT5's own encoder ("") is another one.
-        same = bool(saved.get(name)) == bool(value) if name == "text_encoder" else saved.get(name) == value
-        if name in saved and not same:
-            before, now = saved[name] or "(none)", value or "(none)"
-            yield f"was trained with --{name} {before}; this run has {now}, give the same"
+        yield from _differing_text_flags(saved, config)
+
+
+def _differing_text_flags(saved: Mapping[str, Any], config: ModelConfig) -> Iterator[str]:
+    if saved.get("text_max_tokens", config.text_max_tokens) != config.text_max_tokens:
+        yield OTHER_FLAG.format("text_max_tokens", saved["text_max_tokens"], config.text_max_tokens)
+    # Folders of text encoders may differ, as they move; but mT5's own encoder ("") is another one.
+    if bool(saved.get("text_encoder", config.text_encoder)) != bool(config.text_encoder):
+        yield OTHER_FLAG.format("text_encoder", saved["text_encoder"] or "(none)", config.text_encoder or "(none)")
+
+
+def _compare_files(checkpoint: Checkpoint, config: ModelConfig, others: str, *, evaluated: bool) -> None:
+    """Say, or if `evaluated` refuse, that a model reads `others` than the training of its weights did."""
+    before, now = checkpoint.stated.get("text_encoder"), config.text_encoder
+    if before and checkpoint.holds(FUSED) and Path(before).resolve() != Path(now).resolve():
+        logger.warning(
+            "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
+            checkpoint.named, before, now,
+        )  # fmt: skip
+    if others and evaluated:
+        raise ValueError(f"{checkpoint.named} {others}")
+    if others:
+        logger.warning("%s %s", checkpoint.named, others)
 
 
 def _fit_vocabulary(
@@ -280,13 +289,36 @@ def _fit_vocabulary(
     weights[KEPT_TOKENS] = kept
 
 
-def load_fusion(model: nn.Module, path: str | Path) -> None:
-    """Load the fusion modules of `--fusion_checkpoint`; FileNotFoundError or ValueError if there are none that fit."""
-    weights = fusion_weights(read_weights(path, "--fusion_checkpoint")[0])
+def load_fusion(
+    model: nn.Module,
+    path: str | Path,
+    config: ModelConfig,
+    files: Mapping[str, Any] | None = None,
+    *,
+    evaluated: bool = False,
+    encoder_loaded: bool = False,
+) -> None:
+    """Load the fusion modules of `--fusion_checkpoint`, which belong to the text encoder that they were trained with.
+
+    If that is another one than the model's it warns, or refuses modules that are only `evaluated`; `files` are the
+    model's `files_beside`, and `encoder_loaded` says that its encoder came with other weights.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it has no fusion modules that fit, or those of another kind of encoder.
+    """
+    checkpoint = Checkpoint.read(path, "--fusion_checkpoint")
+    weights = fusion_weights(checkpoint.weights)
     if misfit := differences(weights, fusion_weights(model.state_dict())):
         raise ValueError(
-            f"--fusion_checkpoint: {path} does not hold this model's fusion modules: {misfit}. "
-            "Give a best_fusion.pth made with the same mT5 and text encoder."
+            f"{checkpoint.named} does not hold this model's fusion modules: {misfit}. Give a best_fusion.pth made with "
+            "the same mT5 and text encoder."
         )
+    if differing := list(_differing_text_flags(checkpoint.stated, config)):
+        raise ValueError(f"{checkpoint.named} {'. It '.join(differing)}.")
+    others, saved = differing_files(checkpoint.facts, files or {}), checkpoint.facts.get("files")
+    if isinstance(saved, Mapping) and FROZEN_ENCODER not in saved and not encoder_loaded:
+        others = "was trained together with its text encoder, which is in the whole checkpoint alone: --finetune."
+    _compare_files(checkpoint, config, others, evaluated=evaluated)
     model.load_state_dict(weights, strict=False)
     logger.info("--fusion_checkpoint %s: %d tensors loaded.", path, len(weights))

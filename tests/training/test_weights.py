@@ -72,7 +72,7 @@ def test_fusion_modules_without_an_adapter_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--finetune: .*earlier.pth has fusion modules without a text adapter"):
         weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
     with pytest.raises(ValueError, match=r"missing: text_adapter\."):
-        weights.load_fusion(Model(), path)
+        weights.load_fusion(Model(), path, ModelConfig(use_descriptions=True))
 
 
 def test_another_text_encoder_is_named_and_one_that_has_moved_is_said(tmp_path, monkeypatch, caplog):
@@ -113,11 +113,42 @@ def test_fusion_weights_load_alone(tmp_path):
     path = tmp_path / "best_fusion.pth"
     save_weights(path, weights.fusion_weights(source.state_dict()), ModelConfig())
     kept = model.pose_proj.weight.clone()
-    weights.load_fusion(model, path)
+    weights.load_fusion(model, path, ModelConfig(use_descriptions=True))
     assert torch.equal(model.gating_fusion.weight, source.gating_fusion.weight)
     assert torch.equal(model.pose_proj.weight, kept)
     with pytest.raises(ValueError, match="--fusion_checkpoint: .* does not hold"):
-        weights.load_fusion(model, save(Model(fusion=False), tmp_path / "none.pth", ModelConfig()))
+        weights.load_fusion(model, save(Model(fusion=False), tmp_path / "none.pth", ModelConfig()), ModelConfig())
+
+
+def test_fusion_modules_belong_to_their_text_encoder(tmp_path, caplog):
+    """Other encoders are as wide: shapes do not tell."""
+    path, config = tmp_path / "best_fusion.pth", ModelConfig(use_descriptions=True, text_encoder="bert")
+    modules, frozen = weights.fusion_weights(Model().state_dict()), {weights.FROZEN_ENCODER: "a"}
+
+    def load(config, files, **how):
+        caplog.clear()
+        weights.load_fusion(Model(), path, config, files, **how)
+        return caplog.text
+
+    save_weights(path, modules, config, files=frozen)
+    with pytest.raises(
+        ValueError, match=r"best_fusion.pth was trained with --text_encoder bert; this run has \(none\)"
+    ):
+        load(ModelConfig(use_descriptions=True), frozen)
+    with pytest.raises(ValueError, match="--text_max_tokens 128; this run has 64"):
+        load(ModelConfig(use_descriptions=True, text_encoder="bert", text_max_tokens=64), frozen)
+    assert "WARNING" not in load(config, frozen, evaluated=True)
+    assert "was trained with other files; different are: the frozen text" in load(config, {weights.FROZEN_ENCODER: "b"})
+    with pytest.raises(ValueError, match="was trained with other files"):
+        load(config, {weights.FROZEN_ENCODER: "b"}, evaluated=True)
+
+    save_weights(path, modules, ModelConfig(use_descriptions=True), files={})
+    assert "was trained together with its text encoder" in load(ModelConfig(use_descriptions=True), frozen)
+    with pytest.raises(
+        ValueError, match="was trained together with its text encoder, which is in the whole checkpoint"
+    ):
+        load(ModelConfig(use_descriptions=True), frozen, evaluated=True)
+    assert "WARNING" not in load(ModelConfig(use_descriptions=True), {}, evaluated=True, encoder_loaded=True)
 
 
 def test_a_small_file_cannot_ask_for_a_large_model():
