@@ -45,8 +45,6 @@ from training.checkpoint import (
     check_sources,
     find_state,
     load_optimizer_state,
-    save_epoch,
-    save_quick,
     state_writer,
     write_progress,
 )
@@ -55,9 +53,19 @@ from training.guards import Guards, statistics_kept
 from training.loader import ClipLoader
 from training.look import log_look
 from training.memory import explain_memory
-from training.run_folder import BEST, Results, resume_dir, set_aside, set_later_aside, trim_curves, write_predictions
+from training.run_folder import (
+    BEST,
+    BEST_FUSION,
+    Results,
+    forget_checkpoints,
+    resume_dir,
+    set_aside,
+    set_later_aside,
+    trim_curves,
+    write_predictions,
+)
 from training.weight_files import read_weights, save_weights
-from training.weights import files_beside
+from training.weights import files_beside, fusion_weights
 from utils import git_revision, needs_deepspeed, progress, start_log
 
 logger = logging.getLogger(__name__)
@@ -278,7 +286,7 @@ def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader], sourc
 
 def start_state(args: argparse.Namespace, resumed: Resumed | None, sources: dict[str, Any]) -> TrainState:
     """Return the state the run starts from, after moving files of an earlier run out of the output folder."""
-    begun_here = resumed and resumed[0].absolute().is_relative_to(Path(args.output_dir).absolute())
+    begun_here = resumed and resumed[0].resolve().is_relative_to(Path(args.output_dir).resolve())
     if distributed.is_main() and not begun_here:
         set_aside(args.output_dir)
     distributed.barrier()
@@ -311,17 +319,19 @@ def save_weights_of_epoch(
 
     They are two attempts, since what is written must be recorded: else a worse epoch could take the best one's place.
     """
-    weights, config = full_state_dict(engine), engine.module.config
+    weights, config, out = full_state_dict(engine), engine.module.config, Path(args.output_dir)
     facts = {**weights_facts(args, engine.module), "score": dev and dev.rank[0], "epoch": state.epoch}
     if improved:
-        with guards.saves.attempt(BEST_SAVED, args.output_dir):
+        with guards.saves.attempt(BEST_SAVED, out):
             if distributed.is_main():
-                save_weights(Path(args.output_dir) / BEST, weights, config, **facts)
-    recorded = improved and not guards.saves.failed[BEST_SAVED]
-    with guards.saves.attempt("the checkpoint", args.output_dir):
+                if config.use_descriptions:
+                    save_weights(out / BEST_FUSION, fusion_weights(weights), config, **facts)
+                save_weights(out / BEST, weights, config, **facts)
+    with guards.saves.attempt("the checkpoint", out):
         if distributed.is_main():
-            save_epoch(weights, config, args.output_dir, recorded, args.keep_last, facts)
-    return recorded
+            save_weights(out / f"checkpoint_{state.epoch}.pth", weights, config, **facts)
+            forget_checkpoints(out, state.epoch, args.keep_last)
+    return improved and not guards.saves.failed[BEST_SAVED]
 
 
 def keep(results: Results, guards: Guards, args: argparse.Namespace) -> Results:
@@ -412,8 +422,11 @@ def save_within_epoch(
     # Like Uni-Sign, --quick_break counts micro-batches: does this step include a multiple of N?
     quick = args.quick_break > 0 and state.micro_batch % args.quick_break < n_micro_batches
     if quick:
+        weights = full_state_dict(engine)
         with guards.saves.attempt("checkpoint.pth", args.output_dir):
-            save_quick(engine, args.output_dir, state.epoch, weights_facts(args, engine.module))
+            if distributed.is_main():
+                facts = {**weights_facts(args, engine.module), "score": None, "epoch": state.epoch}
+                save_weights(Path(args.output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)
     if quick or stop or (args.save_steps and state.step % args.save_steps == 0):
         save(engine, state, guards, args)
 

@@ -159,8 +159,8 @@ def test_quick_break_counts_micro_batches(monkeypatch):
     """As Uni-Sign: the multiples of N, here at the step that each of them belongs to."""
     saved = []
     monkeypatch.setattr(fine_tuning, "save", lambda _engine, state, *_: saved.append(state.micro_batch))
-    monkeypatch.setattr(fine_tuning, "save_quick", lambda *_: None)
-    monkeypatch.setattr(fine_tuning, "weights_facts", lambda *_: {})
+    for name in ("full_state_dict", "weights_facts", "save_weights"):
+        monkeypatch.setattr(fine_tuning, name, lambda *_, **__: {})
     for n, group, expected in ((3, 2, [4, 6, 10]), (4, 4, [4, 8]), (1, 4, [4, 8]), (5, 1, [5, 10]), (0, 1, [])):
         saved.clear()
         args = utils.parse_args(["--quick_break", str(n), "--gradient-accumulation-steps", str(group)])

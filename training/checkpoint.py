@@ -21,14 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import ModelConfig
 from network.state_dicts import differences
 from system.disk import UNFINISHED, new_folder, remove_folder, sha256, to_json, write_text, write_whole
 from system.distributed import all_gather, broadcast_object, broadcast_weights, is_main, rank, world_size
 from training.engine import full_state_dict, optimizer_numbers, optimizer_tensors, restore_optimizer
-from training.run_folder import forget_checkpoints, resume_dir, states
-from training.weight_files import read_weights, save_weights
-from training.weights import fusion_weights
+from training.run_folder import resume_dir, states
+from training.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +73,7 @@ def state_writer(engine: Any, state: TrainState, folder: Path, keep_last: int = 
     parts = {"processes.pt": all_gather(own), STATE_WEIGHTS: full_state_dict(engine)}
     parts |= {f"optimizer_{kind}.pt": tensors for kind, tensors in optimizer_tensors(engine)}
     parts["optimizer.pt"] = copy.deepcopy(optimizer_numbers(engine))
-    progress = dataclasses.replace(state, digests={})
+    progress = dataclasses.replace(state, digests={}, epoch_sums={})  # which the loop goes on changing
 
     def write() -> None:
         for left in folder.parent.glob(f"{UNFINISHED}*"):  # from a run that was killed
@@ -96,9 +94,8 @@ def state_writer(engine: Any, state: TrainState, folder: Path, keep_last: int = 
 
 def write_progress(folder: Path, state: TrainState) -> None:
     """Write state.json to a state's folder; also used alone when only the progress has changed since saving."""
-    content = {**dataclasses.asdict(state), "epoch_sums": {}}
-    content = {"sha256": _digest(content), **content}
-    write_text(folder / "state.json", to_json(content, indent=1) + "\n")
+    content = dataclasses.asdict(state)
+    write_text(folder / "state.json", to_json({"sha256": _digest(content), **content}, indent=1) + "\n")
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -316,30 +313,3 @@ def _restored(engine: Any, folder: Path, state: TrainState) -> TrainState:
 
 def _read(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def save_epoch(
-    weights: Mapping[str, torch.Tensor],
-    config: ModelConfig,
-    output_dir: str | Path,
-    best: bool,
-    keep_last: int,
-    facts: Mapping[str, Any],
-) -> None:
-    """Write checkpoint_{epoch}.pth and, if `best_checkpoint.pth` is new, its best_fusion.pth; on rank 0.
-
-    `facts` are "epoch", from 0, and what inference needs besides; `keep_last` checkpoints are kept, 0 keeps all.
-    """
-    folder = Path(output_dir)
-    if best and config.use_descriptions:
-        save_weights(folder / "best_fusion.pth", fusion_weights(weights), config, **facts)
-    save_weights(folder / f"checkpoint_{facts['epoch']}.pth", weights, config, **facts)
-    forget_checkpoints(folder, facts["epoch"], keep_last)
-
-
-def save_quick(engine: Any, output_dir: str | Path, epoch: int, facts: Mapping[str, Any]) -> None:
-    """Write checkpoint.pth for --quick_break within an epoch; every process must call this, rank 0 writes."""
-    weights = full_state_dict(engine)
-    if is_main():
-        facts = {**facts, "epoch": epoch, "score": None}
-        save_weights(Path(output_dir) / "checkpoint.pth", weights, engine.module.config, **facts)

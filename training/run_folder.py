@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
-BEST = "best_checkpoint.pth"
+BEST, BEST_FUSION = "best_checkpoint.pth", "best_fusion.pth"  # the latter has the fusion modules alone
 SAME = 0.5  # share of equal sentences that no labels explain: a decoder that writes one sentence whatever it sees
 HELPS = (
     "What usually helps: weights to start from (--finetune), more optimizer steps (--epochs, a smaller "
@@ -35,7 +35,7 @@ HELPS = (
 # Everything a run writes to its folder except train.log, which is continued.
 _OF_A_RUN = (
     "resume", RECORD, "tensorboard", "log.txt", "steps.jsonl", "bad_clips.jsonl", "non_finite",
-    BEST, "best_fusion.pth", "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
+    BEST, BEST_FUSION, "checkpoint*.pth", "*_predictions.jsonl", "*_metrics.json", "*_tmp_*.txt",
 )  # fmt: skip
 
 
