@@ -147,7 +147,11 @@ class DatasetSpec:
                     cure = f"Rename {beside} to that" if split == "dev" and beside.is_dir() else f"Put the {kind} there"
                     cure += ", or find them in videos: python -m tools.extract_poses" if kind == "poses" else ""
                     note(kind, folder, f"{cure}, or set --root.")
-            if descriptions and not described.is_dir():
+            if descriptions and not self.description_dir:
+                note(
+                    "--use_descriptions", f"a folder of descriptions for {self.name}", "Name one: its description_dir."
+                )
+            elif descriptions and not described.is_dir():
                 cure = "Put the JSON files there (with --packed, pack them), or train without --use_descriptions."
                 note("--use_descriptions", str(described), cure)
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
@@ -78,12 +79,12 @@ class S2T_Dataset(Dataset[Sample]):
         self.poses = open_poses(places.pose_dir)
         if isinstance(self.poses, Pack):
             self.poses.check_labels(self.labels)
-        sizes = self.poses.sizes(list(self.pose_paths.values()))
-        self.sizes = self._check_files("poses", self.pose_paths, sizes, max_bad_clips)
+        self.sizes = self.poses.sizes(list(self.pose_paths.values()))
+        self._check_files("poses", self.pose_paths, self.sizes, max_bad_clips)
         # Lengths only serve to sort clips. File sizes do this nearly as well as frame counts, without reading any file.
         known = all("end" in label for label in self.labels.values())
         self.lengths = (
-            np.array([label["end"] - label.get("start", 0) for label in self.labels.values()]) if known else sizes
+            np.array([label["end"] - label.get("start", 0) for label in self.labels.values()]) if known else self.sizes
         )
         # The size of a compressed file tells what it shows, too: a batch of clips of one size would hold few signs.
         kinds = {path.suffix.lower() for path in self.pose_paths.values()}
@@ -99,7 +100,10 @@ class S2T_Dataset(Dataset[Sample]):
         self.aligner = TemporalAligner()
         if use_descriptions:
             self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split))
-            found = np.count_nonzero(self.descriptions.sizes(self.names))
+            self.text_sizes = self.descriptions.sizes(
+                self.names
+            )  # bytes of the description files, 0 where there is none
+            found = np.count_nonzero(self.text_sizes)
             share = 100 * found / len(self.names)
             if isinstance(self.descriptions, Pack):
                 self.descriptions.check_labels(self.labels)
@@ -109,8 +113,7 @@ class S2T_Dataset(Dataset[Sample]):
         """Inspect a sample of the description files; return why none has usable text, or "" if one does."""
         assert self.descriptions is not None
         folder = Path(self.spec.description_dir) / self.spec.folder(self.split)
-        sizes = self.descriptions.sizes(self.names)
-        filed = [name for name, size in zip(self.names, sizes, strict=True) if size]
+        filed = [name for name, size in zip(self.names, self.text_sizes, strict=True) if size]
         if not filed:
             other = None if is_pack(folder) else next(folder.rglob("*.json"), None)
             seen = f"; {other.relative_to(folder)} is there, {self.names[0]}.json was looked for" if other else ""
@@ -133,21 +136,21 @@ class S2T_Dataset(Dataset[Sample]):
                 f"{cure_of(self.labels[missing[0]], what)}. Fill it in, or remove them from the labels."
             )
 
-    def _check_files(self, what: str, paths: Mapping[str, Path], sizes: np.ndarray, max_missing: float) -> np.ndarray:
-        """Return the file sizes (0: missing), after checking that not too many files are missing."""
+    def _check_files(self, what: str, paths: Mapping[str, Path], sizes: np.ndarray, max_missing: float) -> None:
+        """Warn of files that are missing, whose size is 0; FileNotFoundError if they are too many."""
         missing = [path for path, size in zip(paths.values(), sizes, strict=True) if not size]
         if not missing:
-            return sizes
+            return
         seen = f"{what}: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is"
         if len(missing) > max_missing * len(self) or len(missing) == len(self):
             raise FileNotFoundError(f"{seen} {missing[0]}. Copy them there, or remove the clips from the labels.")
         logger.warning("%s %s.%s", seen, missing[0], f" {self.without_them}" if self.without_them else "")
-        return sizes
 
     def __len__(self) -> int:
         """Number of clips."""
         return len(self.names)
 
+    @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies this split's data: a hash of the labels, and of the other files' names and sizes."""
         found: dict[str, Any] = {"clips": len(self), "labels_sha256": sha256(self.spec.labels[self.split])}
@@ -155,7 +158,7 @@ class S2T_Dataset(Dataset[Sample]):
         sizes = zip(self.names, self.sizes.tolist(), strict=True)
         found["poses_sha256"] = _digest(f"{name} {size}" for name, size in sizes)
         if self.descriptions is not None:
-            sizes = zip(self.names, self.descriptions.sizes(self.names).tolist(), strict=True)
+            sizes = zip(self.names, self.text_sizes.tolist(), strict=True)
             there = [f"{name} {size}" for name, size in sizes if size]
             found |= {"described": len(there), "descriptions_sha256": _digest(there)}
         return found

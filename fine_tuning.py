@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
     distributed.require_same(files)
     if resumed:
         check_sources(*resumed, files)
-    log_look(loaders, model, renumber_command(args))
+    log_look(loaders, model, renumber_command(args))  # ends the run if the texts are those of other clips
     guards = build_guards(args)
     if args.eval:
         model.to(distributed.device())
@@ -172,7 +172,7 @@ def train_one_epoch(
     sums: list[torch.Tensor] = []  # (loss, nll, 1) of each micro-batch since the last step
     names: list[str] = []  # clips of those micro-batches
     engine.train()
-    guards.steps.remember(engine.module)
+    guards.steps.remember(engine.module)  # the running statistics, which a skipped step gets back
     batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
     bar = progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left)
     for src_input, tgt_input in bar:
@@ -268,7 +268,7 @@ def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | Non
     """Record this start in run.json: training from `step` on, or (None) an evaluation."""
     if distributed.is_main():
         datasets = [loader.dataset for loader in loaders.values()]
-        guards.tracker.start(datasets[0].spec, {dataset.split: dataset.fingerprint() for dataset in datasets}, step)
+        guards.tracker.start(datasets[0].spec, {dataset.split: dataset.fingerprint for dataset in datasets}, step)
 
 
 Resumed = tuple[Path, TrainState]  # a state's folder and its progress
@@ -396,7 +396,7 @@ def end_step(engine: Any, state: TrainState, sums: list[torch.Tensor], guards: G
     state.step += 1
     loss, nll, n = torch.stack(sums).double().sum(0).tolist()
     mean = loss / max(n, 1)
-    taken = guards.steps.taken(engine, mean)
+    taken = guards.steps.taken(engine, mean)  # else the running statistics are as they were
     if taken:
         for name, value in (("loss", loss), ("nll", nll), ("batches", n)):
             state.epoch_sums[name] = state.epoch_sums.get(name, 0.0) + value

@@ -287,20 +287,20 @@ class Uni_Sign(nn.Module):
         """Generate `n_best` sentences per clip by beam search; arguments as for `network.search.search`.
 
         Returns:
-            (B N, <= 1 + max_new_tokens) token ids; ignore whatever follows the first </s>.
+            (B n_best, <= 1 + max_new_tokens) token ids; ignore whatever follows the first </s>.
         """
         states, mask = output.encoder_states, output.attention_mask
         return search(self.mt5_model, states, mask, num_beams, max_new_tokens, n_best, synced)
 
     @torch.no_grad()
     def log_probs(self, output: Encoded, ids: torch.Tensor) -> torch.Tensor:
-        """Return the mean log-probability of a generated sentence's tokens, (B N,) fp32: the score that ranks beams.
+        """Return the mean log-probability of a generated sentence's tokens, (B n_best,) fp32, which ranks beams.
 
         The search itself could return it only by keeping the logits of all steps: 100 MB per clip and beam. `output` is
-        the result of `encode` for B clips, `ids`, (B N, L), that of `generate`.
+        the result of `encode` for B clips, `ids`, (B n_best, L), that of `generate`.
         """
         labels = ids[:, 1:]
-        ended = (labels == EOS).cumsum(1) - (labels == EOS).long()  # (B N, L - 1), > 0 after the first </s>
+        ended = (labels == EOS).cumsum(1) - (labels == EOS).long()  # (B n_best, L - 1), > 0 after the first </s>
         labels = labels.masked_fill(ended > 0, IGNORE)
         n_best = len(ids) // len(output.encoder_states)
         states = output.encoder_states.repeat_interleave(n_best, 0)

@@ -311,6 +311,7 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
     from training import build, readiness
     from training.look import SAMPLE, every, look_at_splits, look_at_texts
     from training.memory import MT5_BASE, mt5_parameters
+    from utils import starts_from_state
 
     if args.eval:
         build.take_settings(args)
@@ -345,7 +346,7 @@ def examine(report: Report, args: argparse.Namespace, everything: bool) -> dict[
         if sizes and tokenizer and args.trim_vocab and (look := looks.get(f"{spec.name} train")):
             sizes["vocab_size"] = len(choose(tokenizer, [target(label, args.task) for label in look.labels.values()]))
             report.say("·", "trim_vocab", sizes["vocab_size"], sum(mt5_parameters(MT5_BASE | sizes)) / 1e6)
-    if sizes and (args.finetune or args.fusion_checkpoint):
+    if sizes and (args.finetune or args.fusion_checkpoint) and not starts_from_state(args):
         with report.section(report.text("checkpoint")):
             # With a frozen text encoder this would fill the cache.
             unfrozen = argparse.Namespace(**{**vars(args), "text_encoder_freeze": False})

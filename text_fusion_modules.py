@@ -26,6 +26,7 @@ CALL_TOKENS = 1 << 14  # maximum tokens per call of the text encoder, including 
 OPEN = 4.0  # initial last bias of the gate: sigmoid(4) = 0.98
 SLOWEST = 0.01  # minimum weight of a batch in the running mean of text features
 FASTEST = 0.02  # weight of a batch in the running mean of what the mapper explains
+READ = (".json", ".txt", ".model", ".safetensors", ".bin")  # files of an encoder's folder; others are of other programs
 NO_TEXT = 0  # row of the mask embedding in a table of text features
 
 
@@ -162,9 +163,11 @@ def _longest_text(encoder: PreTrainedModel) -> float:
 
 
 def encoder_fingerprint(folder: str | Path, max_tokens: int) -> str:
-    """Hash what text features depend on: every file in the encoder's folder, and `max_tokens`."""
+    """Hash what text features depend on: the files that an encoder is read from, and `max_tokens`."""
     digest = hashlib.sha256(f"mean of tokens, {max_tokens}".encode())
-    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in READ and path.is_file())
+    unread = ".bin" if any(path.suffix == ".safetensors" for path in files) else ""  # not where both are
+    for path in (path for path in files if path.suffix != unread):
         digest.update(path.name.encode())
         digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()[:32]

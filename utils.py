@@ -443,14 +443,20 @@ def splits_of(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
     return [split for split in splits if split in spec.labels or split == "train"]
 
 
+def starts_from_state(args: argparse.Namespace) -> bool:
+    """Return whether a run resumes a state, which has all weights: what other flags name for a start is not read."""
+    there = args.resume == "auto" and any(Path(args.output_dir, "resume").glob("step_*"))
+    return there or args.resume not in ("", "auto")
+
+
 def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
     """Check, before any slow import, that the model's sizes are valid and what a run reads is there; else ValueError.
 
     With `data`, also look for the data set's files, for mT5 and for a GPU, not only for what flags name.
     """
     flags = ["root", "text_encoder"]
-    if not args.resume or (args.resume == "auto" and not any(Path(args.output_dir, "resume").glob("step_*"))):
-        flags += ["finetune", "fusion_checkpoint", "rgb_backbone"]  # otherwise a state has all weights
+    if not starts_from_state(args):
+        flags += ["finetune", "fusion_checkpoint", "rgb_backbone"]
     faults = _missing(**{flag: getattr(args, flag) or "" for flag in flags})
     if "finetune" in flags and os.path.isdir(args.finetune) and not Path(args.finetune, config.MODEL_JSON).is_file():
         faults.append(f"--finetune: {args.finetune} {NO_MODEL}")

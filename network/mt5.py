@@ -192,7 +192,7 @@ class Block(GradientCheckpointingLayer):
         Args:
             x: (B, L, D).
             bias: (B or 1, H, L, L), of each token's attention to the others.
-            cross: for the decoder, keys and values of the encoder's states, (B, H, L', D / H), and the bias of the
+            cross: for the decoder, keys and values of the encoder's states, (B, H, L', d_kv), and the bias of the
                 attention to them, (B, 1, 1, L').
 
         Returns:
@@ -204,13 +204,13 @@ class Block(GradientCheckpointingLayer):
         for other in others:
             groups += [[other.EncDecAttention.q], [other.EncDecAttention.o]]
         qkv, out, expand, reduce, *of_cross = joined(groups)
-        y = F.linear(own.layer_norm(x), qkv)  # (B, L, 3 D)
-        q, k, v = split_heads(y, 3, attention.n_heads)  # (B, H, L, D / H) each
+        y = F.linear(own.layer_norm(x), qkv)  # (B, L, 3 H d_kv)
+        q, k, v = split_heads(y, 3, attention.n_heads)  # (B, H, L, d_kv) each
         y = self._attend(q, k, v, bias)  # (B, L, D)
         x = x + own.dropout(F.linear(y, out))
         for other in others:  # one in the decoder, none in the encoder
             query, out = of_cross
-            (q,) = split_heads(F.linear(other.layer_norm(x), query), 1, attention.n_heads)  # (B, H, L, D / H)
+            (q,) = split_heads(F.linear(other.layer_norm(x), query), 1, attention.n_heads)  # (B, H, L, d_kv)
             y = self._attend(q, *cross)  # (B, L, D)
             x = x + other.dropout(F.linear(y, out))
         gate, y = F.linear(last.layer_norm(x), expand).chunk(2, dim=-1)  # (B, L, d_ff) each
@@ -220,7 +220,7 @@ class Block(GradientCheckpointingLayer):
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         attention = self.layer[0].SelfAttention
         dropout = attention.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=attention.scaling)  # (B, H, L, D / H)
+        y = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=attention.scaling)  # (B, H, L, d_kv)
         return y.transpose(1, 2).flatten(2)
 
 
@@ -235,7 +235,7 @@ class KeysAndValues(nn.Module):
         self.layers = list(layers)
 
     def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, L, D) -> for each layer its keys, then its values, (B, H, L, D / H) each."""
+        """(B, L, D) -> for each layer its keys, then its values, (B, H, L, d_kv) each."""
         (weight,) = joined([[projection for layer in self.layers for projection in (layer.k, layer.v)]])
         return split_heads(F.linear(states, weight), 2 * len(self.layers), self.layers[0].n_heads)
 
@@ -259,7 +259,7 @@ def _dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def split_heads(x: torch.Tensor, n: int, n_heads: int) -> tuple[torch.Tensor, ...]:
-    """Split the features of n projections into those of attention heads, (B, L, n D) -> n x (B, H, L, D / H)."""
+    """Split the features of n projections into those of attention heads, (B, L, n H d_kv) -> n x (B, H, L, d_kv)."""
     return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (n, n_heads, -1)).unbind(2))
 
 
@@ -284,7 +284,7 @@ def run_decoder(stack: Any, embeds: torch.Tensor, states: torch.Tensor, mask: to
     bias = _position_bias(stack, embeds)  # (1, H, L, L)
     bias = _without(bias, torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1))
     of_states = _without(bias.new_zeros(1), mask[:, None, None] == 0)  # (B, 1, 1, L')
-    cross = stack.keys_and_values(states)  # (B, H, L', D / H) each
+    cross = stack.keys_and_values(states)  # (B, H, L', d_kv) each
     x = stack.dropout(embeds)
     for block, keys, values in zip(stack.block, cross[::2], cross[1::2], strict=True):
         x = block(x, bias, keys, values, of_states)

@@ -1,6 +1,6 @@
 """Spatial-temporal graph convolutions over the joints of one part.
 
-Frames are packed: the frames of all clips in a batch are concatenated in an (N, V, C) tensor without padding. So no
+Frames are packed: the frames of all clips in a batch are concatenated without padding, (V, N, C). So no
 computation is spent on padding, batch normalisation sees real frames only, and (except for batch statistics) a
 clip's result does not depend on the rest of the batch. `ClipLayout` stores where each frame belongs. Within a chain
 a row is one joint in one frame, (V N, C), all frames of the first joint before those of the next: so mixing joints,

@@ -235,7 +235,7 @@ def two_runs(corpus, small_mt5_folder, tmp_path_factory) -> tuple[Path, Path]:
         spec = DATASETS["CSL_Daily"].under(corpus)
         test = S2T_Dataset(spec, "test", use_descriptions=described)
         tracker = Tracker(folder, vars(args))
-        tracker.start(spec, {"test": test.fingerprint()}, 0)
+        tracker.start(spec, {"test": test.fingerprint}, 0)
         for step in range(1, 61):
             tracker.step({"step": step, "epoch": (step - 1) // 20, "loss": 6 / step**0.3, "lr": 1e-3 / step})
         for epoch, bleu in enumerate([1.0, 3.0, 2.0 + described]):

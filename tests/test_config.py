@@ -174,6 +174,17 @@ def test_eight_heads_share_a_hand():
         ModelConfig(hidden_dim=36, rgb_support=True)
 
 
+def test_a_data_set_without_a_folder_of_descriptions_says_so(tmp_path, monkeypatch):
+    """And takes no folder "train" that happens to be there."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("poses", "train"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "labels").touch()
+    spec = DatasetSpec("Own", {"train": "labels"}, "poses").under(tmp_path)
+    wanted = "--use_descriptions: a folder of descriptions for Own does not exist. Name one: its description_dir."
+    assert spec.absent("train", descriptions=True) == [wanted]
+
+
 def test_paths_under_root():
     assert under_root("sample", "./pretrained_weight/mt5-base") == "sample/pretrained_weight/mt5-base"
     assert under_root("sample", "/elsewhere") == "/elsewhere"

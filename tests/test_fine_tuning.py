@@ -420,7 +420,7 @@ def test_a_frozen_encoder_is_that_of_training(corpus, tmp_path, caplog):
     copy = shutil.copytree(corpus, tmp_path / "copy")
     flags = ("--use_descriptions", "--text_encoder_freeze", "--epochs", "1", "--no_test")
     best = train(copy, tmp_path / "out", *flags) / "best_checkpoint.pth"
-    (copy / MT5 / "another_file").touch()
+    (copy / MT5 / "merges.txt").touch()
     with pytest.raises(ValueError, match="different are: the frozen text encoder"):
         evaluate(copy, best)
     translator = Translator.from_checkpoint(best, device="cpu")
@@ -444,10 +444,12 @@ def test_keep_last_bounds_the_disk(corpus, tmp_path):
     assert len(list((tmp_path / "resume").iterdir())) == 1
 
 
-def test_going_back_to_an_older_state(corpus, described, tmp_path):
+@pytest.mark.parametrize("place", ["out/resume", "link/resume", "link/../out/resume"])
+def test_going_back_to_an_older_state(corpus, described, tmp_path, place):
     """What was saved after it is of another course of the run: the next --resume auto must not take it."""
     out = shutil.copytree(described, tmp_path / "out")
-    older, *_, newest = sorted((out / "resume").iterdir())
+    (tmp_path / "link").symlink_to(out)
+    older, *_, newest = sorted((tmp_path / place).iterdir())
     flags = ("--use_descriptions", "--save_steps", "1", "--keep_last", "2")
     args = utils.parse_args(["--root", str(corpus), *SMALL, "--output_dir", str(out), *flags, "--resume", str(older)])
     loaders = build.build_loaders(args, build.dataset_spec(args))

@@ -254,6 +254,9 @@ def looked_at(tmp_path_factory, corpus):
     text = (mine / "config.py").read_text(encoding="utf-8")
     (mine / "config.py").write_text(re.sub(r'(f|=|= |: )"\./', rf'\1"{theirs}/', text), encoding="utf-8")
 
+    (folder / "run/resume/step_00000007").mkdir(parents=True)
+    resumed = ("--output_dir", "run", "--resume", "auto")
+
     results = run_all(
         folder,
         {
@@ -261,6 +264,7 @@ def looked_at(tmp_path_factory, corpus):
             "strict": (ROOT, folder, ["--strict"]),
             "whole_": (ROOT, folder, ["--root", str(whole), "--strict", "--full", "--page", "look.html"]),
             "weights": (ROOT, folder, ["--root", str(whole), "--finetune", str(weights)]),
+            "resumed": (ROOT, folder, ["--root", str(whole), "--finetune", "gone.pth", *resumed]),
             "chinese": (ROOT, known, ["--lang", "zh"]),
             "mine_": (mine, folder, []),
         },
@@ -338,6 +342,11 @@ def test_weights_that_do_not_fit_are_told(looked_at):
     (line,) = section(looked_at["weights"].stdout, "checkpoint")
     assert re.match(r"  ✗ --finetune: .*weights.pth does not fit this model: missing: fusion_gcn_modules\.", line)
     assert looked_at["weights"].status == 1
+
+
+def test_weights_of_a_run_that_is_resumed_may_be_gone(looked_at):
+    assert "gone.pth" not in looked_at["resumed"].stdout
+    assert looked_at["resumed"].status == 0
 
 
 def test_absolute_paths_in_the_configuration_are_read_and_never_written(looked_at):

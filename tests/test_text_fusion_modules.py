@@ -275,6 +275,9 @@ def test_the_fingerprint_follows_what_features_depend_on(small_mt5_folder, tmp_p
         data[-1] ^= 1
         (folder / file).write_bytes(data)
         names.append(encoder_fingerprint(folder, 128))
+    for name in ("README.md", "pytorch_model.bin", "tf_model.h5"):  # the same download by another hand
+        (folder / name).write_text("not read")
+    assert encoder_fingerprint(folder, 128) == names[-1]
     (folder / "config.json").rename(folder / "config.old")
     names.append(encoder_fingerprint(folder, 128))
     assert len(set(names)) == len(names)

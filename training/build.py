@@ -28,7 +28,7 @@ from training.engine import EngineConfig, start_engine, synchronised_batch_norm
 from training.guards import BadClips, Guards, Saves, SkippedSteps, StopRequest
 from training.loader import SEARCHED, BatchSampler, ClipLoader
 from training.memory import MemorySettings
-from training.optimization import ENCODER, ENCODER_RATE, OptimizerConfig, build_optimizer, build_schedule
+from training.optimization import ENCODER_RATE, OptimizerConfig, build_optimizer, build_schedule
 from training.run_folder import results_folder
 from training.text_cache import build_text_cache
 from training.tracking import Tracker
@@ -160,7 +160,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
 
 def fingerprints(loaders: Mapping[str, ClipLoader]) -> dict[str, Any]:
     """Return what identifies the data of all splits, by names such as "train labels_sha256"."""
-    found = {split: loader.dataset.fingerprint() for split, loader in loaders.items()}
+    found = {split: loader.dataset.fingerprint for split, loader in loaders.items()}
     return {f"{split} {name}": value for split, facts in found.items() for name, value in facts.items()}
 
 
@@ -212,7 +212,7 @@ def build_model(
         folder, cache = args.text_encoder or mt5_folder, under_root(args.root, args.text_cache)
         texts = sorted(set().union(*(loader.dataset.description_texts() for loader in loaders.values())))
         features = build_text_cache(cache, folder, args.text_max_tokens, texts, distributed.device())
-    model = assemble(config, mt5_folder, kept, features)
+    model = assemble(config, mt5_folder, kept, features, with_weights=state is None)
     if args.gradient_checkpointing:
         model.recompute_activations()
     if args.compile:
@@ -372,7 +372,9 @@ def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
         why = "--trainable all" if args.trainable == "all" else "--text_encoder_freeze without --finetune"
         why = why if args.text_encoder_freeze or args.trainable == "all" else "the default"
         what = "everything but the text encoder" if args.text_encoder_freeze else "everything"
-    if any(parameter.requires_grad for name, parameter in model.named_parameters() if name.startswith(ENCODER)):
+    if any(
+        parameter.requires_grad for name, parameter in model.named_parameters() if name.startswith(TEXT_ENCODER_PREFIX)
+    ):
         what += f" (the text encoder at {ENCODER_RATE:g} of the learning rate)"
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     held = sum(parameter.numel() for parameter in model.parameters())

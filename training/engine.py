@@ -1,6 +1,7 @@
 """Set up the engine that trains, and gather and restore what ZeRO shards over the processes.
 
-It is DeepSpeed's for several processes and for `--offload`; else one process trains with torch alone.
+It is DeepSpeed's for several processes, `--offload` and `--zero_stage` 1 or 3; else one process trains with torch
+alone.
 
 Weights and optimizer state are gathered by name in fp32. They then depend neither on the engine, nor on the number of
 processes or the ZeRO stage, so all may differ when a run is resumed.

@@ -31,6 +31,7 @@ from training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
+MAKE_ROOM = "Make room, then start the same command again, a training with --resume auto."
 RESUME_ME = 75  # exit status: stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h: try again)
 
 
@@ -266,7 +267,7 @@ class Saves:
         if self.failed[what] > self.limit:
             raise ValueError(
                 f"--max_failed_saves {self.limit}: saving {what} failed {self.failed[what]} times in a row: "
-                f"{failure} What was saved before is whole: make room, then --resume auto."
+                f"{failure} What was saved before is whole. {MAKE_ROOM}"
             ) from None
         if failure:
             logger.warning("%s is not saved: %s The run goes on; what was saved before is whole.", what, failure)
@@ -275,9 +276,7 @@ class Saves:
         """Raise ValueError, at the end of the run, if the last attempt to save something failed."""
         self.settle()
         if missing := [what for what, count in self.failed.items() if count]:
-            raise ValueError(
-                f"the run is done, but saving {' and '.join(missing)} failed. Make room, then --resume auto."
-            )
+            raise ValueError(f"the run is done, but saving {' and '.join(missing)} failed. {MAKE_ROOM}")
 
 
 @dataclass

@@ -26,7 +26,9 @@ class MemorySettings:
     offload: bool
     gradient_checkpointing: bool
     use_descriptions: bool
-    encodes_texts: bool  # whether a text encoder runs in training; a frozen one's features are cached
+    encodes_texts: (
+        bool  # whether a text encoder runs in training; a frozen one's features are cached, unless --finetune holds it
+    )
     rgb_support: bool
     fusion_alone: bool  # whether only the fusion modules train
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-ENCODER = "text_encoder."  # prefix of its parameter names, as in `training.weights`
+from training.weights import TEXT_ENCODER_PREFIX
+
 # The text encoder's share of the learning rate. At the full rate its features change faster than the rest of the model
 # learns to read them.
 ENCODER_RATE = 0.1
@@ -44,7 +45,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = []
     for of_encoder, rate in ((False, 1.0), (True, ENCODER_RATE)):
-        own = [parameter for name, parameter in trained if name.startswith(ENCODER) == of_encoder]
+        own = [parameter for name, parameter in trained if name.startswith(TEXT_ENCODER_PREFIX) == of_encoder]
         vectors, matrices = ([p for p in own if (p.ndim > 1) == decays] for decays in (False, True))
         groups.append({"params": vectors, "weight_decay": 0.0, "rate": rate})
         groups.append({"params": matrices, "weight_decay": weight_decay, "rate": rate})

@@ -154,7 +154,7 @@ def _encode(encoder: TextEncoder, texts: list[str]) -> np.ndarray:
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     features = np.empty((len(texts), encoder.width), np.float32)
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-    for batch in progress(batches, "encoding descriptions"):
+    for batch in progress(batches, "encoding descriptions", shown=is_main()):
         features[batch] = encoder([texts[i] for i in batch]).float().cpu().numpy()
     return features
 

@@ -79,7 +79,7 @@ def test_samples_are_those_of_the_files(spelling, split):
         same(files[index], packs[index])
     assert files.description_texts() == packs.description_texts() != set()
     assert packs.lengths.tolist() == files.lengths.tolist()
-    assert packs.fingerprint()["poses_sha256"] == files.fingerprint()["poses_sha256"]
+    assert packs.fingerprint["poses_sha256"] == files.fingerprint["poses_sha256"]
 
 
 def test_every_kind_of_numbers_and_every_dialect(shared_real, tmp_path):
@@ -426,7 +426,7 @@ def test_shards_are_read_as_the_whole(spelling, tmp_path):
     )
     for index in range(len(a)):
         same(a[index], b[index])
-    assert a.fingerprint() == b.fingerprint()
+    assert a.fingerprint == b.fingerprint
 
 
 def test_shards_that_are_missing_are_named(tmp_path):

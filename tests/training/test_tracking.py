@@ -85,15 +85,15 @@ def test_fingerprints_change_with_the_data(corpus, tmp_path):
     spec = DATASETS["CSL_Daily"].under(tmp_path / "copy")
 
     def fingerprint():
-        return S2T_Dataset(spec, "dev", use_descriptions=True).fingerprint()
+        return S2T_Dataset(spec, "dev", use_descriptions=True).fingerprint
 
     before = fingerprint()
     pack_dataset.main(["--root", str(corpus), "--out", str(tmp_path / "packs"), "--workers", "1"])
     places = {"pose_dir": f"{tmp_path}/packs/poses/{{split}}", "description_dir": f"{tmp_path}/packs/descriptions"}
-    packed = S2T_Dataset(dataclasses.replace(spec, **places), "dev", use_descriptions=True).fingerprint()
+    packed = S2T_Dataset(dataclasses.replace(spec, **places), "dev", use_descriptions=True).fingerprint
     assert packed.keys() == before.keys()
     assert packed["described"] == before["described"]
-    assert before == S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "dev", use_descriptions=True).fingerprint()
+    assert before == S2T_Dataset(DATASETS["CSL_Daily"].under(corpus), "dev", use_descriptions=True).fingerprint
     name = S2T_Dataset(spec, "dev").names[0]
     with open(tmp_path / f"copy/dataset/CSL_Daily/pose_format/{name}.pkl", "ab") as file:
         file.write(b" ")
