@@ -158,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     log_to_terminal()
     spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root)
+    if "test" not in spec.labels or spec.dev_is_test:
+        raise ValueError(f"{spec.name} has no test split beside dev, and the scores to compare are those of test.")
     flags = (*(QUICK.split() if args.quick else []), *args.flags)
     experiments = Experiments(spec, args.root, Path(args.out), args.jobs, flags)
     predictions: dict[str, dict[int, list[dict]]] = {}

@@ -79,6 +79,12 @@ def test_it_runs_and_goes_on(tiny, tmp_path, monkeypatch, capsys, caplog):
         ablate.main([*line, "--", "--lr", "1e-4"])
 
 
+@pytest.mark.parametrize("dataset", ["How2Sign", "CSL_News"])
+def test_without_a_test_split_nothing_is_trained(dataset, tmp_path):
+    with pytest.raises(ValueError, match=f"{dataset} has no test split beside dev"):
+        ablate.main(["--root", str(tmp_path), "--dataset", dataset, "--out", str(tmp_path / "out")])
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_nothing_is_started_after_a_failure(tmp_path, monkeypatch, jobs):
     begun = []
