@@ -145,7 +145,8 @@ class DatasetSpec:
                 if wanted and folder and not Path(folder).is_dir():
                     beside = Path(folder).with_name("val")
                     cure = f"Rename {beside} to that" if split == "dev" and beside.is_dir() else f"Put the {kind} there"
-                    cure += ", or find them in videos: python -m tools.extract_poses" if kind == "poses" else ""
+                    if kind == "poses":
+                        cure += " (with --packed, pack them), or find them in videos: python -m tools.extract_poses"
                     note(kind, folder, f"{cure}, or set --root.")
             if descriptions and not self.description_dir:
                 note(

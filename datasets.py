@@ -19,6 +19,7 @@ from config import DatasetSpec
 from pose.hand_crops import HandCrops
 from pose.keypoints import part_keypoints
 from system.disk import file_sizes, sha256
+from system.distributed import is_main
 from temporal_alignment import DescriptionLoader, TemporalAligner, sample_frames
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class S2T_Dataset(Dataset[Sample]):
         if split not in spec.labels:
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
         spec.check_task(task)
+        if rgb_support and not spec.rgb_dir:
+            raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
         if faults := spec.absent(split, videos=rgb_support, descriptions=use_descriptions):
             raise FileNotFoundError(" ".join(faults))
         self.spec, self.split, self.task = spec, split, task
@@ -90,10 +93,8 @@ class S2T_Dataset(Dataset[Sample]):
         kinds = {path.suffix.lower() for path in self.pose_paths.values()}
         self.lengths_tell_content = not known and ".npz" in kinds
         self.hand_crops = HandCrops(uni_sign_crops) if rgb_support else None
-        self.video_paths = {name: places.video_path(label) for name, label in self.labels.items()}
         if rgb_support:
-            if not spec.rgb_dir:
-                raise ValueError(f"--rgb_support: the data set {spec.name} names no folder of videos; set its rgb_dir.")
+            self.video_paths = {name: places.video_path(label) for name, label in self.labels.items()}
             sizes = np.array(file_sizes(self.video_paths.values()))
             self._check_files("videos", self.video_paths, sizes, max_bad_clips)
         self.descriptions: DescriptionLoader | DescriptionPack | None = None
@@ -144,7 +145,8 @@ class S2T_Dataset(Dataset[Sample]):
         seen = f"{what}: {len(missing)} of {len(self)} files of the split {self.split!r} do not exist, the first is"
         if len(missing) > max_missing * len(self) or len(missing) == len(self):
             raise FileNotFoundError(f"{seen} {missing[0]}. Copy them there, or remove the clips from the labels.")
-        logger.warning("%s %s.%s", seen, missing[0], f" {self.without_them}" if self.without_them else "")
+        if is_main():
+            logger.warning("%s %s.%s", seen, missing[0], f" {self.without_them}" if self.without_them else "")
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -195,7 +197,10 @@ class S2T_Dataset(Dataset[Sample]):
         """Return all texts of all clips. Poses are not read, so texts of frames outside the clip are included."""
         if self.descriptions is None:
             return set()
-        return set().union(*(self.descriptions.load(name).values() for name in self.names))
+        texts: set[str] = set()
+        for name in self.names:
+            texts.update(self.descriptions.load(name).values())
+        return texts
 
 
 def _digest(lines: Iterable[str]) -> str:

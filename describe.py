@@ -20,7 +20,7 @@ import config
 from clips.tables import read_text
 from describing.files import Clip, clips_of
 from system.disk import write_text
-from system.processes import in_processes
+from system.processes import cores, in_processes
 from utils import (
     Parser,
     add_dataset_flags,
@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
 
     add = parser.group("by rules")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
+    add("--workers", type=int, default=cores(), help="processes; default: one per core")
     add("--overwrite", action="store_true", help="write files of the rules again, of other versions too")
 
     add = parser.group("by a vision-language model")
@@ -171,8 +171,9 @@ def audit(argv: Sequence[str]) -> int:
     parser.add_argument("--root", default=".", metavar="DIR", help="folder that the data set's paths start from")
     parser.add_argument("--html", default="", metavar="FILE", help="write a page")
     parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per core")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes; default: one per core")
     args = parser.parse_args(argv)
+    parser.at_least(args, workers=1)
     parser.refuse(cannot_be_written("--html", args.html, ".html"))
     from describing.audit import SplitReport, examine, find_files, repair, table
     from pages.audit import page_of

@@ -65,7 +65,7 @@ def split_labels(spec: DatasetSpec, split: str) -> dict[str, Label]:
             raise ValueError(
                 f"{path}: {len(unsure)} clips have no 'split', the first is {unsure[0]!r}; others have one."
             )
-        labels = {name: label for name, label in labels.items() if label["split"] == split}
+        labels = {name: label for name, label in labels.items() if label["split"] == spec.folder(split)}
     elif len(sharing) > 1:
         if "train" not in sharing or not spec.held_out:
             cure = "set held_out to the share of its end that is not for training"

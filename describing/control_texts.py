@@ -54,7 +54,7 @@ def error_texts(clips: Clips, seed: int) -> Clips:
 
 
 CONTROLS: dict[str, Callable[[Clips, int], Clips]] = {
-    "none": lambda _clips, _seed: {},
+    "none": lambda _clips, _seed: {},  # also of a data set that has no descriptions
     "tenth": partial(some_texts, 10),
     "hundredth": partial(some_texts, 100),
     "errors": error_texts,
@@ -66,10 +66,12 @@ CONTROLS: dict[str, Callable[[Clips, int], Clips]] = {
 def write_control_texts(spec: DatasetSpec, kind: str, folder: Path) -> None:
     """Write the descriptions of one kind, a key of `CONTROLS`, for all splits."""
     for split in {spec.folder(split) for split in spec.labels}:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        if kind == "none":
+            continue
         source = Path(spec.description_dir) / split
         loader = DescriptionLoader(source)
         names = sorted(path.relative_to(source).with_suffix("").as_posix() for path in source.rglob("*.json"))
         clips = {name: loader.load(name) for name in names}
-        (folder / split).mkdir(parents=True, exist_ok=True)
         for name, texts in CONTROLS[kind](clips, 0).items():
             write_descriptions(folder / split / f"{name}.json", texts, dict.fromkeys(texts, f"control: {kind}"))

@@ -201,7 +201,9 @@ def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None
     import torch
 
     pieces = tokenizer.pieces
-    kept = set().union([] if also is None else also.tolist(), *map(pieces.encode, texts))
+    kept = set() if also is None else set(also.tolist())
+    for text in texts:
+        kept.update(pieces.encode(text))
     lowest, lowest_score = -1, 0.0
     for token in range(len(pieces)):
         if pieces.is_unknown(token) or pieces.is_control(token) or pieces.is_byte(token):

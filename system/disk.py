@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ import stat
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -202,7 +204,14 @@ def sha256(path: str | Path) -> str:
 
 
 def file_sizes(paths: Iterable[Path]) -> list[int]:
-    """Return the size of each file in bytes, 0 if it is missing."""
+    """Return the size of each file in bytes, 0 if it is missing; by threads, as a network disk takes ms to answer."""
+    todo = iter(paths)
+    with ThreadPoolExecutor(16) as pool:
+        chunks = pool.map(_sizes, iter(lambda: list(itertools.islice(todo, 1000)), []))
+        return [size for chunk in chunks for size in chunk]
+
+
+def _sizes(paths: Iterable[Path]) -> list[int]:
     sizes = []
     for path in paths:
         try:
@@ -252,28 +261,43 @@ def read_unpacked(path: str | Path, packed: bool | None = None) -> bytes:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under a temporary name; it is renamed at the end of the block, or removed after an error."""
+    """Fill a folder under a temporary name; it is renamed at the end of the block, or removed after an error.
+
+    What has the name already is removed last, as far as the system lets it be: what somebody reads may stay on NFS.
+    """
     unfinished = folder.with_name(f"{UNFINISHED}_{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
         sync_folder(unfinished)
-        remove_folder(folder)
-        os.rename(unfinished, folder)
+        going = _set_aside(folder)
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            if going.is_dir():
+                os.rename(going, folder)
+            raise
         sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Give a folder that is there another name, and return that."""
+    going = folder.with_name(f"{UNFINISHED}_removal_{folder.name}")
+    shutil.rmtree(going, ignore_errors=True)
+    if folder.is_dir():
+        os.rename(folder, going)
+    return going
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder after renaming it, so that a kill never leaves a partial folder under its name."""
     if folder.is_dir():
-        going = folder.with_name(f"{UNFINISHED}_removal_{folder.name}")
-        shutil.rmtree(going, ignore_errors=True)
-        os.rename(folder, going)
-        shutil.rmtree(going)
+        shutil.rmtree(_set_aside(folder))
 
 
 def explain(error: OSError, path: str | Path) -> str:

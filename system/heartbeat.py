@@ -38,6 +38,7 @@ class Heartbeat:
         self.store.set(f"heartbeat/{rank}", "0")
         self.names = [self.store.get(f"heartbeat/who/{peer}").decode() for peer in range(world_size)]
         self._answered = time.monotonic()
+        self._since = [self._answered] * world_size  # when each process's beats have changed
         self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
         self._thread.start()
         # A query to a store whose process is suspended hangs for ever, regardless of its timeout.
@@ -58,9 +59,8 @@ class Heartbeat:
     def _live(self) -> None:
         keys = [f"heartbeat/{peer}" for peer in range(self.world_size)]
         seen: list[bytes] = [b""] * self.world_size
-        since = [time.monotonic()] * self.world_size
         count = 0
-        while not self._stopped.wait(BEAT):
+        while self._rest():
             count += 1
             try:
                 self.store.set(keys[self.rank], str(count))
@@ -71,14 +71,23 @@ class Heartbeat:
             now = self._answered = time.monotonic()
             for peer, beat in enumerate(beats):
                 if beat != seen[peer]:
-                    seen[peer], since[peer] = beat, now
+                    seen[peer], self._since[peer] = beat, now
                 limit = 2 * BEAT if beat == ENDED else self.silence
-                if peer != self.rank and now - since[peer] > limit:
+                if peer != self.rank and now - self._since[peer] > limit:
                     how = "has ended before the others; what it wrote last says why" if beat == ENDED else "is lost"
                     self._leave(f"{self.names[peer]} {how}" + ("" if beat == ENDED else f": silent for {limit:.0f} s"))
 
+    def _rest(self) -> bool:
+        """Wait for a beat; return False at the end. Who was suspended meanwhile, with the whole job, counts anew."""
+        begun = time.monotonic()
+        if self._stopped.wait(BEAT):
+            return False
+        if (now := time.monotonic()) - begun > 3 * BEAT:
+            self._answered, self._since = now, [now] * self.world_size
+        return True
+
     def _watch_store(self) -> None:
-        while not self._stopped.wait(BEAT):
+        while self._rest():
             if (silent := time.monotonic() - self._answered) > self.silence:
                 self._leave(f"{self.names[0]}, or its launcher, is lost: the store is silent for {silent:.0f} s")
 

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
 
+MOST = 61 if sys.platform == "win32" else 1 << 16  # processes that can be waited for
 AHEAD = 4  # maximum chunks per process that are computed in advance
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use, which on a cluster are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:
     """Yield function(job) for each job, in order, computed by several processes.
 
-    At most a few chunks are computed in advance, since all results at once may not fit into memory.
+    At most a few chunks are computed in advance, since all results at once may not fit into memory. OSError if a
+    process dies.
     """
     if workers == 1 or len(jobs) <= chunk:
         yield from map(function, jobs)
         return
-    workers = min(workers, -(-len(jobs) // chunk))
+    workers = min(workers, -(-len(jobs) // chunk), MOST)
     ahead: deque[Future[list[T]]] = deque()
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         try:
@@ -34,6 +43,10 @@ def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, ch
                     yield from ahead.popleft().result()
             while ahead:
                 yield from ahead.popleft().result()
+        except BrokenProcessPool:
+            raise OSError(
+                f"one of {workers} processes died, perhaps for want of memory. Give fewer --workers."
+            ) from None
         finally:
             for result in ahead:
                 result.cancel()

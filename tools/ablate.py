@@ -151,7 +151,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all arms, seed by seed, and write the table after each; after a command that fails no others are started."""
+    """Run all arms, seed by seed, and write the table after each; after a failure no other arm is begun."""
     args = parse_args(argv)
     require_paths(root=args.root)
     from training.experiments import Experiments  # after --help and wrong flags

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from config import ONE_PERSON, PICTURES_CURE, VIDEO_SUFFIXES
 from system.faults import CLIP_FAULTS, in_one_line
+from system.processes import cores
 from utils import Parser, add_extractor_flags, add_shard_flag, progress, require_packages, require_paths, run
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", default="", choices=("cpu", "cuda"), help="for rtmlib; default: cuda if onnxruntime can use one")
     add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
     workers = "processes, each with a model of its own; default: one for two cores, at most 8"
-    default = min(8, max(1, (os.cpu_count() or 1) // 2))
+    default = min(8, max(1, cores() // 2))
     add("--num_workers", type=int, default=default, metavar="N", help=workers)
     add_shard_flag(add)
     add("--overwrite", action="store_true", help="make files again that are there")
@@ -117,11 +118,11 @@ def find_videos(args: argparse.Namespace) -> list[Video]:
 _extractor: Extractor | None = None  # in worker processes
 
 
-def _start(args: argparse.Namespace) -> None:
+def _start(args: argparse.Namespace, extracts: bool) -> None:
     """Initialise a worker process, which ends silently on Ctrl-C, since its files are written atomically."""
     global _extractor
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if not args.check:
+    if extracts:
         from pose.extraction import load_extractor
 
         _extractor = load_extractor(args.extractor, args.models, args.device)
@@ -190,7 +191,7 @@ def in_pool(
     waiting = deque(videos)
     while waiting:
         running: dict[Future[Result], Video] = {}
-        pool = _pool(args, min(args.num_workers, len(waiting)))
+        pool = _pool(work, args, min(args.num_workers, len(waiting)))
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * args.num_workers:
@@ -205,14 +206,14 @@ def in_pool(
             pool.shutdown(cancel_futures=True)
 
 
-def _pool(args: argparse.Namespace, n_processes: int) -> ProcessPoolExecutor:
+def _pool(work: Callable[[Video, int], Result], args: argparse.Namespace, n_processes: int) -> ProcessPoolExecutor:
     # Spawn, since threads and GPU state do not survive a fork.
     context = multiprocessing.get_context(START)
-    return ProcessPoolExecutor(n_processes, context, initializer=_start, initargs=(args,))
+    return ProcessPoolExecutor(n_processes, context, initializer=_start, initargs=(args, work is extract))
 
 
 def _alone(work: Callable[[Video, int], Result], video: Video, args: argparse.Namespace) -> Result:
-    with _pool(args, 1) as pool:
+    with _pool(work, args, 1) as pool:
         try:
             return pool.submit(work, video, args.person).result()
         except BrokenProcessPool:
@@ -233,6 +234,8 @@ def keep_to_one_extractor(args: argparse.Namespace, videos: Sequence[Video]) -> 
     there = note.read_text(encoding="utf-8").strip() if note.is_file() else "somebody else" if poses else label
     if there != label and not (args.overwrite and poses <= {video.out for video in videos}):
         raise ValueError(f"--out {args.out}: its poses were made by {there}, not by {label}. Name another folder.")
+    for path in poses if there != label else ():  # a run that is stopped must not leave both kinds
+        path.unlink()
     note.parent.mkdir(parents=True, exist_ok=True)
     write_text(note, label + "\n")
 

@@ -236,9 +236,8 @@ def split_clips(table: Table, how: str) -> str:
     clips = table.clips
     if len(clips) < len(SPLITS):
         raise ValueError(f"{len(clips)} clips cannot be split into train, dev and test.")
-    given = {SPLIT_NAMES.get(clip.get("split", "").lower()) for clip in clips}
-    if not how and given == set(SPLITS):
-        return f"as the column {table.columns['split']!r} says"
+    if not how and (column := _has_splits(table)):
+        return f"as the column {column!r} says"
     signers = {clip.get("signer") for clip in clips}
     many = len(signers) >= len(SPLITS) and None not in signers
     if how == "signer" and not many:
@@ -264,6 +263,28 @@ def split_clips(table: Table, how: str) -> str:
             for clip in group:
                 clip["split"] = split
     return "other signers in each" if key == "signer" else "at random, of all signers"
+
+
+def _has_splits(table: Table) -> str:
+    """Give the splits of a table their usual names; return its column, "" if there is none that names splits.
+
+    Raises:
+        ValueError: some clips have no split, or a split has no clips: to divide anew would train on an official test.
+    """
+    splits = [SPLIT_NAMES.get(clip.get("split", "").lower(), "other") for clip in table.clips]
+    given = Counter(splits)
+    if not set(given) & set(SPLITS):
+        return ""
+    column = table.columns["split"]
+    if set(given) != set(SPLITS):
+        has = ", ".join(f"{given[split]} {split}" for split in (*SPLITS, "other"))
+        raise ValueError(
+            f"the column {column!r} has {has}; wanted train, dev and test, and one of them in every row. Fill them in, "
+            "or divide the clips anew: --split random."
+        )
+    for clip, split in zip(table.clips, splits, strict=True):
+        clip["split"] = split
+    return column
 
 
 def write(table: Table, files: Files, out: Path, language: str) -> DatasetSpec:

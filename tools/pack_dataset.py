@@ -8,7 +8,6 @@ DIR/poses/{split} and DIR/descriptions/{split} are packs; see `clips/packs.py` f
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ import config
 from clips.labels import split_labels
 from system import lock
 from system.disk import explain
-from system.processes import in_processes
+from system.processes import cores, in_processes
 from utils import Parser, Shard, add_dataset_flags, add_shard_flag, progress, require_paths, run
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", required=True, metavar="DIR", help="where the packs go, or are")
     add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
     add_shard_flag(add)
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read; default: one per core")
+    add("--workers", type=int, default=cores(), help="processes that read; default: one per core")
     add("--verify", action="store_true", help="write nothing: read the packs in --out, and say whether they are whole")
     args = parser.parse_args(argv)
     parser.at_least(args, workers=1)

@@ -135,7 +135,8 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
                 raise ValueError(
                     f"--use_descriptions: {reason}. See description/README.md, or drop --use_descriptions."
                 )
-            logger.warning("%s.", reason)
+            if distributed.is_main():
+                logger.warning("%s.", reason)
         # With `uni_sign_padding` results depend on the rest of the batch, so evaluation must not regroup clips.
         free = args.length_grouping and not dataset.lengths_tell_content if training else not args.uni_sign_padding
         sampler = BatchSampler(
@@ -150,7 +151,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
         loaders[split] = ClipLoader(dataset, sampler, args.num_workers)
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
-    if spec.dev_is_test and not args.eval:
+    if spec.dev_is_test and not args.eval and distributed.is_main():
         logger.warning("%s has no dev split: the best checkpoint is chosen on test, whose scores are dev's.", spec.name)
     for split in ("dev", "test"):
         if split not in spec.labels:

@@ -19,6 +19,7 @@ from pathlib import Path
 from config import SMALL_MODEL, DatasetSpec
 from describing.control_texts import write_control_texts
 from system.disk import sha256, to_json, write_text
+from system.processes import cores
 from training.run_folder import BEST
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Experiments:
                 "another folder, or remove it."
             )
         if texts == "rules":
+            self.prepare("own")
             command = [str(HERE / "describe.py"), "--dataset_config", str(self.record("own")), "--out", str(folder)]
             self.once(folder / "done.json", command)
         elif texts != "own" and not (folder / "done.json").exists():
@@ -60,7 +62,8 @@ class Experiments:
         """Return hashes of the labels, and of the descriptions' names and sizes, as comments."""
         labels = [(split, sha256(path)) for split, path in self.spec.labels.items() if Path(path).is_file()]
         folder = Path(self.spec.description_dir)
-        texts = sorted(f"{path.relative_to(folder)} {path.stat().st_size}" for path in folder.rglob("*.json"))
+        paths = folder.rglob("*.json") if self.spec.description_dir else ()
+        texts = sorted(f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths)
         hashes = [*labels, ("descriptions", hashlib.sha256("\n".join(texts).encode()).hexdigest())]
         return "".join(f"# {what}: {digest}\n" for what, digest in hashes)
 
@@ -95,7 +98,7 @@ class Experiments:
             return
         logger.info("python %s", shlex.join(command))
         done.parent.mkdir(parents=True, exist_ok=True)
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = max(1, cores() // self.jobs)
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         with open(done.parent / "output.txt", "ab") as output:
             status = subprocess.call(

@@ -29,7 +29,7 @@ from datasets import S2T_Dataset
 from pose.hand_crops import no_crops
 from system import distributed
 from system.faults import CLIP_FAULTS, in_one_line
-from system.processes import end_with_parent, kill_children
+from system.processes import cores, end_with_parent, kill_children
 
 logger = logging.getLogger(__name__)
 
@@ -194,11 +194,10 @@ def load_batch(
 @functools.cache  # so that it logs once, not for every split
 def _within_cores(num_workers: int) -> int:
     """Limit `num_workers` to the CPU cores available to this process; more workers would compete for them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if num_workers > cores:
+    if num_workers > cores():
         text = "--num_workers %d: this process may use %d of the CPU cores; at most as many processes load data."
-        logger.info(text, num_workers, cores)
-    return min(num_workers, cores)
+        logger.info(text, num_workers, cores())
+    return min(num_workers, cores())
 
 
 def _within_shared_memory(num_workers: int, n_bytes: int) -> int:

@@ -26,9 +26,7 @@ class MemorySettings:
     offload: bool
     gradient_checkpointing: bool
     use_descriptions: bool
-    encodes_texts: (
-        bool  # whether a text encoder runs in training; a frozen one's features are cached, unless --finetune holds it
-    )
+    encodes_texts: bool  # whether a text encoder is trained; a frozen one in --finetune runs, too, and is not counted
     rgb_support: bool
     fusion_alone: bool  # whether only the fusion modules train
 

@@ -302,7 +302,7 @@ def tally(
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references: each clip needs one of each.")
     if not references:
         raise ValueError("There are no clips to score. Check that the split's label file is not empty.")
-    if empty := [i for i, reference in enumerate(references) if not reference.strip()]:
+    if empty := [i for i, reference in enumerate(references) if not as_tokenized(reference).strip()]:
         raise ValueError(
             f"{len(empty)} of {len(references)} references are empty (the first is number {empty[0] + 1}). "
             "Give these clips a text in the label file, or take them out."

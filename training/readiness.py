@@ -14,6 +14,7 @@ from network.mt5 import load_mt5
 from network.vocabulary import Tokenizer, folder_config
 from pose.hand_crops import HandCrops
 from pose.video import check_n_frames, count_frames
+from system.disk import file_sizes
 from system.faults import CLIP_FAULTS, in_one_line
 from training.findings import Report
 from training.look import SplitLook, every, look_at_files
@@ -75,8 +76,9 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int, ma
     labels, spec = split_labels(spec, split), spec.for_split(split)
     poses = open_poses(spec.pose_dir)
     videos = {name: spec.video_path(label) for name, label in labels.items()}
-    found = [name for name, path in videos.items() if path.is_file()]
-    faults = [report.text("missing", path.name) for name, path in videos.items() if not path.is_file()]
+    sizes = file_sizes(videos.values())
+    found = [name for name, size in zip(videos, sizes, strict=True) if size]
+    faults = [report.text("missing", path.name) for path, size in zip(videos.values(), sizes, strict=True) if not size]
     opened = every(found, limit)
     for name in progress(opened, split):
         try:

@@ -1,6 +1,7 @@
 """Label files of every kind give the same clips; which clips a split has; one clear line for every fault."""
 
 import csv
+import dataclasses
 import gzip
 import json
 import pickle
@@ -309,6 +310,7 @@ def test_one_file_with_a_column_of_splits(tmp_path):
         "test": ["2"],
     }
     assert spec.for_split("dev").pose_dir == "p/dev"
+    assert list(split_labels(dataclasses.replace(spec, dev_is_test=True), "dev")) == ["2"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,43 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["state"]
 
 
+def test_a_folder_that_cannot_be_removed_costs_neither_it_nor_the_new_one(tmp_path, monkeypatch):
+    """As on NFS while somebody reads a file of it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    removed = []
+
+    def rmtree(path, ignore_errors=False):
+        removed.append(path)
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    monkeypatch.setattr(disk.shutil, "rmtree", rmtree)
+    with disk.new_folder(folder) as unfinished:
+        (unfinished / "a").write_text("new")
+    assert (folder / "a").read_text() == "new"
+    assert (removed[-1] / "a").read_text() == "old"
+
+
+def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    rename = os.rename
+
+    def refuse(old, new):
+        if "removal" not in old.name and new == folder:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        rename(old, new)
+
+    monkeypatch.setattr(disk.os, "rename", refuse)
+    with pytest.raises(OSError, match="Permission denied"), disk.new_folder(folder) as unfinished:
+        (unfinished / "a").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "a").read_text() == "old"
+
+
 def test_lines_wait_until_they_can_be_written(tmp_path, caplog):
     path = tmp_path / "later" / "steps.jsonl"
     lines = disk.Lines(path)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -59,6 +60,26 @@ def test_an_error_on_one_rank_ends_the_other(tiny_corpus, tmp_path):
     text = run.finish(code=1)
     assert "error: something a user can mend" in text
     assert re.search(r"error: rank 1 \(process \d+ on [\w.-]+\) (has ended before the others|is lost)", text)
+
+
+def patient_for_3_s():
+    heartbeat.BEAT, heartbeat.SILENCE = 0.5, 3.0
+
+
+@pytest.mark.slow
+def test_a_job_that_is_suspended_as_a_whole_goes_on(tiny_corpus, tmp_path):
+    """As schedulers do, or Ctrl-Z: none of its processes is lost."""
+    out = tmp_path / "out"
+    run = start(tiny_corpus, out, "--epochs", "99", n_processes=2, before=patient_for_3_s)
+    with ended(run):
+        wait_for(run, lambda: (out / "steps.jsonl").exists())
+        run.signal(STOP)
+        time.sleep(6)
+        before = (out / "steps.jsonl").stat().st_size
+        run.signal(signal.SIGCONT)
+        wait_for(run, lambda: (out / "steps.jsonl").stat().st_size > before)
+        time.sleep(4)
+        assert all(process.is_alive() for process in run.processes), run.text
 
 
 def test_the_limit_is_within_a_minute():

@@ -1,5 +1,6 @@
 """Work shared among several processes."""
 
+import os
 import subprocess
 import sys
 import time
@@ -42,6 +43,11 @@ def test_an_exception_of_a_process_arrives_in_its_place():
     with pytest.raises(ValueError, match="seven"):
         next(results)
     assert list(results) == []
+
+
+def test_a_process_that_dies_is_one_line():
+    with pytest.raises(OSError, match="one of 2 processes died, perhaps for want of memory. Give fewer --workers"):
+        list(processes.in_processes(os._exit, range(8), 2))
 
 
 def test_processes_end_with_their_parent(tmp_path):

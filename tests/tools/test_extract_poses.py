@@ -192,8 +192,10 @@ def test_poses_of_two_models_are_not_mixed(videos, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(Brightness, "label", "another")
     with pytest.raises(ValueError, match="its poses were made by stand-in, person 0, not by another, person 0. Name"):
         call(capsys, videos, "--out", out)
-    assert call(capsys, videos, "--out", out, "--overwrite")[0] == 0
+    (videos / "a.mp4").write_bytes(b"damaged since")
+    assert call(capsys, videos, "--out", out, "--overwrite")[0] == 1
     assert (out / "extractor.txt").read_text() == "another, person 0\n"
+    assert files(out) == ["c.pkl", "deep/er/b.pkl", "extractor.txt"]
     monkeypatch.setattr(Brightness, "label", "a third")
     with pytest.raises(ValueError, match="were made by another, person 0"):  # and two of the three would stay
         call(capsys, videos / "a.mp4", "--out", out, "--overwrite")

@@ -168,6 +168,22 @@ def test_the_split_of_the_table(place, capsys, set_of, how):
         assert [label["split"] for label in labels.values()] == (["train", "dev", "test"] * 17)[:50]
 
 
+@pytest.mark.parametrize(
+    ("set_of", "seen"),
+    [
+        (("train", "test"), "25 train, 0 dev, 25 test, 0 other"),
+        (("train", "dev", "test", "train", ""), "20 train, 10 dev, 10 test, 10 other"),
+    ],
+)
+def test_a_split_that_is_not_whole_is_not_divided_anew(place, set_of, seen):
+    """Else clips of the official test set would be trained on."""
+    table = write_table(place / "sheet.csv", fifty(Set=lambda n: set_of[n % len(set_of)]))
+    with pytest.raises(ValueError, match=f"the column 'Set' has {seen}; wanted train, dev and test"):
+        imported(table)
+    _, _, labels = imported(table, "--split", "random")
+    assert set(Counter(label["split"] for label in labels.values())) == {"train", "dev", "test"}
+
+
 def test_seconds_become_frames(place, write_video, capsys):
     for number in range(3):
         write_video(place / "my_videos" / f"rec.{2 * number}.mp4", greys(4, 36, 64))  # 25 a second

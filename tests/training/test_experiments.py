@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def test_a_command_that_fails_is_shown(corpus, tmp_path):
     assert not (tmp_path / "arm" / "trained.json").exists()
 
 
+def test_kinds_of_texts_need_no_others(corpus, tmp_path):
+    """Texts by rules, and none at all, also of a data set that has no descriptions."""
+    spec = replace(DATASETS["CSL_Daily"].under(corpus), description_dir="")
+    runs = Experiments(spec, str(corpus), tmp_path / "out")
+    runs.prepare("none")
+    assert not any(runs.descriptions("none").glob("*/*.json"))
+    runs = Experiments(replace(spec, description_dir=str(tmp_path / "none")), str(corpus), tmp_path / "out2")
+    runs.prepare("rules")
+    assert any(runs.descriptions("rules").glob("*/*.json"))
+
+
 def test_a_command_runs_once(tmp_path):
     runs, done = made(tmp_path), tmp_path / "arm" / "done.json"
     count = ["-c", f"open({str(tmp_path / 'count')!r}, 'a').write('x')"]
@@ -36,7 +48,7 @@ def test_a_command_runs_once(tmp_path):
 
 
 def test_jobs_divide_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments.os, "cpu_count", lambda: 9)
+    monkeypatch.setattr(experiments, "cores", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     show = ["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
     made(tmp_path, jobs=4).once(tmp_path / "a" / "done.json", show)

@@ -200,6 +200,7 @@ def test_long_texts_neither_recurse_nor_overflow() -> None:
         ("SLT", ["a", "b", "c"], ["a", " ", "\n"], "char", r"2 of 3 references are empty \(the first is number 2\)"),
         ("ISLR", ["a"], [""], "word", r"1 of 1 references are empty"),
         ("CSLR", ["a"], [" "], "word", r"1 of 1 references are empty"),
+        ("CSLR", ["a"], ["\u200b"], "word", r"1 of 1 references are empty"),  # which the tokenizer drops
     ],
 )
 def test_what_cannot_be_scored_is_one_clear_line(
