@@ -310,7 +310,18 @@ def test_one_file_with_a_column_of_splits(tmp_path):
         "test": ["2"],
     }
     assert spec.for_split("dev").pose_dir == "p/dev"
+    written(tmp_path, "csv", clips[:3])  # the file has changed
+    assert list(split_labels(spec, "train")) == ["1"]
     assert list(split_labels(dataclasses.replace(spec, dev_is_test=True), "dev")) == ["2"]
+
+
+def test_a_file_of_several_splits_is_read_once(tmp_path, monkeypatch):
+    path = str(written(tmp_path, "csv", [{"name": "a", "text": "t", "split": split} for split in ("dev",)]))
+    spec, read = DatasetSpec("x", dict.fromkeys(("train", "dev"), path), "p"), []
+    monkeypatch.setattr("clips.labels.read_labels", lambda path: read.append(path) or {"a": {"split": "dev"}})
+    for _ in range(2):
+        assert list(split_labels(spec, "dev")) == ["a"]
+    assert read == [path]
 
 
 @pytest.mark.parametrize(
