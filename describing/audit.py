@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -213,17 +214,19 @@ def repair(clips: Mapping[str, list[Clip]], reports: Sequence[SplitReport], targ
     for split in reports:
         shift = int(split.from_one())
         for clip, report in zip(clips[split.name], split.files, strict=True):
-            if report.counts.frames:
-                pose = clip.read_pose() if clip.pose and not report.pose_damage else None
-                frames = range(pose.start + shift, pose.frames.stop + shift) if pose else None
-                found = read_descriptions(clip.out, frames)
-                texts, made_by = ({n - shift: of[n] for n in of} for of in (found.texts, found.made_by))
-                path = target / split.name / f"{clip.name}.json"
-                try:
-                    check_name(path)
-                except ValueError as error:
-                    logger.warning("left out: %s", error)
-                    continue
-                write_descriptions(path, texts, made_by)
-                written += 1
+            # Which texts are the clip's shows only now, since `shift` was not known when the file was examined.
+            pose = clip.read_pose() if clip.pose and not report.pose_damage else None
+            frames = range(pose.start + shift, pose.frames.stop + shift) if pose else range(shift, sys.maxsize)
+            found = read_descriptions(clip.out, frames)
+            if not found.texts:
+                continue
+            texts, made_by = ({n - shift: of[n] for n in of} for of in (found.texts, found.made_by))
+            path = target / split.name / f"{clip.name}.json"
+            try:
+                check_name(path)
+            except ValueError as error:
+                logger.warning("left out: %s", error)
+                continue
+            write_descriptions(path, texts, made_by)
+            written += 1
     return written

@@ -185,6 +185,19 @@ def test_frames_numbered_from_one_are_renumbered(tmp_path, capsys, caplog):
     assert min(DescriptionLoader(tmp_path / "as_it_was/train").load("a")) == 1
 
 
+def test_after_renumbering_a_clip_has_a_file_where_one_of_its_texts_is_valid(tmp_path, capsys):
+    """A last frame's text alone is valid in the copy alone; one before a clip's start in the old numbers alone."""
+    clips = {name: (8, {str(n): "A hand." for n in (5, 8)}) for name in "abc"}
+    clips |= {"last": (8, {"8": "A hand."}), "first": (8, {"4": "A hand."}), "no_pose": (8, {"0": "A hand."})}
+    flags = write_data_set(tmp_path, clips, start=4, end=8)
+    (tmp_path / "poses/no_pose.pkl").write_bytes(b"no pickle")
+    assert audit(tmp_path / "texts", *flags, "--repair", tmp_path / "clean") == 0
+    assert rows(capsys.readouterr().out)["numbered from"] == ["1"]
+    assert sorted(path.stem for path in (tmp_path / "clean/train").iterdir()) == ["a", "b", "c", "last"]
+    loader = DescriptionLoader(tmp_path / "clean/train")
+    assert (list(loader.load("a")), list(loader.load("last"))) == ([4, 7], [7])
+
+
 def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_path, capsys):
     copy = shutil.copytree(corpus, tmp_path / "copy")
     first, second = list(read_labels(DATASETS["CSL_Daily"].under(copy).labels["test"]))[:2]
