@@ -13,6 +13,7 @@ _IMAGE = r"(?:frame|image|photo|picture|video)"
 _THE = r"(?:an?|any|the|this|your)"
 _NO_IMAGE = rf"(?:there (?:is|was) )?no {_IMAGE}\b"
 _CANNOT = r"(?:can ?not|can't|could not|couldn't)"
+_I_CANNOT = rf"I(?: {_CANNOT}|(?: am|'m) (?:not able|unable) to)"
 # A true description may begin with what it cannot tell: I cannot determine the handshape, but the right ...
 _HEDGE = r"(?:\w+ )?(?:see\b|(?:determine|discern|make out|tell)\b.*[,;.] \w)"
 _SORRY = r"(?:sorry|unfortunately)\W+(?:but\W+)?"
@@ -39,14 +40,15 @@ _ERROR_BEGINNINGS = (
     r"access denied|content exists risk|content[ _]filter|data_?inspection",
     r"(?:the |your )?(?:input|output|prompt|request|response)\b.{0,60}\b(?:filtered|inappropriate|not allowed|reject)",
     # I'm sorry, but ... | Sorry, I ..., but not: Sorry, no left hand is visible | I apologize | As an AI model
-    r"I(?:'m| am) (?:(?:so|very) )?(?:afraid|an ai|not able|not allowed|sorry|unable)\b|as I am (?:not|unable)\b",
-    rf"{_SORRY}(?:I\b(?! {_CANNOT} {_HEDGE})|(?:can't|cannot|unable|we|your)\b|{_NO_IMAGE})",
+    r"I(?:'m| am) (?:(?:so|very) )?(?:afraid|an ai|not allowed|sorry)\b|as I am (?:not|unable)\b",
+    rf"I(?:'m| am) (?:not able|unable)\b(?! to {_HEDGE})",
+    rf"{_SORRY}(?:(?!{_I_CANNOT} {_HEDGE})I\b|(?:can't|cannot|unable|we|your)\b|{_NO_IMAGE})",
     rf"{_SORRY}(?:there (?:has been|is|was) )?{_THE} (?:\w+ )?(?:error|{_IMAGE})\b",
     r"I apologi[sz]e|(?:my )?apologies",
     r"as an? (?:ai|artificial|(?:large )?(?:language|multimodal|text|vision) (?:assistant|model))\b",
     # I can't assist, but not: I can't see the left hand | I don't see any image | No image provided | Please upload
     rf"I (?:{_CANNOT}|will not|won't)\b(?! {_HEDGE})|I (?:do not|don't) have\b",
-    rf"I (?:{_CANNOT}|do not|don't) (?:\w+ )?see (?:{_THE} )?{_IMAGE}",
+    rf"(?:{_SORRY})?(?:{_I_CANNOT}|I do not|I don't) (?:\w+ )?see (?:or \w+ )?(?:{_THE} )?{_IMAGE}",
     # Unable to analyze the image, but not: Cannot see the left hand
     rf"(?:{_CANNOT}|unable to) \w+ (?:{_THE} )?(?:\w+ )?{_IMAGE}",
     rf"(?:it (?:appears|looks like|seems) (?:that )?)?{_NO_IMAGE}",

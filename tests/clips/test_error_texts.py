@@ -60,6 +60,14 @@ I am unable to view images
 I don't have access to the image
 I don't see any image
 I can't see the image
+I'm unable to see the image
+I am not able to clearly see any picture.
+I'm unable to see or describe images.
+I am unable to determine what the person is doing.
+I'm unable to help with that.
+Unfortunately, I can't see the image.
+Unfortunately, I am unable to see this image.
+Sorry, I'm unable to describe this.
 As an AI language model, I
 As a language model, I
 As I am not allowed to provide descriptions
@@ -133,6 +141,10 @@ The rate of movement is limited; the limit is the chin.
 I can see the right hand at the chin.
 I cannot see the left hand; the right hand is at the chin.
 I can't clearly see the left hand in this image; the right hand is raised.
+I'm unable to see the left hand, but the right hand is at the chin.
+I am not able to clearly see the left hand; the right hand is raised.
+I am unable to determine the exact handshape, but the right hand is raised to the chin
+Unfortunately, I'm unable to see the left hand; the right hand is at the chin.
 You can see the right hand.
 Terror in the eyes, both hands up.
 Time out sign: both hands form a T.
