@@ -51,8 +51,9 @@ AUDIT_EXAMPLES = """examples:
   python describe.py audit description/CSL-Daily/split_data --dataset CSL_Daily --html audit.html
   python describe.py audit description/CSL-Daily/split_data --repair description/CSL-Daily/cleaned
 
-DIR holds NAME.json files, or one folder of them per split. Without --dataset, clips that have no file and frames beyond
-a clip's end cannot be known. Exit status: 0, also when faults are found; 1 when DIR cannot be read."""
+DIR holds NAME.json files, or one folder of them per split; names may have sub-folders. Without --dataset, clips that
+have no file and frames beyond a clip's end cannot be known.
+Exit status: 0, also when faults are found; 1 when DIR cannot be read."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_dataset_flags(add)
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
     add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
-    add("--poses", default="", metavar="DIR", help="a folder of pose files, in place of a data set")
+    add("--poses", default="", metavar="DIR", help="pose files in this folder, in place of a data set")
     add("--videos", default="", metavar="DIR", help="with --poses: the videos, NAME.mp4")
     add_shard_flag(add)
     add("--clips", nargs="+", default=[], metavar="NAME", help="only these")
@@ -125,10 +126,13 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
 # -- which clips -----------------------------------------------------------------------------------------------------
 
 
-def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
-    """Return the clips of the command line and their texts' language; ValueError or FileNotFoundError without any."""
+def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str, Path]:
+    """Return the clips of the command line, their texts' language, and the folder that all texts go to.
+
+    Raises ValueError or FileNotFoundError without any clip.
+    """
     if args.poses:
-        clips, language = _clips_in_folder(args), args.language or "zh"
+        clips, language, out = _clips_in_folder(args), args.language or "zh", Path(args.out)
     else:
         spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root)
         if not (args.out or spec.description_dir):
@@ -140,21 +144,22 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str]:
         if unknown := sorted(set(args.clips) - {clip.name for clip in clips}):
             raise ValueError(f"--clips: no clip is named {unknown[0]!r}.")
         clips = [clip for clip in clips if clip.name in set(args.clips)]
-    return [clip for clip in clips if clip.name in args.shard], language
+    return [clip for clip in clips if clip.name in args.shard], language, out
 
 
 def _clips_in_folder(args: argparse.Namespace) -> list[Clip]:
     if not Path(args.poses).is_dir():
         raise FileNotFoundError(f"--poses: {args.poses} is not a folder.")
-    paths = sorted(path for path in Path(args.poses).iterdir() if path.suffix.lower() in config.POSE_SUFFIXES)
+    paths = sorted(path for path in Path(args.poses).rglob("*") if path.suffix.lower() in config.POSE_SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"--poses: {args.poses} holds no pose files ({', '.join(config.POSE_SUFFIXES)}).")
-    if twice := [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]:
+    names = [path.relative_to(args.poses).with_suffix("").as_posix() for path in paths]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"--poses: {args.poses} has several pose files of the clip {twice[0]!r}. Keep one of them.")
     videos = Path(args.videos) if args.videos else None
     return [
-        Clip(path.stem, path, videos / f"{path.stem}.mp4" if videos else None, Path(args.out) / f"{path.stem}.json")
-        for path in paths
+        Clip(name, path, videos / f"{name}.mp4" if videos else None, Path(args.out) / f"{name}.json")
+        for name, path in zip(names, paths, strict=True)
     ]
 
 
@@ -203,8 +208,11 @@ def audit(argv: Sequence[str]) -> int:
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int:
-    """Describe clips with a model; return the exit status. ValueError or FileNotFoundError if it cannot be asked."""
+def ask_model(args: argparse.Namespace, clips: list[Clip], language: str, out: Path) -> int:
+    """Describe clips with a model, and list in `out` what failed; return the exit status.
+
+    ValueError or FileNotFoundError if it cannot be asked.
+    """
     from describing.by_model import Question, by_model
     from describing.vlm_client import Limits, VlmClient
 
@@ -225,10 +233,9 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str) -> int
     )
     key = os.environ.get(args.api_key_env, "")  # a local server needs none
     client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
-    folder = Path(args.out) if args.out else clips[0].out.parent.parent
     whole = not args.clips and set(args.splits) == set(config.SPLITS)
     part = f"_{args.shard.name}" if args.shard.name else ""
-    return by_model(clips, question, client, args.concurrency, folder / f"failures{part}.jsonl", whole)
+    return by_model(clips, question, client, args.concurrency, out / f"failures{part}.jsonl", whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,12 +246,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     require_paths(**{flag: getattr(args, flag) for flag in ("root", "poses", "videos", "prompt")})
     log_to_terminal()
-    clips, language = find_clips(args)
+    clips, language, out = find_clips(args)
     if not clips:
         logger.info("no clips in part %d of %d.", *args.shard)
         return 0
     if args.endpoint:
-        return ask_model(args, clips, language)
+        return ask_model(args, clips, language, out)
     from describing.by_rules import by_rules
 
     return 1 if by_rules(clips, language, args.aspect, args.workers, args.overwrite) else 0

@@ -173,19 +173,25 @@ def find_files(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str
             raise FileNotFoundError(" ".join(faults))
         clips = {split: clips_of(spec, split, folder / split) for split in splits}
         for split, known in clips.items():
-            if stray := {path.stem for path in (folder / split).glob("*.json")} - {clip.name for clip in known}:
+            if stray := {clip.name for clip in _clips_in(folder / split)} - {clip.name for clip in known}:
                 logger.warning("%s: %d files of no clip, such as %s.json", split, len(stray), min(stray))
         return clips
-    folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))}
-    if any(folder.glob("*.json")) and not folders:
-        folders[""] = folder
-    if not folders:
+    clips = {path.name: _clips_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    clips = {split: of_split for split, of_split in clips.items() if of_split}
+    if beside := sorted(path.name for path in folder.glob("*.json")):
+        if clips.keys().isdisjoint(config.SPLITS):  # the folders are parts of the clips' names
+            return {"": _clips_in(folder)}
+        logger.warning("%s: %d files beside the folders are left out, such as %s", folder, len(beside), beside[0])
+    if not clips:
         raise FileNotFoundError(f"{folder} holds no .json files, nor folders of them.")
     order = {split: number for number, split in enumerate(config.SPLITS)}
-    return {
-        split: [Clip(file.stem, None, None, file) for file in sorted(path.glob("*.json"))]
-        for split, path in sorted(folders.items(), key=lambda item: order.get(item[0], len(order)))
-    }
+    return dict(sorted(clips.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _clips_in(folder: Path) -> list[Clip]:
+    """Return a clip for each file in a folder; the name of one in a sub-folder is its path, as in label files."""
+    paths = sorted(folder.rglob("*.json"))
+    return [Clip(path.relative_to(folder).with_suffix("").as_posix(), None, None, path) for path in paths]
 
 
 # -- showing ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,43 @@ def test_parts_are_what_one_run_is(poses, tmp_path):
     assert whole == parts
 
 
+def test_clips_in_sub_folders(poses, tmp_path, capsys):
+    """tools.extract_poses keeps the folders of the videos; they are part of a clip's name."""
+    path = sorted(poses.iterdir())[0]
+    for name in ("monday/slow", "tuesday/slow"):
+        (poses / name).parent.mkdir()
+        shutil.copy(path, poses / f"{name}.pkl")
+    out = tmp_path / "out"
+    line = f"--workers 1 --poses {poses} --out {out}"
+    clips, *_ = describe.find_clips(describe.parse_args([*line.split(), "--videos", "videos"]))
+    assert {clip.video for clip in clips} >= {Path("videos/monday/slow.mp4"), Path("videos/tuesday/slow.mp4")}
+    assert run(line) == 0
+    loader = DescriptionLoader(out)
+    assert loader.load("monday/slow") == loader.load("tuesday/slow") == loader.load(path.stem) != {}
+    assert run("audit --workers 1", out, "--repair", tmp_path / "clean") == 0
+    assert re.search(r"^files +7$", capsys.readouterr().out, re.MULTILINE)
+    assert len(list((tmp_path / "clean").rglob("*.json"))) == 7
+    assert (tmp_path / "clean/monday/slow.json").is_file()
+    (tmp_path / "splits").mkdir()
+    (out / "monday").rename(tmp_path / "splits" / "train")
+    (tmp_path / "splits" / "train" / "deep").mkdir()
+    shutil.copy(tmp_path / "splits/train/slow.json", tmp_path / "splits/train/deep/slow.json")
+    assert run("audit --workers 1", tmp_path / "splits") == 0
+    assert re.search(r"^files +2$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_failures_are_listed_beside_the_splits(poses, tmp_path):
+    """A clip's name may have folders, so that its file does not tell where the splits are."""
+    (tmp_path / "labels.csv").write_text("name,video,text\na/b,a/b.mp4,t\n")
+    (tmp_path / "own.toml").write_text(
+        'name = "x"\npose_dir = "poses"\ndescription_dir = "texts"\nlabels = {train = "labels.csv"}\n'
+    )
+    flags = ["--root", str(tmp_path), "--dataset_config", str(tmp_path / "own.toml")]
+    clips, _, out = describe.find_clips(describe.parse_args(flags))
+    assert [clip.out for clip in clips] == [tmp_path / "texts/train/a/b.json"]
+    assert out == tmp_path / "texts"
+
+
 def test_two_files_of_one_clip_are_refused(poses, tmp_path):
     """Each would take the other's place."""
     path = sorted(poses.iterdir())[1]
@@ -108,7 +146,7 @@ def test_two_files_of_one_clip_are_refused(poses, tmp_path):
 
 def test_a_dev_that_is_the_test_split_is_described_once(world, tmp_path):
     line = f"--dataset How2Sign --root {world} --out {tmp_path}"
-    clips, _ = describe.find_clips(describe.parse_args(line.split()))
+    clips, *_ = describe.find_clips(describe.parse_args(line.split()))
     assert len(clips) == 6
     assert run(line) == 0
     assert {folder.name: len(list(folder.iterdir())) for folder in tmp_path.iterdir()} == {"train": 4, "test": 2}
