@@ -5,7 +5,8 @@ such a model generates was learnt in fine-tuning.
 
     python -m tools.small_mt5 --out DIR --texts FILE [FILE ...]
 
-FILE is a label file (its sentences are used), a folder of description files, or a .txt file with one text per line.
+FILE is a label file (its sentences and glosses are used), a folder of description files, or a .txt file with one text
+per line.
 """
 
 from __future__ import annotations
@@ -191,8 +192,8 @@ def refuse_other_models(folder: str | Path) -> None:
         raise ValueError(f"{folder} holds something else than a small mT5. Name an empty folder; nothing was written.")
 
 
-def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
-    """Yield the texts of a label file (and its glosses) or of a folder of descriptions, or the lines of a .txt file."""
+def read_texts(source: str | Path) -> Iterator[str]:
+    """Yield sentences and glosses of a label file, texts of a folder of descriptions, or lines of a .txt file."""
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(
@@ -205,6 +206,4 @@ def read_texts(source: str | Path, glosses: bool = False) -> Iterator[str]:
         yield from path.read_text(encoding="utf-8").splitlines()
     else:
         for label in read_labels(path).values():
-            yield target(label, "SLT")
-            if glosses:
-                yield target(label, "CSLR")
+            yield from filter(None, (target(label, "SLT"), target(label, "CSLR")))

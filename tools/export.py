@@ -96,7 +96,7 @@ def trimmed(model: Model, sources: Sequence[str]) -> Model:
     if model.kept is not None:
         raise ValueError("--texts: this model's vocabulary is trimmed already; leave the flag out.")
     full = Tokenizer(model.mt5_folder)
-    texts = [text for source in sources for text in read_texts(source, glosses=True)]
+    texts = [text for source in sources for text in read_texts(source)]
     kept = choose(full, [model.config.prompt, *texts])
     rows = {name: model.weights[name][kept] for name in matrices(model.weights, model.config)}
     return replace(model, weights={**model.weights, **rows, KEPT_TOKENS: kept}, kept=kept)
