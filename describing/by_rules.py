@@ -29,28 +29,15 @@ def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, over
     A clip that has a file is skipped; with `overwrite` files of the rules are written again, but never those of others.
     """
     maker = made_by_rules(language, aspect)
-    todo, others = [], Counter[str]()
-    for clip in progress(clips, "looking for files"):
-        found = read_descriptions(clip.out)
-        there = {*found.made_by.values(), *([""] if found.counts.entries > len(found.texts) else [])}
-        if not there:  # missing, empty or damaged; a damaged file is renamed before a new one is written
-            todo.append(clip)
-        elif there <= {maker}:
-            others["made by these rules"] += 1
-            todo += [clip] if overwrite else []
-        elif all(name.startswith("rules ") for name in there):
-            others[f"made by {' and '.join(sorted(there))}"] += 1
-            todo += [clip] if overwrite else []
-        else:
-            others[f"made by {', '.join(sorted(name or 'someone else' for name in there))}: kept"] += 1
-    for what, count in sorted(others.items()):
-        logger.info("%d files there, %s%s.", count, what, "" if overwrite or "kept" in what else ": skipped")
-    jobs = [(clip, language, aspect, maker) for clip in todo]
+    jobs = [(clip, language, aspect, maker, overwrite) for clip in clips]
     counts = Counter[str]()
     for of_clip, fault in progress(in_processes(_describe, jobs, workers, 32), "describing", total=len(jobs)):
         counts += of_clip
         if fault:
             logger.warning("%s", fault)
+    for there in sorted(key for key in counts if key.startswith("made by ")):
+        skipped = "" if overwrite or there.endswith(": kept") else ": skipped"
+        logger.info("%d files there, %s%s.", counts[there], there, skipped)
     logger.info(
         "%d files written, %d frames described of %d; %d clips show nothing that the rules can name; %d failed.",
         counts["files"], counts["described"], counts["frames"], counts["empty"], counts["failed"],
@@ -58,18 +45,26 @@ def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, over
     return counts["failed"]
 
 
-def _describe(job: tuple[Clip, str, float, str]) -> tuple[Counter[str], str]:
-    """Describe a clip; return counts, and why it failed."""
+def _describe(job: tuple[Clip, str, float, str, bool]) -> tuple[Counter[str], str]:
+    """Describe a clip unless it has a file to be kept; return counts, also of who made the file, and why it failed."""
     from describing.sentences import describe_pose
 
-    clip, language, aspect, maker = job
+    clip, language, aspect, maker, overwrite = job
+    found, counts = read_descriptions(clip.out), Counter[str]()
+    makers = {*found.made_by.values(), *([""] if found.counts.entries > len(found.texts) else [])}
+    if not all(name.startswith("rules ") for name in makers):
+        return Counter({f"made by {', '.join(sorted(name or 'someone else' for name in makers))}: kept": 1}), ""
+    if makers:  # else it is missing, empty or damaged; a damaged one is renamed before a new one is written
+        counts["made by these rules" if makers == {maker} else f"made by {' and '.join(sorted(makers))}"] = 1
+        if not overwrite:
+            return counts, ""
     try:
         check_name(clip.out)
         pose = clip.read_pose()
     except CLIP_FAULTS as error:
-        return Counter(failed=1), in_one_line(error)
+        return counts + Counter(failed=1), in_one_line(error)
     texts = describe_pose(pose, language, aspect)
-    if read_descriptions(clip.out).damage not in ("", "empty file"):
+    if found.damage not in ("", "empty file"):
         os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))
     write_descriptions(clip.out, texts, dict.fromkeys(texts, maker))
-    return Counter(files=1, described=len(texts), frames=len(pose), empty=int(not texts)), ""
+    return counts + Counter(files=1, described=len(texts), frames=len(pose), empty=int(not texts)), ""

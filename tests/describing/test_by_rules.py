@@ -29,6 +29,19 @@ def test_nothing_is_written_twice(poses, tmp_path, lines):
     assert "4 files there, made by these rules: skipped." in lines.text
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_each_file_is_read_once(poses, tmp_path, monkeypatch, overwrite):
+    """A corpus may have half a million of them; whether one is kept is found out where it would be written."""
+    read = []
+    monkeypatch.setattr(
+        "describing.by_rules.read_descriptions", lambda path: read.append(path) or read_descriptions(path)
+    )
+    for _ in range(2):
+        read.clear()
+        assert describe(poses, tmp_path / "out", overwrite=overwrite) == 0
+        assert sorted(read) == sorted((tmp_path / "out").iterdir())
+
+
 def test_other_versions_are_named_and_others_files_kept(poses, tmp_path, lines, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr(sentences, "VERSION", "0ld")

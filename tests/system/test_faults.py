@@ -53,7 +53,7 @@ def translating(_):
 SITES = {
     "training": in_training,
     "packing": lambda folder: [pack_pose((str(folder), "a.pkl")).data.decode()],
-    "by rules": lambda folder: [_describe((Bad("a", folder, None, folder), "en", 1.0, ""))[1]],
+    "by rules": lambda folder: [_describe((Bad("a", folder, None, folder), "en", 1.0, "", False))[1]],
     "by a model": by_model,
     "audit": lambda folder: [examine(Bad("a", folder, None, folder)).pose_damage],
     "extraction": lambda folder: [
