@@ -17,11 +17,10 @@ import torch
 
 from clips.batch import Sample, collate_fn, to_device
 from clips.segments import Segmenter
-from config import POSE_SUFFIXES, VIDEO_SUFFIXES, description_language
+from config import POSE_SUFFIXES, VIDEO_SUFFIXES, ModelConfig, description_language
 from describing import sentences
 from models import Uni_Sign
 from network.attention import Word, attention_to_frames, words
-from network.state_dicts import differences
 from pose.extraction import Extractor, extract_pose
 from pose.hand_crops import HandCrops
 from pose.keypoints import SCORE_THRESHOLD, Pose, part_keypoints, read_pose
@@ -37,7 +36,6 @@ from training.weights import (
     assemble,
     differing_files,
     files_beside,
-    require_mt5,
 )
 
 logger = logging.getLogger(__name__)
@@ -124,32 +122,14 @@ class Translator:
             ValueError: the model is incomplete, or does not match its files.
         """
         checkpoint = Checkpoint.read(path, "--checkpoint")
-        weights, facts = checkpoint.weights, checkpoint.facts
         config = checkpoint.whole_config(text_encoder=text_encoder, language=language)
-        mt5_folder = mt5_path or checkpoint.fact("mt5_path", "")
-        if not mt5_folder:
-            raise ValueError(
-                f"--checkpoint: {path} does not say where its mT5 is; name the folder with its config.json and "
-                "spiece.model with --mt5_path."
-            )
-        if not mt5_path:
-            require_mt5(mt5_folder, path, "--checkpoint")
-        texts: FrozenTextEncoder | None = None
-        if config.use_descriptions and not checkpoint.holds(TEXT_ENCODER_PREFIX):
-            width = weights.get("text_adapter.mean", torch.empty(0)).numel()  # what is missing is told below
-            folder = config.text_encoder or mt5_folder
-            texts = FrozenTextEncoder(folder, config.text_max_tokens, width, options.get("device", ""), facts)
-        with torch.device("meta"):  # takes no memory, whatever sizes a file of others asks for
-            shell = assemble(config, mt5_folder, checkpoint.kept, texts, with_weights=False)
-        if misfit := differences(weights, shell.state_dict()):
-            raise ValueError(
-                f"--checkpoint: {path} does not fit the mT5 in {mt5_folder}, or is no whole model of this code: "
-                f"{misfit}. Name the mT5 of training: --mt5_path."
-            )
+        mt5_folder = mt5_path or checkpoint.mt5_folder()
+        texts = frozen_encoder(checkpoint, config, mt5_folder, options.get("device", ""))
+        checkpoint.shell(config, mt5_folder, texts)  # raises what does not fit
         model = assemble(config, mt5_folder, checkpoint.kept, texts, with_weights=False)
-        model.load_state_dict(weights)
-        _warn(path, differing_files(facts, files_beside(model)))
-        saved = {**checkpoint.settings, **facts}
+        model.load_state_dict(checkpoint.weights)
+        _warn(path, differing_files(checkpoint.facts, files_beside(model)))
+        saved = {**checkpoint.settings, **checkpoint.facts}
         for flag, given in (("language", language), ("max_length", max_length)):
             if given and type(saved.get(flag)) is type(given) and saved[flag] != given:
                 _warn(path, f"was trained with --{flag} {saved[flag]}; {given} is taken. Drop it for training's.")
@@ -320,17 +300,35 @@ class FrozenTextEncoder:
         if not texts:
             return torch.empty(0, self.width)
         if self.encoder is None:
-            encoder = TextEncoder(self.folder, self.max_tokens)
-            if encoder.width != self.width:
-                raise ValueError(
-                    f"text encoder: {self.folder} has the width {encoder.width}; the checkpoint was trained "
-                    f"with one of {self.width}. Name that one with --text_encoder."
-                )
-            self.encoder = encoder.to(self.device).eval()
-            own = {FROZEN_ENCODER: encoder_fingerprint(self.folder, self.max_tokens)}
-            _warn("the checkpoint", differing_files(self.facts, own))
+            self.encoder = self.load().to(self.device).eval()
+            _warn("the checkpoint", differing_files(self.facts, self.files()))
         with torch.autocast(self.device.type, enabled=False):
             return self.encoder(texts)
+
+    def load(self) -> TextEncoder:
+        """Read it; ValueError or FileNotFoundError if it is not there, or has another width."""
+        encoder = TextEncoder(self.folder, self.max_tokens)
+        if encoder.width != self.width:
+            raise ValueError(
+                f"text encoder: {self.folder} has the width {encoder.width}; the checkpoint was trained "
+                f"with one of {self.width}. Name that one with --text_encoder."
+            )
+        return encoder
+
+    def files(self) -> dict[str, Any]:
+        """Return what it adds to `files_beside`."""
+        return {FROZEN_ENCODER: encoder_fingerprint(self.folder, self.max_tokens)}
+
+
+def frozen_encoder(
+    checkpoint: Checkpoint, config: ModelConfig, mt5_folder: str | Path, device: str = ""
+) -> FrozenTextEncoder | None:
+    """Return a model's text encoder if it is not in the checkpoint, else None."""
+    if not config.use_descriptions or checkpoint.holds(TEXT_ENCODER_PREFIX):
+        return None
+    width = checkpoint.weights.get("text_adapter.mean", torch.empty(0)).numel()  # `Checkpoint.shell` says if it lacks
+    folder = config.text_encoder or mt5_folder
+    return FrozenTextEncoder(folder, config.text_max_tokens, width, device, checkpoint.facts)
 
 
 def _warn(path: str | Path, difference: str) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from config import ModelConfig
+    from text_fusion_modules import TextEncoder
 
 WRITTEN = (MODEL_JSON, "model.safetensors", "mt5", "text_encoder", "code", "README.md")
 HERE = Path(__file__).resolve().parents[1]
@@ -69,23 +70,27 @@ class Model:
     facts: dict[str, Any]  # numbers among the checkpoint's other entries
     kept: torch.Tensor | None  # (V,), ids of the tokens it keeps; None for all
     mt5_folder: Path  # folder of its mT5, with the full vocabulary
+    frozen: TextEncoder | None  # the text encoder, if it is not among the weights
 
 
 def read(args: argparse.Namespace) -> Model:
-    """Read the model of the command line; ValueError or FileNotFoundError if it is not complete."""
-    from training.weights import Checkpoint
+    """Read the model of the command line; ValueError or FileNotFoundError if it is not that of its training."""
+    from training.weights import Checkpoint, differing_files, files_beside
+    from translator import frozen_encoder
 
     checkpoint = Checkpoint.read(args.checkpoint, "--checkpoint")
     config = checkpoint.whole_config(text_encoder=args.text_encoder, language=args.language)
-    folder = Path(args.mt5_path or checkpoint.fact("mt5_path", ""))
-    if not (folder / "config.json").is_file() or not (folder / "spiece.model").is_file():
-        raise FileNotFoundError(
-            f"--checkpoint: {args.checkpoint} needs the config.json and spiece.model of its mT5, and {folder} has them "
-            "not. Name their folder with --mt5_path."
-        )
+    folder = Path(args.mt5_path or checkpoint.mt5_folder())
+    texts = frozen_encoder(checkpoint, config, folder)
+    files, frozen = files_beside(checkpoint.shell(config, folder, texts)), None
+    if texts:
+        frozen = texts.load()
+        files |= texts.files()
+    if others := differing_files(checkpoint.facts, files):  # refused: the folder keeps no record of them
+        raise ValueError(f"{checkpoint.named} {others}")
     numbers = {key: value for key, value in checkpoint.facts.items() if isinstance(value, int | float)}
     facts = numbers | {"max_length": checkpoint.fact("max_length", 256)}
-    return Model(checkpoint.weights, config, facts, checkpoint.kept, folder)
+    return Model(checkpoint.weights, config, facts, checkpoint.kept, folder, frozen)
 
 
 def trimmed(model: Model, sources: Sequence[str]) -> Model:
@@ -118,14 +123,13 @@ def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
 def write_folder(model: Model, out: Path, made_from: str) -> None:
     """Write a self-contained folder atomically."""
     from network.vocabulary import Tokenizer, folder_config
-    from text_fusion_modules import TextEncoder
     from training.weight_files import repeated, save_safetensors
 
     mt5, encoder, rest = divided(model.weights)
-    kind = ("trained" if encoder else "frozen") if model.config.use_descriptions else ""
+    kind = ("frozen" if model.frozen else "trained") if model.config.use_descriptions else ""
     encoder_folder = Path(model.config.text_encoder or model.mt5_folder)
-    if kind == "frozen":
-        encoder = TextEncoder(encoder_folder, model.config.text_max_tokens).encoder.state_dict()
+    if model.frozen:
+        encoder = model.frozen.encoder.state_dict()
     described = folder_config(encoder_folder)
     if encoder and described.get("is_encoder_decoder") and described.get("model_type") != "mt5":
         raise ValueError(

@@ -42,7 +42,6 @@ from training.weights import (
     files_beside,
     load_finetune,
     load_fusion,
-    require_mt5,
 )
 from utils import NO_TEST, OF_CHECKPOINT, get_args_parser, needs_deepspeed, splits_of
 
@@ -119,7 +118,7 @@ def take_settings(args: argparse.Namespace) -> None:
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
     if "mt5_path" not in given and mt5_path and not os.path.isdir(under_root(args.root, args.mt5_path)):
-        require_mt5(mt5_path, path, flag)
+        checkpoint.mt5_folder()  # it says that this one is gone
 
 
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:

@@ -41,15 +41,6 @@ FROZEN_ENCODER = "the frozen text encoder"  # its name in `files_beside`
 MT5_VALUES = ("num_heads", "layer_norm_epsilon", "relative_attention_max_distance", "dense_act_fn")
 
 
-def require_mt5(folder: str | Path, path: str | Path, flag: str) -> None:
-    """Raise FileNotFoundError unless the mT5 is there with which a checkpoint says it was trained."""
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{flag}: {path} was trained with the mT5 in {folder}, which has no config.json. Name the mT5 of training "
-            "with --mt5_path."
-        )
-
-
 def assemble(
     config: ModelConfig,
     mt5_folder: str | Path,
@@ -160,6 +151,36 @@ class Checkpoint:
         if kept.dtype != torch.int64 or kept.ndim != 1 or not len(kept) or kept[0] < 0 or (kept.diff() <= 0).any():
             raise ValueError(f"{self.named}: its {KEPT_TOKENS} are no sorted token numbers; the file is damaged.")
         return kept.clone()
+
+    def mt5_folder(self) -> str:
+        """Return the folder of its mT5; ValueError if it names none, FileNotFoundError if that is gone."""
+        folder = self.fact("mt5_path", "")
+        if not folder:
+            raise ValueError(
+                f"{self.named} does not say where its mT5 is; name the folder with its config.json and spiece.model "
+                "with --mt5_path."
+            )
+        if not (Path(folder) / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{self.named} was trained with the mT5 in {folder}, which has no config.json. Name the mT5 of "
+                "training with --mt5_path."
+            )
+        return folder
+
+    def shell(self, config: ModelConfig, mt5_folder: str | Path, texts: EncodesTexts | None = None) -> Uni_Sign:
+        """Return the model that its weights belong to, without memory for them; arguments and errors as `assemble`.
+
+        Raises:
+            ValueError: the weights do not fit it.
+        """
+        with torch.device("meta"):  # takes no memory, whatever sizes a file of others asks for
+            shell = assemble(config, mt5_folder, self.kept, texts, with_weights=False)
+        if misfit := differences(self.weights, shell.state_dict()):
+            raise ValueError(
+                f"{self.named} does not fit the mT5 in {mt5_folder}, or is no whole model of this code: {misfit}. Name "
+                "the mT5 and the text encoder of training: --mt5_path, --text_encoder."
+            )
+        return shell
 
     def refuse_without_adapter(self) -> None:
         """Raise ValueError for fusion modules without a text adapter, of an earlier version of this code."""

@@ -29,6 +29,7 @@ from tools.export import main, parse_args
 from training import build
 from training.build import weights_facts
 from training.weight_files import read_weights, repeated, save_weights
+from training.weights import files_beside
 from translator import FrozenTextEncoder, Translator
 
 OPTIONS = {"dtype": "fp32", "num_beams": 3, "max_new_tokens": 16, "device": "cpu"}
@@ -81,7 +82,8 @@ def save(small_mt5_folder, tmp_path_factory):
             for parameter in (*model.mt5_model.parameters(), *(texts.parameters() if "trained" in kind else ())):
                 parameter *= 1.01  # not what lies in the folder any more
         path = tmp_path_factory.mktemp("weights") / "best_checkpoint.pth"
-        save_weights(path, model.state_dict(), config, mt5_path=str(small_mt5_folder), max_length=8)
+        files = files_beside(model) | (texts.files() if "frozen" in kind else {})
+        save_weights(path, model.state_dict(), config, mt5_path=str(small_mt5_folder), max_length=8, files=files)
         return path
 
     return saved
@@ -130,9 +132,9 @@ def test_a_folder_says_what_the_checkpoint_says(kind, other, save, bert, clip, t
 def test_half_of_an_encoder_decoder_cannot_stand_alone(save, bert, tmp_path):
     """Only its config says so here: what is tried is that nothing is written that could not be read again."""
     other, out = shutil.copytree(bert, tmp_path / "bart"), tmp_path / "model"
-    checkpoint = save("described trained", str(other))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
+    checkpoint = save("described trained", str(other))
     with pytest.raises(ValueError, match="the text encoder .*bart is half of an encoder-decoder"):
         run("--checkpoint", checkpoint, "--out", out)
     assert not out.exists()
@@ -256,6 +258,33 @@ def test_a_full_model_is_trimmed_to_texts(save, clip, small_mt5_folder, tmp_path
 # -- what cannot be ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("config.json", b"1e-06", b"1e-03", "different are: mT5's layer_norm_epsilon, the frozen text encoder"),
+        ("spiece.model", b"", b"\xc0\x3e\x01", "different are: mT5's spiece.model"),
+        ("merges.txt", b"", b"x", "different are: the frozen text encoder"),
+        ("config.json", b'"d_ff": ', b'"d_ff": 1', r"does not fit the mT5 in .*other, or .* of another shape: "),
+    ],
+)
+def test_another_mt5_or_frozen_encoder_is_not_exported(file, old, new, words, save, small_mt5_folder, tmp_path):
+    checkpoint, other = save("described frozen"), shutil.copytree(small_mt5_folder, tmp_path / "other")
+    content = (other / file).read_bytes() if (other / file).is_file() else b""
+    assert old in content
+    (other / file).write_bytes(content.replace(old, new) if old else content + new)
+    with pytest.raises(ValueError, match=f"--checkpoint: {checkpoint} .*{words}"):
+        run("--checkpoint", checkpoint, "--out", tmp_path / "model", "--mt5_path", other)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_frozen_encoder_of_another_width_is_not_exported(save, bert, tmp_path):
+    """Of a checkpoint without a record of its files, too."""
+    content = torch.load(save("described frozen"), weights_only=True)
+    torch.save({**content, "files": {}}, tmp_path / "old.pth")
+    with pytest.raises(ValueError, match=r"text encoder: .* has the width 16; the checkpoint was trained with one of "):
+        run("--checkpoint", tmp_path / "old.pth", "--out", tmp_path / "model", "--text_encoder", bert)
+
+
 def test_nothing_is_overwritten_unasked(save, tmp_path):
     checkpoint, out, mine = save("pose"), tmp_path / "model", tmp_path / "mine"
     export_to = ("--checkpoint", checkpoint, "--out")
@@ -299,7 +328,7 @@ def test_what_cannot_be_exported_is_one_line(save, small_mt5_folder, tmp_path):
     out = ("--out", tmp_path / "x")
     with pytest.raises(FileNotFoundError, match="--checkpoint: .*none.pth does not exist"):
         run("--checkpoint", tmp_path / "none.pth", *out)
-    with pytest.raises(FileNotFoundError, match="needs the config.json and spiece.model of its mT5.*--mt5_path"):
+    with pytest.raises(FileNotFoundError, match=r"config.json does not exist\..*--mt5_path"):
         run("--checkpoint", checkpoint, *out, "--mt5_path", tmp_path)
     torch.save({"x": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds no whole model"):
