@@ -55,7 +55,7 @@ export class Live {
     if ("frames" in message) return this.status((t) => t.live_counts(message.frames, message.dropped));
     if ("text" in message) return this.show(message);
     this.session = message.session;
-    $("view").requestVideoFrameCallback((now, frame) => this.watch(now, frame));
+    this.awaited = $("view").requestVideoFrameCallback((now, frame) => this.watch(now, frame));
   }
 
   show({ text, at, draft }) {
@@ -68,7 +68,7 @@ export class Live {
   // A picture that comes while one is on its way is dropped: the server is late.
   watch(now, { captureTime = now, presentedFrames, width, height }) {
     if (!this.camera) return;
-    $("view").requestVideoFrameCallback((...next) => this.watch(...next));
+    this.awaited = $("view").requestVideoFrameCallback((...next) => this.watch(...next));
     if (this.posting) return;
     this.first ??= { captureTime, presentedFrames };
     const time = (captureTime - this.first.captureTime) / 1000; // seconds
@@ -102,6 +102,7 @@ export class Live {
   }
 
   release() {
+    if (this.awaited) $("view").cancelVideoFrameCallback(this.awaited); // or it would post to the next session
     for (const track of this.camera?.getTracks() ?? []) track.stop();
     this.camera = $("view").srcObject = null;
     $("view").hidden = true;
