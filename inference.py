@@ -186,13 +186,13 @@ def sayable(what: object) -> str:
 def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float, Video]:
     """Read a clip's poses or extract them from its images; ValueError or OSError if a file is unusable.
 
-    Returns the pose, the images' aspect ratio (1 if unknown), and the video or its images, if they are there.
+    Returns the pose, the images' aspect ratio (1 if unknown), and the video or images of which the poses were made.
     """
     if not clip.has_pictures:
-        from translator import load_pose, video_of
+        from translator import load_pose
 
         clip.fps = args.fps
-        return load_pose(clip.path, args.person), args.aspect or 1, video_of(clip.path)
+        return load_pose(clip.path, args.person), args.aspect or 1, None
     from pose.extraction import extract_pose
     from pose.video import count_frames, read_facts, read_pictures, record
 
@@ -220,9 +220,11 @@ def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace)
 
 def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> Sample:
     """Convert a clip and its descriptions to the model's input; ValueError or OSError if a file is unusable."""
-    from translator import load_descriptions
+    from translator import load_descriptions, video_of
 
     pose, aspect, video = find_pose(clip, extractor, args)
+    if video is None and translator.hand_crops:
+        video = video_of(clip.path)
     clip.first, clip.end = pose.frames.start, pose.frames.stop
     texts = translator.describe(pose, aspect) if args.describe else None
     if args.descriptions:

@@ -161,7 +161,7 @@ class Translator:
         if isinstance(descriptions, str | Path):
             descriptions = load_descriptions(descriptions, pose)
         name = "the clip" if isinstance(clip, Pose) else str(clip)
-        if video is None and not isinstance(clip, Pose):
+        if video is None and self.hand_crops and not isinstance(clip, Pose):
             video = video_of(clip)
         return self.explain([self.sample(pose, descriptions, name, video)])[0].candidates[0].text
 

@@ -58,7 +58,9 @@ def call(capsys, *argv):
     return status, captured.out.splitlines(), captured.err
 
 
-def test_one_clip(checkpoint, poses, capsys):
+def test_one_clip(checkpoint, poses, capsys, monkeypatch):
+    """Without a look for its video, for which a large folder is listed: this model takes no crops of the hands."""
+    monkeypatch.setattr("translator.video_of", lambda path: pytest.fail(f"looked beside {path}"))
     status, (line,), err = call(capsys, poses / "a.npz", "--checkpoint", checkpoint)
     name, sentence = line.split("\t")
     translate = Translator.from_checkpoint(checkpoint, dtype="fp32", num_beams=2, max_new_tokens=6)
