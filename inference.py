@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Video = Path | list[np.ndarray] | None
 
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
-SAVED_EVERY = 10  # seconds between writes of --out while clips are translated
+SAVED_EVERY = 10  # seconds between writes of --out while clips are translated, at least
 LONGEST = 60  # maximum seconds of camera recording, since all images stay in memory until poses are extracted
 EXAMPLES = """examples:
   python inference.py talk.mp4 --checkpoint output_multimodal/best_checkpoint.pth --extractor mediapipe
@@ -259,7 +259,7 @@ class Results:
     """The file of --out ("" for none): always complete, and written with all finished clips however the run ends."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.saved = path, time.monotonic()
+        self.path, self.due = path, time.monotonic() + SAVED_EVERY
         self.clips: list[Clip] = []
 
     def __enter__(self) -> Results:
@@ -271,13 +271,14 @@ class Results:
     def add(self, clip: Clip) -> None:
         """Add a finished clip."""
         self.clips.append(clip)
-        if time.monotonic() - self.saved >= SAVED_EVERY:
+        if time.monotonic() >= self.due:
             self.write()
 
     def write(self) -> None:
         """Write the file, if there is anything to write."""
         if not (self.path and self.clips):  # without results, keep the file of an earlier run
             return
+        begun = time.monotonic()
         if self.path.endswith(".srt"):
             content = subtitles(self.clips)
         elif self.path.endswith(".jsonl"):
@@ -285,7 +286,8 @@ class Results:
         else:
             content = to_json([clip.as_json() for clip in self.clips], indent=1) + "\n"
         write_text(self.path, content, sync=False)  # a busy disk takes long, live is now
-        self.saved = time.monotonic()
+        took = time.monotonic() - begun
+        self.due = time.monotonic() + SAVED_EVERY * max(1, took)  # it grows with the clips
 
 
 def subtitles(clips: Sequence[Clip]) -> str:

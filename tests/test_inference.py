@@ -160,6 +160,23 @@ def test_what_is_done_survives_a_kill(plain_checkpoint, poses, tmp_path, capsys,
     assert seen == [0, 1, 2]
 
 
+def test_writing_takes_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
+    """All clips are written each time: every ten seconds, a hundred thousand of them would take all of it."""
+    now, writes = [0.0], []
+
+    def slow(path, content, sync):
+        writes.append(now[0])
+        now[0] += 3 * len(writes)
+
+    monkeypatch.setattr(inference.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(inference, "write_text", slow)
+    results = inference.Results(str(tmp_path / "out.json"))
+    for _ in range(200):
+        now[0] += 1
+        results.add(inference.Clip("a", tmp_path))
+    assert writes == [10, 10 + 3 + 30, 43 + 6 + 60, 109 + 9 + 90]
+
+
 def test_a_name_that_is_not_utf_8_costs_nothing_else(plain_checkpoint, poses, tmp_path, capsys):
     """As archives made under Windows in China unpack here."""
     shutil.copytree(poses, folder := tmp_path / "poses")
