@@ -96,14 +96,21 @@ class Viewer:
         return self.dataset.poses.read(self.dataset.pose_paths[name], self.dataset.labels[name])
 
     def says(self, name: str, pose: Pose | None) -> tuple[list[Said], Lane | None]:
-        """Return the run's sentences for a clip, and its gate; without a model, the evaluated sentence."""
+        """Return the run's sentences for a clip, and its gate; without a model, the evaluated sentence.
+
+        Raises:
+            ValueError: the model fails, and the clip was not evaluated.
+        """
+        evaluated = self.run.predictions.get(self.split, {}).get(name)
         if self.translator is not None and pose is not None:
             try:
                 return self._says_anew(self.translator, name, pose)
             except CLIP_FAULTS as error:  # the text encoder's folder may have been moved
+                if evaluated is None:
+                    raise ValueError(in_one_line(error)) from None
                 self.left_out.append(f"gate and new translations of {name}: {error}")
-        evaluated = Candidate(self.run.predictions[self.split][name]["hypothesis"], 0.0)
-        return [Said("as evaluated", Explained([evaluated], None, []))], None
+        assert evaluated is not None, "without a model only evaluated clips are shown"
+        return [Said("as evaluated", Explained([Candidate(evaluated["hypothesis"], 0.0)], None, []))], None
 
     def _says_anew(self, translator: Translator, name: str, pose: Pose) -> tuple[list[Said], Lane | None]:
         if not translator.model.config.use_descriptions:

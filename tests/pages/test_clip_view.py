@@ -140,3 +140,6 @@ def test_a_clip_that_fails_is_told(fusion, monkeypatch, error):
     name = fusion.dataset.names[0]
     assert [how for how, _ in fusion.says(name, fusion.pose(name))[0]] == ["as evaluated"]
     assert fusion.left_out == [f"gate and new translations of {name}: out of GPU memory"]
+    monkeypatch.setattr(fusion, "split", "train")  # which is not evaluated
+    with pytest.raises(ValueError, match=r"^out of GPU memory$"):
+        fusion.says(name, fusion.pose(name))
