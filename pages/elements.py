@@ -109,9 +109,11 @@ class Line(NamedTuple):
 def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = False) -> Html:
     """Draw lines over a common x axis, with a legend; pages/static/report.js shows the values at the pointer.
 
-    Lines without any value are skipped; lines without a name are not in the legend.
+    Lines without any value are skipped, and without any line there is no chart; lines without a name are only drawn.
     """
     lines = [line._replace(points=thinned(line.points)) for line in lines if _values(line)]
+    if not lines:
+        return Html()
     values = [value for line in lines for value in _values(line)]
     places = [x for line in lines for x, _ in line.points]
     x_ticks = ticks(min(places), max(places), 5, whole=True)
@@ -149,7 +151,7 @@ def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = F
     facts = {
         "x": x_name,
         "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, left, right],
-        "lines": [{"name": line.name, "points": line.points} for line in lines],
+        "lines": [{"name": line.name, "points": line.points} for line in lines if line.name],
     }
     caption = [element("b", title), element("span", legend, class_="legend")]
     below = element("output", f"by {x_name}", class_="read", aria_live="polite")

@@ -61,11 +61,7 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
         ("Learning rate", over(get("lr"), steps=True), "step", True),
         ("Time waited for data, % of the epoch", over(waited), "epoch", True),
     ]
-    drawn = [
-        chart(name, lines, x, from_zero=from_zero)
-        for name, lines, x, from_zero in charts
-        if any(y is not None for line in lines for _, y in line.points)
-    ]
+    drawn = join(chart(name, lines, x, from_zero=from_zero) for name, lines, x, from_zero in charts)
     if not drawn:
         return Html()
     told = []

@@ -141,7 +141,7 @@ def to_page(results: Mapping[str, Mapping[str, Any]]) -> str:
     trained = {name: result["losses"] for name, result in results.items() if result.get("losses")}
     styles = itertools.cycle(("a", "b", "a dashed", "b dashed", "a faint"))
     curves = [Line(name, list(enumerate(losses, 1)), next(styles)) for name, losses in trained.items()]
-    drawn = [chart("Loss of a small training", curves, "step")] if curves else []
+    drawn = chart("Loss of a small training", curves, "step")
     return page(
         "On a GPU", element("h1", "On a GPU"), element("p", facts), table(stages, COLUMNS), drawn,
         table(runs, ("section", "", "seconds", "last line")),

@@ -51,6 +51,14 @@ def test_lines_without_values_are_left_out():
     made = chart("t", [Line("empty", [(1, None)], "a"), Line("one", [(5, 7.0)], "b")], "step")
     assert "empty" not in made
     assert made.count("<circle") == 1
+    assert chart("t", [Line("empty", [(1, None)], "a")], "step") == chart("t", [], "step") == ""
+
+
+def test_the_pointer_reads_lines_that_have_a_name():
+    made = chart("t", [Line("", [(1, 5.0)], "a faint"), Line("mean", [(1, 7.0)], "a")], "step")
+    facts = json.loads(re.search(r'chart-data">(.*?)</script>', made)[1])
+    assert facts["lines"] == [{"name": "mean", "points": [[1, 7.0]]}]
+    assert made.count('class="line') == 2
 
 
 def test_long_lines_are_averaged():

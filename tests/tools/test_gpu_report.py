@@ -45,7 +45,10 @@ def test_what_a_gpu_measures_is_on_the_page():
     traced = {"kernels": 2184, "launches": 2200, "busy_seconds": 0.25, "waits": {"here.py:7": 3}}
     row |= {"in_use_mib": 10 * 1024, "peak_mib": 20 * 1024, **traced}
     page = gpu_report.to_page(
-        {"it": {"done": True, "last_line": "", "run": facts | {"dtype": "bf16", "model": base}, "stages": [row]}}
+        {
+            "it": {"done": True, "last_line": "", "run": facts | {"dtype": "bf16", "model": base}, "stages": [row]},
+            "no step": {"done": True, "last_line": "", "losses": [None, None]},  # of a training that skips them all
+        }
     )
     cells = ["500.0", "32.0", "40", "2,184", "2,200", "50", "3 x here.py:7", "30.0", "38.2"]
     assert "".join(f"<td>{cell}</td>" for cell in cells) in page
