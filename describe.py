@@ -200,7 +200,7 @@ def audit(argv: Sequence[str]) -> int:
     if args.repair:
         if not known:
             logger.warning("not renumbered: whether frames count from 1 shows with --dataset or --dataset_config only.")
-        count = repair(clips, splits, target)
+        count = repair(splits, target)
         logger.info("%s: %d files with valid texts only; %s is as it was.", target, count, args.folder)
     return 0
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 import config
 from describing.files import Clip, clips_of, write_descriptions
@@ -28,13 +31,17 @@ class FileReport:
     """The findings for one clip's file."""
 
     name: str
+    path: Path
     counts: DescriptionCounts
-    n_frames: int | None  # of the clip; None if unknown
+    frames: range | None  # of the clip, in the recording; None if unknown
     damage: str  # why it cannot be read
     pose_damage: str  # why the clip's pose cannot be read
-    texts: Counter[str]  # text -> number of frames with it
+    keys: np.ndarray  # uint64, one for each distinct text: the texts of half a million files would fill the memory
+    lengths: np.ndarray  # uint32, characters of each described frame's text
+    most: int  # frames with the most frequent text
+    languages: Counter[str]  # language -> number of frames
     made_by: Counter[str]  # maker, "" if unknown -> number of frames
-    numbers: tuple[int, Collection[int]] | None  # frames of the recording, and the described ones, as written
+    numbers: tuple[int, Collection[int]] | None  # frames of the recording; the first and last described, as written
 
     def faults(self) -> list[str]:
         """Return the names of the file's faults, as in `FAULTS`."""
@@ -45,8 +52,7 @@ class FileReport:
             found.append("unreadable")
         elif self.counts.files_found and not self.counts.frames:
             found.append("no_text")
-        most = max(self.texts.values(), default=0)
-        if most >= MANY_FRAMES and most > MOST * self.counts.frames:
+        if self.most >= MANY_FRAMES and self.most > MOST * self.counts.frames:
             found.append("one_text")
         return found
 
@@ -74,12 +80,23 @@ class SplitReport:
     files: list[FileReport]
     knows_clips: bool  # whether the clips and their lengths are known
 
-    def texts(self) -> Counter[str]:
-        """Return text -> number of frames with it."""
-        total = Counter[str]()
-        for report in self.files:
-            total.update(report.texts)
-        return total
+    def lengths(self) -> np.ndarray:
+        """Return the number of characters of each described frame's text, sorted."""
+        return np.sort(np.concatenate([report.lengths for report in self.files]))
+
+    def clips_of_texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the key of each distinct text, and the number of clips that have it."""
+        return np.unique(np.concatenate([report.keys for report in self.files]), return_counts=True)
+
+    def frequent(self, most: int) -> list[tuple[str, int]]:
+        """Return (text, number of clips) of up to `most` texts that several clips have; reads files for them."""
+        keys, counts = self.clips_of_texts()
+        found = []
+        for i in np.argsort(-counts, kind="stable")[: min(most, np.count_nonzero(counts > 1))]:
+            path = next(report.path for report in self.files if keys[i] in report.keys)
+            text = next((text for text in read_descriptions(path).texts.values() if _key(text) == keys[i]), "?")
+            found.append((text, int(counts[i])))
+        return found
 
     def from_one(self) -> bool:
         """Return whether frames are numbered from 1, which only known clips can show."""
@@ -87,7 +104,7 @@ class SplitReport:
 
     def measured(self) -> list[tuple[int, int]]:
         """Return (frames, described frames) of each clip of known length."""
-        return [(report.n_frames, report.counts.frames) for report in self.files if report.n_frames is not None]
+        return [(len(report.frames), report.counts.frames) for report in self.files if report.frames is not None]
 
     def coverage(self) -> str:
         """Return the percentage of described frames, with the number of clips if not all lengths are known."""
@@ -98,14 +115,12 @@ class SplitReport:
 
     def row(self) -> dict[str, str]:
         """Return the split's values in the table."""
-        texts, total = self.texts(), DescriptionCounts()
+        total, languages = DescriptionCounts(), Counter[str]()
         for report in self.files:
             total += report.counts
+            languages += report.languages
         faulty = Counter(fault for report in self.files for fault in report.faults())  # files, the others are entries
-        lengths = sorted(map(len, texts.elements()))
-        languages = Counter[str]()
-        for text, count in texts.items():
-            languages[language_of(text)] += count
+        lengths = self.lengths()
         silent = sum(not report.counts.frames for report in self.files)
         frames = sum(length for length, _ in self.measured())
         row = {
@@ -116,11 +131,11 @@ class SplitReport:
             "frames": f"{frames}" if frames else "?",
             "described": f"{total.frames}",
             "coverage": self.coverage(),
-            "distinct texts": f"{len(texts)}",
+            "distinct texts": f"{len(self.clips_of_texts()[0])}",
             "characters (5 %, median, 95 %)": ", ".join(
                 str(lengths[int(share * (len(lengths) - 1))]) for share in (0.05, 0.5, 0.95)
             )
-            if lengths
+            if lengths.size
             else "-",
             "languages": ", ".join(f"{name} {count}" for name, count in languages.most_common()) or "-",
         }
@@ -155,10 +170,19 @@ def examine(clip: Clip) -> FileReport:
         damage = in_one_line(error)
     found = read_descriptions(clip.out, pose.frames if pose else None)
     if pose:
-        numbers = pose.n_recorded, list(read_descriptions(clip.out).texts)
-    n_frames = len(pose) if pose else None
-    texts, made_by = Counter(found.texts.values()), Counter(found.made_by.values())
-    return FileReport(clip.name, found.counts, n_frames, found.damage, damage, texts, made_by, numbers)
+        written = read_descriptions(clip.out).texts if found.counts.out_of_range else found.texts
+        numbers = pose.n_recorded, (min(written), max(written)) if written else ()
+    texts = Counter(found.texts.values())
+    return FileReport(
+        clip.name, clip.out, found.counts, pose.frames if pose else None, found.damage, damage,
+        np.array([_key(text) for text in texts], np.uint64), np.array([*map(len, texts.elements())], np.uint32),
+        max(texts.values(), default=0), Counter(map(language_of, texts.elements())), Counter(found.made_by.values()),
+        numbers,
+    )  # fmt: skip
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def find_files(folder: Path, spec: config.DatasetSpec | None = None) -> dict[str, list[Clip]]:
@@ -214,20 +238,19 @@ def table(splits: Sequence[SplitReport]) -> str:
 # -- cleaning --------------------------------------------------------------------------------------------------------
 
 
-def repair(clips: Mapping[str, list[Clip]], reports: Sequence[SplitReport], target: Path) -> int:
+def repair(reports: Sequence[SplitReport], target: Path) -> int:
     """Write the valid texts of every file to another folder, numbered from 0; return the number of files written."""
     written = 0
     for split in reports:
         shift = int(split.from_one())
-        for clip, report in zip(clips[split.name], split.files, strict=True):
+        for report in split.files:
             # Which texts are the clip's shows only now, since `shift` was not known when the file was examined.
-            pose = clip.read_pose() if clip.pose and not report.pose_damage else None
-            frames = range(pose.start + shift, pose.frames.stop + shift) if pose else range(shift, sys.maxsize)
-            found = read_descriptions(clip.out, frames)
+            of_clip = report.frames or range(sys.maxsize)
+            found = read_descriptions(report.path, range(of_clip.start + shift, of_clip.stop + shift))
             if not found.texts:
                 continue
             texts, made_by = ({n - shift: of[n] for n in of} for of in (found.texts, found.made_by))
-            path = target / split.name / f"{clip.name}.json"
+            path = target / split.name / f"{report.name}.json"
             try:
                 check_name(path)
             except ValueError as error:

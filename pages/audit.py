@@ -33,17 +33,15 @@ def _section(split: SplitReport) -> Html:
         told = f"{described} of {n_frames} frames have a text of their own ({split.coverage()})."
         parts.append(element("p", told))
         parts.append(element("div", element("div", style=f"width:{share:.1f}%"), class_="bar"))
-    if lengths := [len(text) for text in split.texts().elements()]:
-        parts.append(element("p", f"Length of the texts, up to {max(lengths)} characters:"))
-        parts.append(histogram(lengths))
+    if (lengths := split.lengths()).size:
+        parts.append(element("p", f"Length of the texts, up to {lengths[-1]} characters:"))
+        parts.append(histogram(lengths.tolist()))
     made_by = sum((report.made_by for report in split.files), Counter())
     if made_by:
         parts.append(
             _list("Made by", (f"{name or 'unknown'}: {count} frames" for name, count in made_by.most_common()))
         )
-    clips_of = Counter(text for report in split.files for text in report.texts)
-    frequent = [(text, count) for text, count in clips_of.most_common(SHOWN) if count > 1]
-    if frequent:
+    if frequent := split.frequent(SHOWN):
         parts.append(_list("Texts of the most clips", (f"{count} clips: {text}" for text, count in frequent)))
     for fault, title in FAULTS.items():
         having = [report for report in split.files if fault in report.faults()]

@@ -229,7 +229,8 @@ def number(value: float) -> str:
 
 def histogram(values: Sequence[float]) -> Html:
     """Draw how many values lie in each of 24 intervals from 0 to the largest."""
-    bins = Counter(min(int(value * 24 / (max(values) + 1)), 23) for value in values)
+    end = max(values) + 1
+    bins = Counter(min(int(value * 24 / end), 23) for value in values)
     bars = [element("div", style=f"height:{100 * bins[i] / max(bins.values()):.0f}%") for i in range(24)]
     return element("div", bars, class_="hist")
 
