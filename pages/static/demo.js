@@ -107,7 +107,7 @@ function textsFrom() {
 }
 
 async function ask() {
-  if (!file) return;
+  if (!file || !$("person").reportValidity()) return;
   const number = ++asked;
   const kind = textsFrom();
   const texts = kind === "file" ? $("texts").files[0] : null;
