@@ -386,8 +386,9 @@ def test_drop_watch_read(browser, servers, translators, clip, tmp_path, width):
     browser.choose("#file", wrong)
     browser.wait(f"{STATUS}.startsWith('<b>wrong.pkl: not a readable pickle')")
     assert browser.run("document.querySelector('#status').className") == "fault"
-    for person in ("1.5", "-1"):  # the browser says what is wrong with it
-        browser.run(f"document.querySelector('#person').value = '{person}'; document.querySelector('#person').onchange()")
+    for number in ("1.5", "-1"):  # the browser says what is wrong with it
+        person = "document.querySelector('#person')"
+        browser.run(f"{person}.value = '{number}'; {person}.onchange()")
         assert browser.run(STATUS).startswith("<b>wrong.pkl: not a readable pickle")
         assert browser.run("document.activeElement.matches('#person:invalid')")
     browser.run("document.querySelector('#person').value = 0")
