@@ -26,7 +26,7 @@ CALL_TOKENS = 1 << 14  # maximum tokens per call of the text encoder, including 
 OPEN = 4.0  # initial last bias of the gate: sigmoid(4) = 0.98
 SLOWEST = 0.01  # minimum weight of a batch in the running mean of text features
 FASTEST = 0.02  # weight of a batch in the running mean of what the mapper explains
-READ = (".json", ".txt", ".model", ".safetensors", ".bin")  # files of an encoder's folder; others are of other programs
+READ, WEIGHTS = (".json", ".txt", ".model"), (".safetensors", ".bin")  # of an encoder's folder; others are not read
 NO_TEXT = 0  # row of the mask embedding in a table of text features
 
 
@@ -162,10 +162,14 @@ def _longest_text(encoder: PreTrainedModel) -> float:
     return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
 
 
-def encoder_fingerprint(folder: str | Path, max_tokens: int) -> str:
-    """Hash what text features depend on: the files that an encoder is read from, and `max_tokens`."""
+def encoder_fingerprint(folder: str | Path, max_tokens: int, weights: bool = True) -> str:
+    """Hash what text features depend on: the files that an encoder is read from, and `max_tokens`.
+
+    `weights` is False for those of an encoder whose weights are elsewhere, since they were trained.
+    """
     digest = hashlib.sha256(f"mean of tokens, {max_tokens}".encode())
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in READ and path.is_file())
+    suffixes = READ + WEIGHTS * weights
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in suffixes and path.is_file())
     unread = ".bin" if any(path.suffix == ".safetensors" for path in files) else ""  # not where both are
     for path in (path for path in files if path.suffix != unread):
         digest.update(path.name.encode())

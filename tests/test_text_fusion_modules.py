@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, MT5EncoderModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
+from config import ModelConfig
 from network.vocabulary import Tokenizer
 from text_fusion_modules import (
     NO_TEXT,
@@ -32,6 +33,7 @@ from text_fusion_modules import (
     encoder_fingerprint,
     text_of_frames,
 )
+from training.weights import assemble, differing_files, files_beside
 
 TEXTS = ["右手食指伸直，位于胸前。", "the left hand", "累", ""]
 BERT_WIDTH = 20
@@ -281,6 +283,17 @@ def test_the_fingerprint_follows_what_features_depend_on(small_mt5_folder, tmp_p
     (folder / "config.json").rename(folder / "config.old")
     names.append(encoder_fingerprint(folder, 128))
     assert len(set(names)) == len(names)
+
+
+def test_of_an_encoder_that_is_trained_the_tokenizer_is_on_record(bert_folder, small_mt5_folder, tmp_path):
+    folder = copy_of(bert_folder, tmp_path)
+    config = ModelConfig(hidden_dim=8, use_descriptions=True, text_encoder=str(folder))
+    model = assemble(config, small_mt5_folder)
+    saved = {"files": files_beside(model)}
+    (folder / "model.safetensors").write_bytes(b"trained since")
+    assert not differing_files(saved, files_beside(model))
+    (folder / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes() + b"more\n")
+    assert "different are: the text encoder's tokenizer." in differing_files(saved, files_beside(model))
 
 
 # -- texts ---------------------------------------------------------------------------------------------------------

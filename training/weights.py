@@ -21,7 +21,7 @@ from network.state_dicts import differences
 from network.vocabulary import KEPT_TOKENS, Tokenizer, matrices, move_rows
 from pose.keypoints import PART_JOINTS
 from system.faults import shown
-from text_fusion_modules import EncodesTexts, TextEncoder
+from text_fusion_modules import EncodesTexts, TextEncoder, encoder_fingerprint
 from training.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
@@ -205,6 +205,9 @@ def files_beside(model: Uni_Sign) -> dict[str, Any]:
     found["mT5's spiece.model"] = model.tokenizer.sha256
     if fingerprint := getattr(getattr(model, "text_features", None), "fingerprint", ""):
         found[FROZEN_ENCODER] = fingerprint
+    elif model.config.use_descriptions and model.config.text_encoder and model.text_features is None:
+        folder, most = model.config.text_encoder, model.config.text_max_tokens
+        found["the text encoder's tokenizer"] = encoder_fingerprint(folder, most, weights=False)
     return found
 
 
