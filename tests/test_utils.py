@@ -97,8 +97,8 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
     texts = ", ".join(f"{tmp_path}/description/CSL-Daily/split_data/{split}" for split in config.SPLITS)
     assert str(error.value) == (
         f"labels: {labels} do not exist. Put the label file there, or set --root or config.py. "
-        f"poses: {tmp_path}/dataset/CSL_Daily/pose_format does not exist. Put the poses there, or find them in "
-        "videos: python -m tools.extract_poses, or set --root. "
+        f"poses: {tmp_path}/dataset/CSL_Daily/pose_format does not exist. Put the poses there (with --packed, "
+        "pack them), or find them in videos: python -m tools.extract_poses, or set --root. "
         f"--use_descriptions: {texts} do not exist. Put the JSON files there (with --packed, pack them), or train "
         f"without --use_descriptions. mT5: {tmp_path}/pretrained_weight/mt5-base/config.json does not exist. "
         f"{config.GET_MT5}"

@@ -154,8 +154,8 @@ def filmed(write_video, tmp_path_factory):
     spec = DATASETS["CSL_Daily"].under(root)
     for split in spec.labels:
         dataset = S2T_Dataset(spec, split)
-        for name, path in dataset.video_paths.items():
-            write_video(path, greys(len(read_pose(dataset.pose_paths[name])), 64, 64))
+        for name, label in dataset.labels.items():
+            write_video(spec.video_path(label), greys(len(read_pose(dataset.pose_paths[name])), 64, 64))
     return root
 
 
@@ -278,7 +278,7 @@ def test_backbone_from_imagenet(filmed, tmp_path, monkeypatch):
 
 def test_missing_videos_stop_the_run_before_training(filmed, tmp_path):
     copy = shutil.copytree(filmed, tmp_path / "copy")
-    gone = next(iter(S2T_Dataset(DATASETS["CSL_Daily"].under(copy), "train").video_paths.values()))
+    gone = next(iter(S2T_Dataset(DATASETS["CSL_Daily"].under(copy), "train", rgb_support=True).video_paths.values()))
     gone.unlink()
     with pytest.raises(FileNotFoundError, match=rf"videos: 1 of 6 files of the split 'train' .*{gone.name}"):
         train(copy, tmp_path / "out")
