@@ -101,9 +101,7 @@ class S2T_Dataset(Dataset[Sample]):
         self.aligner = TemporalAligner()
         if use_descriptions:
             self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split))
-            self.text_sizes = self.descriptions.sizes(
-                self.names
-            )  # bytes of the description files, 0 where there is none
+            self.text_sizes = self.descriptions.sizes(self.names)  # bytes; 0 where there is no file
             found = np.count_nonzero(self.text_sizes)
             share = 100 * found / len(self.names)
             if isinstance(self.descriptions, Pack):
