@@ -506,17 +506,16 @@ def write_pack(
             raise ValueError(f"{source}: holds no {kind} of this split's clips. Nothing is packed.")
 
     with new_folder(part) as unfinished:
-        digests = {"content.bin": write_whole(unfinished / "content.bin", write_contents)}
+        write_whole(unfinished / "content.bin", write_contents)
         index.sort()
         arrays = {
             "names.npy": np.array([name for name, _ in index], np.bytes_),
             "clips.npy": np.array([c for _, c in index], _CLIP),
         }
         for name, array in arrays.items():
-            digests[name] = write_whole(unfinished / name, partial(np.save, arr=array))
-        files = {
-            name: {"size": (unfinished / name).stat().st_size, "sha256": digest} for name, digest in digests.items()
-        }
+            write_whole(unfinished / name, partial(np.save, arr=array))
+        written = [unfinished / name for name in ("content.bin", *arrays)]
+        files = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in written}
         write_text(unfinished / "pack.json", to_json(head | {"clips": len(index), "files": files}, indent=1) + "\n")
     return part
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -31,27 +30,7 @@ UNFINISHED = "unfinished"  # part of the name of unfinished files and folders
 LONGEST_NAME = 255 - len(f".{UNFINISHED}")  # bytes; file systems allow 255
 
 
-class _Hashing:
-    """A file wrapper that hashes what is written and remembers a write error."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sum = file, hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self.sum.update(data)
-        return memoryview(data).nbytes
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool = True) -> str:
+def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool = True) -> None:
     """Write a file under a temporary name and rename it when it is complete.
 
     Args:
@@ -59,20 +38,16 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
         write: called with the open file.
         sync: wait for the disk; turn it off for thousands of small files that can be recreated after a power cut.
 
-    Returns:
-        The content's SHA-256.
-
     Raises:
         OSError: the file cannot be written; the temporary file is removed.
     """
     unfinished, raw = _open_unfinished(path)
     with raw:
         try:
-            file = _Hashing(raw)
             try:
-                write(file)
-            except RuntimeError:  # torch hides the file's error
-                raise file.error or RuntimeError from None
+                write(raw)
+            except RuntimeError as error:  # of torch, in the place of the file's own
+                raise error.__context__ or error from None
             raw.flush()
             if sync:
                 os.fsync(raw.fileno())
@@ -90,7 +65,6 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
             raise
     if sync:
         sync_folder(Path(path).parent)
-    return file.sum.hexdigest()
 
 
 def _close(file: BinaryIO) -> None:
@@ -157,15 +131,15 @@ def check_name(path: str | Path) -> None:
         raise ValueError(f"{path}: the name has {size} bytes; wanted up to {LONGEST_NAME}. Rename the clip.")
 
 
-def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> str:
+def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> None:
     """Write a file with `write_whole`, creating its folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(path, lambda file: file.write(data), sync=sync)
+    write_whole(path, lambda file: file.write(data), sync=sync)
 
 
-def write_text(path: str | Path, text: str, *, sync: bool = True) -> str:
+def write_text(path: str | Path, text: str, *, sync: bool = True) -> None:
     """Write a UTF-8 text file with `write_bytes`; half a character becomes an escape sequence, as in JSON."""
-    return write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
 
 
 def require_room(path: str | Path, n_bytes: int) -> None:
@@ -205,9 +179,9 @@ def sha256(path: str | Path) -> str:
 
 def file_sizes(paths: Iterable[Path]) -> list[int]:
     """Return the size of each file in bytes, 0 if it is missing; by threads, as a network disk takes ms to answer."""
-    todo = iter(paths)
+    todo = list(paths)
     with ThreadPoolExecutor(16) as pool:
-        chunks = pool.map(_sizes, iter(lambda: list(itertools.islice(todo, 1000)), []))
+        chunks = pool.map(_sizes, (todo[i : i + 1000] for i in range(0, len(todo), 1000)))
         return [size for chunk in chunks for size in chunk]
 
 

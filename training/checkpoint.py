@@ -80,7 +80,8 @@ def state_writer(engine: Any, state: TrainState, folder: Path, keep_last: int = 
             shutil.rmtree(left, ignore_errors=True)
         with new_folder(folder) as unfinished:
             for name, part in parts.items():
-                progress.digests[name] = write_whole(unfinished / name, partial(torch.save, part))
+                write_whole(unfinished / name, partial(torch.save, part))
+                progress.digests[name] = sha256(unfinished / name)
             write_progress(unfinished, progress)
         state.digests = progress.digests
         for old in states(folder.parent)[:-keep_last] if keep_last else ():
