@@ -13,15 +13,14 @@ import contextlib
 import email.utils
 import http.client
 import json
+import queue
 import random
 import re
-import socket
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +29,9 @@ from system.faults import UNPRINTABLE, printable
 
 MAX_ANSWER_BYTES = 4 << 20
 LONGEST_WAIT = 600.0  # maximum seconds to wait before a retry; the request fails if the endpoint asks for more
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+_AGAIN = {408, 409, 425, 429}  # as well as 500 and above
 _HOPELESS = {401, 402, 403, 404, 405}  # fails for every request: wrong key, account, address or model
+_LOST = (OSError, http.client.HTTPException, ValueError)  # what a request without an answer raises; it is sent again
 
 # A valid description of a signer names a part of the body.
 _BODY = re.compile(
@@ -111,52 +111,13 @@ def judge(answer: str, language: str) -> str:
     return ""
 
 
-class _Request(urllib.request.Request):
-    """A request whose connections can be shut at any moment, whatever is being waited for.
+class _AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Returns errors as other responses, and follows no redirect, which could send the key to another host."""
 
-    A timeout of a socket would not do: it begins anew with every byte, and a slow trickle could go on for ever.
-    """
+    def http_response(self, request: Any, response: Any) -> Any:
+        return response
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.is_over = False
-        self._handles: list[socket.socket] = []
-
-    def connect(self, *args: Any, **options: Any) -> socket.socket:
-        connection = socket.create_connection(*args, **options)
-        self._handles.append(connection.dup())  # TLS takes the connection itself over
-        if self.is_over:
-            self.shut()
-        return connection
-
-    def shut(self) -> None:
-        self.is_over = True
-        for handle in self._handles:
-            with contextlib.suppress(OSError):
-                handle.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.close()
-
-
-class _Connects(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Lets a `_Request` make its own connections."""
-
-    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
-        def make(*args: Any, **more: Any) -> Any:
-            made = http_class(*args, **more)
-            made._create_connection = req.connect
-            return made
-
-        return super().do_open(make, req, **options)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects, which could send the key to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    https_response = http_response
 
 
 class VlmClient:
@@ -186,8 +147,7 @@ class VlmClient:
             raise ValueError("--api_key_env: the key holds a blank, a line break or another character that no key has.")
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._running: set[_Request] = set()
-        self._opener = urllib.request.build_opener(_NoRedirect, _Connects)
+        self._opener = urllib.request.build_opener(_AnyStatus)
 
     def ask(self, prompt: str, pictures: Sequence[tuple[str, bytes]], max_tokens: int = 300) -> str:
         """Send a prompt with images, (media type, content) each, and return the answer.
@@ -224,11 +184,8 @@ class VlmClient:
         return " ".join(answer.split())
 
     def stop(self) -> None:
-        """End all waiting and all requests, and refuse further ones."""
+        """End all waiting, give up all requests, and refuse further ones."""
         self._over.set()
-        with self._lock:
-            for request in self._running:
-                request.shut()
 
     def _with_retries(self, body: bytes) -> str:
         for attempt in range(self.limits.retries + 1):
@@ -240,22 +197,24 @@ class VlmClient:
                 reason = self._clean(f"HTTP {reply.status} {reply.reason}: {data.decode('utf-8', 'replace')}")
                 if reply.status in _HOPELESS or reply.status < 400:
                     raise EndpointError(reason)
-                if reply.status not in _AGAIN:
+                if reply.status not in _AGAIN and reply.status < 500:
                     raise FailedRequestError(reason)
                 asked = _retry_after(reply.headers.get("Retry-After", ""))
                 if asked > LONGEST_WAIT:
                     raise FailedRequestError(f"{reason} (to be tried again in {asked:.0f} s)")
                 wait = max(wait, asked)
-            except http.client.InvalidURL as error:  # of a proxy
-                raise EndpointError(self._clean(f"{error}")) from None
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except _LOST as error:
                 reason = self._clean(f"{type(error).__name__}: {error}")
             if attempt < self.limits.retries:
                 self._over.wait(wait)
         raise FailedRequestError(f"{reason} ({self.limits.retries + 1} tries)")
 
     def _send(self, body: bytes) -> tuple[Any, bytes]:
-        """Return the response and its content."""
+        """Return the response and its content, or raise one of `_LOST`.
+
+        A thread waits for them, and is given up when the time is over: a timeout of a socket begins anew with every
+        byte, so that a slow trickle could go on for ever.
+        """
         if self._over.is_set():
             raise LimitReachedError("the end of the run")
         with self._lock:
@@ -265,43 +224,33 @@ class VlmClient:
             if self.limits.max_cost and cost >= self.limits.max_cost:
                 raise LimitReachedError(f"--max_cost {self.limits.max_cost}: {cost:.4f} used")
             self.usage.requests += 1
+        results: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self._exchange, args=(body, results), daemon=True).start()
+        end = time.monotonic() + self.limits.timeout
+        while not self._over.is_set():
+            if time.monotonic() > end:
+                raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
+            with contextlib.suppress(queue.Empty):
+                result = results.get(timeout=0.05)
+                if isinstance(result, Exception):
+                    raise result
+                return result
+        raise LimitReachedError("the end of the run")
+
+    def _exchange(self, body: bytes, results: queue.SimpleQueue) -> None:
+        """Put the response and its content, or why there is none, into `results`."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = _Request(self.url, body, headers)
-        with self._until_deadline(request):
-            try:
-                response = self._opener.open(request, timeout=self.limits.timeout)
-            except urllib.error.HTTPError as error:
-                response = error
-            with response:
+        request = urllib.request.Request(self.url, body, headers)
+        try:
+            with self._opener.open(request, timeout=self.limits.timeout) as response:
                 data = response.read(MAX_ANSWER_BYTES + 1)
                 if len(data) > MAX_ANSWER_BYTES:
                     raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-                if getattr(response, "length", 0):  # shorter than announced
+                if response.length:  # shorter than announced
                     raise http.client.IncompleteRead(data, response.length)
-                return response, data
-
-    @contextlib.contextmanager
-    def _until_deadline(self, request: _Request) -> Iterator[None]:
-        """Shut a request's connections when its time is over (TimeoutError), or the run's (LimitReachedError)."""
-        timer = threading.Timer(self.limits.timeout, request.shut)
-        timer.daemon = True
-        timer.start()
-        with self._lock:
-            self._running.add(request)
-        try:
-            yield
-        except (OSError, http.client.HTTPException):
-            if not request.is_over:
-                raise
-        finally:
-            timer.cancel()
-            with self._lock:
-                self._running.discard(request)
-            request.close()
-        if request.is_over:
-            if self._over.is_set():
-                raise LimitReachedError("the end of the run")
-            raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
+                results.put((response, data))
+        except _LOST as error:
+            results.put(error)
 
     def _answer(self, data: bytes) -> str:
         """Return the text of a response; a ValueError means that it has another form, and is to be asked for again."""

@@ -331,13 +331,6 @@ def test_an_address_that_is_none(url):
         VlmClient(url, "m", "", "en", Limits())
 
 
-def test_a_proxy_that_is_none_ends_the_run(monkeypatch):
-    monkeypatch.setenv("http_proxy", "http://host:x")
-    monkeypatch.setenv("no_proxy", "")
-    with pytest.raises(EndpointError, match="nonnumeric port: 'x'"):
-        VlmClient("http://example.org/v1", "m", "", "en", Limits(**FAST)).ask("?", [])
-
-
 def test_nobody_listens():
     client = VlmClient("http://127.0.0.1:9/v1", "m", "", "en", Limits(**FAST))
     with pytest.raises(FailedRequestError, match=r"\(3 tries\)"):
