@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,10 @@ class Segment(NamedTuple):
         count = min(pictures, self.last - self.first + 1)
         return [round(self.first + i * (self.last - self.first) / max(count - 1, 1)) for i in range(count)]
 
+    def described(self, start: int) -> list[int]:
+        """Return the frames that get its text, numbered in a recording in which the clip begins at `start`."""
+        return sorted({start + self.first, start + self.last})
+
 
 def segments(n_frames: int, length: int) -> list[Segment]:
     """Divide a clip into segments.
@@ -65,7 +70,7 @@ class GrowingFile:
         self.texts, self.made_by, *_ = read_descriptions(clip.out)
         self.foreign = clip.out.exists() and not (self.texts and all(self.made_by.values()))
 
-    def add(self, frames: tuple[int, ...], text: str) -> None:
+    def add(self, frames: Sequence[int], text: str) -> None:
         """Store a text at the given frames that have none yet."""
         if self.foreign:
             original = self.path.with_name(f"{self.path.name}.original")
@@ -79,25 +84,16 @@ class GrowingFile:
 
 
 @dataclass
-class Call:
-    """One request about a segment; `frames` are numbers in the original recording."""
-
-    clip: Clip
-    file: GrowingFile
-    frames: tuple[int, ...]
-    pictures: list[tuple[str, bytes]]
-
-
-@dataclass
 class Outcome:
     """The results of a run."""
 
     stored: int = 0
     failures: list[dict] = field(default_factory=list)
-    stopped: str = ""
+    stopped: str = ""  # why no further requests are sent
+    hopeless: str = ""  # why none can succeed
 
-    def failed(self, clip: Clip, frames: tuple[int, ...], reason: str) -> None:
-        self.failures.append({"clip": clip.name, "frames": list(frames), "reason": reason})
+    def failed(self, clip: Clip, frames: list[int], reason: str) -> None:
+        self.failures.append({"clip": clip.name, "frames": frames, "reason": reason})
 
 
 @dataclass(frozen=True)
@@ -142,68 +138,51 @@ def by_model(
     (`whole`) and nothing failed, an old list goes. ValueError if the endpoint refuses all requests.
     """
     outcome = Outcome()
-    calls = calls_to_make(progress(clips, "asking"), question, question.maker(client.model), outcome)
-
-    def ask(call: Call) -> str:
-        return client.ask(question.prompt, call.pictures, question.max_tokens)
-
+    pool = ThreadPoolExecutor(concurrency)
     try:
-        ask_all(calls, ask, concurrency, outcome, client.stop)
+        counts = pool.map(partial(describe_clip, question=question, client=client, outcome=outcome), clips)
+        outcome.stored = sum(progress(counts, "asking", total=len(clips)))
     finally:
+        client.stop()
+        pool.shutdown(cancel_futures=True)
         report(client, outcome, failures, whole)
+    if outcome.hopeless:
+        raise ValueError(f"--endpoint: {outcome.hopeless}")
     return 1 if outcome.failures or outcome.stopped else 0
 
 
-def calls_to_make(clips: Iterable[Clip], question: Question, maker: str, outcome: Outcome) -> Iterator[Call]:
-    """Yield the requests, with images, for segments that have no text yet."""
-    for clip in clips:
+def describe_clip(clip: Clip, question: Question, client: VlmClient, outcome: Outcome) -> int:
+    """Ask about each segment of a clip that has no text yet, store each answer, and return how many there were."""
+    if outcome.stopped:
+        return 0
+    try:
+        pose = clip.read_pose()
+        file = GrowingFile(clip, question.maker(client.model))
+        todo = [
+            segment
+            for segment in segments(len(pose), question.segment)
+            if not file.texts.keys() >= {*segment.described(pose.start)}
+        ]
+        pictures = question.draw(clip, pose, todo)
+    except CLIP_FAULTS as error:
+        outcome.failed(clip, [], in_one_line(error))
+        return 0
+    stored = 0
+    for segment in todo:
+        frames, shown = segment.described(pose.start), [pictures[i] for i in segment.shown(question.pictures)]
         try:
-            pose = clip.read_pose()
-            file = GrowingFile(clip, maker)
-            todo = [
-                segment
-                for segment in segments(len(pose), question.segment)
-                if not {pose.start + segment.first, pose.start + segment.last} <= file.texts.keys()
-            ]
-            pictures = question.draw(clip, pose, todo)
-        except CLIP_FAULTS as error:
-            outcome.failed(clip, (), in_one_line(error))
-            continue
-        for segment in todo:
-            frames = tuple(dict.fromkeys((pose.start + segment.first, pose.start + segment.last)))
-            yield Call(clip, file, frames, [pictures[frame] for frame in segment.shown(question.pictures)])
-
-
-def ask_all(
-    calls: Iterator[Call], ask: Callable[[Call], str], concurrency: int, outcome: Outcome, stop: Callable[[], object]
-) -> None:
-    """Send so many requests at a time, store the answers, and `stop` at the end; ValueError if none can succeed."""
-    running: dict[Future[str], Call] = {}
-    hopeless = ""
-    with ThreadPoolExecutor(concurrency) as pool:
-        try:
-            while True:
-                while not outcome.stopped and len(running) < 2 * concurrency and (call := next(calls, None)):
-                    running[pool.submit(ask, call)] = call
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    call = running.pop(future)
-                    try:
-                        call.file.add(call.frames, future.result())
-                        outcome.stored += 1
-                    except FailedRequestError as error:
-                        outcome.failed(call.clip, call.frames, str(error))
-                    except LimitReachedError as limit:
-                        outcome.stopped = outcome.stopped or f"stopped by {limit}"
-                    except EndpointError as error:
-                        outcome.failed(call.clip, call.frames, str(error))
-                        hopeless = outcome.stopped = str(error)
-        finally:
-            stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-    if hopeless:
-        raise ValueError(f"--endpoint: {hopeless}")
+            file.add(frames, client.ask(question.prompt, shown, question.max_tokens))
+            stored += 1
+        except FailedRequestError as error:
+            outcome.failed(clip, frames, str(error))
+        except LimitReachedError as limit:
+            outcome.stopped = outcome.stopped or f"stopped by {limit}"
+            break
+        except EndpointError as error:
+            outcome.failed(clip, frames, str(error))
+            outcome.hopeless = outcome.stopped = str(error)
+            break
+    return stored
 
 
 def report(client: VlmClient, outcome: Outcome, failures: Path, whole: bool) -> None:

@@ -8,11 +8,11 @@ import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace
 
 import pytest
 
-from describing.by_model import Outcome, ask_all
+from describing import by_model
+from describing.files import Clip
 from describing.vlm_client import (
     LONGEST_WAIT,
     EndpointError,
@@ -138,17 +138,17 @@ def test_a_trickle_has_an_end(where):
     assert time.monotonic() - start < 5
 
 
-def test_ctrl_c_ends_what_is_asked():
-    def calls():
-        yield SimpleNamespace(pictures=[])
+def test_ctrl_c_ends_what_is_asked(poses, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
         time.sleep(0.2)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(by_model, "progress", interrupted)
+    clips = [Clip(path.stem, path, None, tmp_path / f"{path.stem}.json") for path in poses.iterdir()]
+    question = by_model.Question("?", 300, "skeleton", 16, 4, 48, 1.0)
     start = time.monotonic()
-    with dripping(*DRIPS["status"]) as make_client:
-        client = make_client(timeout=60)
-        with pytest.raises(KeyboardInterrupt):
-            ask_all(calls(), lambda call: client.ask("?", call.pictures), 1, Outcome(), client.stop)
+    with dripping(*DRIPS["status"]) as make_client, pytest.raises(KeyboardInterrupt):
+        by_model.by_model(clips, question, make_client(timeout=60), 1, tmp_path / "failures.jsonl", True)
     assert time.monotonic() - start < 5
 
 
