@@ -7,16 +7,15 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from system.disk import check_zip, read_unpacked
 from system.faults import in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".xlsx")
 MAX_CELL_LINES = 1000
-MAX_ROWS, MAX_CELLS = 1 << 20, 5_000_000  # of a spreadsheet, which need not hold all that it spans
+MAX_ROWS = 1 << 20  # of a spreadsheet, which need not hold all that it spans
 
 Rows = Iterator[tuple[str, list[str] | ValueError]]
 
@@ -103,29 +102,17 @@ def _sheet(path: str | Path) -> Rows:
             f"{path}: .xlsx files are read with openpyxl, which is not installed. "
             'pip install -e ".[tables]", or save the table as .csv.'
         ) from None
+    width = 0  # of the header: other rows lack empty cells at their ends, and what stands beside has no name
     try:
         check_zip(path)
         sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
         sheet.reset_dimensions()  # as stated, which openpyxl would fill with empty cells
-        rows = _filled(sheet.values)
+        for number, row in enumerate(sheet.values, start=1):
+            if number > MAX_ROWS:
+                raise ValueError(f"it spans more than {MAX_ROWS} rows. Remove what lies far below")
+            cells = ["" if cell is None else str(cell) for cell in row]
+            width = width or max((i for i, cell in enumerate(cells, start=1) if cell), default=0)
+            yield f"row {number}", [*cells[:width], *[""] * (width - len(cells))]
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = in_one_line(error, 300)
         raise ValueError(f"{path}: not a readable .xlsx file: {reason}. Save it again, or as .csv.") from None
-    width = max(map(len, rows.values()), default=0)
-    return ((f"row {number}", row + [""] * (width - len(row))) for number, row in rows.items())
-
-
-def _filled(rows: Iterable[Sequence[Any]]) -> dict[int, list[str]]:
-    """Return the rows that are not empty by their numbers, without empty cells at their ends."""
-    filled: dict[int, list[str]] = {}
-    width = 0
-    for number, row in enumerate(rows, start=1):
-        cells = ["" if cell is None else str(cell) for cell in row]
-        while cells and not cells[-1]:
-            cells.pop()
-        if cells:
-            filled[number] = cells
-            width = max(width, len(cells))
-        if number > MAX_ROWS or len(filled) * width > MAX_CELLS:
-            raise ValueError(f"it spans {number} rows of {width} columns. Remove what lies far below and aside")
-    return filled

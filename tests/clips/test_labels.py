@@ -117,7 +117,7 @@ def test_a_spreadsheet(tmp_path, streamed):
         ("name", "text", "frames", "start", None),
         (7, "Hello, you.", None, None),
         (),
-        ("b.1", "再见", 12, 3.0),
+        ("b.1", "再见", 12, 3.0, "beside the header"),
     ]:
         book.active.append(row)
     book.create_sheet("other").append(["x"])
@@ -137,14 +137,14 @@ def test_a_spreadsheet(tmp_path, streamed):
 
 
 @pytest.mark.parametrize(
-    ("rows", "reason"),
+    ("rows", "faults"),
     [
-        ('<row r="1048576"/>', None),
-        ('<row r="2000000000"><c r="A2000000000"><v>1</v></c></row>', "spans 1048577 rows of 1 columns"),
-        ("".join(f'<row r="{n}"><c r="XFD{n}"><v>1</v></c></row>' for n in range(2, 400)), "306 rows of 16384 columns"),
+        ('<row r="1048576"/>', []),
+        ("".join(f'<row r="{n}"><c r="XFD{n}"><v>1</v></c></row>' for n in range(2, 400)), []),
+        ('<row r="2000000000"><c r="A2000000000"><v>1</v></c></row>', ["it spans more than 1048576 rows"]),
     ],
 )
-def test_a_spreadsheet_is_as_large_as_what_it_holds(tmp_path, rows, reason):
+def test_a_spreadsheet_is_as_large_as_what_it_holds(tmp_path, rows, faults):
     """A few bytes may say that it spans 17 billion cells."""
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
@@ -154,11 +154,12 @@ def test_a_spreadsheet_is_as_large_as_what_it_holds(tmp_path, rows, reason):
         for name in source.namelist():
             content = source.read(name).replace(b'ref="A1:A1"', b'ref="A1:XFD1048576"')
             target.writestr(name, content.replace(b"</sheetData>", rows.encode() + b"</sheetData>"))
-    if reason is None:
-        assert list(read_rows(tmp_path / "a.xlsx")) == [("row 1", ["name"])]
-    else:
-        with pytest.raises(ValueError, match=rf"a\.xlsx: not a readable \.xlsx file: .*{reason}"):
-            list(read_rows(tmp_path / "a.xlsx"))
+    found = read_rows(tmp_path / "a.xlsx")
+    assert next(found) == ("row 1", ["name"])
+    for fault in faults:
+        with pytest.raises(ValueError, match=rf"a\.xlsx: not a readable \.xlsx file: {fault}"):
+            next(found)
+    assert list(found) == []
 
 
 def test_without_openpyxl(tmp_path, monkeypatch):
