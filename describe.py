@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line and reject invalid combinations; `audit` has flags of its own."""
     what = "Describe the frames of clips: by rules on their keypoints, or by a vision-language model."
     parser = Parser(prog="describe.py", description=what, epilog=EXAMPLES)
-    add = parser.group("which clips, and where to")
+    add = parser.add_argument_group("which clips, and where to").add_argument
     add_dataset_flags(add)
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
     add("--splits", nargs="+", default=list(config.SPLITS), choices=config.SPLITS, help="default: all")
@@ -73,11 +73,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--language", default="", choices=("zh", "en"), help=language)
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
 
-    add = parser.group("by rules")
+    add = parser.add_argument_group("by rules").add_argument
     add("--workers", type=int, default=cores(), help="processes; default: one per core")
     add("--overwrite", action="store_true", help="write files of the rules again, of other versions too")
 
-    add = parser.group("by a vision-language model")
+    add = parser.add_argument_group("by a vision-language model").add_argument
     add("--endpoint", default="", metavar="URL", help="an OpenAI-compatible API, such as http://localhost:8000/v1")
     add("--model", default="", metavar="NAME", help="the model's name there")
     add("--api_key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable that holds the key")

@@ -24,7 +24,6 @@ from utils import (
     require_paths,
     run,
     sigterm_as_ctrl_c,
-    without_gpu,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +120,6 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--fps {args.fps}: must be positive and finite."
     if args.person and args.extractor == "mediapipe":
         yield ONE_PERSON
-    yield from without_gpu(args.dtype, args.device)
 
 
 @dataclass

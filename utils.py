@@ -6,11 +6,11 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import glob
 import importlib.util
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 import config
 from system.disk import regular_file
 from system.faults import printable
-from system.terminal import Lasting, ending_with_its_reader, open_closed_streams, tell_interruption
+from system.terminal import Lasting, ending_with_its_reader, tell_interruption
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -62,54 +62,30 @@ EXAMPLES = """examples:
 # -- every command line ----------------------------------------------------------------------------------------------
 
 
-def spellings(*names: str) -> list[str]:
-    """Return a flag's names with underscores and with hyphens.
-
-    >>> spellings("--batch-size", "-b")
-    ['--batch-size', '-b', '--batch_size']
-    """
-    found = dict.fromkeys(names)
-    for name in names:
-        if name.startswith("--"):
-            found |= dict.fromkeys(["--" + name[2:].replace("-", "_"), "--" + name[2:].replace("_", "-")])
-    return list(found)
-
-
 class Parser(argparse.ArgumentParser):
-    """Accepts every flag with hyphens or underscores, never abbreviated; help texts keep their line breaks.
-
-    `add_argument` is typed more loosely than in argparse, to which it passes all options unchanged.
-    """
+    """Accepts every flag with hyphens or underscores, never abbreviated; help texts keep their line breaks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        return super().add_argument(*spellings(*names), **options)
-
-    def group(self, title: str) -> Callable[..., argparse.Action]:
-        """Return a function that adds flags under a heading of their own in --help."""
-        group = self.add_argument_group(title)
-        return lambda *names, **options: group.add_argument(*spellings(*names), **options)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # what parse_args calls
+        """Spell each flag as it was declared, then parse."""
+        declared = {flag.replace("-", "_"): flag for flag in self._option_string_actions}
+        words = [word.partition("=") for word in (sys.argv[1:] if args is None else args)]
+        spelled = [declared.get(flag.replace("-", "_"), flag) + equals + value for flag, equals, value in words]
+        return super().parse_known_args(spelled, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End the program with one line, and the flag that may have been meant, in place of the whole usage."""
-        # Without the hyphens in front, which would make all flags alike.
-        known = [next((name[2:] for name in a.option_strings if name.startswith("--")), "") for a in self._actions]
-        unknown = message.split() if message.startswith("unrecognized arguments") else []
-        typed = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
+        known = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+        typed = re.findall(r"--([\w-]+)", message) if message.startswith("unrecognized arguments") else []
         close = []
-        for word in filter(None, typed):
+        for word in typed:
             longer = [name for name in known if name.startswith(word)]
             close += [f"--{name}" for name in longer or difflib.get_close_matches(word, known, n=1)]
         hint = f" Did you mean {' '.join(close)}?" if close else ""
         end = "" if message.endswith((".", "?", "!")) else "."
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
-
-    def typed(self, argv: Sequence[str] | None) -> set[str]:
-        """Return the names of the values that a command line gives; the others have their defaults."""
-        unset = argparse.Namespace(**{action.dest: None for action in self._actions})
-        return {name for name, value in vars(self.parse_args(argv, unset)).items() if value is not None}
 
     def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
         """Exit with an error if numbers are below their bounds or NaN."""
@@ -193,7 +169,6 @@ def add_shard_flag(add: Callable[..., argparse.Action]) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
-    open_closed_streams()
     sys.excepthook = tell_interruption
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What a pipe has on Windows, and some terminals, lack most characters; and file names may have invalid ones.
@@ -236,16 +211,6 @@ def _missing(**paths: str) -> list[str]:
     return [f"--{flag}: {path} does not exist." for flag, path in paths.items() if path and not os.path.exists(path)]
 
 
-def without_gpu(dtype: str = "", device: str = "") -> Iterator[str]:
-    """Yield what flags ask of a GPU if there is surely none; torch, which knows more, is slow to import."""
-    devices = any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "nvmap", "kfd", "dxg"))
-    none = sys.platform == "darwin" or (sys.platform == "linux" and not devices)
-    if dtype == "fp16" and (none or device == "cpu"):
-        yield "--dtype fp16 needs a GPU; on a CPU use bf16 or fp32."
-    if device == "cuda" and none:
-        yield "--device cuda: torch finds no GPU here; use cpu."
-
-
 def needs_deepspeed(zero_stage: int, offload: bool) -> bool:
     """Return whether a training needs DeepSpeed: alone, a process has nothing to shard at ZeRO-2, the default."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 or offload or zero_stage in (1, 3)
@@ -276,7 +241,7 @@ def get_args_parser() -> Parser:
         description="Train or evaluate Uni-Sign stage 3, with or without descriptions of the frames.",
         epilog=EXAMPLES,
     )
-    add = parser.group("data")
+    add = parser.add_argument_group("data").add_argument
     add_dataset_flags(add)
     add("--task", default="SLT", choices=config.TASKS, help="default: SLT; for WLASL ISLR")
     add("--root", default=".", metavar="DIR", help="folder that the paths in config.py start from; default: .")
@@ -286,14 +251,12 @@ def get_args_parser() -> Parser:
     which = "frames of a longer clip that are evaluated; random is Uni-Sign's way; default: even"
     add("--eval_sampling", default="even", choices=("even", "random"), help=which)
     grouped = "clips of similar length share a training batch, so that little of it is padding; the default"
-    add("--length_grouping", action="store_true", default=True, help=grouped)
-    add("--no_length_grouping", dest="length_grouping", action="store_false", help="batches as they are drawn")
+    add("--length_grouping", action=argparse.BooleanOptionalAction, default=True, help=grouped)
     add("--num_workers", type=int, default=8, help="processes that load data; default: 8")
     pinned = "pin the memory of --offload, as that of batches always is; the default"
-    add("--pin-mem", action="store_true", default=True, help=pinned)
-    add("--no-pin-mem", dest="pin_mem", action="store_false", help="do not")
+    add("--pin-mem", action=argparse.BooleanOptionalAction, default=True, help=pinned)
 
-    add = parser.group("model")
+    add = parser.add_argument_group("model").add_argument
     add("--hidden_dim", type=int, default=256, help="width of a part's feature; default: 256")
     add("--label_smoothing", type=float, default=0.2, help="default: 0.2")
     add("--max_target_tokens", type=int, default=50, help="a target is cut to this many tokens; default: 50")
@@ -304,7 +267,7 @@ def get_args_parser() -> Parser:
     backbone = f"ImageNet weights for a new RGB branch; default, if it is there: {config.rgb_backbone} under --root"
     add("--rgb_backbone", default="", metavar="FILE", help=backbone)
 
-    add = parser.group("descriptions")
+    add = parser.add_argument_group("descriptions").add_argument
     add("--use_descriptions", action="store_true", help="fuse the descriptions of frames")
     dropped = "in training, how likely a clip loses all its texts, and a frame its own; default: 0.1"
     add("--text_dropout_p", type=float, default=0.1, help=dropped)
@@ -318,7 +281,7 @@ def get_args_parser() -> Parser:
     trains = "auto: only the fusion modules with --text_encoder_freeze and --finetune, else all; default: auto"
     add("--trainable", default="auto", choices=("auto", "fusion", "all"), help=trains)
 
-    add = parser.group("training")
+    add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, default=20, help="default: 20")
     add("--batch-size", type=int, default=16, help="clips per process and micro-batch; default: 16")
     add("--gradient-accumulation-steps", type=int, default=8, help="micro-batches per step; default: 8")
@@ -335,13 +298,13 @@ def get_args_parser() -> Parser:
     add("--warmup-epochs", type=float, default=0, help="epochs of linear warm-up from 0; default: 0")
     add("--seed", type=int, default=42, help="default: 42")
 
-    add = parser.group("processes and precision")
+    add = parser.add_argument_group("processes and precision").add_argument
     add("--zero_stage", type=int, default=2, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO; default: 2")
     add("--offload", action="store_true", help="keep the optimizer's state in CPU memory")
     add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="autocast of matrix products; default: bf16")
     add("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
 
-    add = parser.group("what a run starts from, evaluates and leaves behind")
+    add = parser.add_argument_group("what a run starts from, evaluates and leaves behind").add_argument
     finetune = "start from these weights: .pth, .safetensors, or a folder of tools/export.py, with its mT5"
     add("--finetune", default="", metavar="FILE|DIR", help=finetune)
     add("--eval", action="store_true", help="evaluate --finetune on dev and test, with its own settings; train nothing")
@@ -373,31 +336,70 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     With --eval, what the checkpoint decides and the command line does not say is None: see `OF_CHECKPOINT`.
     """
     parser = get_args_parser()
-    args, typed = parser.parse_args(argv), parser.typed(argv)
+    args = parser.parse_args(argv)
+    unset = argparse.Namespace(**dict.fromkeys(vars(args)))
+    typed = {name for name, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
     _drop_flags_without_effect(parser, args)
     if "task" not in typed:
         with contextlib.suppress(OSError, ValueError):  # `check_run` says what is wrong with --dataset_config
             args.task = config.dataset_of(args.dataset, args.dataset_config).tasks[0]
-    if args.rgb_backbone and not args.rgb_support:
-        parser.error("--rgb_backbone needs --rgb_support.")
-    _check_numbers(parser, args)
-    _check_zero(parser, args)
+    at_least_1 = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
+    at_least_0 = (
+        "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs weight_decay "
+        "gradient_clipping opt_eps min_lr"
+    )
+    parser.at_least(args, **dict.fromkeys(at_least_1.split(), 1), **dict.fromkeys(at_least_0.split(), 0))
+    parser.between(args, "max_bad_clips", 0, 1)
+    parser.refuse(_faults(args))
     if args.eval:
-        _check_evaluation(parser, args)
         for name in OF_CHECKPOINT - typed:
             setattr(args, name, None)
-        return args
+    else:
+        _take_from_export(args)
+    return args
+
+
+def _faults(args: argparse.Namespace) -> Iterator[str]:
+    if not args.lr > 0:
+        yield f"--lr {args.lr}: must be positive."
+    if args.min_lr > args.lr:
+        yield f"--min_lr {args.min_lr}: must not be above --lr, which is {args.lr}."
+    if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
+        yield f"--opt_betas {' '.join(map(str, args.opt_betas))}: each must lie in [0, 1)."
+    if args.rgb_backbone and not args.rgb_support:
+        yield "--rgb_backbone needs --rgb_support."
+    if args.offload and args.zero_stage == 0:
+        yield "--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is."
+    if args.compile and args.zero_stage == 3:
+        yield "--compile: --zero_stage 3 gathers the weights of each part when it runs. Give 2 or less."
+    yield from _faults_of_evaluation(args) if args.eval else _faults_of_training(args)
+
+
+def _faults_of_evaluation(args: argparse.Namespace) -> Iterator[str]:
+    if not args.finetune:
+        yield "--eval needs --finetune FILE, the weights to evaluate."
+    if args.trim_vocab:
+        yield "--eval takes the vocabulary that the weights of --finetune have; drop --trim_vocab."
+    if args.resume:
+        yield "--eval and --resume exclude each other: --eval trains nothing."
+    if args.no_test:
+        yield "--no_test is for a training; --eval evaluates dev and test."
+    if args.tensorboard or args.wandb:
+        yield "--tensorboard and --wandb draw a training; --eval writes its scores to {split}_metrics.json."
+
+
+def _faults_of_training(args: argparse.Namespace) -> Iterator[str]:
     for package in ("tensorboard", "wandb"):
         if getattr(args, package) and not installed(package):
-            parser.error(f'--{package} needs a package: pip install -e ".[tracking]"')
+            yield f'--{package} needs a package: pip install -e ".[tracking]"'
     if needs_deepspeed(args.zero_stage, args.offload) and not (sys.platform == "linux" and installed("deepspeed")):
-        _refuse_without_deepspeed(parser, args)
-    _take_from_export(args)
+        yield "several processes, --zero_stage 1 and 3 and --offload need DeepSpeed, on Linux: pip install deepspeed."
     if not args.use_descriptions:
-        given = [name for name in ("text_encoder_freeze", "text_encoder", "fusion_checkpoint") if getattr(args, name)]
-        given += ["trainable fusion"] if args.trainable == "fusion" else []
-        parser.refuse(f"--{flag} needs --use_descriptions." for flag in given)
-    return args
+        for name in ("text_encoder_freeze", "text_encoder", "fusion_checkpoint"):
+            if getattr(args, name):
+                yield f"--{name} needs --use_descriptions."
+        if args.trainable == "fusion":
+            yield "--trainable fusion needs --use_descriptions."
 
 
 def _drop_flags_without_effect(parser: Parser, args: argparse.Namespace) -> None:
@@ -421,19 +423,6 @@ def _take_from_export(args: argparse.Namespace) -> None:
         args.text_encoder = str(folder / "text_encoder")
 
 
-def _check_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if not args.finetune:
-        parser.error("--eval needs --finetune FILE, the weights to evaluate.")
-    if args.trim_vocab:
-        parser.error("--eval takes the vocabulary that the weights of --finetune have; drop --trim_vocab.")
-    if args.resume:
-        parser.error("--eval and --resume exclude each other: --eval trains nothing.")
-    if args.no_test:
-        parser.error("--no_test is for a training; --eval evaluates dev and test.")
-    if args.tensorboard or args.wandb:
-        parser.error("--tensorboard and --wandb draw a training; --eval writes its scores to {split}_metrics.json.")
-
-
 def splits_of(args: argparse.Namespace, spec: config.DatasetSpec) -> list[str]:
     """Return the splits that a run reads: train, dev, and test for its end; with --eval, dev and test; none twice."""
     if args.eval:
@@ -452,7 +441,7 @@ def starts_from_state(args: argparse.Namespace) -> bool:
 def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
     """Check, before any slow import, that the model's sizes are valid and what a run reads is there; else ValueError.
 
-    With `data`, also look for the data set's files, for mT5 and for a GPU, not only for what flags name.
+    With `data`, also look for the data set's files and for mT5, not only for what flags name.
     """
     flags = ["root", "text_encoder"]
     if not starts_from_state(args):
@@ -476,7 +465,6 @@ def check_run(args: argparse.Namespace, *, data: bool = True) -> None:
         faults.append(str(error))
     else:
         faults += _missing_data(args, spec.under(args.root)) if data and os.path.isdir(args.root) else []
-    faults += without_gpu(args.dtype) if data else []
     if faults:
         raise ValueError(" ".join(faults))
 
@@ -492,36 +480,6 @@ def _missing_data(args: argparse.Namespace, spec: config.DatasetSpec) -> list[st
     if args.mt5_path and not (folder / "config.json").is_file():
         faults.append(f"mT5: {folder}/config.json does not exist. {config.GET_MT5}")
     return faults
-
-
-def _refuse_without_deepspeed(parser: Parser, args: argparse.Namespace) -> None:
-    n_processes = int(os.environ.get("WORLD_SIZE", 1))
-    asked = [f"{n_processes} processes"] if n_processes > 1 else []
-    asked += [f"--zero_stage {args.zero_stage}"] if args.zero_stage in (1, 3) else []
-    asked += ["--offload"] if args.offload else []
-    parser.error(f"{' and '.join(asked)}: training so needs DeepSpeed, on Linux: pip install deepspeed.")
-
-
-def _check_numbers(parser: Parser, args: argparse.Namespace) -> None:
-    counts = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
-    others = "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs "
-    others += "weight_decay gradient_clipping opt_eps min_lr"
-    least = dict.fromkeys(counts.split(), 1) | dict.fromkeys(others.split(), 0)
-    parser.at_least(args, **least)
-    parser.between(args, "max_bad_clips", 0, 1)
-    if not args.lr > 0:
-        parser.error(f"--lr {args.lr}: must be positive.")
-    if args.min_lr > args.lr:
-        parser.error(f"--min_lr {args.min_lr}: must not be above --lr, which is {args.lr}.")
-    if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
-        parser.error(f"--opt_betas {' '.join(map(str, args.opt_betas))}: each must lie in [0, 1).")
-
-
-def _check_zero(parser: Parser, args: argparse.Namespace) -> None:
-    if args.offload and args.zero_stage == 0:
-        parser.error("--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is.")
-    if args.compile and args.zero_stage == 3:
-        parser.error("--compile: --zero_stage 3 gathers the weights of each part when it runs. Give 2 or less.")
 
 
 # -- the log and the seed of a run -------------------------------------------------------------------------------------
@@ -575,14 +533,9 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
 
 def git_revision() -> str:
     """Return this code's commit, followed by "+changes" if tracked files differ from it; "" outside a git checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        try:
-            result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
-        except OSError:  # git is not installed, as in slim images
-            return ""
-        return result.stdout.strip() if result.returncode == 0 else ""
-
-    revision = git("rev-parse", "--short=12", "HEAD")
-    return revision + ("+changes" if revision and git("status", "--porcelain", "-uno") else "")
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, as in slim images, or no checkout
+        return ""
+    return done.stdout.strip()

@@ -9,21 +9,6 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 
-def open_closed_streams() -> None:
-    """Replace a closed standard stream, as of a job without a terminal, by one that is lost.
-
-    Otherwise the next file that is opened would be it, and what libraries print would go there.
-    """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            # The lowest number that is free is this one; what the program starts has it, too.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 -- for good
-
-
 def tell_interruption(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Show an uncaught error, for `sys.excepthook`: Ctrl-C during slow imports in one word."""
     if issubclass(kind, KeyboardInterrupt):

@@ -14,8 +14,8 @@ import utils
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = """
-import glob, runpy, sys
-glob.glob = lambda _: []  # as on a machine without a GPU, and without extractors
+import runpy, sys
+# As on a machine without extractors.
 sys.modules |= dict.fromkeys(["mediapipe", "onnxruntime", "rtmlib"])
 sys.argv = sys.argv[1:]
 program = sys.argv[0]
@@ -43,7 +43,6 @@ WRONG = {
         "--resume nowhere": "--resume: nowhere holds no state. Name a folder under OUTPUT_DIR/resume, or auto.",
         "--packed nowhere": "--packed: nowhere does not exist. Make it: python -m tools.pack_dataset --out nowhere.",
         "--task ISLR": "--task ISLR: the labels of CSL_Daily allow SLT, CSLR.",
-        "--dtype fp16": "--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.",
         "--hidden_dim 30": "--hidden_dim 30: must be a positive multiple of 4.",
         "--output_dir=": "--output_dir: '' is no folder; a run keeps what it learns, name one for it.",
         "--dataset WLASL --root {here}": "labels: {here}/data/WLASL/labels-2000.train, ",
@@ -58,7 +57,6 @@ WRONG = {
     "inference.py": {
         "nowhere.mp4 --checkpoint nowhere.pth": "nowhere.mp4 does not exist.",
         "{here}/file --checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",
-        "x.mp4 --checkpoint nowhere.pth --dtype fp16 --device cuda": "on a CPU use bf16 or fp32. --device cuda: torch",
         "{here}/a.mp4 --checkpoint {here}/file": "--extractor rtmlib needs onnxruntime: pip install",
         "{here}/a.mp4 --checkpoint {here}/file --extractor mediapipe": "--extractor mediapipe needs mediapipe: pip",
     },
@@ -78,7 +76,6 @@ WRONG = {
     "tools/demo.py": {"--root {here}": "--out {here}: not empty, and no sample corpus."},
     "tools/demo_page.py": {
         "--checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",
-        "--checkpoint nowhere.pth --dtype fp16": "--dtype fp16 needs a GPU; on a CPU use bf16 or fp32.",
         "--checkpoint {here}/file --extractor mediapipe": "--extractor mediapipe needs mediapipe: pip install",
     },
     "tools/export.py": {
@@ -166,17 +163,6 @@ def test_another_pipe_that_breaks_is_an_error():
     code = "import utils\ndef work(): raise BrokenPipeError(32, 'worker')\nutils.run(work)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (1, "error: [Errno 32] worker\n")
-
-
-CLOSED = "import os, sys; [os.close(n) for n in (0, 1, 2)]; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-
-
-def test_closed_streams_end_nothing(tmp_path):
-    """As of a job without a terminal; what is printed must not get into a file."""
-    (tmp_path / "clip.json").write_text('{"0.jpg": "The right hand rises."}')
-    line = ["describe.py", "audit", str(tmp_path), "--html", str(tmp_path / "page.html")]
-    assert subprocess.run([sys.executable, "-c", CLOSED, *line], cwd=ROOT, check=False).returncode == 0
-    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_ctrl_c_during_slow_imports_is_one_word():

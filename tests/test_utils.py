@@ -21,9 +21,10 @@ from training.optimization import OptimizerConfig
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_pinning_can_be_switched_off_in_both_spellings():
-    assert not utils.parse_args(["--no-pin-mem"]).pin_mem
-    assert not utils.parse_args(["--no_pin_mem"]).pin_mem
+@pytest.mark.parametrize("spelled", ["--batch-size=4 --no-pin-mem", "--batch_size=4 --no_pin_mem"])
+def test_both_spellings_work(spelled):
+    args = utils.parse_args([*spelled.split(), "--output_dir", "my-run_1"])
+    assert (args.batch_size, args.pin_mem, args.output_dir) == (4, False, "my-run_1")
 
 
 def test_every_flag_is_read_somewhere():
@@ -215,24 +216,20 @@ def test_a_number_outside_its_bounds_ends_the_program(capsys, value):
 @pytest.mark.parametrize(
     ("typed", "n_processes", "refused"),
     [
-        ("", 1, ""),
-        ("--zero_stage 0", 1, ""),
-        ("--zero_stage 3 --offload", 1, "--zero_stage 3 and --offload"),
-        ("--zero_stage 1", 2, "2 processes and --zero_stage 1"),
-        ("--eval --finetune x", 2, ""),
+        ("", 1, False),
+        ("--zero_stage 0", 1, False),
+        ("--zero_stage 3 --offload", 1, True),
+        ("", 2, True),
+        ("--eval --finetune x", 2, False),
     ],
 )
 def test_what_deepspeed_alone_does_is_refused_without_it(monkeypatch, capsys, typed, n_processes, refused):
     monkeypatch.setenv("WORLD_SIZE", str(n_processes))
     assert utils.parse_args(typed.split())
     monkeypatch.setitem(sys.modules, "deepspeed", None)
-    if not refused:
-        assert utils.parse_args(typed.split())
-        return
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) if refused else contextlib.nullcontext():
         utils.parse_args(typed.split())
-    wanted = f"error: {refused}: training so needs DeepSpeed, on Linux: pip install deepspeed. See --help.\n"
-    assert capsys.readouterr().err.endswith(wanted)
+    assert ("need DeepSpeed, on Linux: pip install deepspeed. See --help." in capsys.readouterr().err) == refused
 
 
 def test_every_machine_deals_alike():

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from config import ASPECTS, POSE_SUFFIXES, VIDEO_SUFFIXES
 from system.disk import to_json
 from system.faults import CLIP_FAULTS, in_one_line
-from utils import Parser, add_extractor_flags, installed, require_paths, run, without_gpu
+from utils import Parser, add_extractor_flags, installed, require_paths, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port}: must lie in 0 to 65535; 0 takes one that is free.")
     parser.at_least(args, max_upload=1, num_beams=N_BEST)
-    parser.refuse(without_gpu(args.dtype, args.device))
     return args
 
 
