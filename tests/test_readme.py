@@ -148,7 +148,8 @@ def test_no_flag_is_made_up(document):
     sources = [path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.py")]
     known = {flag.replace("-", "_") for source in sources for flag in re.findall(r'"(--[a-z][\w-]*)"', source)}
     named = re.findall(r"`(--[a-z][\w-]*)", DOCUMENTS[document])
-    known |= {"__help", "__no_length_grouping", "__signal", "__no_ssh"}  # of argparse, of SLURM and of DeepSpeed
+    known |= {"__help", "__no_length_grouping", "__no_pin_mem"}  # of argparse
+    known |= {"__signal", "__no_ssh"}  # of SLURM and of DeepSpeed
     assert not [flag for flag in named if flag.replace("-", "_") not in known]
 
 
