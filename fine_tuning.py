@@ -25,6 +25,7 @@ import torch
 from clips.batch import to_device
 from models import Uni_Sign
 from system import distributed, lock
+from system.disk import remove_unfinished
 from training import metrics
 from training.build import (
     build_engine,
@@ -82,6 +83,7 @@ def main(args: argparse.Namespace) -> None:
         take_settings(args)
     if distributed.is_main():
         lock.hold(args.output_dir)
+        remove_unfinished(args.output_dir)
     start_log(args.output_dir, distributed.is_main())
     torch.manual_seed(args.seed + distributed.rank())
     spec = dataset_spec(args)

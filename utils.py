@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import config
-from system.disk import regular_file
 from system.faults import printable
 from system.terminal import Lasting, ending_with_its_reader, tell_interruption
 
@@ -499,18 +498,9 @@ def log_to_terminal() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[terminal])
 
 
-class _LogFile(logging.FileHandler):
-    """A log file that ignores write errors, e.g. on a full disk, instead of printing a traceback for every line."""
-
-    def _open(self) -> io.TextIOWrapper:
-        return io.TextIOWrapper(open(self.baseFilename, "ab", opener=regular_file), self.encoding, line_buffering=True)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
-        """Ignore the error."""
-
-
 def start_log(output_dir: str | Path, is_main: bool) -> None:
     """Log to the terminal and, on rank 0, to `train.log`; other ranks show warnings only."""
+    logging.raiseExceptions = False  # on a full disk, each line would print a traceback
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
     for handler in [handler for handler in root.handlers if handler.name == _OURS]:  # from an earlier run
@@ -523,7 +513,7 @@ def start_log(output_dir: str | Path, is_main: bool) -> None:
     root.addHandler(terminal)
     if is_main:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        file = _LogFile(Path(output_dir) / "train.log", encoding="utf-8")
+        file = logging.FileHandler(Path(output_dir) / "train.log", encoding="utf-8")
         file.name = _OURS
         file.setFormatter(_Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)

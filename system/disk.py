@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ PLENTY = 1 << 26  # bytes that even a small file may ask for
 PACKED = 20  # times smaller than its content a file may be; floats and texts are packed to a half and a tenth
 
 UNFINISHED = "unfinished"  # part of the name of unfinished files and folders
-LONGEST_NAME = 255 - len(f".{UNFINISHED}")  # bytes; file systems allow 255
+LONGEST_NAME = 255 - len(f".12345678.{UNFINISHED}")  # bytes; file systems allow 255
 
 
 def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool = True) -> None:
@@ -41,88 +41,32 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
     Raises:
         OSError: the file cannot be written; the temporary file is removed.
     """
-    unfinished, raw = _open_unfinished(path)
-    with raw:
-        try:
+    # Of its own name: no other process is writing it, and no link of somebody else leads from there.
+    unfinished = Path(f"{path}.{secrets.token_hex(4)}.{UNFINISHED}")
+    try:
+        with open(unfinished, "xb") as file:
             try:
-                write(raw)
+                write(file)
             except RuntimeError as error:  # of torch, in the place of the file's own
                 raise error.__context__ or error from None
-            raw.flush()
+            file.flush()
             if sync:
-                os.fsync(raw.fileno())
-            if sys.platform == "win32":  # it renames and removes no open file
-                raw.close()
-            os.replace(unfinished, path)
-        except BaseException as error:
-            if sys.platform == "win32":
-                _close(raw)
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            _close(raw)
-            if isinstance(error, OSError) and error.errno and error.filename is None:  # as that of a full disk
-                error.filename = str(path)
-            raise
+                os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # as that of a full disk
+            error.filename = str(path)
+        raise
     if sync:
         sync_folder(Path(path).parent)
 
 
-def _close(file: BinaryIO) -> None:
-    with contextlib.suppress(OSError):  # it tries once more to write what is left, and the error would hide the first
-        file.close()
-
-
-def _open_unfinished(path: str | Path) -> tuple[Path, BinaryIO]:
-    """Open a temporary file that no other process is writing.
-
-    Its name is fixed, so that the leftover of a killed process is reused; if another process holds it, and on Windows,
-    a unique name is used.
-    """
-    if reused := _open_fixed(Path(f"{path}.{UNFINISHED}")):
-        return reused
-    unfinished = Path(f"{path}.{os.getpid()}_{secrets.token_hex(4)}.{UNFINISHED}")
-    return unfinished, open(unfinished, "xb")
-
-
-def _open_fixed(unfinished: Path) -> tuple[Path, BinaryIO] | None:
-    """Open and lock a temporary file of this name; None if another process holds it."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    try:
-        raw = open(unfinished, "ab", opener=regular_file)  # noqa: SIM115 - it is handed on
-    except IrregularFileError:  # a link or a pipe of somebody else
-        return None
-    try:
-        fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(raw.fileno()), unfinished.stat()):
-            raw.truncate(0)
-            return unfinished, raw
-    except (BlockingIOError, FileNotFoundError):  # another process is writing, or has just finished
-        pass
-    except OSError:  # no locks on this file system: use unique names, and remove this file
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-    raw.close()
-    return None
-
-
-class IrregularFileError(OSError):
-    """A link, a pipe or a device stands where a file is to be written."""
-
-
-def regular_file(path: str | Path, flags: int) -> int:
-    """Open a file for writing, as `open`'s opener; IrregularFileError for a link, pipe or device of others."""
-    try:
-        handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            return handle
-        os.close(handle)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):
-            raise
-    raise IrregularFileError(f"{path} is a link, a pipe or a device, where a file is to be written. Remove it.")
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what killed processes have left of files in a folder; nobody else may be writing there."""
+    for left in Path(folder).glob(f"*.{UNFINISHED}"):
+        left.unlink()
 
 
 def check_name(path: str | Path) -> None:
@@ -140,21 +84,6 @@ def write_bytes(path: str | Path, data: bytes, *, sync: bool = True) -> None:
 def write_text(path: str | Path, text: str, *, sync: bool = True) -> None:
     """Write a UTF-8 text file with `write_bytes`; half a character becomes an escape sequence, as in JSON."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)
-
-
-def require_room(path: str | Path, n_bytes: int) -> None:
-    """Raise ValueError if there are fewer bytes free at a path; a file that is replaced goes last, and frees none."""
-    free = shutil.disk_usage(_folder_of(path)).free
-    if free < n_bytes:
-        raise ValueError(f"{path}: needs {n_bytes / 1e6:.0f} MB; {free / 1e6:.0f} MB are free there. Make room first.")
-
-
-def _folder_of(path: str | Path) -> Path:
-    """Return the closest existing folder that contains a path."""
-    place = Path(path).absolute()
-    while not place.is_dir() and place != place.parent:
-        place = place.parent
-    return place
 
 
 def sync_folder(folder: Path) -> None:
@@ -246,12 +175,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield unfinished
         sync_folder(unfinished)
         going = _set_aside(folder)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if going.is_dir():
-                os.rename(going, folder)
-            raise
+        os.rename(unfinished, folder)
         sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -276,12 +200,9 @@ def remove_folder(folder: Path) -> None:
 
 def explain(error: OSError, path: str | Path) -> str:
     """Return one line: what could not be written, why, and how much space is free."""
-    place = _folder_of(path)
-    try:
-        room = f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free there"
-    except OSError:
-        room = f"{place} does not answer"
-    return f"{path} cannot be written: {error.strerror or error}; {room}."
+    place = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+    room = shutil.disk_usage(place).free / 1e6
+    return f"{path} cannot be written: {error.strerror or error}; {room:.0f} MB are free there."
 
 
 def to_json(content: Any, **options: Any) -> str:
@@ -312,7 +233,7 @@ class Lines:
         """Append a line."""
         self._waiting.append(to_json(line) + "\n")
         try:
-            with open(self.path, "ab", buffering=0, opener=regular_file) as file:
+            with open(self.path, "ab", buffering=0) as file:
                 end = file.tell()
                 content = "".join(self._waiting).encode("utf-8", "backslashreplace")
                 if file.write(content) != len(content):

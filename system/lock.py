@@ -10,8 +10,6 @@ import socket
 import sys
 from pathlib import Path
 
-from system.disk import regular_file
-
 if sys.platform == "win32":
     import msvcrt
 
@@ -50,7 +48,7 @@ def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run",
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = regular_file(path, os.O_RDWR | os.O_CREAT)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(handle)
     except OSError as error:

@@ -126,15 +126,18 @@ def test_a_run_whose_data_are_there_may_start(corpus, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is full")
-def test_a_full_disk_costs_the_log_file_alone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(utils, "regular_file", os.open)
+def test_a_full_disk_costs_the_log_file_alone(tmp_path, capsys):
     (tmp_path / "train.log").symlink_to("/dev/full")
     utils.start_log(tmp_path, is_main=True)
     logging.getLogger("models").info("hello")
     printed = capsys.readouterr().err
     assert printed.endswith(" hello\n")
     assert len(printed.splitlines()) == 1
-    [file] = [handler for handler in logging.getLogger().handlers if isinstance(handler, utils._LogFile)]
+    [file] = [
+        handler
+        for handler in logging.getLogger().handlers
+        if handler.name == utils._OURS and isinstance(handler, logging.FileHandler)
+    ]
     logging.getLogger().removeHandler(file)
     with contextlib.suppress(OSError):  # the line that is left in it cannot be written on closing, either
         file.close()

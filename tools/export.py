@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import MODEL_JSON
-from system.disk import new_folder, require_room, to_json, write_text, write_whole
+from system.disk import new_folder, to_json, write_text, write_whole
 from utils import Parser, require_paths, run
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
 def write_folder(model: Model, out: Path, made_from: str) -> None:
     """Write a self-contained folder atomically."""
     from network.vocabulary import Tokenizer, folder_config
-    from training.weight_files import repeated, save_safetensors
+    from training.weight_files import save_safetensors
 
     mt5, encoder, rest = divided(model.weights)
     kind = ("frozen" if model.frozen else "trained") if model.config.use_descriptions else ""
@@ -136,8 +136,6 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
             f"--checkpoint: the text encoder {encoder_folder} is half of an encoder-decoder that is not mT5, and "
             "cannot stand alone. Take the checkpoint and that folder to where they are needed."
         )
-    own = [x.nbytes for part in (mt5, encoder, rest) for name, x in part.items() if repeated(name) == name]
-    require_room(out, sum(own) + (1 << 22))
     facts = {
         "config": {**asdict(model.config), "text_encoder": ""},
         "text_encoder": kind,

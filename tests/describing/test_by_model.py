@@ -81,7 +81,7 @@ def test_a_name_that_is_too_long_is_not_asked_for(poses, tmp_path):
         assert run(httpd, poses, tmp_path / "out") == 1
         (failure,) = failures(tmp_path / "out")
         assert (failure["clip"], failure["frames"]) == ("a" * 245, [])
-        assert failure["reason"].endswith("the name has 250 bytes; wanted up to 244. Rename the clip.")
+        assert failure["reason"].endswith("the name has 250 bytes; wanted up to 235. Rename the clip.")
         assert sum(map(len, stored(tmp_path / "out").values())) == sum(
             len(frames) for name, frames in wanted(poses).items() if name != "a" * 245
         )

@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
-import logging
 import os
 import subprocess
 import sys
@@ -14,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import utils
-from system import disk, lock
+from system import disk
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,16 +42,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("locks", [True, False])
 @pytest.mark.parametrize("fails", [False, True])
-def test_two_processes_write_the_same_file(tmp_path, monkeypatch, locks, fails):
+def test_two_processes_write_the_same_file(tmp_path, fails):
     """Each writes all of its own, the last one stays, and neither leaves anything behind."""
-
-    def refused(*_):
-        raise OSError(errno.ENOLCK, "no locks available")
-
-    if not locks:
-        monkeypatch.setattr(fcntl, "flock", refused)
     path = tmp_path / "a"
     other = "import sys; from system import disk; disk.write_whole(sys.argv[1], lambda file: file.write(b'other'))"
 
@@ -73,17 +63,13 @@ def test_two_processes_write_the_same_file(tmp_path, monkeypatch, locks, fails):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_a_kill_left_is_used_up(tmp_path):
-    code = (
-        "import os, sys; from system import disk; disk.write_whole(sys.argv[1], lambda file: [file.write(b'x' * "
-        "99999), os._exit(1)])"
-    )
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", code, tmp_path / "a"], cwd=ROOT, check=False)
-        assert [p.name for p in tmp_path.iterdir()] == ["a.unfinished"]
-    disk.write_whole(tmp_path / "a", lambda file: file.write(b"whole"))
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"whole"
+def test_what_a_kill_left_can_be_removed(tmp_path):
+    code = "import os, sys; from system import disk; disk.write_whole(sys.argv[1], lambda file: os._exit(1))"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a"], cwd=ROOT, check=False)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".unfinished"]
+    (tmp_path / "b").touch()
+    disk.remove_unfinished(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
@@ -115,24 +101,6 @@ def test_a_folder_that_cannot_be_removed_costs_neither_it_nor_the_new_one(tmp_pa
         (unfinished / "a").write_text("new")
     assert (folder / "a").read_text() == "new"
     assert (removed[-1] / "a").read_text() == "old"
-
-
-def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "a").write_text("old")
-    rename = os.rename
-
-    def refuse(old, new):
-        if "removal" not in old.name and new == folder:
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        rename(old, new)
-
-    monkeypatch.setattr(disk.os, "rename", refuse)
-    with pytest.raises(OSError, match="Permission denied"), disk.new_folder(folder) as unfinished:
-        (unfinished / "a").write_text("new")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (folder / "a").read_text() == "old"
 
 
 def test_lines_wait_until_they_can_be_written(tmp_path, caplog):
@@ -184,49 +152,8 @@ def test_a_line_ends_at_its_end_alone(tmp_path):
     assert disk.read_lines(tmp_path / "none") == []
 
 
-def overwrite(path):
-    disk.write_text(path, "new")
-
-
-def append(path):
-    lines = disk.Lines(path)
-    lines.add({"a": 1})
-
-
-def hold_lock(path):
-    with contextlib.suppress(disk.IrregularFileError):
-        lock.hold(path.parent)
-
-
-def log(path):
-    with contextlib.suppress(disk.IrregularFileError):
-        utils.start_log(path.parent, is_main=True)
-        logging.getLogger("x").warning("hello")
-
-
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [("a.json.unfinished", overwrite), ("log.txt", append), ("run.lock", hold_lock), ("train.log", log)],
-)
-@pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_nothing_is_written_through_a_link_or_a_pipe(tmp_path, name, write, kind):
-    """A folder of somebody else may hold them, and lead to a file of the user's."""
-    victim, place = tmp_path / "victim", tmp_path / "theirs" / name
-    victim.write_text("precious")
-    place.parent.mkdir()
-    if kind == "link":
-        place.symlink_to(victim)
-    else:
-        os.mkfifo(place)  # opening it would wait for a reader
-    write(place.with_suffix("") if write is overwrite else place)
-    assert victim.read_text() == "precious"
-    if write is overwrite:
-        assert place.with_suffix("").read_text() == "new"
-
-
 def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch):
     """Closing the file tries to write once more what is left, which fails again."""
-    full = open("/dev/full", "ab")  # noqa: SIM115 - the function closes it
-    monkeypatch.setattr(disk, "_open_unfinished", lambda path: (tmp_path / "x", full))
+    monkeypatch.setattr(disk, "open", lambda *_: open("/dev/full", "ab"), raising=False)  # noqa: SIM115 -- used so
     with pytest.raises(OSError, match="No space left on device: .*a.pt"):
         disk.write_whole(tmp_path / "a.pt", lambda file: torch.save(torch.zeros(10**6), file))
