@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from network import winograd
 from system.distributed import send
 
 TEMPORAL_KERNEL = 5
@@ -75,9 +74,9 @@ class ClipLayout:
         self.shape = (int(mask.shape[0]), int(mask.shape[1]))
         rows = mask.flatten().nonzero().squeeze(1)
         self.rows = send(rows, device or mask.device)  # (N,), each frame's index in B x T
-        self.clips = self.rows // self.shape[1]  # (N,), each frame's clip
+        clips = self.rows // self.shape[1]  # (N,), each frame's clip
         # (N,), each frame's place on a line of all frames, with REACH places between clips
-        self.places = torch.arange(len(self.rows), device=self.rows.device) + REACH * self.clips
+        self.places = torch.arange(len(self.rows), device=self.rows.device) + REACH * clips
         length = len(rows) + REACH * (self.shape[0] - 1)
         step = max(bucket, 1 << max(0, length.bit_length() - 2)) if bucket > 1 else 1
         self.line_length = step * math.ceil(length / step)
@@ -163,8 +162,6 @@ class TemporalConvolution(nn.Conv2d):
 
     def forward(self, x: torch.Tensor, layout: ClipLayout, n_joints: int) -> torch.Tensor:
         """(V N, C) -> (V N, C)."""
-        if winograd.suits(x):  # only faster: what follows works on every device
-            return winograd.convolve(x, self.weight.squeeze(3), layout.clips) + self.bias
         # All frames on one line, with REACH zeros between clips, so that no window spans two of them.
         x = x.unflatten(0, (n_joints, -1))  # (V, N, C)
         line = spread(x, layout.places, layout.line_length)  # (V, line, C)

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from network import winograd
 from network.stgcn import (
     EDGES,
     PART_GRAPH,
@@ -126,9 +125,7 @@ def test_a_line_that_is_lengthened_has_few_lengths():
 # -- against plain torch -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_temporal_convolution_is_one_per_clip(fast, monkeypatch):
-    monkeypatch.setattr(winograd, "suits", lambda x: fast)
+def test_temporal_convolution_is_one_per_clip():
     layer = shaken(TemporalConvolution(4))
     plain = nn.Conv2d(4, 4, (5, 1), padding=(2, 0))
     plain.load_state_dict(layer.state_dict())
