@@ -9,9 +9,7 @@ result. Shapes: F frames, P people, N points in the file.
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -91,9 +89,8 @@ def _unreadable(path: str | Path, kind: str, error: Exception) -> ValueError:
 def _load_npz(path: str | Path) -> dict[str, Any]:
     try:
         check_zip(path)
-        with zipfile.ZipFile(path) as parts:
-            names = {f"{key}.npy": key for key in KEYS}
-            content: dict[str, Any] = {names[part]: _array(parts.read(part)) for part in {*parts.namelist()} & {*names}}
+        with np.load(path, allow_pickle=False) as parts:
+            content: dict[str, Any] = {key: np.asarray(parts[key]) for key in KEYS if key in parts}
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
@@ -109,17 +106,6 @@ def _load_npz(path: str | Path) -> dict[str, Any]:
 def check_frames(n_frames: int, size: int) -> None:
     """Raise ValueError for more frames than a file of this size may hold: each takes memory, even an empty one."""
     check_unpacked(n_frames * 133 * 3 * 4, size)
-
-
-def _array(data: bytes) -> np.ndarray:
-    """Read a .npy file's content; numpy itself would first allocate what the header asks for."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
-    if dtype.hasobject:
-        raise ValueError("Object arrays are not read")
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran_order else "C")
 
 
 def _load_pose_format(path: str | Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -41,19 +40,6 @@ PART_JOINTS: dict[Part, np.ndarray] = {
 PART_ORIGIN = {"left": 0, "right": 0, "face_all": -1}
 # The body joint (index within "body") whose feature is added to each part: its wrist or the nose.
 PART_ANCHOR = {"left": 7, "right": 8, "face_all": 0}
-
-# All parts concatenated: their joints, each part's columns, and the column of each joint's origin.
-_JOINTS = np.concatenate(list(PART_JOINTS.values()))
-_STARTS = dict(zip(PART_JOINTS, np.cumsum([0, *map(len, PART_JOINTS.values())]).tolist(), strict=False))
-_COLUMNS = {part: slice(_STARTS[part], _STARTS[part] + len(joints)) for part, joints in PART_JOINTS.items()}
-_ORIGINS = np.concatenate(
-    [
-        np.full(len(joints), _STARTS[part] + PART_ORIGIN.get(part, 0) % len(joints))
-        for part, joints in PART_JOINTS.items()
-    ]
-)
-# Length to which the box's longer side is scaled, for x and y of each joint: the body spans -1 to 1.
-_SIZES = np.repeat([2.0 if joint < len(PART_JOINTS["body"]) else 1.0 for joint in range(len(_JOINTS))], 2)
 
 PartKeypoints: TypeAlias = "dict[Part, torch.Tensor]"
 
@@ -125,11 +111,12 @@ def read_pose(path: str | Path, person: int = 0) -> Pose:
     people = max(map(len, scores[start:end]))
     if person and person >= people:
         raise ValueError(f"{path}: no frame has more than {people} people; person {person} (from 0) is not there.")
-    if not np.isfinite(_ends(pose)).all():
+    if not np.isfinite(pose.keypoints).all():
         lost = (pose.scores == 0) & ~np.isfinite(pose.keypoints).all(2)
         pose.keypoints[lost] = 0  # undetected points may hold any value
     check_values(path, pose)
-    pose.scores[(pose.keypoints == 0).all(2)] = 0
+    x, y = pose.keypoints[..., 0], pose.keypoints[..., 1]
+    pose.scores[(x == 0) & (y == 0)] = 0
     return pose
 
 
@@ -195,50 +182,35 @@ def _is_nobody(frame: Any) -> bool:
     return frame is None or (isinstance(frame, (list, tuple)) and not frame)
 
 
-_KIND = attrgetter("shape", "dtype")
-
-
 def _one_person(path: str | Path, frames: list, shape: tuple[int, ...], what: str, person: int) -> np.ndarray:
-    kinds = set(map(_KIND, frames)) if all(isinstance(frame, np.ndarray) for frame in frames) else set()
-    kind = kinds.pop() if len(kinds) == 1 else None
-    if kind is not None and kind[0][1:] == shape and person < kind[0][0] and kind[1].kind in "fiu":
-        array = np.concatenate(frames)[person :: kind[0][0]]  # all frames alike: the usual case
-    else:
-        array = np.stack([_person_of(path, i, frame, shape, what, person) for i, frame in enumerate(frames)])
+    """Return one person's array of each frame, (F, *shape); zeros where the person is not there."""
+    rows = []
+    for number, frame in enumerate(frames):
+        try:
+            array = np.asarray(frame)
+        except ValueError:  # rows of different lengths
+            array = np.empty(0, object)
+        if array.shape[1:] != shape or array.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{path}: frame {number} of {what} is {array.dtype} of the shape {array.shape}; wanted numbers of the "
+                f"shape {('people', *shape)}."
+            )
+        rows.append(array[person : person + 1] if person < len(array) else np.zeros((1, *shape), np.float32))
+    whole = np.concatenate(rows)
     # Some people store float16 to save disk space; its 11 bits are too few for the normalisation.
-    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
-
-
-def _person_of(path: str | Path, number: int, frame: Any, shape: tuple[int, ...], what: str, person: int) -> np.ndarray:
-    try:
-        array = np.asarray(frame)
-    except ValueError:  # rows of different lengths
-        array = np.empty(0, object)
-    if array.shape[1:] != shape or array.dtype.kind not in "fiu":
-        seen = f"{array.dtype} of the shape {array.shape}"
-        wanted = ("people", *shape)
-        raise ValueError(f"{path}: frame {number} of {what} is {seen}; wanted numbers of the shape {wanted}.")
-    return array[person] if person < len(array) else np.zeros(shape, np.float32)
-
-
-def _ends(pose: Pose) -> list[Any]:
-    """Return the minimum and maximum of coordinates and of scores; NaN values propagate."""
-    # numpy finds those of float16 four times slower than it converts them.
-    arrays = (x.astype(np.float32) if x.dtype.itemsize == 2 else x for x in (pose.keypoints, pose.scores))
-    return [end(values) for values in arrays for end in (np.min, np.max)]
+    return whole.astype(np.float32) if whole.dtype.itemsize < 4 else whole
 
 
 def check_values(path: str | Path, pose: Pose) -> None:
     """Raise ValueError for NaN, infinity, scores far above 1, or pixels; the pose may be read-only."""
-    ends = _ends(pose)
-    if not np.isfinite(ends).all():
+    if not (np.isfinite(pose.keypoints).all() and np.isfinite(pose.scores).all()):
         bad = ~(np.isfinite(pose.keypoints).all((1, 2)) & np.isfinite(pose.scores).all(1))
         raise ValueError(f"{path}: {bad.sum()} frames hold NaN or infinite values, the first is {bad.argmax()}.")
-    if ends[3] > MAX_SCORE:
+    if (highest := pose.scores.max()) > MAX_SCORE:
         raise ValueError(
-            f"{path}: scores reach {ends[3]:g}; wanted 0 to 1. Divide them by their largest possible value, 100 or 255."
+            f"{path}: scores reach {highest:g}; wanted 0 to 1. Divide them by their largest possible value, 100 or 255."
         )
-    if max(-ends[0], ends[1]) <= FAR:
+    if np.abs(pose.keypoints).max() <= FAR:
         return
     good = (pose.scores > SCORE_THRESHOLD) & (pose.keypoints != 0).any(2)
     far = (np.abs(pose.keypoints) > FAR) & good[..., None]
@@ -267,27 +239,24 @@ def normalize_keypoints(
     Source: `load_part_kp` and `crop_scale` of Uni-Sign.
     """
     common = np.result_type(keypoints, scores, np.float32)
-    sure = scores.take(_JOINTS, axis=1)  # (T, 69)
-    good = sure.astype(common, copy=False) > SCORE_THRESHOLD
-    # As complex numbers, so that numpy handles x and y in one contiguous operation.
-    points = keypoints.take(_JOINTS, axis=1).astype(np.float64, copy=False).view(np.complex128)[..., 0]  # (T, 69)
-    body = _COLUMNS["body"]
-    seen = points[:, body][good[:, body]]  # (n,)
-    low = high = 0j
-    if len(seen) >= MIN_BODY_POINTS:
-        low, high = (complex(end(seen.real), end(seen.imag)) for end in (np.min, np.max))
-    x = np.zeros((*sure.shape, 3), dtype or common)  # (T, 69, 3)
-    if scale := max((high - low).real, (high - low).imag):
-        origins = points.take(_ORIGINS, axis=1)
-        origins[:, body] = (low + high) / 2
-        points -= origins
-        places = points.view(np.float64)  # (T, 138), the same memory
-        places *= _SIZES / scale
-        places, sure, kept = (values.astype(x.dtype, copy=False) for values in (places, sure, good))
-        for coordinate, values in enumerate((places[:, ::2], places[:, 1::2], sure)):
-            np.multiply(values, kept, out=x[..., coordinate])
+    good = scores.astype(common, copy=False) > SCORE_THRESHOLD  # (T, 133)
+    parts = {part: np.zeros((len(scores), len(joints), 3), dtype or common) for part, joints in PART_JOINTS.items()}
+    body = PART_JOINTS["body"]
+    seen = keypoints[:, body][good[:, body]].astype(np.float64)  # (n, 2)
+    if len(seen) < MIN_BODY_POINTS or not (scale := np.ptp(seen, axis=0).max()):
+        return parts
+    for part, joints in PART_JOINTS.items():
+        points = keypoints[:, joints].astype(np.float64)  # (T, V, 2)
+        if part == "body":
+            origin, size = (seen.min(0) + seen.max(0)) / 2, 2
+        else:
+            origin, size = points[:, PART_ORIGIN[part], None], 1
+        x = parts[part]  # (T, V, 3)
+        x[..., :2] = (points - origin) * (size / scale)
+        x[..., 2] = scores[:, joints]
+        x *= good[:, joints, None]
         np.clip(x, -1, 1, out=x)
-    return {part: x[:, columns] for part, columns in _COLUMNS.items()}
+    return parts
 
 
 def part_keypoints(pose: Pose, frames: np.ndarray) -> PartKeypoints:
