@@ -138,15 +138,16 @@ class DescriptionLoader:
         return found.texts
 
 
-def read_descriptions(path: str | Path, frames: range | None = None) -> Descriptions:
+def read_descriptions(path: str | Path, frames: range | None = None, data: bytes | None = None) -> Descriptions:
     """Read the valid descriptions of one file; invalid entries are skipped and counted.
 
-    So are entries for frames that are not the clip's, which `frames` are, `Pose.frames`; None keeps all.
+    So are entries for frames that are not the clip's, which `frames` are, `Pose.frames`; None keeps all. `data` is what
+    the file holds, if it has been read already.
     """
     texts: dict[int, str] = {}
     made_by: dict[int, str] = {}
     try:
-        document = _parse(path)
+        document = _parse(path, data)
     except FileNotFoundError:
         return Descriptions(texts, made_by, DescriptionCounts(files_missing=1))
     except (OSError, ValueError, RecursionError) as error:
@@ -186,11 +187,11 @@ def numbered_from_one(clips: Iterable[tuple[int, Collection[int]]]) -> bool:
     return beyond >= min(3, max(1, len(described))) and all(min(numbers) for _, numbers in described)
 
 
-def _parse(path: str | Path) -> list | tuple:
+def _parse(path: str | Path, data: bytes | None) -> list | tuple:
     """Parse a file; an object becomes a tuple of pairs, since a dict would lose the first of two equal keys."""
-    if regular_size(path) > MAX_BYTES:
+    if (regular_size(path) if data is None else len(data)) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes")
-    data = Path(path).read_bytes()
+    data = Path(path).read_bytes() if data is None else data
     if not data.strip():
         raise ValueError("empty file")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import math
 import os
 import zlib
@@ -104,8 +105,9 @@ def _sheet(path: str | Path) -> Rows:
         ) from None
     width = 0  # of the header: other rows lack empty cells at their ends, and what stands beside has no name
     try:
-        check_zip(path)
-        sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
+        data = read_unpacked(path, packed=False)
+        check_zip(data)
+        sheet = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True).worksheets[0]
         sheet.reset_dimensions()  # as stated, which openpyxl would fill with empty cells
         for number, row in enumerate(sheet.values, start=1):
             if number > MAX_ROWS:

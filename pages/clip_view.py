@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from clips.packs import DescriptionPack, open_descriptions
+from clips.packs import open_descriptions
 from datasets import S2T_Dataset
 from pages.elements import Html, data, element, folded, heat, polyline, table
 from pages.run_folder import RunFolder
@@ -58,7 +58,7 @@ class Viewer:
     left_out: list[str] = field(default_factory=list)  # sentences that say why the model or the data are missing
     dataset: S2T_Dataset | None = None
     translator: Translator | None = None
-    descriptions: DescriptionLoader | DescriptionPack | None = None
+    descriptions: DescriptionLoader | None = None
 
     def open(self, device: str) -> None:
         """Load labels and weights; failures are added to `left_out`."""

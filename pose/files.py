@@ -9,6 +9,7 @@ result. Shapes: F frames, P people, N points in the file.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -65,8 +66,10 @@ SYSTEMS: dict[str, dict[str, list[str] | int]] = {
 }
 
 
-def load_pose_file(path: str | Path) -> dict[str, Any]:
+def load_pose_file(path: str | Path, data: bytes | None = None) -> dict[str, Any]:
     """Read a `.npz` or `.pose` file without executing any code in it.
+
+    `data` is what the file holds, if it has been read already.
 
     Returns:
         "keypoints" and "scores" with a person axis, and "start" and "end" if the file has them.
@@ -79,17 +82,18 @@ def load_pose_file(path: str | Path) -> dict[str, Any]:
     kind = Path(path).suffix.lower()
     if kind not in readers:
         raise ValueError(f"{path}: pose files end in .pkl, .npz or .pose.")
-    return readers[kind](path)
+    return readers[kind](path, data)
 
 
 def _unreadable(path: str | Path, kind: str, error: Exception) -> ValueError:
     return ValueError(f"{path}: not a readable {kind} file: {in_one_line(error, 300)}. Copy or make it again.")
 
 
-def _load_npz(path: str | Path) -> dict[str, Any]:
+def _load_npz(path: str | Path, data: bytes | None) -> dict[str, Any]:
     try:
-        check_zip(path)
-        with np.load(path, allow_pickle=False) as parts:
+        data = read_unpacked(path, False, data)
+        check_zip(data)
+        with np.load(io.BytesIO(data), allow_pickle=False) as parts:
             content: dict[str, Any] = {key: np.asarray(parts[key]) for key in KEYS if key in parts}
     except FileNotFoundError:
         raise
@@ -108,7 +112,7 @@ def check_frames(n_frames: int, size: int) -> None:
     check_unpacked(n_frames * 133 * 3 * 4, size)
 
 
-def _load_pose_format(path: str | Path) -> dict[str, Any]:
+def _load_pose_format(path: str | Path, data: bytes | None) -> dict[str, Any]:
     try:
         from pose_format import Pose as PoseFormatPose
     except ImportError:
@@ -116,7 +120,7 @@ def _load_pose_format(path: str | Path) -> dict[str, Any]:
             f"{path}: .pose files are read with the library pose-format, which is not installed. "
             'pip install -e ".[pose]", or convert the files to .npz.'
         ) from None
-    data = read_unpacked(path, packed=False)
+    data = read_unpacked(path, False, data)
     try:
         file = PoseFormatPose.read(data)
         check_frames(math.prod(file.body.data.shape[:2]), len(data))

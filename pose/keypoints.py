@@ -68,7 +68,7 @@ class Pose:
         return self.start + len(self) + self.n_after
 
 
-def read_pose(path: str | Path, person: int = 0) -> Pose:
+def read_pose(path: str | Path, person: int = 0, data: bytes | None = None) -> Pose:
     """Read a pose file: {"keypoints": F x (P, 133, 2), "scores": F x (P, 133)}, as in Uni-Sign's pickles.
 
     By default the first of P people in a frame is used, as in Uni-Sign. A frame without that person gets score 0
@@ -80,19 +80,24 @@ def read_pose(path: str | Path, person: int = 0) -> Pose:
     Args:
         path: a `.pkl`, `.npz` or `.pose` file.
         person: index of the person to use, in the file's order, from 0.
+        data: what the file holds, if it has been read already.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the content is not a pose, or no frame has that person. One line with the file, what was found and
             what was expected.
     """
-    content = load_pickle(path) if Path(path).suffix.lower() == ".pkl" else load_pose_file(path)
+    is_pickle = Path(path).suffix.lower() == ".pkl"
+    content = load_pickle(path, data=data) if is_pickle else load_pose_file(path, data)
+    size = os.stat(path).st_size if data is None else len(data)
     if not isinstance(content, Mapping) or not {"keypoints", "scores"} <= set(content):
         seen = (
             f"the keys {sorted(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
         raise ValueError(f"{path}: holds {seen}; wanted a dict with 'keypoints' and 'scores'.")
-    keypoints, scores = _frames(path, content, "keypoints", 3), _frames(path, content, "scores", 2)
+    keypoints, scores = (
+        _frames(path, size, content[what], what, n_axes) for what, n_axes in (("keypoints", 3), ("scores", 2))
+    )
     if len(keypoints) != len(scores):
         raise ValueError(f"{path}: {len(keypoints)} frames of keypoints, but {len(scores)} of scores.")
     for i in range(len(scores)):
@@ -144,7 +149,7 @@ def cut_clip(path: str | Path, pose: Pose, label: Mapping[str, Any]) -> Pose:
 
 
 class PoseFolder:
-    """Reads poses from one file per clip; `clips.packs.PosePack` has the same interface."""
+    """Reads poses from one file per clip; `clips.packs.PosePack` reads packed ones."""
 
     def read(self, path: Path, label: Mapping[str, Any]) -> Pose:
         """Call `read_pose` and `cut_clip`."""
@@ -155,13 +160,12 @@ class PoseFolder:
         return np.array(file_sizes(paths))
 
 
-def _frames(path: str | Path, content: Mapping, what: str, n_axes: int) -> list:
-    """Return the frames of one key, each with a person axis and `n_axes` in all."""
-    frames = content[what]
+def _frames(path: str | Path, size: int, frames: Any, what: str, n_axes: int) -> list:
+    """Return the frames of one key of a file of a size, each with a person axis and `n_axes` in all."""
     if not (isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim)):
         raise ValueError(f"{path}: {what} is a {type(frames).__name__}; wanted a list of one array per frame.")
     try:
-        check_frames(len(frames), os.stat(path).st_size)
+        check_frames(len(frames), size)
     except ValueError as error:
         raise ValueError(f"{path}: {what} has {len(frames)} frames, {error}.") from None
     frames = list(frames)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import io
 import json
 import logging
 import math
@@ -143,23 +144,26 @@ def regular_size(path: str | Path) -> int:
     return status.st_size
 
 
-def check_zip(path: str | Path) -> None:
+def check_zip(data: bytes) -> None:
     """Check that a zip file claims no more than `check_unpacked` allows."""
-    size = regular_size(path)
-    with zipfile.ZipFile(path) as parts:
-        check_unpacked(sum(part.file_size for part in parts.infolist()), size)
+    with zipfile.ZipFile(io.BytesIO(data)) as parts:
+        check_unpacked(sum(part.file_size for part in parts.infolist()), len(data))
 
 
-def read_unpacked(path: str | Path, packed: bool | None = None) -> bytes:
-    """Return the content of a file that is packed with gzip (None: perhaps), as `check_unpacked` allows."""
-    size = regular_size(path)
-    most = min(MAX_BYTES, most_bytes(size))
-    with open(path, "rb") as file:
-        if packed is None:
-            packed = file.peek(2)[:2] == b"\x1f\x8b"
-        data = gzip.GzipFile(fileobj=file).read(most + 1) if packed else file.read(min(size, most) + 1)
-    check_unpacked(len(data), size)
-    return data
+def read_unpacked(path: str | Path, packed: bool | None = None, data: bytes | None = None) -> bytes:
+    """Return the content of a file that is packed with gzip (None: perhaps), as `check_unpacked` allows.
+
+    `data` is what the file holds, if it has been read already.
+    """
+    if data is None:
+        size = regular_size(path)
+        with open(path, "rb") as file:
+            data = file.read(min(size, MAX_BYTES) + 1)
+    content = data
+    if packed or (packed is None and data[:2] == b"\x1f\x8b"):
+        content = gzip.GzipFile(fileobj=io.BytesIO(data)).read(min(MAX_BYTES, most_bytes(len(data))) + 1)
+    check_unpacked(len(content), len(data))
+    return content
 
 
 @contextlib.contextmanager

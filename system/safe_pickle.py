@@ -214,15 +214,17 @@ class _PlainUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {wanted!r}, which plain data does not need") from None
 
 
-def load_pickle(path: str | Path, *, compressed: bool = False) -> Any:
+def load_pickle(path: str | Path, *, compressed: bool = False, data: bytes | None = None) -> Any:
     """Read one pickle of plain data; with `compressed` it must be packed with gzip, as label files are, others may be.
+
+    `data` is what the file holds, if it has been read already.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is damaged, too large, not a pickle, or requests code execution; one line that names it.
     """
     try:
-        data = read_unpacked(path, packed=compressed or None)
+        data = read_unpacked(path, compressed or None, data)
     except FileNotFoundError:
         raise
     except gzip.BadGzipFile:

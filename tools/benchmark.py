@@ -108,7 +108,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import MT5Config, MT5EncoderModel
 
 from clips.batch import Sample, SrcInput, TgtInput, collate_fn, to_device
-from clips.packs import DESCRIPTIONS, POSES, pack_descriptions, pack_pose, write_pack
+from clips.packs import write_pack
 from config import DatasetSpec, ModelConfig
 from datasets import S2T_Dataset
 from models import IGNORE, Uni_Sign, tokens_before
@@ -260,10 +260,8 @@ def write_clips(folder: Path, size: Size) -> tuple[DatasetSpec, DatasetSpec]:
         write_text(texts / f"{name}.json", to_json(of_frames), sync=False)
         labels[name] = {"video": f"{name}.mp4", "text": distinct[0]}
     write_text(folder / "labels.json", to_json(list(labels.values())))
-    pose_contents = [pack_pose((str(poses), f"{name}.pkl")) for name in labels]
-    text_contents = [pack_descriptions((str(texts), name)) for name in labels]
-    write_pack(packed / "poses", POSES, str(poses), filter(None, pose_contents))
-    write_pack(packed / "train", DESCRIPTIONS, str(texts), filter(None, text_contents))
+    for pack, source in (("poses", poses), ("train", texts)):
+        write_pack(packed / pack, ((path.name, path.read_bytes()) for path in source.iterdir()), str(source), labels)
     files = DatasetSpec(
         "benchmark", {"train": str(folder / "labels.json")}, str(poses), description_dir=str(texts.parent)
     )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from clips.labels import Label, shared_clips, split_labels
-from clips.packs import PosePack, open_descriptions
+from clips.packs import open_descriptions
 from config import DatasetSpec
 from models import Uni_Sign
 from network.vocabulary import Tokenizer
@@ -75,7 +75,7 @@ class SplitLook:
 
     labels: Mapping[str, Label]
     paths: Mapping[str, Path]
-    poses: PoseFolder | PosePack
+    poses: PoseFolder
     missing: list[str]  # clips without a pose file
     filed: list[str]  # clips with a description file
     chosen: list[str]  # clips whose pose files were to be opened
@@ -135,7 +135,7 @@ def look_at_files(
     labels: Mapping[str, Label],
     paths: Mapping[str, Path],
     sizes: np.ndarray,
-    poses: PoseFolder | PosePack,
+    poses: PoseFolder,
     descriptions: Path | None,
     limit: int,
 ) -> SplitLook:

@@ -14,7 +14,6 @@ import pytest
 
 import inference
 import utils
-from clips.packs import pack_pose
 from describing.audit import examine
 from describing.by_model import Outcome, calls_to_make
 from describing.by_rules import _describe
@@ -52,7 +51,6 @@ def translating(_):
 
 SITES = {
     "training": in_training,
-    "packing": lambda folder: [pack_pose((str(folder), "a.pkl")).data.decode()],
     "by rules": lambda folder: [_describe((Bad("a", folder, None, folder), "en", 1.0, "", False))[1]],
     "by a model": by_model,
     "audit": lambda folder: [examine(Bad("a", folder, None, folder)).pose_damage],
@@ -66,7 +64,7 @@ SITES = {
 @pytest.mark.parametrize("site", SITES)
 def test_what_one_clip_raises_is_its_reason(site, tmp_path, monkeypatch):
     (tmp_path / "a.pkl").touch()
-    for name in ("clips.packs.read_pose", "inference.read_clip", "pose.extraction.extract_pose"):
+    for name in ("inference.read_clip", "pose.extraction.extract_pose"):
         monkeypatch.setattr(name, fails)
     monkeypatch.setattr(extract_poses, "_extractor", object())
     assert SITES[site](tmp_path) == ["MemoryError"]

@@ -120,7 +120,7 @@ def test_workers_that_are_spawned_load_the_same(corpus, tmp_path, packed):
     """As Windows and macOS start them, without the memory of the run."""
     spec = DATASETS["CSL_Daily"].under(corpus)
     if packed:
-        pack_dataset.main(["--root", str(corpus), "--out", str(tmp_path), "--splits", "train", "--workers", "1"])
+        pack_dataset.main(["--root", str(corpus), "--out", str(tmp_path), "--splits", "train"])
         spec = use_packs(DATASETS["CSL_Daily"], str(tmp_path), str(corpus))
     dataset = S2T_Dataset(spec, "train", use_descriptions=True, random_frames=True)
     sampler = BatchSampler(len(dataset), 3, 0, 1, seed=1)
