@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from system.disk import check_zip, read_unpacked
 from system.faults import in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".xlsx")
-MAX_CELL_LINES = 1000
 MAX_ROWS = 1 << 20  # of a spreadsheet, which need not hold all that it spans
 
 Rows = Iterator[tuple[str, list[str] | ValueError]]
@@ -61,38 +59,16 @@ def _lines(path: str | Path) -> Rows:
     lines = read_text(path).split("\n")
     # Spreadsheets use semicolons in locales with a decimal comma; some corpora use tabs or bars.
     sign = max("\t" if suffix_of(path) == ".tsv" else ",;\t|", key=lines[0].count)
-    number, n_signs = 0, math.inf
-    while number < len(lines):
-        row, n_lines = _row(lines, number, sign, n_signs)
-        number += n_lines
-        if n_signs == math.inf and isinstance(row, list):
-            n_signs = len(row) - 1
+    for number, line in enumerate(lines, start=1):
+        try:
+            row: list[str] | ValueError = next(csv.reader([line], delimiter=sign, strict=True), [])
+        except csv.Error as error:
+            if sign == "\t":  # no text has tabs: the mark belongs to the text
+                row = line.split(sign)
+            else:
+                wrong = f"has a quotation mark too many or too few ({error}). A cell that begins with one ends with one"
+                row = ValueError(f'{wrong}, in the same line; within it, "" stands for one')
         yield f"line {number}", row
-
-
-def _row(lines: list[str], first: int, sign: str, n_signs: float) -> tuple[list[str] | ValueError, int]:
-    """Return the row that begins at a line, and the number of its lines.
-
-    A cell in quotation marks may have several lines. But if that line and the next could both be rows, the mark was
-    left open. In a table with tabs, which no text has, it then belongs to the text; elsewhere it is an error.
-    """
-    used = 0
-
-    def of_row() -> Iterator[str]:
-        nonlocal used
-        for number in range(first, min(first + MAX_CELL_LINES, len(lines))):
-            if used and min(lines[first].count(sign), lines[number].count(sign)) >= n_signs:
-                return
-            used += 1
-            yield f"{lines[number]}\n"
-
-    try:
-        return next(csv.reader(of_row(), delimiter=sign, strict=True)), used
-    except csv.Error as error:
-        if sign == "\t":
-            return lines[first].split(sign), 1
-        wrong = f"has a quotation mark too many or too few ({error}). A cell that begins with one ends with one, too"
-        return ValueError(f'{wrong}; within it, "" stands for one'), 1
 
 
 def _sheet(path: str | Path) -> Rows:

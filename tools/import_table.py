@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from clips.labels import FIELDS, Label, clean_label, read_table, renamed, shared_clips, split_labels
+from clips.labels import FIELDS, Label, clean_label, read_table, renamed
 from clips.tables import SUFFIXES, suffix_of
 from config import (
     POSE_SUFFIXES,
@@ -326,11 +326,6 @@ def summary(table: Table, files: Files, spec: DatasetSpec, how: str) -> str:
         few = f"; fewer than {FEW}: a score by chance" if split != "train" and len(clips) < FEW else ""
         less = "; most clips are held out" if split == "train" and 2 * len(clips) < len(table.clips) else ""
         lines.append(f"{split:8} {len(clips)} clips{who} ({how}{few}{less})")
-    labels = {split: split_labels(spec, split) for split in SPLITS}
-    for shared in shared_clips(spec, labels, spec.tasks[0]):
-        if shared.targets:
-            n = len(shared.targets), len(labels[shared.split])
-            lines.append(f"{shared.split:8} has {n[0]} of {n[1]} clips whose text {shared.other} has, too")
     lines.append(f"language is {spec.language}; if not, edit dataset.toml")
     used = {clip.get("video") or clip.get("pose") for clip in table.clips}
     unused = [path for path in files.paths if path not in used]

@@ -61,9 +61,9 @@ def test_json_by_name(tmp_path):
 
 def test_semicolons_and_quotes(tmp_path):
     path = tmp_path / "labels.csv"
-    path.write_text('name ; text;gloss\na; "no" ;X\nb;"one; ""two""\nthree";\n\n;;\n', encoding="utf-8")
+    path.write_text('name ; text;gloss\na; "no" ;X\nb;"one; ""two""";\n\n;;\n', encoding="utf-8")
     labels = read_labels(path)
-    assert [label["text"] for label in labels.values()] == ['"no"', 'one; "two"\nthree']
+    assert [label["text"] for label in labels.values()] == ['"no"', 'one; "two"']
     assert "gloss" not in labels["b"]
 
 
@@ -76,10 +76,10 @@ def test_what_separates_the_cells_of_csv(tmp_path, sign):
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_quotation_marks_in_a_table_with_tabs(tmp_path, kind):
-    """An open mark swallows no row; a cell in quotation marks is their content, also over several lines."""
+    """An open mark belongs to the text; a cell in quotation marks is their content."""
     lines = ['a\t"Yes, he said.', "b\tno", 'c\tthe end"', 'd\t"one"', 'e\t"He said ""go"" now"', 'f\t"so" he said']
     path = tmp_path / f"labels.{kind}"
-    path.write_text("name\ttext\n" + "\n".join([*lines, 'g\t"two', 'lines"', 'h\t"the end']), encoding="utf-8")
+    path.write_text("name\ttext\n" + "\n".join(lines), encoding="utf-8")
     assert {name: label["text"] for name, label in read_labels(path).items()} == {
         "a": '"Yes, he said.',
         "b": "no",
@@ -87,25 +87,17 @@ def test_quotation_marks_in_a_table_with_tabs(tmp_path, kind):
         "d": "one",
         "e": 'He said "go" now',
         "f": '"so" he said',
-        "g": "two\nlines",
-        "h": '"the end',
     }
 
 
 @pytest.mark.parametrize("sign", [",", ";", "|"])
 def test_an_open_quotation_mark_elsewhere_is_a_fault(tmp_path, sign):
-    """Of two texts, which with tabs would be one each, or of one text with a line break."""
+    """Also where it is closed in another line: a row is a line."""
     path = tmp_path / "labels.csv"
     path.write_text(f'name{sign}text\na{sign}Hello.\nb{sign}"So we begin.\nc{sign}He said: go."\nd{sign}"x" y\n')
     with pytest.raises(ValueError, match="line 3 has a quotation mark too many or too few") as error:
         read_labels(path)
     assert "line 5 has a quotation mark too many" in str(error.value)
-
-
-def test_a_cell_of_several_lines_before_other_cells(tmp_path):
-    path = tmp_path / "labels.csv"
-    path.write_text('name,text,split\na,"one\ntwo, three",train\nb,four,dev\n')
-    assert [label["text"] for label in read_labels(path).values()] == ["one\ntwo, three", "four"]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -200,7 +192,7 @@ def test_parts_of_a_recording(tmp_path, kind):
     [
         ("['GOOD', 'DAY']", ["GOOD", "DAY"]),
         ('["\\u4f60", "it\'s"]', ["你", "it's"]),
-        ("['GOOD' 'DAY'\n 'ALL']", ["GOOD", "DAY", "ALL"]),  # numpy's
+        ("['GOOD' 'DAY'  'ALL']", ["GOOD", "DAY", "ALL"]),  # numpy's
         ("('GOOD',)", ["GOOD"]),
         ("[]", []),
         ("[MALE] GOOD", "[MALE] GOOD"),
@@ -412,7 +404,7 @@ def test_clips_that_two_splits_share():
         ("labels.csv", "name,text\na,\u00fc\n".encode("latin1"), "is not UTF-8 text"),
         # A line break of any kind, as unicode counts them, in a field's name.
         ("labels.json", '[{"a\u0085b\u2028c": 1}]', "has neither name nor video"),
-        ("labels.csv", '"na\nme",text\n1,2,3\n', "has 3 cells, the header 2"),
+        ("labels.csv", '"na\nme",text\n1,2,3\n', "line 1 has a quotation mark too many or too few"),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path, name, content, said):

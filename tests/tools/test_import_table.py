@@ -57,7 +57,7 @@ def test_a_table_with_other_names_of_columns(place, kind, capsys):
     rows = fifty(Signer=lambda n: f"P{n % 5}", notes=lambda n: "a longer text than the sentence")
     for number, row in enumerate(rows[1:]):
         row[0] = f"C:\\my_videos\\{'deep' if number % 2 else '.'}\\rec.{number}.MP4"
-    rows[8][1], rows[9][0], rows[10][1] = None, "elsewhere.mp4", 'He said:\n"Go, now."'
+    rows[8][1], rows[9][0], rows[10][1] = None, "elsewhere.mp4", 'He said:  "Go, now."'
     status, spec, labels = imported(write_table(place / f"sheet.{kind}", rows))
     said = capsys.readouterr().out
     assert status == 1
@@ -220,7 +220,6 @@ def test_what_is_printed_can_be_run(place, shared_real, write_video, capsys):
     status, spec, _ = imported(table)
     assert status == 0
     said = capsys.readouterr().out
-    assert "dev      has 2 of 2 clips whose text train has, too\n" in said
     commands = [shlex.split(line)[1:] for line in said.splitlines() if line.startswith("  python ")]
     parsers = {"tools.extract_poses": extract_poses.parse_args, "describe.py": describe.parse_args}
     parsers |= {"tools.small_mt5": small_mt5.main, "tools.report": report.parse_args}
