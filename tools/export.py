@@ -17,8 +17,8 @@ import json
 import shutil
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from config import ModelConfig
     from text_fusion_modules import TextEncoder
 
-WRITTEN = (MODEL_JSON, "model.safetensors", "mt5", "text_encoder", "code", "README.md")
 HERE = Path(__file__).resolve().parents[1]
 EXAMPLES = """examples:
   python -m tools.export --checkpoint output_multimodal/best_checkpoint.pth --out my_model
@@ -51,8 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m tools.export", description="Take a trained model elsewhere.", epilog=EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or weights of Uni-Sign")
-    add("--out", required=True, metavar="DIR", help="the folder to write")
-    add("--overwrite", action="store_true", help="replace what an earlier export has written there")
+    add("--out", required=True, metavar="DIR", help="the folder to write, a new one")
     texts = "trim the vocabulary to these: label files, description folders, .txt; default: no trimming"
     add("--texts", nargs="+", default=[], metavar="FILE", help=texts)
     add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
@@ -67,7 +65,7 @@ class Model:
 
     weights: dict[str, torch.Tensor]
     config: ModelConfig
-    facts: dict[str, Any]  # numbers among the checkpoint's other entries
+    facts: dict[str, Any]  # what else model.json says of it
     kept: torch.Tensor | None  # (V,), ids of the tokens it keeps; None for all
     mt5_folder: Path  # folder of its mT5, with the full vocabulary
     frozen: TextEncoder | None  # the text encoder, if it is not among the weights
@@ -88,44 +86,36 @@ def read(args: argparse.Namespace) -> Model:
         files |= texts.files()
     if others := differing_files(checkpoint.facts, files):  # refused: the folder keeps no record of them
         raise ValueError(f"{checkpoint.named} {others}")
-    numbers = {key: value for key, value in checkpoint.facts.items() if isinstance(value, int | float)}
-    facts = numbers | {"max_length": checkpoint.fact("max_length", 256)}
+    facts = {"made_from": Path(args.checkpoint).name, "max_length": checkpoint.fact("max_length", 256)}
+    for name in ("epoch", "score"):
+        value = checkpoint.facts.get(name)
+        facts[name] = value if isinstance(value, int | float) else None
     return Model(checkpoint.weights, config, facts, checkpoint.kept, folder, frozen)
 
 
-def trimmed(model: Model, sources: Sequence[str]) -> Model:
+def trim(model: Model, sources: Sequence[str]) -> None:
     """Trim the model to the tokens that texts need."""
-    from network.vocabulary import KEPT_TOKENS, Tokenizer, choose, matrices
+    from network.vocabulary import Tokenizer, choose, matrices
     from synthetic.small_mt5 import read_texts
 
     if model.kept is not None:
         raise ValueError("--texts: this model's vocabulary is trimmed already; leave the flag out.")
-    full = Tokenizer(model.mt5_folder)
     texts = [text for source in sources for text in read_texts(source)]
-    kept = choose(full, [model.config.prompt, *texts])
-    rows = {name: model.weights[name][kept] for name in matrices(model.weights, model.config)}
-    return replace(model, weights={**model.weights, **rows, KEPT_TOKENS: kept}, kept=kept)
+    model.kept = choose(Tokenizer(model.mt5_folder), [model.config.prompt, *texts])
+    model.weights |= {name: model.weights[name][model.kept] for name in matrices(model.weights, model.config)}
 
 
-def divided(weights: Mapping[str, torch.Tensor]) -> tuple[dict, dict, dict]:
-    """Split weights into those of mT5, those of the text encoder (both without prefix), and the rest."""
-    from network.vocabulary import KEPT_TOKENS
-    from training.weight_files import ENCODER_PREFIX
-
-    parts: dict[str, dict[str, torch.Tensor]] = {"mt5_model.": {}, ENCODER_PREFIX: {}, "": {}}
-    for name, value in weights.items():
-        prefix = next(prefix for prefix in parts if name.startswith(prefix))
-        if name != KEPT_TOKENS:
-            parts[prefix][name.removeprefix(prefix)] = value
-    return parts["mt5_model."], parts[ENCODER_PREFIX], parts[""]
-
-
-def write_folder(model: Model, out: Path, made_from: str) -> None:
+def write_folder(model: Model, out: Path) -> None:
     """Write a self-contained folder atomically."""
-    from network.vocabulary import Tokenizer, folder_config
-    from training.weight_files import save_safetensors
+    from network.vocabulary import KEPT_TOKENS, Tokenizer, folder_config
+    from training.weight_files import ENCODER_PREFIX, save_safetensors
 
-    mt5, encoder, rest = divided(model.weights)
+    mt5, encoder = (
+        {name.removeprefix(prefix): value for name, value in model.weights.items() if name.startswith(prefix)}
+        for prefix in ("mt5_model.", ENCODER_PREFIX)
+    )
+    apart = ("mt5_model.", ENCODER_PREFIX, KEPT_TOKENS)
+    rest = {name: value for name, value in model.weights.items() if not name.startswith(apart)}
     kind = ("frozen" if model.frozen else "trained") if model.config.use_descriptions else ""
     encoder_folder = Path(model.config.text_encoder or model.mt5_folder)
     if model.frozen:
@@ -139,11 +129,8 @@ def write_folder(model: Model, out: Path, made_from: str) -> None:
     facts = {
         "config": {**asdict(model.config), "text_encoder": ""},
         "text_encoder": kind,
-        "max_length": model.facts["max_length"],
         "kept_tokens": None if model.kept is None else model.kept.tolist(),
-        "made_from": made_from,
-        "epoch": model.facts.get("epoch"),
-        "score": model.facts.get("score"),
+        **model.facts,
     }
     with new_folder(out) as folder:
         write_text(folder / MODEL_JSON, to_json(facts) + "\n")
@@ -231,30 +218,17 @@ The weights derive from those they were started from and from the data they were
 """
 
 
-def check_target(out: Path, overwrite: bool) -> None:
-    """Raise ValueError rather than replace anything except an earlier export with --overwrite."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise ValueError(f"--out: {out} exists. Give another name, or --overwrite to replace it.")
-    if not (out / MODEL_JSON).is_file():
-        raise ValueError(
-            f"--out: {out} is no folder that tools/export.py wrote; it is not replaced. Give another name."
-        )
-    if others := sorted({path.name for path in out.iterdir()} - {*WRITTEN, ".DS_Store", "Thumbs.db"}):
-        raise ValueError(f"--out: {out} would be replaced, with {', '.join(others[:5])} in it. Move what is yours.")
-
-
 def main(args: argparse.Namespace) -> None:
     """Export the model."""
     require_paths(**{flag: getattr(args, flag) for flag in ("checkpoint", "mt5_path", "text_encoder")})
     require_paths(texts=next((path for path in args.texts if not Path(path).exists()), ""))
     out = Path(args.out)
-    check_target(out, args.overwrite)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"--out: {out} exists. Remove it, or give another name.")
     model = read(args)
     if args.texts:
-        model = trimmed(model, args.texts)
-    write_folder(model, out, Path(args.checkpoint).name)
+        trim(model, args.texts)
+    write_folder(model, out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     tokens = len(model.weights["mt5_model.shared.weight"])
     sys.stdout.write(f"{out}: {size / 1e6:.1f} MB, {tokens} tokens.\n")
