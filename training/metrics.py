@@ -130,17 +130,17 @@ def _common_words(reference: list[str], hypothesis: list[str]) -> set[str]:
     number = {word: i for i, word in enumerate(reference)}
     others = np.array([number.get(word, -1) for word in hypothesis])
     row = np.zeros(len(hypothesis) + 1, np.int64)  # [j]: the longest for the words so far and the first j
-    drops = []  # for each word of the reference and each j, in single bits: whether leaving out this word loses nothing
+    drops = []  # for each word of the reference and each j: whether leaving out this word loses nothing
     for word in reference:
         above = row
         row = np.append(0, np.maximum.accumulate(np.where(others == number[word], above[:-1] + 1, above[1:])))
-        drops.append(np.packbits(above[1:] > row[:-1]))
+        drops.append(above[1:] > row[:-1])
     words, i, j = set(), len(reference), len(hypothesis)
     while i and j:
         if reference[i - 1] == hypothesis[j - 1]:
             i, j = i - 1, j - 1
             words.add(reference[i])
-        elif drops[i - 1][(j - 1) // 8] >> (7 - (j - 1) % 8) & 1:
+        elif drops[i - 1][j - 1]:
             i -= 1
         else:
             j -= 1
@@ -237,40 +237,6 @@ def _mean_of_classes(sums: np.ndarray) -> float:
     return 100 * float((hits[clips > 0] / clips[clips > 0]).mean())
 
 
-def tally_prepared(
-    task: str, hypotheses: Sequence[str], references: Sequence[str]
-) -> tuple[dict[str, Tally], dict[str, str]]:
-    """Tally a task for texts that are already normalised: score -> tally, and kind of score -> signature."""
-    one = np.ones(len(references))
-    if task == "SLT":
-        bleus, chrf = bleu_scorers("13a"), CHRF()
-        tallies = {f"bleu{n}": _tally_of(bleu, hypotheses, references) for n, bleu in enumerate(bleus, start=1)}
-        tallies["chrf"] = _tally_of(chrf, hypotheses, references)
-        tallies["rouge_l"] = Tally(np.stack([list(map(rouge_l, hypotheses, references)), one], 1), _ratio)
-        signatures = {
-            "bleu": str(bleus[-1].get_signature()),
-            "chrf": str(chrf.get_signature()),
-            "rouge_l": "mean F per clip, equal to rouge 1.0.1",
-        }
-        return tallies, signatures
-    if task == "ISLR":
-        hits = np.array([h == r for h, r in zip(hypotheses, references, strict=True)], np.float64)
-        classes, number = np.unique(np.array(references), return_inverse=True)
-        of_class = np.zeros((len(references), 2, len(classes)))
-        clips = np.arange(len(references))
-        of_class[clips, 0, number], of_class[clips, 1, number] = hits, 1
-        tallies = {
-            "top1_per_instance": Tally(np.stack([hits, one], 1), _ratio),
-            "top1_per_class": Tally(of_class.reshape(len(references), -1), _mean_of_classes),
-        }
-        return tallies, {"top1": "exact match of the whole text"}
-    counts = np.array(list(map(word_errors, hypotheses, references)), np.float64)  # (clips, 3)
-    words = [len(reference.split()) for reference in references]
-    errors = {"wer": counts.sum(1), "wer_del": counts[:, 0], "wer_ins": counts[:, 1], "wer_sub": counts[:, 2]}
-    tallies = {name: Tally(np.stack([of, words], 1), _ratio) for name, of in errors.items()}
-    return tallies, {"wer": "words between blanks; costs: deletion 3, insertion 3, substitution 4"}
-
-
 def score(
     task: str, hypotheses: Sequence[str], references: Sequence[str], text_unit: str, bleu_tokenizer: str = "13a"
 ) -> Scores:
@@ -307,20 +273,51 @@ def tally(
             f"{len(empty)} of {len(references)} references are empty (the first is number {empty[0] + 1}). "
             "Give these clips a text in the label file, or take them out."
         )
-    if task != "SLT":
-        return tally_prepared(task, list(map(as_tokenized, hypotheses)), list(map(as_tokenized, references)))
-    tallies, signatures = tally_prepared(
-        task,
-        [prepare_hypothesis(text, text_unit) for text in hypotheses],
-        [prepare_reference(text, text_unit) for text in references],
-    )
-    if bleu_tokenizer == "13a":
-        return tallies, signatures
-    scorers = bleu_scorers(bleu_tokenizer)
-    whole = [prepare_reference(_narrow(text) if text_unit == "char" else text, "word") for text in references]
-    ours = [prepare_hypothesis(text, "word") for text in hypotheses]
-    tallies |= {f"bleu{n}": _tally_of(bleu, ours, whole) for n, bleu in enumerate(scorers, start=1)}
-    return tallies, signatures | {"bleu": str(scorers[-1].get_signature())}
+    if task == "SLT":
+        return _tally_translations(hypotheses, references, text_unit, bleu_tokenizer)
+    of_task = _tally_signs if task == "ISLR" else _tally_glosses
+    return of_task(list(map(as_tokenized, hypotheses)), list(map(as_tokenized, references)))
+
+
+def _tally_translations(
+    hypotheses: Sequence[str], references: Sequence[str], text_unit: str, bleu_tokenizer: str
+) -> tuple[dict[str, Tally], dict[str, str]]:
+    ours = [prepare_hypothesis(text, text_unit) for text in hypotheses]
+    theirs = [prepare_reference(text, text_unit) for text in references]
+    for_bleu = ours, theirs
+    if bleu_tokenizer != "13a":  # it splits the text as written
+        whole = [prepare_reference(_narrow(text) if text_unit == "char" else text, "word") for text in references]
+        for_bleu = [prepare_hypothesis(text, "word") for text in hypotheses], whole
+    bleus, chrf = bleu_scorers(bleu_tokenizer), CHRF()
+    tallies = {f"bleu{n}": _tally_of(bleu, *for_bleu) for n, bleu in enumerate(bleus, start=1)}
+    tallies["chrf"] = _tally_of(chrf, ours, theirs)
+    tallies["rouge_l"] = Tally(np.stack([list(map(rouge_l, ours, theirs)), np.ones(len(theirs))], 1), _ratio)
+    return tallies, {
+        "bleu": str(bleus[-1].get_signature()),
+        "chrf": str(chrf.get_signature()),
+        "rouge_l": "mean F per clip, equal to rouge 1.0.1",
+    }
+
+
+def _tally_signs(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[dict[str, Tally], dict[str, str]]:
+    hits = np.array([h == r for h, r in zip(hypotheses, references, strict=True)], np.float64)
+    classes, number = np.unique(np.array(references), return_inverse=True)
+    of_class = np.zeros((len(references), 2, len(classes)))
+    clips = np.arange(len(references))
+    of_class[clips, 0, number], of_class[clips, 1, number] = hits, 1
+    tallies = {
+        "top1_per_instance": Tally(np.stack([hits, np.ones(len(references))], 1), _ratio),
+        "top1_per_class": Tally(of_class.reshape(len(references), -1), _mean_of_classes),
+    }
+    return tallies, {"top1": "exact match of the whole text"}
+
+
+def _tally_glosses(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[dict[str, Tally], dict[str, str]]:
+    counts = np.array(list(map(word_errors, hypotheses, references)), np.float64)  # (clips, 3)
+    words = [len(reference.split()) for reference in references]
+    errors = {"wer": counts.sum(1), "wer_del": counts[:, 0], "wer_ins": counts[:, 1], "wer_sub": counts[:, 2]}
+    tallies = {name: Tally(np.stack([of, words], 1), _ratio) for name, of in errors.items()}
+    return tallies, {"wer": "words between blanks; costs: deletion 3, insertion 3, substitution 4"}
 
 
 # -- confidence intervals --------------------------------------------------------------------------------------------

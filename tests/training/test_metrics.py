@@ -41,12 +41,12 @@ def test_released_predictions_score_as_published(released: tuple[list, list, dic
     hypotheses, references, official = released
     for text in (*hypotheses, *references):
         assert metrics.as_tokenized(text) == text
-    tallies = {task: metrics.tally_prepared(task, hypotheses, references)[0] for task in metrics.MAIN_METRIC}
-    scores = {task: {name: tally.total() for name, tally in own.items()} for task, own in tallies.items()}
+    scores = {task: metrics.score(task, hypotheses, references, "word").values for task in metrics.MAIN_METRIC}
     assert list(scores["SLT"]) == [*BLEUS, "chrf", "rouge_l"]
     for key in BLEUS:
         assert scores["SLT"][key] == pytest.approx(official[key], abs=1e-9)
-    assert scores["SLT"]["rouge_l"] == pytest.approx(official["rouge_l_f"], abs=1e-9)
+    rouge_l = 100 * np.mean(list(map(metrics.rouge_l, hypotheses, references)))  # of texts as written: a blank counts
+    assert rouge_l == pytest.approx(official["rouge_l_f"], abs=1e-9)
     # The recorded chrF is that of sacrebleu 1.4.2: it differs in the third decimal.
     assert scores["SLT"]["chrf"] == pytest.approx(official["chrf"], abs=2e-3)
     assert scores["SLT"]["chrf"] == sacrebleu.corpus_chrf(hypotheses, [references]).score
