@@ -5,20 +5,19 @@ Shapes: T sampled frames, J drawn joints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from clips.packs import open_descriptions
 from datasets import S2T_Dataset
-from pages.elements import Html, data, element, folded, heat, polyline, table
+from pages.elements import Html, data, element, heat, polyline
 from pages.run_folder import RunFolder
-from pages.words import words_data
 from pose.drawing import FULL, PATHS, picture_points, player_data
 from pose.keypoints import Pose
 from system.faults import CLIP_FAULTS, in_one_line
@@ -64,15 +63,13 @@ class Viewer:
         """Load labels and weights; failures are added to `left_out`."""
         spec, path, lost = self.run.spec, self.run.weights, "skeletons, gate and new translations"
         try:
-            if spec is None:
-                raise ValueError("run.json does not say where the data lie.")
             self.dataset = S2T_Dataset(spec, self.split, task=self.run.task, max_bad_clips=1.0)
             lost = "gate and new translations"
             if path is None:
                 raise ValueError("the folder has no best_checkpoint.pth.")
             arguments = self.run.last["arguments"]
-            options = {key: arguments[key] for key in ("num_beams", "max_new_tokens", "dtype") if key in arguments}
-            if options.get("dtype") == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+            options = {key: arguments[key] for key in ("num_beams", "max_new_tokens", "dtype")}
+            if options["dtype"] == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
                 options["dtype"] = "fp32"
             self.translator = Translator.from_checkpoint(path, device=device, **options)
             lost = "descriptions"
@@ -120,11 +117,7 @@ class Viewer:
         explained = translator.explain(samples)
         hows = ["with descriptions", "without"] if texts else ["has no description"]
         said = [Said(how, found) for how, found in zip(hows, explained, strict=True)]
-        gate, with_texts = explained[0].gate, samples[0]
-        assert gate is not None, "a model with descriptions has a gate"
-        assert with_texts.descriptions is not None, "so have its samples"
-        assert with_texts.has_description is not None, "so have its samples"
-        return said, Lane(gate, list(with_texts.descriptions), list(with_texts.has_description))
+        return said, Lane(explained[0].gate or [], samples[0].descriptions or [], samples[0].has_description or [])
 
 
 def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mark, aspect: float) -> Html:
@@ -151,8 +144,8 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
     points, ratio = picture_points(pose, frames, aspect)
     content = {
         "frames": (frames + pose.start).tolist(),
-        "lanes": [_numbered(lane) for _, lane in lanes],
-        "words": [words_data(found.candidates[0].text, found.words, len(frames)) for _, found in explained],
+        "lanes": [lane._asdict() for _, lane in lanes],
+        "words": [words_data(found, len(frames)) for _, found in explained],
         **player_data(points, ratio),
     }
     shown = f"Skeleton of {name}, {len(frames)} frames; right hand and arm red, left blue"
@@ -162,12 +155,11 @@ def clip_section(name: str, viewers: Sequence[Viewer], reference: str, mark: Mar
     stage = element("div", element("canvas", role="img", aria_label=shown), class_="stage live", hidden=True)
     now = [element("p", class_="now small") for _ in lanes]
     place = element("small", class_="place")
-    lists = [_text_list(viewer, lane, content["frames"], lanes) for viewer, lane in lanes]
     player = element("div", stage, controls, place)
     told = "a word lights up over the frames that led to it; choose one to go there"
     words = [_words(viewer, "" if i else told) for i, (viewer, _) in enumerate(explained)]
     over = element("div", words, class_="over live", hidden=True)
-    top = element("div", player, over, element("div", spoken, now, lists), class_="clip-top")
+    top = element("div", player, over, element("div", spoken, now), class_="clip-top")
     timeline = element(
         "div", film(points, ratio, shown), [_lane(viewer, lane) for viewer, lane in lanes], class_="timeline"
     )
@@ -211,21 +203,19 @@ def _fit(lane: Lane, length: int) -> Lane:
     return Lane([lane.gate[i] for i in picks], [lane.texts[i] for i in picks], [lane.own[i] for i in picks])
 
 
-def _numbered(lane: Lane) -> dict:
-    """Return a lane as data for the script, with each distinct text once."""
-    texts = list(dict.fromkeys(text for text in lane.texts if text is not None))
-    number = {text: i for i, text in enumerate(texts)}
-    rows = [-1 if text is None else number[text] for text in lane.texts]
-    return {"gate": [round(gate, 4) for gate in lane.gate], "texts": texts, "rows": rows, "own": lane.own}
+def words_data(explained: Explained, frames: int) -> dict[str, Any] | None:
+    """Return the data of a clip's best sentence for `pages/static/words.js`; None without words.
 
-
-def _stretches(texts: Sequence[str | None]) -> Iterator[tuple[int, int, str | None]]:
-    """Yield (first frame, end, text) of each stretch with the same text."""
-    first = 0
-    for text, group in groupby(texts):
-        end = first + len(list(group))
-        yield first, end, text
-        first = end
+    These are the sentence, its words, and for each word and frame its share, where 255 is the word's largest. The
+    shares are resampled if the model saw another number of frames.
+    """
+    if not explained.words:
+        return None
+    shares = np.array([word.frames for word in explained.words])
+    shares = shares[:, np.arange(frames) * shares.shape[1] // frames]  # (words, frames)
+    levels = (255 * shares / shares.max(1, keepdims=True)).astype(int)  # rounded down: 255 is the largest alone
+    texts = [word.text for word in explained.words]
+    return {"text": explained.candidates[0].text, "words": texts, "shares": levels.tolist()}
 
 
 def _words(viewer: Viewer, told: str) -> Html:
@@ -239,12 +229,14 @@ def _lane(viewer: Viewer, lane: Lane) -> Html:
     low, high = min(lane.gate), max(lane.gate)
     told = f"Gate of {viewer.label}, from {low:.3f} to {high:.3f}"
     cells = []
-    described = [stretch for stretch in _stretches(lane.texts) if stretch[2] is not None]
-    for i, (first, end, text) in enumerate(described):
-        shape = element("title", text or "")
-        cells.append(element("rect", shape, x=first, y=0, width=end - first, height=1, class_="odd" if i % 2 else None))
-    own_frames = [i for i, own in enumerate(lane.own) if own and described]
-    cells += [element("rect", x=i, y=0, width=1, height=1, class_="own") for i in own_frames]
+    first = 0
+    for i, (text, group) in enumerate(groupby(lane.texts)):
+        length = len(list(group))
+        if text is not None:
+            odd = "odd" if i % 2 else None
+            cells.append(element("rect", element("title", text), x=first, y=0, width=length, height=1, class_=odd))
+        first += length
+    cells += [element("rect", x=i, y=0, width=1, height=1, class_="own") for i, own in enumerate(lane.own) if own]
     own = sum(lane.own)
     box = f"0 0 {len(lane.gate)} 1"
     texts = element(
@@ -257,20 +249,6 @@ def _lane(viewer: Viewer, lane: Lane) -> Html:
         element("span", f"pale {low:.3f}, full colour {high:.3f}"),
     )
     texts_told = f"texts: a shade for each, strong where it is the frame's own ({own} of {len(lane.own)} frames)"
-    below = element("small", element("span", texts_told if described else "no text"))
-    strip = element("div", heat(lane.gate, told), texts if described else "", class_="strip")
+    below = element("small", element("span", texts_told if cells else "no text"))
+    strip = element("div", heat(lane.gate, told), texts if cells else "", class_="strip")
     return element("div", scale, strip, below, class_="lane")
-
-
-def _text_list(viewer: Viewer, lane: Lane, frames: list[int], lanes: Sequence[tuple[Viewer, Lane]]) -> Html:
-    """List the texts in temporal order, once for runs with the same texts."""
-    stretches = [stretch for stretch in _stretches(lane.texts) if stretch[2] is not None]
-    first_viewer, first_lane = lanes[0]
-    if not stretches or (viewer is not first_viewer and lane.texts == first_lane.texts):
-        return Html()
-    rows = []
-    for first, end, text in stretches:
-        mean = sum(lane.gate[first:end]) / (end - first)
-        rows.append((f"{frames[first]}\N{EN DASH}{frames[end - 1]}", f"{mean:.3f}", text or ""))
-    title = f"{len(rows)} texts in order" + ("" if len(lanes) == 1 else f", {viewer.label}")
-    return folded(title, table(rows, ("frames", "mean gate", "text")), open_=True)

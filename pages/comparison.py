@@ -30,7 +30,7 @@ class Judged:
         self.signatures: dict[str, str] = {}  # kind of score -> how it was computed
         for texts in self.hypotheses:
             found, self.signatures = metrics.tally(
-                first.task, texts, self.references, first.text_unit, first.bleu_tokenizer
+                first.task, texts, self.references, first.spec.text_unit, first.spec.bleu_tokenizer
             )
             self.tallies.append(found)
         self.weights = metrics.draw_clips(len(self.names))

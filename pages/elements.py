@@ -107,7 +107,7 @@ class Line(NamedTuple):
 
 
 def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = False) -> Html:
-    """Draw lines over a common x axis, with a legend; pages/static/report.js shows the values at the pointer.
+    """Draw lines over a common x axis, with a legend; where points are few, they tell their values.
 
     Lines without any value are skipped, and without any line there is no chart; lines without a name are only drawn.
     """
@@ -138,24 +138,20 @@ def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = F
         dots = [(round(x_of(x), 1), None if y is None else round(y_of(y), 1)) for x, y in line.points]
         drawn.append(element("path", d=polyline(dots), class_=f"line {line.style}"))
         if len(dots) <= 30 and "faint" not in line.style:
-            drawn += [element("circle", cx=x, cy=y, r=2.5, class_=line.style) for x, y in dots if y is not None]
-    drawn.append(element("path", class_="cursor", d=""))
+            for (place, value), (cx, cy) in zip(line.points, dots, strict=True):
+                if value is not None:
+                    tooltip = element("title", f"{line.name}, {x_name} {number(place)}: {number(value)}")
+                    drawn.append(element("circle", tooltip, cx=cx, cy=cy, r=2.5, class_=line.style))
     told = "; ".join(
         f"{line.name}: {number(_values(line)[0])} at first, {number(_values(line)[-1])} at last, "
         f"between {number(min(_values(line)))} and {number(max(_values(line)))}"
         for line in lines
         if line.name
     )
-    svg = element("svg", drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", tabindex=0, aria_label=f"{title}. {told}.")
+    svg = element("svg", drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}. {told}.")
     legend = [element("span", element("i", class_=line.style), line.name) for line in lines if line.name]
-    facts = {
-        "x": x_name,
-        "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, left, right],
-        "lines": [{"name": line.name, "points": line.points} for line in lines if line.name],
-    }
     caption = [element("b", title), element("span", legend, class_="legend")]
-    below = element("output", f"by {x_name}", class_="read", aria_live="polite")
-    return element("figure", element("figcaption", caption), svg, below, data(facts, "chart-data"), class_="chart")
+    return element("figure", element("figcaption", caption), svg, element("small", f"by {x_name}"), class_="chart")
 
 
 def _values(line: Line) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import utils
 from pages.comparison import Judged
 from pages.elements import Html, Line, chart, element, folded, join, number, page, smoothed, table, thinned
 from pages.run_folder import RunFolder
+from training.metrics import MAIN_METRIC, prepare_hypothesis, prepare_reference
 from utils import progress
 
 SHOWN = 8  # sentences per list
 STYLES = ("a", "b")
-NAMES = {"bleu": "BLEU-", "chrf": "chrF", "rouge_l": "ROUGE-L", "wer": "WER", "top1_per_": "top-1 per "}
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------
@@ -25,18 +24,13 @@ NAMES = {"bleu": "BLEU-", "chrf": "chrF", "rouge_l": "ROUGE-L", "wer": "WER", "t
 
 def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
     """Draw charts from log.txt and steps.jsonl."""
-    from training.metrics import MAIN_METRIC
 
-    get = partial(methodcaller, "get")
-
-    def over(
-        value: Callable[[dict], float | None], words: str = "", style: str = "", *, steps: bool = False
-    ) -> list[Line]:
+    def over(key: str, words: str = "", style: str = "", *, steps: bool = False) -> list[Line]:
         """Return one line per run for a number of each epoch, or step; missing values are None."""
         lines = []
         for run_, label, own in zip(runs, labels, STYLES, strict=False):
             x, curve = ("step", run_.steps) if steps else ("epoch", run_.epochs)
-            points = [(line[x] + (not steps), value(line)) for line in curve]
+            points = [(line[x] + (not steps), line.get(key)) for line in curve]
             name = f"{label} {words}".strip() if len(runs) > 1 else words or label
             lines.append(Line(name, points, f"{own} {style}".strip()))
         return lines
@@ -45,21 +39,14 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
         points = thinned(line.points)
         return line._replace(points=smoothed(points, max(1, len(points) // 20)))
 
-    def waited(epoch: dict) -> float | None:
-        """Return the share of an epoch in which no batch was ready, in %."""
-        time, of = epoch.get("waited"), epoch.get("seconds")
-        return 100 * time / of if of and time is not None else None
-
-    losses = over(get("loss"), steps=True)
+    losses = over("loss", steps=True)
     raw = [line._replace(name="", style=f"{line.style} faint") for line in losses]
     metric = MAIN_METRIC[runs[0].task][0]
     charts = [
         ("Training loss, and its running mean", raw + list(map(smooth, losses)), "step", False),
-        ("Loss with smoothing", over(get("loss"), "train") + over(get("dev_loss"), "dev", "dashed"), "epoch", False),
-        ("Loss without smoothing", over(get("nll"), "train") + over(get("dev_nll"), "dev", "dashed"), "epoch", False),
-        (f"{title(metric)} on dev", over(get(f"dev_{metric}"), "dev", "dashed"), "epoch", True),
-        ("Learning rate", over(get("lr"), steps=True), "step", True),
-        ("Time waited for data, % of the epoch", over(waited), "epoch", True),
+        ("Loss without smoothing", over("nll", "train") + over("dev_nll", "dev", "dashed"), "epoch", False),
+        (f"{metric} on dev", over(f"dev_{metric}", "dev", "dashed"), "epoch", True),
+        ("Learning rate", over("lr", steps=True), "step", True),
     ]
     drawn = join(chart(name, lines, x, from_zero=from_zero) for name, lines, x, from_zero in charts)
     if not drawn:
@@ -85,48 +72,28 @@ def epochs_table(run_: RunFolder, label: str) -> Html:
     return folded(f"Numbers of each epoch, {label}", table(rows, ("epoch", *keys)))
 
 
-def title(metric: str) -> str:
-    """Return a score's usual name.
-
-    >>> title("bleu4"), title("top1_per_class"), title("wer_del")
-    ('BLEU-4', 'top-1 per class', 'WER, del')
-    """
-    for key, name in NAMES.items():
-        if metric.startswith(key):
-            rest = metric.removeprefix(key)
-            return name + (f", {rest[1:]}" if rest.startswith("_") else rest)
-    return metric
-
-
 # -- scores ----------------------------------------------------------------------------------------------------------
 
 
 def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
     """Make a table per split: score and interval of each run and, for two runs, the difference."""
+    if not judged:
+        return Html()
+    keys = [join(element("span", class_=f"key {style}"), label) for style, label in zip(STYLES, labels, strict=False)]
+    head = ["", *keys, *(["difference", "p"] if len(labels) == 2 else [])]
     parts: list[Html] = []
     for of_split in judged:
-        names = [*labels, *(["difference", "p"] if len(labels) == 2 else [])]
-        keys = [element("span", class_=f"key {style}") for style in STYLES[: len(labels)]] + [Html()] * 2
-        head = [element("th", key, name, scope="col") for key, name in zip(keys, names, strict=False)]
         rows = []
         for metric in of_split.tallies[0]:
             cells = [join(element("b", f"{value:.2f}"), between(bounds)) for value, bounds in of_split.standing(metric)]
             if len(labels) == 2:
                 difference, bounds, p = of_split.difference(metric)
                 cells += [join(element("b", signed(difference)), between(bounds, signed)), join(f"{p:.3f}")]
-            row = [element("td", cell, data_label=name) for name, cell in zip(names, cells, strict=True)]
-            first = element("th", title(metric), scope="row")
-            rows.append(element("tr", first, row, class_="main" if metric == of_split.main else None))
-        scores = element("table", element("tr", element("th"), head), rows, class_="scores")
-        parts += [
-            element("h3", f"{of_split.split}, {len(of_split.names)} clips"),
-            element("div", scores, class_="wide"),
-        ]
+            rows.append((element("b", metric) if metric == of_split.main else metric, *cells))
+        parts += [element("h3", f"{of_split.split}, {len(of_split.names)} clips"), table(rows, head, "scores")]
         if of_split.unshared:
             told = f"Up to {of_split.unshared} clips of one run are left out: the other lacks them."
             parts.append(element("p", told, class_="small"))
-    if not parts:
-        return Html()
     how = "Intervals: clips drawn anew 1000 times, 95 % of the draws."
     if len(labels) == 2:
         how += " Difference: second run minus first, on the same draws; p is two-sided (paired bootstrap, Koehn 2004)."
@@ -155,8 +122,6 @@ def between(bounds: tuple[float, float], form: Callable[[float], str] = "{:.2f}"
 
 def marked(text: str, reference: str, *, task: str, text_unit: str) -> Html:
     """Mark a sentence's differences from the reference, by words; translations with the unit "char" by characters."""
-    from training.metrics import prepare_hypothesis, prepare_reference
-
     unit = text_unit if task == "SLT" else "word"
     ours, theirs = prepare_hypothesis(text, unit).split(), prepare_reference(reference, unit).split()
     glue = "" if unit == "char" else " "
@@ -181,7 +146,7 @@ def sentences_section(judged: Judged, labels: Sequence[str]) -> Html:
     if len(labels) == 2:
         names = (f"Where {labels[1]} gained most", f"Where {labels[1]} lost most")
     lists = [(names[0], best), (names[1], worst)]
-    told = f"{judged.split}, by {title(judged.clip_metric)} of each sentence. "
+    told = f"{judged.split}, by {judged.clip_metric} of each sentence. "
     told = join(told, element("ins", "not in the reference"), " ", element("del", "missing from it"))
     columns = [
         element("div", element("h3", name), [sentence(judged, i, labels) for i in clips]) for name, clips in lists
@@ -195,7 +160,7 @@ def sentence(judged: Judged, i: int, labels: Sequence[str]) -> Html:
     parts = [element("dt", "reference"), element("dd", judged.references[i])]
     for style, label, texts, each in zip(STYLES, labels, judged.hypotheses, judged.each, strict=False):
         parts.append(element("dt", element("span", class_=f"key {style}"), label))
-        shown = marked(texts[i], judged.references[i], task=run_.task, text_unit=run_.text_unit)
+        shown = marked(texts[i], judged.references[i], task=run_.task, text_unit=run_.spec.text_unit)
         parts.append(element("dd", shown, element("small", f" {each[i]:.0f}")))
     return element("div", element("small", judged.names[i]), element("dl", parts), class_="sentence")
 
@@ -205,27 +170,24 @@ def sentence(judged: Judged, i: int, labels: Sequence[str]) -> Html:
 
 def settings_section(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
     """Show the settings in run.json: differences first, then non-default flags, then everything."""
-    known = [(run_, label) for run_, label in zip(runs, labels, strict=True) if run_.starts]
-    if not known:
-        return Html()
-    flags = [{f"--{key}": shown(value) for key, value in run_.last["arguments"].items()} for run_, _ in known]
-    facts = [{key: shown(value) for key, value in facts_of(run_.last).items()} for run_, _ in known]
-    defaults = {f"--{a.dest}": shown(a.default) for a in utils.get_args_parser()._actions if a.dest != "help"}
+    flags = [{f"--{key}": shown(value) for key, value in run_.last["arguments"].items()} for run_ in runs]
+    facts = [{key: shown(value) for key, value in facts_of(run_.last).items()} for run_ in runs]
+    defaults = {f"--{key}": shown(value) for key, value in vars(utils.get_args_parser().parse_args([])).items()}
     both = [a | b for a, b in zip(facts, flags, strict=True)]
     keys = list(dict.fromkeys(key for of_run in both for key in of_run))
-    head = ("", *(label for _, label in known))
+    head = ("", *labels)
 
     def rows_of(wanted: Sequence[str]) -> Html:
         return table([(key, *(of_run.get(key, "-") for of_run in both)) for key in wanted], head, "settings")
 
     parts: list[Html] = []
-    for run_, label in known:
+    for run_, label in zip(runs, labels, strict=True):
         parts.append(element("h3", label))
         for start in run_.starts:
             what = start["what"] + (f" from step {start['from_step']}" if start.get("from_step") else "")
             parts.append(element("p", f"{start['time']}: {what}", class_="small"))
             parts.append(element("pre", element("code", f"python {start.get('command', '')}")))
-    if len(known) == 2:
+    if len(runs) == 2:
         differing = [key for key in keys if len({of_run.get(key) for of_run in both}) > 1]
         parts.append(element("h3", "Where they differ"))
         parts.append(rows_of(differing) if differing else element("p", "Nowhere."))
@@ -296,7 +258,7 @@ def clips_section(
     parts = []
     for name in progress(names, "clips", total=len(names)):
         reference = judged.reference[name]
-        mark = partial(marked, reference=reference, task=run_.task, text_unit=run_.text_unit)
+        mark = partial(marked, reference=reference, task=run_.task, text_unit=run_.spec.text_unit)
         parts.append(clip_section(name, viewers, reference, mark, aspect))
     left_out += [f"{viewer.label}: {why}" for viewer in viewers for why in viewer.left_out]
     weights = [f"{v.label}: {v.run.weights}" for v in viewers if v.translator]
@@ -329,16 +291,9 @@ def build(places: Sequence[str], split: str, clips: Sequence[str], aspect: float
         "Settings": settings_section(runs, labels),
     }
     if not judged:
-        left_out += [
-            f"{label}, {name} (its sentences are not there): "
-            + ", ".join(f"{title(key)} {value:.2f}" for key, value in scores.items() if value is not None)
-            for run_, label in zip(runs, labels, strict=True)
-            for name, scores in run_.metrics.items()
-        ]
         left_out.append("Scores and sentences: no split was written by " + ("both runs." if len(runs) == 2 else "it."))
     links = [element("a", name, href=f"#{anchor(name)}") for name, part in sections.items() if part]
-    spec = runs[0].spec
-    about = element("p", f"{runs[0].task}{f' on {spec.name}' if spec else ''}", class_="small")
+    about = element("p", f"{runs[0].task} on {runs[0].spec.name}", class_="small")
     heading = " and ".join(labels)
     reasons = element("ul", [element("li", why) for why in left_out])
     missing = element("div", element("b", "Left out"), reasons, class_="left-out") if left_out else ""
@@ -350,10 +305,8 @@ def build(places: Sequence[str], split: str, clips: Sequence[str], aspect: float
 def judge(runs: Sequence[RunFolder], split: str, left_out: list[str]) -> list[Judged]:
     """Score all splits for which every run has predictions, with `split` first."""
     found = []
-    if len({(run_.task, run_.text_unit, run_.bleu_tokenizer) for run_ in runs}) > 1:
-        left_out.append(
-            "Scores and sentences: the runs have different tasks or languages, there is nothing to compare."
-        )
+    if len({(run_.task, run_.spec.text_unit, run_.spec.bleu_tokenizer) for run_ in runs}) > 1:
+        left_out.append("Scores and sentences: the runs have different tasks or languages: nothing to compare.")
         return []
     for name in sorted(("test", "dev", "train"), key=lambda name: name != split):
         if all(name in run_.predictions for run_ in runs):

@@ -234,14 +234,14 @@ class Demo:
 
     def _sentences(self, pose: Pose, texts: Mapping[int, str] | None, video: Path | None) -> dict[str, Any]:
         """Return sentences with and without descriptions, each frame's text and gate, and what led to which word."""
-        from pages.words import words_data
+        from pages.clip_view import words_data
 
         translator = self.translator
         without = translator.sample(pose, None, "the clip", video)
         samples = [without] if texts is None else [without, translator.sample(pose, texts, "the clip", video)]
         explained = translator.explain(samples, N_BEST)
         found = [[candidate._asdict() for candidate in clip.candidates] for clip in explained]
-        words = words_data(found[-1][0]["text"], explained[-1].words, len(samples[-1].pose_sample["body"]))
+        words = words_data(explained[-1], len(samples[-1].pose_sample["body"]))
         if texts is None:
             return {"without": found[0], "with": None, "texts": None, "own": None, "gate": None, "words": words}
         gate = [round(value, 4) for value in explained[1].gate or ()]

@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   python -m tools.report output_multimodal --clips 0        no clips: neither data nor weights are read
 
 RUN_DIR is the --output_dir of a training or an evaluation. The page is one file that needs no network. What is missing
-or damaged in the folder, or has moved away (data, weights), is left out, and the page says so. Two runs are compared on
+in the folder, or has moved away (data, weights), is left out, and the page says so. Two runs are compared on
 the clips that both have written. Exit status: 0 when the page is written."""
 
 

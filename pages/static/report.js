@@ -1,38 +1,3 @@
-// A pointer, a finger or the arrow keys on a chart: a line at the nearest x, and the values there in words.
-for (const figure of document.querySelectorAll(".chart")) {
-  const svg = figure.querySelector("svg"), cursor = figure.querySelector(".cursor"), read = figure.querySelector("output");
-  const { x: xName, box: [x0, x1, y0, y1, low, high], lines } = JSON.parse(figure.querySelector(".chart-data").textContent);
-  const places = [...new Set(lines.flatMap(line => line.points.map(point => point[0])))].sort((a, b) => a - b);
-  const resting = read.textContent;
-  let place = -1;
-  const show = index => {
-    place = Math.max(0, Math.min(places.length - 1, index));
-    const x = places[place];
-    const at = x0 + (x1 - x0) * (high > low ? (x - low) / (high - low) : 0.5);
-    cursor.setAttribute("d", `M${at} ${y0}V${y1}`);
-    const values = lines.flatMap(line => {
-      const point = line.points.find(point => point[0] === x);
-      return point && point[1] !== null ? [`${line.name} ${Number(point[1].toPrecision(4))}`] : [];
-    });
-    read.textContent = `${xName} ${x}: ${values.join(" · ")}`;
-  };
-  const leave = () => { place = -1; cursor.setAttribute("d", ""); read.textContent = resting; };
-  svg.addEventListener("pointermove", event => {
-    const frame = svg.getBoundingClientRect();
-    const x = (event.clientX - frame.left) / frame.width * svg.viewBox.baseVal.width;
-    const wanted = low + (x - x0) / (x1 - x0) * (high - low);
-    let nearest = 0;
-    places.forEach((value, i) => { if (Math.abs(value - wanted) < Math.abs(places[nearest] - wanted)) nearest = i; });
-    show(nearest);
-  });
-  svg.addEventListener("pointerleave", leave);
-  svg.addEventListener("blur", leave);
-  svg.addEventListener("keydown", event => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) { event.preventDefault(); show(place < 0 && step < 0 ? places.length - 1 : place + step); }
-  });
-}
-
 // A clip: its moving skeleton, with the frame's place, gate and text beneath. It never moves unasked.
 const players = [];
 for (const clip of document.querySelectorAll(".clip:has(.clip-data)")) {
@@ -55,7 +20,7 @@ for (const clip of document.querySelectorAll(".clip:has(.clip-data)")) {
         timeline.style.setProperty("--at", `calc(${100 * (frame + 0.5) / frames.length}% - 1px)`);
       }
       lanes.forEach((lane, i) => {
-        const text = lane.rows[frame] < 0 ? null : lane.texts[lane.rows[frame]];
+        const text = lane.texts[frame];
         const kind = text === null ? "no text" : lane.own[frame] ? "its own text" : "the nearest text";
         now[i].replaceChildren(Object.assign(document.createElement("b"), {
           textContent: `gate ${lane.gate[frame].toFixed(3)}, ${kind}${text === null ? "" : ": "}`,

@@ -22,13 +22,11 @@ export const shade = (share) => `color-mix(in srgb, var(--heat) ${100 * share}%,
 
 const LIT = 128; // of 255, a word's largest share: from half of it a frame lights the word
 
-// Fills an element with what `pages.words.words_data` makes; seek(frame) goes to a frame, named(frame) says which it is.
+// Fills an element with what `pages.clip_view.words_data` makes; seek(frame) goes to a frame, named(frame) says which it is.
 // Returns a function to call whenever another frame, or the same in another language, is shown.
 export function showWords(place, { text, words, shares }, seek, named) {
-  const levels = Uint8Array.from(atob(shares), (letter) => letter.charCodeAt(0));
-  const length = levels.length / words.length;
-  const rows = words.map((_, i) => levels.subarray(i * length, (i + 1) * length));
-  const strongest = rows.map((row) => row.indexOf(255));
+  const { length } = shares[0];
+  const strongest = shares.map((row) => row.indexOf(255));
   const [line, bar] = ["p", "div"].map((kind) => document.createElement(kind));
   let chosen, end = 0;
   const buttons = words.map((word, i) => {
@@ -44,13 +42,13 @@ export function showWords(place, { text, words, shares }, seek, named) {
   const choose = (word) => {
     chosen = word;
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === word));
-    bar.style.background = strip(Array.from(rows[word], (level) => shade(0.08 + (0.92 * level) / 255)));
+    bar.style.background = strip(shares[word].map((level) => shade(0.08 + (0.92 * level) / 255)));
   };
   choose(0);
   place.replaceChildren(line, bar);
   return (frame) => {
     buttons.forEach((button, i) => {
-      button.classList.toggle("lit", rows[i][frame] >= LIT);
+      button.classList.toggle("lit", shares[i][frame] >= LIT);
       button.title = named(strongest[i]);
     });
     bar.setAttribute("aria-label", `${words[chosen]}: ${named(strongest[chosen])}`);

@@ -1,6 +1,5 @@
 """A clip's section shows what the model made of it, and where the joints are."""
 
-import base64
 import json
 import re
 import shutil
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 
 from network.attention import Word
-from pages.clip_view import Viewer, clip_section
+from pages.clip_view import Viewer, clip_section, words_data
 from pages.elements import Html
 from pages.run_folder import RunFolder
-from pages.words import words_data
 from pose.drawing import picture_points, player_data
 from pose.keypoints import read_pose
+from translator import Candidate, Explained
 
 
 def viewer(folder, label="run", style="a"):
@@ -62,24 +61,23 @@ def test_the_lane_is_the_models_gate_and_the_aligned_texts(fusion):
     assert len(lane.gate) == len(lane.texts) == len(lane.own) == len(pose)
     assert all(0 < gate < 1 for gate in lane.gate)
     facts = shown(section([fusion], name))["lanes"][0]
-    assert [None if row < 0 else facts["texts"][row] for row in facts["rows"]] == lane.texts
-    assert facts["gate"] == pytest.approx(lane.gate, abs=1e-4)
+    assert facts == lane._asdict()
     assert 0 < sum(facts["own"]) < len(pose)
 
 
-def test_the_words_are_the_models_and_their_shares_bytes(two_runs, fusion):
+def test_the_words_are_the_models(two_runs, fusion):
     pose = viewer(two_runs[0], "pose")
     name = min(fusion.described())
     shown_words = shown(section([pose, fusion], name))["words"]
     for run, given in zip([pose, fusion], shown_words, strict=True):
         [(_, found), *_] = run.says(name, run.pose(name))[0]
         assert (given["text"], given["words"]) == (found.candidates[0].text, [word.text for word in found.words])
-        levels = np.frombuffer(base64.b64decode(given["shares"]), np.uint8).reshape(len(found.words), -1)
+        levels = np.array(given["shares"])
         shares = np.array([word.frames for word in found.words])
         assert (levels.argmax(1) == shares.argmax(1)).all()
         assert np.allclose(levels / 255, shares / shares.max(1, keepdims=True), atol=1 / 255)
-    of_a_shorter_run = words_data("a", [Word("a", [0.2, 0.8])], 4)
-    assert list(base64.b64decode(of_a_shorter_run["shares"])) == [63, 63, 255, 255]
+    of_a_shorter_run = Explained([Candidate("a", 0.0)], None, [Word("a", [0.2, 0.8])])
+    assert words_data(of_a_shorter_run, 4)["shares"] == [[63, 63, 255, 255]]
 
 
 def test_a_clip_without_texts_has_a_gate_all_the_same(fusion):
