@@ -7,7 +7,6 @@ import functools
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +26,14 @@ from utils import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from clips.batch import Sample
     from pose.extraction import Extractor
     from pose.keypoints import Pose
     from translator import Explained, LiveSentence, Translator
 
-    Video = Path | list[np.ndarray] | None
-
 OUT_SUFFIXES = (".json", ".jsonl", ".srt")
-SAVED_EVERY = 10  # seconds between writes of --out while clips are translated, at least
-LONGEST = 60  # maximum seconds of camera recording, since all images stay in memory until poses are extracted
 EXAMPLES = """examples:
   python inference.py talk.mp4 --checkpoint output_multimodal/best_checkpoint.pth --extractor mediapipe
-  python inference.py 0 --checkpoint best_checkpoint.pth --seconds 6
   python inference.py 0 --checkpoint best_checkpoint.pth --live --out live.srt
   python inference.py clip.pose --checkpoint best_checkpoint.pth
   python inference.py my_poses --checkpoint best_checkpoint.pth --out translations.jsonl
@@ -53,7 +45,8 @@ A clip is a video or a .pkl, .npz or .pose file, and should hold one sentence: c
 poses lie beside it, under the same name, is read only for crops of the hands, if the checkpoint wants them. Each clip
 gives a line: NAME, tab, sentence; with --n_best N lines: NAME, tab, score, tab, sentence, where a score is the mean
 log-probability of the sentence's tokens. A clip that cannot be read is named on the terminal and left out. Exit status:
-0 when all clips are translated, 1 when one is left out. A run that is ended early leaves in --out what it has done.
+0 when all clips are translated, 1 when one is left out. A run that is ended early leaves in --out what it has done; if
+it is killed outright, a .jsonl alone has it.
 
 Of several people in a video, --person 0 is the one whose head and shoulders are seen largest and longest, followed from
 frame to frame; 1 is the next. In a pose file it is a place in the file's order, which may change from frame to frame.
@@ -76,7 +69,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--person", type=int, default=0, metavar="I", help="which of several people, from 0 (see below); default: 0")
 
     add_extractor_flags(add)
-    add("--seconds", type=float, default=8, help="how long a camera is watched; default: 8")
     add("--live", action="store_true", help="translate while somebody signs, until Ctrl-C; a file is played as if live")
 
     add("--descriptions", default="", metavar="FILE|DIR", help="a clip's description file, or a folder of NAME.json")
@@ -87,7 +79,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
     add("--text_encoder", default="", metavar="DIR", help="default: that of training")
     add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
-    add("--max_length", type=int, default=0, help="a longer clip is sampled evenly; default: as in training, or 256")
 
     add("--device", default="", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
@@ -95,8 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
     add("--max_new_tokens", type=int, default=100, help="maximum tokens of a generated sentence; default: 100")
     args = parser.parse_args(argv)
-    parser.at_least(args, n_best=1, person=0, max_length=0, batch_size=1, max_new_tokens=1)
-    parser.between(args, "seconds", 1, LONGEST)
+    parser.at_least(args, n_best=1, person=0, batch_size=1, max_new_tokens=1)
     if args.aspect is not None:
         parser.between(args, "aspect", *ASPECTS)
     parser.refuse(_faults(args))
@@ -112,6 +102,8 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
     out, texts = Path(args.out).resolve(), Path(args.descriptions).resolve()
     if args.out and args.descriptions and (out == texts or (out.parent == texts and out.suffix == ".json")):
         yield f"--out {args.out}: would replace what --descriptions names. Name another file."
+    if is_camera(args.clips) and not args.live:
+        yield f"{args.clips}: a camera is translated with --live."
     if args.live and args.out and out.suffix != ".srt":
         yield f"--out {args.out}: --live writes subtitles; name a .srt file."
     if args.live and (args.descriptions or args.person or args.n_best > 1):
@@ -128,7 +120,6 @@ class Clip:
 
     name: str  # the file's path relative to the given folder, without suffix
     path: Path
-    camera: int | None = None  # its number, in place of a file
     first: int = 0  # index of its first frame in the recording it was cut from
     end: int = 0  # index after its last frame
     fps: float = 0  # frames per second; 0 if unknown
@@ -138,7 +129,7 @@ class Clip:
     @property
     def has_pictures(self) -> bool:
         """Return whether its poses must still be extracted from images."""
-        return self.camera is not None or self.path.suffix.lower() in VIDEO_SUFFIXES
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
 
     @property
     def text(self) -> str:
@@ -157,15 +148,18 @@ class Clip:
         return entry | {"candidates": candidates, "words": words}
 
 
+def is_camera(place: str) -> bool:
+    """Return whether CLIPS is the number of a camera."""
+    return place.isdecimal() and not Path(place).exists()
+
+
 def find_clips(place: str) -> list[Clip]:
-    """Return the clips of a folder by their names, or that of a file or camera; FileNotFoundError if there is none."""
+    """Return the clips of a folder by their names, or that of a file; FileNotFoundError if there is none."""
     folder = Path(place)
-    if place.isdecimal() and not folder.exists():
-        return [Clip("camera", folder, int(place))]
     if not folder.exists():
         raise FileNotFoundError(f"{place} does not exist. Name a pose file, a video, a folder of them or a camera.")
     if not folder.is_dir():
-        return [Clip(sayable(folder.stem), folder)]
+        return [Clip(folder.stem, folder)]
     files = sorted(path for path in folder.rglob("*") if os.path.isfile(path))
     poses = [path for path in files if path.suffix.lower() in POSE_SUFFIXES]
     known = {path.with_suffix("") for path in poses}
@@ -173,56 +167,42 @@ def find_clips(place: str) -> list[Clip]:
     if not poses and not videos:
         suffixes = ", ".join((*POSE_SUFFIXES, *VIDEO_SUFFIXES))
         raise FileNotFoundError(f"{place}: holds no pose files and no videos ({suffixes}). {PICTURES_CURE}")
-    return [Clip(sayable(path.relative_to(folder).with_suffix("").as_posix()), path) for path in sorted(poses + videos)]
+    return [Clip(path.relative_to(folder).with_suffix("").as_posix(), path) for path in sorted(poses + videos)]
 
 
-def sayable(what: object) -> str:
-    """Make a text encodable as UTF-8: in file names with another encoding, invalid characters become "?"."""
-    return str(what).encode("utf-8", "replace").decode("utf-8")
+def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float]:
+    """Read a clip's poses or extract them from its video; ValueError or OSError if a file is unusable.
 
-
-def find_pose(clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> tuple[Pose, float, Video]:
-    """Read a clip's poses or extract them from its images; ValueError or OSError if a file is unusable.
-
-    Returns the pose, the images' aspect ratio (1 if unknown), and the video or images of which the poses were made.
+    Returns the pose and the images' aspect ratio (1 if unknown).
     """
     if not clip.has_pictures:
         from translator import load_pose
 
         clip.fps = args.fps
-        return load_pose(clip.path, args.person), args.aspect or 1, None
+        return load_pose(clip.path, args.person), args.aspect or 1
     from pose.extraction import extract_pose
-    from pose.video import count_frames, read_facts, read_pictures, record
+    from pose.video import count_frames, read_facts, read_pictures
 
     assert extractor is not None, "loaded for clips with pictures"
-    video: Video = clip.path
-    if clip.camera is not None:
-        sys.stderr.write(f"camera {clip.camera}: recording for {args.seconds:g} seconds, now.\n")
-        video, clip.fps = record(clip.camera, args.seconds)
-        aspect, pictures, total = video[0].shape[1] / video[0].shape[0], iter(video), len(video)
-    else:
-        if not clip.path.is_file():
-            raise FileNotFoundError(f"{clip.path} does not exist.")
-        facts = read_facts(clip.path)
-        aspect, clip.fps = facts.width / facts.height, args.fps or facts.fps
-        if args.out.endswith(".srt") and not clip.fps:
-            raise ValueError(f"{clip.path} does not say how many frames a second has; .srt needs it: give --fps.")
-        pictures, total = read_pictures(clip.path), count_frames(clip.path)
+    facts = read_facts(clip.path)
+    clip.fps = args.fps or facts.fps
+    if args.out.endswith(".srt") and not clip.fps:
+        raise ValueError(f"{clip.path} does not say how many frames a second has; .srt needs it: give --fps.")
     name = printable(clip.name, kept="")
-    found = extract_pose(progress(pictures, name, total=total), extractor, args.person, clip.path)
+    pictures = progress(read_pictures(clip.path), name, total=count_frames(clip.path))
+    found = extract_pose(pictures, extractor, args.person, clip.path)
     seen = ", ".join(f"{what} in {count}" for what, count in found.seen().items())
     several = f"; up to {found.people} people, --person {args.person} is taken" if found.people > 1 else ""
     sys.stderr.write(f"{name}: {len(found.pose)} frames, {clip.fps:.4g} per second; {seen}{several}\n")
-    return found.pose, args.aspect or aspect, video
+    return found.pose, args.aspect or facts.width / facts.height
 
 
 def read_clip(translator: Translator, clip: Clip, extractor: Extractor | None, args: argparse.Namespace) -> Sample:
     """Convert a clip and its descriptions to the model's input; ValueError or OSError if a file is unusable."""
     from translator import load_descriptions, video_of
 
-    pose, aspect, video = find_pose(clip, extractor, args)
-    if video is None and translator.hand_crops:
-        video = video_of(clip.path)
+    pose, aspect = find_pose(clip, extractor, args)
+    video = video_of(clip.path) if translator.hand_crops else None
     clip.first, clip.end = pose.frames.start, pose.frames.stop
     texts = translator.describe(pose, aspect) if args.describe else None
     if args.descriptions:
@@ -254,11 +234,10 @@ def translate(
 
 
 class Results:
-    """The file of --out ("" for none): always complete, and written with all finished clips however the run ends."""
+    """The file of --out ("" for none), written when the run ends, however it does; a .jsonl grows with each clip."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.due = path, time.monotonic() + SAVED_EVERY
-        self.clips: list[Clip] = []
+        self.path, self.clips = path, list[Clip]()
 
     def __enter__(self) -> Results:
         return self
@@ -269,23 +248,18 @@ class Results:
     def add(self, clip: Clip) -> None:
         """Add a finished clip."""
         self.clips.append(clip)
-        if time.monotonic() >= self.due:
-            self.write()
+        if self.path.endswith(".jsonl"):
+            if len(self.clips) == 1:
+                write_text(self.path, "")
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(to_json(clip.as_json()) + "\n")
 
     def write(self) -> None:
-        """Write the file, if there is anything to write."""
-        if not (self.path and self.clips):  # without results, keep the file of an earlier run
-            return
-        begun = time.monotonic()
-        if self.path.endswith(".srt"):
-            content = subtitles(self.clips)
-        elif self.path.endswith(".jsonl"):
-            content = "".join(to_json(clip.as_json()) + "\n" for clip in self.clips)
-        else:
-            content = to_json([clip.as_json() for clip in self.clips], indent=1) + "\n"
-        write_text(self.path, content, sync=False)  # a busy disk takes long, live is now
-        took = time.monotonic() - begun
-        self.due = time.monotonic() + SAVED_EVERY * max(1, took)  # it grows with the clips
+        """Write the file, if there is anything to write: without results, that of an earlier run stays."""
+        if self.clips and self.path.endswith(".srt"):
+            write_text(self.path, subtitles(self.clips), sync=False)  # a busy disk takes long, live is now
+        elif self.clips and self.path.endswith(".json"):
+            write_text(self.path, to_json([clip.as_json() for clip in self.clips], indent=1) + "\n")
 
 
 def subtitles(clips: Sequence[Clip]) -> str:
@@ -310,7 +284,7 @@ def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
         raise ValueError(f"--descriptions: {args.descriptions} is one file for {len(clips)} clips; give a folder.")
     if args.live and len({clip.has_pictures for clip in clips}) > 1:
         raise ValueError("--live plays videos or pose files, not both; name a folder of one kind.")
-    if args.live and not args.fps and not clips[0].has_pictures:
+    if args.live and not args.fps and not all(clip.has_pictures for clip in clips):
         raise ValueError("--live needs --fps for pose files, which do not say how many frames a second has.")
     if args.live or not args.out.endswith(".srt"):
         return
@@ -330,7 +304,7 @@ def load_models(args: argparse.Namespace, clips: Sequence[Clip]) -> tuple[Transl
         extractor = load_extractor(args.extractor, args.models, "cpu" if args.device == "cpu" else "")
     from translator import Translator  # only now: torch is slow to import
 
-    options = ["mt5_path", "text_encoder", "language", "max_length", "device", "dtype", "num_beams", "max_new_tokens"]
+    options = ["mt5_path", "text_encoder", "language", "device", "dtype", "num_beams", "max_new_tokens"]
     translator = Translator.from_checkpoint(args.checkpoint, **{name: getattr(args, name) for name in options})
     if (args.descriptions or args.describe) and not translator.model.config.use_descriptions:
         raise ValueError(f"--descriptions, --describe: {args.checkpoint} was trained without descriptions; drop them.")
@@ -350,15 +324,12 @@ def live(translator: Translator, clips: Sequence[Clip], results: Results, args: 
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # the rest is for the extractor
     device = "cpu" if args.device == "cpu" else ""
     load = functools.partial(extraction.load_extractor, args.extractor, args.models, device)
-    source = [clip.path for clip in clips] if clips[0].camera is None else clips[0].camera
+    source = [clip.path for clip in clips] or int(args.clips)
     poses, now = live_poses(source, args.fps, args.aspect or 0, load), Live(translator, args.describe)
-    n_drafts = 0
-    delays: list[float] = []  # seconds from a segment's last frame to its sentence
 
     def finish() -> None:
         for final in now.finals():
             results.add(clip := as_clip(final))
-            delays.append(time.time() - final.frames[-1].came)
             show(clip)
             results.write()
 
@@ -369,7 +340,6 @@ def live(translator: Translator, clips: Sequence[Clip], results: Results, args: 
             finish()
             for draft in now.drafts():
                 show(as_clip(draft), " ...")
-                n_drafts += 1
         now.end()
     except ValueError:  # a file that cannot be played: what was signed before counts
         now.end()
@@ -377,16 +347,13 @@ def live(translator: Translator, clips: Sequence[Clip], results: Results, args: 
     finally:
         now.take(next(poses, []))
         finish()
-        sys.stderr.write(
-            f"{len(delays)} sentences, {sum(delays) / max(len(delays), 1):.1f} s after their last frames; "
-            f"{n_drafts} drafts; {now.n_dropped} of {now.n_frames + now.n_dropped} frames dropped.\n"
-        )
+        sys.stderr.write(f"{now.n_dropped} of {now.n_frames + now.n_dropped} frames dropped.\n")
 
 
 def as_clip(sentence: LiveSentence) -> Clip:
     """Return a live segment as a clip of the recording; its frames are milliseconds."""
     first, end = (round(1000 * frame.time) for frame in (sentence.frames[0], sentence.frames[-1]))
-    return Clip("live", Path(), None, first, end, 1000, sentence.explained)
+    return Clip("live", Path(), first, end, 1000, sentence.explained)
 
 
 def show(clip: Clip, more: str = "") -> None:
@@ -403,7 +370,7 @@ def show(clip: Clip, more: str = "") -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Translate all clips; return the exit status."""
-    clips = find_clips(args.clips)
+    clips = [] if is_camera(args.clips) else find_clips(args.clips)
     check_request(args, clips)
     translator, extractor = load_models(args, clips)
     if args.live:

@@ -101,7 +101,6 @@ class Translator:
         mt5_path: str = "",
         text_encoder: str = "",
         language: str = "",
-        max_length: int = 0,
         **options: Any,
     ) -> Translator:
         """Load a checkpoint of `fine_tuning.py`, a folder of `tools/export.py`, or weights of Uni-Sign.
@@ -114,8 +113,7 @@ class Translator:
             mt5_path: mT5's folder; default: as in training.
             text_encoder: the text encoder's folder; default: as in training.
             language: the language of the prompt; needed for weights without config, unless it is Chinese.
-            max_length: maximum number of frames; default: as in training, or 256.
-            options: further arguments of `Translator`.
+            options: further arguments of `Translator`, except `max_length`, which is that of training, or 256.
 
         Raises:
             FileNotFoundError: the checkpoint, or a folder it needs, does not exist.
@@ -129,13 +127,11 @@ class Translator:
         model = assemble(config, mt5_folder, checkpoint.kept, texts, with_weights=False)
         model.load_state_dict(checkpoint.weights)
         _warn(path, differing_files(checkpoint.facts, files_beside(model)))
-        saved = {**checkpoint.settings, **checkpoint.facts}
-        for flag, given in (("language", language), ("max_length", max_length)):
-            if given and type(saved.get(flag)) is type(given) and saved[flag] != given:
-                _warn(path, f"was trained with --{flag} {saved[flag]}; {given} is taken. Drop it for training's.")
-        length = max_length or checkpoint.fact("max_length", 256)
+        if language and (trained := checkpoint.stated.get("language", language)) != language:
+            _warn(path, f"was trained with --language {trained}; {language} is taken. Drop it for training's.")
+        length = checkpoint.fact("max_length", 256)
         if length < 1:
-            raise ValueError(f"--checkpoint: {path} says max_length {length!r}; name the right one with --max_length.")
+            raise ValueError(f"--checkpoint: {path} says max_length {length}. Get it again.")
         return cls(model, max_length=length, **options)
 
     def __call__(

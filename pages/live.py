@@ -98,7 +98,6 @@ class LiveCamera:
 
     def take(self, body: bytes) -> None:
         """Take a line of JSON and a JPEG (none: the end) when its turn comes; ValueError if it is unusable."""
-        came = time.time()
         line, _, jpeg = body.partition(b"\n")
         try:
             facts = json.loads(line)
@@ -115,7 +114,7 @@ class LiveCamera:
                 raise ValueError(NOT_OURS)
             session.time, session.dropped = now, dropped
             try:
-                session.connection.send("" if picture is None else Taken(now, came, dropped, picture))
+                session.connection.send("" if picture is None else Taken(now, dropped, picture))
                 session.connection.recv()
             except (EOFError, OSError):
                 raise ValueError("The live session has ended.") from None

@@ -41,14 +41,12 @@ class Frame(NamedTuple):
     scores: np.ndarray  # (133,)
     aspect: float = 1  # width of the picture / its height
     dropped: int = 0  # number of pictures dropped before it
-    came: float = 0  # when it came, as `time.time()`
 
 
 class Taken(NamedTuple):
     """A picture, (H, W, 3) uint8, or the keypoints and scores of one, and the facts of its `Frame`."""
 
     time: float
-    came: float
     dropped: int
     item: Any
 
@@ -150,10 +148,10 @@ def find_poses(source: Any, fps: float, aspect: float, load: Callable[[], Extrac
     is_played = isinstance(source, int | Sequence)
     take = _play(source, fps, with_pictures) if is_played else functools.partial(_receive, source)
     while not isinstance(item := take(), str):
-        now, came, dropped, seen = item
+        now, dropped, seen = item
         shape = aspect or (seen.shape[1] / seen.shape[0] if with_pictures else 1)
         keypoints, scores = _largest(*extractor(seen)) if with_pictures else seen
-        yield Frame(now, keypoints, scores, shape, dropped, came)
+        yield Frame(now, keypoints, scores, shape, dropped)
     if item:
         raise ValueError(item)
 
@@ -188,7 +186,7 @@ def _watch(items: Iterable[Any], fps: float, waiting: queue.Queue) -> None:
             now = number / fps if fps else time.time() - start
             time.sleep(max(0, start + now - time.time()))
             try:
-                waiting.put_nowait(Taken(now, start + now, dropped, item))
+                waiting.put_nowait(Taken(now, dropped, item))
             except queue.Full:
                 dropped += 1
     except CLIP_FAULTS as error:

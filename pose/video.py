@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,17 +74,6 @@ def check_n_frames(path: str | Path, n_frames: int, n_expected: int) -> None:
             f"{path}: the video has {n_frames} frames, its pose file {n_expected}. Extract the poses from this very "
             "video, or remove the clip from the labels."
         )
-
-
-def record(camera: int, seconds: float) -> tuple[list[np.ndarray], float]:
-    """Record a camera for some seconds; return the images, and their number per second; see `watch`."""
-    pictures, start = [], 0.0
-    for picture in watch(camera):
-        pictures.append(picture)
-        start = start or time.monotonic()
-        if time.monotonic() - start >= seconds:
-            break
-    return pictures, len(pictures) / max(time.monotonic() - start, 1e-3)
 
 
 def watch(camera: int) -> Iterator[np.ndarray]:

@@ -147,7 +147,6 @@ def test_what_is_done_survives_the_end(plain_checkpoint, poses, tmp_path, capsys
 
 def test_what_is_done_survives_a_kill(plain_checkpoint, poses, tmp_path, capsys, monkeypatch):
     """Which leaves no time to write: the file grows while the run goes on."""
-    monkeypatch.setattr(inference, "SAVED_EVERY", 0)
     out = tmp_path / "out.jsonl"
     explain, seen = Translator.explain, []
 
@@ -160,23 +159,6 @@ def test_what_is_done_survives_a_kill(plain_checkpoint, poses, tmp_path, capsys,
     assert seen == [0, 1, 2]
 
 
-def test_writing_takes_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
-    """All clips are written each time: every ten seconds, a hundred thousand of them would take all of it."""
-    now, writes = [0.0], []
-
-    def slow(path, content, sync):
-        writes.append(now[0])
-        now[0] += 3 * len(writes)
-
-    monkeypatch.setattr(inference.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(inference, "write_text", slow)
-    results = inference.Results(str(tmp_path / "out.json"))
-    for _ in range(200):
-        now[0] += 1
-        results.add(inference.Clip("a", tmp_path))
-    assert writes == [10, 10 + 3 + 30, 43 + 6 + 60, 109 + 9 + 90]
-
-
 def test_a_name_that_is_not_utf_8_costs_nothing_else(plain_checkpoint, poses, tmp_path, capsys):
     """As archives made under Windows in China unpack here."""
     shutil.copytree(poses, folder := tmp_path / "poses")
@@ -187,7 +169,7 @@ def test_a_name_that_is_not_utf_8_costs_nothing_else(plain_checkpoint, poses, tm
     assert (status, len(lines)) == (1, 4)
     assert "not a readable pickle" in err
     names = [json.loads(line)["name"] for line in out.read_text(encoding="utf-8").splitlines()]
-    assert sorted(names) == ["??", "??", "a", "b/c", "d"]
+    assert sorted(map(os.fsencode, names)) == [b"a", b"b/c", b"d", b"\xba\xc3", b"\xc4\xe3"]
 
 
 def test_n_best_with_scores(checkpoint, poses, tmp_path, capsys):
@@ -209,7 +191,7 @@ def test_subtitles_stand_where_the_clips_do(checkpoint, poses, tmp_path, capsys)
     number, time, text, *_ = out.read_text(encoding="utf-8").split("\n")
     assert (number, time) == ("1", "00:00:00,500 --> 00:00:02,500")
     assert " ".join(text.split()) == lines[0].split("\t")[1]
-    late = inference.Clip("x", Path("x"), None, 93_600, 93_625, 25, Explained([Candidate("later", -1.0)], None, []))
+    late = inference.Clip("x", Path("x"), 93_600, 93_625, 25, Explained([Candidate("later", -1.0)], None, []))
     assert "01:02:24,000 --> 01:02:25,000" in inference.subtitles([late])
 
 
@@ -313,19 +295,6 @@ def test_rules_know_the_aspect_of_a_video(checkpoint, extractor, talk, capsys, m
     assert seen == [aspect]
 
 
-def test_a_camera(checkpoint, extractor, talk, tmp_path, capsys, monkeypatch):
-    asked = []
-    taken = list(read_pictures(talk))
-    monkeypatch.setattr(video, "record", lambda camera, seconds: asked.append((camera, seconds)) or (taken, 20.0))
-    out = tmp_path / "out.srt"
-    status, lines, err = call(capsys, "3", "--checkpoint", checkpoint, "--seconds", 2, "--out", out)
-    assert (status, asked) == (0, [(3, 2)])
-    assert err.startswith("camera 3: recording for 2 seconds, now.\ncamera: 12 frames, 20 per second; body")
-    assert [line.split("\t")[0] for line in lines] == ["camera"]
-    assert "--> 00:00:00,600" in out.read_text(encoding="utf-8")
-    assert lines[0].split("\t")[1] == call(capsys, talk, "--checkpoint", checkpoint)[1][0].split("\t")[1]
-
-
 # -- live --------------------------------------------------------------------------------------------------------------
 
 
@@ -351,8 +320,7 @@ def test_live_sentences_are_those_of_the_same_segments(checkpoint, talked, tmp_p
         subtitles += f"{number}\n00:00:0{start:.3f} --> 00:00:0{end:.3f}\n{text}\n\n".replace(".", ",")
     assert (status, number, len(finals)) == (0, 2, 2)
     assert out.read_text(encoding="utf-8").replace(".", ",") == subtitles
-    assert "2 sentences" in err
-    assert "0 of" in err
+    assert "\n0 of" in err
 
 
 def test_ctrl_c_loses_no_finished_segment(plain_checkpoint, talked, tmp_path, capsys, monkeypatch):
@@ -402,7 +370,6 @@ def test_a_file_that_cannot_be_played_loses_nothing_that_was_signed_before(
         ("--descriptions . --out x.json", "--out x.json: would replace what --descriptions names"),
         ("--fps -1", "--fps -1.0: must be positive"),
         ("--fps nan", "--fps nan: must be positive"),
-        ("--seconds 0.5", "--seconds 0.5: must be between 1 and 60"),
         ("--person 1 --extractor mediapipe", "MediaPipe finds one person only"),
         ("--person -1", "--person -1: must be at least 0"),
         ("--aspect 0", "--aspect 0.0: must be between"),
@@ -412,6 +379,9 @@ def test_flags_that_cannot_be(flags, said, capsys):
     with pytest.raises(SystemExit, match="2"):
         inference.parse_args(["clip.pkl", "--checkpoint", "x.pth", *flags.split()])
     assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        inference.parse_args(["0", "--checkpoint", "x.pth"])
+    assert "0: a camera is translated with --live." in capsys.readouterr().err
 
 
 def test_places_that_cannot_be(plain_checkpoint, poses, tmp_path, capsys):
