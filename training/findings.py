@@ -73,10 +73,9 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
     "out_of_range": ("{} out of range", "{} 超出片段"),
     "duplicates": ("{} duplicates", "{} 重复"),
     "seen": (
-        "clips of {} to {} frames, median {:g}; scores {:.3g} to {:.3g}; good points: body {:.0%}, left hand {:.0%}, "
-        "right hand {:.0%}, face {:.0%}; at (0, 0): {:.0%}",
-        "片段长 {} 到 {} 帧，中位数 {:g}；置信度 {:.3g} 到 {:.3g}；有效点：身体 {:.0%}，左手 {:.0%}，右手 {:.0%}，"
-        "脸 {:.0%}；位于 (0, 0)：{:.0%}",
+        "clips of {} to {} frames, median {:g}; good points: body {:.0%}, left hand {:.0%}, right hand {:.0%}, "
+        "face {:.0%}",
+        "片段长 {} 到 {} 帧，中位数 {:g}；有效点：身体 {:.0%}，左手 {:.0%}，右手 {:.0%}，脸 {:.0%}",
     ),
     **{
         f"unseen_{part}": (

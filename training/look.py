@@ -46,7 +46,6 @@ ABOVE_ONE = 0.5  # share of scores: some detectors exceed 1 a little; where most
 # Percent for a perfect model; Uni-Sign's way of scoring Chinese takes a little for each full-width "！".
 MOST_LOST = 5.0
 MOST_CUT = 0.01  # share of targets that are cut
-_JOINTS = np.concatenate(list(PART_JOINTS.values()))
 
 
 class Line(NamedTuple):
@@ -61,10 +60,8 @@ class ClipLook(NamedTuple):
     """What a clip's pose holds."""
 
     n_frames: int
-    low: float  # the lowest score
-    high: float
+    high: float  # the highest score
     above_one: float  # share of scores above 1
-    corner: float  # share of the model's points at exactly (0, 0)
     good: dict[Part, float]  # share of good points of each part
     hands: float  # share of frames in which most points of one hand or of both are good
 
@@ -90,11 +87,11 @@ class SplitLook:
         """Return what is to be said about poses, and about descriptions' numbers, with the command that mends them."""
         if not self.clips:
             return []
-        lengths, low, high, above_one, corner, good, hands = zip(*self.clips.values(), strict=True)
+        lengths, high, above_one, good, hands = zip(*self.clips.values(), strict=True)
         weights = np.array(lengths) / sum(lengths)
         shares = {part: float(weights @ [clip[part] for clip in good]) for part in PART_JOINTS}
-        seen = min(lengths), max(lengths), float(np.median(lengths)), min(low), max(high), *shares.values()
-        found = [Line("·", "seen", (*seen, float(weights @ corner)))]
+        seen = min(lengths), max(lengths), float(np.median(lengths)), *shares.values()
+        found = [Line("·", "seen", seen)]
         found += [
             Line("·" if part == "face_all" else "!", f"unseen_{part}", (shares[part],))
             for part in LEAST
@@ -121,10 +118,8 @@ def look_at_pose(pose: Pose) -> ClipLook:
     good = pose.scores > SCORE_THRESHOLD  # (F, 133)
     return ClipLook(
         len(pose),
-        float(pose.scores.min()),
         float(pose.scores.max()),
         float((pose.scores > 1).mean()),
-        float((pose.keypoints[:, _JOINTS] == 0).all(2).mean()),
         {part: float(good[:, joints].mean()) for part, joints in PART_JOINTS.items()},
         float(np.any([good[:, PART_JOINTS[hand]].mean(1) > 0.5 for hand in HANDS], axis=0).mean()),
     )
