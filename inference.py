@@ -18,6 +18,7 @@ from system.faults import CLIP_FAULTS, in_one_line, printable
 from utils import (
     Parser,
     add_extractor_flags,
+    add_model_flags,
     cannot_be_written,
     progress,
     require_paths,
@@ -61,8 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="inference.py", description=what, epilog=EXAMPLES)
     add = parser.add_argument
     parser.add_argument("clips", metavar="CLIPS", help="a video, a pose file, a folder of them, or a camera's number")
-    model = "best_checkpoint.pth of a run, weights of Uni-Sign, or a folder of tools/export.py"
-    add("--checkpoint", required=True, metavar="FILE", help=model)
+    add_model_flags(add)
     add("--out", default="", metavar="FILE", help="also write a .json, .jsonl or .srt file")
     add("--fps", type=float, default=0, help="frames per second, for .srt: pose files need it, a video says its own")
     add("--n_best", type=int, default=1, metavar="N", help="sentences of each clip, with scores; default: 1")
@@ -76,12 +76,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     shape = "for --describe: width of the pictures / their height; default: the video's, 1 for pose files"
     add("--aspect", type=float, metavar="W/H", help=shape)
 
-    add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
-    add("--text_encoder", default="", metavar="DIR", help="default: that of training")
-    add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
-
-    add("--device", default="", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
     add("--batch-size", type=int, default=8, help="clips at a time; default: 8")
     add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
     add("--max_new_tokens", type=int, default=100, help="maximum tokens of a generated sentence; default: 100")

@@ -118,6 +118,17 @@ def add_dataset_flags(add: Callable[..., argparse.Action]) -> None:
     add("--dataset_config", default="", metavar="FILE", help="a data set of your own, as TOML; in place of --dataset")
 
 
+def add_model_flags(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags used by `Translator.from_checkpoint` in every program that translates."""
+    model = "best_checkpoint.pth of a run, weights of Uni-Sign, or a folder of tools/export.py"
+    add("--checkpoint", required=True, metavar="FILE", help=model)
+    add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
+    add("--text_encoder", default="", metavar="DIR", help="default: that of training")
+    add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
+    add("--device", default="", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
+
+
 def add_extractor_flags(add: Callable[..., argparse.Action]) -> None:
     """Add the flags used by `pose.extraction.load_extractor`."""
     which = "finds the poses in videos; default: whichever is installed, rtmlib before mediapipe"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -22,18 +21,17 @@ import socketserver
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ASPECTS, POSE_SUFFIXES, VIDEO_SUFFIXES
+from config import POSE_SUFFIXES, VIDEO_SUFFIXES
 from system.disk import to_json
 from system.faults import CLIP_FAULTS, in_one_line
-from utils import Parser, add_extractor_flags, installed, require_paths, run
+from utils import Parser, add_extractor_flags, add_model_flags, installed, require_paths, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +48,7 @@ FILES = {"/": "demo.html"} | {
 }
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 ONLY_THE_PAGE = "only the page itself may ask."
-LIVE_BYTES = 500_000  # of a live picture and its facts
+MAX_BYTES, LIVE_BYTES = 500_000_000, 500_000  # of a file, and of a live picture, with their facts
 SECONDS = 30  # maximum seconds to wait for a browser
 N_BEST = 3
 EXAMPLES = """examples:
@@ -67,20 +65,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = "Serve a page on which a model can be tried, to this computer alone."
     parser = Parser(prog="python -m tools.demo_page", description=what, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="FILE", help="best_checkpoint.pth of a run, or an exported folder")
-    add("--port", type=int, default=8642, help="default: 8642")
-    add("--max_upload", type=int, default=64, metavar="MB", help="larger files are refused; default: 64")
+    add_model_flags(add)
+    add("--port", type=int, default=8642, help="0 takes one that is free; default: 8642")
     add_extractor_flags(add)
-    add("--mt5_path", default="", metavar="DIR", help="default: the mT5 of training")
-    add("--text_encoder", default="", metavar="DIR", help="default: that of training")
-    add("--language", default="", help="of the prompt; for weights without a config; default: that of training")
-    add("--device", default="", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="of matrix products; default: bf16")
     add("--num_beams", type=int, default=4, help=f"of the search for sentences, at least {N_BEST}; default: 4")
     args = parser.parse_args(argv)
-    if not 0 <= args.port <= 65535:
-        parser.error(f"--port {args.port}: must lie in 0 to 65535; 0 takes one that is free.")
-    parser.at_least(args, max_upload=1, num_beams=N_BEST)
+    parser.between(args, "port", 0, 65535)
+    parser.at_least(args, num_beams=N_BEST)
     return args
 
 
@@ -101,14 +92,10 @@ class Question:
     def of(cls, body: bytes) -> tuple[Question, bytes]:
         """Split a request into a line of JSON and the file; ValueError if the page never sends such a request."""
         line, _, file = body.partition(b"\n")
-        with contextlib.suppress(TypeError, ValueError, RecursionError):
-            question = cls(**json.loads(line))
-            strings = isinstance(question.name, str) and isinstance(question.content, str)
-            person = isinstance(question.person, int) and 0 <= question.person < 1000
-            source = question.texts in ("rules", "file", "none")
-            if strings and person and source and ASPECTS[0] <= question.aspect <= ASPECTS[1]:
-                return question, file
-        raise ValueError("the request is none of this page; reload it.")
+        try:
+            return cls(**json.loads(line)), file
+        except (TypeError, ValueError):
+            raise ValueError("the request is none of this page; reload it.") from None
 
 
 class Demo:
@@ -280,28 +267,26 @@ class Handler(BaseHTTPRequestHandler):
         """Answer a translation request, or take a live picture."""
         if not self._is_for_us():
             return
-        length = self.headers.get("Content-Length", "")[:18]  # more digits are too much anyway, 4,301 even for Python
-        live = self.path == "/live" and self.server.demo.live
-        limit, flag = (LIVE_BYTES, "") if live else (self.server.facts["max_bytes"], " (--max_upload)")
         if self.headers.get("Origin") != f"http://{self.headers['Host']}":
             self._refuse(HTTPStatus.FORBIDDEN, ONLY_THE_PAGE)
-        elif not (live or self.path == "/translate") or not length.isdecimal():
-            self._refuse(HTTPStatus.BAD_REQUEST, "the request is none of this page.")
-        elif int(length) > limit:
-            size = f"{int(length) / 1e6:.1f} MB; the limit is {limit / 1e6:g} MB"
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file has {size}{flag}.")
-        else:
-            try:
-                body = self.rfile.read(int(length))
-                if live:
-                    live.take(body)
-                    self._send_json(HTTPStatus.OK, {})
-                else:
-                    self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(body), self._is_gone))
-            except (ValueError, FileNotFoundError) as error:  # the text encoder's folder may have been moved
-                self._refuse(HTTPStatus.BAD_REQUEST, in_one_line(error))
-            except (TimeoutError, ConnectionError):
-                self.close_connection = True
+            return
+        live = self.server.demo.live if self.path == "/live" else None
+        if not (live or self.path == "/translate"):
+            self._refuse(HTTPStatus.NOT_FOUND, "nothing is here.")
+            return
+        limit = LIVE_BYTES if live else self.server.facts["max_bytes"]
+        try:
+            length = int(self.headers.get("Content-Length", "-1"))
+            if not 0 <= length <= limit:
+                raise ValueError(f"the file has {length / 1e6:.1f} MB; the limit is {limit / 1e6:g} MB.")
+            body = self.rfile.read(length)
+            if live:
+                live.take(body)
+                self._send_json(HTTPStatus.OK, {})
+            else:
+                self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(body), self._is_gone))
+        except (ValueError, FileNotFoundError) as error:  # the text encoder's folder may have been moved
+            self._refuse(HTTPStatus.BAD_REQUEST, in_one_line(error))
 
     def _send_events(self, live: LiveCamera) -> None:
         """Run a live session."""
@@ -315,7 +300,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             live.run(describe, tell, lambda: demo.turn(self._is_gone))
         except (TimeoutError, ConnectionError):
-            self.close_connection = True
+            raise
         except CLIP_FAULTS as error:
             tell({"error": in_one_line(error)})
 
@@ -333,7 +318,6 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        self.close_connection = True
         self._send_json(status, {"error": reason})
 
     def _send_json(self, status: HTTPStatus, content: Mapping[str, Any]) -> None:
@@ -363,34 +347,20 @@ class Handler(BaseHTTPRequestHandler):
         """Log nothing: the page shows errors."""
 
 
-class Server(ThreadingHTTPServer):
+class Server(socketserver.ThreadingTCPServer):
     """The page's server, for port 0 at any free one; requests have at most `max_bytes`. ValueError for a used port."""
 
+    allow_reuse_address = True  # at once after an earlier server
     daemon_threads = True  # a thread that waits for a browser must not keep the program running
 
-    def __init__(self, port: int, demo: Demo, checkpoint: str, max_bytes: int) -> None:
+    def __init__(self, port: int, demo: Demo, checkpoint: str, max_bytes: int = MAX_BYTES) -> None:
         try:
             super().__init__((HOST, port), Handler)
         except OSError as error:
-            in_use = error.errno == errno.EADDRINUSE
-            cause = "is in use, perhaps by another tools/demo_page.py" if in_use else error.strerror
-            raise ValueError(f"--port {port}: {cause}. Give another one; 0 takes any that is free.") from None
+            raise ValueError(f"--port {port}: {error.strerror}. Give another one; 0 takes any that is free.") from None
         self.demo, self.facts = demo, demo.facts(checkpoint, max_bytes)
-        ending = "" if self.server_port == 80 else f":{self.server_port}"  # browsers omit the default port
-        self.hosts = {f"{name}{ending}" for name in (HOST, "localhost")}
-
-    def server_bind(self) -> None:
-        """Bind without looking up the host's full name, which can be slow without a network."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.socket.getsockname()[:2]
-
-    def get_request(self) -> Any:
-        """Accept a connection, or wait while the process may open no more files."""
-        try:
-            return super().get_request()
-        except OSError:
-            time.sleep(0.1)  # the connection stays, and would be accepted again at once
-            raise
+        self.server_port = self.server_address[1]
+        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore closed connections; print a traceback for other errors."""
@@ -433,7 +403,7 @@ def main(args: argparse.Namespace) -> None:
         finally:
             demo.over.set()
 
-    with Server(args.port, demo, args.checkpoint, args.max_upload * 1_000_000) as server:
+    with Server(args.port, demo, args.checkpoint) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has what it runs in the background
                 signal.signal(number, lambda *_: demo.over.set())  # an exception could come at any place, and twice
