@@ -183,7 +183,7 @@ def train_one_epoch(
         state.micro_batch += 1
         share, last_of_group = place_in_group(state.micro_batch, n_batches, args.gradient_accumulation_steps)
         engine.set_gradient_accumulation_boundary(last_of_group)
-        with explain_memory(src_input, guards.memory), statistics_kept(engine.module, src_input):
+        with explain_memory(src_input), statistics_kept(engine.module, src_input):
             output = engine(to_device(src_input, engine.device), tgt_input)
             engine.backward(has_clips * share * output.loss)
             state.lr = engine.get_lr()[0]
@@ -223,7 +223,7 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
     batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main(), total=len(loader))
     for number, (src_input, tgt_input) in enumerate(batches):
         guards.clips.note(src_input, dataset.split, len(dataset))
-        with explain_memory(src_input, guards.memory, training=False), distributed.autocast(args.dtype, device):
+        with explain_memory(src_input, training=False), distributed.autocast(args.dtype, device):
             output = model(to_device(src_input, device), tgt_input)
             ids = bare.generate(output, args.num_beams, args.max_new_tokens, synced=in_step)
         if number < loader.sampler.n_own and src_input["name_batch"]:

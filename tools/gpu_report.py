@@ -166,7 +166,7 @@ def _memory(run_: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str]:
 
     size = run_["model"]
     settings = MemorySettings(
-        size["batch_size"], size["hidden_dim"], 4, run_["dtype"], 0, False, False, "without" not in row["stage"],
+        size["batch_size"], size["hidden_dim"], run_["dtype"], zero_stage=0, offload=False,
         encodes_texts="trained" in row["stage"], rgb_support=False, fusion_alone=False,
     )  # fmt: skip
     calculated = sum(estimate(settings, size["mt5"], size["frames"], size["texts"], 1))

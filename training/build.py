@@ -343,7 +343,6 @@ def build_guards(args: argparse.Namespace) -> Guards:
         SkippedSteps(args.max_skipped_steps),
         Saves(args.max_failed_saves),
         Tracker(args.output_dir, vars(args), tensorboard=args.tensorboard, wandb=args.wandb),
-        memory_settings(args),
     )
 
 

@@ -26,7 +26,6 @@ from system import distributed
 from system.disk import explain, read_lines, to_json, write_text
 from system.processes import kill_children
 from training.engine import lower_gradient_scale
-from training.memory import MemorySettings
 from training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -281,11 +280,10 @@ class Saves:
 
 @dataclass
 class Guards:
-    """A run's fault handlers, the tracker of its curves, and the settings that advice on memory depends on."""
+    """A run's fault handlers, and the tracker of its curves."""
 
     clips: BadClips
     stop: StopRequest
     steps: SkippedSteps
     saves: Saves
     tracker: Tracker
-    memory: MemorySettings

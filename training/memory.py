@@ -11,7 +11,33 @@ import torch
 
 from clips.batch import SrcInput
 from training.loader import SEARCHED
-from utils import installed
+
+IN_TRAINING = (
+    "--gradient_checkpointing (the same result in more time), then half of --batch-size and twice "
+    "--gradient-accumulation-steps (the same global batch), then --offload, then --text_encoder_freeze or a smaller "
+    "--max_length (these change results), then --trainable fusion"
+)
+IN_EVALUATION = (
+    f"a smaller --batch-size (an evaluation searches up to {SEARCHED} times as many clips together), then fewer "
+    "--num_beams or a smaller --max_length (these change results)"
+)
+
+
+@contextlib.contextmanager
+def explain_memory(src_input: SrcInput, training: bool = True) -> Iterator[None]:
+    """Raise ValueError in place of an out-of-memory error: the batch's shape and what flags help, the best first."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        clips, frames = src_input["attention_mask"].shape
+        texts = {text for clip in src_input.get("descriptions", []) for text in clip if text}
+        shape = f"{clips} clips x {frames} frames" + (f" with {len(texts)} distinct texts" if texts else "")
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        advice = IN_TRAINING if training else IN_EVALUATION
+        raise ValueError(
+            f"out of GPU memory in a batch of {shape} ({reason}). What helps, in order, if the run has it not yet: "
+            f"{advice}."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -20,65 +46,12 @@ class MemorySettings:
 
     batch_size: int
     hidden_dim: int
-    num_beams: int
     dtype: str
     zero_stage: int
     offload: bool
-    gradient_checkpointing: bool
-    use_descriptions: bool
     encodes_texts: bool  # whether a text encoder is trained; a frozen one in --finetune runs, too, and is not counted
     rgb_support: bool
     fusion_alone: bool  # whether only the fusion modules train
-
-
-# -- advice when it runs out -----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def explain_memory(src_input: SrcInput, run: MemorySettings, training: bool = True) -> Iterator[None]:
-    """Raise ValueError in place of an out-of-memory error: the batch's shape and what flags help, the best first."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        clips, frames = src_input["attention_mask"].shape
-        texts = {text for clip in src_input.get("descriptions", []) for text in clip if text}
-        shape = f"{clips} clips x {frames} frames" + (f" with {len(texts)} distinct texts" if texts else "")
-        advice = in_training(run, clips, frames, bool(texts)) if training else in_evaluation(run)
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise ValueError(
-            f"out of GPU memory in a batch of {shape} ({reason}). What helps, in order: {', then '.join(advice)}."
-        ) from None
-
-
-def in_training(run: MemorySettings, clips: int, frames: int, described: bool) -> Iterator[str]:
-    """Yield the flags by which this run would need less memory in training, the best first."""
-    if not run.gradient_checkpointing and not run.fusion_alone:
-        yield "--gradient_checkpointing (the same result in more time)"
-    if clips > 1:
-        yield "--batch-size (halve it and double --gradient-accumulation-steps: the global batch stays)"
-    if described and run.encodes_texts:
-        yield "--text_encoder_freeze"
-    if run.dtype == "fp32":
-        yield "--dtype bf16"
-    if not run.offload and installed("deepspeed"):
-        yield "--offload"
-    yield f"--max_length below {frames} (this changes results)"
-    if run.use_descriptions and not run.fusion_alone:
-        yield "--trainable fusion"
-
-
-def in_evaluation(run: MemorySettings) -> Iterator[str]:
-    """Yield the flags by which this run would need less memory in evaluation, the best first."""
-    if run.batch_size > 1:
-        yield f"--batch-size (an evaluation searches up to {SEARCHED} times as many clips together)"
-    if run.num_beams > 1:
-        yield "--num_beams (this changes results)"
-    if run.dtype == "fp32":
-        yield "--dtype bf16"
-    yield "--max_length (this changes results)"
-
-
-# -- an estimate -----------------------------------------------------------------------------------------------------
 
 
 MT5_BASE = {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "vocab_size": 250112}
