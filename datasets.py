@@ -42,7 +42,6 @@ class S2T_Dataset(Dataset[Sample]):
         uni_sign_crops: handle crops at the image border as Uni-Sign does.
         seed: seed for random frames, combined with the epoch and the clip's index.
         max_bad_clips: the fraction of pose files (or videos) that may be missing.
-        without_them: a sentence for the warning about missing files: what the program does without them.
 
     Raises:
         FileNotFoundError: labels, poses, videos or descriptions are missing.
@@ -62,7 +61,6 @@ class S2T_Dataset(Dataset[Sample]):
         uni_sign_crops: bool = False,
         seed: int = 0,
         max_bad_clips: float = 0.0,
-        without_them: str = "",
     ) -> None:
         if split not in spec.labels:
             raise ValueError(f"--dataset {spec.name}: has no labels for the split {split!r}.")
@@ -74,7 +72,7 @@ class S2T_Dataset(Dataset[Sample]):
         self.spec, self.split, self.task = spec, split, task
         places = spec.for_split(split)
         self.max_length, self.random_frames, self.seed = max_length, random_frames, seed
-        self.epoch, self.without_them = 0, without_them
+        self.epoch = 0
         self.labels = split_labels(spec, split)
         self.names = list(self.labels)
         self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
@@ -144,7 +142,7 @@ class S2T_Dataset(Dataset[Sample]):
         if len(missing) > max_missing * len(self) or len(missing) == len(self):
             raise FileNotFoundError(f"{seen} {missing[0]}. Copy them there, or remove the clips from the labels.")
         if is_main():
-            logger.warning("%s %s.%s", seen, missing[0], f" {self.without_them}" if self.without_them else "")
+            logger.warning("%s %s. They are left out.", seen, missing[0])
 
     def __len__(self) -> int:
         """Number of clips."""

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +34,6 @@ from system.faults import printable
 from utils import Parser, installed, run
 
 HELD_OUT = 10  # one clip in so many goes to dev, and one to test
-DEEPEST = 64  # folders of a path that are looked at one by one; the cells of a table are as long as they like
 LISTED = 10  # rows or files in a list
 STEPS = 10  # optimizer steps of an epoch, at least
 FEW = 20  # clips of dev or test, of which each changes a score by points
@@ -84,26 +83,30 @@ class Files:
             raise FileNotFoundError(f"--videos: {folder} is not a folder.")
         if not self.paths:
             raise FileNotFoundError(f"--videos: {folder} holds no videos ({', '.join(VIDEO_SUFFIXES)}) nor pose files.")
-        self._n_with = Counter(end for path in self.paths for end in _ends(path))
-        self._by_end = {end: path for path in self.paths for end in _ends(path) if self._n_with[end] == 1}
-        self._by_path = {_ends(path)[0]: path for path in self.paths}
+        self._by_path = {next(_ends(path)): path for path in self.paths}
+        self._by_end: dict[str, list[str]] = {}
+        for path in self.paths:
+            for end in _ends(path):
+                self._by_end.setdefault(end, []).append(path)
 
     def find(self, cell: str) -> str | None:
         """Return the file that a cell means, with or without the suffix: one path has to be the end of the other."""
-        ends = _ends(cell)
-        return self._by_end.get(ends[0]) or next((self._by_path[end] for end in ends if end in self._by_path), None)
+        alike = self._by_end.get(next(_ends(cell)), [])
+        return alike[0] if len(alike) == 1 else next(filter(None, map(self._by_path.get, _ends(cell))), None)
 
     def why_none(self, cell: str) -> str:
         """Return why a cell means no file."""
-        if self._n_with[_ends(cell)[0]] > 1:
+        if next(_ends(cell)) in self._by_end:
             return f"more than one file is named {_shown(cell):.60}; give its path in {self.folder}"
         return f"no file is named {_shown(cell):.60}" if cell else "names no file"
 
 
-def _ends(path: str) -> list[str]:
-    """Return a path without its suffix, and without its first folders, one after the other."""
-    parts = without_suffix(path.replace("\\", "/")).casefold().rsplit("/", DEEPEST)
-    return ["/".join(parts[i:]) for i in range(len(parts))]
+def _ends(path: str) -> Iterator[str]:
+    """Yield a path without its suffix, and without its first folders, one after the other."""
+    end, more = without_suffix(path.replace("\\", "/")).casefold(), "/"
+    while more:
+        yield end
+        _, more, end = end.partition("/")
 
 
 def _shown(cell: str) -> str:
@@ -324,8 +327,7 @@ def summary(table: Table, files: Files, spec: DatasetSpec, how: str) -> str:
         signers = sorted({clip["signer"] for clip in clips if "signer" in clip})
         who = f" of {', '.join(signers[:LISTED])}{' ...' if len(signers) > LISTED else ''}" if signers else ""
         few = f"; fewer than {FEW}: a score by chance" if split != "train" and len(clips) < FEW else ""
-        less = "; most clips are held out" if split == "train" and 2 * len(clips) < len(table.clips) else ""
-        lines.append(f"{split:8} {len(clips)} clips{who} ({how}{few}{less})")
+        lines.append(f"{split:8} {len(clips)} clips{who} ({how}{few})")
     lines.append(f"language is {spec.language}; if not, edit dataset.toml")
     used = {clip.get("video") or clip.get("pose") for clip in table.clips}
     unused = [path for path in files.paths if path not in used]

@@ -178,7 +178,6 @@ def _dataset(args: argparse.Namespace, spec: DatasetSpec, split: str) -> S2T_Dat
             uni_sign_crops=args.uni_sign_padding,
             seed=args.seed,
             max_bad_clips=args.max_bad_clips,
-            without_them=f"The run goes on without them (--max_bad_clips {args.max_bad_clips:g}).",
         )
     except (ValueError, OSError) as error:
         if split == "test" and not args.eval:

@@ -156,7 +156,7 @@ def test_a_run_says_that_it_goes_on_without_missing_poses(command, tmp_path, cap
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(labels))
     building.build_loaders(args, dataclasses.replace(spec, labels={**spec.labels, "dev": str(path)}))
-    assert "nowhere.pkl. The run goes on without them (--max_bad_clips 0.5)." in caplog.text
+    assert "nowhere.pkl. They are left out." in caplog.text
 
 
 def test_sizes_of_compressed_files_group_no_training_clips(command, tmp_path):
