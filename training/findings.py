@@ -190,10 +190,6 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
     "mt5": ("mT5: {}: d_model {}, {} layers, {:.1f} M parameters", "mT5：{}：d_model {}，{} 层，{:.1f} M 参数"),
     "no_mt5": ("mT5: {} has no {}", "mT5：{} 中没有 {}"),
     "no_mt5.cure": _GET_MT5,
-    "trim_vocab": (
-        "--trim_vocab keeps {} tokens for train's sentences: about {:.1f} M parameters; descriptions may need more",
-        "--trim_vocab 为 train 的句子保留 {} 个 token：约 {:.1f} M 参数；描述可能还需要一些",
-    ),
     "fits": ("{}: readable, and fits", "{}：可以读取，与模型相符"),
     "memory": (
         "training needs about {:.1f} GiB a GPU, an estimate: {:.1f} weights and optimizer, {:.1f} for {} clips of {} "
