@@ -43,7 +43,6 @@ FIELDS = {
 MAX_NAME = LONGEST_NAME - len(".json")  # bytes
 MAX_TEXT = 10_000  # characters of a text; sentences have hundreds
 SHOWN = 5  # faults in a message
-_HALF = re.compile("[\ud800-\udfff]")
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 
 
@@ -266,11 +265,13 @@ def _clean_texts(label: Label) -> Iterator[str]:
         yield f"has the gloss {glosses!r:.60}; wanted a text, or a list of them"
         return
     for field, texts in (("text", [text]), ("gloss", words)):
-        if (length := sum(len(str(part)) for part in texts)) > MAX_TEXT:
-            yield f"has {length} characters in its {field}; wanted at most {MAX_TEXT}"
-        halves = [found for found in map(_HALF.search, map(str, texts)) if found]
-        if halves:
-            near = halves[0].string[max(0, halves[0].start() - 9) : halves[0].end()]
+        whole = " ".join(map(str, texts))
+        if len(whole) > MAX_TEXT:
+            yield f"has {len(whole)} characters in its {field}; wanted at most {MAX_TEXT}"
+        try:
+            whole.encode()
+        except UnicodeEncodeError as error:
+            near = whole[max(0, error.start - 9) : error.end]
             yield f"has half a character in its {field}, as of an emoji cut in two: {near!r}. Remove it"
 
 

@@ -18,16 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--texts", required=True, nargs="+", help="label files, description folders or .txt files")
     parser.add_argument("--vocab_size", type=int, default=2000, help="the most pieces (default 2000)")
-    parser.add_argument("--d_model", type=int, default=128, help="width, a multiple of 4 (default 128)")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    if args.d_model < 4 or args.d_model % 4:
-        parser.error(f"--d_model {args.d_model}: must be a multiple of 4, for there are four attention heads.")
     from synthetic.small_mt5 import read_texts, write_small_mt5
 
-    sizes = {"d_model": args.d_model, "d_kv": args.d_model // 4, "d_ff": 2 * args.d_model}
     texts = [text for source in args.texts for text in read_texts(source)]
-    pieces = write_small_mt5(args.out, texts, **sizes, vocab_size=args.vocab_size, seed=args.seed)
+    pieces = write_small_mt5(args.out, texts, vocab_size=args.vocab_size)
     sys.stdout.write(f"{args.out}: a small random mT5, {pieces} pieces from {len(texts)} texts\n")
 
 

@@ -148,17 +148,6 @@ def test_a_table_of_glosses_alone(tmp_path, capfd):
     assert UNK not in Tokenizer(tmp_path / "model").encode("妈妈 喝 茶", 30)
 
 
-def test_another_width(tmp_path, capfd):
-    out, texts = tmp_path / "model", [*map(str, sources(tmp_path))]
-    main(["--out", str(out), "--d_model", "64", "--texts", *texts])
-    weights = load_file(out / "model.safetensors")
-    assert weights["encoder.block.0.layer.0.SelfAttention.q.weight"].shape == (64, 64)
-    assert weights["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape == (128, 64)
-    with pytest.raises(SystemExit, match="2"):
-        main(["--out", str(out), "--d_model", "30", "--texts", *texts])
-    assert "--d_model 30" in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["missing", "missing.txt", "list.pkl", "plain"])
 def test_bad_sources_are_one_line(tmp_path, name):
     (tmp_path / "list.pkl").write_bytes(gzip.compress(pickle.dumps([1])))
@@ -183,9 +172,3 @@ def test_weights_have_the_scale_that_mt5_is_made_for():
         "decoder.block.0.layer.2.DenseReluDense.wo.weight": 0.1 / math.sqrt(512),
     }
     assert {name: pytest.approx(float(weights[name].std()), rel=0.05) for name in expected} == expected
-
-
-@pytest.mark.parametrize("name", ["gone", "gone.txt", "labels.gone"])
-def test_texts_that_are_not_there(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=f"--texts: .*{name} does not exist. Name a label file"):
-        list(read_texts(tmp_path / name))
