@@ -65,6 +65,17 @@ GET_MT5 = (
 )
 
 
+CURES = {  # for what a data set lacks
+    "labels": "Put the label file there, or set --root or config.py.",
+    "poses": (
+        "Put the poses there (with --packed, pack them), or find them in videos: python -m tools.extract_poses, or set "
+        "--root."
+    ),
+    "videos": "Put the videos there, or set --root.",
+    "--use_descriptions": ("Put the JSON files there (with --packed, pack them), or train without --use_descriptions."),
+}
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """A data set's paths, and how its sentences are split into units and scored."""
@@ -132,33 +143,21 @@ class DatasetSpec:
 
     def absent(self, *splits: str, poses: bool = True, videos: bool = False, descriptions: bool = False) -> list[str]:
         """Return sentences on the label files of some splits, and on their wanted folders, that do not exist."""
-        missing: dict[tuple[str, str], dict[str, None]] = {}  # (kind, cure) -> paths
-
-        def note(kind: str, path: str, cure: str) -> None:
-            missing.setdefault((kind, cure), {})[path] = None
-
-        for split in splits:
-            if not Path(self.labels[split]).is_file():
-                note("labels", self.labels[split], "Put the label file there, or set --root or config.py.")
-            places, described = self.for_split(split), Path(self.description_dir) / self.folder(split)
-            for kind, wanted, folder in (("poses", poses, places.pose_dir), ("videos", videos, places.rgb_dir)):
-                if wanted and folder and not Path(folder).is_dir():
-                    beside = Path(folder).with_name("val")
-                    cure = f"Rename {beside} to that" if split == "dev" and beside.is_dir() else f"Put the {kind} there"
-                    if kind == "poses":
-                        cure += " (with --packed, pack them), or find them in videos: python -m tools.extract_poses"
-                    note(kind, folder, f"{cure}, or set --root.")
-            if descriptions and not self.description_dir:
-                note(
-                    "--use_descriptions", f"a folder of descriptions for {self.name}", "Name one: its description_dir."
-                )
-            elif descriptions and not described.is_dir():
-                cure = "Put the JSON files there (with --packed, pack them), or train without --use_descriptions."
-                note("--use_descriptions", str(described), cure)
-        return [
-            f"{kind}: {', '.join(paths)} {'does' if len(paths) == 1 else 'do'} not exist. {cure}"
-            for (kind, cure), paths in missing.items()
-        ]
+        places = [self.for_split(split) for split in splits]
+        described = [str(Path(self.description_dir) / self.folder(split)) for split in splits]
+        wanted = {
+            "labels": [self.labels[split] for split in splits],
+            "poses": [place.pose_dir for place in places] if poses else [],
+            "videos": [place.rgb_dir for place in places] if videos else [],
+            "--use_descriptions": described if descriptions and self.description_dir else [],
+        }
+        faults = []
+        for kind, paths in wanted.items():
+            if missing := [path for path in dict.fromkeys(paths) if path and not Path(path).exists()]:
+                faults.append(f"{kind}: {', '.join(missing)} not found. {CURES[kind]}")
+        if descriptions and not self.description_dir:
+            faults.append(f"--use_descriptions: {self.name} has no folder of descriptions. Name it: description_dir.")
+        return faults
 
     def choose(self, splits: Sequence[str]) -> list[str]:
         """Return those of some splits that there are, but only one that shares a folder; call it on a resolved record.
@@ -199,11 +198,11 @@ class DatasetSpec:
             FileNotFoundError: the file does not exist.
             ValueError: not TOML, an unknown key, a missing required key, or a value of the wrong type.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"--dataset_config: {path} does not exist.")
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"--dataset_config: {path} does not exist.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             hint = " Put paths with \\ into single quotes." if "\\" in str(error) else ""
             raise ValueError(f"--dataset_config: {path} is not TOML: {error}.{hint}") from None
         fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -223,11 +222,6 @@ class DatasetSpec:
             parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
             if not isinstance(value, kind) or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"--dataset_config: {path}: {key} is {value!r}; wanted {wanted}.")
-            if not all(text.isprintable() for text in (value, *parts) if isinstance(text, str)):  # of "C:\temp"
-                raise ValueError(
-                    f"--dataset_config: {path}: {key} is {value!r}, with a control character. Put paths with \\ into "
-                    "single quotes."
-                )
         labels = {SPLIT_NAMES.get(split, split): file for split, file in values["labels"].items()}
         if len(labels) < len(values["labels"]):
             raise ValueError(

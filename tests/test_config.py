@@ -1,7 +1,6 @@
 """Records of data sets and models: what they refuse, and what the old dictionaries show."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -79,11 +78,6 @@ def test_toml_with_the_required_keys_alone(tmp_path):
         ("", "lacks name, labels, pose_dir"),
         ("labels: yaml", "is not TOML"),
         ("x = " + "[" * 100_000, "is not TOML: maximum recursion depth"),
-        (
-            GOOD.replace('"poses"', '"C:\\temp"'),
-            r"pose_dir is 'C:\temp', with a control character. Put paths with \ into",
-        ),
-        (GOOD.replace('"labels.train"', '"C:\\new"'), "with a control character. Put"),
         (GOOD.replace('"poses"', '"C:\\poses"'), "(at line 3, column 17). Put paths with \\ into single quotes."),
         (GOOD.replace('"poses"', "3"), "pose_dir is 3; wanted a text"),
         (GOOD.replace('["SLT", "ISLR"]', '"SLT"'), "tasks is 'SLT'; wanted a list of texts"),
@@ -106,11 +100,8 @@ def test_bad_toml_is_one_line(tmp_path, text, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "make", [Path.mkdir, lambda path: path.write_bytes(b'name = "\xff"')], ids=["folder", "latin1"]
-)
-def test_what_is_no_text_file_is_not_toml(tmp_path, make):
-    make(tmp_path / "own.toml")
+def test_what_is_no_text_file_is_not_toml(tmp_path):
+    (tmp_path / "own.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(ValueError, match="own.toml is not TOML"):
         DatasetSpec.from_toml(tmp_path / "own.toml")
 
@@ -181,7 +172,7 @@ def test_a_data_set_without_a_folder_of_descriptions_says_so(tmp_path, monkeypat
         (tmp_path / folder).mkdir()
     (tmp_path / "labels").touch()
     spec = DatasetSpec("Own", {"train": "labels"}, "poses").under(tmp_path)
-    wanted = "--use_descriptions: a folder of descriptions for Own does not exist. Name one: its description_dir."
+    wanted = "--use_descriptions: Own has no folder of descriptions. Name it: description_dir."
     assert spec.absent("train", descriptions=True) == [wanted]
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +66,6 @@ def test_how2sign_says_that_it_is_chosen_on_test(world, tmp_path, caplog):
     weights = tmp_path / "checkpoint_0.pth"
     again = run(world, tmp_path / "again", "--dataset", "How2Sign", "--eval", "--finetune", weights)
     assert [path.name for path in again.glob("*_metrics.json")] == ["test_metrics.json"]  # decoded once
-
-
-def test_a_folder_named_val_is_a_missing_dev(world, tmp_path):
-    shutil.copytree(world, tmp_path / "world")
-    folder = tmp_path / "world/dataset/WLASL/pose_format"
-    (folder / "dev").rename(folder / "val")
-    with pytest.raises(FileNotFoundError, match=r"pose_format/dev does not exist\. Rename .*pose_format/val to that"):
-        run(tmp_path / "world", tmp_path / "out", "--dataset", "WLASL")  # whose only task is ISLR
 
 
 # -- tasks: which checkpoint is the best -------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def test_a_training_without_test(corpus, tmp_path, caplog):
     assert "news has no test split." in caplog.text
     args = utils.parse_args(["--root", str(corpus), *SMALL])
     gone = dataclasses.replace(spec, labels={**spec.labels, "test": str(tmp_path / "labels.test")})
-    with pytest.raises(ValueError, match=r"labels.test does not exist.* Or leave test out of this training: --no_test"):
+    with pytest.raises(ValueError, match=r"labels.test not found.* Or leave test out of this training: --no_test"):
         build.build_loaders(args, gone)
 
 

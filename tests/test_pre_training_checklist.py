@@ -114,7 +114,13 @@ def test_flags_that_cannot_be_read_are_no_reason_to_be_ready(monkeypatch, capsys
 
 # name -> file, what stands there, what is put in its place; the lines that must fail, and what is said of the first.
 FAULTS = {
-    "default": ("utils.py", "default=0.1,", "default=None,", "utils.py fine_tuning.py", "--text_dropout_p: None; after"),
+    "default": (
+        "utils.py",
+        "default=0.1,",
+        "default=None,",
+        "utils.py fine_tuning.py",
+        "--text_dropout_p: None; after",
+    ),
     "padding": (
         "models.py",
         "if self.config.uni_sign_padding else mask",

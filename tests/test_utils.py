@@ -97,10 +97,10 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
     labels = ", ".join(f"{tmp_path}/data/CSL_Daily/labels.{split}" for split in config.SPLITS)
     texts = ", ".join(f"{tmp_path}/description/CSL-Daily/split_data/{split}" for split in config.SPLITS)
     assert str(error.value) == (
-        f"labels: {labels} do not exist. Put the label file there, or set --root or config.py. "
-        f"poses: {tmp_path}/dataset/CSL_Daily/pose_format does not exist. Put the poses there (with --packed, "
+        f"labels: {labels} not found. Put the label file there, or set --root or config.py. "
+        f"poses: {tmp_path}/dataset/CSL_Daily/pose_format not found. Put the poses there (with --packed, "
         "pack them), or find them in videos: python -m tools.extract_poses, or set --root. "
-        f"--use_descriptions: {texts} do not exist. Put the JSON files there (with --packed, pack them), or train "
+        f"--use_descriptions: {texts} not found. Put the JSON files there (with --packed, pack them), or train "
         f"without --use_descriptions. mT5: {tmp_path}/pretrained_weight/mt5-base/config.json does not exist. "
         f"{config.GET_MT5}"
     )
@@ -110,7 +110,7 @@ def test_all_that_is_missing_is_said_at_once(tmp_path):
 def test_what_test_alone_lacks_need_not_be_there(corpus, tmp_path):
     shutil.copytree(corpus, tmp_path / "copy")
     (tmp_path / "copy" / "data" / "CSL_Daily" / "labels.test").unlink()
-    with pytest.raises(ValueError, match=r"labels.test does not exist.*Or leave test out of this training: --no_test"):
+    with pytest.raises(ValueError, match=r"labels.test not found.*Or leave test out of this training: --no_test"):
         utils.check_run(utils.parse_args(["--root", str(tmp_path / "copy")]))
     utils.check_run(utils.parse_args(["--root", str(tmp_path / "copy"), "--no_test"]))
 

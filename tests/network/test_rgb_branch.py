@@ -283,7 +283,7 @@ def test_missing_videos_stop_the_run_before_training(filmed, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"videos: 1 of 6 files of the split 'train' .*{gone.name}"):
         train(copy, tmp_path / "out")
     shutil.rmtree(gone.parent)
-    with pytest.raises(FileNotFoundError, match=r"videos: .*sentence-crop does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"videos: .*sentence-crop not found"):
         train(copy, tmp_path / "out")
     with pytest.raises(ValueError, match="names no folder of videos; set its rgb_dir"):
         S2T_Dataset(dataclasses.replace(DATASETS["CSL_Daily"].under(filmed), rgb_dir=""), "dev", rgb_support=True)
