@@ -88,20 +88,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--picture_height", type=int, default=384, help="in pixels; default: 384")
     add("--concurrency", type=int, default=4, help="requests at a time; default: 4")
     add("--timeout", type=float, default=120, metavar="S", help="seconds of a request; default: 120")
-    add("--retries", type=int, default=5, help="of a request that failed; default: 5")
-    add("--backoff", type=float, default=2, metavar="S", help="before the first retry, then doubled; default: 2")
     add("--max_tokens", type=int, default=300, help="of an answer; default: 300")
     add("--max_requests", type=int, default=0, help="stop after so many, retries included; default: 0, no limit")
-    add("--max_cost", type=float, default=0, help="stop when the tokens cost so much; needs the prices")
-    add("--price_in", type=float, default=0, help="of a million prompt tokens")
-    add("--price_out", type=float, default=0, help="of a million tokens of answers")
     add("--fields", default="{}", metavar="JSON", help='more fields of a request: \'{"temperature": null, "seed": 1}\'')
     args = parser.parse_args(argv)
-    parser.at_least(args, retries=0, max_requests=0, max_cost=0, price_in=0, price_out=0)
+    parser.at_least(args, workers=1, segment=1, pictures=1, concurrency=1, max_tokens=1, max_requests=0)
     parser.between(args, "aspect", *config.ASPECTS)
-    parser.refuse(_faults(args))
-    parser.between(args, "timeout", 0, 86400)
+    parser.between(args, "timeout", 0.1, 86400)
     parser.between(args, "picture_height", 1, 4096)
+    parser.refuse(_faults(args))
     return args
 
 
@@ -112,11 +107,6 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         yield "--videos goes with --poses; a data set has its own folder of videos."
     if bool(args.endpoint) != bool(args.model):
         yield "--endpoint URL and --model NAME go together."
-    if args.max_cost and not (args.price_in or args.price_out):
-        yield "--max_cost needs --price_in and --price_out, the prices of a million tokens."
-    for flag in ("workers", "segment", "pictures", "picture_height", "concurrency", "timeout", "backoff", "max_tokens"):
-        if not getattr(args, flag) > 0:
-            yield f"--{flag} {getattr(args, flag)}: must be positive."
     try:
         json.loads(args.fields).items()
     except (ValueError, AttributeError, RecursionError):
@@ -214,7 +204,7 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str, out: P
     ValueError or FileNotFoundError if it cannot be asked.
     """
     from describing.by_model import Question, by_model
-    from describing.vlm_client import Limits, VlmClient
+    from describing.vlm_client import VlmClient
 
     require_packages("--endpoint", "PIL", *(["av"] if args.images == "video" else []))
     prompt = Path(args.prompt) if args.prompt else PROMPTS / f"{language}.txt"
@@ -228,11 +218,9 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str, out: P
     question = Question(
         text, args.max_tokens, args.images, args.segment, args.pictures, args.picture_height, args.aspect
     )
-    limits = Limits(
-        args.max_requests, args.max_cost, args.price_in, args.price_out, args.retries, args.timeout, args.backoff
-    )
     key = os.environ.get(args.api_key_env, "")  # a local server needs none
-    client = VlmClient(args.endpoint, args.model, key, language, limits, json.loads(args.fields))
+    fields = json.loads(args.fields)
+    client = VlmClient(args.endpoint, args.model, key, language, fields, args.timeout, args.max_requests)
     whole = not args.clips and set(args.splits) == set(config.SPLITS)
     part = f"_{args.shard.name}" if args.shard.name else ""
     return by_model(clips, question, client, args.concurrency, out / f"failures{part}.jsonl", whole)

@@ -187,12 +187,9 @@ def describe_clip(clip: Clip, question: Question, client: VlmClient, outcome: Ou
 
 def report(client: VlmClient, outcome: Outcome, failures: Path, whole: bool) -> None:
     """Log the results, and list failures in a file, which goes when a run over all clips (`whole`) has none."""
-    usage = client.usage
-    cost = usage.cost(client.limits)
     logger.info(
-        "%d requests, %d texts stored, %d failed; %d tokens in, %d out%s.",
-        usage.requests, outcome.stored, len(outcome.failures), usage.tokens_in, usage.tokens_out,
-        f", cost {cost:.4f}" if cost else "",
+        "%d requests, %d texts stored, %d failed; %d tokens in, %d out.",
+        client.n_requests, outcome.stored, len(outcome.failures), client.tokens_in, client.tokens_out,
     )  # fmt: skip
     if outcome.stopped:
         logger.warning("%s; the same command goes on from here.", outcome.stopped)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import email.utils
 import http.client
 import json
 import queue
@@ -21,14 +20,16 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from clips.error_texts import is_error_text
 from system.faults import UNPRINTABLE, printable
 
 MAX_ANSWER_BYTES = 4 << 20
+RETRIES = 5  # of a request that failed
+BACKOFF = 2.0  # seconds before the first retry, doubled each time
 LONGEST_WAIT = 600.0  # maximum seconds to wait before a retry; the request fails if the endpoint asks for more
+FAILURES_IN_A_ROW = 20  # end the run
 _AGAIN = {408, 409, 425, 429}  # as well as 500 and above
 _HOPELESS = {401, 402, 403, 404, 405}  # fails for every request: wrong key, account, address or model
 _LOST = (OSError, http.client.HTTPException, ValueError)  # what a request without an answer raises; it is sent again
@@ -53,35 +54,7 @@ class EndpointError(Exception):
 
 
 class LimitReachedError(Exception):
-    """The limit on requests or on cost is reached."""
-
-
-@dataclass
-class Limits:
-    """The limits of a run."""
-
-    max_requests: int = 0  # including failed ones; 0 for no limit
-    max_cost: float = 0.0  # in the currency of the prices; 0 for no limit
-    price_in: float = 0.0  # of a million prompt tokens
-    price_out: float = 0.0  # of a million answer tokens
-    retries: int = 5  # per request
-    timeout: float = 120.0  # total seconds of a request
-    backoff: float = 2.0  # seconds before the first retry, doubled each time
-    failures_in_a_row: int = 20  # failures that end the run
-
-
-@dataclass
-class Usage:
-    """The usage of a run so far."""
-
-    requests: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    in_a_row: int = 0  # failures
-
-    def cost(self, limits: Limits) -> float:
-        """Return the cost, in the currency of the prices."""
-        return (self.tokens_in * limits.price_in + self.tokens_out * limits.price_out) / 1e6
+    """The limit on requests is reached, or the run is over."""
 
 
 def judge(answer: str, language: str) -> str:
@@ -123,14 +96,25 @@ class _AnyStatus(urllib.request.HTTPErrorProcessor):
 class VlmClient:
     """One endpoint and model, whose answers are to be in a language; safe to use from several threads.
 
+    `n_requests`, `tokens_in` and `tokens_out` count what was used so far.
+
     Args:
         url: URL of the API's root, such as `http://localhost:8000/v1`, or of `.../chat/completions`.
         key: "" if none is needed; used in the request's header only.
         fields: additional or overriding request fields; None removes a field.
+        timeout: total seconds of a request.
+        max_requests: the limit of a run, failed ones included; 0 for none.
     """
 
     def __init__(
-        self, url: str, model: str, key: str, language: str, limits: Limits, fields: Mapping[str, Any] | None = None
+        self,
+        url: str,
+        model: str,
+        key: str,
+        language: str,
+        fields: Mapping[str, Any],
+        timeout: float = 120.0,
+        max_requests: int = 0,
     ) -> None:
         try:
             host, _ = urllib.parse.urlsplit(url).hostname, urllib.parse.urlsplit(url).port  # which raises if it is none
@@ -139,9 +123,9 @@ class VlmClient:
         if not host or not re.fullmatch(r"https?://[!-~]+", url):
             raise ValueError(f"--endpoint {url}: wanted an address such as http://localhost:8000/v1.")
         self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/chat/completions") else "/chat/completions")
-        self.model, self.language, self.limits = model, language, limits
-        self.usage = Usage()
-        self._fields = dict(fields or {})
+        self.model, self.language, self.fields = model, language, fields
+        self.timeout, self.max_requests = timeout, max_requests
+        self.n_requests = self.tokens_in = self.tokens_out = self._in_a_row = 0
         self._key = key.strip()
         if not re.fullmatch("[!-~]*", self._key):
             raise ValueError("--api_key_env: the key holds a blank, a line break or another character that no key has.")
@@ -162,7 +146,7 @@ class VlmClient:
             address = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
             content.append({"type": "image_url", "image_url": {"url": address}})
         request: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
-        request |= {"max_tokens": max_tokens, "temperature": 0} | self._fields
+        request |= {"max_tokens": max_tokens, "temperature": 0, **self.fields}
         body = json.dumps({key: value for key, value in request.items() if value is not None}).encode()
         try:
             answer = self._with_retries(body)
@@ -170,17 +154,16 @@ class VlmClient:
                 raise FailedRequestError(f"the answer is {fault}: {self._clean(answer)}")
         except FailedRequestError as error:
             with self._lock:
-                self.usage.in_a_row += 1
-                hopeless = self.usage.in_a_row >= self.limits.failures_in_a_row
-            if hopeless:
-                self._over.set()
-                raise EndpointError(f"{self.usage.in_a_row} requests in a row failed, the last: {error}") from None
-            raise
+                self._in_a_row += 1
+            if self._in_a_row < FAILURES_IN_A_ROW:
+                raise
+            self._over.set()
+            raise EndpointError(f"{self._in_a_row} requests in a row failed, the last: {error}") from None
         except EndpointError:
             self._over.set()
             raise
         with self._lock:
-            self.usage.in_a_row = 0
+            self._in_a_row = 0
         return " ".join(answer.split())
 
     def stop(self) -> None:
@@ -188,8 +171,8 @@ class VlmClient:
         self._over.set()
 
     def _with_retries(self, body: bytes) -> str:
-        for attempt in range(self.limits.retries + 1):
-            wait = random.uniform(0.5, 1.0) * min(self.limits.backoff * 2**attempt, 60.0)
+        for attempt in range(RETRIES + 1):
+            wait = random.uniform(0.5, 1.0) * min(BACKOFF * 2**attempt, 60.0)
             try:
                 reply, data = self._send(body)
                 if reply.status < 300:
@@ -199,15 +182,16 @@ class VlmClient:
                     raise EndpointError(reason)
                 if reply.status not in _AGAIN and reply.status < 500:
                     raise FailedRequestError(reason)
-                asked = _retry_after(reply.headers.get("Retry-After", ""))
-                if asked > LONGEST_WAIT:
-                    raise FailedRequestError(f"{reason} (to be tried again in {asked:.0f} s)")
-                wait = max(wait, asked)
+                asked = reply.headers.get("Retry-After", "")
+                if asked.isdecimal():  # else none, or a date
+                    if int(asked) > LONGEST_WAIT:
+                        raise FailedRequestError(f"{reason} (to be tried again in {asked} s)")
+                    wait = max(wait, int(asked))
             except _LOST as error:
                 reason = self._clean(f"{type(error).__name__}: {error}")
-            if attempt < self.limits.retries:
+            if attempt < RETRIES:
                 self._over.wait(wait)
-        raise FailedRequestError(f"{reason} ({self.limits.retries + 1} tries)")
+        raise FailedRequestError(f"{reason} ({RETRIES + 1} tries)")
 
     def _send(self, body: bytes) -> tuple[Any, bytes]:
         """Return the response and its content, or raise one of `_LOST`.
@@ -218,18 +202,15 @@ class VlmClient:
         if self._over.is_set():
             raise LimitReachedError("the end of the run")
         with self._lock:
-            cost = self.usage.cost(self.limits)
-            if self.limits.max_requests and self.usage.requests >= self.limits.max_requests:
-                raise LimitReachedError(f"--max_requests {self.limits.max_requests}")
-            if self.limits.max_cost and cost >= self.limits.max_cost:
-                raise LimitReachedError(f"--max_cost {self.limits.max_cost}: {cost:.4f} used")
-            self.usage.requests += 1
+            if self.max_requests and self.n_requests >= self.max_requests:
+                raise LimitReachedError(f"--max_requests {self.max_requests}")
+            self.n_requests += 1
         results: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._exchange, args=(body, results), daemon=True).start()
-        end = time.monotonic() + self.limits.timeout
+        end = time.monotonic() + self.timeout
         while not self._over.is_set():
             if time.monotonic() > end:
-                raise TimeoutError(f"no whole answer within {self.limits.timeout:g} s")
+                raise TimeoutError(f"no whole answer within {self.timeout:g} s")
             with contextlib.suppress(queue.Empty):
                 result = results.get(timeout=0.05)
                 if isinstance(result, Exception):
@@ -242,7 +223,7 @@ class VlmClient:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         request = urllib.request.Request(self.url, body, headers)
         try:
-            with self._opener.open(request, timeout=self.limits.timeout) as response:
+            with self._opener.open(request, timeout=self.timeout) as response:
                 data = response.read(MAX_ANSWER_BYTES + 1)
                 if len(data) > MAX_ANSWER_BYTES:
                     raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
@@ -262,12 +243,12 @@ class VlmClient:
             seen = self._clean(data.decode("utf-8", "replace"))
             raise ValueError(f"not an answer of the chat completions API: {seen}") from None
         usage = document.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        tokens = [count if isinstance(count, int) and 0 < count < 1e9 else 0 for count in counts]
-        with self._lock:
-            self.usage.tokens_in += tokens[0]
-            self.usage.tokens_out += tokens[1]
+        if isinstance(usage, dict):
+            counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            tokens_in, tokens_out = (count if isinstance(count, int) else 0 for count in counts)
+            with self._lock:
+                self.tokens_in += tokens_in
+                self.tokens_out += tokens_out
         if isinstance(text, list):  # some servers return the text in parts
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         reason = choice.get("finish_reason")
@@ -282,15 +263,3 @@ class VlmClient:
             shown = next((n for n in range(len(self._key), 3, -1) if text.rstrip().endswith(self._key[:n])), 0)
             text = text.rstrip()[: -shown or None] + ("***" if shown else "")
         return printable(" ".join(text.split()))[:300]
-
-
-def _retry_after(value: str) -> float:
-    """Return the seconds given by a Retry-After header (a number or a date); 0 if it is invalid."""
-    try:
-        return max(float(value), 0.0)
-    except ValueError:
-        pass
-    try:
-        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError, ArithmeticError, LookupError):  # also of a date that no calendar has
-        return 0.0

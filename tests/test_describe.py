@@ -172,15 +172,12 @@ def test_flags_reach_the_rules(poses, tmp_path):
         ("--videos x", "--videos goes with --poses"),
         ("--endpoint http://x", "--endpoint URL and --model NAME go together"),
         ("--model m", "--endpoint URL and --model NAME go together"),
-        ("--max_cost 1", "--max_cost needs --price_in"),
-        ("--segment 0", "--segment 0: must be positive"),
-        ("--timeout nan", "--timeout nan: must be positive"),
-        ("--timeout inf", "--timeout inf: must be between 0 and 86400"),
-        ("--retries -1", "--retries -1: must be at least 0"),
+        ("--segment 0 --pictures 0", "--segment 0: must be at least 1. --pictures 0: must be at least 1."),
+        ("--timeout nan", "--timeout nan: must be between 0.1 and 86400"),
         ("--aspect 100", "--aspect 100.0: must be between"),
         ("--fields [1]", "wanted a JSON object"),
         ("--fields {", "wanted a JSON object"),
-        ("--model m --segment 0", "--endpoint URL and --model NAME go together. --segment 0: must be positive."),
+        ("--model m --fields [", "--endpoint URL and --model NAME go together. --fields [: wanted a JSON object."),
     ],
 )
 def test_wrong_flags(line, message, capsys):

@@ -14,12 +14,19 @@ from tests.helpers.vlm_server import GOOD, at_random, server, slowly
 pytest.importorskip("PIL", reason="pillow is not installed (the extra rgb)")
 
 import describe
+from describing import vlm_client
 from describing.by_model import GrowingFile, Segment, segments
 from describing.files import Clip
 from pose.keypoints import read_pose
 from temporal_alignment import DescriptionLoader
 
-FAST = "--language en --images skeleton --backoff 0.01 --timeout 5 --retries 2 --picture_height 48 --model some-model"
+FAST = "--language en --images skeleton --timeout 5 --picture_height 48 --model some-model"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    monkeypatch.setattr(vlm_client, "BACKOFF", 0.01)
+    monkeypatch.setattr(vlm_client, "RETRIES", 2)
 
 
 def run(httpd, poses, out, line=""):

@@ -1,7 +1,6 @@
 """The client of a vision-language model, against a local server that misbehaves."""
 
 import base64
-import email.utils
 import json
 import re
 import socket
@@ -11,25 +10,20 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from describing import by_model
+from describing import by_model, vlm_client
 from describing.files import Clip
-from describing.vlm_client import (
-    LONGEST_WAIT,
-    EndpointError,
-    FailedRequestError,
-    LimitReachedError,
-    Limits,
-    VlmClient,
-    _retry_after,
-    judge,
-)
+from describing.vlm_client import EndpointError, FailedRequestError, LimitReachedError, VlmClient, judge
 from tests.helpers.vlm_server import GOOD, reply, server
 
-FAST = {"backoff": 0.01, "timeout": 5.0, "retries": 2}
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    monkeypatch.setattr(vlm_client, "BACKOFF", 0.01)
+    monkeypatch.setattr(vlm_client, "RETRIES", 2)
 
 
-def make(httpd, key="", language="en", fields=None, **limits):
-    return VlmClient(httpd.url, "some-model", key, language, Limits(**(FAST | limits)), fields)
+def make(httpd, key="", language="en", fields=(), timeout=5.0, **limits):
+    return VlmClient(httpd.url, "some-model", key, language, dict(fields), timeout, **limits)
 
 
 def in_turn(*behaviours):
@@ -58,7 +52,7 @@ def test_what_is_sent_and_what_comes_back():
         ("data:image/png;base64", ",", base64.b64encode(b"\x89PNG").decode()),
         ("data:image/jpeg;base64", ",", base64.b64encode(b"\xff").decode()),
     ]
-    assert (client.usage.requests, client.usage.tokens_in, client.usage.tokens_out) == (1, 100, 10)
+    assert (client.n_requests, client.tokens_in, client.tokens_out) == (1, 100, 10)
 
 
 def test_no_key_no_header():
@@ -110,7 +104,7 @@ def dripping(first, drop, scheme="http"):
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
-        yield lambda **limits: VlmClient(url, "m", "", "en", Limits(retries=0, **limits))
+        yield lambda timeout: VlmClient(url, "m", "", "en", {}, timeout)
         over.set()
         thread.join(5)
 
@@ -128,7 +122,8 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("where", DRIPS)
-def test_a_trickle_has_an_end(where):
+def test_a_trickle_has_an_end(where, monkeypatch):
+    monkeypatch.setattr(vlm_client, "RETRIES", 0)
     start = time.monotonic()
     with (
         dripping(*DRIPS[where]) as make_client,
@@ -139,17 +134,22 @@ def test_a_trickle_has_an_end(where):
 
 
 def test_ctrl_c_ends_what_is_asked(poses, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        time.sleep(0.2)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(by_model, "progress", interrupted)
     clips = [Clip(path.stem, path, None, tmp_path / f"{path.stem}.json") for path in poses.iterdir()]
     question = by_model.Question("?", 300, "skeleton", 16, 4, 48, 1.0)
-    start = time.monotonic()
-    with dripping(*DRIPS["status"]) as make_client, pytest.raises(KeyboardInterrupt):
-        by_model.by_model(clips, question, make_client(timeout=60), 1, tmp_path / "failures.jsonl", True)
-    assert time.monotonic() - start < 5
+    with dripping(*DRIPS["status"]) as make_client:
+        client = make_client(timeout=60)
+
+        def interrupted(*_, **__):
+            while not client.n_requests:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(by_model, "progress", interrupted)
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            by_model.by_model(clips, question, client, 1, tmp_path / "failures.jsonl", True)
+        assert time.monotonic() - start < 30
 
 
 def test_tries_come_to_an_end():
@@ -160,27 +160,21 @@ def test_tries_come_to_an_end():
 
 
 def test_retry_after_is_waited_for():
-    later = [("Retry-After", "0.4")]
+    later = [("Retry-After", "1")]
     with server(in_turn(lambda h: h.send(429, b"", later), lambda h: h.answer())) as httpd:
         start = time.monotonic()
         make(httpd).ask("?", [])
-        assert time.monotonic() - start >= 0.4
+        assert time.monotonic() - start >= 1
     with server(lambda h, _: h.send(429, b"", [("Retry-After", "3600")])) as httpd, pytest.raises(FailedRequestError):
         make(httpd).ask("?", [])
     assert len(httpd.requests) == 1
 
 
-def test_forms_of_retry_after():
-    assert _retry_after("7") == 7
-    assert _retry_after(email.utils.formatdate(time.time() + 100, usegmt=True)) == pytest.approx(100, abs=2)
-    none = ("", "soon", "-5", "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 01 Jan 99999999999999999999 00:00:00 GMT", "," * 9)
-    assert not any(map(_retry_after, none))
-    assert _retry_after("1e999") > LONGEST_WAIT
-
-
 def test_waits_grow_and_vary(monkeypatch):
+    monkeypatch.setattr(vlm_client, "BACKOFF", 2.0)
+    monkeypatch.setattr(vlm_client, "RETRIES", 7)
     with server(lambda h, _: h.send(500, b"")) as httpd:
-        client = make(httpd, backoff=2.0, retries=7)
+        client = make(httpd)
         waits = []
         monkeypatch.setattr(client._over, "wait", waits.append)
         with pytest.raises(FailedRequestError):
@@ -246,9 +240,10 @@ def test_what_no_request_can_mend(status):
     assert len(httpd.requests) == 1
 
 
-def test_many_failures_in_a_row():
+def test_many_failures_in_a_row(monkeypatch):
+    monkeypatch.setattr(vlm_client, "FAILURES_IN_A_ROW", 3)
     with server(lambda h, _: h.send(400, b"no such parameter")) as httpd:
-        client = make(httpd, failures_in_a_row=3)
+        client = make(httpd)
         for _ in range(2):
             with pytest.raises(FailedRequestError):
                 client.ask("?", [])
@@ -264,32 +259,19 @@ def test_limits():
         with pytest.raises(LimitReachedError, match="--max_requests 2"):
             client.ask("?", [])
         assert len(httpd.requests) == 2
-        # An answer costs 100 x 3 + 10 x 20 millionths.
-        client = make(httpd, max_cost=0.0009, price_in=3, price_out=20)
-        client.ask("?", [])
-        client.ask("?", [])
-        with pytest.raises(LimitReachedError, match=r"--max_cost 0.0009: 0.0010 used"):
-            client.ask("?", [])
 
 
 def test_retries_count_as_requests():
     with server(lambda h, _: h.send(500, b"")) as httpd:
         with pytest.raises(LimitReachedError):
-            make(httpd, max_requests=2, retries=9).ask("?", [])
+            make(httpd, max_requests=2).ask("?", [])
         assert len(httpd.requests) == 2
 
 
-def test_a_number_of_tokens_that_is_none_costs_nothing():
-    answer = {**reply(GOOD), "usage": {"prompt_tokens": 10**400, "completion_tokens": -1}}
-    with server(lambda h, _: h.send(200, json.dumps(answer).encode())) as httpd:
-        client = make(httpd, price_in=1)
-        assert client.ask("?", []) == client.ask("?", []) == GOOD
-        assert client.usage.cost(client.limits) == 0
-
-
-def test_the_end_of_a_run_ends_its_waits():
+def test_the_end_of_a_run_ends_its_waits(monkeypatch):
+    monkeypatch.setattr(vlm_client, "BACKOFF", 30.0)
     with server(lambda h, _: h.send(500, b"")) as httpd:
-        client = make(httpd, backoff=30.0)
+        client = make(httpd)
         threading.Timer(0.2, client.stop).start()
         start = time.monotonic()
         with pytest.raises(LimitReachedError):
@@ -319,7 +301,7 @@ def test_the_key_is_never_repeated(caplog):
 @pytest.mark.parametrize("key", ["sk-01234\nsk-56789", "sk-01 23", "sk-\u00e9"])
 def test_a_key_that_is_none_is_refused_and_not_told(key):
     with pytest.raises(ValueError, match="--api_key_env: the key holds") as error:
-        VlmClient("http://localhost", "m", key, "en", Limits())
+        VlmClient("http://localhost", "m", key, "en", {})
     assert "sk-" not in str(error.value)
 
 
@@ -328,10 +310,10 @@ def test_a_key_that_is_none_is_refused_and_not_told(key):
 )
 def test_an_address_that_is_none(url):
     with pytest.raises(ValueError, match=f"--endpoint {re.escape(url)}: wanted an address"):
-        VlmClient(url, "m", "", "en", Limits())
+        VlmClient(url, "m", "", "en", {})
 
 
 def test_nobody_listens():
-    client = VlmClient("http://127.0.0.1:9/v1", "m", "", "en", Limits(**FAST))
+    client = VlmClient("http://127.0.0.1:9/v1", "m", "", "en", {})
     with pytest.raises(FailedRequestError, match=r"\(3 tries\)"):
         client.ask("?", [])
