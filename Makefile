@@ -1,6 +1,6 @@
 # make demo   sets everything up, trains without and with descriptions on a made-up corpus, compares: some minutes
 # make test   the quick tests; make test-slow: all of them; make check: style and types
-# make bench  times and memory of every stage, of a small model: a few minutes
+# make bench  times of every stage, of a small model: a few minutes
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,11 +44,11 @@ check: setup
 	$(VENV)/bin/mypy --platform win32 --cache-dir .mypy_cache/win32
 
 bench: setup
-	$(RUN) -m tools.benchmark --size small --repeats 3 --threads 1 --clock cpu --json benchmark.json
+	$(RUN) -m tools.benchmark --size small --repeats 3
 
 format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf sample output_demo benchmark.json
+	rm -rf sample output_demo

@@ -69,10 +69,7 @@ WRONG = {
         "audit nowhere": "nowhere is not a folder.",
     },
     "tools/ablate.py": {"--root nowhere --out {here}/x": "--root: nowhere does not exist."},
-    "tools/benchmark.py": {
-        "--json nowhere/x.json": "--json nowhere/x.json: its folder does not exist.",
-        "--only nothing": "--only nothing: no stage begins so",
-    },
+    "tools/benchmark.py": {"--repeats 0": "--repeats 0: must be at least 1."},
     "tools/demo.py": {"--root {here}": "--out {here}: not empty, and no sample corpus."},
     "tools/demo_page.py": {
         "--checkpoint nowhere.pth": "--checkpoint: nowhere.pth does not exist.",

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,7 +20,6 @@ from network.stgcn import (
     select,
     spread,
 )
-from tools.benchmark import usual_block
 
 LENGTHS = (7, 1, 4, 9)
 
@@ -133,6 +133,25 @@ def test_temporal_convolution_is_one_per_clip():
     out = joints_first(layer, torch.cat(clips), layout_of(LENGTHS), 6)
     expected = [plain(clip.permute(2, 0, 1)[None])[0].permute(1, 2, 0) for clip in clips]
     torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+def usual_block(block, x):
+    """Apply a block of graph convolutions as it is usually written, (B, C, T, V) -> (B, C', T, V)."""
+
+    def convolve(x, conv, padding=0):
+        return F.conv2d(x, conv.weight, conv.bias, padding=(padding, 0))
+
+    def normalise(x, norm):
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training)
+
+    parts, shortcut = block.gcn, x
+    if block.residual:
+        shortcut = normalise(convolve(x, block.residual[0]), block.residual[1])
+    x = convolve(x, parts.conv).unflatten(1, (len(parts.A), -1))  # (B, K, C', T, V)
+    x = normalise(torch.einsum("bkctv,kvw->bctw", x, parts.A), parts.bn).relu()
+    if block.tcn:
+        x = normalise(convolve(x, block.tcn[0], REACH), block.tcn[1])
+    return (x + shortcut).relu()
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
