@@ -19,13 +19,11 @@ from pathlib import Path
 import config
 from clips.tables import read_text
 from describing.files import Clip, clips_of
-from system.disk import write_text
 from system.processes import cores, in_processes
 from utils import (
     Parser,
     add_dataset_flags,
     add_shard_flag,
-    cannot_be_written,
     log_to_terminal,
     progress,
     require_packages,
@@ -41,14 +39,14 @@ EXAMPLES = """examples:
   python describe.py --root sample --out sample/rules    the sample corpus, into another folder
   python describe.py --poses my_poses --out my_texts --language en
   python describe.py --endpoint http://localhost:8000/v1 --model NAME --images skeleton --max_requests 100
-  python describe.py audit description/CSL-Daily/split_data --html audit.html
+  python describe.py audit description/CSL-Daily/split_data --dataset CSL_Daily
 
 The rules skip files that exist. With --overwrite they write their own files again, but never those of others.
 A model's texts are added frame by frame to the files: what failed is listed and asked again by the next run.
 Exit status: 0 when all is described, 1 when something is left."""
 AUDIT_EXAMPLES = """examples:
   python describe.py audit description/CSL-Daily/split_data
-  python describe.py audit description/CSL-Daily/split_data --dataset CSL_Daily --html audit.html
+  python describe.py audit description/CSL-Daily/split_data --dataset CSL_Daily
   python describe.py audit description/CSL-Daily/split_data --repair description/CSL-Daily/cleaned
 
 DIR holds NAME.json files, or one folder of them per split; names may have sub-folders. Without --dataset, clips that
@@ -164,14 +162,11 @@ def audit(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", default="", choices=sorted(config.DATASETS), help="whose clips they describe")
     parser.add_argument("--dataset_config", default="", metavar="FILE", help="the same, for a data set of your own")
     parser.add_argument("--root", default=".", metavar="DIR", help="folder that the data set's paths start from")
-    parser.add_argument("--html", default="", metavar="FILE", help="write a page")
     parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
     parser.add_argument("--workers", type=int, default=cores(), help="processes; default: one per core")
     args = parser.parse_args(argv)
     parser.at_least(args, workers=1)
-    parser.refuse(cannot_be_written("--html", args.html, ".html"))
     from describing.audit import SplitReport, examine, find_files, repair, table
-    from pages.audit import page_of
 
     log_to_terminal()
     target = Path(args.repair)
@@ -184,9 +179,6 @@ def audit(argv: Sequence[str]) -> int:
     reports = iter(list(progress(in_processes(examine, flat, args.workers, 64), "reading", total=len(flat))))
     splits = [SplitReport(split, [next(reports) for _ in of_split], known) for split, of_split in clips.items()]
     sys.stdout.write(table(splits) + "\n")
-    if args.html:
-        write_text(args.html, page_of(str(args.folder), splits))
-        logger.info("%s written.", args.html)
     if args.repair:
         if not known:
             logger.warning("not renumbered: whether frames count from 1 shows with --dataset or --dataset_config only.")

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,41 +22,9 @@ from temporal_alignment import DescriptionCounts, numbered_from_one, read_descri
 logger = logging.getLogger(__name__)
 
 MANY_FRAMES, MOST = 8, 0.5  # suspicious: one text on at least so many frames and more than this fraction of them
+SHOWN = 3  # files of a fault, and frequent texts, that are named
 NEED_CLIPS = ("files_missing", "pose_unreadable", "out_of_range")  # need known clips
 UNKNOWN = "?: cannot be known without --dataset or --dataset_config, which name the clips and their poses."
-
-
-@dataclass
-class FileReport:
-    """The findings for one clip's file."""
-
-    name: str
-    path: Path
-    counts: DescriptionCounts
-    frames: range | None  # of the clip, in the recording; None if unknown
-    damage: str  # why it cannot be read
-    pose_damage: str  # why the clip's pose cannot be read
-    keys: np.ndarray  # uint64, one for each distinct text: the texts of half a million files would fill the memory
-    lengths: np.ndarray  # uint32, characters of each described frame's text
-    most: int  # frames with the most frequent text
-    languages: Counter[str]  # language -> number of frames
-    made_by: Counter[str]  # maker, "" if unknown -> number of frames
-    numbers: tuple[int, Collection[int]] | None  # frames of the recording; the first and last described, as written
-
-    def faults(self) -> list[str]:
-        """Return the names of the file's faults, as in `FAULTS`."""
-        found = [name for name in FAULTS if getattr(self.counts, name, 0)]
-        if self.pose_damage:
-            found.append("pose_unreadable")
-        if self.damage:
-            found.append("unreadable")
-        elif self.counts.files_found and not self.counts.frames:
-            found.append("no_text")
-        if self.most >= MANY_FRAMES and self.most > MOST * self.counts.frames:
-            found.append("one_text")
-        return found
-
-
 FAULTS = {
     "files_missing": "clips without a file",
     "pose_unreadable": "clips whose pose cannot be read",
@@ -73,6 +41,22 @@ FAULTS = {
 
 
 @dataclass
+class FileReport:
+    """The findings for one clip's file."""
+
+    name: str
+    path: Path
+    counts: DescriptionCounts
+    frames: range | None  # of the clip, in the recording; None if unknown
+    faults: dict[str, str]  # keys of `FAULTS` -> why the file or the pose cannot be read, "" for other faults
+    keys: np.ndarray  # uint64, one for each distinct text: the texts of half a million files would fill the memory
+    lengths: np.ndarray  # uint32, characters of each described frame's text
+    languages: Counter[str]  # language -> number of frames
+    made_by: Counter[str]  # maker, "" if unknown -> number of frames
+    numbers: tuple[int, Collection[int]] | None  # frames of the recording; the first and last described, as written
+
+
+@dataclass
 class SplitReport:
     """The findings for all files of one split."""
 
@@ -80,38 +64,13 @@ class SplitReport:
     files: list[FileReport]
     knows_clips: bool  # whether the clips and their lengths are known
 
-    def lengths(self) -> np.ndarray:
-        """Return the number of characters of each described frame's text, sorted."""
-        return np.sort(np.concatenate([report.lengths for report in self.files]))
-
     def clips_of_texts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the key of each distinct text, and the number of clips that have it."""
         return np.unique(np.concatenate([report.keys for report in self.files]), return_counts=True)
 
-    def frequent(self, most: int) -> list[tuple[str, int]]:
-        """Return (text, number of clips) of up to `most` texts that several clips have; reads files for them."""
-        keys, counts = self.clips_of_texts()
-        found = []
-        for i in np.argsort(-counts, kind="stable")[: min(most, np.count_nonzero(counts > 1))]:
-            path = next(report.path for report in self.files if keys[i] in report.keys)
-            text = next((text for text in read_descriptions(path).texts.values() if _key(text) == keys[i]), "?")
-            found.append((text, int(counts[i])))
-        return found
-
     def from_one(self) -> bool:
         """Return whether frames are numbered from 1, which only known clips can show."""
         return numbered_from_one(report.numbers for report in self.files if report.numbers)
-
-    def measured(self) -> list[tuple[int, int]]:
-        """Return (frames, described frames) of each clip of known length."""
-        return [(len(report.frames), report.counts.frames) for report in self.files if report.frames is not None]
-
-    def coverage(self) -> str:
-        """Return the percentage of described frames, with the number of clips if not all lengths are known."""
-        lengths = self.measured()
-        n_frames, described = map(sum, zip(*lengths, strict=True)) if lengths else (0, 0)
-        share = f"{100 * described / n_frames:.1f} %" if n_frames else "?"
-        return share if len(lengths) in (0, len(self.files)) else f"{share} of {len(lengths)} clips"
 
     def row(self) -> dict[str, str]:
         """Return the split's values in the table."""
@@ -119,10 +78,13 @@ class SplitReport:
         for report in self.files:
             total += report.counts
             languages += report.languages
-        faulty = Counter(fault for report in self.files for fault in report.faults())  # files, the others are entries
-        lengths = self.lengths()
+        faulty = Counter(fault for report in self.files for fault in report.faults)  # files, the others are entries
+        lengths = np.concatenate([report.lengths for report in self.files])
+        characters = np.quantile(lengths, (0.05, 0.5, 0.95), method="lower") if lengths.size else []
         silent = sum(not report.counts.frames for report in self.files)
-        frames = sum(length for length, _ in self.measured())
+        measured = [(len(report.frames), report.counts.frames) for report in self.files if report.frames is not None]
+        frames, described = map(sum, zip(*measured, strict=True)) if measured else (0, 0)
+        coverage = f"{100 * described / frames:.1f} %" if frames else "?"
         row = {
             "clips": f"{len(self.files)}" if self.knows_clips else "?",
             "files": f"{len(self.files) - total.files_missing}",
@@ -130,18 +92,35 @@ class SplitReport:
             "numbered from": f"{int(self.from_one())}" if frames else "?",
             "frames": f"{frames}" if frames else "?",
             "described": f"{total.frames}",
-            "coverage": self.coverage(),
+            "coverage": coverage + (f" of {len(measured)} clips" if 0 < len(measured) < len(self.files) else ""),
             "distinct texts": f"{len(self.clips_of_texts()[0])}",
-            "characters (5 %, median, 95 %)": ", ".join(
-                str(lengths[int(share * (len(lengths) - 1))]) for share in (0.05, 0.5, 0.95)
-            )
-            if lengths.size
-            else "-",
+            "characters (5 %, median, 95 %)": ", ".join(map(str, characters)) or "-",
             "languages": ", ".join(f"{name} {count}" for name, count in languages.most_common()) or "-",
         }
         unknown = () if self.knows_clips else NEED_CLIPS
         counts = {fault: getattr(total, fault, faulty[fault]) for fault in FAULTS}
         return row | {title: "?" if fault in unknown else f"{counts[fault]}" for fault, title in FAULTS.items()}
+
+    def details(self) -> Iterator[str]:
+        """Yield lines that say who made the texts, which texts the most clips have, and which files have faults."""
+        made_by = sum((report.made_by for report in self.files), Counter[str]())
+        listed = {"made by": [f"{name or 'unknown'} ({count} frames)" for name, count in made_by.most_common()]}
+        keys, counts = self.clips_of_texts()
+        shared = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts > 1)]
+        frequent = [f"{self._text(keys[i])} ({counts[i]} clips)" for i in shared[:SHOWN]]
+        listed["texts of several clips"] = frequent + [f"{len(shared) - SHOWN} more"] * (len(shared) > SHOWN)
+        for fault, title in FAULTS.items():
+            having = [report for report in self.files if fault in report.faults]
+            why = [report.name + f": {report.faults[fault]}" * bool(report.faults[fault]) for report in having[:SHOWN]]
+            listed[title] = why + [f"{len(having) - SHOWN} more"] * (len(having) > SHOWN)
+        for title, parts in listed.items():
+            if parts:
+                yield printable(f"{self.name or 'all'}, {title}: {'; '.join(parts)}", kept="")
+
+    def _text(self, key: int) -> str:
+        """Return the text of a key, read once more."""
+        path = next(report.path for report in self.files if key in report.keys)
+        return next((text for text in read_descriptions(path).texts.values() if _key(text) == key), "?")
 
 
 # -- looking ---------------------------------------------------------------------------------------------------------
@@ -163,21 +142,28 @@ def language_of(text: str) -> str:
 
 def examine(clip: Clip) -> FileReport:
     """Audit a clip's file."""
-    pose, numbers, damage = None, None, ""
+    pose, numbers, faults = None, None, {}
     try:
         pose = clip.read_pose() if clip.pose else None
     except CLIP_FAULTS as error:
-        damage = in_one_line(error)
+        faults["pose_unreadable"] = in_one_line(error)
     found = read_descriptions(clip.out, pose.frames if pose else None)
     if pose:
         written = read_descriptions(clip.out).texts if found.counts.out_of_range else found.texts
         numbers = pose.n_recorded, (min(written), max(written)) if written else ()
     texts = Counter(found.texts.values())
+    most = max(texts.values(), default=0)
+    faults |= {fault: "" for fault in FAULTS if getattr(found.counts, fault, 0)}
+    if found.damage:
+        faults["unreadable"] = found.damage
+    elif found.counts.files_found and not texts:
+        faults["no_text"] = ""
+    if most >= MANY_FRAMES and most > MOST * found.counts.frames:
+        faults["one_text"] = ""
     return FileReport(
-        clip.name, clip.out, found.counts, pose.frames if pose else None, found.damage, damage,
+        clip.name, clip.out, found.counts, pose.frames if pose else None, faults,
         np.array([_key(text) for text in texts], np.uint64), np.array([*map(len, texts.elements())], np.uint32),
-        max(texts.values(), default=0), Counter(map(language_of, texts.elements())), Counter(found.made_by.values()),
-        numbers,
+        Counter(map(language_of, texts.elements())), Counter(found.made_by.values()), numbers,
     )  # fmt: skip
 
 
@@ -222,7 +208,7 @@ def _clips_in(folder: Path) -> list[Clip]:
 
 
 def table(splits: Sequence[SplitReport]) -> str:
-    """Format all splits as a text table, one line per property."""
+    """Format all splits as a text table, one line per property, with details below."""
     rows = [split.row() for split in splits]
     width = max(map(len, rows[0]))
     names = [printable(split.name, kept="") or "all" for split in splits]
@@ -232,7 +218,8 @@ def table(splits: Sequence[SplitReport]) -> str:
     for key in rows[0]:
         cells = [row[key].rjust(column) for row, column in zip(rows, columns, strict=True)]
         lines.append("  ".join([key.ljust(width), *cells]))
-    return "\n".join(lines + [UNKNOWN] * any(not split.knows_clips for split in splits))
+    lines += [UNKNOWN] * any(not split.knows_clips for split in splits)
+    return "\n".join([*lines, "", *(line for split in splits for line in split.details())]).rstrip("\n")
 
 
 # -- cleaning --------------------------------------------------------------------------------------------------------

@@ -62,7 +62,6 @@ WRONG = {
     },
     "describe.py": {
         "--root nowhere": "--root: nowhere does not exist.",
-        "audit {here} --html x.pth": "--html x.pth: must end in .html.",
         "--dataset-config gone.toml": "--dataset_config: gone.toml does not exist.",
         "--root {here}": "labels: {here}/data/CSL_Daily/labels.train, ",
         "--poses nowhere --out x": "--poses: nowhere does not exist.",

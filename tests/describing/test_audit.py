@@ -12,7 +12,8 @@ import describe
 import utils
 from clips.labels import read_labels
 from config import DATASETS
-from describing.audit import FAULTS
+from describing.audit import FAULTS, examine
+from describing.files import Clip
 from temporal_alignment import DescriptionLoader
 from training import build
 
@@ -31,7 +32,7 @@ def rows(text):
     """Title -> cells of the printed table."""
     titles = {title: title for title in FAULTS.values()}
     found = {}
-    for line in text.splitlines()[1:]:
+    for line in text.partition("\n\n")[0].splitlines()[1:]:
         title = next((title for title in titles if line.startswith(title)), line.split("  ")[0])
         found[title] = [cell.strip() for cell in line[len(title) :].split("  ") if cell.strip()]
     return found
@@ -78,6 +79,34 @@ def test_counts(messy, capsys):
     assert table["clips"] == table["frames"] == table["coverage"] == ["?"]
     assert table["languages"] == ["en 11, zh 1"]
     assert table["distinct texts"] == ["4"]
+
+
+def test_files_and_texts_behind_the_numbers(messy, capsys):
+    for name in "abcd":
+        (messy / "train" / f"{name}.json").write_text('{"0.jpg": " ", "1.jpg": "A hand."}')
+    assert audit(messy) == 0
+    *_, first = capsys.readouterr().out.split("\n\n")
+    assert first.splitlines() == [
+        "train, made by: unknown (15 frames); rules 1 zh (1 frames)",
+        "train, texts of several clips: A hand. (5 clips)",
+        "train, files that cannot be read: nothing: empty file; short: cut short; word: a str in place of an array",
+        "train, files without one valid text: types",
+        "train, API errors and refusals in place of texts: errors",
+        "train, empty or blank texts: a; b; c; 2 more",
+        "train, null, numbers or lists in place of texts: types",
+        "train, entries without a frame number: types",
+        "train, second texts of a frame: errors",
+        "train, files with one text at 8 frames or more, and at most of them: same",
+    ]
+
+
+def test_a_report_is_small(tmp_path):
+    """Half a million of them have to fit into memory."""
+    entries = ({"filename": f"{frame}.jpg", "description": f"Hand {frame}." * 40} for frame in range(150))
+    (tmp_path / "a.json").write_text(json.dumps([*entries]), encoding="utf-8")
+    report = examine(Clip("a", None, None, tmp_path / "a.json"))
+    assert len(report.lengths) == len(report.keys) == 150
+    assert len(pickle.dumps(report)) < 4000
 
 
 def test_a_cleaned_copy(messy, tmp_path, capsys):
@@ -204,17 +233,16 @@ def test_a_pose_that_cannot_be_read_is_no_fault_of_the_descriptions(corpus, tmp_
     (copy / f"dataset/CSL_Daily/pose_format/{first}.pkl").write_bytes(b"no pickle")
     (copy / f"dataset/CSL_Daily/pose_format/{second}.pkl").unlink()
     texts = copy / "description/CSL-Daily/split_data"
-    flags = [texts, "--dataset", "CSL_Daily", "--root", copy, "--html", tmp_path / "audit.html"]
-    assert audit(*flags) == 0
+    assert audit(texts, "--dataset", "CSL_Daily", "--root", copy) == 0
     out = capsys.readouterr().out
     table = rows(out)
     assert table["clips whose pose cannot be read"] == ["0", "0", "2"]
     assert table["files that cannot be read"] == ["0", "0", "0"]
     assert table["coverage"][2].endswith(" % of 5 clips")
     assert "without --dataset" not in out
-    assert f"{first}: " in (tmp_path / "audit.html").read_text()
+    assert f"test, clips whose pose cannot be read: {first}: " in out
     assert audit(texts) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("?: cannot be known without --dataset")
+    assert "\n?: cannot be known without --dataset" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("splits", [("dev", "test"), pytest.param(("train",), marks=pytest.mark.slow)])

@@ -15,7 +15,7 @@ import pytest
 import inference
 import utils
 from describing.audit import examine
-from describing.by_model import Outcome, calls_to_make
+from describing.by_model import Outcome, describe_clip
 from describing.by_rules import _describe
 from describing.files import Clip
 from system.disk import Lines, read_lines, write_text
@@ -39,7 +39,7 @@ def in_training(_):
 
 def by_model(folder):
     outcome = Outcome()
-    assert not list(calls_to_make([Bad("a", folder, None, folder)], None, "", outcome))
+    assert describe_clip(Bad("a", folder, None, folder), None, None, outcome) == 0
     return [failure["reason"] for failure in outcome.failures]
 
 
@@ -53,7 +53,7 @@ SITES = {
     "training": in_training,
     "by rules": lambda folder: [_describe((Bad("a", folder, None, folder), "en", 1.0, "", False))[1]],
     "by a model": by_model,
-    "audit": lambda folder: [examine(Bad("a", folder, None, folder)).pose_damage],
+    "audit": lambda folder: [examine(Bad("a", folder, None, folder)).faults["pose_unreadable"]],
     "extraction": lambda folder: [
         extract_poses.extract(extract_poses.Video(folder / "a", folder / "b", None), 0).fault
     ],
