@@ -13,7 +13,6 @@ CRC-32 is compared each time; `python -m zipfile -t pack.zip` compares all of th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import mmap
 import zipfile
@@ -24,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from clips.labels import Label, gloss
 from config import DatasetSpec
-from pose.keypoints import Pose, PoseFolder, cut_clip, read_pose
+from pose.keypoints import PoseFolder
 from system.disk import new_folder, to_json, write_text
-from temporal_alignment import DescriptionCounts, DescriptionLoader, read_descriptions
+from temporal_alignment import DescriptionLoader
 
 POSES, DESCRIPTIONS = "poses", "descriptions"
 SKETCHED = 100  # clips whose labels tell a corpus from another with the same folders and names
@@ -96,15 +96,14 @@ def _note(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is damaged, or no pack's. {AGAIN}") from None
 
 
-def sketch(labels: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return a hash of the text and glosses of some clips."""
-    chosen = list(labels)[:: -(-len(labels) // SKETCHED) or 1]
-    return {name: _text_hash(labels[name]) for name in chosen}
+def sketch(labels: Mapping[str, Label]) -> dict[str, str]:
+    """Return the texts and glosses of some clips."""
+    chosen = list(labels)[:: max(1, len(labels) // SKETCHED)]
+    return {name: _said(labels[name]) for name in chosen}
 
 
-def _text_hash(label: Mapping[str, Any]) -> str:
-    content = json.dumps([label.get("text"), label.get("gloss")], ensure_ascii=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+def _said(label: Label) -> str:
+    return f"{label.get('text', '')} {gloss(label)}".strip()
 
 
 class Pack:
@@ -134,14 +133,14 @@ class Pack:
         """Pickle only the folder: another process opens the file itself."""
         return type(self), (self.folder,)
 
-    def check_labels(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
+    def check_labels(self, labels: Mapping[str, Label]) -> None:
         """Refuse the pack of another corpus with the same names; some labels may have been changed since.
 
         Raises:
             ValueError: most clips have other texts than when they were packed.
         """
         common = self.sketch.keys() & labels.keys()
-        others = sum(self.sketch[name] != _text_hash(labels[name]) for name in common)
+        others = sum(self.sketch[name] != _said(labels[name]) for name in common)
         if 2 * others > len(common):
             raise ValueError(
                 f"--packed: {self.folder} is of another corpus: {others} of {len(common)} clips have other labels "
@@ -173,12 +172,9 @@ class PosePack(PoseFolder):
     def __init__(self, folder: str | Path) -> None:
         self.pack = Pack(folder)
 
-    def read(self, path: Path, label: Mapping[str, Any]) -> Pose:
-        """Do the same as `PoseFolder.read`, from the pack; ValueError for a clip that is not in it."""
-        content = self.pack.content(self._name(path))
-        if content is None:
-            raise ValueError(f"{path} is not in the pack. Pack again with tools.pack_dataset.")
-        return cut_clip(path, read_pose(path, data=content), label)
+    def content(self, path: Path) -> bytes | None:
+        """Return a file's content, None if it is not in the pack; ValueError if it is damaged."""
+        return self.pack.content(self._name(path))
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
         """Return the size of each file in bytes, 0 if it is missing."""
@@ -195,15 +191,9 @@ class DescriptionPack(DescriptionLoader):
         super().__init__(folder)
         self.pack = Pack(folder)
 
-    def load(self, name: str, frames: range | None = None) -> dict[int, str]:
-        """Do the same as `DescriptionLoader.load`, from the pack; ValueError if the content is damaged."""
-        content = self.pack.content(f"{name}.json")
-        if content is None:
-            self.counts += DescriptionCounts(files_missing=1)
-            return {}
-        found = read_descriptions(self.directory / f"{name}.json", frames, content)
-        self.counts += found.counts
-        return found.texts
+    def content(self, name: str) -> bytes | None:
+        """Return the content of a clip's file, None if it is not in the pack; ValueError if it is damaged."""
+        return self.pack.content(f"{name}.json")
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
         """Return the size of each clip's file in bytes: 0 if it is missing, 1 if it exists but is empty."""
@@ -211,9 +201,7 @@ class DescriptionPack(DescriptionLoader):
         return np.where(sizes < 0, 0, np.maximum(sizes, 1))
 
 
-def write_pack(
-    folder: Path, files: Iterable[tuple[str, bytes]], source: str, labels: Mapping[str, Mapping[str, Any]]
-) -> int:
+def write_pack(folder: Path, files: Iterable[tuple[str, bytes]], source: str, labels: Mapping[str, Label]) -> int:
     """Write a pack atomically; an older one stays in place until then.
 
     Args:

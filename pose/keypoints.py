@@ -153,7 +153,11 @@ class PoseFolder:
 
     def read(self, path: Path, label: Mapping[str, Any]) -> Pose:
         """Call `read_pose` and `cut_clip`."""
-        return cut_clip(path, read_pose(path), label)
+        return cut_clip(path, read_pose(path, data=self.content(path)), label)
+
+    def content(self, path: Path) -> bytes | None:
+        """Return a file's content, if it need not be read from disk."""
+        return None
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
         """Return the size of each file in bytes, 0 if it is missing."""

@@ -36,6 +36,7 @@ this corpus show whether the code works, not how good a method is on a real sign
 from __future__ import annotations
 
 import gzip
+import itertools
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -276,11 +277,10 @@ def describe_clip(glosses: Sequence[str], recording: Recording, rng: np.random.G
     return entries
 
 
-def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> dict[str, int]:
+def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> None:
     """Write labels, poses, descriptions and the small mT5 under `out`, where `--root` looks for CSL_Daily.
 
     An older sample corpus there is replaced. `counts` are the clips of each split; equal seeds give identical files.
-    Returns counts for a summary: clips, frames, description files, described frames, faulty entries, pieces.
     ValueError if the folder holds something else, a split would be empty, or the seed is negative.
     """
     out = Path(out)
@@ -301,7 +301,7 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
     write_text(out / MARKER, to_json({"seed": seed, "clips": dict(counts)}) + "\n", sync=False)
 
     signers = [Signer.draw(np.random.default_rng([seed, 1, i])) for i in range(N_SIGNERS)]
-    totals = dict.fromkeys(("clips", "frames", "description files", "described frames", "faulty entries"), 0)
+    numbers = itertools.count()
     train_texts: list[str] = []
     for split, clips in plan_clips(counts, seed).items():
         description_dir = Path(spec.description_dir) / split
@@ -309,13 +309,12 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
         labels = {}
         texts = []
         for clip in clips:
+            number = next(numbers)
             # Two random streams, so that descriptions cannot influence poses.
-            pose_rng, text_rng = (np.random.default_rng([seed, stream, totals["clips"]]) for stream in (2, 3))
+            pose_rng, text_rng = (np.random.default_rng([seed, stream, number]) for stream in (2, 3))
             recording = record([SIGNS[gloss].form for gloss in clip.glosses], signers[clip.signer], pose_rng)
             pose = {"keypoints": list(recording.keypoints[:, None]), "scores": list(recording.scores[:, None])}
             write_bytes(pose_dir / f"{clip.name}.pkl", pickle.dumps(pose, protocol=4), sync=False)
-            totals["clips"] += 1
-            totals["frames"] += len(recording.sign)
             labels[clip.name] = {
                 "name": clip.name,
                 "gloss": list(clip.glosses),
@@ -328,16 +327,11 @@ def write_corpus(out: str | Path, counts: Mapping[str, int], seed: int = 0) -> d
             entries = describe_clip(clip.glosses, recording, text_rng)
             document = to_json(entries, indent=1)
             write_text(description_dir / f"{clip.name}.json", document, sync=False)
-            good = [entry["description"] for entry in entries if entry["description"] not in FAULTS]
-            texts += good
-            totals["description files"] += 1
-            totals["described frames"] += len(good)
-            totals["faulty entries"] += len(entries) - len(good)
+            texts += [entry["description"] for entry in entries if entry["description"] not in FAULTS]
         write_bytes(spec.labels[split], gzip.compress(pickle.dumps(labels, protocol=4), mtime=0), sync=False)
         if split == "train":
             train_texts = texts
-    totals["pieces"] = write_small_mt5(out / config.mt5_path, train_texts, seed=seed)
-    return totals
+    write_small_mt5(out / config.mt5_path, train_texts, seed=seed)
 
 
 def _empty_folder(folder: Path) -> None:

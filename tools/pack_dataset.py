@@ -12,10 +12,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import config
-from clips.labels import split_labels
+from clips.labels import Label, split_labels
 from system.disk import explain, read_unpacked
 from system.faults import in_one_line
 from utils import Parser, add_dataset_flags, progress, require_paths, run
@@ -66,7 +65,7 @@ def pack_split(spec: config.DatasetSpec, split: str, out: Path, root: str) -> No
         sys.stdout.write(f"{name}: no descriptions in {descriptions}.\n")
 
 
-def pack(out: Path, source: str, folder: Path, paths: Sequence[str], labels: Mapping[str, Mapping[str, Any]]) -> None:
+def pack(out: Path, source: str, folder: Path, paths: Sequence[str], labels: Mapping[str, Label]) -> None:
     """Write one pack of those files of a folder that there are, and print a summary."""
     from clips.packs import write_pack
 

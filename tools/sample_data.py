@@ -23,11 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     from synthetic.corpus import SIGNS, minimal_pairs, write_corpus  # after --help and wrong flags
 
-    totals = write_corpus(args.out, dict(zip(config.SPLITS, args.clips, strict=True)), args.seed)
-    summary = ", ".join(f"{count} {what}" for what, count in totals.items())
+    write_corpus(args.out, dict(zip(config.SPLITS, args.clips, strict=True)), args.seed)
     sys.stdout.write(
-        f"{args.out}: {summary}\n"
-        f"{len(SIGNS)} signs, {len(minimal_pairs())} pairs that only descriptions tell apart\n"
+        f"{args.out}: {sum(args.clips)} clips of {len(SIGNS)} signs, {len(minimal_pairs())} pairs of which only "
+        "descriptions tell apart\n"
         f"next: python fine_tuning.py --root {args.out} --use_descriptions --text_encoder_freeze {config.SMALL_MODEL}\n"
     )
 

@@ -46,8 +46,8 @@ def all_files(folder: Path) -> dict[str, bytes]:
 def test_a_summary_and_the_next_step(tmp_path, capfd):
     main(["--out", str(tmp_path / "sample"), "--clips", "2", "1", "1"])
     out, err = capfd.readouterr()
-    counts, signs, printed = out.splitlines()
-    assert ("4 clips" in counts, "6 pairs" in signs, err) == (True, True, "")
+    summary, printed = out.splitlines()
+    assert ("4 clips of 60 signs, 6 pairs" in summary, err) == (True, "")
     args = utils.parse_args(shlex.split(printed.removeprefix("next: python fine_tuning.py ")))
     assert (args.root, args.use_descriptions, args.hidden_dim) == (str(tmp_path / "sample"), True, 16)
 
@@ -102,18 +102,13 @@ def test_what_is_said_is_as_ever(corpus):
     assert hashlib.blake2b(said, digest_size=4).hexdigest() == "4ebfd4a5"
 
 
-def test_summary_counts_what_is_there(tmp_path):
-    totals = write_corpus(tmp_path / "s", {"train": 60, "dev": 30, "test": 30})
+def test_some_descriptions_are_missing_and_few_are_faulty(tmp_path):
+    write_corpus(tmp_path / "s", {"train": 60, "dev": 30, "test": 30})
     files = list((tmp_path / "s/description").rglob("*.json"))
     texts = [entry["description"] for path in files for entry in json.loads(path.read_text(encoding="utf-8"))]
-    faulty = sum(text in FAULTS for text in texts)
-    poses = [read_pose(path) for path in (tmp_path / "s").rglob("*.pkl")]
-    assert totals["clips"] == len(poses) == 120
-    assert totals["frames"] == sum(map(len, poses))
-    assert totals["description files"] == len(files)
-    assert (totals["described frames"], totals["faulty entries"]) == (len(texts) - faulty, faulty)
+    assert len(list((tmp_path / "s").rglob("*.pkl"))) == 120
     assert 0.8 * 120 < len(files) < 120
-    assert 0 < faulty < 0.1 * len(texts)
+    assert 0 < sum(text in FAULTS for text in texts) < 0.1 * len(texts)
 
 
 def test_faults_count_as_missing_and_descriptions_do_not(corpus):
