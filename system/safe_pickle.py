@@ -16,6 +16,7 @@ import pickle
 import pickletools
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,6 @@ from system.faults import in_one_line
 
 MAX_NUMBER = 1 << 10  # bytes of a number; Python writes none of twice as many
 MAX_EMPTY = 1 << 16  # maximum side length of an empty array; a frame without people has (0, 133, 2)
-
-
-class _Made:
-    """Counts the bytes that are made of a file's: one object of the file may be named, and copied, again and again."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.n_bytes = size, 0
-
-    def add(self, n_bytes: int) -> None:
-        self.n_bytes += n_bytes
-        check_unpacked(self.n_bytes, self.size)
 
 
 class Dtype:
@@ -57,11 +47,11 @@ class Dtype:
 class _Array(np.ndarray):
     """An array filled from a file, with `Dtype` as its dtype."""
 
-    made: _Made
+    count: Callable[[int], None]
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, fortran_order, data = state
-        vars(self).pop("made").add(len(data))  # numpy copies bytes of the other order
+        vars(self).pop("count")(len(data))  # numpy copies bytes of the other order
         np.ndarray.__setstate__(self, (version, shape, dtype.dtype, fortran_order, data))
         _check_empty(self)
 
@@ -159,35 +149,27 @@ def _n_bytes(value: Any) -> int:
     return len(value) if isinstance(value, (str, bytes, bytearray)) else 8
 
 
-class _OtherArraysError(pickle.UnpicklingError):
-    """Harmless arrays that are not numpy's own; the text ends with the cure."""
-
-
-# What files of other arrays name, and their cure.
-_OTHER_ARRAYS = {
-    "torch": "it holds torch tensors. Save numpy arrays: tensor.numpy().",
-    "numpy.ma": "it holds masked arrays. Save array.filled(0), with 0 as the score of what is masked.",
-    "pandas": "it holds pandas objects. Save numpy arrays: frame.to_numpy().",
-}
-_ZIP = b"PK\x03\x04"  # begins what torch.save writes
-
-
 class _PlainUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
-        self.made = _Made(len(data))
+        self.size, self.n_bytes = len(data), 0
+
+    def _count(self, n_bytes: int) -> None:
+        """Count what is made of the file's bytes: one object of it may be named, and copied, again and again."""
+        self.n_bytes += n_bytes
+        check_unpacked(self.n_bytes, self.size)
 
     def _new_array(self, *_: Any) -> _Array:
         array = _Array(0)
-        array.made = self.made
+        array.count = self._count
         return array
 
     def _scalar(self, dtype: Dtype, data: Any) -> Any:
-        self.made.add(len(data))
+        self._count(len(data))
         return scalar(dtype, data)
 
     def _encode(self, text: str, _: Any) -> bytes:
-        self.made.add(len(text))
+        self._count(len(text))
         return text.encode("latin1")
 
     def find_class(self, module: str, name: str) -> Any:
@@ -204,14 +186,11 @@ class _PlainUnpickler(pickle.Unpickler):
             ("_codecs", "encode"): self._encode,
             ("__builtin__", "bytes"): lambda: b"",
         }
-        try:
-            return stand_ins[module.replace("numpy._core.", "numpy.core."), name]
-        except KeyError:
-            wanted = f"{module}.{name}"[:100]  # quoted below, so that it cannot forge lines
-            for package, cure in _OTHER_ARRAYS.items():
-                if wanted.startswith(f"{package}."):
-                    raise _OtherArraysError(cure) from None
-            raise pickle.UnpicklingError(f"it asks for {wanted!r}, which plain data does not need") from None
+        known = module.replace("numpy._core.", "numpy.core."), name
+        if known not in stand_ins:
+            wanted = f"{module}.{name}"[:100]  # quoted, so that it cannot forge lines
+            raise pickle.UnpicklingError(f"it asks for {wanted!r}, which plain data does not need")
+        return stand_ins[known]
 
 
 def load_pickle(path: str | Path, *, compressed: bool = False, data: bytes | None = None) -> Any:
@@ -232,20 +211,16 @@ def load_pickle(path: str | Path, *, compressed: bool = False, data: bytes | Non
             f"{path}: not packed with gzip, as pickles of labels are. The names of other label files end in .json, "
             ".jsonl, .csv, .tsv or .xlsx."
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}. Copy or download it again.") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}. This is no label or pose file.") from None
     if not data:
         raise ValueError(f"{path}: the file is empty. Copy or download it again.")
     try:
-        if data.startswith(_ZIP):
-            raise _OtherArraysError("it is a zip file, as torch.save writes. Pickle numpy arrays: tensor.numpy().")
         _check_memory(data)
         content = _PlainUnpickler(data).load()
         check_unpacked(_spread_out(content, {}), len(data))
         return content
     except Exception as error:  # noqa: BLE001 -- a damaged pickle raises nearly anything; each becomes one line
         reason = in_one_line(error, 300).rstrip(".")
-        cure = "" if isinstance(error, _OtherArraysError) else " Get it again, from a source you trust."
-        raise ValueError(f"{path}: not a readable pickle of plain data: {reason}.{cure}") from None
+        cure = "Save it as plain numpy arrays, or get it again from a source you trust."
+        raise ValueError(f"{path}: not a readable pickle of plain data: {reason}. {cure}") from None

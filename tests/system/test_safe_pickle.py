@@ -139,17 +139,10 @@ def test_a_pickle_may_be_packed_though_it_need_not_be(tmp_path: Path) -> None:
     assert_same(load_pickle(tmp_path / "a.pkl"), content)
 
 
-def test_arrays_of_other_packages_are_named_with_their_cure(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+def test_arrays_of_other_packages_are_named_with_the_cure(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
-    torch.save({"keypoints": torch.zeros(2)}, path)
-    assert_refused(path, r"torch\.save writes\. Pickle numpy arrays: tensor\.numpy\(\)\.$")
-    for content, cure in (
-        (torch.zeros(2), r"torch tensors\. Save numpy arrays: tensor\.numpy\(\)\.$"),
-        (np.ma.masked_less(np.arange(3.0), 1), r"masked arrays\. Save array\.filled\(0\), .* masked\.$"),
-    ):
-        path.write_bytes(pickle.dumps({"keypoints": content}))
-        assert_refused(path, cure)
+    path.write_bytes(pickle.dumps({"keypoints": np.ma.masked_less(np.arange(3.0), 1)}))
+    assert_refused(path, r"asks for 'numpy\.ma\..*Save it as plain numpy arrays, or get it")
 
 
 def test_internal_flags_in_a_file_are_not_believed(tmp_path: Path) -> None:
@@ -196,7 +189,7 @@ def test_a_name_cannot_forge_further_lines(tmp_path: Path) -> None:
     assert_refused(path, r"asks for 'os\.x\\n\\x1b\[2Jall is welly+'")
     with pytest.raises(ValueError, match="asks for") as caught:
         load_pickle(path)
-    assert len(str(caught.value)) < len(str(path)) + 250
+    assert len(str(caught.value)) < len(str(path)) + 300
 
 
 @pytest.mark.parametrize(
