@@ -6,9 +6,8 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -16,7 +15,6 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 MOST = 61 if sys.platform == "win32" else 1 << 16  # processes that can be waited for
-AHEAD = 4  # maximum chunks per process that are computed in advance
 
 
 def cores() -> int:
@@ -25,31 +23,18 @@ def cores() -> int:
 
 
 def in_processes(function: Callable[[S], T], jobs: Sequence[S], workers: int, chunk: int = 1) -> Iterator[T]:
-    """Yield function(job) for each job, in order, computed by several processes.
-
-    At most a few chunks are computed in advance, since all results at once may not fit into memory. OSError if a
-    process dies.
-    """
+    """Yield function(job) for each job, in order, computed by several processes; OSError if one of them dies."""
     if workers == 1 or len(jobs) <= chunk:
         yield from map(function, jobs)
         return
     workers = min(workers, -(-len(jobs) // chunk), MOST)
-    ahead: deque[Future[list[T]]] = deque()
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         try:
-            for first in range(0, len(jobs), chunk):
-                ahead.append(pool.submit(_each, function, jobs[first : first + chunk]))
-                if len(ahead) == AHEAD * workers:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
+            yield from pool.map(function, jobs, chunksize=chunk)
         except BrokenProcessPool:
             raise OSError(
                 f"one of {workers} processes died, perhaps for want of memory. Give fewer --workers."
             ) from None
-        finally:
-            for result in ahead:
-                result.cancel()
 
 
 def end_with_parent() -> None:
@@ -67,7 +52,3 @@ def kill_children() -> None:
     """End this process's own processes at once, whatever they are doing, so that nobody has to wait for them."""
     for child in multiprocessing.active_children():
         child.kill()
-
-
-def _each(function: Callable[[S], T], jobs: Sequence[S]) -> list[T]:
-    return [function(job) for job in jobs]

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -17,18 +16,6 @@ from system import processes
 def test_processes_keep_the_order(chunk):
     for n in (0, 1, 50):
         assert list(processes.in_processes(str, range(n), 2, chunk)) == [str(job) for job in range(n)]
-
-
-def test_processes_are_few_jobs_ahead_of_who_takes_the_results(monkeypatch):
-    """Results that wait lie in memory: a slow disk must not let all of a data set pile up there."""
-    chunks = []
-    submit = ProcessPoolExecutor.submit
-    monkeypatch.setattr(ProcessPoolExecutor, "submit", lambda *job: chunks.append(job) or submit(*job))
-    results = processes.in_processes(str, range(1000), 2, 2)
-    for taken in (1, 100):
-        assert len(list(islice(results, taken))) == taken
-        assert len(chunks) <= taken / 2 + 2 * processes.AHEAD + 1
-    results.close()
 
 
 def refuse_seven(job):
