@@ -11,8 +11,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +82,7 @@ class Files:
             raise FileNotFoundError(f"--videos: {folder} is not a folder.")
         if not self.paths:
             raise FileNotFoundError(f"--videos: {folder} holds no videos ({', '.join(VIDEO_SUFFIXES)}) nor pose files.")
+        self._rates: dict[str, float] = {}
         self._by_path = {next(_ends(path)): path for path in self.paths}
         self._by_end: dict[str, list[str]] = {}
         for path in self.paths:
@@ -97,8 +97,18 @@ class Files:
     def why_none(self, cell: str) -> str:
         """Return why a cell means no file."""
         if next(_ends(cell)) in self._by_end:
-            return f"more than one file is named {_shown(cell):.60}; give its path in {self.folder}"
-        return f"no file is named {_shown(cell):.60}" if cell else "names no file"
+            return f"more than one file is named '{cell:.60}'; give its path in {self.folder}"
+        return f"no file is named '{cell:.60}'" if cell else "names no file"
+
+    def frame_rate(self, file: str) -> float:
+        """Return the frames per second of a video; ValueError if it cannot be read, or there are poses alone."""
+        from pose.video import read_facts
+
+        if self.are_poses:
+            raise ValueError("is in seconds; without videos, wanted numbers of frames")
+        if file not in self._rates:
+            self._rates[file] = read_facts(Path(self.folder) / file).fps
+        return self._rates[file]
 
 
 def _ends(path: str) -> Iterator[str]:
@@ -107,10 +117,6 @@ def _ends(path: str) -> Iterator[str]:
     while more:
         yield end
         _, more, end = end.partition("/")
-
-
-def _shown(cell: str) -> str:
-    return repr(cell).replace("\\\\", "\\")  # a path of Windows, as it is
 
 
 # -- what the table says -----------------------------------------------------------------------------------------------
@@ -134,14 +140,14 @@ def find_clips(path: str, files: Files) -> Table:
     entries = [(where, entry) for where, _, entry in read_table(path)]
     rows = [entry for _, entry in entries if not isinstance(entry, ValueError)]
     columns = guess_columns(path, rows, files)
-    frame = frame_numbers(columns, rows, files)
+    in_seconds = are_seconds(columns, rows)
     clips: dict[str, Label] = {}
     left_out = []
     for where, entry in entries:
         try:
             if isinstance(entry, ValueError):
                 raise entry
-            clip = _clip(entry, columns, files, frame)
+            clip = _clip(entry, columns, files, in_seconds)
             if clip["name"] in clips:
                 raise ValueError(f"{clip['name']} is there twice")
             clips[clip["name"]] = clip
@@ -153,7 +159,7 @@ def find_clips(path: str, files: Files) -> Table:
     return Table(columns, unused, list(clips.values()), left_out)
 
 
-def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, frame: Frame) -> Label:
+def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, in_seconds: bool) -> Label:
     """Return a row's fields; raise a ValueError that says why it cannot be used."""
     clip: Label = {name: row[column] for name, column in columns.items() if row[column]}
     cell = clip.pop("video", "")
@@ -165,7 +171,8 @@ def _clip(row: Mapping[str, str], columns: Mapping[str, str], files: Files, fram
     for field in clip.keys() & {"text", "gloss"}:
         clip[field] = " ".join(clip[field].split())
     for end in [end for end in ("start", "end") if end in clip]:
-        clip[end] = frame(file, clip[end])
+        number = _number(clip[end])
+        clip[end] = round(number * files.frame_rate(file)) if in_seconds and number >= 0 else int(number)
     clip["pose" if files.are_poses else "video"] = file
     label, faults = clean_label(None, {**clip, "split": ""})
     if faults:
@@ -178,7 +185,7 @@ def guess_columns(path: str, rows: Sequence[Mapping[str, str]], files: Files) ->
     header = list(rows[0]) if rows else []
     if row := [name for name in header if name not in (*FIELDS, *renamed(header)) and files.find(name)]:
         raise ValueError(
-            f"{path}: has no header: its first row names the file {_shown(row[0]):.60}. Put a row of names above it, "
+            f"{path}: has no header: its first row names the file {row[0]!r:.60}. Put a row of names above it, "
             "such as video, text, signer."
         )
     columns = {field: name for name, field in renamed(header).items()} | {f: f for f in FIELDS if f in header}
@@ -186,7 +193,7 @@ def guess_columns(path: str, rows: Sequence[Mapping[str, str]], files: Files) ->
     hits = {name: sum(files.find(row[name]) is not None for row in rows) for name in header}
     video = max(header, key=lambda name: (hits[name], name in likely), default="")
     if not hits.get(video):
-        shown = ", ".join(f"{_shown(cell):.40}" for cell in list(rows[0].values())[:LISTED]) if rows else "nothing"
+        shown = ", ".join(f"{cell!r:.40}" for cell in list(rows[0].values())[:LISTED]) if rows else "nothing"
         raise ValueError(
             f"{path}: no cell names a file of --videos, such as {files.paths[0]!r}; the first row holds {shown}. One "
             "column has to hold their names, with or without the ending."
@@ -201,34 +208,19 @@ def guess_columns(path: str, rows: Sequence[Mapping[str, str]], files: Files) ->
     return columns
 
 
-Frame = Callable[[str, str], int]
-
-
-def frame_numbers(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]], files: Files) -> Frame:
-    """Return what makes a frame number of a video's name and a cell of `start` or `end`: frames, seconds, or h:m:s."""
+def are_seconds(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> bool:
+    """Return whether `start` and `end` are in seconds, or h:m:s, and not in frames: by their names, or by a cell."""
     names = [columns[end] for end in ("start", "end") if end in columns]
-    cells = [row[name] for row in rows for name in names]
     named = any(re.search("sec|time|realigned", name.lower()) for name in names)
-    in_seconds = named or any(re.search(r":|\.\d*[1-9]", cell) for cell in cells)
+    return named or any(re.search(r":|\.\d*[1-9]", row[name]) for row in rows for name in names)
 
-    @cache
-    def rate(file: str) -> float:
-        from pose.video import read_facts
 
-        if files.are_poses:
-            raise ValueError("is in seconds; without videos, wanted numbers of frames")
-        return read_facts(Path(files.folder) / file).fps
-
-    def number(file: str, cell: str) -> int:
-        if cell == "-1":  # PHOENIX-2014T: all
-            return -1
-        if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", cell):
-            raise ValueError(f"begins or ends at {cell!r}; wanted a frame, seconds, or hours:minutes:seconds")
-        parts = map(float, reversed(cell.split(":")))
-        seconds = sum(part * 60**place for place, part in enumerate(parts))
-        return round(seconds * rate(file)) if in_seconds else int(seconds)
-
-    return number
+def _number(cell: str) -> float:
+    if cell == "-1":  # PHOENIX-2014T: all
+        return -1
+    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", cell):
+        raise ValueError(f"begins or ends at {cell!r}; wanted a frame, seconds, or hours:minutes:seconds")
+    return sum(part * 60**place for place, part in enumerate(map(float, reversed(cell.split(":")))))
 
 
 # -- what is made of it ------------------------------------------------------------------------------------------------
