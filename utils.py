@@ -159,22 +159,14 @@ class Shard(NamedTuple):
         """Return "I_of_N", for the names of its files; "" if there is one part alone."""
         return f"{self.i}_of_{self.n}" if self.n > 1 else ""
 
-    @staticmethod
-    def number(name: str, n: int) -> int:
-        """Return which of n parts has a name; on every machine the same one, whatever its locale."""
-        return zlib.crc32(name.encode("utf-8", "surrogatepass")) % n + 1
-
     def __contains__(self, name: object) -> bool:
-        return self.number(str(name), self.n) == self.i
-
-
-WHOLE = Shard()
+        return zlib.crc32(str(name).encode("utf-8", "surrogatepass")) % self.n + 1 == self.i
 
 
 def add_shard_flag(add: Callable[..., argparse.Action]) -> None:
     """Add the flag for one part of the work."""
     what = "do only the I-th of N parts, from 1: for several machines, in any order; default: all"
-    add("--shard", type=Shard.of, default=WHOLE, metavar="I/N", help=what)
+    add("--shard", type=Shard.of, default=Shard(), metavar="I/N", help=what)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""A lock that allows one run (or one packing) per output folder at a time."""
+"""A lock that allows one run per output folder at a time."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ FILE_NAME = "run.lock"
 _held: dict[Path, int] = {}  # lock file -> open handle; closing it would release the lock
 
 
-def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run", file_name: str = FILE_NAME) -> None:
+def hold(output_dir: str | Path) -> None:
     """Lock a folder for the lifetime of this process.
 
     The kernel releases the lock whenever its owner ends (docs/RELIABILITY.md). The file's text only names the owner.
     Data workers do not inherit the lock.
 
     Raises:
-        ValueError: another run has the folder; it names the `flag` of the folder, and `who` is at work.
+        ValueError: another run has the folder.
     """
-    path = Path(output_dir).resolve() / file_name
+    path = Path(output_dir).resolve() / FILE_NAME
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def hold(output_dir: str | Path, flag: str = "--output_dir", who: str = "a run",
             logger.warning("%s: no locks on this file system (%s); start nothing more here.", path, error.strerror)
             return
         raise ValueError(
-            f"{flag} {output_dir}: {who} is at work there ({owner}). Give another folder, or wait for its end."
+            f"--output_dir {output_dir}: a run is at work there ({owner}). Give another folder, or wait for its end."
         ) from None
     with contextlib.suppress(OSError):  # a full disk: the owner has no name then
         os.ftruncate(handle, 0)
