@@ -215,4 +215,4 @@ def test_the_checklist_finds_wrong_frame_counts(shared_real, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "poses: 4 found, 0 missing, 1 unreadable" in said
     assert "the clip has 47 frames, the labels say 9" in said
-    assert "the record has no description_dir" in said
+    assert "descriptions: description_dir does not exist" in said

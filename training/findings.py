@@ -59,11 +59,6 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
         "描述：{} 不存在；--use_descriptions 需要它",
     ),
     "no_descriptions.cure": _DESCRIBE,
-    "no_description_dir": (
-        "descriptions: the record has no description_dir",
-        "描述：数据集的记录中没有 description_dir",
-    ),
-    "no_description_dir.cure": _DESCRIBE,
     "entries": ("entries: {} = {}", "条目：{} = {}"),
     "frames": ("{} frames", "{} 帧"),
     "error_texts": ("{} error texts", "{} 错误文本"),

@@ -47,10 +47,9 @@ def look_at_split(
 
 def examine_descriptions(report: Report, spec: DatasetSpec, split: str, look: SplitLook, needed: bool) -> float:
     """Say what description files hold, and whether the run lacks them; return the mean number of texts per clip."""
-    folder = Path(spec.description_dir) / spec.folder(split)
+    folder = Path(spec.description_dir) / spec.folder(split) if spec.description_dir else "description_dir"
     if look.counts is None:
-        mark = "✗" if needed else "!" if spec.description_dir else "·"
-        report.say(mark, "no_descriptions" if spec.description_dir else "no_description_dir", folder)
+        report.say("✗" if needed else "!" if spec.description_dir else "·", "no_descriptions", folder)
         return 0.0
     counts, n_clips, n_filed, n_read = vars(look.counts), len(look.labels), len(look.filed), len(look.texts)
     useless = not any(look.texts.values())
