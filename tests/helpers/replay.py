@@ -29,7 +29,7 @@ class Replay:
         self.pose, self.seconds, self.fps, self.begun = read_pose(path), seconds, fps, 0.0
 
     def start(self):
-        pass
+        self.begun = 0.0
 
     def __call__(self, picture):
         time.sleep(self.seconds)
