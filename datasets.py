@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from clips.batch import Sample
 from clips.labels import cure_of, gloss, split_labels, target
-from clips.packs import DescriptionPack, PosePack, is_pack, open_descriptions, open_poses
+from clips.packs import is_pack, open_descriptions, open_poses
 from config import DatasetSpec
 from pose.hand_crops import HandCrops
 from pose.keypoints import part_keypoints
@@ -77,9 +77,7 @@ class S2T_Dataset(Dataset[Sample]):
         self.names = list(self.labels)
         self.pose_paths = {name: places.pose_path(label) for name, label in self.labels.items()}
         self._check_targets()
-        self.poses = open_poses(places.pose_dir)
-        if isinstance(self.poses, PosePack):
-            self.poses.pack.check_labels(self.labels)
+        self.poses = open_poses(places.pose_dir, self.labels)
         self.sizes = self.poses.sizes(list(self.pose_paths.values()))
         self._check_files("poses", self.pose_paths, self.sizes, max_bad_clips)
         # Lengths only serve to sort clips. File sizes do this nearly as well as frame counts, without reading any file.
@@ -98,12 +96,10 @@ class S2T_Dataset(Dataset[Sample]):
         self.descriptions: DescriptionLoader | None = None
         self.aligner = TemporalAligner()
         if use_descriptions:
-            self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split))
+            self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(split), self.labels)
             self.text_sizes = self.descriptions.sizes(self.names)  # bytes; 0 where there is no file
             found = np.count_nonzero(self.text_sizes)
             share = 100 * found / len(self.names)
-            if isinstance(self.descriptions, DescriptionPack):
-                self.descriptions.pack.check_labels(self.labels)
             logger.info("%s: %d of %d clips (%.1f %%) have a description file.", split, found, len(self.names), share)
 
     def why_no_text(self) -> str:
@@ -115,7 +111,7 @@ class S2T_Dataset(Dataset[Sample]):
             other = None if is_pack(folder) else next(folder.rglob("*.json"), None)
             seen = f"; {other.relative_to(folder)} is there, {self.names[0]}.json was looked for" if other else ""
             return f"no clip of {self.split} has a description file in {folder}{seen}"
-        looker = open_descriptions(folder)
+        looker = open_descriptions(folder, self.labels)
         looked = filed[:: max(1, len(filed) // LOOKED_INTO)]
         if any(looker.load(name) for name in looked):
             return ""

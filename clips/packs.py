@@ -72,19 +72,19 @@ def use_packs(spec: DatasetSpec, folder: str, root: str | Path) -> DatasetSpec:
     return packed.under(root)
 
 
-def open_poses(folder: str | Path) -> PoseFolder:
-    """Open a folder of poses, packed or in files; ValueError if the pack is damaged."""
-    return PosePack(folder) if is_pack(folder) else PoseFolder()
+def open_poses(folder: str | Path, labels: Mapping[str, Label]) -> PoseFolder:
+    """Open a split's folder of poses, packed or in files; ValueError if the pack is damaged or of other labels."""
+    return PosePack(folder, labels) if is_pack(folder) else PoseFolder()
 
 
-def open_descriptions(folder: str | Path) -> DescriptionLoader:
+def open_descriptions(folder: str | Path, labels: Mapping[str, Label]) -> DescriptionLoader:
     """Open a split's folder of descriptions, packed or in files.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: the pack is damaged.
+        ValueError: the pack is damaged, or of other labels.
     """
-    return DescriptionPack(folder) if is_pack(folder) else DescriptionLoader(folder)
+    return DescriptionPack(folder, labels) if is_pack(folder) else DescriptionLoader(folder)
 
 
 def _note(folder: Path) -> dict[str, Any]:
@@ -111,14 +111,22 @@ class Pack:
 
     Args:
         folder: the pack's folder.
+        labels: those of the split. Some may have been changed since it was packed.
 
     Raises:
-        ValueError: the pack is damaged.
+        ValueError: the pack is damaged, or that of another corpus with the same names.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, labels: Mapping[str, Label]) -> None:
         self.folder = Path(folder)
-        self.sketch = _note(self.folder)["sketch"]
+        packed = _note(self.folder)["sketch"]
+        common = packed.keys() & labels.keys()
+        others = sum(packed[name] != _said(labels[name]) for name in common)
+        if 2 * others > len(common):
+            raise ValueError(
+                f"--packed: {self.folder} is of another corpus: {others} of {len(common)} clips have other labels "
+                "here. Pack this one with tools.pack_dataset, or drop --packed."
+            )
         path = self.folder / "pack.zip"
         try:
             with zipfile.ZipFile(path) as parts, open(path, "rb") as file:
@@ -131,21 +139,7 @@ class Pack:
 
     def __reduce__(self) -> Any:
         """Pickle only the folder: another process opens the file itself."""
-        return type(self), (self.folder,)
-
-    def check_labels(self, labels: Mapping[str, Label]) -> None:
-        """Refuse the pack of another corpus with the same names; some labels may have been changed since.
-
-        Raises:
-            ValueError: most clips have other texts than when they were packed.
-        """
-        common = self.sketch.keys() & labels.keys()
-        others = sum(self.sketch[name] != _said(labels[name]) for name in common)
-        if 2 * others > len(common):
-            raise ValueError(
-                f"--packed: {self.folder} is of another corpus: {others} of {len(common)} clips have other labels "
-                "here. Pack this one with tools.pack_dataset, or drop --packed."
-            )
+        return type(self), (self.folder, {})
 
     def sizes(self, names: Iterable[str]) -> np.ndarray:
         """Return the size of each file in bytes, -1 if it is not in the pack."""
@@ -169,8 +163,8 @@ class Pack:
 class PosePack(PoseFolder):
     """Packed poses. Paths are those that the files would have in the pack's folder."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.pack = Pack(folder)
+    def __init__(self, folder: str | Path, labels: Mapping[str, Label]) -> None:
+        self.pack = Pack(folder, labels)
 
     def content(self, path: Path) -> bytes | None:
         """Return a file's content, None if it is not in the pack; ValueError if it is damaged."""
@@ -187,9 +181,9 @@ class PosePack(PoseFolder):
 class DescriptionPack(DescriptionLoader):
     """Packed description files."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, labels: Mapping[str, Label]) -> None:
         super().__init__(folder)
-        self.pack = Pack(folder)
+        self.pack = Pack(folder, labels)
 
     def content(self, name: str) -> bytes | None:
         """Return the content of a clip's file, None if it is not in the pack; ValueError if it is damaged."""

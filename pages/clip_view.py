@@ -74,7 +74,9 @@ class Viewer:
             self.translator = Translator.from_checkpoint(path, device=device, **options)
             lost = "descriptions"
             if self.translator.model.config.use_descriptions:
-                self.descriptions = open_descriptions(Path(spec.description_dir) / spec.folder(self.split))
+                self.descriptions = open_descriptions(
+                    Path(spec.description_dir) / spec.folder(self.split), self.dataset.labels
+                )
         except (ValueError, OSError) as error:
             self.left_out.append(f"{lost}: {error}")
 

@@ -35,7 +35,7 @@ def look_at_split(
     labels, spec = split_labels(spec, split), spec.for_split(split)
     report.say("✓", "labels", len(labels), spec.labels[split])
     paths = {name: spec.pose_path(label) for name, label in labels.items()}
-    poses, folder = open_poses(spec.pose_dir), Path(spec.description_dir) / spec.folder(split)
+    poses, folder = open_poses(spec.pose_dir, labels), Path(spec.description_dir) / spec.folder(split)
     there = folder if spec.description_dir and folder.is_dir() else None
     look = look_at_files(split, labels, paths, poses.sizes([*paths.values()]), poses, there, limit)
     faults = [report.text("missing", paths[name].name) for name in look.missing] + look.faults
@@ -73,7 +73,7 @@ def examine_videos(report: Report, spec: DatasetSpec, split: str, limit: int, ma
     """Check that all videos exist, and compare about `limit` of them with their pose files."""
     HandCrops()  # raises if a package is missing
     labels, spec = split_labels(spec, split), spec.for_split(split)
-    poses = open_poses(spec.pose_dir)
+    poses = open_poses(spec.pose_dir, labels)
     videos = {name: spec.video_path(label) for name, label in labels.items()}
     sizes = file_sizes(videos.values())
     found = [name for name, size in zip(videos, sizes, strict=True) if size]

@@ -98,7 +98,7 @@ def test_every_file_is_read_or_refused_as_without_a_pack(shared_real, tmp_path):
     with contextlib.suppress(ImportError):
         write_pose(folder / "c.pose", {"BODY": []}, np.zeros((3, 1, 0, 2)), np.zeros((3, 1, 0)))
     pack_folder(folder, tmp_path / "pack")
-    files, pack = PoseFolder(), PosePack(tmp_path / "pack")
+    files, pack = PoseFolder(), PosePack(tmp_path / "pack", {})
     paths = [path for path in sorted(folder.iterdir()) if path.suffix in (".pkl", ".npz", ".pose")]
     packed = [tmp_path / "pack" / path.name for path in paths]
     assert pack.sizes([*packed, tmp_path / "pack/gone.pkl"]).tolist() == [*files.sizes(paths), 0]
@@ -119,7 +119,7 @@ def test_messy_descriptions(shared_real, tmp_path):
     shutil.copytree(shared_real / "descriptions/dev", folder)
     (folder / "empty.json").touch()
     pack_folder(folder, tmp_path / "pack")
-    pack, loader = DescriptionPack(tmp_path / "pack"), DescriptionLoader(folder)
+    pack, loader = DescriptionPack(tmp_path / "pack", {}), DescriptionLoader(folder)
     names = [*(path.stem for path in folder.iterdir()), "not there"]
     for name in names:
         for frames in (None, range(20), range(5, 20)):
@@ -154,7 +154,7 @@ def small(tmp_path):
 def test_a_changed_byte_is_found_where_it_is_read(small):
     path = small / "pack.zip"
     path.write_bytes(path.read_bytes().replace(b"b" * 9, b"bbbbbbbbc", 1))
-    pack = Pack(small)
+    pack = Pack(small, {})
     assert pack.content("a.pkl") == b"a" * 1000
     with pytest.raises(ValueError, match=r"packs/poses/train: damaged: b\.pkl is not what was written\. Copy the pack"):
         pack.content("b.pkl")
@@ -177,13 +177,13 @@ def test_damage_is_one_clear_line(small, file, change):
     path = small / file
     path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"{path}: is damaged.*pack again with tools\.pack_dataset\.$") as error:
-        PosePack(small)
+        PosePack(small, {})
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_an_index_of_strangers_is_believed_nothing(small):
     """Places beyond the file, and what is compressed: errors, and nothing is unpacked."""
-    pack = Pack(small)
+    pack = Pack(small, {})
     for place in ((1 << 62, 100, 1), (0, 1 << 62, 1), (-64, 3, 1)):
         pack._places[:] = place
         with pytest.raises(ValueError, match="damaged"):
@@ -191,7 +191,7 @@ def test_an_index_of_strangers_is_believed_nothing(small):
     with zipfile.ZipFile(small / "pack.zip", "w", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("a.pkl", bytes(1 << 20))
     with pytest.raises(ValueError, match="damaged"):
-        Pack(small).content("a.pkl")
+        Pack(small, {}).content("a.pkl")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_a_packing_that_stops_leaves_what_was_there(small):
         write_pack(small, stops(), "poses", {})
     with pytest.raises(ValueError, match="poses: holds no files of this split's clips"):
         write_pack(small, iter(()), "poses", {})
-    assert Pack(small).content("c.pkl") == b"c" * 1000
+    assert Pack(small, {}).content("c.pkl") == b"c" * 1000
     assert [path.name for path in small.parent.iterdir()] == ["train"]
 
 
@@ -259,7 +259,7 @@ from clips import packs
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * 4
 before = held()
-pack = packs.Pack(sys.argv[1])
+pack = packs.Pack(sys.argv[1], {})
 opened = held()
 pack.content("500.pkl")
 print(opened - before, held() - opened)

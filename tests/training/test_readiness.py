@@ -48,7 +48,7 @@ def test_a_file_that_cannot_be_opened_does_not_end_the_look_at_a_split(tmp_path,
     _, descriptions = write_split(tmp_path, "train", 4)
     (descriptions / "train0.json").write_text(MIXED, encoding="utf-8")
     (descriptions / "train1.json").touch()
-    read = readiness.open_poses("").__class__.read
+    read = readiness.open_poses("", {}).__class__.read
 
     def refusing(self, path, label):
         if path.stem == "train2":
