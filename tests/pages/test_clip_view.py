@@ -112,7 +112,7 @@ def test_without_weights_the_skeleton_is_there(two_runs, tmp_path):
 
 def test_without_data_the_sentences_are_there(two_runs, tmp_path):
     found = viewer(changed(two_runs[1], tmp_path / "run", pose_dir=tmp_path / "gone"))
-    assert "gone does not exist" in found.left_out[0]
+    assert "gone not found" in found.left_out[0]
     name = next(iter(found.run.predictions["test"]))
     made = section([found], name)
     assert "as evaluated" in made
