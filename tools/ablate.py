@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ablate")
 
-QUICK = "--epochs 1 --num_beams 1 --max_new_tokens 5 --hidden_dim 16"
 RESAMPLES = 1000
 DESCRIBED = ("--use_descriptions",)  # the manual's command 2: the text encoder is trained
 FROZEN = (*DESCRIBED, "--text_encoder_freeze")  # its command 3
@@ -40,7 +39,6 @@ EXAMPLES = (
   python -m tools.ablate --root sample --jobs 2 --out runs/ablation
   python -m tools.ablate --root sample --jobs 2 --out runs/ablation --seeds 5    goes on from what is there
   python -m tools.ablate --root sample --arms pose own shuffled --out runs/small
-  python -m tools.ablate --root sample --quick --out runs/quick                  proves only that it runs
   python -m tools.ablate --root my_data --dataset_config my.toml --out runs/mine -- --hidden_dim 64 --epochs 20
 
 Flags after -- go to every training and test, after these: """
@@ -92,10 +90,14 @@ def run_arm(experiments: Experiments, name: str, seed: int) -> dict[str, list[di
 
 def summarise(predictions: Mapping[str, Mapping[int, list[dict]]], spec: config.DatasetSpec) -> list[dict]:
     """Return one dict per row of the table, given row -> seed -> the test clips' references and hypotheses."""
-    from training.metrics import compare, draw_clips
+    from training.metrics import compare, draw_clips, tally
+
+    def bleu4(lines: Sequence[dict]) -> Tally:
+        hypotheses, references = ([line[key] for line in lines] for key in ("hypothesis", "reference"))
+        return tally("SLT", hypotheses, references, spec.text_unit, spec.bleu_tokenizer)[0]["bleu4"]
 
     table = []
-    tallies = {row: {seed: bleu4(lines, spec) for seed, lines in by.items()} for row, by in predictions.items()}
+    tallies = {row: {seed: bleu4(lines) for seed, lines in by.items()} for row, by in predictions.items()}
     base = tallies.get(BASE, {})
     for row, by_seed in tallies.items():
         values = [counted.total() for counted in by_seed.values()]
@@ -105,14 +107,6 @@ def summarise(predictions: Mapping[str, Mapping[int, list[dict]]], spec: config.
             entry |= compare(ours, theirs, draw_clips(len(predictions[row][common[0]]), RESAMPLES))
         table.append(entry)
     return table
-
-
-def bleu4(lines: Sequence[dict], spec: config.DatasetSpec) -> Tally:
-    """Return the BLEU-4 tally of a test's clips."""
-    from training.metrics import tally
-
-    hypotheses, references = ([line[key] for line in lines] for key in ("hypothesis", "reference"))
-    return tally("SLT", hypotheses, references, spec.text_unit, spec.bleu_tokenizer)[0]["bleu4"]
 
 
 def markdown(table: Sequence[dict]) -> str:
@@ -133,8 +127,6 @@ def markdown(table: Sequence[dict]) -> str:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; flags after -- go to fine_tuning.py."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    own, flags = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
     what = "Train and test with and without descriptions, and with control texts; write one table."
     parser = Parser(prog="python -m tools.ablate", description=what, epilog=EXAMPLES)
     parser.add_argument("--root", default="sample", metavar="DIR", help="folder of the data; default: sample")
@@ -142,10 +134,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="trainings of each arm; default: 2")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at once, on a CPU; default: 1")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="default: all")
-    parser.add_argument("--quick", action="store_true", help="one epoch of a tiny model: proves only that it runs")
     parser.add_argument("--out", required=True, metavar="DIR", help="results; a stopped run goes on from what is there")
-    args = parser.parse_args(own)
-    args.flags = flags
+    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags of every training and test")
+    args = parser.parse_args(argv)
     parser.at_least(args, seeds=1, jobs=1)
     return args
 
@@ -160,25 +151,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root)
     if "test" not in spec.labels or spec.dev_is_test:
         raise ValueError(f"{spec.name} has no test split beside dev, and the scores to compare are those of test.")
-    flags = (*(QUICK.split() if args.quick else []), *args.flags)
-    experiments = Experiments(spec, args.root, Path(args.out), args.jobs, flags)
-    predictions: dict[str, dict[int, list[dict]]] = {}
     out = Path(args.out)
+    experiments = Experiments(spec, args.root, out, args.jobs, tuple(args.flags))
+    predictions: dict[str, dict[int, list[dict]]] = {}
     for arm in (ARMS[name] for name in args.arms):
         for texts in (arm.texts, *arm.tests.values()):
             experiments.prepare(texts)  # before jobs run, to avoid a race
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [
-            (seed, pool.submit(run_arm, experiments, name, seed))
-            for seed in range(1, args.seeds + 1)
-            for name in args.arms
-        ]
-        for seed, job in jobs:
-            try:
-                rows = job.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        jobs = [(name, seed) for seed in range(1, args.seeds + 1) for name in args.arms]
+        results = pool.map(lambda job: run_arm(experiments, *job), jobs)  # cancels the others after a failure
+        for (_, seed), rows in zip(jobs, results, strict=True):
             for row, lines in rows.items():
                 predictions.setdefault(row, {})[seed] = lines
             table = summarise(predictions, spec)

@@ -63,7 +63,8 @@ def tiny(corpus, tmp_path):
 @pytest.mark.slow
 def test_it_runs_and_goes_on(tiny, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
-    line = ["--root", str(tiny), "--quick", "--seeds", "1", "--out", str(tmp_path / "out"), "--jobs", "2"]
+    line = ["--root", str(tiny), "--seeds", "1", "--out", str(tmp_path / "out"), "--jobs", "2", "--"]
+    line += ["--epochs", "1", "--num_beams", "1", "--max_new_tokens", "5", "--hidden_dim", "16"]
     ablate.main(line)
     table = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [entry["row"] for entry in table] == [row for arm in ARMS.values() for row in arm.tests]
@@ -76,7 +77,7 @@ def test_it_runs_and_goes_on(tiny, tmp_path, monkeypatch, capsys, caplog):
     ablate.main(line)
     assert not caplog.records  # nothing was run again
     with pytest.raises(ValueError, match="was made by another command"):
-        ablate.main([*line, "--", "--lr", "1e-4"])
+        ablate.main([*line, "--lr", "1e-4"])
 
 
 @pytest.mark.parametrize("dataset", ["How2Sign", "CSL_News"])
