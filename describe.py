@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import config
@@ -88,27 +88,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--timeout", type=float, default=120, metavar="S", help="seconds of a request; default: 120")
     add("--max_tokens", type=int, default=300, help="of an answer; default: 300")
     add("--max_requests", type=int, default=0, help="stop after so many, retries included; default: 0, no limit")
-    add("--fields", default="{}", metavar="JSON", help='more fields of a request: \'{"temperature": null, "seed": 1}\'')
+    more = 'more fields of a request: \'{"temperature": null, "seed": 1}\''
+    add("--fields", type=json_object, default={}, metavar="JSON", help=more)
     args = parser.parse_args(argv)
     parser.at_least(args, workers=1, segment=1, pictures=1, concurrency=1, max_tokens=1, max_requests=0)
     parser.between(args, "aspect", *config.ASPECTS)
     parser.between(args, "timeout", 0.1, 86400)
     parser.between(args, "picture_height", 1, 4096)
-    parser.refuse(_faults(args))
+    if args.poses and not args.out:
+        parser.error("--poses needs --out DIR, where the descriptions go.")
+    if args.videos and not args.poses:
+        parser.error("--videos goes with --poses; a data set has its own folder of videos.")
+    if bool(args.endpoint) != bool(args.model):
+        parser.error("--endpoint URL and --model NAME go together.")
     return args
 
 
-def _faults(args: argparse.Namespace) -> Iterator[str]:
-    if args.poses and not args.out:
-        yield "--poses needs --out DIR, where the descriptions go."
-    if args.videos and not args.poses:
-        yield "--videos goes with --poses; a data set has its own folder of videos."
-    if bool(args.endpoint) != bool(args.model):
-        yield "--endpoint URL and --model NAME go together."
-    try:
-        json.loads(args.fields).items()
-    except (ValueError, AttributeError, RecursionError):
-        yield f"--fields {args.fields}: wanted a JSON object."
+def json_object(text: str) -> dict:
+    """Read a JSON object, as a flag's type."""
+    return {**json.loads(text)}
 
 
 # -- which clips -----------------------------------------------------------------------------------------------------
@@ -136,8 +134,6 @@ def find_clips(args: argparse.Namespace) -> tuple[list[Clip], str, Path]:
 
 
 def _clips_in_folder(args: argparse.Namespace) -> list[Clip]:
-    if not Path(args.poses).is_dir():
-        raise FileNotFoundError(f"--poses: {args.poses} is not a folder.")
     paths = sorted(path for path in Path(args.poses).rglob("*") if path.suffix.lower() in config.POSE_SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"--poses: {args.poses} holds no pose files ({', '.join(config.POSE_SUFFIXES)}).")
@@ -199,20 +195,16 @@ def ask_model(args: argparse.Namespace, clips: list[Clip], language: str, out: P
     from describing.vlm_client import VlmClient
 
     require_packages("--endpoint", "PIL", *(["av"] if args.images == "video" else []))
-    prompt = Path(args.prompt) if args.prompt else PROMPTS / f"{language}.txt"
-    if not prompt.is_file():
-        raise FileNotFoundError(f"--prompt: {prompt} does not exist.")
     if args.images == "video" and not any(clip.video for clip in clips):
         raise FileNotFoundError("--images video: there is no folder of videos. Use --images skeleton, or name one.")
-    text = read_text(prompt).strip()
-    if not text:
-        raise ValueError(f"--prompt: {prompt} is empty; wanted the question for each segment.")
+    prompt = read_text(args.prompt or PROMPTS / f"{language}.txt").strip()
+    if not prompt:
+        raise ValueError(f"--prompt: {args.prompt} is empty; wanted the question for each segment.")
     question = Question(
-        text, args.max_tokens, args.images, args.segment, args.pictures, args.picture_height, args.aspect
+        prompt, args.max_tokens, args.images, args.segment, args.pictures, args.picture_height, args.aspect
     )
     key = os.environ.get(args.api_key_env, "")  # a local server needs none
-    fields = json.loads(args.fields)
-    client = VlmClient(args.endpoint, args.model, key, language, fields, args.timeout, args.max_requests)
+    client = VlmClient(args.endpoint, args.model, key, language, args.fields, args.timeout, args.max_requests)
     whole = not args.clips and set(args.splits) == set(config.SPLITS)
     part = f"_{args.shard.name}" if args.shard.name else ""
     return by_model(clips, question, client, args.concurrency, out / f"failures{part}.jsonl", whole)

@@ -175,9 +175,8 @@ def test_flags_reach_the_rules(poses, tmp_path):
         ("--segment 0 --pictures 0", "--segment 0: must be at least 1. --pictures 0: must be at least 1."),
         ("--timeout nan", "--timeout nan: must be between 0.1 and 86400"),
         ("--aspect 100", "--aspect 100.0: must be between"),
-        ("--fields [1]", "wanted a JSON object"),
-        ("--fields {", "wanted a JSON object"),
-        ("--model m --fields [", "--endpoint URL and --model NAME go together. --fields [: wanted a JSON object."),
+        ("--fields [1]", "--fields: invalid json_object value: '[1]'"),
+        ("--fields {", "--fields: invalid json_object value: '{'"),
     ],
 )
 def test_wrong_flags(line, message, capsys):
