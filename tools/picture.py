@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-    from pages.clip_view import Lane, Viewer
+    from pages.clip_view import Lane
     from pose.keypoints import Pose
 
 FONTS = ("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc", "DejaVuSans.ttf")
@@ -31,7 +31,8 @@ COLUMN = 296  # where text and gate begin
 PLOT = (COLUMN, 188, WIDTH - 60, 236)  # left, top (gate 1), right, bottom (gate 0)
 SENTENCES = 272  # top of the band of sentences
 INK, FAINT, BAND, GATE, PALE = "#1a1a1a", "#767676", "#f0f0f0", "#0a7d55", "#b9dccf"
-COLOURS = 128
+FPS = 25  # of the video
+STEP = 2  # every second frame is drawn
 END_MS = 2000  # how long the last frame stays
 
 EXAMPLES = """examples:
@@ -58,14 +59,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("run", metavar="RUN_DIR", help="a run with descriptions")
     add("--out", required=True, metavar="FILE", help="the picture, a .gif")
-    add("--clip", default="", metavar="NAME", help="default: the first one with a description")
-    add("--split", default="test", choices=config.SPLITS, help="the clip's split; default: test")
+    add("--clip", default="", metavar="NAME", help="of the test split; default: the first one with a description")
     add("--font", default="", metavar="FILE", help="default: a known one of this computer that has the characters")
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
-    add("--fps", type=float, default=25.0, help="frames per second of the video; default: 25")
-    add("--step", type=int, default=2, metavar="N", help="draw every Nth frame; default: 2")
     args = parser.parse_args(argv)
-    parser.at_least(args, step=1, fps=1)
     parser.between(args, "aspect", *config.ASPECTS)
     parser.refuse(cannot_be_written("--out", args.out, ".gif"))
     return args
@@ -74,35 +71,28 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 # -- the clip ----------------------------------------------------------------------------------------------------------
 
 
-def open_run(folder: str, split: str) -> Viewer:
-    """Open a run's model and data; ValueError or FileNotFoundError if there is no model with descriptions."""
+def read_clip(folder: str, name: str) -> Clip:
+    """Read and translate a test clip of a run, by default the first that has a description.
+
+    ValueError or FileNotFoundError if there is no model with descriptions, or no such clip.
+    """
     from pages.run_folder import RunFolder
 
     run_ = RunFolder.read(folder)  # before torch is imported
     from pages.clip_view import Viewer
-
-    viewer = Viewer("", "", run_, split)
-    viewer.open("cpu")
-    if viewer.translator is not None and not viewer.translator.model.config.use_descriptions:
-        raise ValueError(f"{folder}: was trained without descriptions, so there is no gate; name a run with them.")
-    if viewer.translator is None or viewer.descriptions is None:
-        raise ValueError(f"{folder}: {' '.join(viewer.left_out)}")
-    return viewer
-
-
-def read_clip(viewer: Viewer, name: str) -> Clip:
-    """Read and translate a clip, by default the first that has a description; ValueError if there is none."""
     from temporal_alignment import sample_frames
 
-    assert viewer.dataset is not None, "open_run opens data and descriptions"
-    assert viewer.descriptions is not None, "open_run opens data and descriptions"
+    viewer = Viewer("", "", run_, "test")
+    viewer.open("cpu")
+    if viewer.left_out or viewer.dataset is None:
+        raise ValueError(f"{folder}: {' '.join(viewer.left_out)}")
+    if viewer.descriptions is None:
+        raise ValueError(f"{folder}: was trained without descriptions, so there is no gate; name a run with them.")
     names = viewer.dataset.names
     described = [clip for clip, size in zip(names, viewer.descriptions.sizes(names), strict=True) if size]
-    if not described:
-        raise ValueError(f"the {viewer.split} split has no clip with a description; choose another --split.")
-    name = name or described[0]
+    name = name or next(iter(described), "")
     if name not in described:
-        raise ValueError(f"--clip {name}: is no clip of the {viewer.split} split with a description.")
+        raise ValueError(f"--clip {name}: is no clip of the test split with a description.")
     pose = viewer.pose(name)
     said, lane = viewer.says(name, pose)
     if lane is None:
@@ -200,7 +190,7 @@ def write_gif(path: str, images: Sequence[Image], milliseconds: float) -> None:
     from PIL import Image
 
     # One palette for all frames; this method keeps the colours of thin lines.
-    palette = images[len(images) // 2].quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    palette = images[len(images) // 2].quantize(128, Image.Quantize.MAXCOVERAGE)
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [round(milliseconds)] * (len(frames) - 1) + [END_MS]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
@@ -210,16 +200,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the picture."""
     args = parse_args(argv)
     require_packages("tools.picture", "PIL")
-    clip = read_clip(open_run(args.run, args.split), args.clip)
+    clip = read_clip(args.run, args.clip)
     from pose.drawing import picture_box
 
     texts = [clip.sentence, clip.reference, *(text or "" for text in clip.lane.texts)]
     font = choose_font(args.font, "".join(sorted(set("".join(texts)))))
     box = picture_box(clip.pose)
-    shown = range(0, len(clip.frames), args.step)
+    shown = range(0, len(clip.frames), STEP)
     images = [draw_frame(clip, now, box, args.aspect, font) for now in shown]
     # A clip of more than max_length frames is sampled: its frames lie further apart.
-    write_gif(args.out, images, 1000 / args.fps * args.step * len(clip.pose) / len(clip.frames))
+    write_gif(args.out, images, 1000 / FPS * STEP * len(clip.pose) / len(clip.frames))
     sys.stdout.write(f"{args.out}: {len(images)} frames, {Path(args.out).stat().st_size / 1000:.0f} kB\n")
 
 

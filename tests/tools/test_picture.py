@@ -23,7 +23,7 @@ def test_a_clip_of_a_run(two_runs, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(picture, "choose_font", lambda _path, _characters: LATIN)
     out = tmp_path / "clip.gif"
     picture.main([str(two_runs[1]), "--out", str(out)])
-    clip = picture.read_clip(picture.open_run(str(two_runs[1]), "test"), "")
+    clip = picture.read_clip(str(two_runs[1]), "")
     animation = Image.open(out)
     assert animation.size == (picture.WIDTH, picture.HEIGHT)
     assert animation.n_frames == len(range(0, len(clip.frames), 2))
