@@ -1,6 +1,8 @@
 # make demo   sets everything up, trains without and with descriptions on a made-up corpus, compares: some minutes
 # make test   the quick tests; make test-slow: all of them; make check: style and types
 # make bench  times of every stage, of a small model: a few minutes
+# make gpu    on a first GPU, what could not be run without one, the most valuable first: logs in output_gpu, .failed of
+#             what failed or took too long, which a second call does again; SIZE=tiny tries it on a CPU
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +11,14 @@ RUN := $(VENV)/bin/python
 WORKERS := 2
 SHELL := /bin/bash
 
-.PHONY: setup demo test test-slow test-windows check format bench clean
+GPU := output_gpu
+SIZE := base
+LIMIT := 150s
+MEASURE = -m tools.benchmark --size $(SIZE)
+TRAIN = fine_tuning.py --root $(GPU)/sample --output_dir $(GPU)/$* --resume auto --use_descriptions --hidden_dim 16 \
+	--epochs 3 --batch-size 8 --gradient-accumulation-steps 1 --num_workers 0 --num_beams 2 --max_new_tokens 20
+
+.PHONY: setup demo test test-slow test-windows check format bench gpu clean
 
 setup: $(VENV)/done
 
@@ -45,6 +54,22 @@ check: setup
 
 bench: setup
 	$(RUN) -m tools.benchmark --size small --repeats 3
+
+gpu: $(patsubst %,$(GPU)/%.log,as_on_a_cpu pose_only corpus bf16_zero2 fp16_zero2 trained_texts frozen_texts \
+	bf16_zero0 bf16_zero3 bf16_zero1 compiled)
+
+$(GPU)/as_on_a_cpu.log: COMMAND = -m pytest -q tests/test_gpu.py
+$(GPU)/pose_only.log: COMMAND = $(MEASURE)
+$(GPU)/corpus.log: COMMAND = -m tools.sample_data --out $(GPU)/sample --clips 64 8 8
+$(GPU)/bf16_zero%.log: COMMAND = $(TRAIN) --dtype bf16 --zero_stage $(subst bf16_zero,,$*)
+$(GPU)/fp16_zero2.log: COMMAND = $(TRAIN) --dtype fp16 --zero_stage 2
+$(GPU)/trained_texts.log: COMMAND = $(MEASURE) --texts trained
+$(GPU)/frozen_texts.log: COMMAND = $(MEASURE) --texts frozen
+$(GPU)/compiled.log: COMMAND = $(MEASURE) --compile
+
+$(GPU)/%.log:
+	@mkdir -p $(GPU)
+	-timeout $(LIMIT) $(RUN) $(COMMAND) > $(GPU)/$*.failed 2>&1 && mv $(GPU)/$*.failed $@
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -42,7 +42,6 @@ DETERMINED = re.compile(r"python describe\.py .*--root sample")  # the same word
 NOT_RUN = {
     "-m tools.ablate": "hours; tools/test_ablate.py runs it small",
     "-m tools.benchmark": "minutes; tools/test_benchmark.py runs it small",
-    "-m tools.gpu_report": "minutes; tools/test_gpu_report.py runs it small",
     "-m tools.demo_page": "serves until it is ended; tools/test_demo_page.py has a browser",
     "-m tools.picture": "needs a font with Chinese characters; see tools/test_picture.py",
     r"describe.py .*--endpoint": "needs a model; test_describe.py has a server in its place",

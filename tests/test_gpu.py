@@ -1,4 +1,4 @@
-"""A GPU, and lower precision, give what the CPU gives in fp32; `tools/gpu_report.py` runs this first."""
+"""A GPU, and lower precision, give what the CPU gives in fp32; `make gpu` runs this first."""
 
 import pytest
 import torch

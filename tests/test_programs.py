@@ -83,7 +83,6 @@ WRONG = {
         "{here} --out {here}/x --models nowhere": "--models: nowhere does not exist.",
         "{here} --out {here}/x": "--extractor rtmlib needs onnxruntime: pip install",
     },
-    "tools/gpu_report.py": {"{here}/file": "{here}/file is no folder."},
     "tools/import_table.py": {
         "{here}/file --videos nowhere --out {here}/x": "--videos: nowhere",
     },

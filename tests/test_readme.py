@@ -17,7 +17,7 @@ import fine_tuning
 import inference
 import utils
 from tests.helpers.corpus import write_small_corpus
-from tools import ablate, benchmark, demo_page, export, extract_poses, gpu_report, import_table, picture
+from tools import ablate, benchmark, demo_page, export, extract_poses, import_table, picture
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = ("*.md", "description/*.md", "docs/*.md", "docs/zh-CN/*.md")
@@ -47,7 +47,6 @@ PARSERS = {  # of what test_docs.py does not run, and of Chinese documents
     "-m tools.demo_page": demo_page.parse_args,
     "-m tools.export": export.parse_args,
     "-m tools.extract_poses": extract_poses.parse_args,
-    "-m tools.gpu_report": gpu_report.parse_args,
     "-m tools.import_table": import_table.parse_args,
     "-m tools.picture": picture.parse_args,
 }

@@ -57,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--frames", type=int, help="frames of a clip; default: that of the size")
     add("--dtype", choices=("bf16", "fp32"), help="of matrix products; default: bf16 on a GPU, fp32 on a CPU")
     add("--repeats", type=int, default=5, help="timed runs of a stage; default: 5")
-    add("--compile", action="store_true", help="compile the model as fine_tuning.py --compile does")
+    add("--compile", action="store_true", help="compile as fine_tuning.py --compile; operations are those before")
     args = parser.parse_args(argv)
     size = SIZES[args.size]
     args.batch_size = size.batch_size if args.batch_size is None else args.batch_size

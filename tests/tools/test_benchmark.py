@@ -1,11 +1,16 @@
 """The benchmark in its smallest form: it runs, and what it counts is right. Never how long anything takes."""
 
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from system.disk import read_lines
 from tools import benchmark
 
 NARROW = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4}  # operations depend on layers, not on widths
@@ -41,3 +46,22 @@ def test_a_training_step_has_few_operations():
     assert counts["forward and backward"] <= 4600
     assert counts["pose encoder"] <= 720
     assert sum(counts[part] for part in parts) == pytest.approx(counts["forward and backward"], abs=20)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_gpu_on_a_cpu(tmp_path):
+    """What needs a GPU says so; nothing else may fail on the day."""
+    (tmp_path / "compiled.log").touch()  # takes long; training/test_compiling.py compiles
+    root = Path(__file__).resolve().parents[2]
+    command = ["make", "gpu", "SIZE=tiny", "LIMIT=3600", f"GPU={tmp_path}", f"RUN={sys.executable}"]
+    subprocess.run(command, cwd=root, check=False, capture_output=True)
+    failed = {path.stem: path.read_text() for path in tmp_path.glob("*.failed")}
+    if not torch.cuda.is_available():
+        assert failed.pop("fp16_zero2") == "error: --dtype fp16 needs a GPU; on a CPU use bf16 or fp32.\n"
+    assert not failed
+    assert "| evaluation |" in (tmp_path / "frozen_texts.log").read_text()
+    first, *others = ([line["loss"] for line in read_lines(path)] for path in tmp_path.glob("*/steps.jsonl"))
+    assert len(others) >= 3
+    for losses in others:
+        assert losses == pytest.approx(first, rel=0.01)
