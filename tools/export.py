@@ -176,9 +176,12 @@ def write_encoder(folder: Path, weights: dict[str, torch.Tensor], source: Path, 
 
 def write_code(folder: Path, reads_videos: bool) -> None:
     """Copy the modules that `inference.py` needs, in their folders, and list its packages in requirements.txt."""
-    for path in sorted(needed_files("inference.py")):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(HERE / path, folder / path)
+    finder = ModuleFinder([str(HERE)])  # it finds what is imported at the top and in functions
+    finder.run_script(str(HERE / "inference.py"))
+    for file in filter(None, (getattr(module, "__file__", None) for module in finder.modules.values())):
+        copy = folder / Path(file).relative_to(HERE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
     wanted = ("torch", "transformers", "sentencepiece", "safetensors", "numpy", "tqdm")
     lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [line.partition("#")[0].strip() for line in lines if line.partition("==")[0] in wanted]
@@ -186,14 +189,6 @@ def write_code(folder: Path, reads_videos: bool) -> None:
         project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         pins += project["optional-dependencies"]["rgb"]
     write_text(folder / "requirements.txt", "".join(f"{pin}\n" for pin in pins))
-
-
-def needed_files(program: str) -> set[Path]:
-    """Return the files of this project that a program imports, at the top or in functions, and itself."""
-    finder = ModuleFinder([str(HERE)])
-    finder.run_script(str(HERE / program))
-    paths = [getattr(module, "__file__", None) for module in finder.modules.values()]
-    return {Path(path).relative_to(HERE) for path in paths if path}
 
 
 README = """# A sign language translation model
