@@ -21,7 +21,7 @@ VOID = {"br", "img", "input", "meta"}  # elements without content
 
 WIDTH, HEIGHT = 360, 200  # of a chart, in SVG units: about a phone's width, so that letters keep their size
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24  # its margins
-MOST_POINTS = 400  # maximum points of a line; more are averaged
+MOST_POINTS = 100  # maximum points of a line; more are averaged
 
 
 class Html(str):
@@ -109,7 +109,7 @@ class Line(NamedTuple):
 def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = False) -> Html:
     """Draw lines over a common x axis, with a legend; where points are few, they tell their values.
 
-    Lines without any value are skipped, and without any line there is no chart; lines without a name are only drawn.
+    Lines without any value are skipped, and without any line there is no chart.
     """
     lines = [line._replace(points=thinned(line.points)) for line in lines if _values(line)]
     if not lines:
@@ -137,7 +137,7 @@ def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = F
     for line in lines:
         dots = [(round(x_of(x), 1), None if y is None else round(y_of(y), 1)) for x, y in line.points]
         drawn.append(element("path", d=polyline(dots), class_=f"line {line.style}"))
-        if len(dots) <= 30 and "faint" not in line.style:
+        if len(dots) <= 30:
             for (place, value), (cx, cy) in zip(line.points, dots, strict=True):
                 if value is not None:
                     tooltip = element("title", f"{line.name}, {x_name} {number(place)}: {number(value)}")
@@ -146,10 +146,9 @@ def chart(title: str, lines: Sequence[Line], x_name: str, *, from_zero: bool = F
         f"{line.name}: {number(_values(line)[0])} at first, {number(_values(line)[-1])} at last, "
         f"between {number(min(_values(line)))} and {number(max(_values(line)))}"
         for line in lines
-        if line.name
     )
     svg = element("svg", drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}. {told}.")
-    legend = [element("span", element("i", class_=line.style), line.name) for line in lines if line.name]
+    legend = [element("span", element("i", class_=line.style), line.name) for line in lines]
     caption = [element("b", title), element("span", legend, class_="legend")]
     return element("figure", element("figcaption", caption), svg, element("small", f"by {x_name}"), class_="chart")
 
@@ -172,7 +171,7 @@ def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
     """Reduce a line to at most `MOST_POINTS` points by averaging neighbours.
 
     >>> len(thinned([(x, 1.0) for x in range(1000)])), thinned([(1, 2.0), (2, None)])
-    (334, [(1, 2.0), (2, None)])
+    (100, [(1, 2.0), (2, None)])
     """
     size = -(-len(points) // MOST_POINTS)
     if size <= 1:
@@ -182,20 +181,6 @@ def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
         part = points[first : first + size]
         values = [y for _, y in part if y is not None]
         found.append((part[-1][0], math.fsum(values) / len(values) if values else None))
-    return found
-
-
-def smoothed(points: Sequence[tuple[float, float | None]], window: int) -> list[tuple[float, float | None]]:
-    """Return at each point the mean of the last `window` values.
-
-    >>> smoothed([(1, 4.0), (2, None), (3, 2.0), (4, 6.0)], 2)
-    [(1, 4.0), (2, 4.0), (3, 3.0), (4, 4.0)]
-    """
-    found: list[tuple[float, float | None]] = []
-    last: list[float] = []
-    for x, y in points:
-        last = [*last, y][-window:] if y is not None else last
-        found.append((x, math.fsum(last) / len(last) if last else None))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import utils
 from pages.comparison import Judged
-from pages.elements import Html, Line, chart, element, folded, join, number, page, smoothed, table, thinned
+from pages.elements import Html, Line, chart, element, folded, join, number, page, table
 from pages.run_folder import RunFolder
 from training.metrics import MAIN_METRIC, prepare_hypothesis, prepare_reference
 from utils import progress
@@ -35,15 +35,9 @@ def curves(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
             lines.append(Line(name, points, f"{own} {style}".strip()))
         return lines
 
-    def smooth(line: Line) -> Line:
-        points = thinned(line.points)
-        return line._replace(points=smoothed(points, max(1, len(points) // 20)))
-
-    losses = over("loss", steps=True)
-    raw = [line._replace(name="", style=f"{line.style} faint") for line in losses]
     metric = MAIN_METRIC[runs[0].task][0]
     charts = [
-        ("Training loss, and its running mean", raw + list(map(smooth, losses)), "step", False),
+        ("Training loss, means of neighbouring steps", over("loss", steps=True), "step", False),
         ("Loss without smoothing", over("nll", "train") + over("dev_nll", "dev", "dashed"), "epoch", False),
         (f"{metric} on dev", over(f"dev_{metric}", "dev", "dashed"), "epoch", True),
         ("Learning rate", over("lr", steps=True), "step", True),
@@ -170,9 +164,10 @@ def sentence(judged: Judged, i: int, labels: Sequence[str]) -> Html:
 
 def settings_section(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
     """Show the settings in run.json: differences first, then non-default flags, then everything."""
-    flags = [{f"--{key}": shown(value) for key, value in run_.last["arguments"].items()} for run_ in runs]
-    facts = [{key: shown(value) for key, value in facts_of(run_.last).items()} for run_ in runs]
-    defaults = {f"--{key}": shown(value) for key, value in vars(utils.get_args_parser().parse_args([])).items()}
+    flags = [flat({f"--{key}": value for key, value in run_.last["arguments"].items()}) for run_ in runs]
+    defaults = flat({f"--{key}": value for key, value in vars(utils.get_args_parser().parse_args([])).items()})
+    apart = ("arguments", "command", "time", "what")
+    facts = [flat({key: value for key, value in run_.last.items() if key not in apart}) for run_ in runs]
     both = [a | b for a, b in zip(facts, flags, strict=True)]
     keys = list(dict.fromkeys(key for of_run in both for key in of_run))
     head = ("", *labels)
@@ -198,28 +193,20 @@ def settings_section(runs: Sequence[RunFolder], labels: Sequence[str]) -> Html:
     return section("Settings", parts)
 
 
-def facts_of(start: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a start's facts other than flags, as a flat dict."""
-    facts = {key: start[key] for key in ("revision", "device", "processes", "global_batch") if key in start}
-    for kind in ("versions", "data", "dataset"):
-        value = start.get(kind)
-        for key, found in value.items() if isinstance(value, dict) else ():
-            pairs = found.items() if isinstance(found, dict) else [("", found)]
-            facts |= {f"{kind}: {key} {name}".strip(): single for name, single in pairs}
-    return facts
+def flat(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings as text, those of a table within them under both names.
 
-
-def shown(value: object) -> str:
-    """Format a setting as text.
-
-    >>> shown(True), shown(""), shown([0.9, 0.99]), shown(1e-8)
-    ('on', '-', '0.9 0.99', '1e-08')
+    >>> flat({"data": {"clips": 4}, "--betas": [0.9, 0.99], "--root": ""})
+    {'data clips': '4', '--betas': '0.9 0.99', '--root': '-'}
     """
-    if isinstance(value, list | tuple):
-        return " ".join(map(shown, value)) or "-"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "-" if value in ("", None) else str(value)
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name} {inner}": text for inner, text in flat(value).items()}
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            found[name] = "-" if text in ("", "None") else text
+    return found
 
 
 # -- the page --------------------------------------------------------------------------------------------------------

@@ -53,16 +53,10 @@ def test_lines_without_values_are_left_out():
     assert chart("t", [Line("empty", [(1, None)], "a")], "step") == chart("t", [], "step") == ""
 
 
-def test_a_line_without_a_name_is_only_drawn():
-    made = chart("t", [Line("", [(1, 5.0)], "a faint"), Line("mean", [(1, 7.0)], "a")], "step")
-    assert re.search('aria-label="(.*?)"', made)[1] == "t. mean: 7 at first, 7 at last, between 7 and 7."
-    assert made.count('class="line') == 2
-
-
 def test_long_lines_are_averaged():
     thin = elements.thinned([(x, float(x % 2)) for x in range(1, 1201)])
-    assert len(thin) == 400
-    assert thin[0] == (3, pytest.approx(2 / 3))
+    assert len(thin) == 100
+    assert thin[0] == (12, 0.5)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0.001), (0, 1), (2.9, 6.5), (0, 100), (1, 2), (-3, 7), (1, 100000)])

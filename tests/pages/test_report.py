@@ -51,7 +51,7 @@ def test_scores_are_those_of_the_metrics(page, two_runs):
 def test_settings_that_differ_come_first(page):
     settings = text_of(page.partition('id="settings"')[2])
     differing = settings.partition("Where they differ")[2].partition("Flags that are not the default")[0]
-    assert re.search(r"--use_descriptions\s+off\s+on", differing)
+    assert re.search(r"--use_descriptions\s+False\s+True", differing)
     assert "--hidden_dim" not in differing
     assert re.search(r"--hidden_dim\s+16\s+16", settings)
 
