@@ -278,13 +278,11 @@ def check_request(args: argparse.Namespace, clips: Sequence[Clip]) -> None:
         raise ValueError(f"--descriptions: {args.descriptions} is one file for {len(clips)} clips; give a folder.")
     if args.live and len({clip.has_pictures for clip in clips}) > 1:
         raise ValueError("--live plays videos or pose files, not both; name a folder of one kind.")
-    if args.live and not args.fps and not all(clip.has_pictures for clip in clips):
-        raise ValueError("--live needs --fps for pose files, which do not say how many frames a second has.")
-    if args.live or not args.out.endswith(".srt"):
-        return
-    if not args.fps and not all(clip.has_pictures for clip in clips):
-        raise ValueError("--out FILE.srt needs --fps for pose files, which do not say how many frames a second has.")
-    if len(clips) > 1 and any(clip.has_pictures for clip in clips):
+    to_srt = args.out.endswith(".srt")
+    if (args.live or to_srt) and not args.fps and not all(clip.has_pictures for clip in clips):
+        flag = "--live" if args.live else "--out FILE.srt"
+        raise ValueError(f"{flag} needs --fps for pose files, which do not say how many frames a second has.")
+    if to_srt and not args.live and len(clips) > 1 and any(clip.has_pictures for clip in clips):
         raise ValueError("--out FILE.srt: the subtitles of one recording; translate several videos one by one.")
 
 

@@ -345,13 +345,13 @@ def video_of(clip: str | Path) -> Path | None:
 def load_pose(path: str | Path, person: int = 0, extractor: Extractor | None = None) -> Pose:
     """Read a pose file or, with an extractor, a video's poses; ValueError or FileNotFoundError if nobody is there."""
     path = Path(path)
-    if path.suffix.lower() not in POSE_SUFFIXES and path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise ValueError(
-            f"{path}: is no pose file ({', '.join(POSE_SUFFIXES)}) and no video ({VIDEO_SUFFIXES[0]}, ...)."
-        )
+    suffix = path.suffix.lower()
+    if suffix not in (*POSE_SUFFIXES, *VIDEO_SUFFIXES):
+        kinds = f"no pose file ({', '.join(POSE_SUFFIXES)}) and no video ({VIDEO_SUFFIXES[0]}, ...)"
+        raise ValueError(f"{path}: is {kinds}.")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
-    if path.suffix.lower() not in POSE_SUFFIXES:
+    if suffix in VIDEO_SUFFIXES:
         if extractor is None:
             raise ValueError(
                 f"{path}: is a video: give an extractor as well, pose.extraction.load_extractor('rtmlib') for example."
