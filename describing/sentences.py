@@ -6,6 +6,7 @@ Shapes: F frames of the clip, C posecodes. Left and right are the signer's.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ UNSEEN = {"en": "The hands cannot be made out.", "zh": "看不清双手。"}
 
 # -- sentences -------------------------------------------------------------------------------------------------------
 
+# What joins parts of a sentence, hand and place, and sentences; and what ends one.
+_COMMA, _LIST = {"en": ", ", "zh": "，"}, {"en": ", ", "zh": "、"}
+_GROUP, _SPACE, _STOP = {"en": "; ", "zh": "，"}, {"en": " ", "zh": ""}, {"en": ".", "zh": "。"}
 _NAMES = {
     "en": dict(zip(FINGERS, FINGERS, strict=True)) | {"right": "Right hand", "left": "Left hand", "both": "Both hands"},
     "zh": dict(zip(FINGERS, ("拇指", "食指", "中指", "无名指", "小指"), strict=True))
@@ -38,10 +42,16 @@ _FOLDED, _BENT, _EXTENDED = 1, 2, 3  # codes of a finger
 _DOWN, _HEAD_HEIGHT, _ABOVE = 1, 6, 7  # codes of a hand's height; the last also applies to "face"
 _REPEATED, _MOVING = 2, 2  # smallest code of "repeat" to mention; code of "speed"
 _MIRRORED = 1
+Hand = dict[str, int]  # a hand's codes by their names
 
 
 def _word(rule: str, code: int, language: str) -> str:
     return getattr(RULES[RULE_OF.get(rule, rule)][1][code - 1], language) if code else ""
+
+
+def _join(separator: dict[str, str], parts: Iterable[str], language: str) -> str:
+    """Join the parts that say something."""
+    return separator[language].join(filter(None, parts))
 
 
 def _fingers(names: list[str], language: str) -> str:
@@ -51,7 +61,7 @@ def _fingers(names: list[str], language: str) -> str:
     return listed if names == ["thumb"] else listed + (" fingers" if len(set(names) - {"thumb"}) > 1 else " finger")
 
 
-def _shape(hand: dict[str, int], language: str) -> str:
+def _shape(hand: Hand, language: str) -> str:
     """Describe the handshape; "" if no finger is known."""
     zh = language == "zh"
     four = [hand[name] for name in FINGERS[1:]]
@@ -74,27 +84,25 @@ def _shape(hand: dict[str, int], language: str) -> str:
         return "手指弯曲成弧形" if zh else "curved hand"
     for code in (_EXTENDED, _BENT):
         if names := [name for name in others if hand[name] == code and (name != "thumb" or code == _EXTENDED)]:
-            how = _word("finger", code, language)
             between = spread if code == _EXTENDED and len(set(names) - {"thumb"}) > 1 else ""
-            parts.append(f"{_fingers(names, language)}{how}{between}" if zh else f"{_fingers(names, language)} {how}")
-            if between and not zh:
-                parts[-1] += f" and {between}"
-    return ("，" if zh else ", ").join(parts)
+            how = _word("finger", code, language) + (f"{'' if zh else ' and '}{between}" if between else "")
+            parts.append(_fingers(names, language) + _SPACE[language] + how)
+    return _join(_COMMA, parts, language)
 
 
-def _place(hand: dict[str, int], language: str) -> str:
+def _place(hand: Hand, language: str) -> str:
     if not hand["height"]:
         return ""
     by_face = hand["height"] >= _HEAD_HEIGHT - 1 and hand["face"] > 1
-    height = _word("face", hand["face"], language) if by_face else _word("height", hand["height"], language)
-    above = hand["face" if by_face else "height"] == _ABOVE
-    side = _word("beside", hand["beside"], language) if by_face and not above else _word("side", hand["side"], language)
-    return (
-        height if hand["height"] == _DOWN else ("、" if language == "zh" else ", ").join(filter(None, (height, side)))
-    )
+    scale = "face" if by_face else "height"
+    height = _word(scale, hand[scale], language)
+    if hand["height"] == _DOWN:
+        return height
+    across = "beside" if by_face and hand["face"] != _ABOVE else "side"
+    return _join(_LIST, (height, _word(across, hand[across], language)), language)
 
 
-def _motion(hand: dict[str, int], language: str) -> str:
+def _motion(hand: Hand, language: str) -> str:
     if hand["repeat"] >= _REPEATED:
         return _word("repeat", hand["repeat"], language)
     if hand["speed"] == _MOVING and (way := _word("heading", hand["heading"], language)):
@@ -102,24 +110,24 @@ def _motion(hand: dict[str, int], language: str) -> str:
     return "" if hand["height"] == _DOWN else _word("speed", hand["speed"], language)
 
 
-def _form(hand: dict[str, int], language: str) -> list[str]:
-    """Describe handshape, palm and direction; nothing for a hand that hangs down."""
+def _form(hand: Hand, language: str) -> str:
+    """Describe handshape, palm and direction; nothing of a hand that hangs down."""
     if hand["height"] == _DOWN:
-        return []
+        return ""
     zh = language == "zh"
     shape = _shape(hand, language)
-    parts = [shape, _word("palm", hand["palm"], language)]
-    if (way := _word("pointing", hand["pointing"], language)) and shape:
+    way, said = _word("pointing", hand["pointing"], language), ""
+    if way and shape:
         if any(hand[name] == _EXTENDED for name in FINGERS[1:]):
-            parts.append(f"指向{way}方" if zh else f"pointing {way}")
+            said = f"指向{way}方" if zh else f"pointing {way}"
         elif hand["thumb"] == _EXTENDED:
-            parts.append(f"拇指指向{way}方" if zh else f"thumb pointing {way}")
+            said = f"拇指指向{way}方" if zh else f"thumb pointing {way}"
         else:
-            parts.append(f"手朝{way}方" if zh else f"directed {way}")
-    return list(filter(None, parts))
+            said = f"手朝{way}方" if zh else f"directed {way}"
+    return _join(_COMMA, (shape, _word("palm", hand["palm"], language), said), language)
 
 
-def _touch(hand: dict[str, int], language: str) -> str:
+def _touch(hand: Hand, language: str) -> str:
     place = _word("touch", hand["touch"], language)
     if not place:
         return ""
@@ -129,33 +137,37 @@ def _touch(hand: dict[str, int], language: str) -> str:
     return f"{'fingertips' if tips else 'hand'} at the {place}"
 
 
-@lru_cache(maxsize=1 << 14)
-def _hand_sentence(who: str, codes: tuple[int, ...], language: str, motion: str | None = None) -> str:
-    hand = dict(zip(HAND_CODES, codes, strict=True))
-    place = _place(hand, language)
-    form = _form(hand, language)
-    action = [_touch(hand, language), _motion(hand, language) if motion is None else motion]
-    zh = language == "zh"
-    groups = [("，" if zh else ", ").join(filter(None, group)) for group in (form, action)]
-    if not place and not any(groups):
+def _hand_sentence(who: str, hand: Hand, motion: str, language: str) -> str:
+    place, form = _place(hand, language), _form(hand, language)
+    action = _join(_COMMA, (_touch(hand, language), motion), language)
+    if not (place or form or action):
         return ""
-    start = _NAMES[language][who] + (place if zh else f" {place}" if place else "")
-    return ("，" if zh else "; ").join(filter(None, [start, *groups])) + ("。" if zh else ".")
+    start = _join(_SPACE, (who, place), language)
+    return _join(_GROUP, (start, form, action), language) + _STOP[language]
 
 
 @lru_cache(maxsize=1 << 14)
-def _both_motion(right: tuple[int, ...], left: tuple[int, ...], parting: str, language: str) -> str | None:
-    """Describe the motion of two mirrored hands; None if their forms or motions differ."""
+def _hands(right: tuple[int, ...], left: tuple[int, ...], parting: int, mirrored: bool, language: str) -> str:
+    """Describe both hands: as one, if they mirror each other in form and motion."""
     hands = [dict(zip(HAND_CODES, codes, strict=True)) for codes in (right, left)]
+    motions = [_motion(hand, language) for hand in hands]
     forms = [
         (_shape(hand, language), _word("palm", hand["palm"], language), hand["height"], hand["face"]) for hand in hands
     ]
-    if forms[0] != forms[1] or not forms[0][0]:
-        return None
-    motions = [_motion(hand, language) for hand in hands]
-    if parting:
-        return parting
-    return motions[0] if motions[0] == motions[1] else None
+    together = _word("parting", parting, language)
+    names = _NAMES[language]
+    if mirrored and forms[0] == forms[1] and forms[0][0] and (together or motions[0] == motions[1]):
+        pointing = hands[0]["pointing"] if hands[0]["pointing"] == hands[1]["pointing"] else 0
+        # Their positions mirror each other.
+        both = hands[0] | {"side": 0, "beside": 0, "touch": 0, "pointing": pointing}
+        mirror = _word("mirror", _MIRRORED, language)
+        who = f"{names['both']}{mirror}，" if language == "zh" else f"{names['both']}, {mirror},"
+        return _hand_sentence(who, both, together or motions[0], language)
+    said = [
+        _hand_sentence(names[who], hand, motion, language)
+        for who, hand, motion in zip(("right", "left"), hands, motions, strict=True)
+    ]
+    return _join(_SPACE, said, language)
 
 
 def sentence(codes: np.ndarray, language: str) -> str:
@@ -164,38 +176,17 @@ def sentence(codes: np.ndarray, language: str) -> str:
     n = len(HAND_CODES)
     right, left = tuple(values[:n]), tuple(values[n : 2 * n])
     other = dict(zip(OTHER_CODES, values[2 * n :], strict=True))
-    zh = language == "zh"
-    sentences = []
-    motion = None
-    if other["mirror"] == _MIRRORED:
-        motion = _both_motion(right, left, _word("parting", other["parting"], language), language)
-    if motion is None:
-        sentences += [_hand_sentence("right", right, language), _hand_sentence("left", left, language)]
-    else:
-        sentences.append(_both_hands(right, left, motion, language))
+    sentences = [_hands(right, left, other["parting"], other["mirror"] == _MIRRORED, language)]
     up = all(hand[HAND_CODES.index("height")] != _DOWN for hand in (right, left))
-    if up and (gap := _word("gap", other["gap"], language)):
-        sentences.append(gap + ("。" if zh else "."))
-    head = [_word(name, other[name], language) for name in ("turn", "tilt", "nod")]
-    if any(head):
-        listed = ("，" if zh else ", ").join(filter(None, head))
-        sentences.append(f"头{listed}。" if zh else f"Head {listed}.")
-    if mouth := _word("mouth", other["mouth"], language):
-        sentences.append(mouth + ("。" if zh else "."))
-    return ("" if zh else " ").join(filter(None, sentences))
-
-
-@lru_cache(maxsize=1 << 14)
-def _both_hands(right: tuple[int, ...], left: tuple[int, ...], motion: str, language: str) -> str:
-    hand = dict(zip(HAND_CODES, right, strict=True))
-    hand |= dict.fromkeys(("side", "beside", "touch"), 0)  # their positions mirror each other
-    if right[HAND_CODES.index("pointing")] != left[HAND_CODES.index("pointing")]:
-        hand["pointing"] = 0
-    said = _hand_sentence("both", tuple(hand[name] for name in HAND_CODES), language, motion)
-    mirrored = _word("mirror", _MIRRORED, language)
-    zh = language == "zh"
-    start = _NAMES[language]["both"]
-    return said.replace(start, f"{start}{mirrored}，" if zh else f"{start}, {mirrored},", 1)
+    gap, mouth = (_word(name, other[name], language) for name in ("gap", "mouth"))
+    head = _join(_COMMA, [_word(name, other[name], language) for name in ("turn", "tilt", "nod")], language)
+    if up and gap:
+        sentences.append(gap + _STOP[language])
+    if head:
+        sentences.append(f"头{head}。" if language == "zh" else f"Head {head}.")
+    if mouth:
+        sentences.append(mouth + _STOP[language])
+    return _join(_SPACE, sentences, language)
 
 
 # -- descriptions of a clip --------------------------------------------------------------------------------------------
