@@ -27,6 +27,7 @@ from clips.labels import Label, gloss
 from config import DatasetSpec
 from pose.keypoints import PoseFolder
 from system.disk import new_folder, to_json, write_text
+from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionLoader
 
 POSES, DESCRIPTIONS = "poses", "descriptions"
@@ -92,7 +93,7 @@ def _note(folder: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_bytes())
         return {"source": str(note["source"]), "sketch": dict(note["sketch"])}
-    except (ValueError, TypeError, LookupError, RecursionError):
+    except CLIP_FAULTS:
         raise ValueError(f"{path}: is damaged, or no pack's. {AGAIN}") from None
 
 
@@ -134,8 +135,8 @@ class Pack:
                 places = [(part.header_offset, part.file_size, part.CRC) for part in parts.filelist]
                 self._places = np.array(places, np.int64).reshape(-1, 3)
                 self._rows = {part.filename: row for row, part in enumerate(parts.filelist)}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: is damaged: {error}. {AGAIN}") from None
+        except CLIP_FAULTS as error:
+            raise ValueError(f"{path}: is damaged: {in_one_line(error)}. {AGAIN}") from None
 
     def __reduce__(self) -> Any:
         """Pickle only the folder: another process opens the file itself."""
