@@ -127,9 +127,7 @@ class Uni_Sign(nn.Module):
             self._add_text_branch(text_encoder, d_model)
 
     def _add_text_branch(self, text_encoder: EncodesTexts, d_model: int) -> None:
-        self.text_features = text_encoder if not isinstance(text_encoder, nn.Module) else None
-        if isinstance(text_encoder, nn.Module):
-            self.text_encoder = text_encoder
+        self.text_encoder = text_encoder
         self.text_adapter = TextAdapter(text_encoder.width, d_model)
         self.mask_embedding = LearnableMaskEmbedding(d_model)
         self.gating_fusion = GatingFusion(d_model)
@@ -235,7 +233,7 @@ class Uni_Sign(nn.Module):
         Gradients are reduced across processes, so every process must use every weight in every step. A batch without
         any text therefore encodes an empty one, which no frame refers to; stored features have no weights.
         """
-        return self.text_encoder(texts or [""]) if self.text_features is None else self.text_features(texts)
+        return self.text_encoder(texts or [""] if isinstance(self.text_encoder, nn.Module) else texts)
 
     def prompt(self) -> torch.Tensor:
         """Return the token ids of "Translate sign language video to {language}: ", (P,)."""

@@ -62,7 +62,10 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.max_tokens = max_tokens
         self.encoder, self._tokenize = _load_encoder(Path(folder), with_weights, kept)
-        _remove_dropout(self.encoder)
+        for module in self.encoder.modules():
+            for name in ("p", "dropout", "attention_dropout"):  # of a dropout layer, and of attention
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
         if (longest := _longest_text(self.encoder)) < max_tokens:
             raise ValueError(f"--text_max_tokens {max_tokens}: {folder} takes texts of up to {longest} tokens.")
         self.width = int(self.encoder.config.hidden_size)
@@ -142,15 +145,6 @@ def _load_encoder(folder: Path, with_weights: bool, kept: torch.Tensor | None) -
         return batch["input_ids"], batch["attention_mask"]
 
     return encoder, tokenize
-
-
-def _remove_dropout(encoder: nn.Module) -> None:
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout"):  # attention layers have it as a number
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def _longest_text(encoder: PreTrainedModel) -> float:

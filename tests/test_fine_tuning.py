@@ -425,7 +425,7 @@ def test_a_frozen_encoder_is_that_of_training(corpus, tmp_path, caplog):
         evaluate(copy, best)
     translator = Translator.from_checkpoint(best, device="cpu")
     assert "other files" not in caplog.text
-    translator.model.text_features(["hi"])
+    translator.model.text_encoder(["hi"])
     assert "the checkpoint was trained with other files; different are: the frozen text encoder" in caplog.text
 
 

@@ -7,11 +7,12 @@ import dataclasses
 import logging
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from clips.packs import use_packs
 from config import GET_BACKBONE, TASKS, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
@@ -267,7 +268,8 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
             text = "the hand backbone starts from random weights. For ImageNet's, save %s as %s."
             logger.warning(text, GET_BACKBONE, usual)
     if args.fusion_checkpoint:
-        encoder_loaded = not any(name.startswith(TEXT_ENCODER_PREFIX) for name in new) and model.text_features is None
+        encoder_new = any(name.startswith(TEXT_ENCODER_PREFIX) for name in new)
+        encoder_loaded = isinstance(model.text_encoder, nn.Module) and not encoder_new
         load_fusion(
             model,
             args.fusion_checkpoint,
@@ -298,19 +300,9 @@ def choose_vocabulary(
             texts = [*train.targets(), *train.description_texts()] if train else []
             kept = choose_tokens(Tokenizer(folder), [config.prompt, *texts], kept)
         if kept is not None:
-            log_coverage(Tokenizer(folder), kept, held_out_texts(args, loaders))
+            held_out = [text for split in loaders if split != "train" for text in loaders[split].dataset.targets()]
+            log_coverage(Tokenizer(folder), kept, held_out)
     return distributed.broadcast_object(kept)
-
-
-def held_out_texts(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> dict[str, Iterable[str]]:
-    """Collect dev and test texts: sentences and, if mT5's encoder reads them in training, descriptions."""
-    texts: dict[str, Iterable[str]] = {}
-    for split, loader in loaders.items():
-        if split != "train":
-            texts[f"{split}, sentences"] = loader.dataset.targets()
-            if args.use_descriptions and not args.text_encoder and not args.text_encoder_freeze:
-                texts[f"{split}, descriptions"] = loader.dataset.description_texts()
-    return texts
 
 
 def trains_fusion_alone(args: argparse.Namespace) -> bool:
@@ -365,7 +357,7 @@ def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
         why = "--trainable fusion" if args.trainable == "fusion" else "--text_encoder_freeze with --finetune"
         what = "the fusion modules alone"
     else:
-        if args.text_encoder_freeze and model.text_features is None:
+        if args.text_encoder_freeze and isinstance(model.text_encoder, nn.Module):
             model.freeze([model.text_encoder])
         why = "--trainable all" if args.trainable == "all" else "--text_encoder_freeze without --finetune"
         why = why if args.text_encoder_freeze or args.trainable == "all" else "the default"

@@ -203,9 +203,9 @@ def files_beside(model: Uni_Sign) -> dict[str, Any]:
     mt5 = model.mt5_model.config
     found = {f"mT5's {name}": getattr(mt5, name) for name in MT5_VALUES}
     found["mT5's spiece.model"] = model.tokenizer.sha256
-    if fingerprint := getattr(getattr(model, "text_features", None), "fingerprint", ""):
+    if fingerprint := getattr(getattr(model, "text_encoder", None), "fingerprint", ""):
         found[FROZEN_ENCODER] = fingerprint
-    elif model.config.use_descriptions and model.config.text_encoder and model.text_features is None:
+    elif model.config.use_descriptions and model.config.text_encoder and isinstance(model.text_encoder, TextEncoder):
         folder, most = model.config.text_encoder, model.config.text_max_tokens
         found["the text encoder's tokenizer"] = encoder_fingerprint(folder, most, weights=False)
     return found
