@@ -5,7 +5,6 @@ Shapes: B sequences, L tokens (padded), H attention heads, D mT5's d_model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,13 @@ from config import GET_MT5
 from network.state_dicts import misfits, not_finite
 from network.vocabulary import folder_config
 from system.disk import file_sizes, most_bytes
+from system.faults import in_one_line
 
 # Its warnings about mT5 (tied weights, unused decoder weights) are known and handled here.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-MAX_LAYERS, MAX_WIDTH = 1000, 1 << 20
+MAX_LAYERS = 1000
 
 
 class MT5(MT5ForConditionalGeneration):
@@ -74,15 +74,11 @@ def read_pretrained(kind: Any, folder: Path, flag: str, with_weights: bool) -> A
         ValueError: the files are damaged, do not match, or lack weights.
     """
     cure = f"Get its files again, or name another folder with {flag}."
-    if not with_weights:
-        try:
-            model = _build(kind, folder)[1].float()
-        except Exception as error:  # a damaged config may raise anything; report one line
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{folder}/config.json is damaged ({reason}). {cure}") from error
-        model.tie_weights()  # left out with the initialisation
-        return model
     try:
+        if not with_weights:
+            model = _build(kind, folder)[1].float()
+            model.tie_weights()  # left out with the initialisation
+            return model
         with torch.device("meta"):
             config, asked = _build(kind, folder)
         weights = sum(file_sizes(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")))
@@ -100,9 +96,9 @@ def read_pretrained(kind: Any, folder: Path, flag: str, with_weights: bool) -> A
         )
     except OSError as error:
         raise FileNotFoundError(f"{folder}: {str(error).splitlines()[0]} {cure}") from None
-    except Exception as error:  # damaged weights may raise anything; report one line
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: config.json and the weights are damaged or no pair ({reason}). {cure}") from error
+    except Exception as error:  # damaged files may raise anything; report one line
+        reason = in_one_line(error, 200)
+        raise ValueError(f"{folder}: config.json or the weights are damaged or no pair ({reason}). {cure}") from error
     # The pooler is not used for mean pooling, and many published encoders have none. Weights of modules that the model
     # does not have, such as an encoder's decoder or heads, are not needed.
     missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
@@ -125,10 +121,6 @@ def _build(kind: Any, folder: Path) -> tuple[Any, Any]:
     layers = [getattr(config, key, 0) for key in ("num_hidden_layers", "num_decoder_layers")]
     if any(isinstance(number, int) and number > MAX_LAYERS for number in layers):
         raise ValueError(f"it has {layers} layers")
-    if broken := [key for key, value in content.items() if isinstance(value, float) and not math.isfinite(value)]:
-        raise ValueError(f"{', '.join(broken)} is no number")
-    if isinstance(width := getattr(config, "hidden_size", 0), int) and width > MAX_WIDTH:  # torch counts no further
-        raise ValueError(f"its states have {width} numbers")
     with no_init_weights():
         return config, getattr(kind, "from_config", kind)(config)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 import torch
 
-SHOWN = 12  # maximum number of names in a message
+SHOWN = 6  # maximum number of names in a message
 
 
 def differences(
@@ -38,14 +37,5 @@ def not_finite(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Join names, those of one numbered layer as one.
-
-    >>> _listed(["decoder.block.1.layer.0.o.weight", "decoder.block.1.layer.1.o.weight", "lm_head.weight"])
-    'decoder.block.1.* (2), lm_head.weight'
-    """
-    layers: dict[str, list[str]] = {}
-    for name in sorted(names):
-        layer = re.match(r"(.*?\.[a-z]*\d\w*)\.", name)
-        layers.setdefault(layer[1] if layer else name, []).append(name)
-    shown = [of[0] if len(of) == 1 else f"{layer}.* ({len(of)})" for layer, of in layers.items()]
+    shown = sorted(names)
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")

@@ -119,7 +119,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value, dtype):
     state = {**STATE, "c.0.weight": torch.zeros(3, dtype=dtype), "c.0.bias": torch.zeros(3)}
     state["c.0.weight"][1] = state["c.0.bias"][2] = value
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth: NaN or infinity in c\.0\.\* \(2\): the training diverged"):
+    with pytest.raises(ValueError, match=r"w\.pth: NaN or infinity in c\.0\.bias, c\.0\.weight: the training diverged"):
         read_weights(tmp_path / "w.pth", "--finetune")
 
 
