@@ -83,7 +83,13 @@ class Tokenizer:
         try:
             self.pieces = sentencepiece.SentencePieceProcessor()
             self.pieces.LoadFromSerializedProto(self.model)  # its own reader of files takes names in UTF-8 alone
-            _refuse_another_models(path, len(self.pieces))
+            rows = folder_config(path.parent).get("vocab_size")
+            if isinstance(rows, int) and not 0 <= rows - len(self.pieces) <= MORE_ROWS:
+                raise ValueError(
+                    f"{path} has {len(self.pieces)} pieces, and the model beside it {rows} tokens (vocab_size in "
+                    "config.json): they do not belong together. Get both again from one place, google/mt5-base for "
+                    "example."
+                )
             if kept is not None:
                 self.model = keep_pieces(self.model, kept)
                 self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.model)
@@ -100,10 +106,11 @@ class Tokenizer:
         """Return ids, (n, L), and mask, (n, L), int64, padded to the longest text."""
         import torch
 
-        rows = [self.encode(text, max_tokens) for text in texts]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        rows = [torch.tensor(self.encode(text, max_tokens)) for text in texts]
+        ids, mask = (
+            torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=PAD)
+            for values in (rows, list(map(torch.ones_like, rows)))
+        )
         return ids, mask
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -123,24 +130,12 @@ class Tokenizer:
 
 def folder_config(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's config.json but for `NOT_OBEYED`; {} if it is missing or no JSON object."""
-
-    def obeyed(pairs: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in pairs.items() if key not in NOT_OBEYED}
-
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"), object_hook=obeyed)
+        text = (folder / "config.json").read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k not in NOT_OBEYED})
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _refuse_another_models(path: Path, n_pieces: int) -> None:
-    rows = folder_config(path.parent).get("vocab_size")
-    if isinstance(rows, int) and not n_pieces <= rows <= n_pieces + MORE_ROWS:
-        raise ValueError(
-            f"{path} has {n_pieces} pieces, and the model beside it {rows} tokens (vocab_size in config.json): they do "
-            "not belong together. Get both again from one place, google/mt5-base for example."
-        )
 
 
 _NORMALISER = sentencepiece.SentencePieceNormalizer(
@@ -221,19 +216,13 @@ def choose(tokenizer: Tokenizer, texts: Iterable[str], also: torch.Tensor | None
     return torch.tensor(sorted(kept))
 
 
-def log_coverage(full: Tokenizer, kept: torch.Tensor, groups: Mapping[str, Iterable[str]]) -> None:
-    """Log the vocabulary's size, and how much of other texts (title -> texts) it tokenises like the full one."""
-    logger.info("vocabulary: %d of %d tokens are kept.", len(kept), len(full.pieces))
+def log_coverage(full: Tokenizer, kept: torch.Tensor, held_out: Sequence[str]) -> None:
+    """Log the vocabulary's size, and how many tokens of the sentences of dev and test are in it."""
     known = set(kept.tolist())
-    for what, texts in groups.items():
-        encoded = map(full.pieces.encode, texts)
-        counts = [(len(ids), sum(token in known for token in ids)) for ids in encoded]  # tokens, kept ones
-        n_texts, n_tokens, n_kept = len(counts), sum(n for n, _ in counts), sum(n for _, n in counts)
-        n_whole = sum(n == n_known for n, n_known in counts)
-        rest = "; the others are written with smaller pieces or bytes" if n_kept < n_tokens else ""
-        shares = 100 * n_kept / max(n_tokens, 1), n_tokens, 100 * n_whole / max(n_texts, 1), n_texts
-        text = "vocabulary: %s: %.2f %% of %d tokens are kept, %.2f %% of %d texts have no other%s."
-        logger.info(text, what, *shares, rest)
+    tokens = [token in known for ids in full.pieces.encode(held_out) for token in ids]
+    share = 100 * sum(tokens) / max(len(tokens), 1)
+    text = "vocabulary: %d of %d tokens are kept, and %.2f %% of those of dev and test; others are written with bytes."
+    logger.info(text, len(kept), len(full.pieces), share)
 
 
 def matrices(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> list[str]:
