@@ -91,8 +91,8 @@ class Rtmlib:
         self.detector = self._load(YOLOX, detector)
         self.whole_body = self._load(RTMPose, whole_body)
         # The input size is (height, width) in one of rtmlib's classes, (width, height) in the other.
-        self.detector.model_input_size = self._input_size(detector, self.detector)
-        self.whole_body.model_input_size = self._input_size(whole_body, self.whole_body)[::-1]
+        self.detector.model_input_size = tuple(self.detector.session.get_inputs()[0].shape[2:])
+        self.whole_body.model_input_size = tuple(self.whole_body.session.get_inputs()[0].shape[:1:-1])
         self.label = f"rtmlib {whole_body.stem}"
 
     @staticmethod
@@ -120,13 +120,6 @@ class Rtmlib:
                 "--device cuda: onnxruntime cannot start on the GPU. It takes onnxruntime-gpu, and a CUDA of its list."
             )
         return model
-
-    @staticmethod
-    def _input_size(path: Path, model: Any) -> tuple[int, int]:
-        shape = model.session.get_inputs()[0].shape
-        if len(shape) != 4 or not all(isinstance(size, int) for size in shape[2:]):
-            raise ValueError(f"--models: {path} takes inputs of the shape {shape}; wanted pictures of a fixed size.")
-        return shape[2], shape[3]
 
     def start(self) -> None:
         """Do nothing: images are processed independently."""

@@ -220,22 +220,21 @@ def _alone(work: Callable[[Video, int], Result], video: Video, args: argparse.Na
             return Result(Counter(failed=1), f"{video.path}: the process that worked on it died.")
 
 
-def keep_to_one_extractor(args: argparse.Namespace, videos: Sequence[Video]) -> None:
-    """Load the model, so that its errors are reported once, and raise ValueError rather than mix poses of two.
-
-    With --overwrite another extractor's poses may be replaced, provided that none of them remain.
-    """
+def keep_to_one_extractor(args: argparse.Namespace) -> None:
+    """Load the model, so that its errors are reported once; ValueError if another made the poses in --out."""
     from pose.extraction import load_extractor
     from system.disk import write_text
 
     label = f"{load_extractor(args.extractor, args.models, args.device).label}, person {args.person}"
     note = Path(args.out) / NOTE
-    poses = set(Path(args.out).rglob("*.pkl"))
-    there = note.read_text(encoding="utf-8").strip() if note.is_file() else "somebody else" if poses else label
-    if there != label and not (args.overwrite and poses <= {video.out for video in videos}):
-        raise ValueError(f"--out {args.out}: its poses were made by {there}, not by {label}. Name another folder.")
-    for path in poses if there != label else ():  # a run that is stopped must not leave both kinds
-        path.unlink()
+    if note.is_file():
+        made_by = note.read_text(encoding="utf-8").strip()
+    else:
+        made_by = "somebody else" if any(Path(args.out).rglob("*.pkl")) else label
+    if made_by != label:
+        raise ValueError(
+            f"--out {args.out}: its poses were made by {made_by}, not by {label}. Name another folder, or remove it."
+        )
     note.parent.mkdir(parents=True, exist_ok=True)
     write_text(note, label + "\n")
 
@@ -247,7 +246,7 @@ def main(args: argparse.Namespace) -> int:
     if args.look:
         require_packages("--look", "PIL")
     if not args.check:
-        keep_to_one_extractor(args, videos)
+        keep_to_one_extractor(args)
     there = [video for video in videos if args.check or (video.out.is_file() and not args.overwrite)]
     new = sorted(set(videos) - set(there))
     counts, faults = Counter[str](), list[str]()

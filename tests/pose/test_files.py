@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pose.files import BODY, SYSTEMS, load_pose_file
+from pose.files import BODY, SYSTEMS
 from pose.keypoints import PART_JOINTS, part_keypoints, read_pose
 from tests.helpers.poses import write_pose
 
@@ -99,7 +99,7 @@ def test_files_of_another_kind_and_missing_ones(tmp_path):
     pytest.importorskip("pose_format", reason="needs the extra pose")
     for name in ("none.npz", "none.pose"):
         with pytest.raises(FileNotFoundError, match="none"):
-            load_pose_file(tmp_path / name)
+            read_pose(tmp_path / name)
 
 
 # -- .pose -------------------------------------------------------------------------------------------------------------
