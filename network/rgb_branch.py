@@ -36,19 +36,15 @@ def hand_fusion_modules(hidden_dim: int) -> dict[str, nn.Module]:
     there, it would never open.)
     """
     unused = nn.Linear(hidden_dim, hidden_dim).requires_grad_(False)  # in the released weights, but unused
-    gate = nn.Sequential(
-        nn.Conv1d(2 * hidden_dim, hidden_dim, 1), nn.GELU(), nn.Conv1d(hidden_dim, 1, 1), nn.Tanh(), nn.ReLU()
-    )
-    assert isinstance(gate[2], nn.Conv1d)
-    assert gate[2].bias is not None
-    nn.init.zeros_(gate[2].weight)
-    nn.init.constant_(gate[2].bias, 0.01)
+    first, last = nn.Conv1d(2 * hidden_dim, hidden_dim, 1), nn.Conv1d(hidden_dim, 1, 1)
+    nn.init.zeros_(last.weight)
+    last.bias = nn.Parameter(torch.full((1,), 0.01))
     return {
         "rgb_support_backbone": nn.Sequential(efficientnet_b0()),
         "rgb_proj": nn.Conv2d(BACKBONE_CHANNELS, hidden_dim, 1),
         "fusion_pose_rgb_linear": unused,
         "fusion_pose_rgb_DA": PriorGuidedAttention(hidden_dim),
-        "fusion_gate": gate,
+        "fusion_gate": nn.Sequential(first, nn.GELU(), last, nn.Tanh(), nn.ReLU()),
     }
 
 

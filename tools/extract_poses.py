@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 import signal
@@ -115,20 +116,16 @@ def find_videos(args: argparse.Namespace) -> list[Video]:
 
 # -- one video -------------------------------------------------------------------------------------------------------
 
-_extractor: Extractor | None = None  # in worker processes
+
+@functools.cache
+def _extractor(name: str, models: str, device: str) -> Extractor:
+    """Load the model, once in each process."""
+    from pose.extraction import load_extractor
+
+    return load_extractor(name, models, device)
 
 
-def _start(args: argparse.Namespace, extracts: bool) -> None:
-    """Initialise a worker process, which ends silently on Ctrl-C, since its files are written atomically."""
-    global _extractor
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if extracts:
-        from pose.extraction import load_extractor
-
-        _extractor = load_extractor(args.extractor, args.models, args.device)
-
-
-def compare(video: Video, person: int) -> Result:
+def compare(video: Video) -> Result:
     """Compare a pose file with its video."""
     from pose.keypoints import read_pose
     from pose.video import check_n_frames, count_frames, read_pictures
@@ -146,16 +143,16 @@ def compare(video: Video, person: int) -> Result:
     return Result(Counter({"there already": 1}))
 
 
-def extract(video: Video, person: int) -> Result:
+def extract(args: argparse.Namespace, video: Video) -> Result:
     """Extract a video's poses and write them; OSError, as of a full disk, concerns all videos."""
     from pose.extraction import extract_pose, write_pose
     from pose.video import read_pictures
     from system.disk import check_name, write_bytes
 
-    assert _extractor is not None, "loaded when the process started"
+    extractor = _extractor(args.extractor, args.models, args.device)
     try:
         check_name(video.out)
-        found = extract_pose(read_pictures(video.path), _extractor, person, video.path)
+        found = extract_pose(read_pictures(video.path), extractor, args.person, video.path)
         row = look(video.path, found.pose) if video.picture else b""
     except CLIP_FAULTS as error:
         return Result(Counter(failed=1), in_one_line(error))
@@ -180,9 +177,7 @@ def look(path: Path, pose: Pose) -> bytes:
 # -- all of them -----------------------------------------------------------------------------------------------------
 
 
-def in_pool(
-    work: Callable[[Video, int], Result], videos: Sequence[Video], args: argparse.Namespace
-) -> Iterator[Result]:
+def in_pool(work: Callable[[Video], Result], videos: Sequence[Video], n_processes: int) -> Iterator[Result]:
     """Yield the result of each video, in order of completion.
 
     A process may crash on a video or run out of memory. Unfinished videos are then retried one at a time; if the
@@ -191,31 +186,32 @@ def in_pool(
     waiting = deque(videos)
     while waiting:
         running: dict[Future[Result], Video] = {}
-        pool = _pool(work, args, min(args.num_workers, len(waiting)))
+        pool = _pool(min(n_processes, len(waiting)))
         try:
             while waiting or running:
-                while waiting and len(running) < 2 * args.num_workers:
-                    running[pool.submit(work, waiting[0], args.person)] = waiting[0]
+                while waiting and len(running) < 2 * n_processes:
+                    running[pool.submit(work, waiting[0])] = waiting[0]
                     waiting.popleft()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield future.result()
                     del running[future]
         except BrokenProcessPool:
-            yield from (_alone(work, video, args) for video in running.values())
+            yield from (_alone(work, video) for video in running.values())
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _pool(work: Callable[[Video, int], Result], args: argparse.Namespace, n_processes: int) -> ProcessPoolExecutor:
-    # Spawn, since threads and GPU state do not survive a fork.
-    context = multiprocessing.get_context(START)
-    return ProcessPoolExecutor(n_processes, context, initializer=_start, initargs=(args, work is extract))
+def _pool(n_processes: int) -> ProcessPoolExecutor:
+    # Spawn, since threads and GPU state do not survive a fork. Ctrl-C ends the processes silently, since files are
+    # written atomically.
+    context, ends = multiprocessing.get_context(START), (signal.SIGINT, signal.SIG_DFL)
+    return ProcessPoolExecutor(n_processes, context, initializer=signal.signal, initargs=ends)
 
 
-def _alone(work: Callable[[Video, int], Result], video: Video, args: argparse.Namespace) -> Result:
-    with _pool(work, args, 1) as pool:
+def _alone(work: Callable[[Video], Result], video: Video) -> Result:
+    with _pool(1) as pool:
         try:
-            return pool.submit(work, video, args.person).result()
+            return pool.submit(work, video).result()
         except BrokenProcessPool:
             return Result(Counter(failed=1), f"{video.path}: the process that worked on it died.")
 
@@ -250,8 +246,12 @@ def main(args: argparse.Namespace) -> int:
     there = [video for video in videos if args.check or (video.out.is_file() and not args.overwrite)]
     new = sorted(set(videos) - set(there))
     counts, faults = Counter[str](), list[str]()
-    for work, title, todo in ((compare, "comparing", there), (extract, "extracting", new)):
-        for result in progress(in_pool(work, todo, args), title, shown=bool(todo), total=len(todo)):
+    works: list[tuple[Callable[[Video], Result], str, list[Video]]] = [
+        (compare, "comparing", there),
+        (functools.partial(extract, args), "extracting", new),
+    ]
+    for work, title, todo in works:
+        for result in progress(in_pool(work, todo, args.num_workers), title, shown=bool(todo), total=len(todo)):
             counts += result.counts
             faults += [result.fault] if result.fault else []
     sys.stderr.write("".join(f"failed: {fault}\n" for fault in sorted(faults)))

@@ -130,7 +130,9 @@ def test_all_that_does_not_fit_is_told_at_once(change):
         load_mt5(change(num_decoder_layers=1))
     with pytest.raises(ValueError, match=r"missing: encoder\.block\.2\..*; unknown: decoder\.block\.1\."):
         load_mt5(change(num_layers=3, num_decoder_layers=1))
-    with pytest.raises(ValueError, match=r"of another shape: decoder\.block\.0\..* \(32, 32\) for \(32, 24\),.* and \d+ more"):
+    with pytest.raises(
+        ValueError, match=r"of another shape: decoder\.block.* \(32, 32\) for \(32, 24\),.* and \d+ more"
+    ):
         load_mt5(change(d_model=24))
     with pytest.raises(ValueError, match=r"mt5: NaN or infinity in shared\.weight\. Get its files again.*--mt5_path"):
         load_mt5(change(lambda weights: weights["shared.weight"][3].fill_(torch.nan)))

@@ -1,6 +1,5 @@
 """Crops of the hands: as the official ones, and from real videos."""
 
-import importlib.util
 import weakref
 
 import numpy as np
@@ -111,13 +110,12 @@ def test_a_hand_that_is_one_point_has_no_crop_and_a_lost_point_takes_no_memory(m
 
 
 @pytest.mark.parametrize("corner", [(-350, -400), (-900, 100), (40, -99), (250, 150), (0, 300), (-2000, 0)])
-def test_a_box_far_larger_than_the_image_is_cut_in_small_parts(monkeypatch, corner):
+def test_a_box_far_larger_than_the_image_is_cut_without_its_black_rows(monkeypatch, corner):
     """An outlier in a video of 4K asks for 191 million pixels, and PIL makes no image of so many."""
     picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
     box = (*corner, corner[0] + 1000, corner[1] + 1000)
     whole = Image.fromarray(picture).crop(box).resize((112, 112), Image.Resampling.BICUBIC)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)  # twice as many are an error
-    monkeypatch.setattr(hand_crops, "ROWS", 64)
     crop = HandCrops()._crop(picture, np.array(box, np.int16))
     wanted = (np.asarray(whole, np.float32) / 255 - hand_crops.MEAN) / hand_crops.STD
     np.testing.assert_array_equal(crop, wanted.transpose(2, 0, 1))
@@ -179,15 +177,12 @@ def test_one_picture_at_a_time_is_kept(real_video, monkeypatch):
     assert max(most) <= 2  # the last one, and the next
 
 
-def test_another_number_of_frames_is_named(real_video, write_video, tmp_path):
+def test_another_number_of_frames_is_named(real_video):
     pose = hands_of_the_video()
     for shorter in (57, 50):
         cut = Pose(pose.keypoints[:shorter], pose.scores[:shorter])
         with pytest.raises(ValueError, match=rf"test_video.mp4: the video has 58 frames, its pose file {shorter}\."):
             HandCrops().load(real_video, cut, np.arange(shorter), np.random.default_rng(0))
-    short = write_video(tmp_path / "short.mp4", greys(20))
-    with pytest.raises(ValueError, match=r"short.mp4: the video has 20 frames, its pose file 58\."):
-        HandCrops().load(short, pose, np.arange(58), np.random.default_rng(0))
 
 
 def test_a_clip_of_a_longer_recording(write_video, tmp_path):
@@ -215,11 +210,3 @@ def test_a_video_that_changes_its_size_is_refused(monkeypatch):
     pose = hands_of_the_video()
     with pytest.raises(ValueError, match=r"^call.webm: the video changes its size; encode it again"):
         HandCrops().load("call.webm", pose, np.arange(58), np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("package", ["av", "PIL"])
-def test_a_missing_package_is_one_line(monkeypatch, package):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(ValueError, match=rf'^--rgb_support needs {package}: pip install -e "\.\[rgb\]"$'):
-        HandCrops()
