@@ -288,13 +288,6 @@ def test_a_point_that_was_not_found_may_hold_nan(tmp_path):
         read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
 
 
-def test_pixels_beside_points_that_were_not_found_are_still_refused(tmp_path):
-    keypoints, scores = [600 * frame for frame in frames(3, (133, 2))], frames(3, (133,))
-    keypoints[0][0, 0], scores[0][0, 0] = np.nan, 0
-    with pytest.raises(ValueError, match="in pixels"):
-        read_pose(saved(tmp_path, keypoints=keypoints, scores=scores))
-
-
 RAGGED = [[[0.1, 0.2], [0.3]]]
 
 
