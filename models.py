@@ -124,15 +124,12 @@ class Uni_Sign(nn.Module):
         self._frozen: list[nn.Module] = []
         if config.use_descriptions:
             assert text_encoder is not None, "a model with descriptions needs something that encodes them"
-            self._add_text_branch(text_encoder, d_model)
-
-    def _add_text_branch(self, text_encoder: EncodesTexts, d_model: int) -> None:
-        self.text_encoder = text_encoder
-        self.text_adapter = TextAdapter(text_encoder.width, d_model)
-        self.mask_embedding = LearnableMaskEmbedding(d_model)
-        self.gating_fusion = GatingFusion(d_model)
-        if self.config.uses_mapper:
-            self.description_mapper = DescriptionMapper(d_model, text_encoder.width)
+            self.text_encoder = text_encoder  # a module, or a cache of its features
+            self.text_adapter = TextAdapter(text_encoder.width, d_model)
+            self.mask_embedding = LearnableMaskEmbedding(d_model)
+            self.gating_fusion = GatingFusion(d_model)
+            if config.uses_mapper:
+                self.description_mapper = DescriptionMapper(d_model, text_encoder.width)
 
     # -- the three stages ------------------------------------------------------------------------------------------
 
