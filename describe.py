@@ -91,16 +91,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     more = 'more fields of a request: \'{"temperature": null, "seed": 1}\''
     add("--fields", type=json_object, default={}, metavar="JSON", help=more)
     args = parser.parse_args(argv)
-    parser.at_least(args, workers=1, segment=1, pictures=1, concurrency=1, max_tokens=1, max_requests=0)
-    parser.between(args, "aspect", *config.ASPECTS)
-    parser.between(args, "timeout", 0.1, 86400)
-    parser.between(args, "picture_height", 1, 4096)
     if args.poses and not args.out:
         parser.error("--poses needs --out DIR, where the descriptions go.")
     if args.videos and not args.poses:
         parser.error("--videos goes with --poses; a data set has its own folder of videos.")
     if bool(args.endpoint) != bool(args.model):
         parser.error("--endpoint URL and --model NAME go together.")
+    at_least_1 = dict.fromkeys(("workers", "segment", "pictures", "concurrency", "max_tokens"), 1)
+    sizes = {"aspect": config.ASPECTS, "timeout": (0.1, 86400), "picture_height": (1, 4096)}
+    parser.check(args, **at_least_1, **sizes, max_requests=0)
     return args
 
 
@@ -161,7 +160,7 @@ def audit(argv: Sequence[str]) -> int:
     parser.add_argument("--repair", default="", metavar="DIR", help="write a cleaned copy to this new folder")
     parser.add_argument("--workers", type=int, default=cores(), help="processes; default: one per core")
     args = parser.parse_args(argv)
-    parser.at_least(args, workers=1)
+    parser.check(args, workers=1)
     from describing.audit import SplitReport, examine, find_files, repair, table
 
     log_to_terminal()

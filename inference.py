@@ -80,10 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num_beams", type=int, default=4, help="of the search for a sentence; default: 4")
     add("--max_new_tokens", type=int, default=100, help="maximum tokens of a generated sentence; default: 100")
     args = parser.parse_args(argv)
-    parser.at_least(args, n_best=1, person=0, batch_size=1, max_new_tokens=1)
-    if args.aspect is not None:
-        parser.between(args, "aspect", *ASPECTS)
-    parser.refuse(_faults(args))
+    parser.check(args, _faults(args), n_best=1, person=0, batch_size=1, max_new_tokens=1, aspect=ASPECTS)
     return args
 
 

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import io
 import logging
+import math
 import os
 import re
 import signal
@@ -86,19 +87,21 @@ class Parser(argparse.ArgumentParser):
         end = "" if message.endswith((".", "?", "!")) else "."
         self.exit(2, f"{self.prog}: error: {message}{end}{hint} See --help.\n")
 
-    def at_least(self, args: argparse.Namespace, **bounds: float) -> None:
-        """Exit with an error if numbers are below their bounds or NaN."""
-        low = [name for name, bound in bounds.items() if not getattr(args, name) >= bound]
-        self.refuse(f"--{name} {getattr(args, name)}: must be at least {bounds[name]}." for name in low)
+    def check(
+        self, args: argparse.Namespace, faults: Iterable[str] = (), /, **bounds: float | tuple[float, float]
+    ) -> None:
+        """Exit with all faults in one line, if there are any: numbers out of their bounds, then others.
 
-    def between(self, args: argparse.Namespace, name: str, low: float, high: float) -> None:
-        """Exit with an error if a number is outside its bounds."""
-        if not low <= getattr(args, name) <= high:
-            self.error(f"--{name} {getattr(args, name)}: must be between {low} and {high}.")
-
-    def refuse(self, faults: Iterable[str]) -> None:
-        """Exit with all faults in one line; go on if there are none."""
-        if message := " ".join(faults):
+        A number's bound is the least that it may be, or the least and the most; NaN is none, and None was not given.
+        """
+        found = []
+        for name, bound in bounds.items():
+            low, high = bound if isinstance(bound, tuple) else (bound, math.inf)
+            value = getattr(args, name)
+            if value is not None and not low <= value <= high:
+                wanted = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                found.append(f"--{name} {value}: must be {wanted}.")
+        if message := " ".join([*found, *faults]):
             self.error(message)
 
 
@@ -350,9 +353,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs weight_decay "
         "gradient_clipping opt_eps min_lr"
     )
-    parser.at_least(args, **dict.fromkeys(at_least_1.split(), 1), **dict.fromkeys(at_least_0.split(), 0))
-    parser.between(args, "max_bad_clips", 0, 1)
-    parser.refuse(_faults(args))
+    least = dict.fromkeys(at_least_1.split(), 1) | dict.fromkeys(at_least_0.split(), 0)
+    parser.check(args, _faults(args), **least, max_bad_clips=(0, 1))
     if args.eval:
         for name in OF_CHECKPOINT - typed:
             setattr(args, name, None)

@@ -206,14 +206,16 @@ def test_a_mistyped_flag_is_one_line_with_the_flag_that_is_close(capsys, typed, 
     assert capsys.readouterr().err == f"x.py: error: unrecognized arguments: {typed}.{hint} See --help.\n"
 
 
-@pytest.mark.parametrize("value", ["0.1", "5.1", "nan"])
-def test_a_number_outside_its_bounds_ends_the_program(capsys, value):
+def test_all_faults_of_a_command_line_are_said_at_once(capsys):
     parser = utils.Parser()
-    parser.add_argument("--aspect", type=float)
-    parser.between(parser.parse_args(["--aspect", "5"]), "aspect", 0.2, 5)
+    for flag in ("--aspect", "--fps", "--steps", "--unset"):
+        parser.add_argument(flag, type=float)
+    bounds = {"aspect": (0.2, 5), "fps": 1, "steps": (0, 9), "unset": 1}
+    parser.check(parser.parse_args("--aspect 5 --fps 1 --steps 0".split()), **bounds)
     with pytest.raises(SystemExit):
-        parser.between(parser.parse_args(["--aspect", value]), "aspect", 0.2, 5)
-    assert f"--aspect {value}: must be between 0.2 and 5." in capsys.readouterr().err
+        parser.check(parser.parse_args("--aspect 5.1 --fps nan --steps 9".split()), ["More."], **bounds)
+    wanted = "error: --aspect 5.1: must be between 0.2 and 5. --fps nan: must be at least 1. More. See --help.\n"
+    assert capsys.readouterr().err.endswith(wanted)
 
 
 @pytest.mark.parametrize(

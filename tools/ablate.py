@@ -137,7 +137,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, metavar="DIR", help="results; a stopped run goes on from what is there")
     parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags of every training and test")
     args = parser.parse_args(argv)
-    parser.at_least(args, seeds=1, jobs=1)
+    parser.check(args, seeds=1, jobs=1)
     return args
 
 

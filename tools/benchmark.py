@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     size = SIZES[args.size]
     args.batch_size = size.batch_size if args.batch_size is None else args.batch_size
     args.frames = size.frames if args.frames is None else args.frames
-    parser.at_least(args, batch_size=1, frames=1, repeats=1)
+    parser.check(args, batch_size=1, frames=1, repeats=1)
     return args
 
 

@@ -68,8 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_extractor_flags(add)
     add("--num_beams", type=int, default=4, help=f"of the search for sentences, at least {N_BEST}; default: 4")
     args = parser.parse_args(argv)
-    parser.between(args, "port", 0, 65535)
-    parser.at_least(args, num_beams=N_BEST)
+    parser.check(args, port=(0, 65535), num_beams=N_BEST)
     return args
 
 

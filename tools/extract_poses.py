@@ -64,8 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--check", action="store_true", help="only compare the files that are there with their videos; make none")
     add("--look", default="", metavar="DIR", help="also draw some frames of each new file, NAME.jpg; needs pillow")
     args = parser.parse_args(argv)
-    parser.at_least(args, num_workers=1, person=0)
-    parser.refuse(_faults(args))
+    parser.check(args, _faults(args), num_workers=1, person=0)
     return args
 
 

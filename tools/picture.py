@@ -63,8 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--font", default="", metavar="FILE", help="default: a known one of this computer that has the characters")
     add("--aspect", type=float, default=1.0, metavar="W/H", help="width of the videos / their height; default: 1")
     args = parser.parse_args(argv)
-    parser.between(args, "aspect", *config.ASPECTS)
-    parser.refuse(cannot_be_written("--out", args.out, ".gif"))
+    parser.check(args, cannot_be_written("--out", args.out, ".gif"), aspect=config.ASPECTS)
     return args
 
 

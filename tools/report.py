@@ -40,8 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.runs) > 2:
         parser.error(f"{len(args.runs)} runs: a page has one, or compares two.")
-    parser.between(args, "aspect", *config.ASPECTS)
-    parser.refuse(cannot_be_written("--out", args.out, ".html"))
+    parser.check(args, cannot_be_written("--out", args.out, ".html"), aspect=config.ASPECTS)
     args.out = args.out or str(Path(args.runs[-1]) / "report.html")
     return args
 
