@@ -84,7 +84,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--segment", type=int, default=16, metavar="K", help="frames of one call; 1: each frame alone; default: 16")
     add("--pictures", type=int, default=4, metavar="N", help="pictures shown of a segment, evenly spaced; default: 4")
     add("--picture_height", type=int, default=384, help="in pixels; default: 384")
-    add("--concurrency", type=int, default=4, help="requests at a time; default: 4")
+    add("--concurrency", type=int, default=4, help="clips at a time, each with one request; default: 4")
     add("--timeout", type=float, default=120, metavar="S", help="seconds of a request; default: 120")
     add("--max_tokens", type=int, default=300, help="of an answer; default: 300")
     add("--max_requests", type=int, default=0, help="stop after so many, retries included; default: 0, no limit")
@@ -170,9 +170,10 @@ def audit(argv: Sequence[str]) -> int:
     known = bool(args.dataset or args.dataset_config)
     spec = config.dataset_of(args.dataset, args.dataset_config).under(args.root) if known else None
     clips = find_files(Path(args.folder), spec)
-    flat = [clip for of_split in clips.values() for clip in of_split]
-    reports = iter(list(progress(in_processes(examine, flat, args.workers, 64), "reading", total=len(flat))))
-    splits = [SplitReport(split, [next(reports) for _ in of_split], known) for split, of_split in clips.items()]
+    splits = []
+    for split, of_split in clips.items():
+        reports = in_processes(examine, of_split, args.workers, 64)
+        splits.append(SplitReport(split, list(progress(reports, f"reading {split}", total=len(of_split))), known))
     sys.stdout.write(table(splits) + "\n")
     if args.repair:
         if not known:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 
+from describing import sentences
 from describing.files import Clip, write_descriptions
 from system.disk import check_name
 from system.faults import CLIP_FAULTS, in_one_line
@@ -18,9 +19,7 @@ logger = logging.getLogger(__name__)
 
 def made_by_rules(language: str, aspect: float) -> str:
     """Return the maker's name for texts made by rules; it changes with the rules."""
-    from describing.sentences import VERSION
-
-    return f"rules {VERSION} {language}" + (f" aspect {aspect:g}" if aspect != 1 else "")
+    return f"rules {sentences.VERSION} {language}" + (f" aspect {aspect:g}" if aspect != 1 else "")
 
 
 def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, overwrite: bool = False) -> int:
@@ -47,8 +46,6 @@ def by_rules(clips: list[Clip], language: str, aspect: float, workers: int, over
 
 def _describe(job: tuple[Clip, str, float, str, bool]) -> tuple[Counter[str], str]:
     """Describe a clip unless it has a file to be kept; return counts, also of who made the file, and why it failed."""
-    from describing.sentences import describe_pose
-
     clip, language, aspect, maker, overwrite = job
     found, counts = read_descriptions(clip.out), Counter[str]()
     makers = {*found.made_by.values(), *([""] if found.counts.entries > len(found.texts) else [])}
@@ -63,7 +60,7 @@ def _describe(job: tuple[Clip, str, float, str, bool]) -> tuple[Counter[str], st
         pose = clip.read_pose()
     except CLIP_FAULTS as error:
         return counts + Counter(failed=1), in_one_line(error)
-    texts = describe_pose(pose, language, aspect)
+    texts = sentences.describe_pose(pose, language, aspect)
     if found.damage not in ("", "empty file"):
         os.replace(clip.out, clip.out.with_name(f"{clip.out.name}.damaged"))
     write_descriptions(clip.out, texts, dict.fromkeys(texts, maker))

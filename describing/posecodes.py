@@ -343,9 +343,9 @@ def _measure_movement(place: np.ndarray) -> dict[str, np.ndarray]:
     net = np.hypot(_window_sum(step.real), _window_sum(step.imag))
     circle = (np.abs(_window_sum(turn)) > CIRCLE) & (path > SWING[0] / 2)
     # Along the dominant axis; a reversal is a change of sign between clear steps.
-    ways = [_window_sum(np.abs(way)) for way in (step.real, step.imag)]
-    back = []
+    ways, back = [], []
     for way in (step.real, step.imag):
+        ways.append(_window_sum(np.abs(way)))
         clear = np.where(np.abs(way) > slow / 2, np.arange(len(way))[:, None], 0)
         latest = np.take_along_axis(way, np.maximum.accumulate(clear, 0), 0)
         back.append(_window_sum((latest * latest[before] < 0).astype(np.float32)))
