@@ -84,29 +84,22 @@ def test_text_comes_back(folder, text):
     assert tokenizer.decode(ids) == text
 
 
-def test_texts_are_needed():
-    with pytest.raises(ValueError, match="no text"):
-        train_tokenizer(["", "  "])
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "said"), [(["", "  "], 2000, "no text"), (TEXTS, 100, "--vocab_size 100")]
+)
+def test_what_gives_no_tokenizer(texts, vocab_size, said):
+    with pytest.raises(ValueError, match=said):
+        train_tokenizer(texts, vocab_size)
 
 
-def test_too_small_a_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="--vocab_size 100"):
-        train_tokenizer(TEXTS, 100)
-
-
-def test_another_model_is_not_overwritten(folder, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "mt5"}', encoding="utf-8")
+@pytest.mark.parametrize("content", ['{"model_type": "mt5"}', "{", "[]", "\udcff"])
+def test_another_model_is_not_overwritten(folder, tmp_path, content):
+    """Nor one whose config is damaged."""
+    (tmp_path / "config.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match="holds something else"):
         write_small_mt5(tmp_path, TEXTS, **SIZES)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     write_small_mt5(folder, TEXTS, **SIZES)  # one of our own may be written again
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
-def test_a_damaged_config_is_another_model(tmp_path, content):
-    (tmp_path / "config.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match="holds something else"):
-        small_mt5.refuse_other_models(tmp_path)
 
 
 def sources(folder):
@@ -122,30 +115,24 @@ def sources(folder):
     ]
     (folder / "train/a.json").write_text(json.dumps(entries), encoding="utf-8")
     (folder / "more.txt").write_text("one\ntwo\n", encoding="utf-8")
-    return folder / "labels.train", folder, folder / "more.txt"
+    (folder / "glosses.csv").write_text("name,video,gloss\na,a.mp4,喝 茶\n", encoding="utf-8")  # for CSLR, no sentences
+    return folder / "labels.train", folder, folder / "more.txt", folder / "glosses.csv"
 
 
 def test_texts_are_read_from_labels_descriptions_and_lines(tmp_path):
-    labels, descriptions, lines = sources(tmp_path)
+    labels, descriptions, lines, glosses = sources(tmp_path)
     assert list(read_texts(labels)) == ["妈妈很累。", "妈妈 累", "你喝茶吗？"]
     assert list(read_texts(descriptions)) == ["握拳"]
     assert list(read_texts(lines)) == ["one", "two"]
+    assert list(read_texts(glosses)) == ["喝 茶"]
 
 
 def test_command_line(tmp_path, capfd):
     out = tmp_path / "model"
     main(["--out", str(out), "--texts", *map(str, sources(tmp_path))])
-    assert "from 6 texts" in capfd.readouterr().out
+    assert "from 7 texts" in capfd.readouterr().out
     assert UNK not in Tokenizer(out).encode("妈妈握拳 one", 30)
     assert json.loads((out / "config.json").read_text())["d_model"] == 128
-
-
-def test_a_table_of_glosses_alone(tmp_path, capfd):
-    """Recognition of glosses (CSLR) needs no sentences."""
-    (tmp_path / "labels.csv").write_text("name,video,gloss\na,a.mp4,妈妈 累\nb,b.mp4,你 喝 茶\n", encoding="utf-8")
-    main(["--out", str(tmp_path / "model"), "--texts", str(tmp_path / "labels.csv")])
-    assert "from 2 texts" in capfd.readouterr().out
-    assert UNK not in Tokenizer(tmp_path / "model").encode("妈妈 喝 茶", 30)
 
 
 @pytest.mark.parametrize("name", ["missing", "missing.txt", "list.pkl", "plain"])
