@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clips.error_texts import is_error_text
+from config import CURES
 from system.disk import file_sizes, regular_size
 
 MAX_BYTES = 64 << 20  # maximum size of a description file; real ones have some hundred KB
@@ -113,19 +113,12 @@ class DescriptionLoader:
         self.directory = Path(directory)
         self.counts = DescriptionCounts()  # over all calls of `load`; each worker of a data loader keeps its own
         if not self.directory.is_dir():
-            fault = "is not a folder" if self.directory.exists() else "does not exist"
-            raise FileNotFoundError(
-                f"--use_descriptions: {directory} {fault}. Put the JSON files there (with --packed, pack them), "
-                "or train without --use_descriptions."
-            )
+            raise FileNotFoundError(f"--use_descriptions: folder {directory} not found. {CURES['--use_descriptions']}")
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
         """Return the size of each clip's file in bytes: 0 if it is missing, 1 if it exists but is empty."""
         paths = [self.directory / f"{name}.json" for name in names]
-        sizes = np.array(file_sizes(paths))
-        for place in np.flatnonzero(sizes == 0):
-            sizes[place] = os.path.isfile(paths[place])
-        return sizes
+        return np.array([size or path.is_file() for path, size in zip(paths, file_sizes(paths), strict=True)], int)
 
     def content(self, name: str) -> bytes | None:
         """Return the content of a clip's file, if it need not be read from disk."""
