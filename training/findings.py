@@ -13,10 +13,6 @@ _DESCRIBE = (
     "Usable descriptions are missing: make them with python describe.py, or drop --use_descriptions.",
     "缺少可用的描述：请用 python describe.py 生成，或去掉 --use_descriptions。",
 )
-_GET_MT5 = (
-    "mT5 is missing: hf download google/mt5-base --local-dir {0}, or name its folder with --mt5_path.",
-    "缺少 mT5：请用 hf download google/mt5-base --local-dir {0} 下载，或用 --mt5_path 指明所在目录。",
-)
 TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line NAME that is marked ✗
     "data": ("data", "数据"),
     "weights": ("weights", "权重"),
@@ -184,7 +180,10 @@ TEXTS = {  # in the order of LANGUAGES; "NAME.cure" is what to do about a line N
     ),
     "mt5": ("mT5: {}: d_model {}, {} layers, {:.1f} M parameters", "mT5：{}：d_model {}，{} 层，{:.1f} M 参数"),
     "no_mt5": ("mT5: {} has no {}", "mT5：{} 中没有 {}"),
-    "no_mt5.cure": _GET_MT5,
+    "no_mt5.cure": (
+        "mT5 is missing: hf download google/mt5-base --local-dir {0}, or name its folder with --mt5_path.",
+        "缺少 mT5：请用 hf download google/mt5-base --local-dir {0} 下载，或用 --mt5_path 指明所在目录。",
+    ),
     "fits": ("{}: readable, and fits", "{}：可以读取，与模型相符"),
     "memory": (
         "training needs about {:.1f} GiB a GPU, an estimate: {:.1f} weights and optimizer, {:.1f} for {} clips of {} "

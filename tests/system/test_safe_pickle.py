@@ -104,11 +104,10 @@ def test_an_ordered_dict_is_a_dict(tmp_path: Path, protocol: int) -> None:
     assert_same(load_pickle(path), {"b": [1], "a": {"c": 2}})
 
 
-@pytest.mark.parametrize("cause", [b"\x80\x02ccollections\nOrderedDict\n}X\x03\x00\x00\x00popNsb."])
-def test_a_pickle_cannot_change_what_dicts_do(tmp_path: Path, cause: bytes) -> None:
+def test_a_pickle_cannot_change_what_dicts_do(tmp_path: Path) -> None:
     path = tmp_path / "change.pkl"
-    path.write_bytes(cause)
-    assert_refused(path, "")
+    path.write_bytes(b"\x80\x02ccollections\nOrderedDict\n}X\x03\x00\x00\x00popNsb.")
+    assert_refused(path)
     assert {1: 2}.pop(1) == 2
 
 
