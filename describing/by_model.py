@@ -182,6 +182,9 @@ def describe_clip(clip: Clip, question: Question, client: VlmClient, outcome: Ou
             outcome.failed(clip, frames, str(error))
             outcome.hopeless = outcome.stopped = str(error)
             break
+        except OSError as error:  # of the disk: nothing more is asked that cannot be stored
+            outcome.stopped = str(error)
+            raise
     return stored
 
 

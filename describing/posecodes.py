@@ -216,7 +216,7 @@ HAND_CODES = (
 )  # fmt: skip
 OTHER_CODES = ("gap", "parting", "mirror", "turn", "tilt", "nod", "mouth")
 COLUMNS = (*(f"{side} {name}" for side in ("right", "left") for name in HAND_CODES), *OTHER_CODES)
-RULE_OF = {**dict.fromkeys(FINGERS[1:], "finger")}  # default: the column's name
+RULE_OF = dict.fromkeys(FINGERS[1:], "finger")  # default: the column's name
 
 
 def _angle(x: np.ndarray) -> np.ndarray:

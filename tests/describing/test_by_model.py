@@ -43,8 +43,8 @@ def wanted(poses, length=16):
     }
 
 
-def n_segments(poses, length=16):
-    return sum(len(segments(len(read_pose(path)), length)) for path in poses.iterdir())
+def n_segments(poses):
+    return sum(len(segments(len(read_pose(path)), 16)) for path in poses.iterdir())
 
 
 def stored(out):
@@ -159,6 +159,17 @@ def test_a_limit_stops_and_the_next_run_goes_on(poses, tmp_path, lines):
         assert run(httpd, poses, out) == 0
         assert len(httpd.requests) == n_segments(poses)
     assert stored(out) == wanted(poses)
+
+
+def test_a_disk_that_takes_nothing_stops_at_once(poses, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("describing.by_model.write_descriptions", full)
+    with server(lambda h, _: h.answer()) as httpd:
+        with pytest.raises(OSError, match="no space left"):
+            run(httpd, poses, tmp_path / "out", "--concurrency 1")
+        assert len(httpd.requests) == 1
 
 
 def test_a_wrong_key_stops_at_once(poses, tmp_path, monkeypatch, lines):
