@@ -18,6 +18,12 @@ EPOCHS = 6
 BATCH = 32
 SHOWN = 5  # clips in the comparison
 WITH = ("--use_descriptions", "--text_encoder_freeze")
+ROWS = (
+    "trained and tested without texts",
+    "trained and tested with texts",
+    "    the same, tested without texts",
+    "    the same, tested with other clips' texts",
+)
 
 WHAT_IT_SHOWS = """
 The model reads the texts of its frames, for other clips' texts mislead it; and its poses have learnt from them, for it
@@ -65,25 +71,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             pool.submit(experiments.train, "own", WITH, with_texts),
         ]
         watch(trainings, [without, with_texts])
-        results = {
-            "trained and tested without texts": trainings[0].result(),
-            "trained and tested with texts": trainings[1].result(),
-        }
-        others = {
-            "    the same, tested without texts": ("none", out / "no_texts"),
-            "    the same, tested with other clips' texts": ("shuffled", out / "other_texts"),
-        }
-        running = {
-            row: pool.submit(experiments.test, texts, WITH, with_texts, folder)
-            for row, (texts, folder) in others.items()
-        }
-        results |= {row: running[row].result() for row in progress(running, "testing")}
-    say(comparison(results, spec))
+        clips = [job.result() for job in trainings]
+        tests = [
+            pool.submit(experiments.test, "none", WITH, with_texts, out / "no_texts"),
+            pool.submit(experiments.test, "shuffled", WITH, with_texts, out / "other_texts"),
+        ]
+        clips += [job.result() for job in progress(tests, "testing")]
+    say(comparison(dict(zip(ROWS, clips, strict=True)), spec))
     page = out / "report.html"
     report = ["-m", "tools.report", str(without), str(with_texts), "--out", str(page)]
     experiments.once(out / "report.json", report)
-    first = next(iter(results.values()))[0]["name"]
-    say(WHAT_IT_SHOWS + NEXT.format(page=page, weights=with_texts / BEST, pose=Path(spec.pose_dir) / f"{first}.pkl"))
+    pose = Path(spec.pose_dir) / f"{clips[0][0]['name']}.pkl"
+    say(WHAT_IT_SHOWS + NEXT.format(page=page, weights=with_texts / BEST, pose=pose))
 
 
 def say(text: str) -> None:
