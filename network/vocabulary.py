@@ -106,11 +106,10 @@ class Tokenizer:
         """Return ids, (n, L), and mask, (n, L), int64, padded to the longest text."""
         import torch
 
-        rows = [torch.tensor(self.encode(text, max_tokens)) for text in texts]
-        ids, mask = (
-            torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=PAD)
-            for values in (rows, list(map(torch.ones_like, rows)))
-        )
+        rows = [self.encode(text, max_tokens) for text in texts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         return ids, mask
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
