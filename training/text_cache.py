@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from system.disk import explain, write_whole
-from system.distributed import barrier, broadcast_object, is_main, rank, world_size
+from system.distributed import barrier, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 from utils import progress
 
@@ -33,11 +33,7 @@ def text_key(text: str) -> int:
 
 
 class TextFeatureCache:
-    """Looks up features, in place of a `TextEncoder`; removes damaged shards.
-
-    Raises:
-        ValueError: the shards are of encoders with different widths.
-    """
+    """Looks up features, in place of a `TextEncoder`; removes damaged shards."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -48,14 +44,8 @@ class TextFeatureCache:
                 self.shards.append(shard)
             else:
                 logger.warning("text cache: %s is damaged; its texts are encoded again.", path)
-                path.unlink()
-        widths = sorted({features.shape[1] for _, features in self.shards})
-        if len(widths) > 1:
-            raise ValueError(
-                f"text cache {self.folder}: holds features of the widths {widths}, and one encoder has one. Remove the "
-                "folder, and it is made again."
-            )
-        self.width = widths[0] if widths else 0
+                path.unlink(missing_ok=True)  # another process may have removed it
+        self.width = self.shards[0][1].shape[1] if self.shards else 0
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """Return the texts that are not in the cache."""
@@ -66,7 +56,7 @@ class TextFeatureCache:
         """Return the features of n texts, (n, W) float32 on the CPU.
 
         Raises:
-            ValueError: a text is not in the cache, or its features are NaN or infinite.
+            ValueError: a text is not in the cache.
         """
         shards, rows = self._find(texts)
         if lost := [text for text, shard in zip(texts, shards, strict=True) if shard < 0]:
@@ -78,12 +68,6 @@ class TextFeatureCache:
         for number, (_, kept) in enumerate(self.shards):
             hit = shards == number
             features[hit] = kept[rows[hit]]
-        if not (finite := np.isfinite(features).all(1)).all():
-            text = texts[int(finite.argmin())]
-            raise ValueError(
-                f"text cache {self.folder}: NaN or infinity in the features of {text[:60]!r}. Remove the folder, and "
-                "it is made again."
-            )
         return torch.from_numpy(features)
 
     def _find(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -125,27 +109,15 @@ def build_text_cache(
     """
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
-    if is_main():
-        TextFeatureCache(folder)  # removes damaged shards before any process uses them
-    barrier()
     texts = sorted(set(texts)) or [""]
-    # Rank 0 deals: what a process sees on the disk depends on how far the others are.
-    missing = broadcast_object(TextFeatureCache(folder).missing(texts) if is_main() else None)
-    if missing:
-        logger.info("text cache %s: encoding %d of %d texts.", folder, len(missing), len(texts))
-        _add(folder, missing[rank() :: world_size()], encoder_folder, max_tokens, device)
+    for n in (world_size(), 1):  # first a share of the work, then what the others have put on their own machines
+        missing = TextFeatureCache(folder).missing(texts)
+        if own := [text for text in missing if text_key(text) % n == rank() % n]:
+            logger.info("text cache %s: encoding %d of %d texts.", folder, len(missing), len(texts))
+            encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
+            _write_shard(folder, own, _encode(encoder, own))
         barrier()
-    cache = TextFeatureCache(folder)
-    if left := cache.missing(texts):  # in a folder of this machine alone
-        _add(folder, left, encoder_folder, max_tokens, device)
-        cache = TextFeatureCache(folder)
-    return cache
-
-
-def _add(folder: Path, texts: list[str], encoder_folder: str | Path, max_tokens: int, device: torch.device) -> None:
-    if texts:
-        encoder = TextEncoder(encoder_folder, max_tokens).to(device).eval()
-        _write_shard(folder, texts, _encode(encoder, texts))
+    return TextFeatureCache(folder)
 
 
 @torch.inference_mode()
