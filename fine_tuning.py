@@ -88,14 +88,12 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed + distributed.rank())
     spec = dataset_spec(args)
     loaders = build_loaders(args, spec)
-    sources = fingerprints(loaders)
-    distributed.require_same(sources)
-    resumed = find_resumed(args, loaders, sources)
+    resumed = find_resumed(args, loaders)
     model = build_model(args, model_config(args, spec), loaders, resumed and resumed[0])
-    files = files_beside(model)
-    distributed.require_same(files)
+    sources = fingerprints(loaders) | files_beside(model)
+    distributed.require_same(sources)
     if resumed:
-        check_sources(*resumed, files)
+        check_sources(*resumed, sources)
     log_look(loaders, model, renumber_command(args))  # ends the run if the texts are those of other clips
     guards = build_guards(args)
     if args.eval:
@@ -104,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
         results = [keep(evaluate(model, loader, guards, args), guards, args) for loader in loaders.values()]
     else:
         with guards.stop, guards.tracker:
-            results = train(args, model, loaders, guards, resumed, sources | files)
+            results = train(args, model, loaders, guards, resumed, sources)
     guards.saves.finish()
     conclude(results)
     if not args.eval:
@@ -276,13 +274,12 @@ def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | Non
 Resumed = tuple[Path, TrainState]  # a state's folder and its progress
 
 
-def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader], sources: dict[str, Any]) -> Resumed | None:
-    """Find the state of --resume and check that it belongs to this experiment; None to start from the beginning."""
+def find_resumed(args: argparse.Namespace, loaders: dict[str, ClipLoader]) -> Resumed | None:
+    """Find the state of --resume and check that it is of the same flags; None to start from the beginning."""
     mine = find_state(args.resume, args.output_dir) if args.resume and distributed.is_main() else None
     if (found := distributed.broadcast_object(mine)) is None:
         return None
     folder, state = found
-    check_sources(folder, state, sources)
     return folder, check_resumable(folder, state, vars(args), len(loaders["train"]))
 
 

@@ -67,7 +67,7 @@ def search(
 
     for step in range(max_new_tokens):
         searching = len(clips) > 0
-        if not (any_process(searching)[0] if synced else searching):
+        if not (any_process(searching) if synced else searching):
             break
         logits = decoder.step(tokens)  # (B, K, V)
         if not searching:  # the step was for the other processes, which need this one's weight shards

@@ -100,13 +100,9 @@ def broadcast_object(value: Any) -> Any:
     return all_gather(value if is_main() else None)[0]
 
 
-def any_process(*flags: bool) -> list[bool]:
-    """Return for each flag whether it is set on any process; the same result on every process."""
-    if world_size() == 1:
-        return list(flags)
-    union = torch.tensor(flags, dtype=torch.int32, device=device())
-    dist.all_reduce(union, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in union.tolist()]
+def any_process(flag: bool) -> bool:
+    """Return whether a flag is set on any process; the same result on every process."""
+    return bool(sum_over_processes(torch.tensor(int(flag), device=device())))
 
 
 def require_same(facts: Mapping[str, Any]) -> None:

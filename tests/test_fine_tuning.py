@@ -452,7 +452,7 @@ def test_going_back_to_an_older_state(corpus, described, tmp_path, place):
     flags = ("--use_descriptions", "--save_steps", "1", "--keep_last", "2")
     args = utils.parse_args(["--root", str(corpus), *SMALL, "--output_dir", str(out), *flags, "--resume", str(older)])
     loaders = build.build_loaders(args, build.dataset_spec(args))
-    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders, {}), {})
+    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders), {})
     assert f"step_{state.step:08d}" == older.name != newest.name
     assert [path.name for path in (out / "resume").iterdir()] == [older.name]
     assert newest.name in {path.name for path in (out / "earlier" / "resume").iterdir()}
@@ -466,7 +466,7 @@ def test_a_state_of_another_folder(corpus, described, tmp_path, caplog):
     flags = ("--use_descriptions", "--save_steps", "1", "--resume", str(older), "--output_dir", str(out))
     args = utils.parse_args(["--root", str(corpus), *SMALL, *flags])
     loaders = build.build_loaders(args, build.dataset_spec(args))
-    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders, {}), {})
+    state = fine_tuning.start_state(args, fine_tuning.find_resumed(args, loaders), {})
     assert state.best is None
     assert "best_checkpoint.pth is not the best checkpoint so far" in caplog.text
     assert {"best_checkpoint.pth", "steps.jsonl", "resume"} <= {path.name for path in (out / "earlier").iterdir()}

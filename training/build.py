@@ -36,7 +36,6 @@ from training.tracking import Tracker
 from training.weight_files import read_weights
 from training.weights import (
     FUSION_PREFIXES,
-    MAPPER_PREFIX,
     TEXT_ENCODER_PREFIX,
     Checkpoint,
     assemble,
@@ -243,15 +242,13 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
     if args.finetune:
         new = load_finetune(model, args.finetune, model.config, files_beside(model), evaluated=args.eval)
     backbone_is_new = any(name.startswith(BACKBONE) for name in new)
-    if args.eval and backbone_is_new:
-        raise ValueError(f"--eval: {args.finetune} has no RGB branch; drop --rgb_support.")
-    if args.eval and not args.fusion_checkpoint and any(name.startswith("gating_fusion.") for name in new):
+    elsewhere = (TEXT_ENCODER_PREFIX, *(FUSION_PREFIXES if args.fusion_checkpoint else ()))
+    untrained = {name.partition(".")[0] for name in new if not name.startswith(elsewhere)}
+    if args.eval and untrained:
         raise ValueError(
-            f"--eval: {args.finetune} has no fusion modules; it was trained without descriptions. Drop "
-            "--use_descriptions, or name trained ones with --fusion_checkpoint."
+            f"--eval: {args.finetune} has no {', '.join(sorted(untrained))}. Drop the flags that ask for them "
+            "(--rgb_support, --use_descriptions), or name trained fusion modules with --fusion_checkpoint."
         )
-    if args.eval and any(name.startswith(MAPPER_PREFIX) for name in new):
-        raise ValueError(f"--description_alignment: {args.finetune} has no mapper; add --description_alignment 0.")
     if backbone_is_new and trains_fusion_alone(args):
         raise ValueError(
             f"--rgb_support: {args.finetune or 'nothing'} has no RGB branch to start from, and a new one would not "

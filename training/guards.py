@@ -23,7 +23,7 @@ from torch import nn
 
 from clips.batch import SrcInput
 from system import distributed
-from system.disk import explain, read_lines, to_json, write_text
+from system.disk import Lines, explain, read_lines
 from system.processes import kill_children
 from training.engine import lower_gradient_scale
 from training.tracking import Tracker
@@ -38,13 +38,13 @@ class BadClips:
     """Collects the clips that a run could not read, at most `max_share` of a split; they are skipped, not replaced."""
 
     def __init__(self, output_dir: str | Path, max_share: float) -> None:
-        self.path, self.max_share = Path(output_dir) / "bad_clips.jsonl", max_share
+        self.lines, self.max_share = Lines(Path(output_dir) / "bad_clips.jsonl"), max_share
         self.reasons: dict[str, dict[str, str]] = {}  # split -> clip -> reason, until `settle`
 
     @cached_property
-    def entries(self) -> list[dict[str, str]]:
-        """Return the clips that are listed already; read on first use, when an earlier run's list is moved away."""
-        return read_lines(self.path)
+    def listed(self) -> set[tuple[str, str]]:
+        """Return split and name of the clips that are listed; read when an earlier run's list has been moved away."""
+        return {(str(line.get("split")), str(line.get("name"))) for line in read_lines(self.lines.path)}
 
     def note(self, src_input: SrcInput, split: str, n_clips: int) -> None:
         """Record the unreadable clips of a batch; ValueError if this process alone has too many."""
@@ -72,20 +72,16 @@ class BadClips:
             first = next(iter(bad.values())).rstrip(".")
             raise ValueError(
                 f"--max_bad_clips {self.max_share:g}: {len(bad)} of {n_clips} clips of the split {split!r} cannot be "
-                f"read, the first: {first}. Mend them or remove them from the labels; {self.path} lists them."
+                f"read, the first: {first}. Mend them or remove them from the labels; {self.lines.path} lists them."
             )
 
     def _list(self, split: str) -> None:
-        listed = {entry.get("name") for entry in self.entries if entry.get("split") == split}
-        new = {name: reason for name, reason in self.reasons[split].items() if name not in listed}
-        if not new:
-            return
-        logger.warning("%s: %d clips cannot be read and are left out, see %s.", split, len(new), self.path)
-        self.entries += [{"split": split, "name": name, "reason": reason} for name, reason in new.items()]
-        try:
-            write_text(self.path, "".join(to_json(entry) + "\n" for entry in self.entries))
-        except OSError as error:
-            logger.warning("%s It is written with the next clip.", explain(error, self.path))
+        new = {name: reason for name, reason in self.reasons[split].items() if (split, name) not in self.listed}
+        if new:
+            logger.warning("%s: %d clips cannot be read and are left out, see %s.", split, len(new), self.lines.path)
+        for name, reason in new.items():
+            self.lines.add({"split": split, "name": name, "reason": reason})
+            self.listed.add((split, name))
 
 
 @torch.no_grad()
@@ -169,7 +165,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Return whether any process was asked to stop; a collective call with the same result on every process."""
-        return bool(self._before) and distributed.any_process(bool(self.asked))[0]
+        return bool(self._before) and distributed.any_process(bool(self.asked))
 
     def leave(self, where: str) -> None:
         """Exit with the status "resume me"; all processes must call this."""
@@ -201,7 +197,7 @@ class SkippedSteps:
         A step that did not leaves no trace in the running statistics, where a NaN would stay for ever.
         """
         self.losses = [*self.losses[-9:], loss]
-        not_finite = distributed.any_process(not math.isfinite(loss))[0]
+        not_finite = distributed.any_process(not math.isfinite(loss))
         if not not_finite and engine.was_step_applied():
             self.in_row = 0
             copy_all(self._buffers)

@@ -272,8 +272,6 @@ def _differing_flags(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[st
     for prefixes, wanted, cure in parts:
         if not wanted and checkpoint.holds(prefixes):
             yield cure
-    if saved.get("hidden_dim", config.hidden_dim) != config.hidden_dim:
-        yield OTHER_FLAG.format("hidden_dim", saved["hidden_dim"], config.hidden_dim)
     if checkpoint.holds(FUSED) and config.use_descriptions:
         yield from _differing_text_flags(saved, config)
 

@@ -251,7 +251,7 @@ def test_weights_with_and_without_crops(fused, filmed, tmp_path, caplog):
     save_weights(tmp_path / "hole.pth", whole, config)
     with pytest.raises(ValueError, match=r"missing: rgb_proj.weight\."):
         build(True, tmp_path / "hole.pth")
-    with pytest.raises(ValueError, match=r"--eval: .*poses.pth has no RGB branch; drop --rgb_support"):
+    with pytest.raises(ValueError, match=r"--eval: .*poses.pth has no .*rgb_support_backbone\. Drop .*--rgb_support"):
         build(True, tmp_path / "poses.pth", eval=True)
     with pytest.raises(ValueError, match="drop --rgb_backbone"):
         build(True, path, rgb_backbone="x.pth")

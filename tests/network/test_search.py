@@ -123,7 +123,7 @@ def test_a_process_that_is_done_steps_along_with_the_others(monkeypatch, num_bea
 
     def another_needs_20_steps(mine):
         searching.append(mine)
-        return [mine or len(searching) <= 20]
+        return mine or len(searching) <= 20
 
     monkeypatch.setattr(search_module._Decoder, "step", watched_step)
     monkeypatch.setattr(search_module, "any_process", another_needs_20_steps)
