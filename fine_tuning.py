@@ -49,7 +49,7 @@ from training.checkpoint import (
     state_writer,
     write_progress,
 )
-from training.engine import full_state_dict, load_full_state_dict
+from training.engine import full_state_dict
 from training.guards import Guards, statistics_kept
 from training.loader import ClipLoader
 from training.look import log_look
@@ -154,7 +154,9 @@ def train(
     best = Path(args.output_dir) / BEST
     logger.info("trained; the best weights are %s.", best)
     if "test" in loaders:
-        load_full_state_dict(engine, read_weights(best, "--output_dir")[0] if distributed.is_main() else {})
+        if distributed.is_main():
+            engine.module.load_state_dict(read_weights(best, "--output_dir")[0])
+        distributed.broadcast_weights(engine.module)
         kept.append(keep(evaluate(engine, loaders["test"], guards, args), guards, args))
     return kept
 
@@ -214,7 +216,6 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
     identical on every process.
     """
     dataset, device, bare = loader.dataset, distributed.device(), getattr(model, "module", model)
-    in_step = args.zero_stage == 3 and bare is not model  # ZeRO-3 shards the weights: all processes decode in lockstep
     model.eval()
     mine: list[tuple[str, str]] = []
     sums = torch.zeros(3, dtype=torch.float64)  # loss and nll summed over target tokens; their number
@@ -223,7 +224,7 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
         guards.clips.note(src_input, dataset.split, len(dataset))
         with explain_memory(src_input, training=False), distributed.autocast(args.dtype, device):
             output = model(to_device(src_input, device), tgt_input)
-            ids = bare.generate(output, args.num_beams, args.max_new_tokens, synced=in_step)
+            ids = bare.generate(output, args.num_beams, args.max_new_tokens)
         if number < loader.sampler.n_own and src_input["name_batch"]:
             mine += zip(src_input["name_batch"], bare.sentences(ids), strict=True)
             sums += output.n_tokens * torch.tensor([output.loss.item(), output.nll.item(), 1.0], dtype=torch.float64)

@@ -276,7 +276,6 @@ class Uni_Sign(nn.Module):
         output: Encoded,
         num_beams: int = 4,
         max_new_tokens: int = 100,
-        synced: bool = False,
         n_best: int = 1,
     ) -> torch.Tensor:
         """Generate `n_best` sentences per clip by beam search; arguments as for `network.search.search`.
@@ -285,7 +284,7 @@ class Uni_Sign(nn.Module):
             (B n_best, <= 1 + max_new_tokens) token ids; ignore whatever follows the first </s>.
         """
         states, mask = output.encoder_states, output.attention_mask
-        return search(self.mt5_model, states, mask, num_beams, max_new_tokens, n_best, synced)
+        return search(self.mt5_model, states, mask, num_beams, max_new_tokens, n_best)
 
     @torch.no_grad()
     def log_probs(self, output: Encoded, ids: torch.Tensor) -> torch.Tensor:

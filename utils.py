@@ -217,8 +217,8 @@ def _missing(**paths: str) -> list[str]:
 
 
 def needs_deepspeed(zero_stage: int, offload: bool) -> bool:
-    """Return whether a training needs DeepSpeed: alone, a process has nothing to shard at ZeRO-2, the default."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 or offload or zero_stage in (1, 3)
+    """Return whether a training needs DeepSpeed: alone, a process has nothing to shard."""
+    return offload or (zero_stage > 0 and int(os.environ.get("WORLD_SIZE", 1)) > 1)
 
 
 def require_packages(flag: str, *names: str) -> None:
@@ -304,7 +304,7 @@ def get_args_parser() -> Parser:
     add("--seed", type=int, default=42, help="default: 42")
 
     add = parser.add_argument_group("processes and precision").add_argument
-    add("--zero_stage", type=int, default=2, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO; default: 2")
+    add("--zero_stage", type=int, default=2, choices=(0, 1, 2), help="DeepSpeed ZeRO; default: 2")
     add("--offload", action="store_true", help="keep the optimizer's state in CPU memory")
     add("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="autocast of matrix products; default: bf16")
     add("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
@@ -373,9 +373,7 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
     if args.rgb_backbone and not args.rgb_support:
         yield "--rgb_backbone needs --rgb_support."
     if args.offload and args.zero_stage == 0:
-        yield "--offload needs --zero_stage 1, 2 or 3: without ZeRO the optimizer's state stays where it is."
-    if args.compile and args.zero_stage == 3:
-        yield "--compile: --zero_stage 3 gathers the weights of each part when it runs. Give 2 or less."
+        yield "--offload needs --zero_stage 1 or 2: without ZeRO the optimizer's state stays where it is."
     yield from _faults_of_evaluation(args) if args.eval else _faults_of_training(args)
 
 
@@ -397,7 +395,7 @@ def _faults_of_training(args: argparse.Namespace) -> Iterator[str]:
         if getattr(args, package) and not installed(package):
             yield f'--{package} needs a package: pip install -e ".[tracking]"'
     if needs_deepspeed(args.zero_stage, args.offload) and not (sys.platform == "linux" and installed("deepspeed")):
-        yield "several processes, --zero_stage 1 and 3 and --offload need DeepSpeed, on Linux: pip install deepspeed."
+        yield "--offload, and several processes but for --zero_stage 0, need DeepSpeed, on Linux: pip install deepspeed."
     if not args.use_descriptions:
         for name in ("text_encoder_freeze", "text_encoder", "fusion_checkpoint"):
             if getattr(args, name):

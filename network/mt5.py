@@ -5,7 +5,7 @@ Shapes: B sequences, L tokens (padded), H attention heads, D mT5's d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +153,6 @@ def use_fused_layers(mt5: nn.Module) -> None:
     for stack in stacks:
         stack.block = nn.ModuleList(Block(block.layer) for block in stack.block)
         stack.final_layer_norm = _fused_norm(stack.final_layer_norm)
-        if stack.is_decoder:
-            stack.keys_and_values = KeysAndValues(block.layer[1].EncDecAttention for block in stack.block)
 
 
 def _fused_norm(norm: Any) -> nn.RMSNorm:
@@ -216,20 +214,15 @@ class Block(GradientCheckpointingLayer):
         return y.transpose(1, 2).flatten(2)
 
 
-class KeysAndValues(nn.Module):
-    """The keys and values of the encoder's states for all layers of the decoder, in one product.
+def keys_and_values(stack: Any, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Project the encoder's states for all layers of the decoder in one product.
 
-    A module, so that ZeRO-3 gathers the weights for it; in a plain list, they keep the names they have.
+    Returns:
+        (B, L, D) -> for each layer its keys, then its values, (B, H, L, d_kv) each.
     """
-
-    def __init__(self, layers: Iterable[Any]) -> None:
-        super().__init__()
-        self.layers = list(layers)
-
-    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, L, D) -> for each layer its keys, then its values, (B, H, L, d_kv) each."""
-        (weight,) = joined([[projection for layer in self.layers for projection in (layer.k, layer.v)]])
-        return split_heads(F.linear(states, weight), 2 * len(self.layers), self.layers[0].n_heads)
+    layers = [block.layer[1].EncDecAttention for block in stack.block]
+    (weight,) = joined([[projection for layer in layers for projection in (layer.k, layer.v)]])
+    return split_heads(F.linear(states, weight), 2 * len(layers), layers[0].n_heads)
 
 
 def joined(groups: Sequence[Sequence[nn.Linear]]) -> list[torch.Tensor]:
@@ -276,7 +269,7 @@ def run_decoder(stack: Any, embeds: torch.Tensor, states: torch.Tensor, mask: to
     bias = _position_bias(stack, embeds)  # (1, H, L, L)
     bias = _without(bias, torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1))
     of_states = _without(bias.new_zeros(1), mask[:, None, None] == 0)  # (B, 1, 1, L')
-    cross = stack.keys_and_values(states)  # (B, H, L', d_kv) each
+    cross = keys_and_values(stack, states)  # (B, H, L', d_kv) each
     x = stack.dropout(embeds)
     for block, keys, values in zip(stack.block, cross[::2], cross[1::2], strict=True):
         x = block(x, bias, keys, values, of_states)

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 from network.vocabulary import EOS, PAD
-from system.distributed import any_process
 
 ROOM = 32  # steps by which the cache grows
 NEVER = -1.0e9  # score of candidates that must not be chosen
@@ -29,7 +28,6 @@ def search(
     num_beams: int,
     max_new_tokens: int,
     n_best: int = 1,
-    synced: bool = False,
 ) -> torch.Tensor:
     """Generate sentences for encoded clips.
 
@@ -43,7 +41,6 @@ def search(
         num_beams: K; 1 for greedy search.
         max_new_tokens: maximum length of a generated sentence, in tokens.
         n_best: N, sentences per clip, best first; at most K.
-        synced: continue until every process has finished, as ZeRO-3 requires.
 
     Returns:
         (B N, <= 1 + max_new_tokens) token ids, beginning with the decoder's start token, padded with </s>.
@@ -66,12 +63,9 @@ def search(
     hypotheses = paths.clone()  # (all clips, K, max_new_tokens)
 
     for step in range(max_new_tokens):
-        searching = len(clips) > 0
-        if not (any_process(searching) if synced else searching):
+        if not len(clips):
             break
         logits = decoder.step(tokens)  # (B, K, V)
-        if not searching:  # the step was for the other processes, which need this one's weight shards
-            continue
         log_probs = logits.float().log_softmax(-1)
         best, words = log_probs.topk(2 * num_beams, dim=-1)  # (B, K, 2 K): enough even if K of them end
         best, places = (best + running[..., None]).flatten(1).topk(2 * num_beams)  # (B, 2 K) of K 2 K
@@ -97,7 +91,6 @@ def search(
         if not open_ones.all():  # GPU synchronisation, once per step
             live = open_ones.nonzero().squeeze(1)
             clips, running, paths = clips[live], running[live], paths[live]
-            live = live if len(live) else live.new_zeros(1)  # the decoder keeps a clip to step with
             tokens = tokens[live]
             decoder.keep(live)
 

@@ -260,27 +260,27 @@ def test_two_processes_write_the_same_files(corpus, described, tmp_path):
         assert a == b
 
 
-def test_zero_3_trains_as_zero_0_does(corpus, tmp_path):
-    """On two processes: same losses, a checkpoint with every weight, and two processes decode in step."""
+def test_zero_2_trains_as_zero_0_does(corpus, tmp_path):
+    """On two processes: same losses, and a checkpoint with every weight."""
     flags = ["--root", str(corpus), *SMALL, "--use_descriptions", "--epochs", "1", "--batch-size", "2"]
     flags += ["--max_length", "16", "--max_new_tokens", "4"]
-    for stage in "03":
+    for stage in "02":
         run = [*flags, "--zero_stage", stage, "--output_dir", str(tmp_path / stage)]
         Run(tmp_path / f"{stage}.log", run, n_processes=2).finish()
-    zero, three = (lines(tmp_path / stage / "steps.jsonl") for stage in "03")
-    assert [line["loss"] for line in three] == pytest.approx([line["loss"] for line in zero], rel=1e-3)
-    shapes = [{n: w.shape for n, w in weights(tmp_path / s / "checkpoint_0.pth").items()} for s in "03"]
+    zero, two = (lines(tmp_path / stage / "steps.jsonl") for stage in "02")
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in zero], rel=1e-3)
+    shapes = [{n: w.shape for n, w in weights(tmp_path / s / "checkpoint_0.pth").items()} for s in "02"]
     assert shapes[0] == shapes[1]
-    assert len(lines(tmp_path / "3" / "dev_predictions.jsonl")) == 9
-    # The best weights were loaded into the parts that the processes hold.
-    (scores, sentences), best = results(tmp_path / "3", "test"), tmp_path / "3" / "best_checkpoint.pth"
+    assert len(lines(tmp_path / "2" / "dev_predictions.jsonl")) == 9
+    # Both processes have loaded the best weights.
+    (scores, sentences), best = results(tmp_path / "2", "test"), tmp_path / "2" / "best_checkpoint.pth"
     evaluate(corpus, best, "--max_new_tokens", "4", "--batch-size", "2", "--output_dir", str(tmp_path / "again"))
     again, said = results(tmp_path / "again", "test")
     assert (said, again["nll"]) == (sentences, pytest.approx(scores["nll"], rel=1e-4))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", "0123")
+@pytest.mark.parametrize("stage", "012")
 @pytest.mark.parametrize("launcher", [(sys.executable,), TWO])
 def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
     flags = ("--use_descriptions", "--zero_stage", stage, "--dtype", "bf16")
@@ -289,10 +289,7 @@ def test_bf16_trains_and_resumes(corpus, tmp_path, stage, launcher):
     state = sorted((tmp_path / "resume").iterdir())[0]
     finish(start(corpus, tmp_path, *flags, "--resume", state, launcher=launcher))
     after = lines(tmp_path / "steps.jsonl")
-    if stage == "3" and launcher is TWO:  # DeepSpeed sends weights in bf16 there; training/test_engine.py is in fp32
-        assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=2e-3)
-    else:
-        assert after == before
+    assert after == before
     assert all(w.dtype == torch.float32 for n, w in weights(tmp_path / "checkpoint_1.pth").items() if "running" in n)
 
 

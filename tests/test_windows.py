@@ -85,7 +85,7 @@ def test_programs_start(windows, tmp_path):
     training, describing = drive(ROOT / "fine_tuning.py"), drive(ROOT / "describe.py")
     lost = drive(tmp_path / "lost.toml")
     wrong = {
-        f"{training} --zero_stage 3": (2, "need DeepSpeed, on Linux"),
+        f"{training} --offload": (2, "need DeepSpeed, on Linux"),
         f"{training} --bath-size 2": (2, "Did you mean --batch-size?"),
         f"{describing} --dataset_config {lost}": (1, f"error: --dataset_config: {lost} does not exist."),
         f"{describing} --shard 3/2": (2, "3/2 is no part I/N"),

@@ -1,7 +1,6 @@
 """Set up the engine that trains, and gather and restore what ZeRO shards over the processes.
 
-It is DeepSpeed's for several processes, `--offload` and `--zero_stage` 1 or 3; else one process trains with torch
-alone.
+It is DeepSpeed's for `--offload`, and for several processes at `--zero_stage` 1 and 2; else torch trains alone.
 
 Weights and optimizer state are gathered by name in fp32. They then depend neither on the engine, nor on the number of
 processes or the ZeRO stage, so all may differ when a run is resumed.
@@ -12,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from system.distributed import autocast, broadcast, device, is_main, rank, world_size
+from system.distributed import (
+    autocast,
+    broadcast,
+    broadcast_weights,
+    device,
+    is_main,
+    sum_over_processes,
+    world_size,
+)
 from utils import needs_deepspeed
 
 
@@ -68,17 +75,14 @@ def start_engine(
     """Wrap a model for training on all processes.
 
     Returns:
-        DeepSpeed's engine, or a `TorchEngine` where one process needs nothing of it; `engine.module` is the model.
+        DeepSpeed's engine, or a `TorchEngine` where nothing of it is needed; `engine.module` is the model.
     """
     if not needs_deepspeed(config.zero_stage, config.offload):
         return TorchEngine(model, optimizer, schedule, config)
-    deepspeed = _deepspeed()
-    if config.zero_stage == 0:
-        _skip_non_finite(optimizer)
-    engine, *_ = deepspeed.initialize(
+    engine, *_ = _deepspeed().initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config)
     )
-    if config.zero_stage and config.dtype == "fp16":
+    if config.dtype == "fp16":
         _clip_scaled(engine.optimizer, config.gradient_clipping)
     return engine
 
@@ -102,7 +106,7 @@ def _deepspeed() -> Any:
 
 
 class TorchEngine:
-    """Trains in one process with torch alone: what is used here of DeepSpeed's engine, with its losses without ZeRO."""
+    """Trains with torch alone: what is used here of DeepSpeed's engine, with its losses, and nothing sharded."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, config: EngineConfig
@@ -112,6 +116,7 @@ class TorchEngine:
         self.config = config
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self._ends_step = self._stepped = False
+        broadcast_weights(self.module)
 
     def __call__(self, *batch: Any) -> Any:
         """Run the model's forward pass."""
@@ -138,6 +143,8 @@ class TorchEngine:
         """After a step's last micro-batch, clip the gradients and update the weights, if all gradients are finite."""
         if not self._ends_step:
             return
+        if world_size() > 1:
+            self._average_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clipping or float("inf"))
         self._stepped = bool(torch.isfinite(norm))
@@ -147,6 +154,13 @@ class TorchEngine:
         self.scaler.update()
         self.optimizer.zero_grad()
 
+    def _average_gradients(self) -> None:
+        """Give every process the mean of all gradients; a parameter that had none counts as 0."""
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = sum_over_processes(gradient / world_size())
+
     def was_step_applied(self) -> bool:
         """Return whether the last step has updated the weights."""
         return self._stepped
@@ -155,13 +169,9 @@ class TorchEngine:
         """Return the learning rates of the parameter groups."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def zero_optimization_stage(self) -> int:
-        """Return 0: nothing is sharded."""
-        return 0
-
 
 def _clip_scaled(optimizer: Any, longest: float) -> None:
-    """With fp16 and ZeRO 1 to 3, multiply the maximum gradient norm by the loss scale.
+    """With fp16 and ZeRO, multiply the maximum gradient norm by the loss scale.
 
     DeepSpeed 0.19 clips gradients before its GradScaler unscales them: a norm of 1 would be clipped to 1 / 65536.
     """
@@ -174,23 +184,6 @@ def _clip_scaled(optimizer: Any, longest: float) -> None:
     optimizer.step = step
 
 
-def _skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
-    """Skip steps with non-finite gradients, as the optimizers of ZeRO 1 to 3 do.
-
-    The engine reads `overflow` to see whether a step was taken. At that point all processes have the same gradients.
-    """
-    take_step = optimizer.step
-    seen_by_engine: Any = optimizer  # Any, because torch's type has no `overflow` and a fixed `step`
-
-    def step(*arguments: Any, **options: Any) -> Any:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
-        seen_by_engine.overflow = not bool(torch.isfinite(norms).all())
-        return None if seen_by_engine.overflow else take_step(*arguments, **options)
-
-    seen_by_engine.step = step
-
-
 def synchronised_batch_norm(model: nn.Module) -> nn.Module:
     """Convert to synchronised batch normalisation on several GPUs; otherwise return the model unchanged."""
     if world_size() > 1 and device().type == "cuda":
@@ -199,47 +192,14 @@ def synchronised_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:
-    """Gather the whole model's weights on rank 0's CPU, at any ZeRO stage; {} elsewhere. All processes must call it."""
+    """Copy the whole model's weights to rank 0's CPU; {} elsewhere."""
     full: dict[str, torch.Tensor] = {}
     copies: dict[int, torch.Tensor] = {}  # one copy of shared weights
-    for name, value in engine.module.state_dict(keep_vars=True).items():
+    for name, value in engine.module.state_dict(keep_vars=True).items() if is_main() else ():
         if id(value) not in copies:
-            # DeepSpeed's own gathering would round to autocast's dtype.
-            whole = _join(value.ds_tensor, value.ds_shape) if hasattr(value, "ds_id") else value
-            copies[id(value)] = whole.detach().to("cpu", copy=True) if is_main() else torch.empty(0)
-        if is_main():
-            full[name] = copies[id(value)]
+            copies[id(value)] = value.detach().to("cpu", copy=True)
+        full[name] = copies[id(value)]
     return full
-
-
-def load_full_state_dict(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Overwrite the whole model's weights with rank 0's, at any ZeRO stage; all processes must call this.
-
-    The optimizer's own copies of the weights stay as they are, so the engine must not train any further.
-    """
-    for name, value in engine.module.state_dict(keep_vars=True).items():
-        shape = getattr(value, "ds_shape", value.shape)
-        whole = torch.empty(shape, dtype=value.dtype, device=engine.device)
-        whole = broadcast(whole.copy_(weights[name]) if is_main() else whole)
-        if hasattr(value, "ds_id"):
-            value.ds_tensor.copy_(_own_part(whole, value.ds_tensor))
-        if value.shape == shape:  # ZeRO-3 keeps small parameters whole as well
-            value.detach().copy_(whole)
-
-
-def _own_part(whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """Return the part of a tensor that this process holds, padded at the end; `part` has its shape."""
-    own = torch.zeros_like(part)
-    values = whole.flatten()[own.numel() * rank() : own.numel() * (rank() + 1)]
-    own[: len(values)] = values
-    return own
-
-
-def _join(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Gather a tensor of which each process holds an equal part, padded at the end."""
-    parts = [torch.empty_like(part) for _ in range(world_size())]
-    dist.all_gather(parts, part.contiguous())
-    return torch.cat(parts)[: shape.numel()].view(shape)
 
 
 def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
@@ -255,12 +215,12 @@ def optimizer_tensors(engine: Any) -> Iterator[tuple[str, dict[str, torch.Tensor
     for kind in kinds:
         tensors = {}
         for name, parameter in _trained(engine):
-            if engine.zero_optimization_stage():
+            if isinstance(engine, TorchEngine):
+                value = state.get(parameter, {}).get(kind, torch.zeros_like(parameter))  # zeros: it had no gradient yet
+            else:
                 import deepspeed
 
                 value = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
-            else:
-                value = state.get(parameter, {}).get(kind, torch.zeros_like(parameter))  # zeros: it had no gradient yet
             if is_main() and value is not None:
                 tensors[name] = value.detach().to("cpu", copy=True)
         yield kind, tensors
@@ -283,13 +243,17 @@ def restore_optimizer(engine: Any, numbers: dict[str, Any], kinds: list[str], re
     The engine is new and has its weights; `read`, called on rank 0 only, maps a kind to {name: tensor}.
     """
     _make_room(engine, kinds, numbers["step"])
+    inner = _inner_optimizer(engine)
     for kind in kinds:
         tensors = read(kind) if is_main() else {}
         for name, parameter in _trained(engine):
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            value = tensors[name].to(engine.device) if is_main() else torch.empty(shape, device=engine.device)
-            _set_memory(engine, parameter, kind, broadcast(value))
-    inner = _inner_optimizer(engine)
+            value = broadcast(tensors[name].to(engine.device) if is_main() else torch.empty_like(parameter))
+            if isinstance(engine, TorchEngine):
+                inner.state[parameter][kind] = value
+            else:
+                import deepspeed
+
+                deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
     engine.lr_scheduler.load_state_dict(numbers["schedule"])
     for group, lr in zip(inner.param_groups, numbers["schedule"]["_last_lr"], strict=True):
         group["lr"] = lr
@@ -302,18 +266,16 @@ def lower_gradient_scale(engine: Any) -> bool:
     scaler = _gradient_scaler(engine)
     if scaler is None:
         return False
-    if engine.zero_optimization_stage():
+    if not isinstance(engine, TorchEngine):
         scaler.update(scaler.get_scale() / 2)
     return scaler.get_scale() >= 1
 
 
 def _make_room(engine: Any, kinds: list[str], step: float | None) -> None:
     """Allocate the state that the optimizer would allocate in its first step."""
-    inner, stage = _inner_optimizer(engine), engine.zero_optimization_stage()
-    if stage == 0:
+    inner = _inner_optimizer(engine)
+    if isinstance(engine, TorchEngine):
         held = [parameter for _, parameter in _trained(engine)]
-    elif stage == 3:
-        held = engine.optimizer.fp32_partitioned_groups_flat
     else:
         held = engine.optimizer.single_partition_of_fp32_groups
     for flat in held:
@@ -326,24 +288,11 @@ def _make_room(engine: Any, kinds: list[str], step: float | None) -> None:
 def _link(engine: Any) -> None:
     """Link each parameter to its part of DeepSpeed's flat state tensors.
 
-    ZeRO 1 and 2 link them only after the first parameter group has stepped, and never for the other groups.
+    DeepSpeed links them only after the first parameter group has stepped, and never for the other groups.
     """
-    if engine.zero_optimization_stage() in (1, 2):
+    if not isinstance(engine, TorchEngine):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _set_memory(engine: Any, parameter: Any, kind: str, value: torch.Tensor) -> None:
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
-        engine.optimizer.state[parameter][kind].copy_(value)
-        return
-    import deepspeed
-
-    if stage == 3:  # setting the whole tensor fails if its size is not a multiple of the number of processes
-        deepspeed.utils.safe_set_local_optimizer_state(parameter, _own_part(value, parameter.ds_tensor), kind)
-    else:
-        deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
 
 
 def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
@@ -351,11 +300,11 @@ def _trained(engine: Any) -> list[tuple[str, nn.Parameter]]:
 
 
 def _inner_optimizer(engine: Any) -> torch.optim.Optimizer:
-    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
+    return engine.optimizer if isinstance(engine, TorchEngine) else engine.optimizer.optimizer
 
 
 def _gradient_scaler(engine: Any) -> Any:
     """Return the fp16 GradScaler, or None for other dtypes."""
     if isinstance(engine, TorchEngine):
         return engine.scaler if engine.scaler.is_enabled() else None
-    return getattr(engine.optimizer, "torch_autocast_gradscaler", None) or engine.torch_autocast_z0_gradscaler
+    return getattr(engine.optimizer, "torch_autocast_gradscaler", None)

@@ -76,7 +76,7 @@ class BatchSampler:
             order = np.arange(self.n_clips) if self.lengths is None else np.argsort(-self.lengths, kind="stable")
             batches = _chunks(order, self.batch_size)
             mine = batches[self.rank :: self.world_size]
-            # Under ZeRO-3 all processes must compute in every round: one without a batch left recomputes the first.
+            # All processes must ask in every round whether to stop: one without a batch left recomputes the first.
             return mine if len(mine) == math.ceil(len(batches) / self.world_size) else [*mine, batches[0]]
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.n_clips)

@@ -305,7 +305,7 @@ def partly_filmed(filmed, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [["--zero_stage", "2"], ["--zero_stage", "3"], ["--zero_stage", "2", "--dtype", "bf16", "--use_descriptions"]],
+    [["--zero_stage", "0"], ["--zero_stage", "2"], ["--zero_stage", "2", "--dtype", "bf16", "--use_descriptions"]],
     ids=" ".join,
 )
 def test_two_processes_of_which_one_may_see_no_hand(partly_filmed, tmp_path, flags):

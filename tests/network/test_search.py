@@ -108,33 +108,6 @@ def test_clips_that_are_done_leave(monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("num_beams", [1, 4])
-def test_a_process_that_is_done_steps_along_with_the_others(monkeypatch, num_beams):
-    """With one clip, until all are done; its own sentences are those it finds alone."""
-    mt5, states, mask = make(0, end=9.0)
-    states, mask = states[:4], mask[:4]  # these end early
-    alone = search(mt5, states, mask, num_beams, 40)
-    rows, searching = [], []
-    step = search_module._Decoder.step
-
-    def watched_step(decoder, tokens):
-        rows.append(len(tokens))
-        return step(decoder, tokens)
-
-    def another_needs_20_steps(mine):
-        searching.append(mine)
-        return mine or len(searching) <= 20
-
-    monkeypatch.setattr(search_module._Decoder, "step", watched_step)
-    monkeypatch.setattr(search_module, "any_process", another_needs_20_steps)
-    monkeypatch.setattr(search_module, "ROOM", 3)
-    assert torch.equal(search(mt5, states, mask, num_beams, 40, synced=True), alone)
-    n_own = sum(searching)
-    assert 2 < n_own < 15
-    assert rows[n_own:] == [1] * (20 - n_own)
-
-
-@torch.no_grad()
 def test_a_real_tokenizers_model_in_lower_precision(small_mt5_folder):
     """With autocast both forms round in their own places: scores differ in the third digit, so few sentences do."""
     mt5 = load_mt5(small_mt5_folder).eval()

@@ -1,8 +1,6 @@
 """The whole of what ZeRO scatters: the same state for any number of processes and any stage."""
 
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
@@ -51,21 +49,17 @@ def save_at_once():
     fine_tuning.train_one_epoch = train_one_epoch
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_the_number_of_the_step_lies_beside_the_moments(monkeypatch, stage):
+def test_the_number_of_the_step_lies_beside_the_moments(monkeypatch):
     """On a GPU, a fused optimizer refuses one on the CPU; the meta device stands for the GPU."""
     flat = nn.Parameter(torch.zeros(3, device="meta"))
     inner = SimpleNamespace(state={})
-    held = SimpleNamespace(fp32_partitioned_groups_flat=[flat], single_partition_of_fp32_groups=[flat])
-    engine = SimpleNamespace(optimizer=held, zero_optimization_stage=lambda: stage)
-    monkeypatch.setattr(engine_module, "_inner_optimizer", lambda _: inner)
-    monkeypatch.setattr(engine_module, "_trained", lambda _: [("flat", flat)])
+    engine = SimpleNamespace(optimizer=SimpleNamespace(optimizer=inner, single_partition_of_fp32_groups=[flat]))
     monkeypatch.setattr(engine_module, "_link", lambda _: None)
     engine_module._make_room(engine, ["exp_avg"], 7.0)
     assert {value.device.type for value in inner.state[flat].values()} == {"meta"}
 
 
-CHANGES = [(2, 1, "2", "0"), (1, 2, "0", "3"), (2, 1, "3", "2"), (1, 2, "2", "1"), (2, 2, "1", "3"), (2, 1, "0", "1")]
+CHANGES = [(2, 1, "2", "0"), (1, 2, "0", "2"), (2, 2, "0", "1"), (2, 2, "1", "0")]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +89,7 @@ def test_a_state_is_the_same_for_any_size(tiny_corpus, tmp_path, before, after, 
     assert losses[0] == pytest.approx(losses[1], rel=0.1)  # rank 0's clips are others, and so is the dropout
 
 
-@pytest.mark.parametrize("stage", ["2", pytest.param("3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["2", pytest.param("0", marks=pytest.mark.slow)])
 def test_two_processes_resume_bit_for_bit(tiny_corpus, tmp_path, stage):
     """Most tensors here do not divide by two, which ZeRO pads."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -149,7 +143,7 @@ def test_one_process_trains_alike_without_deepspeed(tiny_corpus, tmp_path):
 
     With its usual epsilon, AdamW makes whole steps of gradients that are nothing but rounding.
     """
-    flags = "--epochs 2 --zero_stage 0 --gradient-clipping 0.1 --keep_last 0 --opt-eps 0.01 --lr 0.02".split()
+    flags = "--epochs 2 --zero_stage 2 --gradient-clipping 0.1 --keep_last 0 --opt-eps 0.01 --lr 0.02".split()
     outs = {"deepspeed": (tmp_path / "deepspeed", with_deepspeed), "torch": (tmp_path / "torch", without_deepspeed)}
     for engine, (out, before) in outs.items():
         said = start(tiny_corpus, out, *flags, before=before).finish()
@@ -222,9 +216,9 @@ def test_flags_reach_deepspeed():
     assert config("")["zero_optimization"] == {"stage": 2}
     assert config("")["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     assert not config("--dtype fp32")["torch_autocast"]["enabled"]
-    line = "--zero_stage 3 --offload --dtype fp16 --gradient-clipping .5 --gradient-accumulation-steps 3 --batch-size 5"
+    line = "--zero_stage 1 --offload --dtype fp16 --gradient-clipping .5 --gradient-accumulation-steps 3 --batch-size 5"
     wanted = {
-        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
+        "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
         "torch_autocast": {"enabled": True, "dtype": "float16"},
         "gradient_clipping": 0.5,
         "gradient_accumulation_steps": 3,
@@ -234,12 +228,12 @@ def test_flags_reach_deepspeed():
 
 
 START = """
-import copy, sys, torch
+import sys, torch
 import utils
 from system import distributed
 from training import engine
 from training.build import from_flags
-from training.engine import EngineConfig, full_state_dict, load_full_state_dict, start_engine
+from training.engine import EngineConfig, full_state_dict, start_engine
 from training.optimization import OptimizerConfig, build_optimizer, build_schedule
 
 engine.needs_deepspeed = lambda *_: True
@@ -253,7 +247,7 @@ def engine_of(model, flags):
 distributed.start()
 """
 UPDATES = """
-for stage in "023":
+for stage in "12":
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 1))
     before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
@@ -276,37 +270,5 @@ def test_gradients_are_clipped_in_fp16_as_in_fp32():
         )
         lines = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("update")]
         updates.append(torch.tensor([[float(number) for number in line] for line in lines]))
-    assert updates[0].norm(dim=1).tolist() == pytest.approx([0.019] * 3, rel=1e-3)  # 0.01, and Nesterov's momentum
+    assert updates[0].norm(dim=1).tolist() == pytest.approx([0.019] * 2, rel=1e-3)  # 0.01, and Nesterov's momentum
     torch.testing.assert_close(updates[1], updates[0], rtol=0.02, atol=1e-5)
-
-
-LOADED = """
-for stage in "023":
-    torch.manual_seed(0)
-    # ZeRO-3 divides the large weight, of an odd number of rows, and keeps the small ones whole.
-    model = torch.nn.Sequential(torch.nn.Linear(400, 301), torch.nn.BatchNorm1d(301), torch.nn.Linear(301, 1))
-    wanted = {name: value + 1 for name, value in model.state_dict().items()}
-    alone = copy.deepcopy(model).eval()
-    engine = engine_of(model, f"--dtype fp32 --zero_stage {stage}")
-    x = torch.ones(4, 400)
-    engine.eval()
-    with torch.no_grad():
-        engine(x)
-        load_full_state_dict(engine, wanted if distributed.is_main() else {})
-        found, output = full_state_dict(engine), engine(x)
-        alone.load_state_dict(wanted)
-        right = torch.allclose(output, alone(x)) and all(torch.equal(found[name], wanted[name]) for name in found)
-    print(f"stage {stage} {right}", flush=True)
-distributed.stop()
-"""
-
-
-def test_weights_are_replaced_at_every_stage(tmp_path):
-    (tmp_path / "loaded.py").write_text(START + LOADED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    variables = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [*command, str(tmp_path / "loaded.py")], env=variables, capture_output=True, text=True, check=True
-    )
-    told = sorted(re.findall(r"stage \d (?:True|False)", run.stdout))
-    assert told == [f"stage {stage} True" for stage in "023" for _ in range(2)]

@@ -40,7 +40,7 @@ def test_evaluation_batches_do_not_depend_on_processes(world_size, lengths):
     own = [batch for sampler in samplers for batch in sampler.batches()[: sampler.n_own]]
     assert sorted(own) == sorted(alone)
     assert sorted(sum(own, [])) == list(range(700))
-    assert len({len(sampler.batches()) for sampler in samplers}) == 1  # ZeRO-3 needs as many rounds on each
+    assert len({len(sampler.batches()) for sampler in samplers}) == 1  # in which they ask whether to stop
     if lengths is not None:  # the longest first
         assert LENGTHS[alone[0]].min() >= LENGTHS[alone[-1]].max()
         assert padded_share(alone) < 0.03
