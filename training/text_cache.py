@@ -33,18 +33,23 @@ def text_key(text: str) -> int:
 
 
 class TextFeatureCache:
-    """Looks up features, in place of a `TextEncoder`; removes damaged shards."""
+    """Looks up features, in place of a `TextEncoder`; ValueError if a shard cannot be read."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.fingerprint = self.folder.name  # of the encoder
         self.shards: list[tuple[np.ndarray, np.ndarray]] = []
         for path in sorted(self.folder.glob(f"shard-*{KEYS}")):
-            if shard := _open_shard(path):
-                self.shards.append(shard)
-            else:
-                logger.warning("text cache: %s is damaged; its texts are encoded again.", path)
-                path.unlink(missing_ok=True)  # another process may have removed it
+            try:
+                files = path, path.with_name(path.name.replace(KEYS, FEATURES))
+                keys, features = (np.load(file, mmap_mode="r") for file in files)
+                if keys.shape != features.shape[:1]:
+                    raise ValueError(f"{len(features)} features for {keys.size} texts")
+            except (OSError, ValueError, EOFError) as error:
+                raise ValueError(
+                    f"text cache: {path} cannot be read ({error}). Remove {self.folder}, and it is made again."
+                ) from None
+            self.shards.append((keys, features))
         self.width = self.shards[0][1].shape[1] if self.shards else 0
 
     def missing(self, texts: Sequence[str]) -> list[str]:
@@ -79,20 +84,6 @@ class TextFeatureCache:
             hit = keys[places] == wanted
             shards[hit], rows[hit] = number, places[hit]
         return shards, rows
-
-
-def _open_shard(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return keys and features, or None if the shard is damaged."""
-    files = path, path.with_name(path.name.replace(KEYS, FEATURES))
-    try:
-        keys, features = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
-    except PermissionError:
-        raise  # may be intact and belong to another user: do not remove it
-    except (OSError, ValueError, EOFError):
-        return None
-    kinds = (keys.dtype, keys.ndim, features.dtype, features.ndim)
-    whole = kinds == (np.uint64, 1, np.float32, 2) and len(keys) == len(features) > 0
-    return (keys, features) if whole else None
 
 
 def build_text_cache(
