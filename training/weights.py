@@ -252,7 +252,7 @@ def load_finetune(
     if misfit := differences(weights, own, {name for name in own if name.startswith(may_be_new)}):
         cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
         raise ValueError(f"{checkpoint.named} does not fit this model: {misfit}. {cause}")
-    _compare_files(checkpoint, config, differing_files(checkpoint.facts, files or {}), evaluated=evaluated)
+    _refuse_or_say(checkpoint, differing_files(checkpoint.facts, files or {}), evaluated=evaluated)
     model.load_state_dict(weights, strict=False)
     new = [name for name in own if name not in weights]
     modules = Counter(name.partition(".")[0] for name in new)
@@ -284,14 +284,8 @@ def _differing_text_flags(saved: Mapping[str, Any], config: ModelConfig) -> Iter
         yield OTHER_FLAG.format("text_encoder", saved["text_encoder"] or "(none)", config.text_encoder or "(none)")
 
 
-def _compare_files(checkpoint: Checkpoint, config: ModelConfig, others: str, *, evaluated: bool) -> None:
+def _refuse_or_say(checkpoint: Checkpoint, others: str, *, evaluated: bool) -> None:
     """Say, or if `evaluated` refuse, that a model reads `others` than the training of its weights did."""
-    before, now = checkpoint.stated.get("text_encoder"), config.text_encoder
-    if before and checkpoint.holds(FUSED) and Path(before).resolve() != Path(now).resolve():
-        logger.warning(
-            "%s was trained with --text_encoder %s; this run reads %s, which must hold the same files.",
-            checkpoint.named, before, now,
-        )  # fmt: skip
     if others and evaluated:
         raise ValueError(f"{checkpoint.named} {others}")
     if others:
@@ -341,6 +335,6 @@ def load_fusion(
     others, saved = differing_files(checkpoint.facts, files or {}), checkpoint.facts.get("files")
     if isinstance(saved, Mapping) and FROZEN_ENCODER not in saved and not encoder_loaded:
         others = "was trained together with its text encoder, which is in the whole checkpoint alone: --finetune."
-    _compare_files(checkpoint, config, others, evaluated=evaluated)
+    _refuse_or_say(checkpoint, others, evaluated=evaluated)
     model.load_state_dict(weights, strict=False)
     logger.info("--fusion_checkpoint %s: %d tensors loaded.", path, len(weights))

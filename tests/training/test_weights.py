@@ -75,15 +75,11 @@ def test_fusion_modules_without_an_adapter_are_refused(tmp_path):
         weights.load_fusion(Model(), path, ModelConfig(use_descriptions=True))
 
 
-def test_another_text_encoder_is_named_and_one_that_has_moved_is_said(tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
+def test_another_kind_of_text_encoder_is_named(tmp_path):
     path = save(Model(), tmp_path / "fusion.pth", ModelConfig(use_descriptions=True, text_encoder="bert"))
     with pytest.raises(ValueError, match=r"--text_encoder bert; this run has \(none\)"):
         weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True))
-    weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True, text_encoder=str(tmp_path / "x/../bert")))
-    assert "--text_encoder" not in caplog.text
     weights.load_finetune(Model(), path, ModelConfig(use_descriptions=True, text_encoder="/elsewhere/bert"))
-    assert "trained with --text_encoder bert; this run reads /elsewhere/bert, which must hold the same" in caplog.text
 
 
 @pytest.mark.parametrize(
