@@ -13,15 +13,17 @@ from system.disk import sha256
 from training import checkpoint
 from training.checkpoint import TrainState
 
+FILES = ("weights.pt", "optimizer.pt", "processes.pt")
 
-def state_folder(output_dir, number, whole=True, **changes):
+
+def state_folder(output_dir, number, whole=True):
     folder = output_dir / "resume" / f"step_{number:08d}"
     folder.mkdir(parents=True)
     if whole:
-        for name in checkpoint.STATE_FILES:
+        for name in FILES:
             (folder / name).write_bytes(b"content")
-        digests = {name: sha256(folder / name) for name in checkpoint.STATE_FILES}
-        checkpoint.write_progress(folder, TrainState(**{"step": number, "digests": digests} | changes))
+        digests = {name: sha256(folder / name) for name in FILES}
+        checkpoint.write_progress(folder, TrainState(step=number, digests=digests))
     return folder
 
 
@@ -121,26 +123,6 @@ def test_a_damaged_state_is_named(tmp_path, damage, words):
         checkpoint.find_state("auto", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"step": 5}, "it is of step_00000005"),  # a folder that was renamed: resuming would move it out of the way
-        ({"step": -100}, "numbers are none"),
-        ({"epoch": 1.0}, "numbers are none"),
-        ({"micro_batch": True}, "numbers are none"),
-        ({"n_processes": 0}, "numbers are none"),
-        ({"epoch": 10**300}, "numbers are none"),
-        ({"arguments": []}, "does not list its files"),
-        ({"sources": [1]}, "does not list its files"),
-        ({"digests": {}}, "does not list its files"),
-    ],
-)
-def test_what_no_run_writes_is_a_damaged_state(tmp_path, changes, words):
-    state_folder(tmp_path, 100, **changes)
-    with pytest.raises(ValueError, match=rf"state.json is damaged \(ValueError: .*{words}"):
-        checkpoint.read_progress(tmp_path / "resume" / "step_00000100")
-
-
 ARGUMENTS = vars(utils.parse_args(["--batch-size", "4", "--gradient-accumulation-steps", "6"]))
 
 
@@ -157,7 +139,7 @@ ARGUMENTS = vars(utils.parse_args(["--batch-size", "4", "--gradient-accumulation
 )
 def test_the_place_in_the_epoch_is_counted_in_clips(tmp_path, batch_size, steps, before, n_batches, after):
     state = TrainState(micro_batch=before, arguments=ARGUMENTS)
-    now = {**ARGUMENTS, "batch_size": batch_size, "gradient_accumulation_steps": steps, "zero_stage": 3}
+    now = {**ARGUMENTS, "batch_size": batch_size, "gradient_accumulation_steps": steps, "zero_stage": 1}
     assert checkpoint.check_resumable(tmp_path, state, now, n_batches).micro_batch == after
 
 
@@ -165,15 +147,3 @@ def test_another_global_batch_is_refused(tmp_path):
     state = TrainState(arguments=ARGUMENTS, n_processes=2)
     with pytest.raises(ValueError, match=r"global batch of 48 = 4 x 6 x 2.*this run has 24 = 4 x 6 x 1"):
         checkpoint.check_resumable(tmp_path, state, ARGUMENTS, 10)
-
-
-NO_RANDOM_STATE = torch.zeros_like(torch.get_rng_state())
-
-
-@pytest.mark.parametrize("content", [{}, [], [{"cpu": torch.get_rng_state()}], [{"cpu": NO_RANDOM_STATE}], [5], None])
-def test_a_state_of_other_content_is_named(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(checkpoint, "restore_optimizer", Mock())
-    torch.save({}, tmp_path / "optimizer.pt")
-    torch.save(content, tmp_path / "processes.pt")
-    with pytest.raises(ValueError, match=f"--resume: {tmp_path} holds what no run saves"):
-        checkpoint.load_optimizer_state(None, tmp_path, TrainState())
