@@ -321,10 +321,6 @@ def get_args_parser() -> Parser:
     add("--save_steps", type=int, default=0, metavar="N", help="also save a state every N steps; default: 0, off")
     bad = "end with an error when more than this share of a split's clips cannot be read; default: 0.01"
     add("--max_bad_clips", type=float, default=0.01, metavar="SHARE", help=bad)
-    skipped = "end after N steps in a row whose loss or gradient is not finite; default: 10"
-    add("--max_skipped_steps", type=int, default=10, metavar="N", help=skipped)
-    failed = "saves that may fail in a row, on a full disk for example; default: 2"
-    add("--max_failed_saves", type=int, default=2, metavar="N", help=failed)
     quick = "also save checkpoint.pth and a state every N micro-batches, for long epochs; default: 0, off"
     add("--quick_break", type=int, default=0, metavar="N", help=quick)
     add("--tensorboard", action="store_true", help="draw the curves in OUTPUT_DIR/tensorboard as well")
@@ -348,10 +344,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if "task" not in typed:
         with contextlib.suppress(OSError, ValueError):  # `check_run` says what is wrong with --dataset_config
             args.task = config.dataset_of(args.dataset, args.dataset_config).tasks[0]
-    at_least_1 = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens max_skipped_steps"
+    at_least_1 = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens"
     at_least_0 = (
-        "seed num_workers save_steps quick_break keep_last max_failed_saves warmup_epochs weight_decay "
-        "gradient_clipping opt_eps min_lr"
+        "seed num_workers save_steps quick_break keep_last warmup_epochs weight_decay gradient_clipping opt_eps min_lr"
     )
     least = dict.fromkeys(at_least_1.split(), 1) | dict.fromkeys(at_least_0.split(), 0)
     parser.check(args, _faults(args), **least, max_bad_clips=(0, 1))
@@ -395,7 +390,7 @@ def _faults_of_training(args: argparse.Namespace) -> Iterator[str]:
         if getattr(args, package) and not installed(package):
             yield f'--{package} needs a package: pip install -e ".[tracking]"'
     if needs_deepspeed(args.zero_stage, args.offload) and not (sys.platform == "linux" and installed("deepspeed")):
-        yield "--offload, and several processes but for --zero_stage 0, need DeepSpeed, on Linux: pip install deepspeed."
+        yield "--offload and several processes at --zero_stage 1 or 2 need DeepSpeed, on Linux: pip install deepspeed."
     if not args.use_descriptions:
         for name in ("text_encoder_freeze", "text_encoder", "fusion_checkpoint"):
             if getattr(args, name):

@@ -328,8 +328,8 @@ def build_guards(args: argparse.Namespace) -> Guards:
     return Guards(
         BadClips(args.output_dir, args.max_bad_clips),
         StopRequest(),
-        SkippedSteps(args.max_skipped_steps),
-        Saves(args.max_failed_saves),
+        SkippedSteps(),
+        Saves(),
         Tracker(args.output_dir, vars(args), tensorboard=args.tensorboard, wandb=args.wandb),
     )
 

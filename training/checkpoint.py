@@ -160,7 +160,7 @@ def find_state(resume: str, output_dir: str | Path) -> tuple[Path, TrainState] |
 _FREE = (
     "root dataset_config mt5_path packed text_cache output_dir resume eval num_workers pin_mem local_rank zero_stage "
     "offload batch_size gradient_accumulation_steps gradient_checkpointing compile num_beams max_new_tokens save_steps "
-    "quick_break keep_last no_test max_bad_clips max_skipped_steps max_failed_saves tensorboard wandb"
+    "quick_break keep_last no_test max_bad_clips tensorboard wandb"
 )
 FREE_FLAGS = frozenset(_FREE.split())
 MAY_BE_MENDED = ("poses_sha256", "described", "descriptions_sha256")  # see `S2T_Dataset.fingerprint`

@@ -31,6 +31,8 @@ from training.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 MAKE_ROOM = "Make room, then start the same command again, a training with --resume auto."
+MOST_SKIPPED = 10  # steps in a row with NaN or infinity
+MOST_FAILED = 2  # saves in a row, on a full disk for example
 RESUME_ME = 75  # exit status: stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h: try again)
 
 
@@ -180,10 +182,10 @@ def _tell(text: str) -> None:
 
 
 class SkippedSteps:
-    """Counts steps skipped because of a non-finite loss or gradient; `limit` in a row end the run."""
+    """Counts steps skipped because of a non-finite loss or gradient; `MOST_SKIPPED` in a row end the run."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.in_row = limit, 0
+    def __init__(self) -> None:
+        self.in_row = 0
         self.losses: list[float] = []  # of the latest steps
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []  # the model's, and what they were before this step
 
@@ -210,24 +212,23 @@ class SkippedSteps:
     @property
     def too_many(self) -> bool:
         """Return whether the run has to end."""
-        return self.in_row >= self.limit
+        return self.in_row >= MOST_SKIPPED
 
     def report(self, step: int, lr: float, clips: list[str], place: str) -> str:
         """Return a one-line error message with what may help to find the cause."""
         losses = ", ".join(f"{loss:.4g}" for loss in self.losses)
         names = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
         return (
-            f"--max_skipped_steps {self.limit}: {self.in_row} steps in a row had a loss or gradient that is not "
-            f"finite, the last is step {step}: learning rate {lr:.3g}, losses {losses}, clips {names}. {place} "
+            f"{self.in_row} steps in a row had a loss or gradient that is not finite, the last is step {step}: "
+            f"learning rate {lr:.3g}, losses {losses}, clips {names}. {place} "
             "Try a lower --lr, --warmup-epochs, --dtype bf16 or fp32."
         )
 
 
 class Saves:
-    """Lets a run continue after failed saves, at most `limit` in a row."""
+    """Lets a run continue after failed saves, at most `MOST_FAILED` in a row."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self) -> None:
         self.failed: Counter[str] = Counter()  # what is saved -> failures in a row
         self._thread = ThreadPoolExecutor(1)
         self._begun: tuple[str, str | Path, Future[None]] | None = None
@@ -259,10 +260,10 @@ class Saves:
             failure = explain(error, path)
         failure = next(filter(None, distributed.all_gather(failure)), "")
         self.failed[what] = self.failed[what] + 1 if failure else 0
-        if self.failed[what] > self.limit:
+        if self.failed[what] > MOST_FAILED:
             raise ValueError(
-                f"--max_failed_saves {self.limit}: saving {what} failed {self.failed[what]} times in a row: "
-                f"{failure} What was saved before is whole. {MAKE_ROOM}"
+                f"saving {what} failed {self.failed[what]} times in a row: {failure} What was saved before is whole. "
+                f"{MAKE_ROOM}"
             ) from None
         if failure:
             logger.warning("%s is not saved: %s The run goes on; what was saved before is whole.", what, failure)

@@ -24,6 +24,7 @@ import torch
 
 from system import disk
 from tests.helpers.processes import assert_same_run, start
+from training import guards
 from training.guards import RESUME_ME, Saves, SkippedSteps, StopRequest, statistics_kept
 
 # -- signals ---------------------------------------------------------------------------------------------------------
@@ -274,8 +275,8 @@ def test_a_full_disk_is_survived_for_a_while(tiny_corpus, whole, tmp_path):
 
 def test_a_disk_that_stays_full_ends_the_run(tiny_corpus, whole, tmp_path):
     out = tmp_path / "out"
-    text = start(tiny_corpus, out, "--epochs", "2", "--max_failed_saves", "1", before=SmallDisk(3)).finish(code=1)
-    assert "error: --max_failed_saves 1: saving the state failed 2 times in a row" in text
+    text = start(tiny_corpus, out, "--epochs", "2", before=SmallDisk(3)).finish(code=1)
+    assert "error: saving the state failed 3 times in a row" in text
     assert "Traceback" not in text
     start(tiny_corpus, out, "--epochs", "2").finish()
     assert_same_run(whole, out, 1)
@@ -353,7 +354,7 @@ def test_the_last_epochs_best_weights_are_saved_by_a_resume(tiny_corpus, whole, 
 
 
 def test_a_run_whose_last_save_failed_does_not_claim_success(tmp_path):
-    saves = Saves(limit=2)
+    saves = Saves()
 
     def save(what, error=None):
         with saves.attempt(what, tmp_path / "x"):
@@ -372,12 +373,12 @@ def test_a_run_whose_last_save_failed_does_not_claim_success(tmp_path):
     assert not saves.failed["the state"]
     save("the state", full)
     save("the state", full)
-    with pytest.raises(ValueError, match="--max_failed_saves 2: saving the state failed 3 times .*/x cannot be wri"):
+    with pytest.raises(ValueError, match="saving the state failed 3 times .*/x cannot be wri"):
         save("the state", full)
 
 
 def test_what_is_saved_in_a_thread_is_waited_for_and_counted(tmp_path):
-    saves, go_on, done = Saves(limit=2), threading.Event(), []
+    saves, go_on, done = Saves(), threading.Event(), []
 
     def write():
         go_on.wait(60)
@@ -399,13 +400,14 @@ def test_what_is_saved_in_a_thread_is_waited_for_and_counted(tmp_path):
 class Poison:
     """Make the loss, or one gradient, not finite in some forward passes of one rank."""
 
-    def __init__(self, passes, what="loss", rank=0):
-        self.passes, self.what, self.rank, self.seen = passes, what, rank, 0
+    def __init__(self, passes, what="loss", rank=0, limit=guards.MOST_SKIPPED):
+        self.passes, self.what, self.rank, self.limit, self.seen = passes, what, rank, limit, 0
 
     def __call__(self):
         from models import Uni_Sign
 
         forward = Uni_Sign.forward
+        guards.MOST_SKIPPED = self.limit
 
         def poisoned(model, src_input, tgt_input):
             output = forward(model, src_input, tgt_input)
@@ -453,10 +455,10 @@ def test_a_step_that_is_not_finite_is_skipped(tiny_corpus, tmp_path, stage, what
 
 def test_too_many_in_a_row_end_the_run(tiny_corpus, tmp_path):
     out = tmp_path / "out"
-    run = start(tiny_corpus, out, "--max_skipped_steps", "2", "--epochs", "2", before=Poison(range(5, 99)))
+    run = start(tiny_corpus, out, "--epochs", "2", before=Poison(range(5, 99), limit=2))
     text = run.finish(code=1)
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: --max_skipped_steps 2: 2 steps in a row had a loss or gradient that is not finite")
+    assert line.startswith("error: 2 steps in a row had a loss or gradient that is not finite")
     assert "the last is step 4: learning rate 0.00075" in line
     assert ", nan, nan, clips S" in line
     assert f"The state is saved in {out}/non_finite/step_00000004. Try a lower --lr" in line
@@ -470,8 +472,9 @@ def engine_that(applied):
     )
 
 
-def test_skipped_steps_are_counted_in_a_row():
-    steps = SkippedSteps(limit=2)
+def test_skipped_steps_are_counted_in_a_row(monkeypatch):
+    monkeypatch.setattr(guards, "MOST_SKIPPED", 2)
+    steps = SkippedSteps()
     for loss, applied, taken, in_row in [
         (1.0, True, True, 0),
         (float("nan"), True, False, 1),
@@ -487,7 +490,7 @@ def test_skipped_steps_are_counted_in_a_row():
 
 def test_a_skipped_step_leaves_no_trace_in_the_running_statistics():
     """A NaN would stay there for ever, and every later evaluation be one."""
-    steps, norm = SkippedSteps(limit=9), torch.nn.BatchNorm1d(2)
+    steps, norm = SkippedSteps(), torch.nn.BatchNorm1d(2)
     steps.remember(norm)
     norm(torch.full((4, 2), math.nan))
     assert norm.running_mean.isnan().all()
@@ -506,7 +509,7 @@ def test_an_overflow_in_fp16_is_no_fault_until_the_scale_is_at_its_end():
     engine = engine_that(applied=False)
     scaler = engine.optimizer.torch_autocast_gradscaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     scaler.scale(torch.zeros(1))  # makes its state
-    steps = SkippedSteps(limit=2)
+    steps = SkippedSteps()
     for scale, in_row in ((2.0, 0), (1.0, 0), (0.5, 1), (0.25, 2)):
         assert not steps.taken(engine, 1.0)
         assert scaler.get_scale() == scale
