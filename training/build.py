@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from clips.packs import use_packs
-from config import GET_BACKBONE, TASKS, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
+from config import GET_BACKBONE, DatasetSpec, ModelConfig, dataset_of, rgb_backbone, under_root
 from datasets import S2T_Dataset
 from models import Uni_Sign
 from network.rgb_branch import BACKBONE, load_backbone
@@ -27,7 +27,7 @@ from training.checkpoint import STATE_WEIGHTS, load_model_state
 from training.compiling import compile_parts
 from training.engine import EngineConfig, start_engine, synchronised_batch_norm
 from training.guards import BadClips, Guards, Saves, SkippedSteps, StopRequest
-from training.loader import SEARCHED, BatchSampler, ClipLoader
+from training.loader import SEARCHED, BatchSampler, ClipLoader, within_cores
 from training.memory import MemorySettings
 from training.optimization import ENCODER_RATE, OptimizerConfig, build_optimizer, build_schedule
 from training.run_folder import results_folder
@@ -86,7 +86,7 @@ def take_settings(args: argparse.Namespace) -> None:
     --fusion_checkpoint its config counts, since --finetune may be a model without descriptions.
 
     Raises:
-        FileNotFoundError: the checkpoint does not exist, or its mT5.
+        FileNotFoundError: the checkpoint does not exist.
         ValueError: it is unusable, a flag contradicts it, or its folder holds results on another data set.
     """
     flag = "--fusion_checkpoint" if args.fusion_checkpoint else "--finetune"
@@ -95,15 +95,13 @@ def take_settings(args: argparse.Namespace) -> None:
     checkpoint.config()  # raises if it is of another version
     facts = checkpoint.facts
     stated = {key: checkpoint.fact(key, kind()) for key, kind in (("task", str), ("max_length", int)) if key in facts}
-    if stated.get("task", TASKS[0]) not in TASKS:
-        raise ValueError(f"{checkpoint.named} says task {stated['task']!r:.60}; known are {', '.join(TASKS)}.")
     saved = checkpoint.settings | stated
     given = {name: getattr(args, name) for name in OF_CHECKPOINT if getattr(args, name) is not None}
     if differing := [name for name, value in given.items() if name not in MAY_MOVE and saved.get(name, value) != value]:
         told = ", ".join(f"{name} {saved[name]} (here {given[name]})" for name in sorted(differing))
         raise ValueError(f"--eval: {path} was trained with {told}. Drop these flags: the checkpoint decides.")
     spec = dataset_of(args.dataset, args.dataset_config)
-    if os.path.isdir(mt5_path := checkpoint.fact("mt5_path", "")):
+    if os.path.isdir(mt5_path := checkpoint.fact("mt5_path", "")):  # else that of this machine
         saved["mt5_path"] = mt5_path
     if saved.get("use_descriptions"):  # as in training: a frozen encoder is not among the weights
         saved["text_encoder_freeze"] = not checkpoint.holds(TEXT_ENCODER_PREFIX)
@@ -117,13 +115,12 @@ def take_settings(args: argparse.Namespace) -> None:
     defaults = vars(get_args_parser().parse_args([])) | {"task": spec.tasks[0]}
     for name in OF_CHECKPOINT - set(given):
         setattr(args, name, saved.get(name, defaults[name]))
-    if "mt5_path" not in given and mt5_path and not os.path.isdir(under_root(args.root, args.mt5_path)):
-        checkpoint.mt5_folder()  # it says that this one is gone
+    spec.check_task(args.task)
 
 
 def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, ClipLoader]:
     """Build the loaders of the run's splits."""
-    loaders = {}
+    loaders, num_workers = {}, within_cores(args.num_workers)
     if args.eval and args.use_descriptions:
         logger.info("evaluating with descriptions, as the checkpoint was trained; %s", WITHOUT_TEXTS)
     for split in splits_of(args, spec):
@@ -147,7 +144,7 @@ def build_loaders(args: argparse.Namespace, spec: DatasetSpec) -> dict[str, Clip
             lengths=dataset.lengths if free else None,
             accumulation=args.gradient_accumulation_steps,
         )
-        loaders[split] = ClipLoader(dataset, sampler, args.num_workers)
+        loaders[split] = ClipLoader(dataset, sampler, num_workers)
     if not loaders:
         raise ValueError(f"--eval: {spec.name} has neither a dev nor a test split.")
     if spec.dev_is_test and not args.eval and distributed.is_main():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import multiprocessing
@@ -191,8 +190,7 @@ def load_batch(
     return collate_fn(slots)
 
 
-@functools.cache  # so that it logs once, not for every split
-def _within_cores(num_workers: int) -> int:
+def within_cores(num_workers: int) -> int:
     """Limit `num_workers` to the CPU cores available to this process; more workers would compete for them."""
     if num_workers > cores():
         text = "--num_workers %d: this process may use %d of the CPU cores; at most as many processes load data."
@@ -216,11 +214,11 @@ def _within_shared_memory(num_workers: int, n_bytes: int) -> int:
 
 
 class ClipLoader:
-    """Batches of a data set, epoch by epoch, by processes that are started once, at most one per core."""
+    """Batches of a data set, epoch by epoch, by processes that are started once; without any, by the run itself."""
 
     def __init__(self, dataset: S2T_Dataset, sampler: BatchSampler, num_workers: int) -> None:
         self.dataset, self.sampler = dataset, sampler
-        self.num_workers = _within_cores(num_workers)
+        self.num_workers = num_workers
         self.waited = 0.0
         self._workers: list[_Worker] = []
 

@@ -86,7 +86,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
         if not (isinstance(record["id"], str) and isinstance(record["starts"], list)):
             raise ValueError("no list of starts")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}). Remove it, or put it back.") from None
     return record
 
 

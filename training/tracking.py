@@ -41,20 +41,25 @@ class Tracker:
         self.folder, self.arguments = Path(folder), dict(arguments)
         self.tensorboard, self.wandb = tensorboard, wandb
         self._steps, self._epochs = Lines(self.folder / "steps.jsonl"), Lines(self.folder / "log.txt")
-        self._boards: dict[str, TensorBoard | WandB] = {}
+        self._writer: Any = None  # of TensorBoard
+        self._run: Any = None  # of Weights & Biases
 
     def start(self, spec: DatasetSpec, data: Mapping[str, Any], step: int | None = None) -> None:
         """Add this start of the program to run.json, and open the boards of --tensorboard and --wandb.
 
         `data` has each split's fingerprint; `step` is that of the state gone on from, None for an evaluation.
+        ValueError if run.json is damaged.
         """
-        record = _record_so_far(self.folder) or {"id": secrets.token_hex(4), "starts": []}
+        record = read_record(self.folder) or {"id": secrets.token_hex(4), "starts": []}
         record["starts"].append(_facts(self.arguments, step) | {"dataset": dataclasses.asdict(spec), "data": data})
         write_text(self.folder / RECORD, to_json(record, indent=1) + "\n")
         if step is not None and self.tensorboard:
-            self._boards["--tensorboard"] = TensorBoard(self.folder, step)
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Points of an interrupted run after this step are discarded.
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         if step is not None and self.wandb:
-            self._boards["--wandb"] = WandB(self.folder, record)
+            self._run = _wandb_run(self.folder, record)
 
     def step(self, line: Mapping[str, Any]) -> None:
         """Add a line to steps.jsonl, and plot its numbers."""
@@ -67,19 +72,25 @@ class Tracker:
         self._draw(step, {_board_name(name): value for name, value in line.items()})
 
     def _draw(self, step: int, numbers: Mapping[str, float | None]) -> None:
-        for flag, board in list(self._boards.items()):
-            try:
-                board.add(step, {name: value for name, value in numbers.items() if value is not None})
-            except OSError as error:  # plots are not worth ending the run; the files have the same numbers
-                logger.warning("%s stops here, the run goes on: %s", flag, explain(error, self.folder))
-                del self._boards[flag]
+        plotted = {name: value for name, value in numbers.items() if value is not None}
+        try:
+            if self._run:
+                self._run.log({"step": step, **plotted})
+            if self._writer:
+                for name, value in plotted.items():
+                    self._writer.add_scalar(name, value, step)
+        except OSError as error:  # plots are not worth ending the run; the files have the same numbers
+            logger.warning("The plots stop here, the run goes on: %s", explain(error, self.folder))
+            self._run = self._writer = None
 
     def __enter__(self) -> Tracker:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        while self._boards:
-            self._boards.popitem()[1].close(failed=kind is not None)
+        if self._writer:
+            self._writer.close()
+        if self._run:
+            self._run.finish(exit_code=int(kind is not None))
 
 
 def _board_name(name: str) -> str:
@@ -91,65 +102,25 @@ def _board_name(name: str) -> str:
     return f"dev/{name.removeprefix('dev_')}" if name.startswith("dev_") else f"epoch/{name}"
 
 
-class TensorBoard:
-    """Event files in OUTPUT_DIR/tensorboard; points of an interrupted run after this step are discarded."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers named "group/name" at an optimizer step."""
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self, failed: bool) -> None:
-        """Write the rest."""
-        self._writer.close()
-
-
-class WandB:
-    """A run in Weights & Biases, configured by its environment variables (WANDB_MODE, WANDB_PROJECT ...).
+def _wandb_run(folder: Path, record: Mapping[str, Any]) -> Any:
+    """Start a run in Weights & Biases, configured by its environment variables (WANDB_MODE, WANDB_PROJECT ...).
 
     The `id` in run.json lets a resumed run continue its curves. ValueError if there is no login, or no server.
     """
+    import wandb
 
-    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
-        import wandb
-
-        names = {
-            "project": os.environ.get("WANDB_PROJECT", "uni-sign"),
-            "name": os.environ.get("WANDB_NAME", folder.name),
-        }
-        try:
-            self._run = wandb.init(dir=folder, id=record["id"], resume="allow", config=record["starts"][-1], **names)
-        except wandb.Error as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"--wandb: {reason} WANDB_MODE=offline needs no account.") from None
-        # A resumed run repeats steps that are already plotted, but wandb's own step counter can only increase.
-        self._run.define_metric("*", step_metric="step")
-
-    def add(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers at a step."""
-        self._run.log({"step": step, **numbers})
-
-    def close(self, failed: bool) -> None:
-        """Upload or store the rest."""
-        self._run.finish(exit_code=int(failed))
-
-
-# -- run.json --------------------------------------------------------------------------------------------------------
-
-
-def _record_so_far(folder: Path) -> dict[str, Any] | None:
-    """Return the existing record, or None; a damaged file is renamed."""
+    names = {
+        "project": os.environ.get("WANDB_PROJECT", "uni-sign"),
+        "name": os.environ.get("WANDB_NAME", folder.name),
+    }
     try:
-        return read_record(folder)
-    except ValueError as error:
-        os.replace(folder / RECORD, folder / f"{RECORD}.damaged")
-        logger.warning("%s It is kept as %s.damaged.", error, RECORD)
-        return None
+        run = wandb.init(dir=folder, id=record["id"], resume="allow", config=record["starts"][-1], **names)
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--wandb: {reason} WANDB_MODE=offline needs no account.") from None
+    # A resumed run repeats steps that are already plotted, but wandb's own step counter can only increase.
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def _facts(arguments: Mapping[str, Any], step: int | None) -> dict[str, Any]:

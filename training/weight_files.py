@@ -8,13 +8,12 @@ same weights in files that other programs can read.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -108,17 +107,16 @@ def read_weights(path: str | Path, flag: str) -> tuple[dict[str, torch.Tensor], 
 def _read_file(path: Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{flag}: {path} does not exist.")
-    with _safely(path, flag):
-        if path.suffix == ".safetensors":
-            content: Any = {"model": _read_safetensors(path)}
-        else:
-            is_zip = zipfile.is_zipfile(path)
-            if is_zip:
-                with zipfile.ZipFile(path) as archive:
-                    if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                        raise ValueError("it is a packed archive, and torch.save packs nothing")
-            # Mapped, the file's tensors take no memory beside the model's, nor those that are not needed.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    try:
+        content: Any = {"model": _read_safetensors(path)} if path.suffix == ".safetensors" else _read_torch(path)
+    except pickle.UnpicklingError:  # torch's own message suggests executing the file
+        raise ValueError(
+            f"{flag}: {path} holds no weights that can be read safely: it is no file of torch.save, or asks for more "
+            "than tensors and plain data. Get it again, or let the program that wrote it save its state_dict alone."
+        ) from None
+    except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
     key = next((key for key in KEYS if isinstance(content, Mapping) and key in content), None)
     weights = content if key is None else content[key]
     if not isinstance(weights, Mapping):
@@ -132,6 +130,18 @@ def _read_file(path: Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str
     return dict(weights), {name: value for name, value in content.items() if key and name != key}
 
 
+def _read_torch(path: Path) -> Any:
+    """Let `torch.load` make tensors and plain data only."""
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it is a packed archive, and torch.save packs nothing")
+    with torch.serialization.safe_globals(PLAIN):
+        # Mapped, the file's tensors take no memory beside the model's, nor those that are not needed.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
 def _is_weight(name: Any, value: Any) -> bool:
     if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
         return False
@@ -140,22 +150,6 @@ def _is_weight(name: Any, value: Any) -> bool:
     if value.dtype not in DTYPES:
         return False
     return value.nbytes <= value.untyped_storage().nbytes()  # more would be few numbers that claim to be many
-
-
-@contextlib.contextmanager
-def _safely(path: Path, flag: str) -> Iterator[None]:
-    """Let `torch.load` make tensors and plain data only; what a damaged file raises becomes one line."""
-    try:
-        with torch.serialization.safe_globals(PLAIN):
-            yield
-    except pickle.UnpicklingError:  # torch's own message suggests executing the file
-        raise ValueError(
-            f"{flag}: {path} holds no weights that can be read safely: it is no file of torch.save, or asks for more "
-            "than tensors and plain data. Get it again, or let the program that wrote it save its state_dict alone."
-        ) from None
-    except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{flag}: {path} holds no weights that can be read safely: {reason}") from None
 
 
 def _read_export(folder: Path, flag: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -120,18 +120,8 @@ def test_an_evaluation_says_that_it_has_descriptions_and_how_to_do_without(comma
     assert "with descriptions" not in caplog.text
 
 
-def test_an_mt5_that_is_gone_is_asked_for_in_the_name_of_the_checkpoint(command, evaluation, tmp_path):
-    model, gone = build(command()), str(tmp_path / "gone")
-    assert evaluation(model, mt5_path=gone).mt5_path == "./pretrained_weight/mt5-base"  # which is there
-    with pytest.raises(
-        FileNotFoundError, match=rf"--finetune: .*best_checkpoint.pth was trained with the mT5 in {gone}"
-    ):
-        evaluation(model, "--root", tmp_path, mt5_path=gone)
-    assert evaluation(model, "--root", tmp_path, "--mt5_path", "other", mt5_path=gone).mt5_path == "other"
-
-
 def test_a_task_that_nobody_knows_is_refused(command, evaluation):
-    with pytest.raises(ValueError, match="best_checkpoint.pth says task 'POEM'; known are SLT, ISLR, CSLR"):
+    with pytest.raises(ValueError, match="--task POEM: the labels of CSL_Daily allow SLT"):
         evaluation(build(command()), task="POEM")
 
 

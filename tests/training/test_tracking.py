@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import fine_tuning
 import utils
 from config import DATASETS
 from datasets import S2T_Dataset
+from system.disk import read_lines
 from tools import pack_dataset
 from training import tracking
 from training.run_folder import set_aside
@@ -103,33 +105,15 @@ def test_fingerprints_change_with_the_data(corpus, tmp_path):
     assert changed == {"poses_sha256", "described", "descriptions_sha256"}
 
 
-def test_a_damaged_record_is_set_aside(corpus, tmp_path, caplog):
+def test_a_damaged_record_is_named(corpus, tmp_path):
     (tmp_path / "run.json").write_text('{"id": ')
-    tracker_of(corpus, tmp_path).start(DATASETS["CSL_Daily"], {}, 5)
-    assert (tmp_path / "run.json.damaged").read_text() == '{"id": '
-    assert [start["from_step"] for start in record(tmp_path)["starts"]] == [5]
-    assert "run.json is damaged" in caplog.text
-
-
-class Board:
-    """Keeps what it is given; fails when told to."""
-
-    def __init__(self, error=None):
-        self.drawn, self.closed, self.error = [], None, error
-
-    def add(self, step, numbers):
-        if self.error:
-            raise self.error
-        self.drawn.append((step, dict(numbers)))
-
-    def close(self, failed):
-        self.closed = failed
+    with pytest.raises(ValueError, match=r"run.json is damaged \(.*\)\. Remove it, or put it back\."):
+        tracker_of(corpus, tmp_path).start(DATASETS["CSL_Daily"], {}, 5)
 
 
 def test_boards_get_the_numbers_of_the_files(corpus, tmp_path, caplog):
-    tracker, board = tracker_of(corpus, tmp_path), Board()
-    full = Board(OSError(28, "No space left on device"))
-    tracker._boards |= {"--wandb": board, "--tensorboard": full}
+    tracker = tracker_of(corpus, tmp_path)
+    tracker._run, tracker._writer = run, writer = Mock(), Mock()
 
     def run_until_stopped():
         with tracker:
@@ -139,10 +123,18 @@ def test_boards_get_the_numbers_of_the_files(corpus, tmp_path, caplog):
 
     with pytest.raises(SystemExit):
         run_until_stopped()
-    assert board.drawn == [(7, {"train/lr": 0.1}), (8, {"epoch/epoch": 0, "epoch/loss": 2.0, "dev/bleu4": 1.5})]
-    assert (board.closed, full.closed) == (True, None)
-    assert caplog.text.count("--tensorboard stops here, the run goes on") == 1
-    assert json.loads((tmp_path / "steps.jsonl").read_text())["skipped"]
+    drawn = [
+        call({"step": 7, "train/lr": 0.1}),
+        call({"step": 8, "epoch/epoch": 0, "epoch/loss": 2.0, "dev/bleu4": 1.5}),
+    ]
+    assert run.log.mock_calls == drawn
+    assert writer.add_scalar.mock_calls[0] == call("train/lr", 0.1, 7)
+    assert run.finish.mock_calls == [call(exit_code=1)]
+    writer.add_scalar.side_effect = OSError(28, "No space left on device")
+    for step in (9, 10):
+        tracker.step({"step": step, "epoch": 1, "loss": 1.0, "lr": 0.1})
+    assert caplog.text.count("The plots stop here, the run goes on") == 1
+    assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [7, 9, 10]
     assert json.loads((tmp_path / "log.txt").read_text())["dev_bleu4"] == 1.5
 
 
