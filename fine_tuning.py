@@ -128,7 +128,7 @@ def train(
     engine = build_engine(args, model, steps_per_epoch)
     if resumed:
         state = load_optimizer_state(engine, resumed[0], state)
-    log_plan(args, loader, steps_per_epoch)
+    log_plan(args, steps_per_epoch)
     record_start(loaders, guards, state.step)
     for split in ("train", "dev") if "dev" in loaders else ("train",):
         loaders[split].start()  # later they would inherit, and keep, the copy of a state that is being saved
@@ -248,21 +248,16 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
 # -- helper functions ------------------------------------------------------------------------------------------------
 
 
-def log_plan(args: argparse.Namespace, loader: ClipLoader, steps_per_epoch: int) -> None:
+def log_plan(args: argparse.Namespace, steps_per_epoch: int) -> None:
     """Log the training plan, above all the global batch size, which must match for runs to be comparable."""
     world, clips, group = distributed.world_size(), args.batch_size, args.gradient_accumulation_steps
     product = f"{clips * group * world} = {clips} clips x {group} micro-batches x {world} processes"
     engine = f"ZeRO-{args.zero_stage}" if needs_deepspeed(args.zero_stage, args.offload) else "torch alone"
     plan = f"{args.epochs} epochs of {steps_per_epoch} steps, lr {args.lr:g}, {args.dtype}, {engine}"
     logger.info("global batch %s; %s.", product, plan)
-    batch = max(1, min(clips, len(loader.dataset) // (FEW_STEPS * world)))
-    fewer = max(1, len(loader) // FEW_STEPS) if batch == clips else 1
-    if steps_per_epoch < FEW_STEPS and (batch, fewer) != (clips, group) and distributed.is_main():
-        logger.warning(
-            "%d optimizer steps an epoch are few to learn from: %d clips for a global batch of %d. Try --batch-size %d "
-            "--gradient-accumulation-steps %d.",
-            steps_per_epoch, len(loader.dataset), clips * group * world, batch, fewer,
-        )  # fmt: skip
+    if steps_per_epoch < FEW_STEPS and clips * group > 1 and distributed.is_main():
+        fewer = "a lower --gradient-accumulation-steps, then a lower --batch-size"
+        logger.warning("%d optimizer steps an epoch are few to learn from. Try %s.", steps_per_epoch, fewer)
 
 
 def record_start(loaders: dict[str, ClipLoader], guards: Guards, step: int | None = None) -> None:

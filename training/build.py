@@ -25,7 +25,7 @@ from system import distributed
 from training import metrics
 from training.checkpoint import STATE_WEIGHTS, load_model_state
 from training.compiling import compile_parts
-from training.engine import EngineConfig, start_engine, synchronised_batch_norm
+from training.engine import EngineConfig, start_engine
 from training.guards import BadClips, Guards, Saves, SkippedSteps, StopRequest
 from training.loader import SEARCHED, BatchSampler, ClipLoader, within_cores
 from training.memory import MemorySettings
@@ -311,7 +311,7 @@ def build_engine(args: argparse.Namespace, model: Uni_Sign, steps_per_epoch: int
     config = from_flags(OptimizerConfig, args)
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config, steps_per_epoch)
-    return start_engine(synchronised_batch_norm(model), optimizer, schedule, from_flags(EngineConfig, args))
+    return start_engine(model, optimizer, schedule, from_flags(EngineConfig, args))
 
 
 def weights_facts(args: argparse.Namespace, model: Uni_Sign) -> dict[str, Any]:

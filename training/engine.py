@@ -72,11 +72,13 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
 def start_engine(
     model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, config: EngineConfig
 ) -> Any:
-    """Wrap a model for training on all processes.
+    """Wrap a model for training on all processes; on several GPUs they share batch statistics.
 
     Returns:
         DeepSpeed's engine, or a `TorchEngine` where nothing of it is needed; `engine.module` is the model.
     """
+    if world_size() > 1 and device().type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if not needs_deepspeed(config.zero_stage, config.offload):
         return TorchEngine(model, optimizer, schedule, config)
     engine, *_ = _deepspeed().initialize(
@@ -182,13 +184,6 @@ def _clip_scaled(optimizer: Any, longest: float) -> None:
         return take_step(*arguments, **options)
 
     optimizer.step = step
-
-
-def synchronised_batch_norm(model: nn.Module) -> nn.Module:
-    """Convert to synchronised batch normalisation on several GPUs; otherwise return the model unchanged."""
-    if world_size() > 1 and device().type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
 
 
 def full_state_dict(engine: Any) -> dict[str, torch.Tensor]:

@@ -167,25 +167,6 @@ def test_one_process_trains_alike_without_deepspeed(tiny_corpus, tmp_path):
     assert (tmp_path / "eval/test_metrics.json").is_file()
 
 
-def test_torch_alone_skips_a_step_that_is_not_finite():
-    """The weights, the moments and the learning rate stay; the next step is taken."""
-    model = nn.Linear(2, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    config = engine_module.EngineConfig(1, 2, 1.0, 2, offload=False, pin_mem=False, dtype="fp32")
-    engine = engine_module.TorchEngine(model, optimizer, schedule, config)
-    before = model.weight.clone()
-    for value, applied, rate in ((float("inf"), False, 0.1), (1.0, True, 0.05)):
-        for last in (False, True):
-            engine.set_gradient_accumulation_boundary(last)
-            engine.backward(engine(torch.full((1, 2), value, device=engine.device)).sum())
-            engine.step()
-        assert engine.was_step_applied() == applied
-        assert engine.get_lr() == [rate]
-        assert torch.equal(model.weight, before) != applied
-    assert model.weight.grad is None
-
-
 def test_a_weight_without_a_gradient_has_a_state_to_go_on_from():
     """A global attention that no text was long enough for, for example."""
 
