@@ -173,7 +173,7 @@ def train_one_epoch(
     dataset, n_batches = loader.dataset, len(loader)
     sums: list[torch.Tensor] = []  # (loss, nll, 1) of each micro-batch since the last step
     names: list[str] = []  # clips of those micro-batches
-    engine.train()
+    engine.module.train()
     guards.steps.remember(engine.module)  # the running statistics, which a skipped step gets back
     batches, left = loader.epoch(state.epoch, first=state.micro_batch), n_batches - state.micro_batch
     bar = progress(batches, f"epoch {state.epoch + 1}", shown=distributed.is_main(), total=left)
@@ -186,7 +186,7 @@ def train_one_epoch(
         with explain_memory(src_input), statistics_kept(engine.module, src_input):
             output = engine(to_device(src_input, engine.device), tgt_input)
             engine.backward(has_clips * share * output.loss)
-            state.lr = engine.get_lr()[0]
+            state.lr = engine.optimizer.param_groups[0]["lr"]
             engine.step()
         sums.append(has_clips * torch.stack([output.loss.detach(), output.nll, torch.ones_like(output.nll)]))
         names += src_input["name_batch"]
@@ -216,7 +216,7 @@ def evaluate(model: Any, loader: ClipLoader, guards: Guards, args: argparse.Name
     identical on every process.
     """
     dataset, device, bare = loader.dataset, distributed.device(), getattr(model, "module", model)
-    model.eval()
+    bare.eval()
     mine: list[tuple[str, str]] = []
     sums = torch.zeros(3, dtype=torch.float64)  # loss and nll summed over target tokens; their number
     batches = progress(loader.epoch(), dataset.split, shown=distributed.is_main(), total=len(loader))

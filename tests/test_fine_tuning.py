@@ -67,7 +67,7 @@ def test_the_loop_by_hand(tmp_path):
     args = utils.parse_args(["--gradient-accumulation-steps", "2", "--output_dir", str(tmp_path)])
     outputs = [SimpleNamespace(loss=loss, nll=loss / 2) for loss in torch.arange(1.0, 6.0)]
     engine, state = MagicMock(device="cpu", module=torch.nn.Identity(), side_effect=outputs), TrainState()
-    engine.get_lr.return_value = [0.1]
+    engine.optimizer.param_groups = [{"lr": 0.1}]
     numbers = fine_tuning.train_one_epoch(engine, loader, state, build.build_guards(args), args)
     boundaries = [call.args[0] for call in engine.set_gradient_accumulation_boundary.call_args_list]
     assert boundaries == [False, True, False, True, True]

@@ -344,22 +344,21 @@ def memory_settings(args: argparse.Namespace) -> MemorySettings:
 
 def choose_trainable(args: argparse.Namespace, model: Uni_Sign) -> None:
     """Freeze modules according to --trainable and --text_encoder_freeze; log which parameters train and why."""
-    prefixes = FUSION_PREFIXES
-    if trains_fusion_alone(args):
-        model.freeze([module for name, module in model.named_children() if f"{name}." not in prefixes])
+    if alone := trains_fusion_alone(args):
+        model.freeze([module for name, module in model.named_children() if f"{name}." not in FUSION_PREFIXES])
         model.part_para.requires_grad_(False)
-        why = "--trainable fusion" if args.trainable == "fusion" else "--text_encoder_freeze with --finetune"
-        what = "the fusion modules alone"
+    elif args.text_encoder_freeze and isinstance(model.text_encoder, nn.Module):
+        model.freeze([model.text_encoder])
+    if args.trainable != "auto":
+        why = f"--trainable {args.trainable}"
+    elif args.text_encoder_freeze:
+        why = f"--text_encoder_freeze {'with' if args.finetune else 'without'} --finetune"
     else:
-        if args.text_encoder_freeze and isinstance(model.text_encoder, nn.Module):
-            model.freeze([model.text_encoder])
-        why = "--trainable all" if args.trainable == "all" else "--text_encoder_freeze without --finetune"
-        why = why if args.text_encoder_freeze or args.trainable == "all" else "the default"
-        what = "everything but the text encoder" if args.text_encoder_freeze else "everything"
-    if any(
-        parameter.requires_grad for name, parameter in model.named_parameters() if name.startswith(TEXT_ENCODER_PREFIX)
-    ):
+        why = "the default"
+    rest = "everything but the text encoder" if args.text_encoder_freeze else "everything"
+    what = "the fusion modules alone" if alone else rest
+    trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if any(name.startswith(TEXT_ENCODER_PREFIX) for name in trained):
         what += f" (the text encoder at {ENCODER_RATE:g} of the learning rate)"
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    held = sum(parameter.numel() for parameter in model.parameters())
-    logger.info("training %s (%s): %.2f M of %.2f M parameters.", what, why, trained / 1e6, held / 1e6)
+    n_trained, n_all = sum(trained.values()), sum(parameter.numel() for parameter in model.parameters())
+    logger.info("training %s (%s): %.2f M of %.2f M parameters.", what, why, n_trained / 1e6, n_all / 1e6)

@@ -5,6 +5,7 @@ Every write is atomic. `training/weight_files.py` defines the format of weight f
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -229,22 +230,16 @@ def best_on_disk(state: TrainState, path: Path, epochs: int) -> Sequence[float] 
     """
     if state.best is None:
         return None
-    try:
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, FileNotFoundError):
         _, facts = read_weights(path, "--resume")
-    except (ValueError, FileNotFoundError):
-        facts = {}
     if facts.get("score") == state.best[0] and facts["epoch"] < state.epoch:
         return state.best
+    told = f"--resume: {path} is not the best checkpoint so far, whose score was {state.best[0]:.4g}"
     if state.epoch >= epochs:
-        raise ValueError(
-            f"--resume: {path} is not the best checkpoint of this run, whose score was {state.best[0]:.4g}, and no "
-            "epoch is left to make another. Put it back, or evaluate another checkpoint with --eval."
-        )
+        raise ValueError(f"{told}, and no epoch is left to make another. Put it back.")
     if facts.get("epoch") != state.epoch:  # else the run was killed right after it had saved a better one
-        logger.warning(
-            "--resume: %s is not the best checkpoint so far, whose score was %.4g; the best is chosen among the epochs "
-            "from here.", path, state.best[0],
-        )  # fmt: skip
+        logger.warning("%s; the best is chosen among the epochs from here.", told)
     return None
 
 

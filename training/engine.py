@@ -125,14 +125,6 @@ class TorchEngine:
         with autocast(self.config.dtype, self.device):
             return self.module(*batch)
 
-    def train(self) -> None:
-        """Switch the model to training."""
-        self.module.train()
-
-    def eval(self) -> None:
-        """Switch the model to evaluation."""
-        self.module.eval()
-
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
         """Say whether the micro-batch is the last of its step."""
         self._ends_step = is_boundary
@@ -166,10 +158,6 @@ class TorchEngine:
     def was_step_applied(self) -> bool:
         """Return whether the last step has updated the weights."""
         return self._stepped
-
-    def get_lr(self) -> list[float]:
-        """Return the learning rates of the parameter groups."""
-        return [group["lr"] for group in self.optimizer.param_groups]
 
 
 def _clip_scaled(optimizer: Any, longest: float) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from config import SMALL_MODEL, DatasetSpec
 from describing.control_texts import write_control_texts
-from system.disk import sha256, to_json, write_text
+from system.disk import read_lines, sha256, to_json, write_text
 from system.processes import cores
 from training.run_folder import BEST
 
@@ -78,13 +78,13 @@ class Experiments:
     def train(self, texts: str, flags: Sequence[str], folder: Path) -> list[dict]:
         """Train once, into `folder`; return the lines of the test clips' predictions by the best weights."""
         self.once(folder / "trained.json", [*self._fine_tuning(texts, flags, folder), "--resume", "auto"])
-        return _predictions(folder)
+        return read_lines(folder / "test_predictions.jsonl")
 
     def test(self, texts: str, flags: Sequence[str], trained: Path, folder: Path) -> list[dict]:
         """Test the weights in the folder `trained` once with other texts, into `folder`; return as `train` does."""
         command = [*self._fine_tuning(texts, flags, folder), "--eval", "--finetune", str(trained / BEST)]
         self.once(folder / "tested.json", command)
-        return _predictions(folder)
+        return read_lines(folder / "test_predictions.jsonl")
 
     def _fine_tuning(self, texts: str, flags: Sequence[str], out: Path) -> list[str]:
         command = [str(HERE / "fine_tuning.py"), "--dataset_config", str(self.record(texts)), "--root", self.root]
@@ -107,8 +107,3 @@ class Experiments:
         if status:
             raise ValueError(f"status {status} of: python {shlex.join(command)}\nSee {output.name}.")
         write_text(done, to_json(command) + "\n")
-
-
-def _predictions(folder: Path) -> list[dict]:
-    with open(folder / "test_predictions.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]  # all of them: a damaged line is no score

@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,19 +153,19 @@ class Results:
     def complaint(self) -> str:
         """Return one line on why nothing can be measured or, if the model has learnt next to nothing, on what helps."""
         metric, higher = MAIN_METRIC[self.task]
-        spec, said = self.dataset.spec, list[str]()
-        why = why_zero(self.references, spec.text_unit, spec.bleu_tokenizer) if self.task == "SLT" else ""
-        value, total = self.scores.values[metric], len(self.references)
+        spec, value, total = self.dataset.spec, self.scores.values[metric], len(self.references)
         (text, often), (_, expected) = (
             Counter(texts).most_common(1)[0] for texts in (self.hypotheses, self.references)
         )
-        if why:
-            said.append(f"{TEXTS[why][0]}.")
-        if often >= SAME * total > expected:
-            said.append(f"{often} of {total} sentences are the same, {text[:40]!r}. {HELPS}")
-        elif not (why or any(map(eq, self.hypotheses, self.references))) and (value == 0 if higher else value >= 100):
-            said.append(f"{metric} is {value:g}. {HELPS}")
-        return f"{self.dataset.split}: {' '.join(said)}" if said else ""
+        if self.task == "SLT" and (why := why_zero(self.references, spec.text_unit, spec.bleu_tokenizer)):
+            said = f"{TEXTS[why][0]}."
+        elif often >= SAME * total > expected:
+            said = f"{often} of {total} sentences are the same, {text[:40]!r}. {HELPS}"
+        elif value == 0 if higher else value >= 100:
+            said = f"{metric} is {value:g}. {HELPS}"
+        else:
+            return ""
+        return f"{self.dataset.split}: {said}"
 
 
 def write_predictions(output_dir: Path, results: Results) -> None:

@@ -80,10 +80,6 @@ WORDS = [f"the cat number {n} sat on the mat" for n in range(20)]
             "dev: no sentence has 4 words, so BLEU-4 measures nothing",
         ),
         (
-            results(["thank you"] * 9, [f"book {n}" for n in range(9)]),
-            "then by the lowest loss. 9 of 9 sentences are the same, 'thank you'. What usually helps",
-        ),
-        (
             results(["谢谢"] * 9, ["你好。"] * 9, unit="char"),
             "dev: no sentence has 4 characters, so BLEU-4 measures nothing",
         ),
