@@ -55,14 +55,15 @@ check: setup
 bench: setup
 	$(RUN) -m tools.benchmark --size small --repeats 3
 
-gpu: $(patsubst %,$(GPU)/%.log,as_on_a_cpu pose_only corpus bf16_zero2 fp16_zero2 trained_texts frozen_texts \
-	bf16_zero0 bf16_zero3 bf16_zero1 compiled)
+gpu: $(patsubst %,$(GPU)/%.log,as_on_a_cpu pose_only corpus bf16 fp16 trained_texts frozen_texts \
+	bf16_offload compiled)
 
 $(GPU)/as_on_a_cpu.log: COMMAND = -m pytest -q tests/test_gpu.py
 $(GPU)/pose_only.log: COMMAND = $(MEASURE)
 $(GPU)/corpus.log: COMMAND = -m tools.sample_data --out $(GPU)/sample --clips 64 8 8
-$(GPU)/bf16_zero%.log: COMMAND = $(TRAIN) --dtype bf16 --zero_stage $(subst bf16_zero,,$*)
-$(GPU)/fp16_zero2.log: COMMAND = $(TRAIN) --dtype fp16 --zero_stage 2
+$(GPU)/bf16.log: COMMAND = $(TRAIN) --dtype bf16
+$(GPU)/fp16.log: COMMAND = $(TRAIN) --dtype fp16
+$(GPU)/bf16_offload.log: COMMAND = $(TRAIN) --dtype bf16 --offload
 $(GPU)/trained_texts.log: COMMAND = $(MEASURE) --texts trained
 $(GPU)/frozen_texts.log: COMMAND = $(MEASURE) --texts frozen
 $(GPU)/compiled.log: COMMAND = $(MEASURE) --compile
