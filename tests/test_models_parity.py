@@ -239,7 +239,7 @@ def test_official_checkpoints_load(reference_model, shared_reference, tmp_path, 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(7)
-    load_finetune(model, written(tmp_path / name, weights), ModelConfig())
+    load_finetune(model, written(tmp_path / name, weights))
     assert f"{len(stored)} tensors loaded, new is nothing." in caplog.text
     for key, value in model.state_dict().items():
         assert torch.equal(value, weights[key].to(value.dtype)), key
@@ -255,7 +255,7 @@ def test_an_official_checkpoint_starts_a_model_with_descriptions(shared_referenc
     config = ModelConfig(use_descriptions=True)
     model = Uni_Sign(config, load_mt5(folder), Tokenizer(folder), TextEncoder(folder))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    load_finetune(model, written(tmp_path / "official.pth", stored), config)
+    load_finetune(model, written(tmp_path / "official.pth", stored))
     new = {key for key in before if key not in stored}
     modules = ("text_encoder", "text_adapter", "mask_embedding", "gating_fusion", "description_mapper")
     assert {key.split(".")[0] for key in new} == set(modules)

@@ -237,7 +237,7 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
     """
     new = list(model.state_dict())
     if args.finetune:
-        new = load_finetune(model, args.finetune, model.config, files_beside(model), evaluated=args.eval)
+        new = load_finetune(model, args.finetune, evaluated=args.eval)
     backbone_is_new = any(name.startswith(BACKBONE) for name in new)
     elsewhere = (TEXT_ENCODER_PREFIX, *(FUSION_PREFIXES if args.fusion_checkpoint else ()))
     untrained = {name.partition(".")[0] for name in new if not name.startswith(elsewhere)}
@@ -264,14 +264,7 @@ def load_first_weights(args: argparse.Namespace, model: Uni_Sign) -> None:
     if args.fusion_checkpoint:
         encoder_new = any(name.startswith(TEXT_ENCODER_PREFIX) for name in new)
         encoder_loaded = isinstance(model.text_encoder, nn.Module) and not encoder_new
-        load_fusion(
-            model,
-            args.fusion_checkpoint,
-            model.config,
-            files_beside(model),
-            evaluated=args.eval,
-            encoder_loaded=encoder_loaded,
-        )
+        load_fusion(model, args.fusion_checkpoint, evaluated=args.eval, encoder_loaded=encoder_loaded)
 
 
 def choose_vocabulary(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from config import ModelConfig
 from models import Uni_Sign
@@ -220,18 +219,11 @@ def differing_files(facts: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     return f"was trained with other files; different are: {', '.join(names)}. {cure}" if names else ""
 
 
-def load_finetune(
-    model: nn.Module,
-    path: str | Path,
-    config: ModelConfig,
-    files: Mapping[str, Any] | None = None,
-    *,
-    evaluated: bool = False,
-) -> list[str]:
+def load_finetune(model: Uni_Sign, path: str | Path, *, evaluated: bool = False) -> list[str]:
     """Load the weights of `--finetune`: the base model must be complete; text branch and RGB branch may be new.
 
-    If `files`, the model's `files_beside`, are others than in the training of the weights, it warns, or refuses weights
-    that are only `evaluated`.
+    If the model's `files_beside` are others than in the training of the weights, it warns, or refuses weights that are
+    only `evaluated`.
 
     Returns:
         Names of the model's weights that are not in the file.
@@ -243,16 +235,16 @@ def load_finetune(
     checkpoint, own = Checkpoint.read(path, "--finetune"), model.state_dict()
     weights = checkpoint.weights
     checkpoint.refuse_without_adapter()
-    if differing := list(_differing_flags(checkpoint, config)):
+    if differing := list(_differing_flags(checkpoint, model.config)):
         raise ValueError(f"{checkpoint.named} {'. It '.join(differing)}.")
     if KEPT_TOKENS in own:
-        _fit_vocabulary(weights, own, checkpoint.kept, config)
+        _fit_vocabulary(weights, own, checkpoint.kept, model.config)
     # With equal flags the names are equal, too; any other difference has causes that can only be guessed.
     may_be_new = TEXT_PREFIXES if checkpoint.holds(RGB_PREFIXES) else NEW_PREFIXES
     if misfit := differences(weights, own, {name for name in own if name.startswith(may_be_new)}):
         cause = "Is it another mT5 (--mt5_path), another --hidden_dim, or no Uni-Sign checkpoint at all?"
         raise ValueError(f"{checkpoint.named} does not fit this model: {misfit}. {cause}")
-    _refuse_or_say(checkpoint, differing_files(checkpoint.facts, files or {}), evaluated=evaluated)
+    _refuse_or_say(checkpoint, differing_files(checkpoint.facts, files_beside(model)), evaluated=evaluated)
     model.load_state_dict(weights, strict=False)
     new = [name for name in own if name not in weights]
     modules = Counter(name.partition(".")[0] for name in new)
@@ -305,19 +297,11 @@ def _fit_vocabulary(
     weights[KEPT_TOKENS] = kept
 
 
-def load_fusion(
-    model: nn.Module,
-    path: str | Path,
-    config: ModelConfig,
-    files: Mapping[str, Any] | None = None,
-    *,
-    evaluated: bool = False,
-    encoder_loaded: bool = False,
-) -> None:
+def load_fusion(model: Uni_Sign, path: str | Path, *, evaluated: bool = False, encoder_loaded: bool = False) -> None:
     """Load the fusion modules of `--fusion_checkpoint`, which belong to the text encoder that they were trained with.
 
-    If that is another one than the model's it warns, or refuses modules that are only `evaluated`; `files` are the
-    model's `files_beside`, and `encoder_loaded` says that its encoder came with other weights.
+    If that is another one than the model's it warns, or refuses modules that are only `evaluated`. `encoder_loaded`:
+    the model's encoder came with other weights.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -330,9 +314,9 @@ def load_fusion(
             f"{checkpoint.named} does not hold this model's fusion modules: {misfit}. Give a best_fusion.pth made with "
             "the same mT5 and text encoder."
         )
-    if differing := list(_differing_text_flags(checkpoint.stated, config)):
+    if differing := list(_differing_text_flags(checkpoint.stated, model.config)):
         raise ValueError(f"{checkpoint.named} {'. It '.join(differing)}.")
-    others, saved = differing_files(checkpoint.facts, files or {}), checkpoint.facts.get("files")
+    others, saved = differing_files(checkpoint.facts, files_beside(model)), checkpoint.facts.get("files")
     if isinstance(saved, Mapping) and FROZEN_ENCODER not in saved and not encoder_loaded:
         others = "was trained together with its text encoder, which is in the whole checkpoint alone: --finetune."
     _refuse_or_say(checkpoint, others, evaluated=evaluated)

@@ -266,7 +266,7 @@ def test_rows_of_whole_weights_are_picked(kept, small_mt5_folder, tmp_path):
             parameter += 0.25
     torch.save({"model": source.state_dict()}, tmp_path / "released.pth")
     model = new_model(small_mt5_folder, kept)
-    assert load_finetune(model, tmp_path / "released.pth", model.config) == []
+    assert load_finetune(model, tmp_path / "released.pth") == []
     own, whole = model.state_dict(), source.state_dict()
     for name in own.keys() - {"kept_tokens"}:
         wanted = whole[name][kept] if len(own[name].shape) and len(own[name]) == len(kept) else whole[name]
@@ -280,7 +280,7 @@ def test_a_larger_vocabulary_starts_from_mt5s_rows(full, kept, small_mt5_folder,
     save_weights(tmp_path / "trimmed.pth", source.state_dict(), source.config)
     larger = choose(full, ["妈妈晚上很累。"], also=kept)
     model = new_model(small_mt5_folder, larger)
-    load_finetune(model, tmp_path / "trimmed.pth", model.config)
+    load_finetune(model, tmp_path / "trimmed.pth")
     assert model.kept_tokens.tolist() == larger.tolist()
     pretrained = load_mt5(small_mt5_folder).shared.weight
     for row, token in zip(model.mt5_model.shared.weight, larger.tolist(), strict=True):
@@ -304,7 +304,7 @@ def test_what_cannot_be_is_one_line(kept, small_mt5_folder, tmp_path, capsys):
     weights = new_model(small_mt5_folder).state_dict()
     torch.save({**weights, "mt5_model.shared.weight": torch.zeros(7, 32)}, tmp_path / "short.pth")
     with pytest.raises(ValueError, match=r"does not fit.*mt5_model.shared.weight \(7, 32\)"):
-        load_finetune(model, tmp_path / "short.pth", model.config)
+        load_finetune(model, tmp_path / "short.pth")
     with pytest.raises(SystemExit):
         utils.parse_args(["--eval", "--finetune", "x", "--trim_vocab"])
     assert "--eval takes the vocabulary that the weights of --finetune have" in capsys.readouterr().err

@@ -58,10 +58,10 @@ def test_make_gpu_on_a_cpu(tmp_path):
     subprocess.run(command, cwd=root, check=False, capture_output=True)
     failed = {path.stem: path.read_text() for path in tmp_path.glob("*.failed")}
     if not torch.cuda.is_available():
-        assert failed.pop("fp16_zero2") == "error: --dtype fp16 needs a GPU; on a CPU use bf16 or fp32.\n"
+        assert failed.pop("fp16") == "error: --dtype fp16 needs a GPU; on a CPU use bf16 or fp32.\n"
     assert not failed
     assert "| evaluation |" in (tmp_path / "frozen_texts.log").read_text()
     first, *others = ([line["loss"] for line in read_lines(path)] for path in tmp_path.glob("*/steps.jsonl"))
-    assert len(others) >= 3
+    assert len(others) >= 1
     for losses in others:
         assert losses == pytest.approx(first, rel=0.01)
