@@ -65,9 +65,9 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), class_: str =
     return element("div", element("table", lines, class_=class_ or None), class_="wide", tabindex=0)
 
 
-def folded(title: str, *content: str | Iterable[str], open_: bool = False) -> Html:
-    """Make a collapsible section."""
-    return element("details", element("summary", title), *content, open=open_)
+def folded(title: str, *content: str | Iterable[str]) -> Html:
+    """Make a section that unfolds."""
+    return element("details", element("summary", title), *content)
 
 
 def data(content: object, class_: str) -> Html:
@@ -98,7 +98,7 @@ def page(title: str, *body: str | Iterable[str], scripts: Sequence[str] = (), la
 class Line(NamedTuple):
     """A line of a chart: its name, points (x, y) where y may be None, and style.
 
-    `style` holds class names of the style sheet: "a" or "b" for the colour, "dashed", "faint".
+    `style` holds class names of the style sheet: "a" or "b" for the colour, "dashed".
     """
 
     name: str

@@ -93,8 +93,7 @@ def scores_section(judged: Sequence[Judged], labels: Sequence[str]) -> Html:
         how += " Difference: second run minus first, on the same draws; p is two-sided (paired bootstrap, Koehn 2004)."
     how += " Clips count as random, the training as fixed: another seed of the same training would differ as well."
     signatures = [element("li", f"{kind}: ", element("code", text)) for kind, text in judged[0].signatures.items()]
-    listed = folded("Signatures", element("ul", signatures), open_=True)
-    return section("Scores", parts, element("p", how, class_="small"), listed)
+    return section("Scores", parts, element("p", how, class_="small"), element("ul", signatures))
 
 
 def signed(value: float) -> str:
