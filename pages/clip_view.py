@@ -16,7 +16,7 @@ import torch
 
 from clips.packs import open_descriptions
 from datasets import S2T_Dataset
-from pages.elements import Html, data, element, heat, polyline
+from pages.elements import Html, data, element, polyline
 from pages.run_folder import RunFolder
 from pose.drawing import FULL, PATHS, picture_points, player_data
 from pose.keypoints import Pose
@@ -227,30 +227,9 @@ def _words(viewer: Viewer, told: str) -> Html:
 
 
 def _lane(viewer: Viewer, lane: Lane) -> Html:
-    """Draw the gate as a colour strip, and the stretches of texts below it, strong where a text is the frame's own."""
-    low, high = min(lane.gate), max(lane.gate)
-    told = f"Gate of {viewer.label}, from {low:.3f} to {high:.3f}"
-    cells = []
-    first = 0
-    for i, (text, group) in enumerate(groupby(lane.texts)):
-        length = len(list(group))
-        if text is not None:
-            odd = "odd" if i % 2 else None
-            cells.append(element("rect", element("title", text), x=first, y=0, width=length, height=1, class_=odd))
-        first += length
-    cells += [element("rect", x=i, y=0, width=1, height=1, class_="own") for i, own in enumerate(lane.own) if own]
-    own = sum(lane.own)
-    box = f"0 0 {len(lane.gate)} 1"
-    texts = element(
-        "svg", cells, class_="texts", viewBox=box, preserveAspectRatio="none", role="img",
-        aria_label=f"Texts: {own} of {len(lane.own)} frames have their own",
-    )  # fmt: skip
-    scale = element(
-        "small",
-        element("span", element("span", class_=f"key {viewer.style}"), f"{viewer.label}: gate"),
-        element("span", f"pale {low:.3f}, full colour {high:.3f}"),
-    )
-    texts_told = f"texts: a shade for each, strong where it is the frame's own ({own} of {len(lane.own)} frames)"
-    below = element("small", element("span", texts_told if cells else "no text"))
-    strip = element("div", heat(lane.gate, told), texts if cells else "", class_="strip")
-    return element("div", scale, strip, below, class_="lane")
+    """Make the place where `pages/static/words.js` shows a run's gate, and which frames have a text of their own."""
+    key = element("span", element("span", class_=f"key {viewer.style}"), f"{viewer.label}: gate")
+    own = f"marks: {sum(lane.own)} of {len(lane.own)} frames have a text of their own" if any(lane.texts) else "no text"
+    told = f"pale {min(lane.gate):.3f}, full colour {max(lane.gate):.3f}; {own}"
+    strip = element("div", class_="strip", role="img", aria_label=f"Gate of {viewer.label}: {told}")
+    return element("div", element("small", key, element("span", told)), strip, class_="lane live", hidden=True)

@@ -214,14 +214,3 @@ def histogram(values: Sequence[float]) -> Html:
     bins = Counter(min(int(value * 24 / end), 23) for value in values)
     bars = [element("div", style=f"height:{100 * bins[i] / max(bins.values()):.0f}%") for i in range(24)]
     return element("div", bars, class_="hist")
-
-
-def heat(values: Sequence[float], told: str) -> Html:
-    """Draw values over time as a colour strip, from the smallest (nearly blank) to the largest."""
-    low, high = min(values), max(values)
-    cells = []
-    for i, value in enumerate(values):
-        share = (value - low) / (high - low) if high > low else 0.5
-        cells.append(element("rect", x=i, y=0, width=1, height=1, fill_opacity=round(0.08 + 0.92 * share, 3)))
-    box = f"0 0 {len(values)} 1"
-    return element("svg", cells, class_="heat", viewBox=box, preserveAspectRatio="none", role="img", aria_label=told)

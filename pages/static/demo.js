@@ -2,7 +2,7 @@
 
 import { Live } from "/live.js";
 import { SkeletonPlayer } from "/skeleton_player.js";
-import { shade, showWords, strip } from "/words.js";
+import { showGate, showWords } from "/words.js";
 
 // Every text in English and in Chinese.
 const TEXTS = {
@@ -143,10 +143,7 @@ function show(answer) {
   $("nothing").hidden = true;
   $("gates").hidden = !clip.gate;
   $("over").hidden = !clip.words;
-  if (clip.gate) {
-    const marks = strip(clip.own.map((own) => (own ? "var(--accent)" : "transparent")));
-    $("strip").style.background = `${marks} bottom / 100% 14% no-repeat, ${strip(clip.gate.map(shade))} top / 100% 80% no-repeat`;
-  }
+  if (clip.gate) showGate($("strip"), clip, 0, 1);
   showSentences();
   const named = (frame) => t().frame(clip.frames[frame], clip.frames.at(-1));
   if (clip.words) lightWords = showWords($("words"), clip.words, seek, named);

@@ -6,6 +6,9 @@ for (const clip of document.querySelectorAll(".clip:has(.clip-data)")) {
   const now = [...clip.querySelectorAll(".now")], timelines = [...clip.querySelectorAll(".timeline")];
   const { frames, lanes } = facts;
   clip.querySelectorAll(".live").forEach(part => { part.hidden = false; });
+  clip.querySelectorAll(".strip").forEach((part, i) => {
+    showGate(part, lanes[i], Math.min(...lanes[i].gate), Math.max(...lanes[i].gate));
+  });
   const named = frame => `frame ${frames[frame]}`;
   const seek = frame => { player.pause(); player.seek(frame); };
   const said = [...clip.querySelectorAll(".words")].map((part, i) => showWords(part, facts.words[i], seek, named));

@@ -20,6 +20,17 @@ export const strip = (colours) => `linear-gradient(90deg, ${colours.map((colour,
   `${colour} ${(100 * i) / colours.length}% ${(100 * (i + 1)) / colours.length}%`).join()})`;
 export const shade = (share) => `color-mix(in srgb, var(--heat) ${100 * share}%, var(--cold))`;
 
+// Shows a clip's gate, from the palest colour at `low` to the darkest at `high`, and marks below the frames that have a
+// text of their own; the text of a frame is seen when the pointer rests there.
+export function showGate(place, { gate, texts, own }, low, high) {
+  const shades = gate.map((value) => shade(high > low ? (value - low) / (high - low) : 0.5));
+  const marks = own.map((is) => (is ? "var(--mark)" : "transparent"));
+  place.style.background = `${strip(marks)} bottom / 100% 14% no-repeat, ${strip(shades)} top / 100% 80% no-repeat`;
+  place.onpointermove = ({ offsetX }) => {
+    place.title = texts[Math.min(texts.length - 1, Math.floor((offsetX / place.clientWidth) * texts.length))] ?? "";
+  };
+}
+
 const LIT = 128; // of 255, a word's largest share: from half of it a frame lights the word
 
 // Fills an element with what `pages.clip_view.words_data` makes; seek(frame) goes to a frame, named(frame) says which it is.

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pages import elements
-from pages.elements import Html, Line, chart, data, element, heat, join, number, page, table, ticks
+from pages.elements import Html, Line, chart, data, element, join, number, page, table, ticks
 
 BAD = "</script><img src=x onerror=alert(1)>&\"'"
 
@@ -67,9 +67,3 @@ def test_ticks_are_round_and_within(low, high):
     steps = {number(b - a) for a, b in zip(found, found[1:], strict=False)}
     assert len(steps) == 1
     assert steps.pop().strip("0.").replace("e", "")[0] in "125"
-
-
-def test_heat_goes_from_the_smallest_to_the_largest():
-    shades = [float(shade) for shade in re.findall(r'fill-opacity="([\d.]+)"', heat([0.2, 0.6, 0.4], "gate"))]
-    assert shades == [0.08, 1.0, 0.54]
-    assert len(set(re.findall(r'fill-opacity="([\d.]+)"', heat([0.3, 0.3], "gate")))) == 1

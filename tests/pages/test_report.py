@@ -174,6 +174,11 @@ def test_it_works_in_a_browser(browser, page, tmp_path, width):
     assert browser.run(DRAWN) > 500
     browser.run(f"{CLIP}.querySelector('.timeline').click()")  # at its very left
     assert browser.run(TEXT.format("place")).startswith("frame 0 of ")
+    strip = f"{CLIP}.querySelector('.strip')"
+    frames = browser.run(f"{strip}.style.background").count("color-mix")
+    assert browser.run(TEXT.format("place")).endswith(f" of {frames - 1}")
+    browser.run(f"{strip}.onpointermove({{offsetX: 1}})")
+    assert browser.run(TEXT.format("now")).endswith(browser.run(f"{strip}.title"))
     for i in range(2):  # runs
         word = f"{CLIP}.querySelectorAll('.words')[{i}].querySelector('button:last-child')"
         browser.run(f"{word}.click()")
