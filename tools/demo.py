@@ -51,12 +51,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the corpus, train and test side by side, print the comparison and write the report."""
     args = parse_args(argv)
-    from synthetic.corpus import MARKER, write_corpus  # after --help and wrong flags
+    from synthetic.corpus import write_corpus  # after --help and wrong flags
     from training.experiments import Experiments
     from training.run_folder import BEST
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    if not (Path(args.root) / MARKER).is_file():
+    if not (Path(args.root) / config.mt5_path / "model.safetensors").is_file():  # what is written last
         say(f"making a corpus of {sum(config.SAMPLE_CLIPS.values()):,} clips in {args.root} ...")
         write_corpus(args.root, config.SAMPLE_CLIPS)
     spec = config.DATASETS["CSL_Daily"].under(args.root)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from synthetic.corpus import MARKER
 from tools import demo
 
 
@@ -20,6 +21,8 @@ def small(monkeypatch):
 
 
 def test_it_trains_compares_and_reports(small, tmp_path, capsys):
+    (tmp_path / "sample").mkdir()
+    (tmp_path / "sample" / MARKER).write_text("{}")  # a corpus whose making was stopped is made again
     line = ["--root", str(tmp_path / "sample"), "--out", str(tmp_path / "out")]
     demo.main(line)
     out = capsys.readouterr().out
