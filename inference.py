@@ -335,7 +335,6 @@ def live(translator: Translator, clips: Sequence[Clip], results: Results, args: 
         raise
     finally:
         now.take(next(poses, []))
-        poses.close()
         finish()
         sys.stderr.write(f"{now.n_dropped} of {now.n_frames + now.n_dropped} frames dropped.\n")
 

@@ -266,7 +266,7 @@ class Live:
 
     def drafts(self) -> Iterator[LiveSentence]:
         """Yield a draft of the segment that lasts, if it has grown enough."""
-        lasts = [*self._segmenter.frames]  # a copy: while it is translated, more may be taken
+        lasts = self._segmenter.frames
         if lasts and lasts[-1].time - max(lasts[0].time, self._drafted) >= DRAFT_EVERY:
             self._drafted = lasts[-1].time
             yield self._translate(lasts, is_draft=True)

@@ -1,16 +1,21 @@
-"""Poses as they come, from a camera or from files as if they were live; found in threads of their own.
+"""Poses as they come, from a camera or from files as if they were live; found in a process of their own.
 
-Pictures that come while the extractor is busy, and one waits already, are dropped.
+Pictures that come while the extractor is busy, and one waits already, are dropped. Who sends them through a connection
+is told when each is taken, and drops those that come until then.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
+import multiprocessing
 import queue
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +27,11 @@ from pose.keypoints import Pose, read_pose
 from pose.video import read_facts, read_pictures, watch
 from system.faults import CLIP_FAULTS, in_one_line
 
+if sys.platform == "win32":
+    from multiprocessing.connection import PipeConnection as Connection
+else:
+    from multiprocessing.connection import Connection
+
 
 class Frame(NamedTuple):
     """A moment."""
@@ -31,6 +41,14 @@ class Frame(NamedTuple):
     scores: np.ndarray  # (133,)
     aspect: float = 1  # width of the picture / its height
     dropped: int = 0  # number of pictures dropped before it
+
+
+class Taken(NamedTuple):
+    """A picture, (H, W, 3) uint8, or the keypoints and scores of one, and the facts of its `Frame`."""
+
+    time: float
+    dropped: int
+    item: Any
 
 
 def as_pose(frames: Sequence[Frame]) -> Pose:
@@ -44,59 +62,110 @@ def as_pose(frames: Sequence[Frame]) -> Pose:
 
 
 def live_poses(
-    source: int | Sequence[Path], fps: float, aspect: float, load: Callable[[], Extractor]
+    source: int | Sequence[Path] | Connection, fps: float, aspect: float, load: Callable[[], Extractor]
 ) -> Generator[list[Frame], None, None]:
     """Yield the frames that have come since the last time; ends with a recording, never with a camera.
 
+    Of pictures there is an empty list when the extractor is ready, and for each second in which none comes.
+
     Args:
-        source: a camera's number, or videos or pose files, played one after the other.
+        source: a camera's number, or videos or pose files, played one after the other; or a connection, closed here,
+            that brings `Taken` pictures, and "" at the end. Each is answered with None when its turn comes.
         fps: frames per second of files; 0: what the first video says.
         aspect: width of the pictures / their height; 0: as they are, 1 for pose files.
-        load: loads the extractor, if there are pictures.
+        load: loads the extractor in the process that needs it, if there are pictures.
 
     Raises:
-        ValueError: what is watched cannot be read, or the extractor does not work.
+        ValueError: what is watched cannot be read, or the extractor does not work or died.
     """
-    found: queue.Queue[Frame | str] = queue.Queue()
-    over = threading.Event()
-
-    def find() -> None:
-        """Send frames, and at the end "" or what is wrong."""
-        try:
-            for frame in find_poses(source, fps, aspect, load, over):
-                found.put(frame)
-            found.put("")
-        except CLIP_FAULTS as error:
-            found.put(in_one_line(error))
-
-    finder = threading.Thread(target=find, daemon=True)
-    finder.start()
-    end = None
+    context = multiprocessing.get_context("spawn")  # threads and GPU state do not survive a fork
+    messages = context.Queue()
+    process = context.Process(target=_find, args=(messages, source, fps, aspect, load), daemon=True)
+    _start(process)
+    if not isinstance(source, int | Sequence):
+        source.close()  # so that the other end is told when the process dies
+    frames: list[Frame] = []
+    is_ready = False
     try:
-        while end is None:
-            frames: list[Frame] = []
-            with contextlib.suppress(queue.Empty):
-                while isinstance(message := found.get(not frames, 1), Frame):  # Windows tells of Ctrl-C after a second
-                    frames.append(message)
-                end = message
-            if frames:
-                yield frames
-        if end:
-            raise ValueError(end)
+        while True:
+            try:
+                message = messages.get(not frames, 1)
+            except queue.Empty:
+                if not (frames or process.is_alive()) and messages.empty():
+                    raise ValueError("the process that finds the poses died; is there enough memory?") from None
+                if frames or is_ready:
+                    yield frames
+                    frames = []
+                continue
+            if message is None:
+                is_ready = True
+                yield []
+                continue
+            if not isinstance(message, Frame):
+                break
+            frames.append(message)
+        if frames:
+            yield frames
+        if message:
+            raise ValueError(message)
     finally:
-        over.set()
-        finder.join()  # Python's end would abort an extractor in C++
+        process.kill()
 
 
-def find_poses(
-    source: int | Sequence[Path], fps: float, aspect: float, load: Callable[[], Extractor], over: threading.Event
-) -> Iterator[Frame]:
-    """Yield frames as they come, until `over` is set; see `live_poses`."""
-    items: Iterator[Any]
-    with_pictures = isinstance(source, int) or source[0].suffix.lower() in VIDEO_SUFFIXES
+def _start(process: BaseProcess) -> None:
+    """Start a process that Ctrl-C does not reach; Windows blocks no signals."""
+    if sys.platform == "win32":
+        process.start()
+    else:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the process inherits it
+        process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _find(messages: Any, source: Any, fps: float, aspect: float, load: Callable[[], Extractor]) -> None:
+    """Send frames, and at the end "" or what is wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows does not inherit it
+
+    def ready() -> Extractor:
+        extractor = load()
+        messages.put(None)
+        return extractor
+
+    try:
+        for frame in find_poses(source, fps, aspect, ready):
+            messages.put(frame)
+        messages.put("")
+    except CLIP_FAULTS as error:
+        messages.put(in_one_line(error))
+
+
+def find_poses(source: Any, fps: float, aspect: float, load: Callable[[], Extractor]) -> Iterator[Frame]:
+    """Yield frames as they come; see `live_poses`."""
+    with_pictures = not isinstance(source, Sequence) or source[0].suffix.lower() in VIDEO_SUFFIXES
     if with_pictures:
         extractor = load()
         extractor.start()
+    is_played = isinstance(source, int | Sequence)
+    take = _play(source, fps, with_pictures) if is_played else functools.partial(_receive, source)
+    while not isinstance(item := take(), str):
+        now, dropped, seen = item
+        shape = aspect or (seen.shape[1] / seen.shape[0] if with_pictures else 1)
+        keypoints, scores = _largest(*extractor(seen)) if with_pictures else seen
+        yield Frame(now, keypoints, scores, shape, dropped)
+    if item:
+        raise ValueError(item)
+
+
+def _receive(connection: Connection) -> Any:
+    """Take what is sent next, and say so."""
+    item = connection.recv()
+    connection.send(None)
+    return item
+
+
+def _play(source: int | Sequence[Path], fps: float, with_pictures: bool) -> Callable[[], Any]:
+    """Begin to watch a camera or to play files; return what waits for the next item."""
+    items: Iterator[Any]
     if isinstance(source, int):
         items, fps = watch(source), 0
     elif with_pictures:
@@ -105,26 +174,19 @@ def find_poses(
     else:
         items = (pair for pose in map(read_pose, source) for pair in zip(pose.keypoints, pose.scores, strict=True))
     waiting: queue.Queue = queue.Queue(1 if with_pictures else 0)  # poses are never late
-    threading.Thread(target=_watch, args=(items, fps, waiting, over), daemon=True).start()
-    while not isinstance(item := waiting.get(), str):
-        now, dropped, seen = item
-        shape = aspect or (seen.shape[1] / seen.shape[0] if with_pictures else 1)
-        keypoints, scores = largest(*extractor(seen)) if with_pictures else seen
-        yield Frame(now, keypoints, scores, shape, dropped)
-    if item:
-        raise ValueError(item)
+    threading.Thread(target=_watch, args=(items, fps, waiting), daemon=True).start()
+    return waiting.get
 
 
-def _watch(items: Iterable[Any], fps: float, waiting: queue.Queue, over: threading.Event) -> None:
-    """Put (time, number dropped before, item) into the queue when its time comes; at the end "" or what is wrong."""
+def _watch(items: Iterable[Any], fps: float, waiting: queue.Queue) -> None:
+    """Put items with their times into the queue when their time comes; at the end "" or what is wrong."""
     start, dropped, end = time.time(), 0, ""
     try:
         for number, item in enumerate(items):
             now = number / fps if fps else time.time() - start
-            if over.wait(max(0, start + now - time.time())):
-                break
+            time.sleep(max(0, start + now - time.time()))
             try:
-                waiting.put_nowait((now, dropped, item))
+                waiting.put_nowait(Taken(now, dropped, item))
             except queue.Full:
                 dropped += 1
     except CLIP_FAULTS as error:
@@ -132,8 +194,8 @@ def _watch(items: Iterable[Any], fps: float, waiting: queue.Queue, over: threadi
     waiting.put(end)
 
 
-def largest(keypoints: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the person (133, 2), (133,) whose head and shoulders are seen largest, of all in a picture."""
+def _largest(keypoints: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the person (133, 2), (133,) whose head and shoulders are seen largest."""
     try:
         places, sure = one_person([keypoints], [scores])
     except ValueError:  # none of several has a head

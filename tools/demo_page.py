@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import select
@@ -35,6 +36,7 @@ from utils import Parser, add_extractor_flags, add_model_flags, installed, requi
 if TYPE_CHECKING:
     import numpy as np
 
+    from pages.live import LiveCamera
     from pose.extraction import Extractor
     from pose.keypoints import Pose
     from translator import Translator
@@ -101,9 +103,16 @@ class Demo:
     Args:
         extractor: extracts poses from videos; without it videos are refused.
         no_extractor: why there is none.
+        load: loads another one, for the process of a live session.
     """
 
-    def __init__(self, translator: Translator, extractor: Extractor | None = None, no_extractor: str = "") -> None:
+    def __init__(
+        self,
+        translator: Translator,
+        extractor: Extractor | None = None,
+        no_extractor: str = "",
+        load: Callable[[], Extractor] | None = None,
+    ) -> None:
         from pages.live import LiveCamera
 
         self.translator, self.extractor, self.no_extractor = translator, extractor, no_extractor
@@ -112,8 +121,8 @@ class Demo:
             self.no_live = "This checkpoint looks at crops of the hands, which are not kept live."
         elif not self.no_live and not installed("PIL"):
             self.no_live = 'Needs PIL: pip install -e ".[rgb]"'
-        self.busy = threading.Lock()  # one clip, or picture of a camera, is processed at a time
-        self.live = LiveCamera(translator, extractor, self.busy) if extractor and not self.no_live else None
+        self.live = LiveCamera(translator, load) if load and not self.no_live else None
+        self.busy = threading.Lock()  # one clip is processed at a time
         self.over = threading.Event()
 
     def facts(self, checkpoint: str, max_bytes: int) -> dict[str, Any]:
@@ -139,7 +148,7 @@ class Demo:
         from pose.drawing import picture_points, player_data
         from temporal_alignment import sample_frames
 
-        with self._turn(is_gone) as still_asked, tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
+        with self.turn(is_gone) as still_asked, tempfile.TemporaryDirectory(prefix="demo_page_") as folder:
             path = Path(folder) / f"clip{Path(question.name).suffix}"
             video = path if path.suffix.lower() in VIDEO_SUFFIXES else None
             try:
@@ -163,7 +172,7 @@ class Demo:
         }
 
     @contextlib.contextmanager
-    def _turn(self, is_gone: Callable[[], bool]) -> Iterator[Callable[[], None]]:
+    def turn(self, is_gone: Callable[[], bool]) -> Iterator[Callable[[], None]]:
         """Wait for the model; give what raises ConnectionAbortedError, as this does, if nobody waits any more."""
 
         def still_asked() -> None:
@@ -230,14 +239,14 @@ class Demo:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handles one request: for the page's files, the facts, a translation, or a live picture and what was signed."""
+    """Handles one request: for the page's files, the facts, a translation, or a live session and its pictures."""
 
     server: Server
     timeout = SECONDS
     server_version, sys_version = "demo_page", ""
 
     def do_GET(self) -> None:
-        """Send one of the page's files, the facts, or what was signed live."""
+        """Send one of the page's files, the facts, or the events of a live session."""
         if not self._is_for_us():
             return
         if self.path == "/facts":
@@ -245,8 +254,11 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path in FILES:
             file = PAGES / FILES[self.path]
             self._send(HTTPStatus.OK, file.read_bytes(), f"{KINDS[file.suffix]}; charset=utf-8")
-        elif self.path.startswith("/live?") and (live := self.server.demo.live):
-            self._answer(lambda: live.said(self.path.removeprefix("/live?")))
+        elif self.path in ("/live", "/live?rules") and self.server.demo.live:
+            if self.headers.get("Sec-Fetch-Site") == "same-origin":  # browsers send no Origin here
+                self._send_events(self.server.demo.live)
+            else:
+                self._refuse(HTTPStatus.FORBIDDEN, ONLY_THE_PAGE)
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "nothing is here.")
 
@@ -262,27 +274,34 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "nothing is here.")
             return
         limit = LIVE_BYTES if live else self.server.facts["max_bytes"]
-        length = self.headers.get("Content-Length", "")[:18]  # as a text of more digits Python reads none
-        if not length.isdecimal() or int(length) > limit:
-            size = f"{int(length) / 1e6:.1f} MB" if length.isdecimal() else "no size"
-            self._refuse(HTTPStatus.BAD_REQUEST, f"the file has {size}; the limit is {limit / 1e6:g} MB.")
-            return
-        body = self.rfile.read(int(length))
-        if live:
-            self._answer(lambda: live.take(body))
-        else:
-            self._answer(lambda: self.server.demo.answer(*Question.of(body), self._is_gone))
-
-    def _answer(self, answer: Callable[[], Mapping[str, Any] | None]) -> None:
-        """Send what a function returns, or the reason why it cannot."""
         try:
-            content = answer()
+            length = int(self.headers.get("Content-Length", "-1"))
+            if not 0 <= length <= limit:
+                raise ValueError(f"the file has {length / 1e6:.1f} MB; the limit is {limit / 1e6:g} MB.")
+            body = self.rfile.read(length)
+            if live:
+                live.take(body)
+                self._send_json(HTTPStatus.OK, {})
+            else:
+                self._send_json(HTTPStatus.OK, self.server.demo.answer(*Question.of(body), self._is_gone))
+        except (ValueError, FileNotFoundError) as error:  # the text encoder's folder may have been moved
+            self._refuse(HTTPStatus.BAD_REQUEST, in_one_line(error))
+
+    def _send_events(self, live: LiveCamera) -> None:
+        """Run a live session."""
+
+        def tell(what: Mapping[str, Any]) -> None:
+            self.wfile.write(f"data: {to_json(what)}\n\n".encode())
+
+        demo = self.server.demo
+        describe = self.path.endswith("?rules") and demo.translator.model.config.use_descriptions
+        self._start(HTTPStatus.OK, "text/event-stream")
+        try:
+            live.run(describe, tell, lambda: demo.turn(self._is_gone))
         except (TimeoutError, ConnectionError):
             raise
         except CLIP_FAULTS as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, in_one_line(error))
-        else:
-            self._send_json(HTTPStatus.OK, content or {})
+            tell({"error": in_one_line(error)})
 
     def _is_gone(self) -> bool:
         try:
@@ -305,20 +324,23 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, body, "application/json; charset=utf-8")
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self._start(status, kind, {"Content-Length": str(len(body))})
+        self.wfile.write(body)
+
+    def _start(self, status: HTTPStatus, kind: str, more: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
         policy = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
         for name, value in {
             "Content-Type": kind,
-            "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
             "Content-Security-Policy": policy,
             "Cross-Origin-Resource-Policy": "same-origin",
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
+            **(more or {}),
         }.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the name is http.server's
         """Log nothing: the page shows errors."""
@@ -345,21 +367,22 @@ class Server(socketserver.ThreadingTCPServer):
             super().handle_error(request, client_address)
 
 
-def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str]:
-    """Load the pose extractor or, unless a flag asks for it, return why there is none.
+def find_extractor(args: argparse.Namespace) -> tuple[Extractor | None, str, Callable[[], Extractor]]:
+    """Load the pose extractor or, unless a flag asks for it, return why there is none; and what loads it again.
 
     Raises:
         ValueError, FileNotFoundError: the one that a flag asks for cannot be loaded.
     """
     from pose.extraction import load_extractor
 
+    device = "cpu" if args.device == "cpu" else ""  # onnxruntime may not be able to use mT5's GPU
+    load = functools.partial(load_extractor, args.extractor, args.models, device)
     try:
-        # onnxruntime may not be able to use mT5's GPU.
-        return load_extractor(args.extractor, args.models, "cpu" if args.device == "cpu" else ""), ""
+        return load(), "", load
     except (ValueError, FileNotFoundError) as error:
         if args.extractor or args.models:
             raise
-        return None, str(error)
+        return None, str(error), load
 
 
 def main(args: argparse.Namespace) -> None:
@@ -393,6 +416,8 @@ def main(args: argparse.Namespace) -> None:
         server.shutdown()
         with demo.busy:  # what runs ends at its next image, or with its translation
             pass
+        if demo.live:
+            demo.live.wait()
     # Threads that still answer a browser are stopped by Python's own end wherever they are, and those in C++ abort it.
     os._exit(0)
 

@@ -72,7 +72,7 @@ let clip = null;
 let player = null;
 let lightWords = null; // lights those of a frame
 let say = (words) => words.ready; // what the status line says, in any language
-const live = new Live(t, () => textsFrom() === "rules");
+const live = new Live(t, () => (textsFrom() === "rules" ? "/live?rules" : "/live"));
 let asked = 0; // number of the latest question: answers to earlier ones are dropped
 
 function t() {

@@ -1,15 +1,14 @@
-// Live on the page of tools/demo_page.py: posts the camera's pictures one at a time, and asks for the sentences.
+// Live on the page of tools/demo_page.py: posts the camera's pictures one at a time, and shows the sentences that come.
 
 const LONGEST_SIDE = 640; // of a posted picture, in pixels
 const QUALITY = 0.85;
-const PAUSE = 200; // milliseconds from one answer about sentences to the next question
 const $ = (id) => document.getElementById(id);
 
 export class Live {
-  // `words()` are those of the page's language, `rules()` tells whether segments are described by the rules.
-  constructor(words, rules) {
-    Object.assign(this, { words, rules, say: (t) => t.live_hint, camera: null, session: "" });
-    $("live_button").onclick = () => (this.session ? this.stop() : this.start());
+  // `words()` are those of the page's language, `address()` is that of the events.
+  constructor(words, address) {
+    Object.assign(this, { words, address, say: (t) => t.live_hint, camera: null, events: null });
+    $("live_button").onclick = () => (this.events ? this.stop() : this.start());
   }
 
   // What stands against it, as of the server ("" for nothing), is said in place of the button.
@@ -20,7 +19,7 @@ export class Live {
   }
 
   translate() {
-    $("live_button").textContent = this.session ? this.words().live_stop : this.words().live_start;
+    $("live_button").textContent = this.events ? this.words().live_stop : this.words().live_start;
     $("live_status").textContent = this.say(this.words());
   }
 
@@ -43,9 +42,27 @@ export class Live {
     }
     $("live_button").disabled = false;
     $("live_sentences").replaceChildren();
-    Object.assign(this, { session: crypto.randomUUID(), facts: null, first: null, sent: 0, posting: null });
-    this.awaited = $("view").requestVideoFrameCallback((...frame) => this.watch(...frame));
+    Object.assign(this, { session: "", first: null, sent: 0, posting: null });
+    this.events = new EventSource(this.address());
+    this.events.onmessage = ({ data }) => this.take(JSON.parse(data));
+    this.events.onerror = () => this.end((t) => t.unreachable, "fault");
     this.translate();
+  }
+
+  take(message) {
+    if (message.error) return this.end(() => message.error, "fault");
+    if (message.end) return this.end(this.say);
+    if ("frames" in message) return this.status((t) => t.live_counts(message.frames, message.dropped));
+    if ("text" in message) return this.show(message);
+    this.session = message.session;
+    this.awaited = $("view").requestVideoFrameCallback((now, frame) => this.watch(now, frame));
+  }
+
+  show({ text, at, draft }) {
+    const item = $("live_sentences").querySelector(".draft") ?? document.createElement("li");
+    item.className = draft ? "draft" : "";
+    item.textContent = `${Math.floor(at / 60)}:${(at % 60).toFixed(1).padStart(4, "0")} ${text}${draft ? " …" : ""}`;
+    $("live_sentences").prepend(item);
   }
 
   // A picture that comes while one is on its way is dropped: the server is late.
@@ -65,47 +82,23 @@ export class Live {
   async post(facts, canvas) {
     const { session } = this;
     const picture = canvas ? await canvas.convertToBlob({ type: "image/jpeg", quality: QUALITY }) : "";
-    const line = JSON.stringify({ session, rules: this.rules(), ...facts });
-    const answer = await this.ask(session, "/live", { method: "POST", body: new Blob([line, "\n", picture]) });
-    if (answer && !this.facts) this.listen(session);
     this.facts = facts;
-  }
-
-  // What the server answers; what is wrong ends the session, and is no answer.
-  async ask(session, ...request) {
-    let fault = (t) => t.unreachable;
     try {
-      const answer = await (await fetch(...request)).json();
-      if (!answer.error) return answer;
-      fault = () => answer.error;
-    } catch {}
-    if (this.session === session) this.end(fault, "fault");
-  }
-
-  async listen(session) {
-    while (this.session === session) {
-      const answer = await this.ask(session, `/live?${session}`);
-      if (!answer || this.session !== session) return;
-      answer.sentences.forEach((sentence) => this.show(sentence));
-      this.status((t) => t.live_counts(answer.frames, answer.dropped));
-      if (answer.end) this.end(this.say);
-      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+      const body = new Blob([JSON.stringify({ session, ...facts }), "\n", picture]);
+      const answer = await fetch("/live", { method: "POST", body });
+      const { error } = await answer.json();
+      if (error && this.session === session) this.end(() => error, "fault");
+    } catch {
+      if (this.session === session) this.end((t) => t.unreachable, "fault");
     }
-  }
-
-  show({ text, at, draft }) {
-    const item = $("live_sentences").querySelector(".draft") ?? document.createElement("li");
-    item.className = draft ? "draft" : "";
-    item.textContent = `${Math.floor(at / 60)}:${(at % 60).toFixed(1).padStart(4, "0")} ${text}${draft ? " …" : ""}`;
-    $("live_sentences").prepend(item);
   }
 
   // The camera is released at once; the last sentence may still come.
   async stop() {
+    if (!this.session || !this.camera) return this.end(this.say);
     this.release();
     await this.posting;
-    if (!this.facts) return this.end(this.say);
-    if (this.session) await this.post(this.facts);
+    if (this.session) await this.post(this.facts ?? { time: 0, dropped: 0 });
   }
 
   release() {
@@ -117,6 +110,8 @@ export class Live {
 
   end(say, kind) {
     this.release();
+    this.events?.close();
+    this.events = null;
     this.session = "";
     $("live_button").disabled = false;
     this.status(say, kind);

@@ -29,7 +29,7 @@ class Replay:
         self.pose, self.seconds, self.fps, self.begun = read_pose(path), seconds, fps, 0.0
 
     def start(self):
-        self.begun = 0.0
+        pass
 
     def __call__(self, picture):
         time.sleep(self.seconds)

@@ -1,6 +1,7 @@
 """Poses as they come, in this process: what is too late, and how it is filled in."""
 
-import threading
+import functools
+import os
 import time
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_pictures_that_come_too_soon_are_dropped(camera, write_video, tmp_path, 
     monkeypatch.setattr(live, "watch", watch)
     monkeypatch.setattr(live, "read_pictures", watch)
     (tmp_path / "talk.mp4").touch()
-    frames = list(find_poses(3 if camera else [tmp_path / "talk.mp4"], 100, 0, Slow, threading.Event()))
+    frames = list(find_poses(3 if camera else [tmp_path / "talk.mp4"], 100, 0, Slow))
     assert 20 < frames[-1].dropped < 40
     assert len(frames) + frames[-1].dropped <= 40
     assert frames[0].aspect == 2
@@ -55,26 +56,8 @@ def test_dropped_frames_are_filled_in():
     assert pose.scores[:, 0].tolist() == [1, 0.5, 0.5, 0.5, 1]
 
 
-def test_a_file_that_is_not_there_is_not_played(tmp_path):
+def test_a_process_that_dies_and_a_camera_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="the process that finds the poses died"):
+        next(live_poses(3, 0, 0, functools.partial(os._exit, 1)))
     with pytest.raises(ValueError, match=r"no.pkl"):
-        next(live_poses([tmp_path / "no.pkl"], 25, 0, Slow))
-
-
-def test_who_stops_to_listen_ends_the_camera(monkeypatch):
-    before, closed = set(threading.enumerate()), []
-
-    def watch(number):
-        try:
-            while True:
-                time.sleep(0.01)
-                yield np.full((32, 64, 3), 200, np.uint8)
-        finally:
-            closed.append(number)
-
-    monkeypatch.setattr(live, "watch", watch)
-    poses = live_poses(3, 0, 0, Slow)
-    assert next(poses)[0].aspect == 2
-    poses.close()
-    time.sleep(0.2)
-    assert closed == [3]
-    assert set(threading.enumerate()) <= before
+        next(live_poses([tmp_path / "no.pkl"], 25, 0, os.abort))
