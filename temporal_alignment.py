@@ -189,6 +189,8 @@ def _parse(path: str | Path, data: bytes | None) -> list | tuple:
     if (regular_size(path) if data is None else len(data)) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes")
     data = Path(path).read_bytes() if data is None else data
+    if not data.strip():
+        raise ValueError("empty file")
     try:
         document = json.loads(data, object_pairs_hook=tuple)  # bytes: json detects byte order marks and UTF-16 itself
     except json.JSONDecodeError as error:

@@ -158,7 +158,7 @@ def test_quick_break_counts_micro_batches(monkeypatch):
         for micro_batch in range(group, 11, group):
             state = fine_tuning.TrainState(micro_batch=micro_batch)
             engine = type("Engine", (), {"module": type("Module", (), {"config": None})})
-            guards = type("Guards", (), {"saves": survival.Saves(0)})
+            guards = type("Guards", (), {"saves": survival.Saves()})
             fine_tuning.save_within_epoch(engine, state, group, False, guards, args)
         assert saved == expected
 

@@ -55,7 +55,10 @@ SITES = {
     "by a model": by_model,
     "audit": lambda folder: [examine(Bad("a", folder, None, folder)).faults["pose_unreadable"]],
     "extraction": lambda folder: [
-        extract_poses.extract(extract_poses.Video(folder / "a", folder / "b", None), 0).fault
+        extract_poses.extract(
+            Namespace(extractor="", models="", device="", person=0),
+            extract_poses.Video(folder / "a", folder / "b", None),
+        ).fault
     ],
     "translation": translating,
 }
@@ -66,7 +69,7 @@ def test_what_one_clip_raises_is_its_reason(site, tmp_path, monkeypatch):
     (tmp_path / "a.pkl").touch()
     for name in ("inference.read_clip", "pose.extraction.extract_pose"):
         monkeypatch.setattr(name, fails)
-    monkeypatch.setattr(extract_poses, "_extractor", object())
+    monkeypatch.setattr(extract_poses, "_extractor", lambda *_: None)
     assert SITES[site](tmp_path) == ["MemoryError"]
 
 
