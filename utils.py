@@ -175,6 +175,9 @@ def add_shard_flag(add: Callable[..., argparse.Action]) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a program; an error that a user can fix prints one line (its traceback goes to the log), exit status 1."""
     sys.excepthook = tell_interruption
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as of a job without a terminal: the next file would take its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- for good
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What a pipe has on Windows, and some terminals, lack most characters; and file names may have invalid ones.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -159,6 +159,18 @@ def test_another_pipe_that_breaks_is_an_error():
     assert (result.returncode, result.stderr) == (1, "error: [Errno 32] worker\n")
 
 
+CLOSED = "import os, sys; [os.close(n) for n in (0, 1, 2)]; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+
+
+def test_closed_streams_end_nothing(tmp_path):
+    """As of a job without a terminal; what is printed must not get into a file."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "clip.json").write_text('{"0.jpg": "The right hand rises."}')
+    line = ["describe.py", "audit", str(tmp_path / "texts"), "--repair", str(tmp_path / "clean")]
+    assert subprocess.run([sys.executable, "-c", CLOSED, *line], cwd=ROOT, check=False).returncode == 0
+    assert "The right hand rises." in (tmp_path / "clean" / "clip.json").read_text()
+
+
 def test_ctrl_c_during_slow_imports_is_one_word():
     code = "import utils\nutils.run(lambda: None)\nraise KeyboardInterrupt"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
