@@ -239,11 +239,12 @@ def passes(name: str) -> bool:
 def place_of(error: BaseException) -> tuple[str, int]:
     """Return the last file of this project, and the line in it, that an error came from."""
     here = Path(__file__).resolve().parent
-    places = [(call.filename, call.lineno or 0) for call in traceback.extract_tb(error.__traceback__)]
+    calls = [(call.filename, call.lineno or 0) for call in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
-        places.append((error.filename or "", error.lineno or 0))
-    ours = [(path, line) for path, line in places if path.startswith(f"{here}{os.sep}") and "site-packages" not in path]
-    return os.path.relpath(ours[-1][0], here), ours[-1][1]
+        calls.append((error.filename or "", error.lineno or 0))
+    places = [(Path(path).resolve(), line) for path, line in calls if path.endswith(".py")]  # not <frozen ...>
+    ours = [place for place in places if place[0].is_relative_to(here) and "site-packages" not in place[0].parts]
+    return str(ours[-1][0].relative_to(here)), ours[-1][1]
 
 
 def run_flags(typed: Sequence[str], page: str) -> argparse.Namespace:

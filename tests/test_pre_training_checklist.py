@@ -210,6 +210,15 @@ def test_cures_name_the_place(broken):
     assert broken["comma"].stdout.count("    cure:   Mend config.py or ") == 5
 
 
+def test_the_project_may_be_reached_through_a_link(tmp_path, monkeypatch):
+    """Then the paths in a traceback go through it, those of the program itself at least."""
+    (tmp_path / "link").symlink_to(ROOT, target_is_directory=True)
+    monkeypatch.setattr(pre_training_checklist, "__file__", str(tmp_path / "link" / "pre_training_checklist.py"))
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("\n1 / 0", tmp_path / "link" / "utils.py", "exec"))
+    assert pre_training_checklist.place_of(caught.value) == ("utils.py", 2)
+
+
 # -- data ------------------------------------------------------------------------------------------------------------
 
 UNSEEN = "(score above 0.3). If the pictures show it, see whether the points have COCO-WholeBody's order"
