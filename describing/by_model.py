@@ -141,7 +141,8 @@ def by_model(
     pool = ThreadPoolExecutor(concurrency)
     try:
         counts = pool.map(partial(describe_clip, question=question, client=client, outcome=outcome), clips)
-        outcome.stored = sum(progress(counts, "asking", total=len(clips)))
+        for stored in progress(counts, "asking", total=len(clips)):
+            outcome.stored += stored
     finally:
         client.stop()
         pool.shutdown(cancel_futures=True)

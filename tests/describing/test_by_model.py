@@ -172,6 +172,18 @@ def test_a_disk_that_takes_nothing_stops_at_once(poses, tmp_path, monkeypatch):
         assert len(httpd.requests) == 1
 
 
+def test_a_run_that_is_stopped_says_what_it_has(poses, tmp_path, monkeypatch, lines):
+    def interrupted(counts, *_, **__):
+        yield next(counts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("describing.by_model.progress", interrupted)
+    with server(lambda h, _: h.answer()) as httpd, pytest.raises(KeyboardInterrupt):
+        run(httpd, poses, tmp_path / "out", "--concurrency 1")
+    first = min(poses.iterdir())
+    assert f" requests, {len(segments(len(read_pose(first)), 16))} texts stored, 0 failed; " in lines.text
+
+
 def test_a_wrong_key_stops_at_once(poses, tmp_path, monkeypatch, lines):
     monkeypatch.setenv("MY_KEY", "sk-0123456789")
     with server(lambda h, _: h.send(401, b"Incorrect API key: sk-0123456789")) as httpd:
