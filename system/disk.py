@@ -48,8 +48,10 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
         with open(unfinished, "xb") as file:
             try:
                 write(file)
-            except RuntimeError as error:  # of torch, in the place of the file's own
-                raise error.__context__ or error from None
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # the file's own, which torch hides
+                    raise error.__context__ from None
+                raise
             file.flush()
             if sync:
                 os.fsync(file.fileno())

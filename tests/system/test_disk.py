@@ -42,6 +42,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert path.read_text() == "old"
 
 
+def test_an_error_is_not_taken_for_one_that_came_before(tmp_path):
+    """A state is also saved after something went wrong."""
+
+    def write(_):
+        raise RuntimeError("of torch")
+
+    try:
+        raise ValueError("before")
+    except ValueError:
+        with pytest.raises(RuntimeError, match="of torch"):
+            disk.write_whole(tmp_path / "a", write)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_two_processes_write_the_same_file(tmp_path, fails):
     """Each writes all of its own, the last one stays, and neither leaves anything behind."""
