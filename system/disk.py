@@ -205,10 +205,12 @@ def remove_folder(folder: Path) -> None:
 
 
 def explain(error: OSError, path: str | Path) -> str:
-    """Return one line: what could not be written, why, and how much space is free."""
-    place = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
-    room = shutil.disk_usage(place).free / 1e6
-    return f"{path} cannot be written: {error.strerror or error}; {room:.0f} MB are free there."
+    """Return one line: what could not be written, why, and how much space is free, if the disk answers."""
+    room = ""
+    with contextlib.suppress(OSError, StopIteration):  # the disk may have gone
+        place = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+        room = f"; {shutil.disk_usage(place).free / 1e6:.0f} MB are free there"
+    return f"{path} cannot be written: {error.strerror or error}{room}."
 
 
 def to_json(content: Any, **options: Any) -> str:

@@ -128,6 +128,17 @@ def test_lines_wait_until_they_can_be_written(tmp_path, caplog):
     assert disk.read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
+def test_a_disk_that_is_gone_does_not_end_what_goes_on(tmp_path, monkeypatch, caplog):
+    def gone(_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(disk.shutil, "disk_usage", gone)
+    disk.Lines(tmp_path / "later" / "steps.jsonl").add({"step": 1})
+    assert "steps.jsonl cannot be written: No such file or directory. What it should hold" in caplog.text
+    monkeypatch.setattr(Path, "is_dir", gone)
+    assert disk.explain(OSError("no"), tmp_path / "a").endswith("a cannot be written: no.")
+
+
 def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
     path = tmp_path / "steps.jsonl"
     lines = disk.Lines(path)
