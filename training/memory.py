@@ -74,8 +74,8 @@ def estimate(
 ) -> tuple[float, float]:
     """Estimate the GiB that training takes on each GPU: for weights and optimizer, and for a micro-batch's activations.
 
-    Weights, gradients and AdamW in fp32 take 16 bytes per parameter; with ZeRO, DeepSpeed shards them over the GPUs and
-    keeps another copy of the weights, which it does not shard.
+    Weights, gradients and AdamW in fp32 take 16 bytes per parameter; with ZeRO, DeepSpeed shards them over several GPUs
+    and keeps another copy of the weights, which it does not shard.
 
     Activations, measured in fp32: the graph convolutions keep 34 floats per joint and channel (half in bf16), mT5's
     encoder 190 bytes per layer and channel, its decoder a fifth of that; for a description of about 40 tokens, where
@@ -90,7 +90,7 @@ def estimate(
     encoder, decoder = mt5_parameters(sizes)
     # The last terms: graph convolutions and fusion, and the RGB branch.
     parameters = encoder + decoder + run.encodes_texts * encoder + 7e6 + run.rgb_support * 5e6
-    per_parameter = 4 + 16 / n_gpus if run.zero_stage else 16
+    per_parameter = 4 + 16 / n_gpus if run.zero_stage and n_gpus > 1 else 16
     if run.fusion_alone:
         per_parameter = 4
     elif run.offload:

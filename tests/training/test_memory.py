@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import config
-from training.memory import explain_memory, mt5_parameters
+from training.memory import MT5_BASE, MemorySettings, estimate, explain_memory, mt5_parameters
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,10 @@ def test_parameters_are_estimated_as_they_are(corpus):
     sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     exact = sum(parameter.numel() for parameter in load_mt5(folder).parameters())
     assert sum(mt5_parameters(sizes)) == pytest.approx(exact, rel=0.01)
+
+
+def test_one_gpu_keeps_no_copy_of_the_weights():
+    """There torch trains alone: 16 bytes per parameter, as docs/TRAINING.md has it; on two GPUs 4 + 16 / 2."""
+    run = MemorySettings(8, 256, "bf16", 2, False, False, False, False)
+    state = [estimate(run, MT5_BASE, 256, 0, n_gpus)[0] for n_gpus in (1, 2)]
+    assert state == pytest.approx([8.8, 6.6], abs=0.1)
