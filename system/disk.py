@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,10 +67,12 @@ def write_whole(path: str | Path, write: Callable[[Any], object], *, sync: bool 
         sync_folder(Path(path).parent)
 
 
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove what killed processes have left of files in a folder; nobody else may be writing there."""
+def remove_unfinished(folder: str | Path, hours: float = 0) -> None:
+    """Remove what killed processes have left of files in a folder; so long nobody else has been writing there."""
     for left in Path(folder).glob(f"*.{UNFINISHED}"):
-        left.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another run removes it, too
+            if time.time() - left.stat().st_mtime >= 3600 * hours:
+                left.unlink()
 
 
 def check_name(path: str | Path) -> None:
@@ -181,7 +184,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield unfinished
         sync_folder(unfinished)
         going = _set_aside(folder)
-        os.rename(unfinished, folder)
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            if going.is_dir():
+                os.rename(going, folder)
+            raise
         sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from system.disk import explain, write_whole
+from system.disk import explain, remove_unfinished, write_whole
 from system.distributed import barrier, is_main, rank, world_size
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 from utils import progress
@@ -100,6 +100,7 @@ def build_text_cache(
     """
     folder = Path(cache_root) / encoder_fingerprint(encoder_folder, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder, hours=24)  # what is newer another run may be writing
     texts = sorted(set(texts)) or [""]
     for n in (world_size(), 1):  # first a share of the work, then what the others have put on their own machines
         missing = TextFeatureCache(folder).missing(texts)

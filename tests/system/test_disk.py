@@ -81,7 +81,10 @@ def test_what_a_kill_left_can_be_removed(tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path / "a"], cwd=ROOT, check=False)
     assert [p.suffix for p in tmp_path.iterdir()] == [".unfinished"]
     (tmp_path / "b").touch()
-    disk.remove_unfinished(tmp_path)
+    disk.remove_unfinished(tmp_path, hours=24)
+    assert len(list(tmp_path.iterdir())) == 2
+    os.utime(next(tmp_path.glob("a.*")), (0, 0))
+    disk.remove_unfinished(tmp_path, hours=24)
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
@@ -114,6 +117,24 @@ def test_a_folder_that_cannot_be_removed_costs_neither_it_nor_the_new_one(tmp_pa
         (unfinished / "a").write_text("new")
     assert (folder / "a").read_text() == "new"
     assert (removed[-1] / "a").read_text() == "old"
+
+
+def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    rename = os.rename
+
+    def refuse(old, new):
+        if "removal" not in old.name and new == folder:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        rename(old, new)
+
+    monkeypatch.setattr(disk.os, "rename", refuse)
+    with pytest.raises(OSError, match="Permission denied"), disk.new_folder(folder) as unfinished:
+        (unfinished / "a").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "a").read_text() == "old"
 
 
 def test_lines_wait_until_they_can_be_written(tmp_path, caplog):
