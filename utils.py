@@ -136,7 +136,7 @@ def add_extractor_flags(add: Callable[..., argparse.Action]) -> None:
     """Add the flags used by `pose.extraction.load_extractor`."""
     which = "finds the poses in videos; default: whichever is installed, rtmlib before mediapipe"
     add("--extractor", default="", choices=config.EXTRACTORS, help=which)
-    add("--models", default="", metavar="DIR", help="the files of rtmlib; default: pretrained_weight/rtmlib")
+    add("--models", default="", metavar="DIR", help="the extractor's files; default: pretrained_weight/EXTRACTOR")
 
 
 class Shard(NamedTuple):

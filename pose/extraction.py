@@ -1,13 +1,15 @@
 """Pose extraction: a model detects the people in each image, and one of them is tracked through the clip.
 
     rtmlib       whole-body models of COCO-WholeBody's 133 points, several people; their ONNX files are the user's
-    mediapipe    MediaPipe Holistic, one person, computed on the CPU; release 0.10.21, which brings its models along
+    mediapipe    MediaPipe Holistic, one person, computed on the CPU; release 0.10.21 brings its models along, later
+                 ones take a file of the user's
 
 Nothing is ever downloaded, and torch is not imported. Shapes: T images of height H and width W, P people in an image.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.metadata
 import io
@@ -26,13 +28,17 @@ from system.disk import write_bytes
 from system.faults import in_one_line
 from utils import installed
 
-MODELS = "pretrained_weight/rtmlib"
+MODELS = "pretrained_weight"  # with a folder for each extractor's files
 _PROJECTS = "https://download.openmmlab.com/mmpose/v1/projects"
 RTMLIB_FILES = (  # other pairs: rtmlib.Wholebody.MODE
     f"{_PROJECTS}/rtmposev1/onnx_sdk/yolox_tiny_8xb8-300e_humanart-6f3252f9.zip",
     f"{_PROJECTS}/rtmw/onnx_sdk/rtmw-dw-l-m_simcc-cocktail14_270e-256x192_20231122.zip",
 )
-INSTALL_MEDIAPIPE = 'pip install -e ".[mediapipe]"; pip install --no-deps mediapipe==0.10.21'
+HOLISTIC = "holistic_landmarker.task"
+HOLISTIC_FILE = (
+    f"https://storage.googleapis.com/mediapipe-models/holistic_landmarker/holistic_landmarker/float16/1/{HOLISTIC}"
+)
+MILLISECONDS = 33  # between two pictures, for the smoothing, as MediaPipe 0.10.21 assumes
 
 HEAD_AND_SHOULDERS = np.arange(7)  # they define a person's size; arms would change it with every sign
 JUMP_COST = 2.0  # cost of a jump by one person size, in units of one frame of the largest person
@@ -58,7 +64,7 @@ def load_extractor(name: str = "", models: str | Path = "", device: str = "") ->
 
     Args:
         name: one of `config.EXTRACTORS`; default: rtmlib, or MediaPipe if it alone is installed.
-        models: folder with rtmlib's two ONNX files; default: `MODELS`.
+        models: folder with rtmlib's two ONNX files, or with MediaPipe's file; default: `MODELS`/{name}.
         device: "cpu" or "cuda", for rtmlib; default: a GPU if onnxruntime can use one.
 
     Raises:
@@ -66,7 +72,8 @@ def load_extractor(name: str = "", models: str | Path = "", device: str = "") ->
         FileNotFoundError: the model files do not exist.
     """
     name = name or ("mediapipe" if installed("mediapipe") and not installed("rtmlib") else "rtmlib")
-    return Rtmlib(models or MODELS, device) if name == "rtmlib" else MediaPipe()
+    folder = Path(models or f"{MODELS}/{name}")
+    return Rtmlib(folder, device) if name == "rtmlib" else MediaPipe(folder)
 
 
 class Rtmlib:
@@ -87,6 +94,8 @@ class Rtmlib:
             ) from None
         detector, whole_body = self._files(Path(folder))
         can_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        if device == "cuda" and not can_cuda:
+            raise ValueError("--device cuda: this onnxruntime has no GPU; install onnxruntime-gpu in its place.")
         self.device = device or ("cuda" if can_cuda else "cpu")
         self.detector = self._load(YOLOX, detector)
         self.whole_body = self._load(RTMPose, whole_body)
@@ -116,9 +125,7 @@ class Rtmlib:
         except Exception as error:  # noqa: BLE001 -- onnxruntime has errors of its own; each becomes one line
             raise ValueError(f"--models: {path} cannot be loaded: {in_one_line(error, 200)}") from None
         if self.device == "cuda" and model.session.get_providers()[0] != "CUDAExecutionProvider":
-            raise ValueError(
-                "--device cuda: onnxruntime cannot start on the GPU. It takes onnxruntime-gpu, and a CUDA of its list."
-            )
+            raise ValueError("--device cuda: onnxruntime cannot start on the GPU; see its list of CUDA versions.")
         return model
 
     def start(self) -> None:
@@ -140,41 +147,37 @@ class Rtmlib:
 class MediaPipe:
     """MediaPipe Holistic: body, face and hands of one person, tracked from image to image.
 
-    Scores of face and hands are 1, or 0 if not detected; those of the body are continuous. Raises what
-    `load_extractor` does.
+    Scores of face and hands are 1, or 0 if not detected; those of the body are continuous. Releases after 0.10.21 need
+    the file `HOLISTIC` in the folder. Raises what `load_extractor` does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | Path) -> None:
         os.environ.setdefault("GLOG_minloglevel", "2")
         try:
             import mediapipe
         except ImportError as error:
-            raise ValueError(f"--extractor mediapipe needs {error.name}: {INSTALL_MEDIAPIPE}") from None
-        protobuf = importlib.metadata.version("protobuf")
-        if not hasattr(mediapipe, "solutions") or int(protobuf.split(".")[0]) > 4:
             raise ValueError(
-                f"--extractor mediapipe: not with mediapipe {mediapipe.__version__} and protobuf {protobuf}: "
-                f"{INSTALL_MEDIAPIPE}"
-            )
+                f'--extractor mediapipe needs {error.name}: pip install -e ".[mediapipe]"; pip install --no-deps '
+                "mediapipe==0.10.21"
+            ) from None
         self.label = f"mediapipe {mediapipe.__version__}"
-        holistic = mediapipe.solutions.holistic
+        kind = _BundledModels if hasattr(mediapipe, "solutions") else _ModelFile
         with _no_native_messages():
-            # Only the models of complexity 1 are included in the package; others would be downloaded.
-            self.model = holistic.Holistic(model_complexity=1)
+            self.model = kind(mediapipe, Path(folder))
+        # The names in its enumerations; the face has 10 more points, of the irises, in later releases.
+        body = [landmark.name for landmark in self.model.names]
         hand = [str(i) for i in range(21)]
         self.points = {
-            "POSE_LANDMARKS": [landmark.name for landmark in holistic.PoseLandmark],
+            "POSE_LANDMARKS": body,
             "FACE_LANDMARKS": [str(i) for i in range(468)],
             "LEFT_HAND_LANDMARKS": hand,
             "RIGHT_HAND_LANDMARKS": hand,
         }
-        self.start()
 
     def start(self) -> None:
         """Reset the tracking state."""
         with _no_native_messages():
-            self.model.reset()
-            self.model.process(np.zeros((64, 64, 3), np.uint8))  # waits until all models are loaded
+            self.model.start()
 
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Extractor`; P is 1, or 0 if nobody is detected."""
@@ -182,7 +185,9 @@ class MediaPipe:
             found = self.model.process(picture)
         rows = []  # (x, y, confidence) of each point
         for component, names in self.points.items():
-            landmarks = getattr(getattr(found, component.lower()), "landmark", [])  # None if not detected
+            # A list; before 0.10.30, an object with one, or None.
+            landmarks = getattr(found, component.lower()) or []
+            landmarks = getattr(landmarks, "landmark", landmarks)[: len(names)]
             graded = component == "POSE_LANDMARKS"
             if graded and not landmarks:
                 return np.zeros((0, N_KEYPOINTS, 2), np.float32), np.zeros((0, N_KEYPOINTS), np.float32)
@@ -191,6 +196,64 @@ class MediaPipe:
         table = np.concatenate(rows)[None, None]  # (1, 1, N, 3)
         keypoints, scores = to_whole_body(self.points, table[..., :2], table[..., 2])
         return keypoints[0], scores[0]
+
+
+class _BundledModels:
+    """MediaPipe until 0.10.21, whose package holds the models."""
+
+    def __init__(self, mediapipe: Any, _folder: Path) -> None:
+        if int((protobuf := importlib.metadata.version("protobuf")).split(".")[0]) > 4:
+            raise ValueError(
+                f"mediapipe {mediapipe.__version__} does not work with protobuf {protobuf}: pip install "
+                "protobuf==4.25.9, or take mediapipe 1.2.3 (docs/INFERENCE.md)."
+            )
+        holistic = mediapipe.solutions.holistic
+        self.names = holistic.PoseLandmark
+        # Only the models of complexity 1 are included in the package; others would be downloaded.
+        self.model = holistic.Holistic(model_complexity=1)
+        self.process = self.model.process
+        self.start()
+
+    def start(self) -> None:
+        self.model.reset()
+        self.process(np.zeros((64, 64, 3), np.uint8))  # waits until all models are loaded
+
+
+class _ModelFile:
+    """Later MediaPipe, whose one file holds all models; tracking is only forgotten by a new landmarker."""
+
+    def __init__(self, mediapipe: Any, folder: Path) -> None:
+        self.mediapipe, self.file = mediapipe, folder / HOLISTIC
+        self.names = mediapipe.tasks.vision.PoseLandmark
+        if not self.file.is_file():
+            raise FileNotFoundError(
+                f"--models {folder}: no {HOLISTIC} there, which mediapipe {mediapipe.__version__} needs. Get it from "
+                f"{HOLISTIC_FILE}"
+            )
+        self.model: Any = None
+        self.start()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """Leave closing to the system: when Python ends, MediaPipe's own closing prints a traceback."""
+        self.model._handle = None
+
+    def start(self) -> None:
+        if self.model:
+            self.model.close()
+        vision, tasks, self.time = self.mediapipe.tasks.vision, self.mediapipe.tasks, 0
+        try:
+            options = vision.HolisticLandmarkerOptions(
+                tasks.BaseOptions(model_asset_path=str(self.file)), vision.RunningMode.VIDEO
+            )
+            self.model = vision.HolisticLandmarker.create_from_options(options)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ValueError(f"--models: {self.file} cannot be loaded: {in_one_line(error, 200)}") from None
+
+    def process(self, picture: np.ndarray) -> Any:
+        self.time += MILLISECONDS
+        image = self.mediapipe.Image(self.mediapipe.ImageFormat.SRGB, np.ascontiguousarray(picture))
+        return self.model.detect_for_video(image, self.time)
 
 
 @contextlib.contextmanager

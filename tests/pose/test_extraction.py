@@ -231,8 +231,8 @@ def test_rtmlib_on_a_gpu(monkeypatch, models):
     rtmlib_stand_in(monkeypatch, ("CPUExecutionProvider", "CUDAExecutionProvider"))  # there, and cannot start
     with pytest.raises(ValueError, match="onnxruntime cannot start on the GPU"):
         Rtmlib(models)
-    rtmlib_stand_in(monkeypatch)  # an onnxruntime for CPUs
-    with pytest.raises(ValueError, match="--device cuda: .*onnxruntime-gpu"):
+    rtmlib_stand_in(monkeypatch)
+    with pytest.raises(ValueError, match="--device cuda: this onnxruntime has no GPU; install onnxruntime-gpu"):
         Rtmlib(models, "cuda")
 
 
@@ -257,10 +257,11 @@ def test_models_that_are_not_there_or_of_another_kind(monkeypatch, models):
 # -- MediaPipe ---------------------------------------------------------------------------------------------------------
 
 
-def mediapipe_stand_in(monkeypatch, found, protobuf="4.25.9"):
-    """A module of the shape of MediaPipe, whose model finds what is given; returns its starts."""
+def mediapipe_stand_in(monkeypatch, found, version, protobuf="4.25.9"):
+    """A module of the shape of that MediaPipe, whose model finds what is given; returns its starts."""
     names = [name.replace("big_toe", "foot_index").upper() for name in BODY.split() if "small" not in name]
-    starts = []
+    enum = [types.SimpleNamespace(name=name) for name in names]
+    starts, times = [], []
 
     class Holistic:
         def __init__(self, model_complexity):
@@ -274,11 +275,36 @@ def mediapipe_stand_in(monkeypatch, found, protobuf="4.25.9"):
             wrapped = {part: points and types.SimpleNamespace(landmark=points) for part, points in parts.items()}
             return types.SimpleNamespace(**wrapped)
 
+    class Landmarker:
+        close = starts.pop
+
+        @staticmethod
+        def create_from_options(options):
+            starts.append(options)
+            times.clear()
+            return Landmarker()
+
+        def detect_for_video(self, image, time):
+            assert time > max(times, default=0)
+            times.append(time)
+            assert image == ("SRGB", (40, 80, 3))
+            parts = {f"{part}_landmarks": found.get(part, []) for part in ("pose", "face", "left_hand", "right_hand")}
+            return types.SimpleNamespace(**parts)
+
     module = types.ModuleType("mediapipe")
-    module.__version__ = "0.10.21"
-    landmark_names = [types.SimpleNamespace(name=name) for name in names]
-    holistic = types.SimpleNamespace(Holistic=Holistic, PoseLandmark=landmark_names)
-    module.solutions = types.SimpleNamespace(holistic=holistic)
+    module.__version__ = version
+    if version.startswith("0"):
+        holistic = types.SimpleNamespace(Holistic=Holistic, PoseLandmark=enum)
+        module.solutions = types.SimpleNamespace(holistic=holistic)
+    else:
+        vision = types.SimpleNamespace(
+            PoseLandmark=enum,
+            HolisticLandmarkerOptions=lambda *options: options,
+            HolisticLandmarker=Landmarker,
+            RunningMode=types.SimpleNamespace(VIDEO="video"),
+        )
+        module.tasks = types.SimpleNamespace(vision=vision, BaseOptions=lambda model_asset_path: model_asset_path)
+        module.Image, module.ImageFormat = lambda kind, data: (kind, data.shape), types.SimpleNamespace(SRGB="SRGB")
     monkeypatch.setitem(sys.modules, "mediapipe", module)
     installed = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: protobuf if name == "protobuf" else installed(name))
@@ -289,10 +315,13 @@ def landmarks(n, x, visibility=0.0):
     return [types.SimpleNamespace(x=x, y=i / 1000, visibility=visibility) for i in range(n)]
 
 
-def test_mediapipe(monkeypatch):
+@pytest.mark.parametrize("version", ["0.10.21", "1.2.3"])
+def test_mediapipe(monkeypatch, tmp_path, version):
+    file = tmp_path / "holistic_landmarker.task"
+    file.touch()
     found = {"pose": landmarks(21, 0.5, 0.7), "right_hand": landmarks(21, 0.2)}
-    starts = mediapipe_stand_in(monkeypatch, found)
-    extractor = load_extractor("mediapipe")
+    starts = mediapipe_stand_in(monkeypatch, found, version)
+    extractor = load_extractor("mediapipe", tmp_path)
     extractor(PICTURE)
     extractor.start()
     (keypoints,), (scores,) = extractor(PICTURE)
@@ -302,26 +331,28 @@ def test_mediapipe(monkeypatch):
     assert (keypoints[23:112] == 0).all()
     np.testing.assert_allclose(scores[112:], 1)
     np.testing.assert_allclose(keypoints[112:], [[0.2, i / 1000] for i in range(21)], rtol=1e-6)
-    assert starts == ["reset"] * 2
-    assert extractor.label == "mediapipe 0.10.21"
-    found["face"] = landmarks(468, 0.4)
+    # A landmarker that tracks forgets by being made anew, after the one before was closed.
+    assert starts == (["reset"] * 2 if version == "0.10.21" else [(str(file), "video")])
+    assert extractor.label == f"mediapipe {version}"
+    found["face"] = landmarks(478, 0.4)  # with irises
     assert (extractor(PICTURE)[1][0, 23:91] == 1).all()
     del found["pose"]
     assert [len(part) for part in extractor(PICTURE)] == [0, 0]
 
 
-def test_mediapipe_that_cannot_work(monkeypatch):
-    cure = "pip install --no-deps mediapipe==0.10.21"
-    mediapipe_stand_in(monkeypatch, {}, protobuf="6.33.1")
-    with pytest.raises(ValueError, match=f"not with mediapipe 0.10.21 and protobuf 6.33.1: .*{cure}"):
-        MediaPipe()
-    mediapipe_stand_in(monkeypatch, {})
-    del sys.modules["mediapipe"].solutions  # a later release, which has no models
-    with pytest.raises(ValueError, match=f"not with mediapipe 0.10.21 .*{cure}"):
-        MediaPipe()
+def test_mediapipe_that_cannot_work(monkeypatch, tmp_path):
+    mediapipe_stand_in(monkeypatch, {}, "0.10.21", protobuf="6.33.1")
+    with pytest.raises(ValueError, match="not work with protobuf 6.33.1: pip install protobuf==4.25.9, or take"):
+        MediaPipe(tmp_path)
+    mediapipe_stand_in(monkeypatch, {}, "1.2.3")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"--models pretrained_weight/mediapipe: no hol.* Get it from https://storage\.google.*task$",
+    ):
+        load_extractor("mediapipe")
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(ValueError, match=f"--extractor mediapipe needs mediapipe: .*{cure}"):
-        MediaPipe()
+    with pytest.raises(ValueError, match="--extractor mediapipe needs mediapipe: pip install"):
+        MediaPipe(tmp_path)
 
 
 @pytest.mark.parametrize(
