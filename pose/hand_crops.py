@@ -23,6 +23,7 @@ FINGERTIPS = np.array([4, 8, 12, 16, 20])
 SHARE = 0.1  # maximum fraction of frames with a crop of a hand
 MARGIN = 1.2  # box size relative to the clip's largest hand
 CROP = 112  # pixels
+MAX_BOX = 1 << 27  # pixels of a box in the rows of an image; PIL makes no image of 179 million
 # ImageNet statistics, as used for EfficientNet's published weights.
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -59,7 +60,8 @@ class HandCrops:
             and {side}_rgb_len (1,) int64, which is N. An invisible hand has one empty crop of zeros with index -1.
 
         Raises:
-            ValueError: the video is unreadable, changes its size, or has another number of frames than the pose file.
+            ValueError: the video is unreadable, changes its size, or has another number of frames than the pose file;
+                or a crop would take too much memory.
         """
         rng = rng or np.random.default_rng(0)
         keypoints, scores = pose.keypoints[frames], pose.scores[frames]
@@ -113,6 +115,11 @@ class HandCrops:
             image = Image.new("RGB", (CROP, CROP))
         elif self.uni_sign:
             image = resize(Image.fromarray(part), CROP)
+        elif (x1 - x0) * len(part) > MAX_BOX:
+            raise ValueError(
+                f"a joint is so far from its hand that the crop is {x1 - x0} pixels wide, too many for the large "
+                "images of this video. Encode it smaller."
+            )
         else:
             # The rows inside the image are made narrow before black ones are added: PIL resizes in this order, too, but
             # takes 0.8 GB for a box that is 3.6 times as large as a 4K image.

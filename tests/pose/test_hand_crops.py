@@ -109,6 +109,16 @@ def test_a_hand_that_is_one_point_has_no_crop_and_a_lost_point_takes_no_memory(m
     assert clip["left_skeletons_norm"].isfinite().all()
 
 
+def test_a_box_that_pil_makes_no_image_of_is_the_clips_fault(monkeypatch):
+    """A joint that was found far outside, in a video of 67 million pixels."""
+    picture = np.broadcast_to(np.uint8(0), (8192, 8192, 3))
+    monkeypatch.setattr(hand_crops, "read_frames", lambda path, wanted, n: [(i, picture) for i in wanted])
+    keypoints = np.full((4, 133, 2), 0.5)
+    keypoints[:, 100:102] = [(2, -1), (-1, 2)]
+    with pytest.raises(ValueError, match="a joint is so far from its hand that the crop is 29490 pixels wide"):
+        HandCrops().load("large.mp4", Pose(keypoints, np.ones((4, 133))), np.arange(4), np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("corner", [(-350, -400), (-900, 100), (40, -99), (250, 150), (0, 300), (-2000, 0)])
 def test_a_box_far_larger_than_the_image_is_cut_without_its_black_rows(monkeypatch, corner):
     """An outlier in a video of 4K asks for 191 million pixels, and PIL makes no image of so many."""
