@@ -260,10 +260,9 @@ def normalize_keypoints(
         else:
             origin, size = points[:, PART_ORIGIN[part], None], 1
         x = parts[part]  # (T, V, 3)
-        x[..., :2] = (points - origin) * (size / scale)
-        x[..., 2] = scores[:, joints]
+        x[..., :2] = ((points - origin) * (size / scale)).clip(-1, 1)  # first: infinity times zero is no number
+        x[..., 2] = scores[:, joints].clip(-1, 1)
         x *= good[:, joints, None]
-        np.clip(x, -1, 1, out=x)
     return parts
 
 

@@ -109,6 +109,14 @@ def test_three_points_of_the_body_are_too_few(lost):
     assert not any(values.any() for values in normalize_keypoints(*clip_of(points, 2)).values())
 
 
+def test_a_lost_point_may_be_anywhere():
+    """Some programs give it the largest number there is; times the scale that is infinity in float32."""
+    points = {(0, 91): (0.6, 0.5, 1.0), (0, 95): (np.finfo(np.float32).max, 0.5, 0.1)}
+    parts = normalize_keypoints(*(values.astype(np.float32) for values in clip_of(BODY | points, 2)))
+    assert all(np.isfinite(values).all() for values in parts.values())
+    assert not parts["left"][0, 4].any()
+
+
 def test_sampled_frames_are_normalised_by_themselves():
     rng = np.random.default_rng(1)
     pose = Pose(rng.random((9, 133, 2)), rng.random((9, 133)))
