@@ -293,7 +293,7 @@ def test_one_file(tmp_path):
     [
         ('[{"filename": "1.j', "cut short"),
         ('[{"filename": "1.jpg"},', "cut short"),
-        ("", "cut short"),
+        ("", "empty file"),
         ('"text"', "a str in place of an array"),
         ("[1] 2", "no JSON: Extra data: line 1 column 5 (char 4)"),
         ('[{"filename": "1.jpg", "description": "t"}, 3]', ""),
