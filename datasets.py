@@ -111,7 +111,7 @@ class S2T_Dataset(Dataset[Sample]):
             other = None if is_pack(folder) else next(folder.rglob("*.json"), None)
             seen = f"; {other.relative_to(folder)} is there, {self.names[0]}.json was looked for" if other else ""
             return f"no clip of {self.split} has a description file in {folder}{seen}"
-        looker = open_descriptions(folder, self.labels)
+        looker = self.descriptions.counting_anew()
         looked = filed[:: max(1, len(filed) // LOOKED_INTO)]
         if any(looker.load(name) for name in looked):
             return ""

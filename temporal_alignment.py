@@ -6,13 +6,14 @@ clip, from 0.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -119,6 +120,12 @@ class DescriptionLoader:
         """Return the size of each clip's file in bytes: 0 if it is missing, 1 if it exists but is empty."""
         paths = [self.directory / f"{name}.json" for name in names]
         return np.array([size or path.is_file() for path, size in zip(paths, file_sizes(paths), strict=True)], int)
+
+    def counting_anew(self) -> Self:
+        """Return a loader of the same folder with counts of its own; to open a large pack takes many seconds."""
+        other = copy.copy(self)
+        other.counts = DescriptionCounts()
+        return other
 
     def content(self, name: str) -> bytes | None:
         """Return the content of a clip's file, if it need not be read from disk."""

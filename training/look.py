@@ -139,7 +139,8 @@ def look_at_files(
     `paths` has names in the order of `labels`, `sizes` is 0 for missing files; descriptions may be packed, or None.
     """
     missing = {name for name, size in zip(paths, sizes, strict=True) if not size}
-    reader, unfiltered = (open_descriptions(descriptions, labels) if descriptions else None for _ in range(2))
+    reader = open_descriptions(descriptions, labels) if descriptions else None
+    unfiltered = reader.counting_anew() if reader else None
     filed = [name for name, size in zip(labels, reader.sizes([*labels]), strict=True) if size] if reader else []
     described = dict.fromkeys(every(filed, limit))
     counts = reader.counts if reader else None
