@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import mmap
 import zipfile
 import zlib
@@ -26,9 +27,11 @@ import numpy as np
 from clips.labels import Label, gloss
 from config import DatasetSpec
 from pose.keypoints import PoseFolder
-from system.disk import new_folder, to_json, write_text
+from system.disk import UNFINISHED, new_folder, to_json, write_text
 from system.faults import CLIP_FAULTS, in_one_line
 from temporal_alignment import DescriptionLoader
+
+logger = logging.getLogger(__name__)
 
 POSES, DESCRIPTIONS = "poses", "descriptions"
 SKETCHED = 100  # clips whose labels tell a corpus from another with the same folders and names
@@ -54,7 +57,12 @@ def use_packs(spec: DatasetSpec, folder: str, root: str | Path) -> DatasetSpec:
     """
     place = Path(root) / folder
     sources = {POSES: spec.pose_dir, DESCRIPTIONS: spec.description_dir}
-    packs = {path.parent: source for kind, source in sources.items() for path in place.glob(f"{kind}/*/pack.json")}
+    packs = {
+        path.parent: source
+        for kind, source in sources.items()
+        for path in place.glob(f"{kind}/*/pack.json")
+        if not path.parent.name.startswith(UNFINISHED)  # what a killed packing left
+    }
     if not packs:
         raise FileNotFoundError(
             f"--packed: {place} holds no packs. Make them: python -m tools.pack_dataset --out {folder}."
@@ -187,8 +195,15 @@ class DescriptionPack(DescriptionLoader):
         self.pack = Pack(folder, labels)
 
     def content(self, name: str) -> bytes | None:
-        """Return the content of a clip's file, None if it is not in the pack; ValueError if it is damaged."""
-        return self.pack.content(f"{name}.json")
+        """Return the content of a clip's file, None if it is not in the pack.
+
+        If it is damaged, the clip has no text, and the run goes on, as with a file that cannot be read.
+        """
+        try:
+            return self.pack.content(f"{name}.json")
+        except ValueError as error:
+            logger.warning("%s Until then the clip has no text.", error)
+            return b""
 
     def sizes(self, names: Sequence[str]) -> np.ndarray:
         """Return the size of each clip's file in bytes: 0 if it is missing, 1 if it exists but is empty."""

@@ -160,6 +160,16 @@ def test_a_changed_byte_is_found_where_it_is_read(small):
         pack.content("b.pkl")
 
 
+def test_a_damaged_description_is_one_that_cannot_be_read(tmp_path, caplog):
+    write_pack(tmp_path, [(f"{name}.json", b'{"0": "a text"}') for name in "ab"], "texts", {})
+    path = tmp_path / "pack.zip"
+    path.write_bytes(path.read_bytes().replace(b"a text", b"b text", 1))
+    pack = DescriptionPack(tmp_path, {})
+    assert [pack.load(name) for name in "ab"] == [{}, {0: "a text"}]
+    assert (pack.counts.files_unreadable, pack.counts.files_found) == (1, 1)
+    assert "damaged: a.json is not what was written" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("file", "change"),
     [
@@ -233,6 +243,9 @@ def test_packs_of_another_folder_are_refused(small):
         use_packs(spec, "packs", small.parents[2])
     with pytest.raises(FileNotFoundError, match="--packed: .*nothing holds no packs"):
         use_packs(spec, "nothing", small.parents[2])
+    small.rename(small.with_name("unfinished_removal_train"))  # by a packing that was killed
+    with pytest.raises(FileNotFoundError, match="--packed: .*packs holds no packs"):
+        use_packs(spec, "packs", small.parents[2])
 
 
 @pytest.mark.parametrize(("share", "refused"), [(0.3, False), (1, True)])
