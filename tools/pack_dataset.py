@@ -21,6 +21,7 @@ from utils import Parser, add_dataset_flags, progress, require_paths, run
 
 READERS = 32  # threads, since a network disk takes milliseconds to open a file
 AHEAD = 4 * READERS  # files that are held in memory
+SHOWN = 5  # files that cannot be read, in a message
 
 EXAMPLES = """examples:
   python -m tools.pack_dataset --out packed/CSL_Daily                  CSL-Daily, all splits; then train with
@@ -69,7 +70,8 @@ def pack(out: Path, source: str, folder: Path, paths: Sequence[str], labels: Map
     """Write one pack of those files of a folder that there are, and print a summary."""
     from clips.packs import write_pack
 
-    paths, missing = list(dict.fromkeys(paths)), list[str]()  # parts of a recording share its file
+    paths = list(dict.fromkeys(paths))  # parts of a recording share its file
+    missing, faults = list[str](), list[str]()
 
     def contents() -> Iterator[tuple[str, bytes]]:
         with ThreadPoolExecutor(READERS) as pool:
@@ -78,8 +80,13 @@ def pack(out: Path, source: str, folder: Path, paths: Sequence[str], labels: Map
                 for path, content in zip(some, pool.map(_content, [folder / path for path in some]), strict=True):
                     if content is None:
                         missing.append(path)
+                    elif isinstance(content, str):
+                        faults.append(content)
                     else:
                         yield path, content
+        if faults:
+            more = f" {len(faults) - SHOWN} more are like these." if len(faults) > SHOWN else ""
+            raise ValueError(f"{'; '.join(faults[:SHOWN])}. Mend them, or remove them; nothing is packed.{more}")
 
     title = f"{out.parent.name}/{out.name}"
     try:
@@ -91,13 +98,14 @@ def pack(out: Path, source: str, folder: Path, paths: Sequence[str], labels: Map
     sys.stdout.write(f"{out}: {n_files} files, {size:,.1f} MB{lacking}\n")
 
 
-def _content(path: Path) -> bytes | None:
+def _content(path: Path) -> bytes | str | None:
+    """Return what a file holds, or what is wrong with it; None if it is missing."""
     try:
         return read_unpacked(path, packed=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {in_one_line(error)}. Mend it, or remove it.") from None
+        return f"{path}: cannot be read: {in_one_line(error)}"
 
 
 if __name__ == "__main__":

@@ -41,10 +41,11 @@ def test_missing_and_unreadable_clips_are_told(tmp_path, capsys):
     main(flags)
     (line,) = capsys.readouterr().out.splitlines()
     assert "train: 1 files, 0.0 MB; 1 are missing, the first is b.pkl" in line
-    (tmp_path / "poses/b.pkl").mkdir()
-    with pytest.raises(
-        ValueError, match=r"poses/b\.pkl: cannot be read: it is no regular file\. Mend it, or remove it"
-    ):
+    (tmp_path / "poses/a.pkl").unlink()
+    for name in "ab":
+        (tmp_path / f"poses/{name}.pkl").mkdir()
+    reason = "cannot be read: it is no regular file"
+    with pytest.raises(ValueError, match=rf"poses/a\.pkl: {reason}; .*poses/b\.pkl: {reason}\. Mend them, or remove"):
         main(flags)
 
 
