@@ -151,7 +151,7 @@ def find_clips(path: str, files: Files) -> Table:
             if clip["name"] in clips:
                 raise ValueError(f"{clip['name']} is there twice")
             clips[clip["name"]] = clip
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             left_out.append(f"{where}: {error}")
     if not clips:
         raise ValueError(f"{path}: no row can be used. {'. '.join(left_out[:LISTED])}.")
