@@ -141,7 +141,7 @@ class Pack:
             with zipfile.ZipFile(path) as parts, open(path, "rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 places = [(part.header_offset, part.file_size, part.CRC) for part in parts.filelist]
-                self._places = np.array(places, np.int64).reshape(-1, 3)
+                self._places = np.array([*places, (0, -1, 0)], np.int64)  # the last is of files that are not there
                 self._rows = {part.filename: row for row, part in enumerate(parts.filelist)}
         except CLIP_FAULTS as error:
             raise ValueError(f"{path}: is damaged: {in_one_line(error)}. {AGAIN}") from None
@@ -152,8 +152,7 @@ class Pack:
 
     def sizes(self, names: Iterable[str]) -> np.ndarray:
         """Return the size of each file in bytes, -1 if it is not in the pack."""
-        rows = np.array([self._rows.get(name, -1) for name in names])
-        return np.where(rows < 0, -1, self._places[rows, 1])
+        return self._places[[self._rows.get(name, -1) for name in names], 1]
 
     def content(self, name: str) -> bytes | None:
         """Return a file's content, None if it is not in the pack; ValueError if it is damaged."""

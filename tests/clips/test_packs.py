@@ -126,6 +126,10 @@ def test_messy_descriptions(shared_real, tmp_path):
             assert list(loader.load(name, frames).items()) == list(pack.load(name, frames).items())
     assert pack.counts == loader.counts
     assert loader.counts.frames > 100
+    other = pack.counting_anew()  # which opens nothing
+    assert other.pack is pack.pack
+    assert any(other.load(name) for name in names)
+    assert pack.counts == loader.counts != other.counts
     assert pack.sizes(names).tolist() == loader.sizes(names).tolist()
 
 
@@ -204,6 +208,9 @@ def test_an_index_of_strangers_is_believed_nothing(small):
         path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
         with contextlib.suppress(ValueError):
             Pack(small, {}).content("c.pkl")
+    with zipfile.ZipFile(path, "w"):
+        pass
+    assert Pack(small, {}).sizes(["a.pkl"]).tolist() == [-1]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("a.pkl", bytes(1 << 20))
     with pytest.raises(ValueError, match="damaged"):
