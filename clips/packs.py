@@ -175,8 +175,11 @@ class PosePack(PoseFolder):
         self.pack = Pack(folder, labels)
 
     def content(self, path: Path) -> bytes | None:
-        """Return a file's content, None if it is not in the pack; ValueError if it is damaged."""
-        return self.pack.content(self._name(path))
+        """Return a file's content; ValueError if it is damaged or not in the pack."""
+        content = self.pack.content(self._name(path))
+        if content is None:
+            raise ValueError(f"{path} is not in the pack. Pack again with tools.pack_dataset.")
+        return content
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
         """Return the size of each file in bytes, 0 if it is missing."""
