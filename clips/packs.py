@@ -175,10 +175,10 @@ class PosePack(PoseFolder):
         self.pack = Pack(folder, labels)
 
     def content(self, path: Path) -> bytes | None:
-        """Return a file's content; ValueError if it is damaged or not in the pack."""
+        """Return a file's content; FileNotFoundError if it is not in the pack, ValueError if it is damaged."""
         content = self.pack.content(self._name(path))
         if content is None:
-            raise ValueError(f"{path} is not in the pack. Pack again with tools.pack_dataset.")
+            raise FileNotFoundError(f"{path} is not in the pack. Pack again with tools.pack_dataset.")
         return content
 
     def sizes(self, paths: Sequence[Path]) -> np.ndarray:
