@@ -129,6 +129,9 @@ class VlmClient:
         self._key = key.strip()
         if not re.fullmatch("[!-~]*", self._key):
             raise ValueError("--api_key_env: the key holds a blank, a line break or another character that no key has.")
+        # A server may echo the key in any case, and any of its characters as in JSON or in an address.
+        self._spelled = [rf"(?:\\?{re.escape(c)}|\\u{ord(c):04x}|%{ord(c):02x})" for c in self._key]
+        self._key_pattern = re.compile("".join(self._spelled), re.IGNORECASE)
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._opener = urllib.request.build_opener(_AnyStatus)
@@ -259,7 +262,11 @@ class VlmClient:
     def _clean(self, text: str) -> str:
         """Shorten a text to one line without the API key, which servers may echo, or its beginning at a cut."""
         if self._key:
-            text = text.replace("\\/", "/").replace(self._key, "***")  # JSON may write "/" so
-            shown = next((n for n in range(len(self._key), 3, -1) if text.rstrip().endswith(self._key[:n])), 0)
-            text = text.rstrip()[: -shown or None] + ("***" if shown else "")
+            text = self._key_pattern.sub("***", text).rstrip()
+            end = max(0, len(text) - 6 * len(self._key) - 6)
+            for n in range(len(self._key), 3, -1):
+                begun = "".join(self._spelled[:n]) + r"(?:%[\da-f]?|\\(?:u[\da-f]{0,3})?)?$"
+                if cut := re.search(begun, text[end:], re.IGNORECASE):
+                    text = text[: end + cut.start()] + "***"
+                    break
         return printable(" ".join(text.split()))[:300]

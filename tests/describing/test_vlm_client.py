@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+import urllib.parse
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -290,6 +291,18 @@ def test_the_key_is_never_repeated(caplog):
         with server(lambda h, _, answer=answer: answer(h)) as httpd, pytest.raises(Exception, match=r"\*\*\*") as error:
             make(httpd, key=key).ask("?", [])
         assert "sk-0" not in str(error.value) + caplog.text
+
+
+def test_the_key_is_masked_however_it_is_spelled():
+    key = "sk-Ab/cd+12345678"
+    client = VlmClient("http://localhost", "m", key, "en", {})
+    escaped = "".join(f"\\u{ord(c):04X}" for c in key)
+    spellings = [key, key.upper(), key.lower(), urllib.parse.quote(key, safe=""), "sk-Ab%2fcd%2b12345678", escaped]
+    spellings += ["sk-Ab\\/cd\\u002B12345678"]
+    for spelling in spellings:
+        assert client._clean(f"no key {spelling} here") == "no key *** here"
+        assert client._clean(f"no key {spelling[:-1]}") == "no key ***"
+    assert client._clean("a sky, a task") == "a sky, a task"
 
 
 @pytest.mark.parametrize("key", ["sk-01234\nsk-56789", "sk-01 23", "sk-\u00e9"])
