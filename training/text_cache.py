@@ -18,6 +18,7 @@ import torch
 
 from system.disk import explain, remove_unfinished, write_whole
 from system.distributed import barrier, is_main, rank, world_size
+from system.faults import in_one_line
 from text_fusion_modules import TextEncoder, encoder_fingerprint
 from utils import progress
 
@@ -39,18 +40,24 @@ class TextFeatureCache:
         self.folder = Path(folder)
         self.fingerprint = self.folder.name  # of the encoder
         self.shards: list[tuple[np.ndarray, np.ndarray]] = []
+        self.width = 0
         for path in sorted(self.folder.glob(f"shard-*{KEYS}")):
             try:
                 files = path, path.with_name(path.name.replace(KEYS, FEATURES))
                 keys, features = (np.load(file, mmap_mode="r") for file in files)
-                if keys.shape != features.shape[:1]:
-                    raise ValueError(f"{len(features)} features for {keys.size} texts")
-            except (OSError, ValueError, EOFError) as error:
+                if keys.ndim != 1 or not keys.size or features.ndim != 2 or len(features) != len(keys):
+                    raise ValueError(f"features of shape {features.shape} for texts of shape {keys.shape}")
+                if features.shape[1] != (width := self.width or features.shape[1]):
+                    raise ValueError(f"{features.shape[1]} numbers for a text, {width} in other files")
+                if (keys.dtype, features.dtype) != (np.uint64, np.float32):
+                    raise ValueError(f"features of {features.dtype} for keys of {keys.dtype}")
+            except Exception as error:  # noqa: BLE001 -- a damaged header raises nearly anything; each becomes one line
                 raise ValueError(
-                    f"text cache: {path} cannot be read ({error}). Remove {self.folder}, and it is made again."
+                    f"text cache: {path} cannot be read ({in_one_line(error)}). Remove {self.folder}, and it is made "
+                    "again."
                 ) from None
             self.shards.append((keys, features))
-        self.width = self.shards[0][1].shape[1] if self.shards else 0
+            self.width = width
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """Return the texts that are not in the cache."""

@@ -57,8 +57,24 @@ DAMAGE = {
     "garbage": lambda features: features.write_bytes(b"nothing"),
     "cut": lambda features: features.write_bytes(features.read_bytes()[:200]),
     "rows": lambda features: np.save(features, np.load(features)[:-1]),
-    "keys": lambda features: np.save(features.with_name(features.name.replace("features", "keys")), np.uint64(5)),
+    "keys": lambda features: np.save(keys_of(features), np.uint64(5)),
+    "header": lambda features: features.write_bytes(features.read_bytes()[:10] + b"{(" + features.read_bytes()[12:]),
+    "no texts": lambda features: (np.save(keys_of(features), KEYS[:0]), np.save(features, np.load(features)[:0])),
+    "one number": lambda features: np.save(features, np.load(features)[:, 0]),
+    "no axis": lambda features: np.save(features, np.float32(1)),
+    "doubles": lambda features: np.save(features, np.load(features).astype(float)),
+    "two widths": lambda features: another_shard(features.with_name("shard-x.features.npy"), width=3),
 }
+KEYS = np.array([7], np.uint64)
+
+
+def keys_of(features):
+    return features.with_name(features.name.replace("features", "keys"))
+
+
+def another_shard(features, width):
+    np.save(keys_of(features), KEYS)
+    np.save(features, np.zeros((1, width), np.float32))
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
