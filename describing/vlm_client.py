@@ -43,6 +43,7 @@ _BODY = re.compile(
 _CJK = re.compile("[\u4e00-\u9fff]")
 _MARKUP = re.compile(r"```|<(?:html|body|div|script)\b|^\s*[{\[]", re.IGNORECASE)
 LENGTHS = (4, 2000)  # characters of a description
+SECRET = 8  # characters of a key, at least; shorter ones, such as EMPTY for a local server, are words of descriptions
 
 
 class FailedRequestError(Exception):
@@ -153,6 +154,8 @@ class VlmClient:
         body = json.dumps({key: value for key, value in request.items() if value is not None}).encode()
         try:
             answer = self._with_retries(body)
+            if len(self._key) >= SECRET and self._key_pattern.search(answer):
+                raise FailedRequestError(f"the answer holds the API key: {self._clean(answer)}")
             if fault := judge(answer, self.language):
                 raise FailedRequestError(f"the answer is {fault}: {self._clean(answer)}")
         except FailedRequestError as error:

@@ -305,6 +305,18 @@ def test_the_key_is_masked_however_it_is_spelled():
     assert client._clean("a sky, a task") == "a sky, a task"
 
 
+def test_an_answer_with_the_key_is_not_a_description():
+    key = "sk-Ab/cd-12345678"
+    for told in (key, key.upper(), urllib.parse.quote(key, safe="")):
+        text = f"Right hand at the chin, key {told} is here."
+        answers = server(lambda h, _, text=text: h.answer(text))
+        with answers as httpd, pytest.raises(FailedRequestError) as error:
+            make(httpd, key=key).ask("?", [])
+        assert str(error.value) == "the answer holds the API key: Right hand at the chin, key *** is here."
+    with server(lambda h, _: h.answer("Right hand empty.")) as httpd:
+        assert make(httpd, key="EMPTY").ask("?", []) == "Right hand empty."
+
+
 @pytest.mark.parametrize("key", ["sk-01234\nsk-56789", "sk-01 23", "sk-\u00e9"])
 def test_a_key_that_is_none_is_refused_and_not_told(key):
     with pytest.raises(ValueError, match="--api_key_env: the key holds") as error:
