@@ -251,7 +251,8 @@ class VlmClient:
         usage = document.get("usage")
         if isinstance(usage, dict):
             counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-            tokens_in, tokens_out = (count if isinstance(count, int) else 0 for count in counts)
+            # A sum of larger ones could have more digits than can be printed.
+            tokens_in, tokens_out = (n if isinstance(n, int) and 0 <= n < 1 << 40 else 0 for n in counts)
             with self._lock:
                 self.tokens_in += tokens_in
                 self.tokens_out += tokens_out

@@ -56,6 +56,16 @@ def test_what_is_sent_and_what_comes_back():
     assert (client.n_requests, client.tokens_in, client.tokens_out) == (1, 100, 10)
 
 
+def test_token_counts_that_none_can_be_are_left_out():
+    usages = [(10**4299, -5), (2**40, 2**40 - 1), ("7", 1.5), (3, 4)]
+    answers = [reply(GOOD) | {"usage": {"prompt_tokens": n, "completion_tokens": m}} for n, m in usages]
+    with server(in_turn(*(lambda h, answer=answer: h.send(200, answer) for answer in answers))) as httpd:
+        client = make(httpd)
+        for _ in usages:
+            client.ask("?", [])
+    assert (client.tokens_in, client.tokens_out) == (3, 2**40 + 3)
+
+
 def test_answers_in_parts_and_the_whole_address():
     with server(lambda h, _: h.answer([{"type": "text", "text": GOOD}])) as httpd:
         httpd.url += "/chat/completions/"
