@@ -89,20 +89,29 @@ def _faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--num_beams {args.num_beams}: must be at least --n_best, which is {args.n_best}."
     if args.descriptions and args.describe:
         yield "--descriptions and --describe exclude each other."
-    yield from cannot_be_written("--out", args.out, *OUT_SUFFIXES)
-    out, texts = Path(args.out).resolve(), Path(args.descriptions).resolve()
-    if args.out and args.descriptions and (out == texts or (out.parent == texts and out.suffix == ".json")):
-        yield f"--out {args.out}: would replace what --descriptions names. Name another file."
+    if args.out:
+        yield from _faults_of_out(args)
     if is_camera(args.clips) and not args.live:
         yield f"{args.clips}: a camera is translated with --live."
-    if args.live and args.out and out.suffix != ".srt":
-        yield f"--out {args.out}: --live writes subtitles; name a .srt file."
     if args.live and (args.descriptions or args.person or args.n_best > 1):
         yield "--live goes without --descriptions, --person and --n_best: it takes the largest person of each picture."
     if not 0 <= args.fps < float("inf"):
         yield f"--fps {args.fps}: must be positive and finite."
     if args.person and args.extractor == "mediapipe":
         yield ONE_PERSON
+
+
+def _faults_of_out(args: argparse.Namespace) -> Iterator[str]:
+    yield from cannot_be_written("--out", args.out, *OUT_SUFFIXES)
+    out, texts = Path(args.out).resolve(), Path(args.descriptions).resolve()
+    if args.descriptions and (out == texts or (out.parent == texts and out.suffix == ".json")):
+        yield f"--out {args.out}: would replace what --descriptions names. Name another file."
+    for flag in ("checkpoint", "mt5_path", "text_encoder"):
+        folder = getattr(args, flag)
+        if folder and os.path.isdir(folder) and Path(folder).resolve() in out.parents:
+            yield f"--out {args.out}: lies in the model's folder {folder}, of --{flag}. Name a file elsewhere."
+    if args.live and out.suffix != ".srt":
+        yield f"--out {args.out}: --live writes subtitles; name a .srt file."
 
 
 @dataclass

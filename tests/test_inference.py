@@ -384,6 +384,19 @@ def test_flags_that_cannot_be(flags, said, capsys):
     assert "0: a camera is translated with --live." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--checkpoint", "--mt5_path", "--text_encoder"])
+def test_results_replace_no_file_of_a_model(flag, tmp_path, capsys):
+    model, kept = tmp_path / "model", tmp_path / "model" / "mt5" / "config.json"
+    kept.parent.mkdir(parents=True)
+    argv = ["x.npz", "--checkpoint", "x.pth", flag, str(model), "--out"]
+    assert inference.parse_args([*argv, str(tmp_path / "model.json")])
+    for out in (model / "model.json", kept):
+        with pytest.raises(SystemExit):
+            inference.parse_args([*argv, str(out)])
+        said = f"--out {out}: lies in the model's folder {model}, of {flag}. Name a file elsewhere."
+        assert said in capsys.readouterr().err
+
+
 def test_places_that_cannot_be(plain_checkpoint, poses, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"holds no pose files and no videos \(.pkl.*.mp4"):
         call(capsys, tmp_path, "--checkpoint", plain_checkpoint)
