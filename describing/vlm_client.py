@@ -184,7 +184,11 @@ class VlmClient:
                 if reply.status < 300:
                     return self._answer(data)
                 reason = self._clean(f"HTTP {reply.status} {reply.reason}: {data.decode('utf-8', 'replace')}")
-                if reply.status in _HOPELESS or reply.status < 400:
+                if reply.status < 400:
+                    to = self._clean(reply.headers.get("Location", "")) or "which it does not say"
+                    moved = f"HTTP {reply.status}: redirects are not followed. Give the address that it leads to: {to}"
+                    raise EndpointError(moved)
+                if reply.status in _HOPELESS:
                     raise EndpointError(reason)
                 if reply.status not in _AGAIN and reply.status < 500:
                     raise FailedRequestError(reason)

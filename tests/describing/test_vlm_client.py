@@ -245,6 +245,23 @@ def test_what_no_request_can_mend(status):
     assert len(httpd.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("https://elsewhere/v1", "https://elsewhere/v1"),
+        ("https://elsewhere/v1?key=sk-01%2F23456789", "https://elsewhere/v1?key=***"),
+        ("/" + "v" * 400, "/" + "v" * 299),
+        ("", "which it does not say"),
+    ],
+)
+def test_a_redirect_is_told_with_the_address_it_leads_to(location, told):
+    with server(lambda h, _: h.send(302, b"", [("Location", location)])) as httpd:
+        with_key = make(httpd, key="sk-01/23456789")
+        with pytest.raises(EndpointError) as error:
+            with_key.ask("?", [])
+    assert str(error.value) == f"HTTP 302: redirects are not followed. Give the address that it leads to: {told}"
+
+
 def test_many_failures_in_a_row(monkeypatch):
     monkeypatch.setattr(vlm_client, "FAILURES_IN_A_ROW", 3)
     with server(lambda h, _: h.send(400, b"no such parameter")) as httpd:
