@@ -14,7 +14,7 @@ from system.disk import check_zip, read_unpacked
 from system.faults import in_one_line
 
 SUFFIXES = (".csv", ".tsv", ".xlsx")
-MAX_ROWS = 1 << 20  # of a spreadsheet, which need not hold all that it spans
+MAX_ROWS, MAX_CELLS = 1 << 20, 20_000_000  # of a spreadsheet, which need not hold all that it spans
 
 Rows = Iterator[tuple[str, list[str] | ValueError]]
 
@@ -90,6 +90,10 @@ def _sheet(path: str | Path) -> Rows:
                 raise ValueError(f"it spans more than {MAX_ROWS} rows. Remove what lies far below")
             cells = ["" if cell is None else str(cell) for cell in row]
             width = width or max((i for i, cell in enumerate(cells, start=1) if cell), default=0)
+            if number * width > MAX_CELLS:
+                raise ValueError(
+                    f"it spans more than {MAX_CELLS} cells, with {width} columns. Remove those without use"
+                )
             yield f"row {number}", [*cells[:width], *[""] * (width - len(cells))]
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
         reason = in_one_line(error, 300)

@@ -20,6 +20,7 @@ import numpy as np
 
 from system.disk import check_unpacked, check_zip, read_unpacked
 from system.faults import in_one_line
+from system.safe_pickle import check_empty
 
 KEYS = ("keypoints", "scores", "start", "end")
 
@@ -95,6 +96,8 @@ def _load_npz(path: str | Path, data: bytes | None) -> dict[str, Any]:
         check_zip(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as parts:
             content: dict[str, Any] = {key: np.asarray(parts[key]) for key in KEYS if key in parts}
+        for array in content.values():
+            check_empty(array)
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 -- a damaged file raises nearly anything; each becomes one line
@@ -103,7 +106,9 @@ def _load_npz(path: str | Path, data: bytes | None) -> dict[str, Any]:
         if key in content and content[key].ndim == n_axes:
             content[key] = content[key][:, None]  # no person axis: add one
     for key in {"start", "end"} & set(content):
-        content[key] = content[key].item() if content[key].size == 1 else content[key].tolist()
+        if content[key].size != 1:
+            raise ValueError(f"{path}: {key} has the shape {content[key].shape}; wanted one number.")
+        content[key] = content[key].item()
     return content
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 N_KEYPOINTS = 133
 SCORE_THRESHOLD = 0.3  # points with this score or less count as not detected
 FAR = 10  # image sizes; if most coordinates lie farther from the corner than this, they must be in pixels
+BEYOND = 1e30  # no point lies there, and differences of such numbers are infinite
 MIN_BODY_POINTS = 4  # with fewer good points the body's size is unknown
 MOST_PEOPLE = 16  # in a frame; an array with more of them, and with fewer frames, has its axes the other way round
 MAX_SCORE = 20  # logits of RTMPose's models stay below; percentages and bytes do not
@@ -106,7 +107,9 @@ def read_pose(path: str | Path, person: int = 0, data: bytes | None = None) -> P
     start, end = content.get("start", 0), content.get("end", len(scores))
     whole = isinstance(start, (int, np.integer)) and isinstance(end, (int, np.integer))
     if not (whole and 0 <= start < end <= len(scores)):
-        raise ValueError(f"{path}: frames {start!r} to {end!r} of {len(scores)}; wanted 0 <= start < end <= frames.")
+        raise ValueError(
+            f"{path}: frames {start!r:.99} to {end!r:.99} of {len(scores)}; wanted 0 <= start < end <= frames."
+        )
     pose = Pose(
         _one_person(path, keypoints[start:end], (N_KEYPOINTS, 2), "keypoints", person),
         _one_person(path, scores[start:end], (N_KEYPOINTS,), "scores", person),
@@ -218,10 +221,13 @@ def check_values(path: str | Path, pose: Pose) -> None:
         raise ValueError(
             f"{path}: scores reach {highest:g}; wanted 0 to 1. Divide them by their largest possible value, 100 or 255."
         )
-    if np.abs(pose.keypoints).max() <= FAR:
+    distances = np.abs(pose.keypoints.astype(np.float64))  # (F, 133, 2); the smallest integer has no absolute value
+    if distances.max() <= FAR:
         return
     good = (pose.scores > SCORE_THRESHOLD) & (pose.keypoints != 0).any(2)
-    far = (np.abs(pose.keypoints) > FAR) & good[..., None]
+    if (widest := distances[good].max(initial=0)) > BEYOND:
+        raise ValueError(f"{path}: coordinates reach {widest:g}; wanted fractions of the image's width and height.")
+    far = (distances > FAR) & good[..., None]
     if far.sum() > good.sum():  # over half of the good points' coordinates
         raise ValueError(f"{path}: coordinates are in pixels; divide x by the image's width and y by its height.")
 

@@ -53,7 +53,7 @@ class _Array(np.ndarray):
         version, shape, dtype, fortran_order, data = state
         vars(self).pop("count")(len(data))  # numpy copies bytes of the other order
         np.ndarray.__setstate__(self, (version, shape, dtype.dtype, fortran_order, data))
-        _check_empty(self)
+        check_empty(self)
 
     def __reduce__(self) -> Any:
         return np.asarray(self).__reduce__()  # pickles as an ordinary array
@@ -64,7 +64,7 @@ def _from_bytes(data: Any, dtype: Dtype, shape: Any = (), order: Any = "C", axes
         raise pickle.UnpicklingError(f"an array's content is given as {type(data).__name__}, not as bytes")
     array = np.frombuffer(data, dtype.dtype)
     array = array.reshape(shape, order=order) if axes is None else array.reshape(shape).transpose(axes)
-    _check_empty(array)
+    check_empty(array)
     return array
 
 
@@ -73,10 +73,10 @@ def scalar(dtype: Dtype, data: Any) -> Any:
     return _from_bytes(data, dtype)[()]
 
 
-def _check_empty(array: np.ndarray) -> None:
-    """Refuse huge empty arrays: they take no bytes in the file, but a list of their rows would fill the memory."""
+def check_empty(array: np.ndarray) -> None:
+    """Raise ValueError for huge empty arrays: a list of their rows would fill the memory, from no bytes in the file."""
     if not array.size and max(array.shape) > MAX_EMPTY:
-        raise pickle.UnpicklingError(f"it has an empty array of the shape {array.shape}")
+        raise ValueError(f"it has an empty array of the shape {array.shape}")
 
 
 # Opcode -> bytes of its argument, or a negative number of pickletools that says how the file gives them.

@@ -154,6 +154,18 @@ def test_a_spreadsheet_is_as_large_as_what_it_holds(tmp_path, rows, faults):
     assert list(found) == []
 
 
+def test_a_spreadsheet_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    """Each row has as many cells as the header, however few of them are in the file."""
+    openpyxl = pytest.importorskip("openpyxl")
+    monkeypatch.setattr("clips.tables.MAX_CELLS", 50)
+    book = openpyxl.Workbook()
+    for row in ([f"column {i}" for i in range(20)], ["a"], ["b"]):
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(ValueError, match="it spans more than 50 cells, with 20 columns"):
+        list(read_rows(tmp_path / "a.xlsx"))
+
+
 def test_without_openpyxl(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     (tmp_path / "labels.xlsx").touch()

@@ -49,7 +49,7 @@ def test_of_an_npz_only_what_is_needed_is_read(tmp_path):
     np.testing.assert_array_equal(pose.keypoints, keypoints[1:5])
     assert (pose.start, pose.n_after) == (1, 1)
     np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=scores, start=[0, 1])
-    with pytest.raises(ValueError, match=r"frames \[0, 1\] to 6 of 6"):
+    with pytest.raises(ValueError, match=r"start has the shape \(2,\); wanted one number"):
         read_pose(tmp_path / "a.npz")
 
 
@@ -67,6 +67,10 @@ def bad_npz(kind, path):
     elif kind == "truncated":
         np.savez(path, keypoints=keypoints, scores=scores)
         path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "people":
+        np.savez(path, keypoints=np.empty((1, 70_000, 0, 2)), scores=np.empty((1, 70_000, 0)))
+    elif kind == "start":
+        np.savez(path, keypoints=keypoints, scores=scores, start=np.zeros(99))
     elif kind == "huge":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("keypoints.npy", "w") as part:
             for _ in range(1025):
@@ -79,6 +83,8 @@ def bad_npz(kind, path):
         ("text", "not a readable .npz file: File is not a zip file"),
         ("pickle", "not a readable .npz file: Object arrays"),
         ("truncated", "not a readable .npz file"),
+        ("people", "it has an empty array of the shape (1, 70000, 0, 2)"),
+        ("start", "start has the shape (99,); wanted one number"),
         pytest.param("huge", "bytes unpacked", marks=pytest.mark.slow),
     ],
 )

@@ -117,6 +117,14 @@ def test_a_lost_point_may_be_anywhere():
     assert not parts["left"][0, 4].any()
 
 
+def test_a_good_point_beyond_everything_is_refused(tmp_path):
+    keypoints = np.full((3, 133, 2), 0.5)
+    keypoints[1, 3] = 1.7e308
+    np.savez(tmp_path / "a.npz", keypoints=keypoints, scores=np.ones((3, 133)))
+    with pytest.raises(ValueError, match=r"a\.npz: coordinates reach 1\.7e\+308; wanted fractions"):
+        read_pose(tmp_path / "a.npz")
+
+
 def test_sampled_frames_are_normalised_by_themselves():
     rng = np.random.default_rng(1)
     pose = Pose(rng.random((9, 133, 2)), rng.random((9, 133)))
