@@ -46,6 +46,16 @@ MODEL_FLAGS = {field.name for field in dataclasses.fields(config.ModelConfig)} -
 # What --eval takes from the checkpoint.
 OF_CHECKPOINT = MODEL_FLAGS | {"task", "max_length", "mt5_path", "text_encoder_freeze", "output_dir"}
 
+# The least and the most of numbers that would end a run late, with a traceback or all memory.
+BETWEEN = {
+    "batch_size": (1, 1_000_000),
+    "hidden_dim": (4, 65_536),
+    "max_new_tokens": (1, 10_000),
+    "seed": (0, 2**32 - 1),
+    "warmup_epochs": (0, 1_000_000),
+    "max_bad_clips": (0, 1),
+}
+
 NO_MODEL = "holds no model. Name a file, such as best_checkpoint.pth. (Of DeepSpeed: what its zero_to_fp32.py writes.)"
 NO_TEST = "Or leave test out of this training: --no_test."
 _OURS = "run"  # name of this run's log handlers
@@ -347,12 +357,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if "task" not in typed:
         with contextlib.suppress(OSError, ValueError):  # `check_run` says what is wrong with --dataset_config
             args.task = config.dataset_of(args.dataset, args.dataset_config).tasks[0]
-    at_least_1 = "epochs batch_size gradient_accumulation_steps max_length num_beams max_new_tokens"
-    at_least_0 = (
-        "seed num_workers save_steps quick_break keep_last warmup_epochs weight_decay gradient_clipping opt_eps min_lr"
-    )
+    at_least_1 = "epochs gradient_accumulation_steps max_length num_beams"
+    at_least_0 = "num_workers save_steps quick_break keep_last weight_decay gradient_clipping opt_eps min_lr"
     least = dict.fromkeys(at_least_1.split(), 1) | dict.fromkeys(at_least_0.split(), 0)
-    parser.check(args, _faults(args), **least, max_bad_clips=(0, 1))
+    parser.check(args, _faults(args), **least, **BETWEEN)
     if args.eval:
         for name in OF_CHECKPOINT - typed:
             setattr(args, name, None)
@@ -362,8 +370,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _faults(args: argparse.Namespace) -> Iterator[str]:
-    if not args.lr > 0:
-        yield f"--lr {args.lr}: must be positive."
+    if not 0 < args.lr < math.inf:
+        yield f"--lr {args.lr}: must be positive and finite."
+    for name in ("opt_eps", "weight_decay"):
+        if getattr(args, name) == math.inf:
+            yield f"--{name} inf: must be at least 0 and finite."
     if args.min_lr > args.lr:
         yield f"--min_lr {args.min_lr}: must not be above --lr, which is {args.lr}."
     if not all(0 <= beta < 1 for beta in args.opt_betas or ()):
