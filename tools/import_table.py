@@ -139,6 +139,9 @@ def find_clips(path: str, files: Files) -> Table:
         raise ValueError(f"{path}: wanted a table, {', '.join(SUFFIXES)}. Save it as one of these.")
     entries = [(where, entry) for where, _, entry in read_table(path)]
     rows = [entry for _, entry in entries if not isinstance(entry, ValueError)]
+    if entries and not rows:
+        faults = [f"{where}: {entry}" for where, entry in entries[:LISTED]]
+        raise ValueError(f"{path}: no row can be used. {'. '.join(faults)}.")
     columns = guess_columns(path, rows, files)
     in_seconds = are_seconds(columns, rows)
     clips: dict[str, Label] = {}
@@ -194,9 +197,10 @@ def guess_columns(path: str, rows: Sequence[Mapping[str, str]], files: Files) ->
     video = max(header, key=lambda name: (hits[name], name in likely), default="")
     if not hits.get(video):
         shown = ", ".join(f"{cell!r:.40}" for cell in list(rows[0].values())[:LISTED]) if rows else "nothing"
+        first = " Only the first sheet is read: put the table there." if suffix_of(path) == ".xlsx" else ""
         raise ValueError(
             f"{path}: no cell names a file of --videos, such as {files.paths[0]!r}; the first row holds {shown}. One "
-            "column has to hold their names, with or without the ending."
+            f"column has to hold their names, with or without the ending.{first}"
         )
     unused = ("video", "video_path", "pose", "frames")
     columns = {"video": video} | {f: name for f, name in columns.items() if f not in unused and name != video}

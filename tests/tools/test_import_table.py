@@ -281,6 +281,27 @@ def test_what_cannot_be_imported_is_one_line(place, rows, flags, said):
     assert not (place / "my_data").exists()
 
 
+def test_a_table_of_faults_alone_tells_the_first_ones(place):
+    rows = "".join(f'rec.{n},"A sentence\nin two lines."\n' for n in range(9))
+    (place / "sheet.csv").write_text(f"file,text\n{rows}")
+    with pytest.raises(ValueError, match=r"sheet.csv: no row can be used. line 2: has a quotation mark too") as error:
+        imported("sheet.csv")
+    assert ". line 3: has 1 cells, the header 2: 'file', 'text'. line 4: " in str(error.value)
+    assert "line 12" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_on_the_second_sheet_is_told_to_be_on_the_first(place):
+    openpyxl = pytest.importorskip("openpyxl", reason="needs the extra tables")
+    book = openpyxl.Workbook()
+    second = book.create_sheet()
+    for row in fifty():
+        second.append(row)
+    book.save(place / "sheet.xlsx")
+    with pytest.raises(ValueError, match=r"ending. Only the first sheet is read: put the table there.$"):
+        imported("sheet.xlsx")
+
+
 def test_a_cell_of_many_folders(place):
     deep = "/".join(map(str, range(100)))
     (place / "many" / deep).mkdir(parents=True)
