@@ -220,6 +220,8 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out: {out} exists. Remove it, or give another name.")
+    if not out.name:  # as that of "."; the new folder takes the place of this one
+        out = out.absolute()
     model = read(args)
     if args.texts:
         trim(model, args.texts)

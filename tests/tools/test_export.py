@@ -290,6 +290,16 @@ def test_nothing_is_overwritten(save, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_the_folder_one_is_in(save, tmp_path, monkeypatch, capsys):
+    checkpoint, out = save("pose"), tmp_path / "model"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    run("--checkpoint", checkpoint, "--out", ".")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (out / "model.json").is_file()
+    assert capsys.readouterr().out.startswith(f"{out}: ")
+
+
 def test_a_full_disk_leaves_nothing(save, tmp_path, monkeypatch):
     checkpoint = save("pose")
 
