@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -173,23 +174,17 @@ def read_unpacked(path: str | Path, packed: bool | None = None, data: bytes | No
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under a temporary name; it is renamed at the end of the block, or removed after an error.
+    """Fill a folder under a name of its own; it is renamed at the end of the block, or removed after an error.
 
     What has the name already is removed last, as far as the system lets it be: what somebody reads may stay on NFS.
     """
-    unfinished = folder.with_name(f"{UNFINISHED}_{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    _remove_old(folder)
+    unfinished = folder.with_name(f"{UNFINISHED}_{secrets.token_hex(4)}_{folder.name}")
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
         sync_folder(unfinished)
-        going = _set_aside(folder)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if going.is_dir():
-                os.rename(going, folder)
-            raise
+        going = _put(unfinished, folder)
         sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -197,19 +192,47 @@ def new_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(going, ignore_errors=True)
 
 
+def _remove_old(folder: Path, hours: float = 24) -> None:
+    """Remove what killed processes have left of a folder; what is newer another process may be writing."""
+    name = re.compile(rf"{UNFINISHED}_(removal_)?[0-9a-f]{{8}}_{re.escape(folder.name)}")
+    for left in folder.parent.glob(f"{UNFINISHED}_*"):
+        with contextlib.suppress(OSError):  # another process removes it, too
+            if name.fullmatch(left.name):
+                newest = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
+                if time.time() - newest >= 3600 * hours:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def _put(unfinished: Path, folder: Path, tries: int = 10) -> Path:
+    """Rename a folder, and return where that is now which had the name; the last of several writers wins."""
+    going = _set_aside(folder)
+    try:
+        os.rename(unfinished, folder)
+    except OSError as error:
+        if tries and error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another's has just taken the place
+            shutil.rmtree(going, ignore_errors=True)
+            return _put(unfinished, folder, tries - 1)
+        if going.is_dir():
+            os.rename(going, folder)
+        raise
+    return going
+
+
 def _set_aside(folder: Path) -> Path:
     """Give a folder that is there another name, and return that."""
-    going = folder.with_name(f"{UNFINISHED}_removal_{folder.name}")
-    shutil.rmtree(going, ignore_errors=True)
+    going = folder.with_name(f"{UNFINISHED}_removal_{secrets.token_hex(4)}_{folder.name}")
     if folder.is_dir():
-        os.rename(folder, going)
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # new under this name: see `_remove_old`
+        with contextlib.suppress(FileNotFoundError):  # another process has just done so
+            os.rename(folder, going)
     return going
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder after renaming it, so that a kill never leaves a partial folder under its name."""
-    if folder.is_dir():
-        shutil.rmtree(_set_aside(folder))
+    if (going := _set_aside(folder)).is_dir():
+        shutil.rmtree(going)
 
 
 def explain(error: OSError, path: str | Path) -> str:

@@ -100,6 +100,50 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["state"]
 
 
+def test_two_write_one_folder_and_the_last_wins(tmp_path):
+    """Two packings with one --out: neither takes the other's half."""
+    folder = tmp_path / "train"
+    with disk.new_folder(folder) as first:
+        (first / "a").write_text("first")
+        with disk.new_folder(folder) as second:
+            (second / "a").write_text("second")
+        assert (folder / "a").read_text() == "second"
+    assert (folder / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_a_folder_that_appears_in_between_is_replaced(tmp_path, monkeypatch):
+    folder, set_aside, others = tmp_path / "train", disk._set_aside, ["other"]
+
+    def overtaken(folder):
+        going = set_aside(folder)
+        if others:
+            folder.mkdir()
+            (folder / others.pop()).touch()
+        return going
+
+    monkeypatch.setattr(disk, "_set_aside", overtaken)
+    with disk.new_folder(folder) as unfinished:
+        (unfinished / "a").touch()
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_old_leftovers_of_a_folder_are_removed(tmp_path):
+    """Of this one alone, and none that somebody may be filling."""
+    names = ("0123abcd_train", "removal_0123abcd_train", "0123abcd_my_train", "thesis_train", "4567abcd_train")
+    for name in names:
+        (left := tmp_path / f"unfinished_{name}").mkdir()
+        (left / "pack.zip").touch()
+        if name != "4567abcd_train":
+            os.utime(left / "pack.zip", (0, 0))
+        os.utime(left, (0, 0))
+    with disk.new_folder(tmp_path / "train"):
+        pass
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"train", *(f"unfinished_{name}" for name in names[2:])}
+
+
 def test_a_folder_that_cannot_be_removed_costs_neither_it_nor_the_new_one(tmp_path, monkeypatch):
     """As on NFS while somebody reads a file of it."""
     folder = tmp_path / "model"
