@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import ASPECTS, ONE_PERSON, PICTURES_CURE, POSE_SUFFIXES, VIDEO_SUFFIXES
-from system.disk import to_json, write_text
+from system.disk import Lines, explain, read_lines, to_json, write_text
 from system.faults import CLIP_FAULTS, in_one_line, printable
 from utils import (
     Parser,
@@ -238,12 +238,16 @@ class Results:
 
     def __init__(self, path: str) -> None:
         self.path, self.clips = path, list[Clip]()
+        self._lines, self._behind = Lines(path), False
 
     def __enter__(self) -> Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.write()
+        try:
+            self.write()
+        except OSError as error:
+            raise OSError(explain(error, self.path)) from error
 
     def add(self, clip: Clip) -> None:
         """Add a finished clip."""
@@ -251,8 +255,7 @@ class Results:
         if self.path.endswith(".jsonl"):
             if len(self.clips) == 1:
                 write_text(self.path, "")
-            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(to_json(clip.as_json()) + "\n")
+            self._lines.add(clip.as_json())
 
     def write(self) -> None:
         """Write the file, if there is anything to write: without results, that of an earlier run stays."""
@@ -260,6 +263,18 @@ class Results:
             write_text(self.path, subtitles(self.clips), sync=False)  # a busy disk takes long, live is now
         elif self.clips and self.path.endswith(".json"):
             write_text(self.path, to_json([clip.as_json() for clip in self.clips], indent=1) + "\n")
+        elif self.clips and self.path.endswith(".jsonl") and len(read_lines(self.path)) < len(self.clips):
+            write_text(self.path, "".join(to_json(clip.as_json()) + "\n" for clip in self.clips))
+
+    def update(self) -> None:
+        """Write the file while the run goes on: what cannot be written, as on a full disk, is with the next clip."""
+        try:
+            self.write()
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                sys.stderr.write(printable(f"{explain(error, self.path)} What it should hold is kept until it can.\n"))
+            self._behind = True
 
 
 def subtitles(clips: Sequence[Clip]) -> str:
@@ -329,7 +344,7 @@ def live(translator: Translator, clips: Sequence[Clip], results: Results, args: 
         for final in now.finals():
             results.add(clip := as_clip(final))
             show(clip)
-            results.write()
+            results.update()
 
     sys.stderr.write("live; Ctrl-C ends.\n")
     try:

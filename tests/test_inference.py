@@ -1,5 +1,6 @@
 """The command line of inference: one clip, a folder, what it writes, what it refuses."""
 
+import errno
 import json
 import os
 import shutil
@@ -157,6 +158,33 @@ def test_what_is_done_survives_a_kill(plain_checkpoint, poses, tmp_path, capsys,
     monkeypatch.setattr(Translator, "explain", watched)
     call(capsys, poses, "--checkpoint", plain_checkpoint, "--batch-size", 1, "--out", out)
     assert seen == [0, 1, 2]
+
+
+def test_a_full_disk_cuts_no_line(tmp_path, caplog):
+    resource = pytest.importorskip("resource", reason="this system limits no file's size")
+    out, clips = tmp_path / "out.jsonl", [inference.Clip(name, Path(), fault="x" * 40) for name in "abc"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def until_full(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with inference.Results(str(out)) as results:
+                for clip in clips:
+                    results.add(clip)
+                whole = out.read_text(encoding="utf-8")
+                if size == 101:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # there is room again
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return whole
+
+    line = json.dumps(clips[0].as_json()) + "\n"
+    assert until_full(101) == line
+    assert [json.loads(line)["name"] for line in out.read_text(encoding="utf-8").splitlines()] == ["a", "b", "c"]
+    with pytest.raises(OSError, match=r"out\.jsonl cannot be written: .* MB are free there\."):
+        until_full(100)
+    assert out.read_text(encoding="utf-8") == line
+    assert caplog.text.count(f"{out} cannot be written") == 2  # once a run
 
 
 def test_a_name_that_is_not_utf_8_costs_nothing_else(plain_checkpoint, poses, tmp_path, capsys):
@@ -339,6 +367,23 @@ def test_ctrl_c_loses_no_finished_segment(plain_checkpoint, talked, tmp_path, ca
         call(capsys, *argv)
     assert len(ENTRIES["srt"]((tmp_path / "live.srt").read_text(encoding="utf-8"))) == 1
     assert len(calls) == 2
+
+
+def test_live_goes_on_when_the_disk_is_full(plain_checkpoint, talked, tmp_path, capsys, monkeypatch):
+    out, write, calls = tmp_path / "live.srt", inference.write_text, []
+
+    def full_at_first(path, text, **options):
+        calls.append(text)
+        if len(calls) <= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, text, **options)
+
+    monkeypatch.setattr(inference, "write_text", full_at_first)
+    argv = (talked, "--checkpoint", plain_checkpoint, "--live", "--fps", 50, "--out", out)
+    status, _, err = call(capsys, *argv)
+    assert (status, len(calls)) == (0, 3)
+    assert err.count(f"{out} cannot be written: {os.strerror(errno.ENOSPC)}; ") == 1
+    assert len(ENTRIES["srt"](out.read_text(encoding="utf-8"))) == 2
 
 
 def test_a_file_that_cannot_be_played_loses_nothing_that_was_signed_before(
